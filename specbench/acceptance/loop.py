@@ -1,0 +1,123 @@
+"""The draft-verify loop: the oracle that every prediction and every replay is held against.
+
+One round: draft up to gamma tokens, one target pass over them and the last emitted token, keep a prefix, emit it
+and one token more (the correction after a rejection, else the bonus). The target alone is the same loop with no
+drafter, so that both arms pay for the same Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specbench.acceptance.rules import accept_greedy, accept_sampled, distribution
+from specbench.cost.clock import Stopwatch
+from specbench.records import Finish, Round, Sampling, Times
+
+
+class Target(Protocol):
+    """A language model with a rewindable memory of the tokens it has read."""
+
+    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
+        """Read `ids`; logits [keep, V] after each of the last `keep`."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens read; 0 starts a new sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Drafted tokens, and the distributions q [k, V] they were drawn from; None if they were not drawn (greedy
+    drafts, n-grams), which the acceptance rule takes as one-hot."""
+
+    tokens: list[int]
+    q: Tensor | None = None
+
+
+class Drafter(Protocol):
+    """Whoever proposes tokens. It sees the sequence so far and keeps its own memory in step with it."""
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Read a new prompt."""
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        """At most `k` tokens to follow `x`; none after an end-of-sequence token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one trial produced: output token ids (the first from prefill), rounds, and where the time went."""
+
+    tokens: list[int]
+    rounds: list[Round]
+    finish: Finish
+    times: Times
+
+
+@torch.inference_mode()
+def generate(
+    target: Target,
+    drafter: Drafter | None,
+    prompt: Sequence[int],
+    *,
+    gamma: int,
+    sampling: Sampling,
+    eos: Collection[int],
+    max_new_tokens: int,
+    generator: torch.Generator,
+    clock: Stopwatch,
+) -> Generation:
+    """Generate up to `max_new_tokens` tokens after `prompt`; `drafter` None (gamma is then ignored) is the target alone.
+
+    Text past an accepted end-of-sequence token is never drafted, counted or emitted. Drafts are limited so that a
+    round cannot run past `max_new_tokens`; the last rounds may therefore draft fewer than gamma.
+    """
+    target.rewind(0)
+    logits = target.forward(prompt, keep=1)
+    _, first = _accept(logits, Proposal([]), sampling, generator)
+    clock.lap("prefill")
+    if drafter is not None:
+        drafter.begin(prompt)
+        clock.lap("draft_prefill")
+
+    x = [*prompt, first]
+    end = len(prompt) + max_new_tokens
+    rounds: list[Round] = []
+    while x[-1] not in eos and len(x) < end:
+        d = Proposal([])
+        k = min(gamma, end - len(x) - 1)
+        if drafter is not None:
+            if k > 0:
+                d = drafter.propose(x, k, generator)
+            clock.lap("draft")
+        logits = target.forward([x[-1], *d.tokens], keep=len(d.tokens) + 1)  # [k+1, V]
+        clock.lap("verify")
+        n, token = _accept(logits, d, sampling, generator)
+        x += d.tokens[:n]
+        if x[-1] not in eos:  # an accepted end of sequence leaves no room for a bonus
+            x.append(token)
+        target.rewind(len(x) - 1)  # the newest token is read by the next round
+        rounds.append(Round(len(d.tokens), n))
+        clock.lap("other")
+    return Generation(x[len(prompt) :], rounds, "eos" if x[-1] in eos else "length", _times(clock))
+
+
+def _accept(logits: Tensor, d: Proposal, sampling: Sampling, generator: torch.Generator) -> tuple[int, int]:
+    if sampling.greedy:
+        return accept_greedy(logits, d.tokens)
+    return accept_sampled(distribution(logits, sampling), d.q, d.tokens, generator)
+
+
+def _times(clock: Stopwatch) -> Times:
+    return Times(
+        prefill_s=clock.seconds("prefill"),
+        draft_prefill_s=clock.seconds("draft_prefill"),
+        draft_s=clock.seconds("draft"),
+        verify_s=clock.seconds("verify"),
+        other_s=clock.seconds("other"),
+        total_s=clock.total_s,
+    )

@@ -1,0 +1,78 @@
+"""p and q from logits, and which drafted tokens the target accepts.
+
+Letters follow Leviathan et al. 2023 (arXiv 2211.17192): p is the target's distribution, q the draft's, both
+after the same temperature, top-k and top-p.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from specbench.records import Sampling
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits [n, V] -> probabilities [n, V] in float32 after temperature, top-k, top-p, in this order.
+
+    Greedy is the one-hot of the arg-max, so that one set of rules serves every temperature.
+    """
+    logits = logits.float()
+    if sampling.greedy:
+        return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(min(sampling.top_k, logits.shape[-1])))
+    if sampling.top_p < 1.0:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    unused_ids = torch.empty(0, dtype=torch.long)
+    return torch.softmax(warpers(unused_ids, logits), dim=-1)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> int:
+    """One token id from probabilities [V]."""
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def accept_greedy(logits: Tensor, drafts: list[int]) -> tuple[int, int]:
+    """Greedy target: keep drafts while they are the arg-max. `logits` [k+1, V], k drafts.
+
+    Returns how many are accepted and the next token: the correction, or the bonus if all were.
+    """
+    choices: list[int] = logits.argmax(-1).tolist()
+    accepted = 0
+    while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
+        accepted += 1
+    return accepted, choices[accepted]
+
+
+def accept_sampled(p: Tensor, q: Tensor | None, drafts: list[int], generator: torch.Generator) -> tuple[int, int]:
+    """Rejection sampling (Leviathan Algorithm 1; Chen et al. 2023, arXiv 2302.01318): the only rule that keeps p.
+
+    `p` [k+1, V] and `q` [k, V] are probabilities; q None means that the drafts were not drawn but proposed with
+    certainty (one-hot q). Draft x is accepted with probability min(1, p(x)/q(x)); on rejection the next token
+    comes from norm(max(0, p - q)), otherwise the bonus comes from p. Returns (accepted, next token).
+    """
+    k = len(drafts)
+    x = torch.tensor(drafts, dtype=torch.long, device=p.device)[:, None]  # [k, 1]
+    p_x = p[:k].gather(1, x)[:, 0]  # [k]
+    q_x = torch.ones_like(p_x) if q is None else q.gather(1, x)[:, 0]  # [k]
+    u = torch.rand(k, generator=generator, device=p.device)
+    # u < p/q without the division, so that q(x) = 0 rejects unless p(x) > 0 as well.
+    accepted = int((u * q_x < p_x).cumprod(0).sum())
+    if accepted == k:
+        return k, draw(p[k], generator)
+    return accepted, draw(residual(p[accepted], None if q is None else q[accepted], drafts[accepted]), generator)
+
+
+def residual(p: Tensor, q: Tensor | None, rejected: int) -> Tensor:
+    """norm(max(0, p - q)) over [V]; for one-hot q this is p without the rejected token."""
+    if q is None:
+        left = p.clone()
+        left[rejected] = 0.0
+    else:
+        left = (p - q).clamp_min(0.0)
+    total = left.sum()
+    # p = q to the last bit leaves nothing over; then a rejection was rounding, and p itself is right.
+    return left / total if total > 0 else p

@@ -1,0 +1,64 @@
+"""A KV cache that can be rewound: room for the whole sequence is taken once, rollback is a change of length.
+
+transformers' DynamicCache copies every layer's keys and values at each step to append one token; writing into
+room already taken avoids that in both arms alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class RewindableLayer(CacheLayerMixin):
+    """Keys and values [1, heads, capacity, head_dim], of which the first `length` positions are valid."""
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        batch, heads, _, key_dim = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, self.capacity, key_dim)
+        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class RewindableCache(Cache):
+    """One RewindableLayer per layer of the model. Sliding-window layers keep all positions (their mask hides the
+    old ones), since a window that has dropped a position cannot be rewound past it."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.capacity = capacity
+        super().__init__(layers=[RewindableLayer(capacity) for _ in range(layers)])
+
+    def rewind(self, length: int) -> None:
+        """Forget every position from `length` on."""
+        for layer in self.layers:
+            layer.length = length

@@ -1,0 +1,64 @@
+"""Every error specbench raises on purpose.
+
+    SpecbenchError              exit 1: the run failed
+    ├── EngineError             the target or the draft could not run
+    └── UsageError              exit 2: something the user can mend before running again
+        ├── ConfigError         a flag or a configuration key
+        ├── WorkloadError       a prompt file or data set
+        ├── ModelError          a model or tokenizer that cannot be had or loaded
+        │   └── VocabularyError target and draft do not speak the same tokens
+        └── StoreError          a run folder that cannot be read, written or resumed
+
+The command line prints one line, `what (where). cure`, and never a traceback.
+"""
+
+from __future__ import annotations
+
+
+class SpecbenchError(Exception):
+    """`what` went wrong, `where`, and the `cure`; `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.cure = cure
+        super().__init__(self.line())
+
+    def line(self) -> str:
+        """The error as one line of plain text."""
+        place = f" ({self.where})" if self.where else ""
+        cure = f" {self.cure}" if self.cure else ""
+        # Two short sentences on one line: whatever came from a library may span several.
+        return " ".join(f"{self.what.rstrip('.')}{place}.{cure}".split())
+
+
+class EngineError(SpecbenchError):
+    """The target or the draft could not run."""
+
+
+class UsageError(SpecbenchError):
+    """Something the user can mend before running again."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A flag or a configuration key is wrong."""
+
+
+class WorkloadError(UsageError):
+    """A prompt file or data set cannot be used."""
+
+
+class ModelError(UsageError):
+    """A model or tokenizer cannot be had or loaded."""
+
+
+class VocabularyError(ModelError):
+    """Target and draft give different meanings to the same token id."""
+
+
+class StoreError(UsageError):
+    """A run folder cannot be read, written or resumed."""

@@ -1,0 +1,190 @@
+"""The nouns of specbench: plain frozen records that every room shares.
+
+Absent is None, never 0. Times are seconds. The words are those of docs/glossary.md: a *round* is one
+draft phase and one target pass over the drafted tokens; a *trial* is one prompt generated once by one arm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+ArmKind = Literal["baseline", "baseline-again", "speculative"]
+Finish = Literal["eos", "length"]
+Call = Literal["GO", "NO-GO", "UNCLEAR"]
+Metric = Literal["decode", "e2e"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request of the workload. `sha256` is of the content (roles and texts), not of the id."""
+
+    id: str
+    messages: tuple[Message, ...]
+    sha256: str
+    category: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; the same warpers apply to target and draft. Temperature 0 is greedy;
+    `top_k` 0 and `top_p` 1 are off."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One draft phase and the target pass that judged it: `accepted` of `drafted` tokens were kept.
+
+    A round with accepted < drafted ended in a rejection. A round that accepts all it drafted is censored:
+    its run of acceptances was cut by gamma, by the token limit or by an accepted end-of-sequence token.
+    """
+
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What is timed: the target alone (`baseline`), the target alone a second time (`baseline-again`, whose
+    difference from the first is the noise floor), or target + draft at one gamma."""
+
+    kind: ArmKind
+    draft: str | None = None
+    gamma: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.kind if self.gamma is None else f"{self.draft} gamma {self.gamma}"
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Where one trial's wall clock went, seconds. `other_s` is decoding outside the two models: sampling,
+    acceptance, rollback and the Python around them."""
+
+    prefill_s: float
+    draft_prefill_s: float
+    draft_s: float
+    verify_s: float
+    other_s: float
+    total_s: float
+
+    @property
+    def decode_s(self) -> float:
+        """Everything after the first token is known and both models have read the prompt."""
+        return self.draft_s + self.verify_s + self.other_s
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Where greedy speculative text first differs from the target alone: index in output tokens, and the
+    target's top-2 logit margin there (a near-tie is rounding, a wide margin is a bug)."""
+
+    index: int
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One prompt generated once by one arm. `drafted[i]`, `accepted[i]` belong to round i.
+
+    `output_tokens` includes the first token, which prefill yields and no round emits. `diverged` is None
+    where texts are equal or were not compared; `identical` is None where they were not compared.
+    `other_cores` is how many cores other processes kept busy meanwhile; `disturbed` says it was too many.
+    """
+
+    prompt_id: str
+    prompt_sha256: str
+    category: str | None
+    arm: Arm
+    repeat: int
+    prompt_tokens: int
+    output_tokens: int
+    output_sha256: str
+    finish: Finish
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
+    times: Times
+    load_before: float | None = None
+    load_after: float | None = None
+    other_cores: float | None = None
+    disturbed: bool = False
+    attempt: int = 0
+    identical: bool | None = None
+    diverged: Divergence | None = None
+    prompt_text: str | None = None
+    output_text: str | None = None
+
+    @property
+    def rounds(self) -> list[Round]:
+        return [Round(d, a) for d, a in zip(self.drafted, self.accepted, strict=True)]
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens that decoding emitted: all but the one that prefill gave."""
+        return self.output_tokens - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A number with its confidence interval over `n` prompts. `low` and `high` are None when there are too few
+    prompts for an interval. `draws` are the bootstrap draws, for P(value >= x)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    confidence: float
+    n: int
+    draws: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    def probability_at_least(self, threshold: float) -> float | None:
+        """Share of bootstrap draws at or above `threshold`; None without an interval."""
+        if not self.draws:
+            return None
+        return sum(draw >= threshold for draw in self.draws) / len(self.draws)
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """Something the reader should know before trusting a number, and what to do about it. Shown as a warning."""
+
+    code: str
+    message: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the user asks of speculation before turning it on."""
+
+    min_speedup: float = 1.10
+    metric: Metric = "decode"
+    confidence: float = 0.95
+    slower_than: float = 0.95
+    max_slower_share: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """GO, NO-GO or UNCLEAR, why, and the probability it rests on (None without an interval)."""
+
+    call: Call
+    reasons: tuple[str, ...]
+    probability: float | None = None

@@ -1,0 +1,196 @@
+"""A run folder: run.json (what was run, written atomically) and trials.jsonl (append-only, one line a trial).
+
+Everything specbench shows is recomputed from these two. A trial is on disk before the next one starts, so a
+killed run loses at most the trial in flight; a torn last line is dropped and said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from specbench.errors import StoreError
+from specbench.records import Arm, Caution, Divergence, Times, Trial
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+TRIALS_FILE = "trials.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as it lies on disk. `run` is run.json; `torn` says that the last line of trials.jsonl was unusable."""
+
+    folder: Path
+    run: dict[str, Any]
+    trials: tuple[Trial, ...]
+    torn: bool
+
+    @property
+    def status(self) -> str:
+        return str(self.run["status"])
+
+
+def new_folder(out: Path, name: str) -> Path:
+    """Make `out/<utc>-<name>` and return it. Raises StoreError where it cannot be made."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for suffix in ("", *(f"-{n}" for n in range(2, 100))):
+        folder = out / f"{stamp}-{name}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+            raise StoreError("The output path is not a folder", where=str(out), cure="Choose another --out.") from None
+        except OSError as error:
+            raise StoreError(
+                f"Cannot make a run folder: {error.strerror}", where=str(folder), cure="Choose another --out."
+            ) from None
+        return folder
+    raise StoreError("A hundred runs in one second", where=str(out), cure="Choose another --name.")
+
+
+def read_run(folder: Path) -> StoredRun:
+    """Read a run folder. Raises StoreError naming the file and line that cannot be read."""
+    if not (folder / RUN_FILE).is_file():
+        raise StoreError("Not a run folder: it has no run.json", where=str(folder), cure="Name a folder that specbench made.")
+    try:
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"run.json is not JSON: {type(error).__name__}", where=str(folder), cure="Run again.") from None
+    if not isinstance(run, dict) or run.get("schema") != SCHEMA:
+        found = run.get("schema") if isinstance(run, dict) else None
+        raise StoreError(
+            f"run.json has schema {found!r}, this version reads {SCHEMA}",
+            where=str(folder),
+            cure="Use the specbench that wrote it, or run again.",
+        )
+    trials, torn = _read_trials(folder / TRIALS_FILE)
+    return StoredRun(folder, run, tuple(trials), torn)
+
+
+def find_runs(out: Path) -> list[Path]:
+    """Run folders directly below `out`, newest first by name (names start with the UTC time)."""
+    if not out.is_dir():
+        return []
+    return sorted((path.parent for path in out.glob(f"*/{RUN_FILE}")), key=lambda folder: folder.name, reverse=True)
+
+
+class RunWriter:
+    """The one writer of a run folder: holds its lock, appends trials, replaces run.json."""
+
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        from filelock import FileLock, Timeout
+
+        self.folder = folder
+        self.run = run
+        self._lock = FileLock(folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise StoreError(
+                "Another specbench is writing to this run folder", where=str(folder), cure="Wait for it, or use --fresh."
+            ) from None
+        # A torn last line would otherwise swallow the first trial that is appended after it.
+        _cut_torn_line(folder / TRIALS_FILE)
+        self._file = (folder / TRIALS_FILE).open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._lock.release()
+        (self.folder / ".lock").unlink(missing_ok=True)
+
+    def append(self, trial: Trial) -> None:
+        """Put one trial on disk, whole, before returning."""
+        try:
+            self._file.write(json.dumps(asdict(trial), ensure_ascii=False, separators=(",", ":")) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write a trial: {error.strerror}",
+                where=str(self.folder),
+                cure="Free some space and run the same command again: it continues where it stopped.",
+            ) from None
+
+    def update(self, **changes: Any) -> None:
+        """Change keys of run.json, atomically."""
+        self.run.update(changes)
+        temporary = self.folder / f"{RUN_FILE}.tmp"
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(self.run, file, ensure_ascii=False, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / RUN_FILE)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write run.json: {error.strerror}", where=str(self.folder), cure="Free some space and run again."
+            ) from None
+
+
+def cautions_of(run: dict[str, Any]) -> list[Caution]:
+    """The warnings that the run itself noticed, as stored."""
+    return [Caution(**caution) for caution in run.get("warnings", [])]
+
+
+def trial_from_json(row: dict[str, Any]) -> Trial:
+    """The inverse of `asdict(trial)`; raises KeyError, TypeError or ValueError on anything else."""
+    values = dict(row)
+    values["arm"] = Arm(**values["arm"])
+    values["times"] = Times(**values["times"])
+    values["drafted"] = tuple(int(count) for count in values["drafted"])
+    values["accepted"] = tuple(int(count) for count in values["accepted"])
+    if values.get("diverged") is not None:
+        values["diverged"] = Divergence(**values["diverged"])
+    return Trial(**values)
+
+
+def _read_trials(path: Path) -> tuple[list[Trial], bool]:
+    if not path.is_file():
+        return [], False
+    trials = []
+    for number, line, last in _lines(path):
+        try:
+            trials.append(trial_from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if last:
+                return trials, True
+            raise StoreError(
+                f"Not a trial: {type(error).__name__}",
+                where=f"{path}, line {number}",
+                cure="Remove that line: the same command then measures it again.",
+            ) from None
+    return trials, False
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """Number, text, and whether it is the last, for each line that is not blank."""
+    pending: tuple[int, str] | None = None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if pending is not None:
+                yield (*pending, False)
+            pending = (number, line)
+    if pending is not None:
+        yield (*pending, True)
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)

@@ -1,0 +1,73 @@
+"""Random two-layer Llamas, and models that almost agree, so that drafts are accepted now and then."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specbench.acceptance.loop import Drafter, Generation, generate
+from specbench.cost.clock import Stopwatch
+from specbench.drafters.model import ModelDrafter
+from specbench.engines.local import LocalModel
+from specbench.records import Sampling
+
+GREEDY = Sampling()
+
+
+def tiny_llama(vocab_size: int, seed: int, *, sharpness: float = 1.0, **overrides: Any) -> LlamaForCausalLM:
+    """A two-layer Llama with random weights in float32. `sharpness` scales the logits: larger is more certain."""
+    torch.manual_seed(seed)
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.5,
+    }
+    config = LlamaConfig(vocab_size=vocab_size, **(shape | overrides))
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model.lm_head.weight.mul_(sharpness)
+    return model
+
+
+def near_copy(model: LlamaForCausalLM, noise: float, seed: int = 0) -> LlamaForCausalLM:
+    """The same model with noise on every weight: agrees with the original often, not always."""
+    torch.manual_seed(seed)
+    other = copy.deepcopy(model)
+    for weight in other.parameters():
+        weight.add_(torch.randn_like(weight) * noise * weight.std())
+    return other
+
+
+def model_drafter(model: Any, *, vocab_size: int, sampling: Sampling, eos: set[int], capacity: int = 512) -> ModelDrafter:
+    return ModelDrafter(LocalModel(model, capacity), vocab_size=vocab_size, sampling=sampling, eos=eos)
+
+
+def run(
+    target: Any,
+    drafter: Drafter | None,
+    prompt: list[int],
+    *,
+    gamma: int = 4,
+    sampling: Sampling = GREEDY,
+    eos: set[int] | None = None,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+) -> Generation:
+    """One trial on tiny models."""
+    return generate(
+        LocalModel(target, 512) if isinstance(target, torch.nn.Module) else target,
+        drafter,
+        prompt,
+        gamma=gamma,
+        sampling=sampling,
+        eos=eos if eos is not None else set(),
+        max_new_tokens=max_new_tokens,
+        generator=torch.Generator().manual_seed(seed),
+        clock=Stopwatch(),
+    )
