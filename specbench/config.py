@@ -106,7 +106,9 @@ def parse_gammas(text: object) -> tuple[int, ...]:
             raise ValueError(f"{part!r} has too many '..'; write first..last..step")
         first, last, step = numbers[0], numbers[min(1, len(numbers) - 1)], numbers[2] if len(numbers) == 3 else 1
         if step < 1 or last < first:
-            raise ValueError(f"{part!r} is an empty range; write first..last with first <= last and a step of 1 or more")
+            raise ValueError(
+                f"{part!r} is an empty range; write first..last with first <= last and a step of 1 or more"
+            )
         if first < 1 or last > MAX_GAMMA:
             raise ValueError(f"{part!r} is outside 1..{MAX_GAMMA}: a draft has between 1 and {MAX_GAMMA} tokens")
         gammas.update(range(first, last + 1, step))

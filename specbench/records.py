@@ -95,19 +95,21 @@ class Times:
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """Where greedy speculative text first differs from the target alone: index in output tokens, and the
-    target's top-2 logit margin there (a near-tie is rounding, a wide margin is a bug)."""
+    target's top-2 logit margin there over the magnitude of its top logit (a near-tie is rounding, a wide margin is
+    a bug)."""
 
     index: int
-    margin: float | None
+    margin: float
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One prompt generated once by one arm. `drafted[i]`, `accepted[i]` belong to round i.
 
-    `output_tokens` includes the first token, which prefill yields and no round emits. `diverged` is None
-    where texts are equal or were not compared; `identical` is None where they were not compared.
-    `other_cores` is how many cores other processes kept busy meanwhile; `disturbed` says it was too many.
+    `output_tokens` includes the first token, which prefill yields and no round emits. `other_cores` is how many
+    cores other processes kept busy meanwhile; `disturbed` says it was too many, `attempt` counts from 0.
+    `identical` and `diverged` compare greedy text with the target alone and are filled in when a run is read:
+    both None where nothing was compared.
     """
 
     prompt_id: str
@@ -127,6 +129,7 @@ class Trial:
     other_cores: float | None = None
     disturbed: bool = False
     attempt: int = 0
+    warmup: bool = False
     identical: bool | None = None
     diverged: Divergence | None = None
     prompt_text: str | None = None

@@ -1,6 +1,7 @@
-"""A run folder: run.json (what was run, written atomically) and trials.jsonl (append-only, one line a trial).
+"""A run folder: run.json (what was run, written atomically), trials.jsonl (append-only, one line a trial) and
+divergences.jsonl (one line for each trial whose greedy text left the target's own).
 
-Everything specbench shows is recomputed from these two. A trial is on disk before the next one starts, so a
+Everything specbench shows is recomputed from these. A trial is on disk before the next one starts, so a
 killed run loses at most the trial in flight; a torn last line is dropped and said.
 """
 
@@ -8,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from specbench.errors import StoreError
 from specbench.records import Arm, Caution, Divergence, Times, Trial
@@ -20,6 +21,10 @@ from specbench.records import Arm, Caution, Divergence, Times, Trial
 SCHEMA = 1
 RUN_FILE = "run.json"
 TRIALS_FILE = "trials.jsonl"
+DIVERGENCES_FILE = "divergences.jsonl"
+
+TrialKey = tuple[str, Arm, int]
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +63,15 @@ def new_folder(out: Path, name: str) -> Path:
 def read_run(folder: Path) -> StoredRun:
     """Read a run folder. Raises StoreError naming the file and line that cannot be read."""
     if not (folder / RUN_FILE).is_file():
-        raise StoreError("Not a run folder: it has no run.json", where=str(folder), cure="Name a folder that specbench made.")
+        raise StoreError(
+            "Not a run folder: it has no run.json", where=str(folder), cure="Name a folder that specbench made."
+        )
     try:
         run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"run.json is not JSON: {type(error).__name__}", where=str(folder), cure="Run again.") from None
+        raise StoreError(
+            f"run.json is not JSON: {type(error).__name__}", where=str(folder), cure="Run again."
+        ) from None
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
         found = run.get("schema") if isinstance(run, dict) else None
         raise StoreError(
@@ -70,8 +79,15 @@ def read_run(folder: Path) -> StoredRun:
             where=str(folder),
             cure="Use the specbench that wrote it, or run again.",
         )
-    trials, torn = _read_trials(folder / TRIALS_FILE)
-    return StoredRun(folder, run, tuple(trials), torn)
+    rows, torn = _read_lines(folder / TRIALS_FILE, trial_from_json)
+    divergences = dict(_read_lines(folder / DIVERGENCES_FILE, _divergence_from_json)[0])
+    greedy = run.get("config", {}).get("temperature") == 0.0
+    return StoredRun(folder, run, tuple(_compared(rows, divergences) if greedy else rows), torn)
+
+
+def trial_key(trial: Trial) -> TrialKey:
+    """What a trial measured: two trials with one key are attempts at the same thing."""
+    return trial.prompt_id, trial.arm, trial.repeat
 
 
 def find_runs(out: Path) -> list[Path]:
@@ -94,30 +110,41 @@ class RunWriter:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise StoreError(
-                "Another specbench is writing to this run folder", where=str(folder), cure="Wait for it, or use --fresh."
+                "Another specbench is writing to this run folder",
+                where=str(folder),
+                cure="Wait for it, or use --fresh.",
             ) from None
         # A torn last line would otherwise swallow the first trial that is appended after it.
         _cut_torn_line(folder / TRIALS_FILE)
-        self._file = (folder / TRIALS_FILE).open("a", encoding="utf-8")
+        _cut_torn_line(folder / DIVERGENCES_FILE)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
         self._lock.release()
         (self.folder / ".lock").unlink(missing_ok=True)
 
     def append(self, trial: Trial) -> None:
         """Put one trial on disk, whole, before returning."""
+        self._append(TRIALS_FILE, asdict(trial))
+
+    def append_divergence(self, key: TrialKey, divergence: Divergence) -> None:
+        """Note where a trial's greedy text left that of the target alone."""
+        prompt_id, arm, repeat = key
+        row = {"prompt_id": prompt_id, "arm": asdict(arm), "repeat": repeat}
+        self._append(DIVERGENCES_FILE, row | asdict(divergence))
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(asdict(trial), ensure_ascii=False, separators=(",", ":")) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise StoreError(
-                f"Cannot write a trial: {error.strerror}",
-                where=str(self.folder),
+                f"Cannot write to the run folder: {error.strerror}",
+                where=str(self.folder / name),
                 cure="Free some space and run the same command again: it continues where it stopped.",
             ) from None
 
@@ -133,7 +160,9 @@ class RunWriter:
             temporary.replace(self.folder / RUN_FILE)
         except OSError as error:
             raise StoreError(
-                f"Cannot write run.json: {error.strerror}", where=str(self.folder), cure="Free some space and run again."
+                f"Cannot write run.json: {error.strerror}",
+                where=str(self.folder),
+                cure="Free some space and run again.",
             ) from None
 
 
@@ -154,22 +183,41 @@ def trial_from_json(row: dict[str, Any]) -> Trial:
     return Trial(**values)
 
 
-def _read_trials(path: Path) -> tuple[list[Trial], bool]:
+def _divergence_from_json(row: dict[str, Any]) -> tuple[TrialKey, Divergence]:
+    key = (str(row["prompt_id"]), Arm(**row["arm"]), int(row["repeat"]))
+    return key, Divergence(int(row["index"]), float(row["margin"]))
+
+
+def _compared(trials: list[Trial], divergences: dict[TrialKey, Divergence]) -> list[Trial]:
+    """Fill in `identical` and `diverged` of every trial whose prompt the target also did alone."""
+    alone = {t.prompt_id: t.output_sha256 for t in trials if t.arm.kind == "baseline" and not t.warmup}
+    compared = []
+    for trial in trials:
+        if not trial.warmup and trial.arm.kind != "baseline" and trial.prompt_id in alone:
+            identical = trial.output_sha256 == alone[trial.prompt_id]
+            diverged = None if identical else divergences.get(trial_key(trial))
+            trial = replace(trial, identical=identical, diverged=diverged)
+        compared.append(trial)
+    return compared
+
+
+def _read_lines(path: Path, parse: Callable[[dict[str, Any]], Row]) -> tuple[list[Row], bool]:
+    """Every line parsed, and whether the last one was torn and dropped."""
     if not path.is_file():
         return [], False
-    trials = []
+    rows: list[Row] = []
     for number, line, last in _lines(path):
         try:
-            trials.append(trial_from_json(json.loads(line)))
+            rows.append(parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if last:
-                return trials, True
+                return rows, True
             raise StoreError(
-                f"Not a trial: {type(error).__name__}",
+                f"Not a line that specbench wrote: {type(error).__name__}",
                 where=f"{path}, line {number}",
                 cure="Remove that line: the same command then measures it again.",
             ) from None
-    return trials, False
+    return rows, False
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:

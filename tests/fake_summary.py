@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specbench.config import RunConfig
 from specbench.records import Arm, Call, Caution, Divergence, Policy, Times, Trial
 from specbench.report.contract import CategoryGamma, CategoryResult, DraftResult, GammaResult, RoundTime, Summary
-from specbench.config import RunConfig
 from specbench.store import StoredRun
 
 TARGET = "demo:target"
@@ -61,7 +61,10 @@ class World:
 GO = World(
     name="go",
     verdict="GO",
-    reasons=("P(speedup >= 1.10) is 1.00, at least 0.95", "12 % of prompts were slower than 0.95x, at most 25 % allowed"),
+    reasons=(
+        "P(speedup >= 1.10) is 1.00, at least 0.95",
+        "12 % of prompts were slower than 0.95x, at most 25 % allowed",
+    ),
     probability=1.0,
     alpha=0.78,
     gammas=(1, 2, 4, 8),
@@ -185,8 +188,15 @@ def stored_of(world: World, folder: Path, *, status: str = "finished", missing: 
         "config": config.as_dict(),
         "fingerprint": "f" * 64,
         "provenance": _provenance(world),
-        "target": {"name": "Example-Target-135M", "parameters": 134_515_008, "weight_bytes": 269e6, "revision": "b179c952"},
-        "drafts": {DRAFT: {"name": "example-draft", "parameters": 15_700_000, "weight_bytes": 31_400_000, "revision": None}},
+        "target": {
+            "name": "Example-Target-135M",
+            "parameters": 134_515_008,
+            "weight_bytes": 269e6,
+            "revision": "b179c952",
+        },
+        "drafts": {
+            DRAFT: {"name": "example-draft", "parameters": 15_700_000, "weight_bytes": 31_400_000, "revision": None}
+        },
         "workload": {
             "source": "workloads/mixed.jsonl",
             "sha256": "0123456789abcdef" * 4,

@@ -39,9 +39,7 @@ def chi_square(drafter, sampling, trials=4000, gamma=3):
     exact = text_probabilities(TARGET, PROMPT, LENGTH, sampling, EOS)
     seen = Counter(
         tuple(
-            run(
-                TARGET, drafter, PROMPT, gamma=gamma, sampling=sampling, eos=EOS, max_new_tokens=LENGTH, seed=s
-            ).tokens
+            run(TARGET, drafter, PROMPT, gamma=gamma, sampling=sampling, eos=EOS, max_new_tokens=LENGTH, seed=s).tokens
         )
         for s in range(trials)
     )
@@ -75,6 +73,8 @@ def wrong_no_residual(p, q, drafts, generator):
 
 
 def wrong_p_and_q_swapped(p, q, drafts, generator):
+    if not drafts:
+        return accept_sampled(p, q, drafts, generator)
     x = torch.tensor(drafts)[:, None]
     u = torch.rand(len(drafts), generator=generator)
     accepted = int((u * p[: len(drafts)].gather(1, x)[:, 0] < q.gather(1, x)[:, 0]).cumprod(0).sum())

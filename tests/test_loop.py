@@ -37,9 +37,7 @@ def transformers_greedy(prompt: list[int], max_new_tokens: int, eos: set[int]) -
     draft=st.sampled_from(["near", "far", "self"]),
 )
 def test_greedy_text_is_the_text_of_transformers_generate(prompt, gamma, max_new_tokens, eos, draft):
-    drafter = model_drafter(
-        {"near": NEAR, "far": FAR, "self": TARGET}[draft], vocab_size=64, sampling=GREEDY, eos=eos
-    )
+    drafter = model_drafter({"near": NEAR, "far": FAR, "self": TARGET}[draft], vocab_size=64, sampling=GREEDY, eos=eos)
     got = run(TARGET, drafter, prompt, gamma=gamma, eos=eos, max_new_tokens=max_new_tokens)
     alone = run(TARGET, None, prompt, gamma=gamma, eos=eos, max_new_tokens=max_new_tokens)
     assert got.tokens == alone.tokens == transformers_greedy(prompt, max_new_tokens, eos)

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from specbench.acceptance.loop import Drafter, Generation, generate
 from specbench.cost.clock import Stopwatch
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.local import LocalModel
+from specbench.engines.cached import CachedModel
 from specbench.records import Sampling
 
 GREEDY = Sampling()
@@ -44,8 +44,10 @@ def near_copy(model: LlamaForCausalLM, noise: float, seed: int = 0) -> LlamaForC
     return other
 
 
-def model_drafter(model: Any, *, vocab_size: int, sampling: Sampling, eos: set[int], capacity: int = 512) -> ModelDrafter:
-    return ModelDrafter(LocalModel(model, capacity), vocab_size=vocab_size, sampling=sampling, eos=eos)
+def model_drafter(
+    model: Any, *, vocab_size: int, sampling: Sampling, eos: set[int], capacity: int = 512
+) -> ModelDrafter:
+    return ModelDrafter(CachedModel(model, capacity), vocab_size=vocab_size, sampling=sampling, eos=eos)
 
 
 def run(
@@ -61,7 +63,7 @@ def run(
 ) -> Generation:
     """One trial on tiny models."""
     return generate(
-        LocalModel(target, 512) if isinstance(target, torch.nn.Module) else target,
+        CachedModel(target, 512) if isinstance(target, torch.nn.Module) else target,
         drafter,
         prompt,
         gamma=gamma,

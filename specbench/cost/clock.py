@@ -27,9 +27,7 @@ def device_sync(device: str) -> Callable[[], None]:
 class Stopwatch:
     """`lap(name)` charges the time since the previous lap to `name`. `now` is in nanoseconds."""
 
-    def __init__(
-        self, sync: Callable[[], None] = lambda: None, now: Callable[[], int] = time.perf_counter_ns
-    ) -> None:
+    def __init__(self, sync: Callable[[], None] = lambda: None, now: Callable[[], int] = time.perf_counter_ns) -> None:
         self._sync = sync
         self._now = now
         self._spent_ns: defaultdict[str, int] = defaultdict(int)

@@ -1,61 +1,138 @@
-"""A transformers model in process, one sequence at a time, behind the loop's `Target`."""
+"""The engine in process: transformers models under specbench's own loop, one sequence at a time."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from specbench.engines.cache import RewindableCache
-from specbench.errors import EngineError
+from specbench.acceptance.loop import Drafter, Generation, generate
+from specbench.config import RunConfig
+from specbench.cost.clock import Stopwatch, device_sync
+from specbench.drafters.model import ModelDrafter
+from specbench.engines.cached import CachedModel
+from specbench.errors import ConfigError
+from specbench.models import LoadedModel, load_model, resolve_device
+from specbench.models.vocabulary import check_vocabularies
+from specbench.records import Arm, Prompt, Sampling
 
 
-class LocalModel:
-    """A causal language model and its KV cache with room for `capacity` tokens.
+class LocalEngine:
+    """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`."""
 
-    Raises EngineError for models whose memory is not a KV cache (state-space and linear-attention layers cannot be
-    rewound) and on out-of-memory.
-    """
-
-    def __init__(self, model: Any, capacity: int) -> None:
-        config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if kinds:
-            raise EngineError(
-                f"The model has layers that cannot be rolled back: {', '.join(sorted(kinds))}",
-                cure="Choose a model whose layers are all attention.",
+    def __init__(self, config: RunConfig, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = resolve_device(config.device)
+        self.sampling: Sampling = config.sampling
+        self.seed = config.seed
+        self.target = self._load(config, config.target)
+        self.drafts = {spec: self._load(config, spec) for spec in config.draft}
+        for loaded in self.drafts.values():
+            check_vocabularies(
+                self.target.tokenizer, loaded.tokenizer, _vocab_size(self.target.model), _vocab_size(loaded.model)
             )
-        self.model = model
-        self.device = str(model.device)
-        self.vocab_size = int(config.vocab_size)
-        self._cache = RewindableCache(int(config.num_hidden_layers), capacity)
-        self.length = 0
+        self.eos = end_tokens(self.target)
+        self._drafters: dict[str, Drafter] = {}
 
-    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
-        """Read `ids`, return logits [keep, V] after the last `keep` of them."""
-        if max(ids) >= self.vocab_size:
-            raise EngineError(
-                f"The text holds token id {max(ids)}, the model knows only {self.vocab_size}",
-                cure="Choose a draft with the target's vocabulary.",
-            )
-        try:
-            out = self.model(
-                input_ids=torch.tensor([ids], device=self.device),
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=keep,
-            )
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                "Out of device memory", where=f"{self.length + len(ids)} tokens", cure="Use shorter prompts or --limit."
-            ) from error
-        self.length += len(ids)
-        logits: Tensor = out.logits[0]
-        return logits
+    def _load(self, config: RunConfig, name: str) -> LoadedModel:
+        return load_model(
+            name, dtype=config.dtype, device=self.device, trust_remote_code=frozenset(config.trust_remote_code)
+        )
 
-    def rewind(self, length: int) -> None:
-        """Keep only the first `length` tokens."""
-        self._cache.rewind(length)
-        self.length = length
+    @property
+    def max_context(self) -> int | None:
+        """Tokens that every model here can read; None where none says."""
+        limits = [m.max_context for m in (self.target, *self.drafts.values()) if m.max_context is not None]
+        return min(limits, default=None)
+
+    def describe(self) -> dict[str, Any]:
+        """What was loaded, for the record: name, revision, parameters and bytes of weights of each model."""
+        return {"target": _facts(self.target), "drafts": {spec: _facts(loaded) for spec, loaded in self.drafts.items()}}
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of the prompt, through the target's chat template where it has one."""
+        tokenizer = self.target.tokenizer
+        if tokenizer.chat_template is None:
+            ids: list[int] = tokenizer("\n\n".join(message.content for message in prompt.messages))["input_ids"]
+            return ids or [next(iter(self.eos))]
+        turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        return list(encoded["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Output token ids as text."""
+        return str(self.target.tokenizer.decode(tokens))
+
+    def reserve(self, capacity: int) -> None:
+        """Make room in every KV cache for sequences of `capacity` tokens."""
+        self._target = CachedModel(self.target.model, capacity)
+        self._drafters = {
+            spec: ModelDrafter(
+                CachedModel(loaded.model, capacity),
+                vocab_size=self._target.vocab_size,
+                sampling=self.sampling,
+                eos=self.eos,
+            )
+            for spec, loaded in self.drafts.items()
+        }
+
+    def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
+        """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""
+        with torch.inference_mode():
+            for width in widths:
+                self._target.rewind(0)
+                self._target.forward(ids, keep=1)
+                self._target.forward([ids[-1]] * width, keep=width)
+
+    def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
+        """One trial. The same `seed_text` draws the same random numbers in the same arm."""
+        seed = hashlib.sha256(f"{self.seed}/{arm.label}/{seed_text}".encode()).digest()
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed[:7], "big"))
+        return generate(
+            self._target,
+            None if arm.draft is None else self._drafters[arm.draft],
+            ids,
+            gamma=arm.gamma or 0,
+            sampling=self.sampling,
+            eos=self.eos,
+            max_new_tokens=max_new_tokens,
+            generator=generator,
+            clock=Stopwatch(device_sync(self.device)),
+        )
+
+    def margin(self, ids: Sequence[int]) -> float:
+        """The target's top-2 logit margin after `ids`, as a fraction of its top logit's magnitude: how near a tie
+        the next token is, in the unit in which rounding errors come."""
+        with torch.inference_mode():
+            self._target.rewind(0)
+            top = self._target.forward(ids, keep=1)[0].float().topk(2).values
+        return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))
+
+
+def end_tokens(loaded: LoadedModel) -> frozenset[int]:
+    """The ids that end a text: of the generation config, which lists them all, else of the tokenizer."""
+    ids: Any = getattr(loaded.model.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = loaded.tokenizer.eos_token_id
+    if ids is None:
+        raise ConfigError(
+            "The target has no end-of-sequence token",
+            where=loaded.name,
+            cure="Set eos_token_id in its generation config.",
+        )
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _vocab_size(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _facts(loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "name": loaded.name,
+        "revision": loaded.revision,
+        "parameters": loaded.parameters,
+        "weight_bytes": loaded.weight_bytes,
+    }

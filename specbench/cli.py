@@ -1,0 +1,216 @@
+"""The command line: parse, call, print. stdout is the product, stderr the progress; heavy imports wait until a
+command needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from specbench import __version__
+from specbench.errors import ConfigError, SpecbenchError, StoreError
+
+if TYPE_CHECKING:
+    from specbench.report.contract import Summary
+
+STRICT_EXIT = {"GO": 0, "NO-GO": 3, "UNCLEAR": 4}
+
+
+class Group(TyperGroup):
+    """Prints specbench's own errors as one line on stderr; a traceback is a bug of ours."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SpecbenchError as error:
+            typer.echo(f"specbench: {error.line()}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("specbench: interrupted. Run the same command again: it continues where it stopped.", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Should we turn speculative decoding on, on our traffic, with this draft? Measures, with intervals.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"specbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+RUN_HELP = {
+    "measure": "Time the target alone and target + draft at one gamma, paired and interleaved.",
+    "sweep": "Time the target alone and target + draft at every gamma; find the best.",
+}
+
+
+@app.command("measure", help=RUN_HELP["measure"])
+@app.command("sweep", help=RUN_HELP["sweep"])
+def measure_or_sweep(
+    ctx: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file; flags override it.  [default: configs/default.yaml]")] = None,
+    target: Annotated[str | None, typer.Option(help="Model id or directory.")] = None,
+    draft: Annotated[list[str] | None, typer.Option(help="Draft model id or directory; repeatable.")] = None,
+    workload: Annotated[str | None, typer.Option(help="Prompt file, or hub:ID for a data set.")] = None,
+    gamma: Annotated[str | None, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most N prompts, spread over the categories.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Put before prompts that have none.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to generate at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 is off.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For sampling, order and selection.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the cores that are free]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences at a time; only 1 in this version.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Measure every prompt in every arm N times.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Of intervals and verdicts, such as 0.95.")] = None,
+    trust_remote_code: Annotated[list[str] | None, typer.Option(help="Model whose own code may run.")] = None,
+    keep_text: Annotated[bool | None, typer.Option("--keep-text", help="Store prompt and output texts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where run folders go.")] = None,
+    name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--fresh", help="Demand an unfinished run, or start a new one.  [default: resume if any]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+) -> None:
+    flags = dict(ctx.params)
+    for own in ("config", "resume", "as_json", "quiet", "strict"):
+        flags.pop(own)
+    flags["out"] = None if out is None else str(out)
+    flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
+    from specbench.config import load_config
+    from specbench.progress import RunProgress
+    from specbench.report.summarise import summarise
+    from specbench.run import run
+    from specbench.shipped import shipped
+    from specbench.store import read_run
+
+    command = str(ctx.command.name)
+    settings = load_config(config or shipped("configs/default.yaml"), flags)
+    gammas = settings.gamma
+    if command == "measure":
+        if gamma is None:
+            gammas = (settings.measure_gamma,)
+        elif len(gammas) != 1:
+            raise ConfigError(f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep.")
+    mode = {None: "auto", True: "resume", False: "fresh"}[resume]
+    with RunProgress(quiet=quiet) as progress:
+        folder = run(settings, command, gammas, progress, mode=mode)
+    _show(summarise(read_run(folder)), as_json, strict)
+
+
+@app.command("brief")
+def brief(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of the brief.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+) -> None:
+    """Write the decision brief (markdown and figures) from a run folder."""
+    from specbench.report.brief import write_brief
+    from specbench.report.summarise import summarise
+    from specbench.store import find_runs, read_run
+
+    if run is None:
+        found = find_runs(out)
+        if not found:
+            raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+        run = found[0]
+    stored = read_run(run)
+    summary = summarise(stored)
+    path = write_brief(stored, summary)
+    if as_json:
+        typer.echo(json.dumps(summary.to_json() | {"policy": stored.run["config"]["policy"], "brief": str(path)}))
+    else:
+        typer.echo(path.read_text(encoding="utf-8"))
+        typer.echo(f"Written to {path}", err=True)
+    _exit_strictly(summary, strict)
+
+
+@app.command("workload")
+def workload_profile(
+    file: Annotated[str, typer.Argument(help="Prompt file, or hub:ID for a data set.")],
+    column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check a prompt file and say what is in it."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from specbench.report.tables import workload_table
+    from specbench.workload import load_workload, profile
+
+    loaded = load_workload(file, column=column, category_column=category_column)
+    found = profile(loaded)
+    if as_json:
+        cautions = [asdict(caution) for caution in loaded.cautions]
+        typer.echo(json.dumps({"source": loaded.source, "sha256": loaded.sha256, "profile": asdict(found), "warnings": cautions}))
+        return
+    console = Console()
+    for part in workload_table(loaded, found):
+        console.print(part)
+
+
+def _show(summary: Summary, as_json: bool, strict: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary.to_json(), allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from specbench.report.tables import sweep_tables
+
+        console = Console()
+        for part in sweep_tables(summary):
+            console.print(part)
+        console.print(f"Run folder: {summary.run}", highlight=False, soft_wrap=True)
+        typer.echo(f"For the decision brief: specbench brief {summary.run}", err=True)
+    _exit_strictly(summary, strict)
+
+
+def _exit_strictly(summary: Summary, strict: bool) -> None:
+    """With several drafts the best verdict decides: one way that pays is enough."""
+    if strict:
+        raise typer.Exit(min(STRICT_EXIT[draft.verdict] for draft in summary.drafts))
+
+
+def main() -> None:
+    """The `specbench` command."""
+    # Library chatter (progress bars, advice) belongs to no one who reads our stderr.
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app(prog_name="specbench")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

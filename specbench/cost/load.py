@@ -1,0 +1,47 @@
+"""How busy the machine is with other things: what disturbs a timing that nobody can see in the timing itself."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+
+
+def load_average() -> float | None:
+    """The 1-minute load average; None where the system has none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+class OthersMeter:
+    """Cores kept busy by other processes between `start()` and `stop()`: all busy time less this process's own."""
+
+    def start(self) -> None:
+        self._wall_s, self._busy_s, self._own_s = _now()
+
+    def stop(self) -> float | None:
+        """Cores, on average; None over a span too short for the system's 10 ms ticks."""
+        wall_s, busy_s, own_s = _now()
+        if wall_s - self._wall_s < 0.1:
+            return None
+        return max(0.0, ((busy_s - self._busy_s) - (own_s - self._own_s)) / (wall_s - self._wall_s))
+
+
+def free_cores(look_s: float = 0.5) -> int:
+    """Physical cores less what other processes use now, at least 1. A thread more than there are free cores can
+    slow every step tenfold, since the threads of one operation wait for the slowest."""
+    meter = OthersMeter()
+    meter.start()
+    time.sleep(look_s)
+    others = meter.stop() or 0.0
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, round(cores - others))
+
+
+def _now() -> tuple[float, float, float]:
+    times = psutil.cpu_times()
+    # Time waiting for a disk is idle time; time stolen by a hypervisor is somebody else's work.
+    idle_s = times.idle + getattr(times, "iowait", 0.0)
+    busy_s = sum(times) - idle_s - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    own = psutil.Process().cpu_times()
+    return time.perf_counter(), busy_s, own.user + own.system

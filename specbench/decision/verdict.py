@@ -1,0 +1,76 @@
+"""GO, NO-GO or UNCLEAR, by the user's policy.
+
+GO: P(speedup >= minimum) >= confidence and no gate fails. NO-GO: P <= 1 - confidence, or a gate fails.
+UNCLEAR: everything else, and always without an interval.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from specbench.decision.interval import MIN_PROMPTS
+from specbench.records import Interval, Policy, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What can forbid a GO whatever the speed. `slower_share` of prompts ran below `policy.slower_than`;
+    `lossy` says why the output is not the target's, None if it is."""
+
+    slower_share: float | None = None
+    lossy: str | None = None
+
+
+def judge(speedup: Interval, policy: Policy, gates: Gates) -> Verdict:
+    """The verdict on one speedup, decode-only or end to end as `policy.metric` says."""
+    if gates.lossy is not None:
+        return Verdict("NO-GO", (gates.lossy,))
+    probability = speedup.probability_at_least(policy.min_speedup)
+    if probability is None or speedup.low is None or speedup.high is None:
+        few = f"{speedup.n} prompt{'' if speedup.n == 1 else 's'}: an interval takes at least {MIN_PROMPTS}"
+        return Verdict("UNCLEAR", (few,))
+    odds = f"P(speedup >= {policy.min_speedup:.2f}x) = {_percent(probability)}"
+    slow = _slower(gates.slower_share, policy)
+    if probability <= 1 - policy.confidence:
+        return Verdict("NO-GO", tuple(filter(None, (odds, slow))), probability)
+    if slow is not None:
+        return Verdict("NO-GO", (slow, odds), probability)
+    if probability >= policy.confidence:
+        return Verdict("GO", (odds,), probability)
+    return Verdict("UNCLEAR", (odds, _more(speedup, policy)), probability)
+
+
+def prompts_to_settle(speedup: Interval, policy: Policy) -> int | None:
+    """About how many prompts in all would bring the interval clear of the minimum, if the speedup stays where it is;
+    None if it lies on the minimum, where no number would."""
+    if speedup.low is None or speedup.high is None:
+        return MIN_PROMPTS
+    distance = abs(speedup.value - policy.min_speedup)
+    half_width = (speedup.high - speedup.low) / 2
+    # Below this share of the interval's own width the distance is itself noise.
+    if distance < 0.05 * half_width:
+        return None
+    return max(speedup.n + 1, math.ceil(speedup.n * (half_width / distance) ** 2))
+
+
+def _slower(share: float | None, policy: Policy) -> str | None:
+    if share is None or share <= policy.max_slower_share:
+        return None
+    return (
+        f"{_percent(share)} of prompts run below {policy.slower_than:.2f}x "
+        f"(at most {_percent(policy.max_slower_share)} allowed)"
+    )
+
+
+def _more(speedup: Interval, policy: Policy) -> str:
+    needed = prompts_to_settle(speedup, policy)
+    if needed is None or needed > 50 * speedup.n:
+        return f"the speedup lies at the minimum asked for: no affordable number of prompts would tell them apart"
+    return f"about {needed - speedup.n} more prompts like these would settle it, if the speedup stays where it is"
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.01:
+        return "under 1%"
+    return "over 99%" if 0.99 < share < 1 else f"{share:.0%}"

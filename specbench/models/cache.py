@@ -1,0 +1,166 @@
+"""The user's cache: whole folders or nothing.
+
+A folder is made in a temporary sibling and renamed into place, under a lock that other processes wait for. It counts
+only while its `complete.json` agrees with what lies beside it, so an interrupted or damaged copy is made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from specbench.errors import ModelError
+from specbench.models.notice import Notice
+
+MARKER = "complete.json"
+_FORMAT = 1  # raise it when conversion changes, and older copies are made again
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_ELSEWHERE = "Free some space, or set SPECBENCH_CACHE to a folder on another disk."
+
+
+def cache_root() -> Path:
+    """`SPECBENCH_CACHE` where it is set, else the platform's user cache folder. It need not exist yet."""
+    chosen = os.environ.get("SPECBENCH_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("specbench")
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in hex; 100 MB take about 0.1 s."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_complete(folder: Path, source_sha256: str) -> bool:
+    """Whether `folder` was sealed as made from that source, and every file has the size it was sealed with."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in marker["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    expected = {"format": _FORMAT, "source_sha256": source_sha256, "files": sizes}
+    return bool(sizes) and marker == expected
+
+
+def seal(folder: Path, source_sha256: str) -> None:
+    """Write the marker: the source's sha256, and the name and size of every file in `folder`.
+
+    Everything is synced first, or a power cut could leave files of the right size and the wrong content.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files:
+        _sync(path)
+    marker = {
+        "format": _FORMAT,
+        "source_sha256": source_sha256,
+        "files": {path.name: path.stat().st_size for path in files},
+    }
+    (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+    _sync(folder / MARKER)
+
+
+@contextmanager
+def scratch(beside: Path) -> Iterator[Path]:
+    """An empty temporary folder next to `beside`, on the same disk, removed when the block ends, however it ends.
+
+    The caller holds the lock: what a killed process left behind for the same `beside` is swept away first.
+    """
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{beside.name}.tmp-"
+    _sweep(beside.parent, prefix)
+    try:
+        yield Path(tempfile.mkdtemp(prefix=prefix, dir=beside.parent))
+    finally:
+        _sweep(beside.parent, prefix)
+
+
+@contextmanager
+def staging(final: Path) -> Iterator[Path]:
+    """An empty folder in which `final` is made; it takes `final`'s place only if the block ends well."""
+    with scratch(final) as temporary:
+        made = temporary / "made"
+        made.mkdir()
+        yield made
+        if final.exists():
+            # A folder cannot be renamed over one that has files: the old one goes into the scratch folder first.
+            final.rename(temporary / "old")
+        made.rename(final)
+
+
+@contextmanager
+def exclusive(notice: Notice) -> Iterator[None]:
+    """Hold the cache's lock. A process that finds it taken says so and waits; the system frees it if a holder dies."""
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / "prepare.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        notice.step("waiting for another specbench that is preparing a model")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_space(needed_bytes: int, purpose: str) -> None:
+    """Raise ModelError, with numbers, when the cache's disk has less than `needed_bytes` free."""
+    free = shutil.disk_usage(cache_root()).free
+    if free < needed_bytes:
+        raise _no_space(needed_bytes, free, purpose)
+
+
+@contextmanager
+def storage_errors(needed_bytes: int, purpose: str) -> Iterator[None]:
+    """Turn a full disk or an unwritable cache inside the block into ModelError; other errors pass."""
+    root = cache_root()
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors and tokenizers write from Rust, and raise their own errors with the number in the text only.
+        if number in _NO_SPACE or f"os error {errno.ENOSPC}" in str(error):
+            raise _no_space(needed_bytes, _free(root), purpose) from error
+        if number is None:
+            raise
+        raise ModelError(
+            f"{purpose} needs the cache, which cannot be used: {os.strerror(number)}",
+            where=str(root),
+            cure="Make it writable, or set SPECBENCH_CACHE to a folder that is.",
+        ) from error
+
+
+def _no_space(needed_bytes: int, free_bytes: int | None, purpose: str) -> ModelError:
+    free = "" if free_bytes is None else f", and {free_bytes / 1e6:.0f} MB are free"
+    return ModelError(
+        f"no space left: {purpose} needs {needed_bytes / 1e6:.0f} MB{free}", where=str(cache_root()), cure=_ELSEWHERE
+    )
+
+
+def _free(root: Path) -> int | None:
+    try:
+        return shutil.disk_usage(root).free
+    except OSError:
+        return None
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    for leftover in parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,71 @@
+"""A model in a local directory: what must be there, and a fingerprint of what is."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from specbench.errors import ModelError
+
+# Any one of these is enough for transformers to build a tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_SAMPLE_BYTES = 1 << 20
+
+
+def require_config(folder: Path) -> None:
+    """Raise ModelError, naming what is wrong, unless `folder` is a directory with a config.json."""
+    if not folder.is_dir():
+        state = "is a file, not a model directory" if folder.exists() else "does not exist"
+        raise ModelError(
+            f"{folder} {state}", cure="Name a directory written by save_pretrained, a hub id, or demo:target."
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} has no config.json, so it is not a transformers model",
+            cure="Name the directory that save_pretrained wrote, not one above or below it.",
+        )
+
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise ModelError unless `folder` holds a file from which a tokenizer can be built."""
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES[:3])}",
+            cure="Copy the tokenizer files of the model it was trained from, or call tokenizer.save_pretrained on it.",
+        )
+
+
+def require_safetensors(names: list[str], model: str) -> None:
+    """Raise ModelError unless one of the file `names` is a safetensors file; say what there is instead."""
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickled = [name for name in names if any(Path(name).match(pattern) for pattern in _PICKLED)]
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if pickled:
+        what = f"{model} has its weights in {pickled[0]} only, and a pickle can run code when it is opened"
+        cure = "Save it again with model.save_pretrained(DIR), which writes safetensors, and name DIR."
+    elif gguf:
+        what = f"{model} has its weights in GGUF only"
+        cure = "Name the safetensors model that the GGUF was made from."
+    else:
+        what = f"{model} has no weights: no *.safetensors file"
+        cure = "Copy or download the model again."
+    raise ModelError(what, cure=cure)
+
+
+def content_revision(folder: Path) -> str:
+    """`content:` and 16 hex digits that change when the model is trained on or replaced, in milliseconds.
+
+    Hashes config.json, and of each weight file its name, size, first and last MiB: training moves every tensor, so
+    reading all of a large model would tell no more.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read())
+    return f"content:{digest.hexdigest()[:16]}"

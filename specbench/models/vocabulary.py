@@ -1,0 +1,143 @@
+"""Do target and draft mean the same token by the same id?
+
+Drafted ids go to the target as they are, so a shifted vocabulary is not an error that anything reports: it only looks
+like a poor draft.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from specbench.errors import VocabularyError
+from specbench.records import Caution
+
+_SHOWN = 4
+_CURE = "Use a draft trained with the target's tokenizer, or cross:ID."
+# Names that vocabularies give to ids kept free for later: no text was ever trained on them.
+_PLACEHOLDER = re.compile(
+    r"[<\[]\|?_?(reserved|unused|extra|placeholder|dummy|pad(?=_?\d)|special_(?=\d))[\w -]*\d\|?[>\]]", re.I
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyReport:
+    """How two vocabularies that fit differ.
+
+    Drafting happens on the ids below `shared`; logits beyond are cut before sampling. `padding` is the draft's number
+    of logits less the target's. `target_only` and `draft_only` count the ids to which only one side gives a
+    token. `same_eos` and `same_merges` are None where one side states none.
+    """
+
+    shared: int
+    padding: int
+    target_only: int
+    draft_only: int
+    same_eos: bool | None
+    same_merges: bool | None
+    cautions: tuple[Caution, ...]
+
+
+def check_vocabularies(
+    target_tokenizer: Any, draft_tokenizer: Any, target_vocab_size: int, draft_vocab_size: int
+) -> VocabularyReport:
+    """Compare two transformers tokenizers id by id; the sizes are those of the models' logits, padding included.
+
+    Raises VocabularyError where an id has two meanings, or where the target can emit a token that the draft cannot
+    read. Ids without a token, and placeholder tokens that no text uses, may differ.
+    """
+    target, draft = _tokens(target_tokenizer), _tokens(draft_tokenizer)
+    shared = min(target_vocab_size, draft_vocab_size)
+    _refuse_differences(target, draft)
+    _refuse_unreadable(target, target_vocab_size, draft_vocab_size)
+    ends = target_tokenizer.eos_token_id, draft_tokenizer.eos_token_id
+    same_eos = None if None in ends else ends[0] == ends[1]
+    same_merges = _same_merges(target_tokenizer, draft_tokenizer)
+    target_only, draft_only = len(target.keys() - draft.keys()), len(draft.keys() - target.keys())
+    return VocabularyReport(
+        shared=shared,
+        padding=draft_vocab_size - target_vocab_size,
+        target_only=target_only,
+        draft_only=draft_only,
+        same_eos=same_eos,
+        same_merges=same_merges,
+        cautions=_cautions(target_tokenizer, draft_tokenizer, same_eos, same_merges, target_only),
+    )
+
+
+def _tokens(tokenizer: Any) -> dict[int, str]:
+    """Token by id, without the placeholders: an id that no text uses means nothing."""
+    return {index: token for token, index in tokenizer.get_vocab().items() if _PLACEHOLDER.fullmatch(token) is None}
+
+
+def _refuse_differences(target: dict[int, str], draft: dict[int, str]) -> None:
+    common = target.keys() & draft.keys()
+    different = sorted(index for index in common if target[index] != draft[index])
+    if not different:
+        return
+    examples = [f"id {index} is {_short(target[index])} and {_short(draft[index])}" for index in different[:_SHOWN]]
+    raise VocabularyError(
+        f"target and draft differ in {len(different):,} of {len(common):,} tokens: {'; '.join(examples)}",
+        cure=_CURE,
+    )
+
+
+def _refuse_unreadable(target: dict[int, str], target_vocab_size: int, draft_vocab_size: int) -> None:
+    beyond = sorted(index for index in target if draft_vocab_size <= index < target_vocab_size)
+    if beyond:
+        first = f"id {beyond[0]} is {_short(target[beyond[0]])}"
+        raise VocabularyError(
+            f"the target has {len(beyond):,} tokens beyond the draft's {draft_vocab_size:,} ids: {first}",
+            cure=_CURE,
+        )
+
+
+def _cautions(
+    target: Any, draft: Any, same_eos: bool | None, same_merges: bool | None, target_only: int
+) -> tuple[Caution, ...]:
+    found = []
+    if same_eos is False:
+        ids = f"{target.eos_token_id} and {draft.eos_token_id}"
+        found.append(
+            Caution(
+                "eos-differs",
+                f"target and draft end a sequence with different tokens (ids {ids}); the target's decides",
+                "A draft tuned for the same chat format as the target is accepted more often near the end.",
+            )
+        )
+    if same_merges is False:
+        found.append(
+            Caution(
+                "merges-differ",
+                "target and draft have the same tokens but split text by different rules",
+                "Results are valid; a draft trained with the target's tokenizer is accepted more often.",
+            )
+        )
+    if target_only:
+        found.append(
+            Caution(
+                "target-only-tokens",
+                f"the target has {target_only:,} tokens that the draft was not trained on, and will never propose",
+                "If the workload uses them (tool calls, thinking), use a draft trained with them.",
+            )
+        )
+    return tuple(found)
+
+
+def _same_merges(target: Any, draft: Any) -> bool | None:
+    ours, theirs = _merges(target), _merges(draft)
+    return None if ours is None or theirs is None else ours == theirs
+
+
+def _merges(tokenizer: Any) -> list[Any] | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    merges = json.loads(backend.to_str())["model"].get("merges")
+    return list(merges) if merges is not None else None
+
+
+def _short(token: str) -> str:
+    return repr(token if len(token) <= 20 else f"{token[:19]}…")

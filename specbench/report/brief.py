@@ -1,0 +1,242 @@
+"""The decision brief: one page for the person who decides, then the evidence for the one who checks.
+
+Everything comes from the run folder and its Summary; no model is loaded and no prompt text is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from specbench.errors import StoreError
+from specbench.records import Policy, Trial
+from specbench.report import readings, steps, text, trust, wording
+from specbench.report.contract import DraftResult, Summary
+from specbench.report.facts import Facts, read_facts
+from specbench.report.frame import counted
+from specbench.store import StoredRun
+
+BRIEF_FILE = "brief.md"
+FIGURES_FOLDER = "figures"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One embedded figure: file stem, heading, alt text, and a reading for each draft."""
+
+    stem: str
+    heading: str
+    alt: str
+    readings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One draft in words and rows, ready for the template."""
+
+    draft: DraftResult
+    title: str
+    verdict: str
+    policy: str
+    category_rows: tuple[tuple[str, ...], ...]
+    category_note: str
+    gamma_header: tuple[str, ...]
+    gamma_rows: tuple[tuple[str, ...], ...]
+    gamma_note: str
+    best_note: str | None
+    cost: tuple[str, ...]
+    end_to_end: str
+    lossless: str
+    noise: str
+
+
+def render_brief(stored: StoredRun, summary: Summary) -> str:
+    """The brief as Markdown; figures are referred to below `figures/`. The same run renders to the same text."""
+    facts = read_facts(stored)
+    trials = counted(stored.trials)
+    environment = Environment(
+        loader=PackageLoader("specbench.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown; names are escaped where they enter a sentence
+    )
+    return environment.get_template("brief.md.j2").render(
+        target=text.code(summary.target),
+        banner=wording.banner(facts),
+        sections=[_section(draft, summary, facts, trials) for draft in summary.drafts],
+        scope=wording.scope(facts, summary.engine, summary.hardware, summary.drafts),
+        carry=wording.carry(),
+        figures=_figures(summary, facts.policy),
+        figures_folder=FIGURES_FOLDER,
+        doubts=trust.doubts(summary, facts),
+        cautions=trust.cautions(summary.warnings),
+        steps=steps.next_steps(summary, facts),
+        checks=steps.checks(facts),
+        provenance=_provenance(stored, summary, facts),
+    )
+
+
+def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None) -> Path:
+    """Write `brief.md` and `figures/` to `folder` (default: the run folder) and return the path of the brief.
+
+    Raises StoreError where it cannot be written.
+    """
+    from specbench.report.figures import write_figures
+
+    folder = stored.folder if folder is None else folder
+    page = render_brief(stored, summary)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_figures(summary, read_facts(stored).policy, folder / FIGURES_FOLDER)
+        (folder / BRIEF_FILE).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the brief: {error.strerror}", where=str(folder), cure="Name another folder for it."
+        ) from None
+    return folder / BRIEF_FILE
+
+
+def _section(draft: DraftResult, summary: Summary, facts: Facts, trials: list[Trial]) -> Section:
+    found = readings.cost(draft, facts.policy)
+    header, rows = _gamma_table(draft, facts.policy)
+    return Section(
+        draft=draft,
+        title=text.code(draft.draft),
+        verdict=wording.verdict(draft, facts.policy),
+        policy=wording.policy_line(draft, facts.policy),
+        category_rows=_category_rows(draft),
+        category_note=wording.category_note(draft),
+        gamma_header=header,
+        gamma_rows=rows,
+        gamma_note=wording.gamma_note(draft),
+        best_note=wording.best_note(draft),
+        cost=(readings.round_time(found), readings.limiting(found), readings.ceilings(found)),
+        end_to_end=_end_to_end(draft, facts),
+        lossless=trust.losslessness(draft, facts, trials),
+        noise=trust.noise(summary, draft),
+    )
+
+
+def _category_rows(draft: DraftResult) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (
+            text.escape(category.category),
+            category.verdict,
+            text.estimate(category.speedup, category.speedup_low, category.speedup_high),
+            str(category.best_gamma),
+            f"{category.prompts:,}",
+        )
+        for category in wording.by_speedup(draft)
+    )
+
+
+def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Header and rows; a column that no row can fill is left out."""
+    columns = [
+        ("gamma", [str(row.gamma) for row in draft.gammas]),
+        ("rounds", [f"{row.rounds:,}" for row in draft.gammas]),
+        ("r", [text.percent(row.acceptance_rate) for row in draft.gammas]),
+        ("tau", [f"{row.tokens_per_round:.2f}" for row in draft.gammas]),
+        ("tau, replayed", [_two_digits(row.replay_tokens_per_round) for row in draft.gammas]),
+        ("speedup", [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in draft.gammas]),
+        ("predicted", [text.speedup(row.predicted_speedup) for row in draft.gammas]),
+        ("end to end", [text.speedup(row.speedup_e2e) for row in draft.gammas]),
+        ("tokens/s", [f"{row.tokens_per_s:.1f}" for row in draft.gammas]),
+        (f"prompts below {text.speedup(policy.slower_than)}", [text.percent(row.slower_share) for row in draft.gammas]),
+        ("same text", [_same(row.identical_prompts, row.prompts) for row in draft.gammas]),
+    ]
+    kept = [(name, cells) for name, cells in columns if any(cell != text.UNKNOWN for cell in cells)]
+    return tuple(name for name, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True))
+
+
+def _two_digits(value: float | None) -> str:
+    return text.UNKNOWN if value is None else f"{value:.2f}"
+
+
+def _same(identical: int | None, prompts: int) -> str:
+    return text.UNKNOWN if identical is None else f"{identical:,} of {prompts:,}"
+
+
+def _end_to_end(draft: DraftResult, facts: Facts) -> str:
+    row = wording.best_row(draft)
+    share = ""
+    if facts.prefill_share is not None:
+        share = f" Reading the prompt is {text.percent(facts.prefill_share)} of the target's time on these prompts."
+    return (
+        f"At gamma {row.gamma}, decoding alone is {text.speedup(row.speedup)} and end to end, with both models reading the "
+        f"prompt, {text.speedup(row.speedup_e2e)} (measured; no interval for the latter).{share}"
+    )
+
+
+def _figures(summary: Summary, policy: Policy) -> list[Figure]:
+    from specbench.report.figures import SURVIVAL, available
+
+    drafts = summary.drafts
+    known = {
+        "speedup": Figure(
+            "speedup",
+            "Speedup against gamma",
+            "Speedup over the target alone against gamma, measured with intervals and predicted",
+            _readings(summary, [readings.read_speedup(draft, policy) for draft in drafts]),
+        ),
+        SURVIVAL: Figure(
+            SURVIVAL,
+            "Survival by position",
+            "Share of rounds whose first j drafted tokens were all accepted, by position j",
+            _readings(summary, [readings.read_survival(draft) for draft in drafts]),
+        ),
+        "round_time": Figure(
+            "round_time",
+            "Where a round's time goes",
+            "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target alone",
+            _readings(summary, [readings.read_round_time(draft) for draft in drafts]),
+        ),
+        "categories": Figure(
+            "categories",
+            "Speedup by category",
+            "Speedup by category at its best gamma, with intervals",
+            _readings(summary, [readings.read_categories(draft) for draft in drafts if draft.categories]),
+        ),
+    }
+    return [known[stem] for stem in available(summary)]
+
+
+def _readings(summary: Summary, sentences: list[str]) -> tuple[str, ...]:
+    if len(summary.drafts) == 1:
+        return tuple(sentences)
+    return tuple(f"{text.code(draft.draft)}: {said}" for draft, said in zip(summary.drafts, sentences, strict=False))
+
+
+def _provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple[str, str]]:
+    """(what, value) pairs; what the run did not record is left out."""
+    origin = facts.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in dict(origin.get("versions") or {}).items())
+    load = [f"{origin[key]:.2f} at the {end}" for key, end in _LOADS if isinstance(origin.get(key), int | float)]
+    times = [f"{word} {origin[word]}" for word in ("started", "finished") if origin.get(word)]
+    pairs = (
+        ("run", text.code(summary.run)),
+        ("status", f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials"),
+        ("time", text.escape(", ".join(times))),
+        ("command", text.code(steps.command(facts)) if facts.argv else ""),
+        ("versions", text.escape(versions)),
+        ("commit", text.code(origin["commit"]) if origin.get("commit") else ""),
+        ("machine", text.escape(f"{summary.hardware}; {origin.get('platform') or ''}".rstrip("; "))),
+        ("load average", text.escape(", ".join(load))),
+        ("revisions", text.escape(_revisions(facts))),
+        ("workload sha256", text.code(facts.workload.sha256) if facts.workload.sha256 else ""),
+        ("fingerprint", text.code(facts.fingerprint) if facts.fingerprint else ""),
+        ("torn last line", "dropped from trials.jsonl" if stored.torn else ""),
+    )
+    return [(what, value) for what, value in pairs if value]
+
+
+def _revisions(facts: Facts) -> str:
+    models = (facts.target, *facts.drafts.values())
+    return ", ".join(f"{model.spec} {model.revision}" for model in models if model.revision)
+
+
+_LOADS = (("load_at_start", "start"), ("load_at_end", "end"))

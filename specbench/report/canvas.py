@@ -1,0 +1,106 @@
+"""How a figure looks and is saved, apart from what it shows: ink, markers, labels that do not collide, SVG and PNG.
+
+Dark ink on white; markers and hatches carry the meaning, colour repeats it, so that a black-and-white print reads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench.report import text
+from specbench.report.contract import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1b1b1b"
+GREY = "#6e6e6e"
+COLOURS = ("#1f4e79", "#b5541c", "#3d7a3d", "#6b4c9a")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+# Any: the stubs want every key as a literal type.
+_STYLE: Any = {
+    "svg.hashsalt": "specbench",
+    "svg.fonttype": "none",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.5,
+    # A name from a user's file may hold a dollar sign; it is no formula.
+    "text.parse_math": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+_DPI = 160
+_NAME_WIDTH = 30
+
+
+@contextmanager
+def page(folder: Path, stem: str, summary: Summary, *, width: float = 6.6, height: float = 3.9) -> Iterator[Figure]:
+    """An empty figure, inches; on leaving it is captioned with what was measured and saved as SVG and PNG.
+
+    The SVG carries no date and no random ids, so that the same Summary gives the same file.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.supxlabel(_caption(summary), x=0.01, ha="left", fontsize=7, color=GREY)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+        figure.savefig(folder / f"{stem}.png", dpi=_DPI)
+
+
+def name(label: str) -> str:
+    """A name short enough for an axis."""
+    line = text.clean(label)
+    return line if len(line) <= _NAME_WIDTH else f"{line[: _NAME_WIDTH - 3]}..."
+
+
+def legend_above(axes: Axes, columns: int) -> None:
+    """A legend outside the data, where it can hide nothing."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0, handletextpad=0.5)
+
+
+def level_lines(axes: Axes, levels: Sequence[tuple[float, str, str]]) -> None:
+    """Horizontal (height, label, dash) lines, named in the right margin; names that would touch are moved apart."""
+    low, high = axes.get_ylim()
+    apart = (high - low) * 0.1
+    places: list[float] = []
+    for level, _, _ in sorted(levels):
+        places.append(level if not places else max(level, places[-1] + apart))
+    for (level, label, dash), place in zip(sorted(levels), places, strict=True):
+        axes.axhline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1)
+        axes.annotate(
+            label, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5, annotation_clip=False
+        )
+
+
+def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
+    """Axis ends that leave `share` of the range free on both sides."""
+    low, high = min(values), max(values)
+    room = (high - low or 1.0) * share
+    return low - room, high + room
+
+
+def _caption(summary: Summary) -> str:
+    circumstances = f"target {summary.target}; {summary.engine}; {summary.hardware}; batch 1"
+    return text.clean(circumstances)

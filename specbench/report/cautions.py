@@ -1,0 +1,113 @@
+"""What the reader of a run should know before trusting it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specbench.decision.interval import MIN_PROMPTS
+from specbench.records import Caution, Interval, Policy, Trial
+from specbench.report.contract import DraftResult
+from specbench.store import StoredRun
+
+DOMINANT_SHARE = 0.25
+
+
+def run_cautions(
+    stored: StoredRun,
+    trials: Sequence[Trial],
+    drafts: Sequence[DraftResult],
+    floor: Interval | None,
+    policy: Policy,
+) -> list[Caution]:
+    """Everything the numbers themselves give away."""
+    found = [_unfinished(stored), _torn(stored), _disturbed(trials), _few(drafts), _floor(drafts, floor, policy)]
+    found += [_broken(draft) for draft in drafts]
+    found.append(_dominant(trials))
+    return [caution for caution in found if caution is not None]
+
+
+def _unfinished(stored: StoredRun) -> Caution | None:
+    if stored.status == "finished":
+        return None
+    planned = stored.run.get("trials_planned")
+    return Caution(
+        "unfinished-run",
+        f"the run is {stored.status}: {sum(not t.warmup for t in stored.trials)} trials of {planned} planned",
+        "Run the same command again: it continues where it stopped.",
+    )
+
+
+def _torn(stored: StoredRun) -> Caution | None:
+    if not stored.torn:
+        return None
+    return Caution("torn-line", "the last line of trials.jsonl was incomplete and was dropped", "Run the same command again.")
+
+
+def _disturbed(trials: Sequence[Trial]) -> Caution | None:
+    disturbed = [t for t in trials if t.disturbed]
+    if not disturbed:
+        return None
+    worst = max(t.other_cores or 0.0 for t in disturbed)
+    return Caution(
+        "busy-machine",
+        f"{len(disturbed)} of {len(trials)} trials shared the machine with other processes (up to {worst:.1f} cores "
+        "busy), also when repeated",
+        "Stop other work on this machine and run again with --fresh.",
+    )
+
+
+def _few(drafts: Sequence[DraftResult]) -> Caution | None:
+    n = min((draft.gammas[0].prompts for draft in drafts), default=0)
+    if n >= MIN_PROMPTS:
+        return None
+    return Caution("few-prompts", f"{n} prompts are too few for an interval", f"Measure {MIN_PROMPTS} or more.")
+
+
+def _floor(drafts: Sequence[DraftResult], floor: Interval | None, policy: Policy) -> Caution | None:
+    if floor is None or floor.low is None or floor.high is None:
+        return None
+    if not floor.low <= 1.0 <= floor.high:
+        return Caution(
+            "noise-floor",
+            f"the target alone, measured twice, differs from itself by {abs(floor.value - 1):.1%} "
+            f"(interval {floor.low:.3f} to {floor.high:.3f})",
+            "Quiet the machine, or take more repeats; differences of that size mean nothing here.",
+        )
+    width = max(1 - floor.low, floor.high - 1)
+    near = [draft.draft for draft in drafts if abs(draft.speedup - policy.min_speedup) < width]
+    if not near:
+        return None
+    return Caution(
+        "below-noise-floor",
+        f"the distance of {', '.join(near)} from the minimum asked for is within the noise floor of {width:.1%}",
+        "Quiet the machine, or take more repeats.",
+    )
+
+
+def _broken(draft: DraftResult) -> Caution | None:
+    last = draft.gammas[-1]
+    if last.drafted and last.accepted == 0:
+        return Caution(
+            "nothing-accepted",
+            f"not one of {last.drafted} tokens drafted by {draft.draft} was accepted: a broken set-up, not a poor draft",
+            "Check the draft's tokenizer and chat template.",
+        )
+    return None
+
+
+def _dominant(trials: Sequence[Trial]) -> Caution | None:
+    spent: dict[str, float] = {}
+    for trial in trials:
+        if trial.arm.kind == "baseline":
+            spent[trial.prompt_id] = spent.get(trial.prompt_id, 0.0) + trial.times.decode_s
+    if len(spent) < MIN_PROMPTS:
+        return None
+    prompt, longest = max(spent.items(), key=lambda item: item[1])
+    share = longest / sum(spent.values())
+    if share < DOMINANT_SHARE:
+        return None
+    return Caution(
+        "dominant-prompt",
+        f"prompt {prompt} alone is {share:.0%} of the target's decoding time",
+        "Take it out, or add prompts until no single one decides.",
+    )

@@ -1,0 +1,149 @@
+"""What a brief needs to know beside the Summary: run.json and the trials, read once and tolerantly.
+
+An older or interrupted run may lack any key but `status`; what is absent is None here and is not shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from specbench.records import Policy, Sampling, Trial
+from specbench.report.frame import counted
+from specbench.store import StoredRun
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model as it was loaded. `parameters` is a count."""
+
+    spec: str
+    name: str
+    parameters: int | None
+    weight_bytes: int | None
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The prompts: `used` of `available` were measured."""
+
+    source: str | None
+    sha256: str | None
+    available: int | None
+    used: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The run beside its numbers. `done` of `planned` trials are stored; `prefill_share` is of the wall clock of
+    the target alone; `cut_share` is the share of its outputs that the token limit ended; `disturbed` counts
+    trials whose last attempt still shared the machine with too much other work."""
+
+    status: str
+    command: str
+    argv: tuple[str, ...]
+    policy: Policy
+    sampling: Sampling
+    precision: str | None
+    threads: int | None
+    max_new_tokens: int | None
+    repeats: int
+    target: Model
+    drafts: dict[str, Model]
+    workload: Workload
+    planned: int | None
+    done: int
+    torn: bool
+    disturbed: int
+    prefill_share: float | None
+    cut_share: float | None
+    provenance: dict[str, Any]
+    fingerprint: str | None
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+def read_facts(stored: StoredRun) -> Facts:
+    """Everything but the measured results, which are the Summary's."""
+    run = stored.run
+    config = _mapping(run.get("config"))
+    provenance = _mapping(run.get("provenance"))
+    final = counted(stored.trials)
+    return Facts(
+        status=stored.status,
+        command=str(run.get("command") or "sweep"),
+        argv=tuple(str(part) for part in provenance.get("argv") or ()),
+        policy=_policy(_mapping(config.get("policy"))),
+        sampling=Sampling(config.get("temperature", 0.0), config.get("top_p", 1.0), config.get("top_k", 0)),
+        precision=provenance.get("precision") or config.get("dtype"),
+        threads=provenance.get("threads") or config.get("threads"),
+        max_new_tokens=config.get("max_new_tokens"),
+        repeats=config.get("repeats") or 1,
+        target=_model(str(config.get("target") or "target"), _mapping(run.get("target"))),
+        drafts={spec: _model(spec, _mapping(model)) for spec, model in _mapping(run.get("drafts")).items()},
+        workload=_workload(run, config),
+        planned=run.get("trials_planned"),
+        done=len(final),
+        torn=stored.torn,
+        disturbed=sum(trial.disturbed for trial in final),
+        prefill_share=_prefill_share(final),
+        cut_share=_cut_share(final),
+        provenance=provenance,
+        fingerprint=run.get("fingerprint"),
+    )
+
+
+def differing(trials: Iterable[Trial], draft: str | None) -> list[float | None]:
+    """The relative top-2 margin at which each greedy text of `draft` (None: of the target measured again) leaves
+    the target's own; None where it was not recorded. One per prompt and gamma: repeats repeat the text."""
+    found: dict[tuple[str, int | None], float | None] = {}
+    for trial in trials:
+        if trial.arm.draft == draft and trial.identical is False:
+            key = (trial.prompt_id, trial.arm.gamma)
+            found[key] = trial.diverged.margin if trial.diverged is not None else found.get(key)
+    return list(found.values())
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _policy(values: Mapping[str, Any]) -> Policy:
+    known = {field.name for field in dataclasses.fields(Policy)}
+    return Policy(**{key: value for key, value in values.items() if key in known})
+
+
+def _model(spec: str, values: Mapping[str, Any]) -> Model:
+    return Model(
+        spec,
+        str(values.get("name") or spec),
+        values.get("parameters"),
+        values.get("weight_bytes"),
+        values.get("revision"),
+    )
+
+
+def _workload(run: Mapping[str, Any], config: Mapping[str, Any]) -> Workload:
+    values = _mapping(run.get("workload"))
+    return Workload(
+        values.get("source") or config.get("workload"),
+        values.get("sha256"),
+        values.get("prompts_available"),
+        values.get("prompts_used"),
+    )
+
+
+def _prefill_share(trials: list[Trial]) -> float | None:
+    baseline = [trial.times for trial in trials if trial.arm.kind == "baseline"]
+    total = sum(times.total_s for times in baseline)
+    return sum(times.prefill_s for times in baseline) / total if total > 0 else None
+
+
+def _cut_share(trials: list[Trial]) -> float | None:
+    baseline = [trial for trial in trials if trial.arm.kind == "baseline"]
+    return sum(trial.finish == "length" for trial in baseline) / len(baseline) if baseline else None

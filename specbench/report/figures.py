@@ -1,0 +1,255 @@
+"""The brief's figures: speedup, survival, round time, categories. Each writes `<stem>.svg` and `<stem>.png`.
+
+Each is drawn from the Summary alone. Error bars are the interval at the policy's confidence; a point without bars
+has too few prompts for one.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench.records import Policy
+from specbench.report import text
+from specbench.report.canvas import COLOURS, INK, MARKERS, legend_above, level_lines, name, padded, page
+from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
+from specbench.report.wording import by_speedup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SPEEDUP = "speedup"
+SURVIVAL = "survival"
+ROUND_TIME = "round_time"
+CATEGORIES = "categories"
+
+# Dodge between drafts at one gamma, as a share of the smallest distance between gammas.
+_DODGE = 0.13
+
+
+def available(summary: Summary) -> tuple[str, ...]:
+    """File stems of the figures that this Summary has data for."""
+    if not summary.drafts:
+        return ()
+    stems = (SPEEDUP, SURVIVAL, ROUND_TIME)
+    return (*stems, CATEGORIES) if any(by_speedup(draft) for draft in summary.drafts) else stems
+
+
+def write_figures(summary: Summary, policy: Policy, folder: Path) -> None:
+    """Draw every figure that has data."""
+    draw = {
+        SPEEDUP: draw_speedup,
+        SURVIVAL: draw_survival,
+        ROUND_TIME: draw_round_time,
+        CATEGORIES: draw_categories,
+    }
+    for stem in available(summary):
+        draw[stem](summary, policy, folder)
+
+
+def draw_speedup(summary: Summary, policy: Policy, folder: Path) -> None:
+    """Decode speedup against gamma: measured with intervals, predicted as open markers, and the two lines that
+    decide: break-even at 1.00x and the policy's minimum."""
+    with page(folder, SPEEDUP, summary) as figure:
+        axes = figure.add_subplot()
+        gammas = sorted({row.gamma for draft in summary.drafts for row in draft.gammas})
+        step = _DODGE * min((b - a for a, b in pairwise(gammas)), default=1)
+        for index, draft in enumerate(summary.drafts):
+            shift = (index - (len(summary.drafts) - 1) / 2) * 2 * step
+            _speedup_line(axes, draft, policy, index, shift, step)
+        rows = [row for draft in summary.drafts for row in draft.gammas]
+        axes.set_ylim(*padded([1.0, policy.min_speedup, *(value for row in rows for value in _values(row))]))
+        level_lines(axes, _levels(policy))
+        axes.set_xticks(gammas)
+        axes.set_xlim(gammas[0] - 5 * step, gammas[-1] + 5 * step)
+        axes.set_xlabel("gamma (tokens drafted per round)")
+        axes.set_ylabel("decode speedup over target alone (x)")
+        legend_above(axes, 2)
+
+
+def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, shift: float, step: float) -> None:
+    look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    rows = draft.gammas
+    bars = any(row.speedup_low is not None for row in rows)
+    says = f"{text.percent(policy.confidence)} interval" if bars else "too few prompts for an interval"
+    axes.errorbar(
+        [row.gamma + shift for row in rows],
+        [row.speedup for row in rows],
+        yerr=_bars(rows),
+        label=f"{name(draft.draft)}, measured ({says})",
+        capsize=4,
+        markersize=6,
+        linewidth=1.3,
+        linestyle=("-", "--", "-.", ":")[index % 4],
+        **look,
+    )
+    known = [(row.gamma + shift + step, row.predicted_speedup) for row in rows if row.predicted_speedup is not None]
+    if known:
+        axes.plot(
+            [x for x, _ in known],
+            [y for _, y in known],
+            label=f"{name(draft.draft)}, predicted",
+            markersize=6,
+            linestyle="none",
+            markerfacecolor="white",
+            **look,
+        )
+
+
+def draw_survival(summary: Summary, policy: Policy, folder: Path) -> None:
+    """Survival s_j by position j, at each draft's best gamma (filled) and at its largest (open)."""
+    with page(folder, SURVIVAL, summary) as figure:
+        axes = figure.add_subplot()
+        longest = 1
+        for index, draft in enumerate(summary.drafts):
+            largest = max(draft.gammas, key=lambda row: row.gamma)
+            longest = max(longest, largest.gamma)
+            for row in _without_repeats(draft, largest):
+                best = row.gamma == draft.best_gamma
+                points = [(j, s) for j, s in enumerate(row.survival, 1) if s is not None]
+                axes.plot(
+                    [j for j, _ in points],
+                    [s for _, s in points],
+                    label=f"{name(draft.draft)}, gamma {row.gamma}" + (" (best)" if best else " (largest)"),
+                    color=COLOURS[index % len(COLOURS)],
+                    marker=MARKERS[index % len(MARKERS)],
+                    markersize=6 if best else 9,
+                    markerfacecolor=None if best else "none",
+                    linestyle="-" if best else "--",
+                    linewidth=1.3 if best else 1.0,
+                    zorder=3 if best else 2,
+                )
+        axes.set_ylim(0, 1.03)
+        axes.set_xlim(0.6, longest + 0.4)
+        axes.set_xticks(_ticks(longest))
+        axes.set_xlabel("position j in the draft (tokens)")
+        axes.set_ylabel("survival s_j\n(share of rounds with first j accepted)")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        legend_above(axes, 2)
+
+
+def draw_round_time(summary: Summary, policy: Policy, folder: Path) -> None:
+    """Where the mean round's time goes, stacked milliseconds by gamma, beside one step of the target alone."""
+    count = len(summary.drafts)
+    with page(folder, ROUND_TIME, summary, width=max(6.6, 3.4 * count)) as figure:
+        panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+        steps = [1000 / draft.baseline_tokens_per_s for draft in summary.drafts]
+        totals = [
+            1000 * sum((row.round_time.draft_s, row.round_time.verify_s, row.round_time.other_s))
+            for draft in summary.drafts
+            for row in draft.gammas
+        ]
+        for axes, draft, step in zip(panels, summary.drafts, steps, strict=True):
+            axes.set_ylim(0, max([*totals, *steps]) * 1.12)
+            _round_bars(axes, draft)
+            axes.axhline(step, color=INK, linewidth=1.2, linestyle="--", label=f"target alone, 1 step ({step:.1f} ms)")
+            axes.set_xlabel("gamma (tokens drafted per round)")
+            if count > 1:
+                axes.set_title(name(draft.draft), fontsize=9.5, loc="left")
+                axes.legend(loc="upper left", fontsize=7.5)
+                axes.set_ylim(0, max([*totals, *steps]) * 1.5)
+        panels[0].set_ylabel("time per round (ms)")
+        if count == 1:
+            legend_above(panels[0], 4)
+
+
+def _round_bars(axes: Axes, draft: DraftResult) -> None:
+    places = range(len(draft.gammas))
+    bottom = [0.0] * len(draft.gammas)
+    terms = (
+        ("drafting", [1000 * row.round_time.draft_s for row in draft.gammas], "#9db8d2", "///"),
+        ("verifying", [1000 * row.round_time.verify_s for row in draft.gammas], "#f4f4f4", ""),
+        ("other", [1000 * row.round_time.other_s for row in draft.gammas], "#6e6e6e", ""),
+    )
+    for label, heights, colour, hatch in terms:
+        axes.bar(places, heights, 0.55, bottom, label=label, color=colour, hatch=hatch, edgecolor=INK, lw=0.8, zorder=2)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    for place, top in zip(places, bottom, strict=True):
+        axes.annotate(
+            f"{top:.1f}", (place, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5, color=INK
+        )
+    axes.set_xticks(list(places), [str(row.gamma) for row in draft.gammas])
+    axes.set_xlim(-0.7, len(draft.gammas) - 0.3)
+
+
+def draw_categories(summary: Summary, policy: Policy, folder: Path) -> None:
+    """Speedup by category at its best gamma, fastest on top; an open marker has too few prompts for an interval."""
+    rows = _category_order(summary)
+    drafts = summary.drafts
+    with page(folder, CATEGORIES, summary, height=1.9 + 0.34 * len(rows) * max(1.0, 0.7 * len(drafts))) as figure:
+        axes = figure.add_subplot()
+        for index, draft in enumerate(drafts):
+            shift = (index - (len(drafts) - 1) / 2) * 0.22
+            _category_points(axes, draft, rows, index, shift)
+        known = [value for draft in drafts for row in draft.categories for value in _values(row)]
+        axes.set_xlim(*padded([1.0, policy.min_speedup, *known]))
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        for level, label, dash in _levels(policy):
+            axes.axvline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1, label=label.replace("\n", " "))
+        axes.set_yticks(range(len(rows)), [name(row) for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("speedup over target alone (x)")
+        axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+        legend_above(axes, 2)
+
+
+def _category_points(axes: Axes, draft: DraftResult, rows: list[str], index: int, shift: float) -> None:
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    for position, category in enumerate(draft.categories):
+        place = rows.index(category.category) + shift
+        known = category.speedup_low is not None
+        axes.errorbar(
+            [category.speedup],
+            [place],
+            xerr=_bars((category,)),
+            color=colour,
+            marker=marker,
+            markersize=6.5,
+            markerfacecolor=colour if known else "white",
+            capsize=4,
+            linewidth=1.3,
+            label=name(draft.draft) if position == 0 else None,
+        )
+        label = f"gamma {category.best_gamma}, n = {category.prompts:,}" + ("" if known else ", no interval")
+        axes.annotate(
+            label, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8, annotation_clip=False
+        )
+
+
+def _category_order(summary: Summary) -> list[str]:
+    best: dict[str, float] = {}
+    for draft in summary.drafts:
+        for row in draft.categories:
+            best[row.category] = max(best.get(row.category, row.speedup), row.speedup)
+    return sorted(best, key=lambda category: (-best[category], category))
+
+
+def _levels(policy: Policy) -> list[tuple[float, str, str]]:
+    if policy.min_speedup == 1.0:
+        return [(1.0, "break-even and\npolicy minimum", "-")]
+    what = "policy minimum" if policy.metric == "decode" else "policy minimum\n(end to end)"
+    return [(1.0, "break-even\n1.00x", "-"), (policy.min_speedup, f"{what}\n{text.speedup(policy.min_speedup)}", "--")]
+
+
+def _without_repeats(draft: DraftResult, largest: GammaResult) -> list[GammaResult]:
+    best = [row for row in draft.gammas if row.gamma == draft.best_gamma]
+    return best if largest in best else [*best, largest]
+
+
+def _values(row: GammaResult | CategoryResult) -> list[float]:
+    predicted = row.predicted_speedup if isinstance(row, GammaResult) else None
+    return [value for value in (row.speedup, row.speedup_low, row.speedup_high, predicted) if value is not None]
+
+
+def _bars(rows: tuple[GammaResult, ...] | tuple[CategoryResult, ...]) -> list[list[float]]:
+    """Error-bar lengths below and above each point; zero where there is no interval. A cross-fitted value may lie
+    outside its row's interval, and matplotlib takes no negative length."""
+    below = [max(0.0, row.speedup - row.speedup_low) if row.speedup_low is not None else 0.0 for row in rows]
+    above = [max(0.0, row.speedup_high - row.speedup) if row.speedup_high is not None else 0.0 for row in rows]
+    return [below, above]
+
+
+def _ticks(longest: int) -> list[int]:
+    step = max(1, -(-longest // 16))
+    return list(range(1, longest + 1, step))

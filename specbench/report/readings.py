@@ -1,0 +1,192 @@
+"""What each figure shows, and where a round's time goes, as sentences made from the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from specbench.records import Policy
+from specbench.report import text
+from specbench.report.contract import DraftResult, GammaResult, RoundTime
+from specbench.report.wording import best_row, by_speedup
+
+Limit = Literal["acceptance", "drafting", "verifying", "the rest"]
+
+# Below this many target steps of extra round time, cheaper rounds can hardly help.
+_NEAR_FLOOR = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One round in units of the target's own step. `step_s` is the target alone, seconds per token; `extra_*` is
+    what a round costs beyond one step, by term; `limit` is the term that holds the speedup back most."""
+
+    row: GammaResult
+    step_s: float
+    round_s: float
+    extra_draft_s: float
+    extra_verify_s: float
+    extra_other_s: float
+    limit: Limit
+
+    @property
+    def steps(self) -> float:
+        """Round time in target steps: also the tokens per round needed to break even."""
+        return self.round_s / self.step_s
+
+    @property
+    def extra_s(self) -> float:
+        return self.extra_draft_s + self.extra_verify_s + self.extra_other_s
+
+
+def cost(draft: DraftResult, policy: Policy) -> Cost:
+    """Break one round at the best gamma into its terms.
+
+    Acceptance is the limit where even rounds at the price of one step would miss the policy's minimum, or where
+    they already cost little more than that; else it is the dearest term.
+    """
+    row = best_row(draft)
+    times = row.round_time
+    step = 1 / draft.baseline_tokens_per_s
+    extras: dict[Limit, float] = {
+        "drafting": times.draft_s,
+        "verifying": max(0.0, times.verify_s - step),
+        "the rest": times.other_s,
+    }
+    limit: Limit = max(extras, key=lambda term: extras[term])
+    if row.tokens_per_round < policy.min_speedup or sum(extras.values()) < _NEAR_FLOOR * step:
+        limit = "acceptance"
+    return Cost(row, step, total(times), extras["drafting"], extras["verifying"], extras["the rest"], limit)
+
+
+def total(times: RoundTime) -> float:
+    """Seconds for one mean round."""
+    return times.draft_s + times.verify_s + times.other_s
+
+
+def round_time(found: Cost) -> str:
+    """A round against a step: the arithmetic that the speedup comes from."""
+    times, row = found.row.round_time, found.row
+    parts = [
+        f"{text.milliseconds(seconds)} {name} ({text.percent(seconds / found.round_s)})"
+        for name, seconds in (
+            ("drafting", times.draft_s),
+            ("verifying", times.verify_s),
+            ("on the rest", times.other_s),
+        )
+    ]
+    return (
+        f"At gamma {row.gamma} a round takes {text.milliseconds(found.round_s)}: {text.join(parts)}. The target alone "
+        f"takes {text.milliseconds(found.step_s)} per token, so a round costs {found.steps:.2f} target steps and has to "
+        f"emit more than {found.steps:.2f} tokens to be worth it. It emitted {row.tokens_per_round:.2f} (all measured)."
+    )
+
+
+def limiting(found: Cost) -> str:
+    """Which term holds the speedup back, and the number that says so."""
+    tau = found.row.tokens_per_round
+    if found.limit == "acceptance" and found.extra_s < _NEAR_FLOOR * found.step_s:
+        return (
+            f"**What limits it: acceptance.** Rounds already cost little more than a target step, so only more accepted "
+            f"tokens than {tau - 1:.2f} per round would make it faster."
+        )
+    if found.limit == "acceptance":
+        return (
+            f"**What limits it: acceptance.** Even if a round cost no more than one target step, {tau:.2f} tokens per "
+            f"round could give at most {text.speedup(tau)} (predicted)."
+        )
+    term_s = {
+        "drafting": found.extra_draft_s,
+        "verifying": found.extra_verify_s,
+        "the rest": found.extra_other_s,
+    }[found.limit]
+    name = {"the rest": "work outside the two models"}.get(found.limit, found.limit)
+    return (
+        f"**What limits it: {name}.** Of the {text.milliseconds(found.extra_s)} that a round costs beyond one target "
+        f"step, {text.milliseconds(term_s)} is {name}."
+    )
+
+
+def ceilings(found: Cost) -> str:
+    """The speedup if one term alone were perfect: what there is to win where."""
+    times, tau = found.row.round_time, found.row.tokens_per_round
+    verify = min(times.verify_s, found.step_s)
+    cases = (
+        ("free drafting", tau * found.step_s / (times.verify_s + times.other_s)),
+        ("verifying at the price of one step", tau * found.step_s / (times.draft_s + verify + times.other_s)),
+        ("no work outside the models", tau * found.step_s / (times.draft_s + times.verify_s)),
+        ("every draft accepted", (found.row.gamma + 1) / found.steps),
+    )
+    listed = text.join(f"{name} {text.speedup(value)}" for name, value in cases)
+    return f"With one term made perfect and the others as measured, the speedup would be: {listed} (predicted)."
+
+
+def read_speedup(draft: DraftResult, policy: Policy) -> str:
+    """The speedup figure in one or two sentences."""
+    rows = draft.gammas
+    top = max(rows, key=lambda row: row.speedup)
+    if len(rows) == 1:
+        head = f"Gamma {top.gamma}, the only one measured, gives {_row_estimate(top)}."
+    else:
+        last = rows[-1]
+        tail = "the largest measured" if top is last else f"and is {text.speedup(last.speedup)} at gamma {last.gamma}"
+        above = sum(row.speedup_low is not None and row.speedup_low >= policy.min_speedup for row in rows)
+        head = f"Speedup is highest at gamma {top.gamma}, {_row_estimate(top)}, {tail}."
+        if any(row.speedup_low is not None for row in rows):
+            whole = f"{above} of {len(rows)} intervals" if above else "No interval"
+            verb = "lies" if above <= 1 else "lie"
+            head += f" {whole} {verb} wholly above {text.speedup(policy.min_speedup)}."
+    off = [(abs(row.predicted_speedup / row.speedup - 1), row.gamma) for row in rows if row.predicted_speedup]
+    if not off:
+        return head
+    worst, gamma = max(off)
+    where = f", at gamma {gamma}" if len(off) > 1 else ""
+    return f"{head} The prediction misses the measurement by at most {text.percent(worst)}{where}."
+
+
+def read_survival(draft: DraftResult) -> str:
+    """The survival figure: first token, last token."""
+    row = max(draft.gammas, key=lambda row: row.gamma)
+    first, last = row.survival[0], row.survival[-1]
+    if row.gamma == 1 or last is None:
+        return f"At gamma {row.gamma} the first drafted token is accepted in {text.percent(first)} of rounds."
+    return (
+        f"At gamma {row.gamma} the first drafted token is accepted in {text.percent(first)} of rounds, and all "
+        f"{row.gamma} of a full draft in {text.percent(last)}."
+    )
+
+
+def read_round_time(draft: DraftResult) -> str:
+    """The round-time figure: how the drafting share and the round grow."""
+    rows = sorted(draft.gammas, key=lambda row: row.gamma)
+    step = 1 / draft.baseline_tokens_per_s
+    first, last = rows[0], rows[-1]
+    share = [text.percent(row.round_time.draft_s / total(row.round_time)) for row in (first, last)]
+    steps = [total(row.round_time) / step for row in (first, last)]
+    if first is last:
+        return f"A round at gamma {first.gamma} costs {steps[0]:.2f} target steps; drafting is {share[0]} of it."
+    return (
+        f"From gamma {first.gamma} to {last.gamma} a round grows from {steps[0]:.2f} to {steps[1]:.2f} target steps, and "
+        f"drafting from {share[0]} to {share[1]} of it."
+    )
+
+
+def read_categories(draft: DraftResult) -> str:
+    """The category figure: the two ends, and whether their intervals tell them apart."""
+    rows = by_speedup(draft)
+    top, low = rows[0], rows[-1]
+    if top is low:
+        return f"One category: {text.escape(top.category)} at {text.speedup(top.speedup)}."
+    head = (
+        f"{text.escape(top.category)} gains most ({text.speedup(top.speedup)}), "
+        f"{text.escape(low.category)} least ({text.speedup(low.speedup)})"
+    )
+    if top.speedup_low is None or low.speedup_high is None:
+        return f"{head}; too few prompts to say that they differ."
+    if top.speedup_low > low.speedup_high:
+        return f"{head}; their intervals do not overlap."
+    return f"{head}; their intervals overlap, so the order may be chance."
+
+
+def _row_estimate(row: GammaResult) -> str:
+    return text.estimate(row.speedup, row.speedup_low, row.speedup_high)

@@ -1,0 +1,204 @@
+"""What to do next and how to check the run: picked from its own numbers, each step with its own doubt."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specbench.decision.verdict import prompts_to_settle
+from specbench.records import Interval
+from specbench.report import text
+from specbench.report.contract import DraftResult, Summary
+from specbench.report.facts import Facts
+from specbench.report.readings import Cost, cost
+from specbench.report.wording import best_row, policy_line
+
+_STEPS = 2
+
+# Beyond this many times the prompts there are, more prompts is no advice.
+_AFFORDABLE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do, the number that suggests it, and one reason why it might be wrong."""
+
+    do: str
+    why: str
+    doubt: str
+
+
+def next_steps(summary: Summary, facts: Facts) -> list[Step]:
+    """The two most useful next steps for the fastest draft; none without a measurement."""
+    if not summary.drafts:
+        return []
+    draft = max(summary.drafts, key=lambda draft: draft.speedup)
+    found = cost(draft, facts.policy)
+    evidence = (_finish(facts), _more_prompts(draft, facts))
+    improve = (_larger_gamma(draft, found), _by_category(draft, facts), _limit(found))
+    engine = _engine(draft, found, facts)
+    order = (*evidence, engine, *improve) if _settled_go(draft) else (*evidence, *improve, engine)
+    return [step for step in order if step is not None][:_STEPS]
+
+
+def _settled_go(draft: DraftResult) -> bool:
+    return draft.verdict == "GO" and all(category.verdict == "GO" for category in draft.categories)
+
+
+def _finish(facts: Facts) -> Step | None:
+    if facts.finished:
+        return None
+    missing = f"{facts.planned - facts.done:,} trials are missing" if facts.planned else "trials are missing"
+    return Step(
+        "Finish this run: the same command continues where it stopped.",
+        f"{missing}.",
+        "if the machine or its load has changed since, the two parts are not one measurement.",
+    )
+
+
+def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
+    work, n = facts.workload, best_row(draft).prompts
+    measured = Interval(draft.speedup, draft.speedup_low, draft.speedup_high, facts.policy.confidence, n)
+    needed = prompts_to_settle(measured, facts.policy)
+    if draft.verdict != "UNCLEAR" or needed is None or needed > _AFFORDABLE * n:
+        return None
+    if work.available is not None and work.used is not None and work.available > work.used:
+        do = f"Measure all {work.available:,} prompts of the workload, not {work.used:,}."
+    else:
+        do = f"Measure about {needed:,} prompts in all: the workload's {n:,} are used up, so it needs more."
+    asked = text.speedup(facts.policy.min_speedup)
+    if draft.speedup_low is None:
+        why = f"{text.count(n, 'prompt')} give no interval, and without one there can be no GO and no NO-GO."
+    else:
+        bounds = text.interval(draft.speedup_low, draft.speedup_high)
+        why = f"{bounds} leaves {asked} open, and about {needed:,} prompts would settle it (predicted)."
+    if any(category.verdict != draft.verdict for category in draft.categories):
+        doubt = "the categories differ, so more prompts sharpen a mean that describes none of them."
+    else:
+        doubt = f"if the speedup over more prompts comes nearer to {asked} than {text.speedup(draft.speedup)}, it takes more still."
+    return Step(do, why, doubt)
+
+
+def _larger_gamma(draft: DraftResult, found: Cost) -> Step | None:
+    """Worth trying where the best gamma is the largest and even its last token's survival would pay one more."""
+    row = found.row
+    last = row.survival[-1] if row.survival else None
+    if row.gamma != max(r.gamma for r in draft.gammas) or last is None:
+        return None
+    extra_s = (row.round_time.draft_s + found.extra_verify_s) / row.gamma
+    if last / row.tokens_per_round <= extra_s / found.round_s:
+        return None
+    return Step(
+        f"Try gamma above {row.gamma}: `--gamma {row.gamma}..{row.gamma * 2}`.",
+        f"the last drafted token still survives in {text.percent(last)} of rounds, and one more would cost about "
+        f"{text.milliseconds(extra_s)} of a {text.milliseconds(found.round_s)} round (predicted).",
+        "each further token survives less often than the one before, so the gain may end at once.",
+    )
+
+
+def _by_category(draft: DraftResult, facts: Facts) -> Step | None:
+    verdicts = {category.verdict for category in draft.categories}
+    if "GO" not in verdicts or len(verdicts) == 1:
+        return None
+    smallest = min(draft.categories, key=lambda category: (category.prompts, category.category))
+    return Step(
+        f"Turn {text.code(draft.draft)} on by category: {policy_line(draft, facts.policy)}",
+        "the categories get different verdicts under one draft.",
+        f"it needs requests whose category is known before they run, and {text.escape(smallest.category)} rests on "
+        f"{text.count(smallest.prompts, 'prompt')}.",
+    )
+
+
+def _limit(found: Cost) -> Step:
+    row, tau = found.row, found.row.tokens_per_round
+    if found.limit == "acceptance":
+        return Step(
+            "Try a draft that agrees with the target more: a larger one, or one trained on this traffic.",
+            f"{text.percent(row.acceptance_rate)} of drafted tokens were accepted, {tau:.2f} tokens per round.",
+            f"a larger draft also costs more than the {text.milliseconds(row.round_time.draft_s)} a round spends drafting "
+            "now.",
+        )
+    if found.limit == "drafting":
+        free = tau * found.step_s / (row.round_time.verify_s + row.round_time.other_s)
+        return Step(
+            "Try a cheaper draft: a smaller model, or n-gram look-up, which runs no model.",
+            f"drafting is {text.percent(row.round_time.draft_s / found.round_s)} of a round; free drafting with the same "
+            f"acceptance would give {text.speedup(free)} (predicted).",
+            f"a cheaper draft is accepted less often, and tokens per round have to stay above "
+            f"{(row.round_time.verify_s + row.round_time.other_s) / found.step_s:.2f} even if it costs nothing.",
+        )
+    if found.limit == "verifying":
+        return Step(
+            "Measure where verifying several tokens costs about as much as one: other kernels, precision or hardware.",
+            f"verifying {row.gamma + 1} tokens takes {row.round_time.verify_s / found.step_s:.2f} target steps here.",
+            "a faster verify often comes with a faster single step, and then the ratio stays.",
+        )
+    return Step(
+        "Measure in a serving engine, whose loop around the models is leaner.",
+        f"{text.milliseconds(row.round_time.other_s)} of a {text.milliseconds(found.round_s)} round is spent outside both "
+        "models.",
+        "the target alone gets faster there as well, so the ratio may not improve.",
+    )
+
+
+def _engine(draft: DraftResult, found: Cost, facts: Facts) -> Step:
+    tau, asked = found.row.tokens_per_round, facts.policy.min_speedup
+    do = "Confirm it in the engine that serves your traffic, at its usual load, before switching it on."
+    if draft.verdict != "GO":
+        do = "Before giving it up, measure the time of a round in the engine that serves your traffic."
+    return Step(
+        do,
+        f"with {tau:.2f} tokens per round it pays where a round costs less than {tau / asked:.2f} target steps; here it "
+        f"costs {found.steps:.2f}.",
+        "at larger batches the target has less idle capacity, so verifying costs more and the gain shrinks."
+        if draft.verdict == "GO"
+        else "an engine with a faster target step makes the same draft dearer in comparison.",
+    )
+
+
+def checks(facts: Facts) -> list[tuple[str, str]]:
+    """(what it tells, command) pairs that repeat or extend the run; empty where its command was not recorded."""
+    if not facts.argv:
+        return []
+    found = [("The same again; the speedup should fall inside the interval most times.", _shell(_fresh(facts.argv)))]
+    available, used = facts.workload.available, facts.workload.used
+    if available is not None and used is not None and available > used:
+        found.append(("Every prompt of the workload.", limited_command(facts, available) or ""))
+    if facts.sampling.greedy and facts.precision in ("bfloat16", "float16"):
+        exact = [*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"]
+        found.append(("In float32, where every text has to equal the target's own; any other is a bug.", _shell(exact)))
+    return found
+
+
+def limited_command(facts: Facts, limit: int) -> str | None:
+    """The run's own command over `limit` prompts; None where it was not recorded."""
+    if not facts.argv:
+        return None
+    return _shell([*_without(_fresh(facts.argv), "--limit"), "--limit", str(limit)])
+
+
+def command(facts: Facts) -> str | None:
+    """The run's own command, as typed."""
+    return _shell(facts.argv) if facts.argv else None
+
+
+def _fresh(argv: Sequence[str]) -> list[str]:
+    return [*(part for part in argv if part not in ("--fresh", "--resume")), "--fresh"]
+
+
+def _without(argv: Sequence[str], option: str) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for part in argv:
+        if skip:
+            skip = False
+        elif part == option:
+            skip = True
+        elif not part.startswith(f"{option}="):
+            kept.append(part)
+    return kept
+
+
+def _shell(argv: Sequence[str]) -> str:
+    return shlex.join(text.clean(part) for part in argv)

@@ -1,0 +1,119 @@
+"""How every number and name is written, so that tables, figures and the brief agree.
+
+Unknown is "-". Nothing here rounds a doubt away: a share just under 1 reads ">99%", not "100%".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+UNKNOWN = "-"
+NO_INTERVAL = "no interval"
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def clean(text: object) -> str:
+    """Names come from users' files: one line, and no control characters that a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def ascii_text(text: str) -> str:
+    """The text for a terminal that can show nothing else; "?" stands for what is lost."""
+    return text.encode("ascii", "replace").decode("ascii")
+
+
+def speedup(value: float | None) -> str:
+    """`1.23x`: how many times as fast as the target alone."""
+    return UNKNOWN if value is None else f"{value:.2f}x"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`[1.10, 1.35]`."""
+    return NO_INTERVAL if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
+
+
+def estimate(value: float, low: float | None, high: float | None) -> str:
+    """`1.23x [1.10, 1.35]`."""
+    return f"{speedup(value)} {interval(low, high)}" if low is not None else f"{speedup(value)} ({NO_INTERVAL})"
+
+
+def percent(share: float | None) -> str:
+    """`63%` of a share in 0..1; the ends are kept for exactly none and exactly all."""
+    if share is None:
+        return UNKNOWN
+    if 0 < share < 0.01:
+        return "<1%"
+    if 0.99 < share < 1:
+        return ">99%"
+    return f"{share:.0%}"
+
+
+def chance(probability: float) -> str:
+    """A percent for a probability from a bootstrap, which can never show certainty."""
+    if probability < 0.01:
+        return "below 1%"
+    return "above 99%" if probability > 0.99 else f"{probability:.0%}"
+
+
+def milliseconds(seconds: float) -> str:
+    """`14.0 ms`: one decimal, two below one millisecond, none from a hundred."""
+    value = seconds * 1000
+    digits = 2 if value < 1 else 1 if value < 100 else 0
+    return f"{value:,.{digits}f} ms"
+
+
+def size(count: float | None, unit: str) -> str | None:
+    """`134.5 M parameters`, `269 MB`: a large count in thousands, millions or billions; None if unknown."""
+    if count is None:
+        return None
+    names = (("B" if unit != "B" else "G", 1e9), ("M", 1e6), ("k", 1e3))
+    prefix, scale = next(((name, scale) for name, scale in names if count >= scale), ("", 1.0))
+    value = count / scale
+    number = f"{value:.0f}" if value >= 100 or scale == 1 else f"{value:.1f}"
+    return f"{number} {prefix}{unit}" if unit == "B" else f"{number} {prefix} {unit}".replace("  ", " ")
+
+
+def count(n: int, noun: str) -> str:
+    """`1 prompt`, `1,755 rounds`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def join(items: Iterable[str]) -> str:
+    """`a, b and c`."""
+    names = list(items)
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def sparkline(values: Sequence[float | None], *, ascii_only: bool = False, width: int = 8) -> str:
+    """Shares in 0..1 as bars; in ASCII as tenths (`8` is 0.8 to 0.9). At most `width` marks, evenly chosen."""
+    if len(values) > width:
+        last = len(values) - 1
+        values = [values[round(i * last / (width - 1))] for i in range(width)]
+    marks = "0123456789" if ascii_only else _BLOCKS
+    return "".join("?" if v is None else marks[min(int(v * len(marks)), len(marks) - 1)] for v in values)
+
+
+def sentence(words: str) -> str:
+    """A message as a sentence: capital first, full stop last."""
+    line = clean(words)
+    return f"{line[:1].upper()}{line[1:]}" + ("" if line.endswith((".", "!", "?")) else ".")
+
+
+def code(text: object) -> str:
+    """A Markdown code span that survives backticks in the text."""
+    line = clean(text)
+    fence = "`" * (max((len(run) for run in re.findall(r"`+", line)), default=0) + 1)
+    pad = " " if "`" in line else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def escape(text: object) -> str:
+    """Markdown prose from a user's name: nothing in it can start markup, a link or a table cell."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", clean(text))
+
+
+def cell(markdown: str) -> str:
+    """Make a Markdown fragment safe inside a table row; GFM needs the bar escaped even in a code span."""
+    return re.sub(r"(?<!\\)\|", r"\\|", markdown)

@@ -1,0 +1,207 @@
+"""The brief's first page in words: verdict, what it holds for, policy. Pure functions from numbers to Markdown.
+
+One rule everywhere: a sentence is never surer than its numbers. Without an interval it says so and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specbench.decision.interval import MIN_PROMPTS
+from specbench.records import Policy, Sampling
+from specbench.report import text
+from specbench.report.contract import CategoryResult, DraftResult, GammaResult
+from specbench.report.facts import Facts, Model
+
+_ADVICE = {"GO": "turn {} on", "NO-GO": "leave {} off", "UNCLEAR": "{} is not settled"}
+
+
+def best_row(draft: DraftResult) -> GammaResult:
+    """The row of the table that `best_gamma` names."""
+    return next((row for row in draft.gammas if row.gamma == draft.best_gamma), draft.gammas[0])
+
+
+def banner(facts: Facts) -> str | None:
+    """Said above everything else where the run did not come to its end."""
+    if facts.finished:
+        return None
+    planned = f"of {facts.planned:,} trials" if facts.planned else "trials of an unknown number"
+    how = {"interrupted": "interrupted", "failed": "failed"}.get(facts.status, "not finished:")
+    word = "stopped or still running " if how.endswith(":") else ""
+    return (
+        f"**This run is incomplete: {how} {word}after {facts.done:,} {planned}.** "
+        "What follows rests on those trials alone, and the prompts that came last may be missing altogether."
+    )
+
+
+def verdict(draft: DraftResult, policy: Policy) -> str:
+    """The verdict sentence: call, speedup with interval, over how many prompts, against what was asked."""
+    subject = "generation with prefill" if policy.metric == "e2e" else "decoding"
+    n = best_row(draft).prompts
+    at = f"gamma {draft.best_gamma}" if len(draft.gammas) == 1 else "the best gamma"
+    head = f"**{draft.verdict}: {_ADVICE[draft.verdict].format(text.code(draft.draft))}.**"
+    ran = f"With it, {subject} at {at} ran {text.speedup(draft.speedup)} as fast as the target alone"
+    over = f"measured over {text.count(n, 'prompt')}"
+    if draft.speedup_low is None or draft.speedup_high is None:
+        return " ".join([f"{head} {ran} ({over}).", _no_interval(n), *_reasons(draft)])
+    bounds = f"{text.percent(policy.confidence)} interval {text.interval(draft.speedup_low, draft.speedup_high)}"
+    return " ".join([f"{head} {ran} ({over}, {bounds}).", _against_policy(draft, policy), *_reasons(draft)])
+
+
+def _no_interval(prompts: int) -> str:
+    few = f"so few prompts (an interval takes {MIN_PROMPTS})" if prompts < MIN_PROMPTS else "these prompts"
+    return f"There is no interval over {few}, so this is what happened on them, not what to expect of others."
+
+
+def _against_policy(draft: DraftResult, policy: Policy) -> str:
+    asked = f"The policy asks for at least {text.speedup(policy.min_speedup)}"
+    if draft.probability is None:
+        return f"{asked}."
+    likely = (
+        f"{asked} with {text.percent(policy.confidence)} confidence; "
+        f"the chance of that speedup is {text.chance(draft.probability)}."
+    )
+    if draft.speedup_high is not None and draft.speedup_high < 1:
+        return f"{likely} The whole interval lies below 1.00x: it is slower than the target alone."
+    return likely
+
+
+def _reasons(draft: DraftResult) -> list[str]:
+    """The rule's own reasons, without those that the verdict sentence has already said: the odds, and too few
+    prompts for an interval."""
+    if draft.verdict == "UNCLEAR" and draft.speedup_low is None:
+        return []
+    return [text.escape(text.sentence(reason)) for reason in draft.reasons if not reason.startswith("P(")]
+
+
+def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult]) -> list[str]:
+    """What was measured, one line a circumstance."""
+    threads = f", {text.count(facts.threads, 'thread')}" if facts.threads else ""
+    models = [_model(facts.drafts.get(d.draft, Model(d.draft, d.draft, None, None, None))) for d in drafts]
+    limit = f", at most {facts.max_new_tokens:,} new tokens" if facts.max_new_tokens else ""
+    return [
+        f"target {_model(facts.target)}",
+        *(f"draft {model}" for model in models),
+        f"engine: {text.escape(engine)}",
+        f"machine: {text.escape(hardware)}; {facts.precision or 'precision not recorded'}{threads}; batch 1",
+        f"sampling: {sampling(facts.sampling)}{limit}",
+        f"prompts: {prompts(facts)}",
+    ]
+
+
+def sampling(settings: Sampling) -> str:
+    """`greedy (temperature 0)` or `temperature 0.7, top-p 0.9`; what is off is not named."""
+    if settings.greedy:
+        return "greedy (temperature 0)"
+    parts = [f"temperature {settings.temperature:g}"]
+    if settings.top_p < 1:
+        parts.append(f"top-p {settings.top_p:g}")
+    if settings.top_k:
+        parts.append(f"top-k {settings.top_k}")
+    return ", ".join(parts)
+
+
+def prompts(facts: Facts) -> str:
+    """`40 of 200 in `file` (sha256 0123456789ab)`."""
+    work = facts.workload
+    used = f"{work.used:,}" if work.used is not None else "an unrecorded number"
+    of = f" of {work.available:,}" if work.available is not None else ""
+    source = f" in {text.code(work.source)}" if work.source else ""
+    sha = f" (sha256 {work.sha256[:12]})" if work.sha256 else ""
+    return f"{used}{of}{source}{sha}"
+
+
+def _model(model: Model) -> str:
+    name = text.code(model.spec) + (f" ({text.escape(model.name)})" if model.name != model.spec else "")
+    sizes = [text.size(model.parameters, "parameters"), text.size(model.weight_bytes, "B")]
+    known = [part for part in sizes if part]
+    return f"{name}, {', '.join(known)} of weights" if sizes[1] else ", ".join([name, *known])
+
+
+def carry() -> str:
+    """What it would take to use the verdict elsewhere."""
+    return (
+        "Elsewhere: acceptance comes from prompts, models and sampling, and should be much the same on another machine "
+        "or engine (assumed); the time of a round has to be measured there. Other prompts, models or sampling, or a "
+        "batch above 1, need a new run."
+    )
+
+
+def policy_line(draft: DraftResult, policy: Policy) -> str:
+    """Where to turn the draft on: `on for code and maths; off for summarise; undecided for chat (...)`."""
+    found = by_speedup(draft)
+    if not found:
+        state = {"GO": "on", "NO-GO": "off", "UNCLEAR": "undecided"}[draft.verdict]
+        return f"{state} for everything: the prompts carry no category to tell apart."
+    undecided = [category for category in found if category.verdict == "UNCLEAR"]
+    parts = (
+        ("on for", [category for category in found if category.verdict == "GO"], ""),
+        ("off for", [category for category in found if category.verdict == "NO-GO"], ""),
+        ("undecided for", [c for c in undecided if c.speedup_low is not None], _open_about(policy)),
+        ("undecided for", [c for c in undecided if c.speedup_low is None], " (too few prompts to say)"),
+    )
+    return "; ".join(f"{word} {_names(group)}{why}" for word, group, why in parts if group) + "."
+
+
+def _open_about(policy: Policy) -> str:
+    return f" (the measurement leaves {text.speedup(policy.min_speedup)} open)"
+
+
+def _names(categories: Sequence[CategoryResult]) -> str:
+    return text.join(text.escape(category.category) for category in categories)
+
+
+def by_speedup(draft: DraftResult) -> list[CategoryResult]:
+    """Fastest category first; ties by name. Empty where the prompts carry no category, which is stored as "all"."""
+    if [category.category for category in draft.categories] == ["all"]:
+        return []
+    return sorted(draft.categories, key=lambda category: (-category.speedup, category.category))
+
+
+def category_note(draft: DraftResult) -> str:
+    """What the table by category assumes of the reader."""
+    gammas = {category.best_gamma for category in draft.categories}
+    if len(draft.gammas) == 1:
+        return "Decided by the same rule as the whole, each on its own prompts."
+    same = "all at the same gamma" if len(gammas) == 1 else "an engine with one fixed gamma for all gets less"
+    return f"Decided by the same rule as the whole, each on its own prompts and at its own best gamma ({same})."
+
+
+def gamma_note(draft: DraftResult) -> str:
+    """What r, tau and alpha are, and how far the replay agrees."""
+    words = [
+        "r is accepted over drafted; it falls as gamma grows by its nature, so do not compare it across gammas.",
+        "tau is tokens per round, with the one that the target adds to every round.",
+    ]
+    if draft.alpha is not None:
+        bounds = text.interval(draft.alpha_low, draft.alpha_high)
+        words.append(
+            f"alpha, the chance that a token is accepted if all before it were, is {draft.alpha:.2f} {bounds}."
+        )
+    gaps = [
+        abs(row.replay_tokens_per_round / row.tokens_per_round - 1)
+        for row in draft.gammas
+        if row.replay_tokens_per_round is not None
+    ]
+    if gaps:
+        words.append(
+            "Replayed tau counts the same rounds from one pass over the target's text, without speculation; "
+            f"it is within {_at_most(max(gaps))} of the live count."
+        )
+    return " ".join(words)
+
+
+def best_note(draft: DraftResult) -> str | None:
+    """Why the verdict's speedup and the best row of the table differ, where they do."""
+    if len(draft.gammas) == 1:
+        return None
+    row = best_row(draft)
+    return (
+        f"Gamma {row.gamma} is best at {text.speedup(row.speedup)}, but picking the best of {len(draft.gammas)} rows "
+        f"flatters it. The verdict's {text.speedup(draft.speedup)} takes each prompt at the gamma that the other prompts "
+        "would choose."
+    )
+
+
+def _at_most(share: float) -> str:
+    return "1%" if share < 0.01 else text.percent(share)

@@ -1,0 +1,181 @@
+"""Rows -> a Workload: prompts with stable ids, content hashes and what to distrust."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from specbench.errors import WorkloadError
+from specbench.records import Caution, Message, Prompt
+from specbench.workload.cautions import cautions_of
+from specbench.workload.files import read_rows
+from specbench.workload.hub import PREFIX, read_hub
+from specbench.workload.naming import kind_of, list_names
+from specbench.workload.randomness import looks_random
+from specbench.workload.shapes import Malformed, Skip, messages_of
+
+_ID_KEYS = ("id", "question_id", "custom_id", "uid")
+_CATEGORY_KEYS = ("category", "task")
+_LONGEST_LABEL = 64  # a `task` longer than this is an instruction, not a category
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row left out: where it is ("line 12", "row 12") and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The prompts of one source, in its order. `sha256` is over their ids, categories and content hashes, so the
+    same prompts have the same hash in any file format. `random_suspects` counts the prompts that look like random
+    characters or tokens; it is taken while reading because it costs as much as reading."""
+
+    prompts: tuple[Prompt, ...]
+    source: str
+    sha256: str
+    skipped: tuple[Skipped, ...] = ()
+    cautions: tuple[Caution, ...] = ()
+    random_suspects: int = 0
+
+
+def load_workload(
+    source: str,
+    *,
+    column: str | None = None,
+    category_column: str | None = None,
+    system_prompt: str | None = None,
+) -> Workload:
+    """Read a file, or a hub data set as `hub:ID[:CONFIG][@SPLIT]`.
+
+    `column` holds the prompt where the row's shape does not tell; `system_prompt` opens every conversation that
+    has no system message. Ids come from the rows or are `p-` and 10 hex digits of the content hash; a second use
+    of an id gets `#2`. Raises WorkloadError, with place and cure and without prompt text.
+    """
+    prompts: list[Prompt] = []
+    skipped: list[Skipped] = []
+    ids = _Ids()
+    columns: list[object] | None = None
+    category_seen = category_column is None
+    for place, row in _rows(source):
+        if isinstance(row, dict):
+            columns = list(row) if columns is None else columns
+            category_seen = category_seen or category_column in row
+        try:
+            messages = _opened(messages_of(row, column), system_prompt)
+            sha256 = _content_sha256(messages)
+            category = _category(row, category_column, column)
+        except Skip as skip:
+            skipped.append(Skipped(place, str(skip)))
+            continue
+        except Malformed as error:
+            raise WorkloadError(error.what, where=f"{source}, {place}", cure=error.cure) from None
+        prompts.append(Prompt(ids.take(_wanted_id(row), sha256), messages, sha256, category))
+    _check_not_empty(source, prompts, skipped)
+    if not category_seen:
+        raise WorkloadError(
+            f"no column {category_column}; found: {list_names(columns or [])}",
+            where=source,
+            cure="Correct --category-column NAME or leave it out.",
+        )
+    suspects = sum(looks_random(prompt.messages[-1].content) for prompt in prompts)
+    return Workload(
+        prompts=tuple(prompts),
+        source=source,
+        sha256=fingerprint(prompts),
+        skipped=tuple(skipped),
+        cautions=cautions_of(prompts, suspects, ids.clashes),
+        random_suspects=suspects,
+    )
+
+
+def fingerprint(prompts: Iterable[Prompt]) -> str:
+    """sha256 over ids, categories and content hashes, in order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps([prompt.id, prompt.category, prompt.sha256]).encode())
+    return digest.hexdigest()
+
+
+def _rows(source: str) -> Iterator[tuple[str, object]]:
+    return read_hub(source) if source.startswith(PREFIX) else read_rows(Path(source).expanduser())
+
+
+def _check_not_empty(source: str, prompts: list[Prompt], skipped: list[Skipped]) -> None:
+    if prompts:
+        return
+    what = "the workload holds no prompts"
+    if skipped:
+        first = skipped[0]
+        what = f"no usable prompts: every row was skipped ({len(skipped)}), {first.where} because: {first.reason}"
+    raise WorkloadError(what, where=source, cure="Give at least one text prompt; 30 or more make an interval.")
+
+
+def _opened(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
+    if system_prompt is None or any(message.role == "system" for message in messages):
+        return messages
+    return (Message("system", system_prompt), *messages)
+
+
+def _content_sha256(messages: tuple[Message, ...]) -> str:
+    """Over the canonical JSON of [[role, content], ...]: UTF-8, no spaces."""
+    pairs = [[message.role, message.content] for message in messages]
+    text = json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return hashlib.sha256(text.encode()).hexdigest()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it
+        raise Skip("not valid Unicode: half a surrogate pair") from None
+
+
+def _category(row: object, category_column: str | None, column: str | None) -> str | None:
+    if not isinstance(row, dict):
+        return None
+    if category_column is not None:
+        value = row.get(category_column)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+            raise Malformed(f"the category is {kind_of(value)}, not text", "Choose a --category-column of labels.")
+        return None if value is None else str(value).strip() or None
+    for key in _CATEGORY_KEYS:
+        value = row.get(key)
+        if key != column and isinstance(value, str | int) and not isinstance(value, bool):
+            label = str(value).strip()
+            if 0 < len(label) <= _LONGEST_LABEL and "\n" not in label:
+                return label
+    return None
+
+
+def _wanted_id(row: object) -> str | None:
+    if isinstance(row, dict):
+        for key in _ID_KEYS:
+            value = row.get(key)
+            if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
+                return str(value)
+    return None
+
+
+class _Ids:
+    """Hands out ids, each once, since a trial is stored under its prompt's id. `clashes` counts the prompts that
+    wanted an id in use by other content; the same content again is counted elsewhere, as a repeat."""
+
+    def __init__(self) -> None:
+        self.clashes = 0
+        self._content: dict[str, str] = {}
+        self._copies: dict[str, int] = {}
+
+    def take(self, wanted: str | None, sha256: str) -> str:
+        wanted = f"p-{sha256[:10]}" if wanted is None else wanted
+        if wanted not in self._content:
+            self._content[wanted] = sha256
+            return wanted
+        self.clashes += self._content[wanted] != sha256
+        copy = self._copies.get(wanted, 1) + 1
+        while (name := f"{wanted}#{copy}") in self._content:
+            copy += 1
+        self._copies[wanted] = copy
+        self._content[name] = sha256
+        return name

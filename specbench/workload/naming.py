@@ -1,0 +1,34 @@
+"""Names that are safe to show: error messages may hold keys and kinds of values, never prompt text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,39}")
+
+_KINDS: dict[type, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words: "text", "a number", "a list"."""
+    return _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+def list_names(names: Iterable[object]) -> str:
+    """Column names as "id, text". A name that could be prompt text (the first line of a CSV file without a
+    header) is counted, not shown."""
+    given = [name if isinstance(name, str) else "" for name in names]
+    plain = [name for name in given if _PLAIN_NAME.fullmatch(name)]
+    hidden = len(given) - len(plain)
+    if hidden:
+        plain.append(f"{hidden} not shown because {'it' if hidden == 1 else 'they'} may be prompt text")
+    return ", ".join(plain) or "none"
