@@ -4,7 +4,6 @@ command needs them."""
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +51,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def top(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -67,11 +68,15 @@ RUN_HELP = {
 @app.command("sweep", help=RUN_HELP["sweep"])
 def measure_or_sweep(
     ctx: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="YAML file; flags override it.  [default: configs/default.yaml]")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file; flags override it.  [default: configs/default.yaml]")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Model id or directory.")] = None,
     draft: Annotated[list[str] | None, typer.Option(help="Draft model id or directory; repeatable.")] = None,
     workload: Annotated[str | None, typer.Option(help="Prompt file, or hub:ID for a data set.")] = None,
-    gamma: Annotated[str | None, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.")] = None,
+    gamma: Annotated[
+        str | None, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most N prompts, spread over the categories.")] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
     category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
@@ -95,7 +100,9 @@ def measure_or_sweep(
     name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
     resume: Annotated[
         bool | None,
-        typer.Option("--resume/--fresh", help="Demand an unfinished run, or start a new one.  [default: resume if any]"),
+        typer.Option(
+            "--resume/--fresh", help="Demand an unfinished run, or start a new one.  [default: resume if any]"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
@@ -120,7 +127,9 @@ def measure_or_sweep(
         if gamma is None:
             gammas = (settings.measure_gamma,)
         elif len(gammas) != 1:
-            raise ConfigError(f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep.")
+            raise ConfigError(
+                f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
+            )
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     with RunProgress(quiet=quiet) as progress:
         folder = run(settings, command, gammas, progress, mode=mode)
@@ -174,7 +183,11 @@ def workload_profile(
     found = profile(loaded)
     if as_json:
         cautions = [asdict(caution) for caution in loaded.cautions]
-        typer.echo(json.dumps({"source": loaded.source, "sha256": loaded.sha256, "profile": asdict(found), "warnings": cautions}))
+        typer.echo(
+            json.dumps(
+                {"source": loaded.source, "sha256": loaded.sha256, "profile": asdict(found), "warnings": cautions}
+            )
+        )
         return
     console = Console()
     for part in workload_table(loaded, found):
@@ -213,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,6 +20,7 @@ from specbench.errors import ConfigError
 from specbench.records import Policy, Sampling
 
 MAX_GAMMA = 64
+DEFAULT_WORKLOAD = "workloads/mixed.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class RunConfig:
 
     target: str = "demo:target"
     draft: tuple[str, ...] = ("demo:draft",)
-    workload: str = "workloads/mixed.jsonl"
+    workload: str = DEFAULT_WORKLOAD
     column: str | None = None
     category_column: str | None = None
     system_prompt: str | None = None

@@ -5,51 +5,27 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 
 from __future__ import annotations
 
-import hashlib
 import random
 import traceback
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from specbench.config import RunConfig
-from specbench.cost.load import OthersMeter, free_cores, load_average
+from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer
+from specbench.config import DEFAULT_WORKLOAD, RunConfig
+from specbench.cost.load import free_cores, load_average
 from specbench.errors import StoreError, WorkloadError
 from specbench.provenance import provenance
-from specbench.records import Arm, Caution, Divergence, Prompt, Trial
+from specbench.records import Arm, Caution, Prompt, Trial
+from specbench.shipped import shipped
 from specbench.store import SCHEMA, RunWriter, TrialKey, find_runs, new_folder, read_run, trial_key
 from specbench.workload import Workload, load_workload, select
 
 if TYPE_CHECKING:
-    from specbench.acceptance.loop import Generation
     from specbench.engines.local import LocalEngine
-
-MAX_ATTEMPTS = 3
-WARMUP_TOKENS = 8
-
-
-class Observer(Protocol):
-    """Whoever shows the progress of a run."""
-
-    def say(self, line: str) -> None:
-        """Something worth a line."""
-
-    def begin(self, total: int, done: int) -> None:
-        """Trials planned, and how many of them an earlier session finished."""
-
-    def trial(self, trial: Trial) -> None:
-        """A trial is on disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A prompt and its token ids."""
-
-    prompt: Prompt
-    ids: list[int]
 
 
 def plan_arms(config: RunConfig, gammas: Sequence[int]) -> list[Arm]:
@@ -67,7 +43,7 @@ def run(config: RunConfig, command: str, gammas: Sequence[int], observer: Observ
     config = replace(config, gamma=tuple(gammas))
     folder = _unfinished(config, mode)
     workload = load_workload(
-        config.workload,
+        _source(config.workload),
         column=config.column,
         category_column=config.category_column,
         system_prompt=config.system_prompt,
@@ -138,101 +114,6 @@ def shuffled(arms: Sequence[Arm], seed: str) -> list[Arm]:
     return order
 
 
-class Bench:
-    """Runs trials of one engine and stores them; repeats, visibly, those that other processes disturbed."""
-
-    def __init__(
-        self,
-        engine: LocalEngine,
-        config: RunConfig,
-        writer: RunWriter,
-        observer: Observer,
-        attempts: dict[TrialKey, int],
-        repeats_left: int,
-    ) -> None:
-        self.engine = engine
-        self.config = config
-        self.writer = writer
-        self.observer = observer
-        self.attempts = attempts
-        self.repeats_left = repeats_left
-        self._texts: dict[tuple[str, Arm], list[int]] = {}
-
-    def warm_up(self, item: Encoded, arms: Sequence[Arm]) -> None:
-        """Every shape once and every arm briefly; kept in the folder, marked, and counted nowhere."""
-        widest = max((arm.gamma or 0) for arm in arms) + 1
-        self.engine.warm(item.ids, range(1, widest + 1))
-        for arm in arms:
-            trial, _ = self._run(item, arm, 0, WARMUP_TOKENS)
-            self.writer.append(replace(trial, warmup=True))
-
-    def trial(self, item: Encoded, arm: Arm, repeat: int) -> None:
-        """One trial on disk, and again while it was disturbed and repeats are left."""
-        key = (item.prompt.id, arm, repeat)
-        while True:
-            trial, tokens = self._run(item, arm, repeat, self.config.max_new_tokens)
-            self.writer.append(replace(trial, attempt=self.attempts[key]))
-            self.attempts[key] += 1
-            self._texts[item.prompt.id, arm] = tokens
-            self.observer.trial(trial)
-            if not trial.disturbed or self.attempts[key] >= MAX_ATTEMPTS or self.repeats_left <= 0:
-                return
-            self.repeats_left -= 1
-
-    def note_divergences(self, item: Encoded, arms: Sequence[Arm]) -> None:
-        """Where greedy text differs from the target alone: at which token, and how near a tie it was there."""
-        alone = self._text(item, arms[0])
-        for arm in arms[1:]:
-            text = self._text(item, arm)
-            if text != alone:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(alone, text, strict=False)) if a != b), min(len(alone), len(text))
-                )
-                margin = self.engine.margin([*item.ids, *alone[:at]])
-                self.writer.append_divergence((item.prompt.id, arm, 0), Divergence(at, margin))
-        self._texts.clear()
-
-    def _text(self, item: Encoded, arm: Arm) -> list[int]:
-        """The arm's output ids; generated again, untimed, where an earlier session produced them."""
-        if (item.prompt.id, arm) not in self._texts:
-            self._texts[item.prompt.id, arm] = self._generate(item, arm, 0, self.config.max_new_tokens).tokens
-        return self._texts[item.prompt.id, arm]
-
-    def _generate(self, item: Encoded, arm: Arm, repeat: int, max_new_tokens: int) -> Generation:
-        return self.engine.generate(
-            item.ids, arm, max_new_tokens=max_new_tokens, seed_text=f"{item.prompt.id}/{repeat}"
-        )
-
-    def _run(self, item: Encoded, arm: Arm, repeat: int, max_new_tokens: int) -> tuple[Trial, list[int]]:
-        meter = OthersMeter()
-        load_before = load_average()
-        meter.start()
-        generation = self._generate(item, arm, repeat, max_new_tokens)
-        others = meter.stop()
-        kept = self.config.keep_text
-        trial = Trial(
-            prompt_id=item.prompt.id,
-            prompt_sha256=item.prompt.sha256,
-            category=item.prompt.category,
-            arm=arm,
-            repeat=repeat,
-            prompt_tokens=len(item.ids),
-            output_tokens=len(generation.tokens),
-            output_sha256=hashlib.sha256(",".join(map(str, generation.tokens)).encode()).hexdigest(),
-            finish=generation.finish,
-            drafted=tuple(r.drafted for r in generation.rounds) if arm.draft else (),
-            accepted=tuple(r.accepted for r in generation.rounds) if arm.draft else (),
-            times=generation.times,
-            load_before=load_before,
-            load_after=load_average(),
-            other_cores=others,
-            disturbed=others is not None and others > self.config.max_other_cores,
-            prompt_text="\n".join(message.content for message in item.prompt.messages) if kept else None,
-            output_text=self.engine.decode(generation.tokens) if kept else None,
-        )
-        return trial, generation.tokens
-
-
 def _progress(trials: Sequence[Trial]) -> tuple[dict[TrialKey, int], set[TrialKey]]:
     """How often each thing was tried, and which need no further try."""
     attempts: dict[TrialKey, int] = defaultdict(int)
@@ -257,7 +138,7 @@ def _fit(
         ids = engine.encode(prompt)
         need = len(ids) + config.max_new_tokens
         if engine.max_context is not None and need > engine.max_context:
-            reason = f"{len(ids)} prompt tokens and {config.max_new_tokens} new ones exceed the context of {engine.max_context}"
+            reason = f"{len(ids)} + {config.max_new_tokens} new tokens exceed the context of {engine.max_context}"
             skipped.append({"id": prompt.id, "reason": reason})
         else:
             encoded.append(Encoded(prompt, ids))
@@ -280,7 +161,7 @@ def _record(
 ) -> dict[str, Any]:
     """run.json at the start of a run."""
     cautions = list(workload.cautions)
-    left_out = [{"id": s.id, "reason": s.reason} for s in workload.skipped] + skipped
+    left_out = [{"id": s.where, "reason": s.reason} for s in workload.skipped] + skipped
     if left_out:
         cautions.append(
             Caution(
@@ -335,6 +216,11 @@ def _unfinished(config: RunConfig, mode: str) -> Path | None:
             "No unfinished run with this configuration", where=config.out, cure="Leave out --resume to start one."
         )
     return None
+
+
+def _source(workload: str) -> str:
+    """The default prompts come with specbench; everything else is where the user says."""
+    return str(shipped(workload)) if workload == DEFAULT_WORKLOAD else workload
 
 
 def _same_workload(record: dict[str, Any], workload: Workload, folder: Path) -> None:

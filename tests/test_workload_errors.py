@@ -86,7 +86,10 @@ CONTENT: list[tuple[str, bytes, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "data", "what", "cure"), CONTENT)
+# The usual ids would put the data into tmp_path, and so into `where`.
+@pytest.mark.parametrize(
+    ("name", "data", "what", "cure"), CONTENT, ids=[f"{case[0]}{n}" for n, case in enumerate(CONTENT)]
+)
 def test_content(tmp_path: Path, name: str, data: bytes, what: str, cure: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)

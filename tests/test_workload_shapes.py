@@ -51,7 +51,7 @@ def test_shape(row: Any, expected: tuple[Message, ...]) -> None:
 
 
 def test_shapes_are_tried_in_order_and_null_counts_as_absent() -> None:
-    row = {
+    row: dict[str, Any] = {
         "instruction": "6",
         "prompt": "5",
         "turns": ["4"],

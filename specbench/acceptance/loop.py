@@ -71,7 +71,7 @@ def generate(
     generator: torch.Generator,
     clock: Stopwatch,
 ) -> Generation:
-    """Generate up to `max_new_tokens` tokens after `prompt`; `drafter` None (gamma is then ignored) is the target alone.
+    """Generate up to `max_new_tokens` tokens after `prompt`; without a `drafter` (gamma unused) the target alone.
 
     Text past an accepted end-of-sequence token is never drafted, counted or emitted. Drafts are limited so that a
     round cannot run past `max_new_tokens`; the last rounds may therefore draft fewer than gamma.

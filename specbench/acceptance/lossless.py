@@ -29,7 +29,7 @@ def lossy_reason(trials: Iterable[Trial], dtype: str) -> str | None:
     assert worst.diverged is not None
     prompts = len({t.prompt_id for t in wide})
     return (
-        f"not lossless: the text of {prompts} prompt{'s' if prompts > 1 else ''} leaves the target's own where rounding "
-        f"in {dtype} cannot explain it (prompt {worst.prompt_id}, token {worst.diverged.index}, "
+        f"not lossless: the text of {prompts} prompt{'s' if prompts > 1 else ''} leaves the target's own where "
+        f"rounding in {dtype} cannot explain it (prompt {worst.prompt_id}, token {worst.diverged.index}, "
         f"top-2 margin {worst.diverged.margin:.1%} of the logit)"
     )

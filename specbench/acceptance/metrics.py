@@ -33,7 +33,7 @@ class Counts:
 
     @property
     def tokens_per_round(self) -> float | None:
-        """tau = 1 + A / s, pooled over rounds; the 1 is the correction or the bonus."""
+        """tau = 1 + A / s, pooled over rounds; the 1 is the correction or the bonus. None without a round."""
         return 1 + self.accepted / self.rounds if self.rounds else None
 
     @property

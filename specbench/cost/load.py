@@ -28,14 +28,17 @@ class OthersMeter:
 
 
 def free_cores(look_s: float = 0.5) -> int:
-    """Physical cores less what other processes use now, at least 1. A thread more than there are free cores can
-    slow every step tenfold, since the threads of one operation wait for the slowest."""
+    """Threads to run with: physical cores, less what other processes use now, less one for whatever comes, at least 1.
+
+    The threads of one operation wait for the slowest, so one thread too many does not cost its share: on a 2-core
+    machine with one other busy process, two threads ran a tenth as fast as one.
+    """
     meter = OthersMeter()
     meter.start()
     time.sleep(look_s)
     others = meter.stop() or 0.0
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, round(cores - others))
+    return max(1, round(cores - others) - 1)
 
 
 def _now() -> tuple[float, float, float]:

@@ -66,7 +66,7 @@ def _slower(share: float | None, policy: Policy) -> str | None:
 def _more(speedup: Interval, policy: Policy) -> str:
     needed = prompts_to_settle(speedup, policy)
     if needed is None or needed > 50 * speedup.n:
-        return f"the speedup lies at the minimum asked for: no affordable number of prompts would tell them apart"
+        return "the speedup lies at the minimum asked for: no affordable number of prompts would tell them apart"
     return f"about {needed - speedup.n} more prompts like these would settle it, if the speedup stays where it is"
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class RewindableLayer(CacheLayerMixin):
+class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
     """Keys and values [1, heads, capacity, head_dim], of which the first `length` positions are valid."""
 
     is_sliding = False
@@ -50,7 +50,7 @@ class RewindableLayer(CacheLayerMixin):
         return self.capacity
 
 
-class RewindableCache(Cache):
+class RewindableCache(Cache):  # type: ignore[misc]
     """One RewindableLayer per layer of the model. Sliding-window layers keep all positions (their mask hides the
     old ones), since a window that has dropped a position cannot be rewound past it."""
 

@@ -13,16 +13,16 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SAMPLE_BYTES = 1 << 20
 
 
-def require_config(folder: Path) -> None:
+def require_config(folder: Path, name: str) -> None:
     """Raise ModelError, naming what is wrong, unless `folder` is a directory with a config.json."""
     if not folder.is_dir():
         state = "is a file, not a model directory" if folder.exists() else "does not exist"
         raise ModelError(
-            f"{folder} {state}", cure="Name a directory written by save_pretrained, a hub id, or demo:target."
+            f"{name} {state}", cure="Name a directory written by save_pretrained, a hub id, or demo:target."
         )
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} has no config.json, so it is not a transformers model",
+            f"{name} has no config.json, so it is not a transformers model",
             cure="Name the directory that save_pretrained wrote, not one above or below it.",
         )
 

@@ -98,7 +98,7 @@ def prepare(name: str) -> Path:
             notice.say(f"the copy in {folder} is incomplete or damaged, making it again")
         require_space(demo.needed_bytes, name)
         source = _gguf(demo, notice)
-        notice.step(f"converting {demo.title} to safetensors (once, about 20 s)")
+        notice.step("converting to safetensors (once, 20 to 40 s)")
         with staging(folder) as temporary:
             convert(source, temporary)
             seal(temporary, demo.sha256)

@@ -51,11 +51,13 @@ def resolve(name: str) -> ModelSource:
 
     Fetches and loads nothing. Raises ModelError for an unknown `demo:` name, and for a path that is no model.
     """
+    if not name.strip():
+        raise ModelError("the model has no name", cure="Name a directory, a hub id, or demo:target.")
     if name.startswith(PREFIX):
         return ModelSource(name, str(folder_of(name)), f"sha256:{find(name).sha256}", "embedded")
     path = Path(name).expanduser()
     if path.exists() or _looks_like_path(name):
-        require_config(path)
+        require_config(path, name)
         return ModelSource(name, str(path), content_revision(path), "directory")
     repo, _, revision = name.partition("@")
     return ModelSource(name, repo, revision or None, "hub")
@@ -117,7 +119,7 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or name == ""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def _locate(source: ModelSource) -> tuple[str, HubState]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -35,18 +36,19 @@ def download(folder: Path, at: Callable[[int], None]) -> Path:
     pip runs as the user's own command would, with the user's indexes, proxies and certificates. Raises ModelError
     when it fails, OSError(ENOSPC) when it ran out of disk.
     """
-    log = folder / "pip.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(_pip(folder), stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, env=_env(folder))
+    # Not in the folder: on a full disk pip could not write there that the disk is full.
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(_pip(folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_env(folder))
         try:
             while process.poll() is None:
                 at(_largest(folder))
                 time.sleep(0.1)
         finally:
             _stop(process)
-    wheels = sorted(folder.glob(WHEEL_GLOB))
-    if process.returncode or not wheels:
-        raise _pip_failed(log.read_text(encoding="utf-8", errors="replace"))
+        wheels = sorted(folder.glob(WHEEL_GLOB))
+        if process.returncode or not wheels:
+            log.seek(0)
+            raise _pip_failed(log.read().decode(errors="replace"))
     return wheels[0]
 
 
@@ -111,8 +113,11 @@ def _pip_failed(log: str) -> Exception:
             where=sys.executable,
             cure=f"Install it with `{Path(sys.executable).name} -m ensurepip`. {by_hand()}",
         )
-    errors = [line.removeprefix("ERROR: ") for line in log.splitlines() if line.startswith("ERROR: ")]
-    reason = errors[-1] if errors else (log.splitlines() or ["pip said nothing"])[-1]
+    lines = log.split("\n")
+    reasons = [
+        line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ") and line != "ERROR: Exception:"
+    ]
+    reason = [*filter(str.strip, lines), *reasons][-1] if log.strip() else "it said nothing"
     unreachable = any(sign in log for sign in ("Retrying (", "ConnectionError", "Max retries exceeded"))
     what = "the package index cannot be reached" if unreachable else "the package index did not serve it"
     return ModelError(f"{REQUIREMENT} could not be fetched: {what}", where=f"pip: {reason[:160]}", cure=by_hand())

@@ -40,6 +40,7 @@ class Section:
     title: str
     verdict: str
     policy: str
+    category_header: tuple[str, ...]
     category_rows: tuple[tuple[str, ...], ...]
     category_note: str
     gamma_header: tuple[str, ...]
@@ -74,7 +75,7 @@ def render_brief(stored: StoredRun, summary: Summary) -> str:
         figures_folder=FIGURES_FOLDER,
         doubts=trust.doubts(summary, facts),
         cautions=trust.cautions(summary.warnings),
-        steps=steps.next_steps(summary, facts),
+        steps=steps.next_steps(summary, facts, trials),
         checks=steps.checks(facts),
         provenance=_provenance(stored, summary, facts),
     )
@@ -91,7 +92,8 @@ def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None)
     page = render_brief(stored, summary)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_figures(summary, read_facts(stored).policy, folder / FIGURES_FOLDER)
+        facts = read_facts(stored)
+        write_figures(summary, facts.policy, folder / FIGURES_FOLDER, wording.circumstances(facts))
         (folder / BRIEF_FILE).write_text(page, encoding="utf-8")
     except OSError as error:
         raise StoreError(
@@ -108,13 +110,14 @@ def _section(draft: DraftResult, summary: Summary, facts: Facts, trials: list[Tr
         title=text.code(draft.draft),
         verdict=wording.verdict(draft, facts.policy),
         policy=wording.policy_line(draft, facts.policy),
+        category_header=("category", "verdict", wording.metric_column(facts.policy), "best gamma", "prompts"),
         category_rows=_category_rows(draft),
         category_note=wording.category_note(draft),
         gamma_header=header,
         gamma_rows=rows,
         gamma_note=wording.gamma_note(draft),
-        best_note=wording.best_note(draft),
-        cost=(readings.round_time(found), readings.limiting(found), readings.ceilings(found)),
+        best_note=wording.best_note(draft, facts.policy),
+        cost=(readings.round_time(found), readings.limiting(found), readings.ceilings(found)) if found else (),
         end_to_end=_end_to_end(draft, facts),
         lossless=trust.losslessness(draft, facts, trials),
         noise=trust.noise(summary, draft),
@@ -140,11 +143,11 @@ def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], t
         ("gamma", [str(row.gamma) for row in draft.gammas]),
         ("rounds", [f"{row.rounds:,}" for row in draft.gammas]),
         ("r", [text.percent(row.acceptance_rate) for row in draft.gammas]),
-        ("tau", [f"{row.tokens_per_round:.2f}" for row in draft.gammas]),
+        ("tau", [_two_digits(row.tokens_per_round) for row in draft.gammas]),
         ("tau, replayed", [_two_digits(row.replay_tokens_per_round) for row in draft.gammas]),
-        ("speedup", [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in draft.gammas]),
+        ("speedup, decode", [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in draft.gammas]),
         ("predicted", [text.speedup(row.predicted_speedup) for row in draft.gammas]),
-        ("end to end", [text.speedup(row.speedup_e2e) for row in draft.gammas]),
+        ("speedup, end to end", [text.speedup(row.speedup_e2e) for row in draft.gammas]),
         ("tokens/s", [f"{row.tokens_per_s:.1f}" for row in draft.gammas]),
         (f"prompts below {text.speedup(policy.slower_than)}", [text.percent(row.slower_share) for row in draft.gammas]),
         ("same text", [_same(row.identical_prompts, row.prompts) for row in draft.gammas]),
@@ -165,10 +168,11 @@ def _end_to_end(draft: DraftResult, facts: Facts) -> str:
     row = wording.best_row(draft)
     share = ""
     if facts.prefill_share is not None:
-        share = f" Reading the prompt is {text.percent(facts.prefill_share)} of the target's time on these prompts."
+        share = f" Reading the prompt takes {text.percent(facts.prefill_share)} of the time of the target alone."
     return (
-        f"At gamma {row.gamma}, decoding alone is {text.speedup(row.speedup)} and end to end, with both models reading the "
-        f"prompt, {text.speedup(row.speedup_e2e)} (measured; no interval for the latter).{share}"
+        f"At gamma {row.gamma} the speedup is {text.speedup(row.speedup)} for decoding alone and "
+        f"{text.speedup(row.speedup_e2e)} with both models reading the prompt (measured; the latter without an "
+        f"interval).{share}"
     )
 
 
@@ -180,7 +184,7 @@ def _figures(summary: Summary, policy: Policy) -> list[Figure]:
         "speedup": Figure(
             "speedup",
             "Speedup against gamma",
-            "Speedup over the target alone against gamma, measured with intervals and predicted",
+            "Speedup over the target alone, by gamma",
             _readings(summary, [readings.read_speedup(draft, policy) for draft in drafts]),
         ),
         SURVIVAL: Figure(
@@ -192,13 +196,13 @@ def _figures(summary: Summary, policy: Policy) -> list[Figure]:
         "round_time": Figure(
             "round_time",
             "Where a round's time goes",
-            "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target alone",
+            "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target",
             _readings(summary, [readings.read_round_time(draft) for draft in drafts]),
         ),
         "categories": Figure(
             "categories",
             "Speedup by category",
-            "Speedup by category at its best gamma, with intervals",
+            "Speedup over the target alone, by category",
             _readings(summary, [readings.read_categories(draft) for draft in drafts if draft.categories]),
         ),
     }
@@ -218,7 +222,7 @@ def _provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple
     load = [f"{origin[key]:.2f} at the {end}" for key, end in _LOADS if isinstance(origin.get(key), int | float)]
     times = [f"{word} {origin[word]}" for word in ("started", "finished") if origin.get(word)]
     pairs = (
-        ("run", text.code(summary.run)),
+        ("run", text.code(stored.folder.name)),
         ("status", f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials"),
         ("time", text.escape(", ".join(times))),
         ("command", text.code(steps.command(facts)) if facts.argv else ""),
@@ -229,7 +233,6 @@ def _provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple
         ("revisions", text.escape(_revisions(facts))),
         ("workload sha256", text.code(facts.workload.sha256) if facts.workload.sha256 else ""),
         ("fingerprint", text.code(facts.fingerprint) if facts.fingerprint else ""),
-        ("torn last line", "dropped from trials.jsonl" if stored.torn else ""),
     )
     return [(what, value) for what, value in pairs if value]
 

@@ -5,6 +5,7 @@ Dark ink on white; markers and hatches carry the meaning, colour repeats it, so 
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,10 +49,13 @@ _STYLE: Any = {
 }
 _DPI = 160
 _NAME_WIDTH = 30
+_CAPTION_WIDTH = 120
 
 
 @contextmanager
-def page(folder: Path, stem: str, summary: Summary, *, width: float = 6.6, height: float = 3.9) -> Iterator[Figure]:
+def page(
+    folder: Path, stem: str, summary: Summary, note: str = "", *, width: float = 6.6, height: float = 3.9
+) -> Iterator[Figure]:
     """An empty figure, inches; on leaving it is captioned with what was measured and saved as SVG and PNG.
 
     The SVG carries no date and no random ids, so that the same Summary gives the same file.
@@ -63,7 +67,7 @@ def page(folder: Path, stem: str, summary: Summary, *, width: float = 6.6, heigh
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.supxlabel(_caption(summary), x=0.01, ha="left", fontsize=7, color=GREY)
+        figure.supxlabel(_caption(summary, note), x=0.01, ha="left", fontsize=7, color=GREY)
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
         figure.savefig(folder / f"{stem}.png", dpi=_DPI)
@@ -76,14 +80,20 @@ def name(label: str) -> str:
 
 
 def legend_above(axes: Axes, columns: int) -> None:
-    """A legend outside the data, where it can hide nothing."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0, handletextpad=0.5)
+    """A legend outside the data, where it can hide nothing; predictions come last."""
+    entries = sorted(
+        zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1].endswith("predicted")
+    )
+    handles, labels = zip(*entries, strict=True)
+    axes.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0, handletextpad=0.5
+    )
 
 
 def level_lines(axes: Axes, levels: Sequence[tuple[float, str, str]]) -> None:
     """Horizontal (height, label, dash) lines, named in the right margin; names that would touch are moved apart."""
     low, high = axes.get_ylim()
-    apart = (high - low) * 0.1
+    apart = (high - low) * 0.125
     places: list[float] = []
     for level, _, _ in sorted(levels):
         places.append(level if not places else max(level, places[-1] + apart))
@@ -94,6 +104,11 @@ def level_lines(axes: Axes, levels: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
+def thinned(places: Sequence[int], most: int = 12) -> list[int]:
+    """At most `most` of the places, evenly chosen from the first, so that their labels do not touch."""
+    return list(places[:: -(-len(places) // most)])
+
+
 def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     """Axis ends that leave `share` of the range free on both sides."""
     low, high = min(values), max(values)
@@ -101,6 +116,7 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _caption(summary: Summary) -> str:
-    circumstances = f"target {summary.target}; {summary.engine}; {summary.hardware}; batch 1"
-    return text.clean(circumstances)
+def _caption(summary: Summary, note: str) -> str:
+    """Two short lines: a long engine or machine must not widen the figure."""
+    lines = (f"target {summary.target}; {summary.engine}", "; ".join(filter(None, (summary.hardware, "batch 1", note))))
+    return "\n".join(textwrap.shorten(text.clean(line), _CAPTION_WIDTH, placeholder="...") for line in lines)

@@ -35,7 +35,7 @@ class GammaResult:
     accepted: int
     emitted: int
     acceptance_rate: float | None
-    tokens_per_round: float
+    tokens_per_round: float | None
     replay_tokens_per_round: float | None
     replay_rounds: float | None
     survival: tuple[float | None, ...]
@@ -59,7 +59,7 @@ class CategoryGamma:
     speedup: float
     speedup_low: float | None
     speedup_high: float | None
-    tokens_per_round: float
+    tokens_per_round: float | None
     acceptance_rate: float | None
 
 

@@ -39,25 +39,20 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """The run beside its numbers. `done` of `planned` trials are stored; `prefill_share` is of the wall clock of
-    the target alone; `cut_share` is the share of its outputs that the token limit ended; `disturbed` counts
-    trials whose last attempt still shared the machine with too much other work."""
+    the target alone; `cut_share` is the share of its outputs that the token limit ended."""
 
     status: str
-    command: str
     argv: tuple[str, ...]
     policy: Policy
     sampling: Sampling
     precision: str | None
     threads: int | None
     max_new_tokens: int | None
-    repeats: int
     target: Model
     drafts: dict[str, Model]
     workload: Workload
     planned: int | None
     done: int
-    torn: bool
-    disturbed: int
     prefill_share: float | None
     cut_share: float | None
     provenance: dict[str, Any]
@@ -76,21 +71,17 @@ def read_facts(stored: StoredRun) -> Facts:
     final = counted(stored.trials)
     return Facts(
         status=stored.status,
-        command=str(run.get("command") or "sweep"),
         argv=tuple(str(part) for part in provenance.get("argv") or ()),
         policy=_policy(_mapping(config.get("policy"))),
         sampling=Sampling(config.get("temperature", 0.0), config.get("top_p", 1.0), config.get("top_k", 0)),
         precision=provenance.get("precision") or config.get("dtype"),
         threads=provenance.get("threads") or config.get("threads"),
         max_new_tokens=config.get("max_new_tokens"),
-        repeats=config.get("repeats") or 1,
         target=_model(str(config.get("target") or "target"), _mapping(run.get("target"))),
         drafts={spec: _model(spec, _mapping(model)) for spec, model in _mapping(run.get("drafts")).items()},
         workload=_workload(run, config),
         planned=run.get("trials_planned"),
         done=len(final),
-        torn=stored.torn,
-        disturbed=sum(trial.disturbed for trial in final),
         prefill_share=_prefill_share(final),
         cut_share=_cut_share(final),
         provenance=provenance,

@@ -6,13 +6,14 @@ has too few prompts for one.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench.records import Policy
 from specbench.report import text
-from specbench.report.canvas import COLOURS, INK, MARKERS, legend_above, level_lines, name, padded, page
+from specbench.report.canvas import COLOURS, INK, MARKERS, legend_above, level_lines, name, padded, page, thinned
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.report.wording import by_speedup
 
@@ -36,8 +37,8 @@ def available(summary: Summary) -> tuple[str, ...]:
     return (*stems, CATEGORIES) if any(by_speedup(draft) for draft in summary.drafts) else stems
 
 
-def write_figures(summary: Summary, policy: Policy, folder: Path) -> None:
-    """Draw every figure that has data."""
+def write_figures(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+    """Draw every figure that has data; `note` is added to the captions."""
     draw = {
         SPEEDUP: draw_speedup,
         SURVIVAL: draw_survival,
@@ -45,13 +46,13 @@ def write_figures(summary: Summary, policy: Policy, folder: Path) -> None:
         CATEGORIES: draw_categories,
     }
     for stem in available(summary):
-        draw[stem](summary, policy, folder)
+        draw[stem](summary, policy, folder, note)
 
 
-def draw_speedup(summary: Summary, policy: Policy, folder: Path) -> None:
+def draw_speedup(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
     """Decode speedup against gamma: measured with intervals, predicted as open markers, and the two lines that
     decide: break-even at 1.00x and the policy's minimum."""
-    with page(folder, SPEEDUP, summary) as figure:
+    with page(folder, SPEEDUP, summary, note) as figure:
         axes = figure.add_subplot()
         gammas = sorted({row.gamma for draft in summary.drafts for row in draft.gammas})
         step = _DODGE * min((b - a for a, b in pairwise(gammas)), default=1)
@@ -61,7 +62,7 @@ def draw_speedup(summary: Summary, policy: Policy, folder: Path) -> None:
         rows = [row for draft in summary.drafts for row in draft.gammas]
         axes.set_ylim(*padded([1.0, policy.min_speedup, *(value for row in rows for value in _values(row))]))
         level_lines(axes, _levels(policy))
-        axes.set_xticks(gammas)
+        axes.set_xticks(thinned(gammas))
         axes.set_xlim(gammas[0] - 5 * step, gammas[-1] + 5 * step)
         axes.set_xlabel("gamma (tokens drafted per round)")
         axes.set_ylabel("decode speedup over target alone (x)")
@@ -97,9 +98,9 @@ def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, sh
         )
 
 
-def draw_survival(summary: Summary, policy: Policy, folder: Path) -> None:
+def draw_survival(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
     """Survival s_j by position j, at each draft's best gamma (filled) and at its largest (open)."""
-    with page(folder, SURVIVAL, summary) as figure:
+    with page(folder, SURVIVAL, summary, note) as figure:
         axes = figure.add_subplot()
         longest = 1
         for index, draft in enumerate(summary.drafts):
@@ -122,17 +123,17 @@ def draw_survival(summary: Summary, policy: Policy, folder: Path) -> None:
                 )
         axes.set_ylim(0, 1.03)
         axes.set_xlim(0.6, longest + 0.4)
-        axes.set_xticks(_ticks(longest))
+        axes.set_xticks(thinned(range(1, longest + 1), 16))
         axes.set_xlabel("position j in the draft (tokens)")
-        axes.set_ylabel("survival s_j\n(share of rounds with first j accepted)")
+        axes.set_ylabel("survival s_j (share of rounds\nwith the first j drafts accepted)", linespacing=1.4)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         legend_above(axes, 2)
 
 
-def draw_round_time(summary: Summary, policy: Policy, folder: Path) -> None:
+def draw_round_time(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
     """Where the mean round's time goes, stacked milliseconds by gamma, beside one step of the target alone."""
     count = len(summary.drafts)
-    with page(folder, ROUND_TIME, summary, width=max(6.6, 3.4 * count)) as figure:
+    with page(folder, ROUND_TIME, summary, note, width=max(6.6, 3.4 * count)) as figure:
         panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
         steps = [1000 / draft.baseline_tokens_per_s for draft in summary.drafts]
         totals = [
@@ -165,19 +166,23 @@ def _round_bars(axes: Axes, draft: DraftResult) -> None:
     for label, heights, colour, hatch in terms:
         axes.bar(places, heights, 0.55, bottom, label=label, color=colour, hatch=hatch, edgecolor=INK, lw=0.8, zorder=2)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    for place, top in zip(places, bottom, strict=True):
+    for place in thinned(places):
+        top = bottom[place]
         axes.annotate(
             f"{top:.1f}", (place, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5, color=INK
         )
-    axes.set_xticks(list(places), [str(row.gamma) for row in draft.gammas])
-    axes.set_xlim(-0.7, len(draft.gammas) - 0.3)
+    axes.set_xticks(thinned(places), [str(draft.gammas[place].gamma) for place in thinned(places)])
+    # One or two bars alone would be drawn as wide as walls.
+    half = max(len(draft.gammas), 4) / 2 + 0.2
+    middle = (len(draft.gammas) - 1) / 2
+    axes.set_xlim(middle - half, middle + half)
 
 
-def draw_categories(summary: Summary, policy: Policy, folder: Path) -> None:
+def draw_categories(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
     """Speedup by category at its best gamma, fastest on top; an open marker has too few prompts for an interval."""
     rows = _category_order(summary)
     drafts = summary.drafts
-    with page(folder, CATEGORIES, summary, height=1.9 + 0.34 * len(rows) * max(1.0, 0.7 * len(drafts))) as figure:
+    with page(folder, CATEGORIES, summary, note, height=1.9 + 0.34 * len(rows) * max(1.0, 0.7 * len(drafts))) as figure:
         axes = figure.add_subplot()
         for index, draft in enumerate(drafts):
             shift = (index - (len(drafts) - 1) / 2) * 0.22
@@ -243,13 +248,9 @@ def _values(row: GammaResult | CategoryResult) -> list[float]:
 
 
 def _bars(rows: tuple[GammaResult, ...] | tuple[CategoryResult, ...]) -> list[list[float]]:
-    """Error-bar lengths below and above each point; zero where there is no interval. A cross-fitted value may lie
-    outside its row's interval, and matplotlib takes no negative length."""
-    below = [max(0.0, row.speedup - row.speedup_low) if row.speedup_low is not None else 0.0 for row in rows]
-    above = [max(0.0, row.speedup_high - row.speedup) if row.speedup_high is not None else 0.0 for row in rows]
+    """Error-bar lengths below and above each point, NaN (not drawn) without an interval. A cross-fitted value may
+    lie outside its row's interval, and matplotlib takes no negative length."""
+    ends = [(row.speedup, row.speedup_low, row.speedup_high) for row in rows]
+    below = [math.nan if low is None else max(0.0, value - low) for value, low, _ in ends]
+    above = [math.nan if high is None else max(0.0, high - value) for value, _, high in ends]
     return [below, above]
-
-
-def _ticks(longest: int) -> list[int]:
-    step = max(1, -(-longest // 16))
-    return list(range(1, longest + 1, step))

@@ -18,10 +18,12 @@ _NEAR_FLOOR = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One round in units of the target's own step. `step_s` is the target alone, seconds per token; `extra_*` is
-    what a round costs beyond one step, by term; `limit` is the term that holds the speedup back most."""
+    """One round at `row`'s gamma, in units of the target's own step. `tau` is its tokens per round; `step_s` is the
+    target alone, seconds per token; `extra_*` is what a round costs beyond one step, by term; `limit` is the term
+    that holds the speedup back most."""
 
     row: GammaResult
+    tau: float
     step_s: float
     round_s: float
     extra_draft_s: float
@@ -39,14 +41,16 @@ class Cost:
         return self.extra_draft_s + self.extra_verify_s + self.extra_other_s
 
 
-def cost(draft: DraftResult, policy: Policy) -> Cost:
-    """Break one round at the best gamma into its terms.
+def cost(draft: DraftResult, policy: Policy) -> Cost | None:
+    """Break one round at the best gamma into its terms; None where no round was run.
 
     Acceptance is the limit where even rounds at the price of one step would miss the policy's minimum, or where
     they already cost little more than that; else it is the dearest term.
     """
     row = best_row(draft)
-    times = row.round_time
+    times, tau = row.round_time, row.tokens_per_round
+    if tau is None:
+        return None
     step = 1 / draft.baseline_tokens_per_s
     extras: dict[Limit, float] = {
         "drafting": times.draft_s,
@@ -54,9 +58,9 @@ def cost(draft: DraftResult, policy: Policy) -> Cost:
         "the rest": times.other_s,
     }
     limit: Limit = max(extras, key=lambda term: extras[term])
-    if row.tokens_per_round < policy.min_speedup or sum(extras.values()) < _NEAR_FLOOR * step:
+    if tau < policy.min_speedup or sum(extras.values()) < _NEAR_FLOOR * step:
         limit = "acceptance"
-    return Cost(row, step, total(times), extras["drafting"], extras["verifying"], extras["the rest"], limit)
+    return Cost(row, tau, step, total(times), extras["drafting"], extras["verifying"], extras["the rest"], limit)
 
 
 def total(times: RoundTime) -> float:
@@ -77,18 +81,18 @@ def round_time(found: Cost) -> str:
     ]
     return (
         f"At gamma {row.gamma} a round takes {text.milliseconds(found.round_s)}: {text.join(parts)}. The target alone "
-        f"takes {text.milliseconds(found.step_s)} per token, so a round costs {found.steps:.2f} target steps and has to "
-        f"emit more than {found.steps:.2f} tokens to be worth it. It emitted {row.tokens_per_round:.2f} (all measured)."
+        f"takes {text.milliseconds(found.step_s)} per token, so a round costs {found.steps:.2f} target steps and pays "
+        f"if it emits more than {found.steps:.2f} tokens. It emitted {found.tau:.2f} (all measured)."
     )
 
 
 def limiting(found: Cost) -> str:
     """Which term holds the speedup back, and the number that says so."""
-    tau = found.row.tokens_per_round
+    tau = found.tau
     if found.limit == "acceptance" and found.extra_s < _NEAR_FLOOR * found.step_s:
         return (
-            f"**What limits it: acceptance.** Rounds already cost little more than a target step, so only more accepted "
-            f"tokens than {tau - 1:.2f} per round would make it faster."
+            "**What limits it: acceptance.** Rounds already cost little more than a target step, so only more accepted "
+            f"tokens than {tau - 1:.2f} per round would make it much faster."
         )
     if found.limit == "acceptance":
         return (
@@ -109,7 +113,7 @@ def limiting(found: Cost) -> str:
 
 def ceilings(found: Cost) -> str:
     """The speedup if one term alone were perfect: what there is to win where."""
-    times, tau = found.row.round_time, found.row.tokens_per_round
+    times, tau = found.row.round_time, found.tau
     verify = min(times.verify_s, found.step_s)
     cases = (
         ("free drafting", tau * found.step_s / (times.verify_s + times.other_s)),
@@ -134,8 +138,7 @@ def read_speedup(draft: DraftResult, policy: Policy) -> str:
         head = f"Speedup is highest at gamma {top.gamma}, {_row_estimate(top)}, {tail}."
         if any(row.speedup_low is not None for row in rows):
             whole = f"{above} of {len(rows)} intervals" if above else "No interval"
-            verb = "lies" if above <= 1 else "lie"
-            head += f" {whole} {verb} wholly above {text.speedup(policy.min_speedup)}."
+            head += f" {whole} {'lies' if above <= 1 else 'lie'} wholly above {text.speedup(policy.min_speedup)}."
     off = [(abs(row.predicted_speedup / row.speedup - 1), row.gamma) for row in rows if row.predicted_speedup]
     if not off:
         return head
@@ -151,8 +154,8 @@ def read_survival(draft: DraftResult) -> str:
     if row.gamma == 1 or last is None:
         return f"At gamma {row.gamma} the first drafted token is accepted in {text.percent(first)} of rounds."
     return (
-        f"At gamma {row.gamma} the first drafted token is accepted in {text.percent(first)} of rounds, and all "
-        f"{row.gamma} of a full draft in {text.percent(last)}."
+        f"At gamma {row.gamma} the first drafted token is accepted in {text.percent(first)} of rounds, the whole draft "
+        f"in {text.percent(last)}."
     )
 
 
@@ -166,8 +169,8 @@ def read_round_time(draft: DraftResult) -> str:
     if first is last:
         return f"A round at gamma {first.gamma} costs {steps[0]:.2f} target steps; drafting is {share[0]} of it."
     return (
-        f"From gamma {first.gamma} to {last.gamma} a round grows from {steps[0]:.2f} to {steps[1]:.2f} target steps, and "
-        f"drafting from {share[0]} to {share[1]} of it."
+        f"From gamma {first.gamma} to {last.gamma} a round goes from {steps[0]:.2f} to {steps[1]:.2f} target steps, "
+        f"and drafting from {share[0]} to {share[1]} of it."
     )
 
 
@@ -178,8 +181,8 @@ def read_categories(draft: DraftResult) -> str:
     if top is low:
         return f"One category: {text.escape(top.category)} at {text.speedup(top.speedup)}."
     head = (
-        f"{text.escape(top.category)} gains most ({text.speedup(top.speedup)}), "
-        f"{text.escape(low.category)} least ({text.speedup(low.speedup)})"
+        f"Best is {text.escape(top.category)} ({text.speedup(top.speedup)}), "
+        f"worst {text.escape(low.category)} ({text.speedup(low.speedup)})"
     )
     if top.speedup_low is None or low.speedup_high is None:
         return f"{head}; too few prompts to say that they differ."

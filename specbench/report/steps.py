@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specbench.acceptance.lossless import NEAR_TIE
 from specbench.decision.verdict import prompts_to_settle
-from specbench.records import Interval
+from specbench.records import Interval, Trial
 from specbench.report import text
 from specbench.report.contract import DraftResult, Summary
-from specbench.report.facts import Facts
+from specbench.report.facts import Facts, differing
 from specbench.report.readings import Cost, cost
-from specbench.report.wording import best_row, policy_line
+from specbench.report.wording import best_row, by_speedup
 
 _STEPS = 2
 
@@ -29,21 +30,37 @@ class Step:
     doubt: str
 
 
-def next_steps(summary: Summary, facts: Facts) -> list[Step]:
+def next_steps(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> list[Step]:
     """The two most useful next steps for the fastest draft; none without a measurement."""
     if not summary.drafts:
         return []
     draft = max(summary.drafts, key=lambda draft: draft.speedup)
     found = cost(draft, facts.policy)
-    evidence = (_finish(facts), _more_prompts(draft, facts))
-    improve = (_larger_gamma(draft, found), _by_category(draft, facts), _limit(found))
-    engine = _engine(draft, found, facts)
-    order = (*evidence, engine, *improve) if _settled_go(draft) else (*evidence, *improve, engine)
+    order = [_bug(draft, facts, trials), _finish(facts), _more_prompts(draft, facts)]
+    if found is None:
+        order.append(_by_category(draft))
+    else:
+        engine = [_engine(draft, found, facts)]
+        improve = [_larger_gamma(draft, found), _by_category(draft), _limit(found)]
+        order += [*engine, *improve] if _settled_go(draft) else [*improve, *engine]
     return [step for step in order if step is not None][:_STEPS]
 
 
 def _settled_go(draft: DraftResult) -> bool:
     return draft.verdict == "GO" and all(category.verdict == "GO" for category in draft.categories)
+
+
+def _bug(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> Step | None:
+    limit = NEAR_TIE.get(facts.precision or "", 0.0)
+    wide = [margin for margin in differing(trials, draft.draft) if margin is not None and margin > limit]
+    if not wide:
+        return None
+    return Step(
+        "Find out why texts differ before anything else.",
+        f"{text.count(len(wide), 'text')} left the target's own where its two best tokens lie up to "
+        f"{text.percent(max(wide))} apart: no speedup makes up for other output.",
+        f"the limit for rounding in {facts.precision} is a rule of thumb; in float32 the differences may vanish.",
+    )
 
 
 def _finish(facts: Facts) -> Step | None:
@@ -66,17 +83,17 @@ def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
     if work.available is not None and work.used is not None and work.available > work.used:
         do = f"Measure all {work.available:,} prompts of the workload, not {work.used:,}."
     else:
-        do = f"Measure about {needed:,} prompts in all: the workload's {n:,} are used up, so it needs more."
+        do = f"Add about {max(needed - n, 1):,} prompts to the workload: its {n:,} have all been measured."
     asked = text.speedup(facts.policy.min_speedup)
     if draft.speedup_low is None:
         why = f"{text.count(n, 'prompt')} give no interval, and without one there can be no GO and no NO-GO."
     else:
         bounds = text.interval(draft.speedup_low, draft.speedup_high)
-        why = f"{bounds} leaves {asked} open, and about {needed:,} prompts would settle it (predicted)."
+        why = f"{bounds} leaves {asked} open; about {needed:,} prompts in all would settle it (predicted)."
     if any(category.verdict != draft.verdict for category in draft.categories):
         doubt = "the categories differ, so more prompts sharpen a mean that describes none of them."
     else:
-        doubt = f"if the speedup over more prompts comes nearer to {asked} than {text.speedup(draft.speedup)}, it takes more still."
+        doubt = f"the {text.speedup(draft.speedup)} of so few prompts may move, and near {asked} it takes many more."
     return Step(do, why, doubt)
 
 
@@ -87,23 +104,26 @@ def _larger_gamma(draft: DraftResult, found: Cost) -> Step | None:
     if row.gamma != max(r.gamma for r in draft.gammas) or last is None:
         return None
     extra_s = (row.round_time.draft_s + found.extra_verify_s) / row.gamma
-    if last / row.tokens_per_round <= extra_s / found.round_s:
+    if last / found.tau <= extra_s / found.round_s:
         return None
+    others = f"Sweep gamma, of which only {row.gamma} was measured: `specbench sweep --gamma 1..{row.gamma * 2}`."
+    above = f"Try gamma above {row.gamma}, the largest measured: `--gamma {row.gamma}..{row.gamma * 2}`."
     return Step(
-        f"Try gamma above {row.gamma}: `--gamma {row.gamma}..{row.gamma * 2}`.",
+        others if len(draft.gammas) == 1 else above,
         f"the last drafted token still survives in {text.percent(last)} of rounds, and one more would cost about "
         f"{text.milliseconds(extra_s)} of a {text.milliseconds(found.round_s)} round (predicted).",
         "each further token survives less often than the one before, so the gain may end at once.",
     )
 
 
-def _by_category(draft: DraftResult, facts: Facts) -> Step | None:
-    verdicts = {category.verdict for category in draft.categories}
+def _by_category(draft: DraftResult) -> Step | None:
+    categories = by_speedup(draft)
+    verdicts = {category.verdict for category in categories}
     if "GO" not in verdicts or len(verdicts) == 1:
         return None
-    smallest = min(draft.categories, key=lambda category: (category.prompts, category.category))
+    smallest = min(categories, key=lambda category: (category.prompts, category.category))
     return Step(
-        f"Turn {text.code(draft.draft)} on by category: {policy_line(draft, facts.policy)}",
+        f"Turn {text.code(draft.draft)} on by category, as the policy above says.",
         "the categories get different verdicts under one draft.",
         f"it needs requests whose category is known before they run, and {text.escape(smallest.category)} rests on "
         f"{text.count(smallest.prompts, 'prompt')}.",
@@ -111,20 +131,19 @@ def _by_category(draft: DraftResult, facts: Facts) -> Step | None:
 
 
 def _limit(found: Cost) -> Step:
-    row, tau = found.row, found.row.tokens_per_round
+    row, tau = found.row, found.tau
     if found.limit == "acceptance":
         return Step(
             "Try a draft that agrees with the target more: a larger one, or one trained on this traffic.",
             f"{text.percent(row.acceptance_rate)} of drafted tokens were accepted, {tau:.2f} tokens per round.",
-            f"a larger draft also costs more than the {text.milliseconds(row.round_time.draft_s)} a round spends drafting "
-            "now.",
+            f"a larger draft costs more than the {text.milliseconds(row.round_time.draft_s)} that a round now drafts.",
         )
     if found.limit == "drafting":
         free = tau * found.step_s / (row.round_time.verify_s + row.round_time.other_s)
         return Step(
             "Try a cheaper draft: a smaller model, or n-gram look-up, which runs no model.",
-            f"drafting is {text.percent(row.round_time.draft_s / found.round_s)} of a round; free drafting with the same "
-            f"acceptance would give {text.speedup(free)} (predicted).",
+            f"drafting is {text.percent(row.round_time.draft_s / found.round_s)} of a round; for free, with the same "
+            f"acceptance, it would give {text.speedup(free)} (predicted).",
             f"a cheaper draft is accepted less often, and tokens per round have to stay above "
             f"{(row.round_time.verify_s + row.round_time.other_s) / found.step_s:.2f} even if it costs nothing.",
         )
@@ -136,21 +155,21 @@ def _limit(found: Cost) -> Step:
         )
     return Step(
         "Measure in a serving engine, whose loop around the models is leaner.",
-        f"{text.milliseconds(row.round_time.other_s)} of a {text.milliseconds(found.round_s)} round is spent outside both "
-        "models.",
+        f"{text.milliseconds(row.round_time.other_s)} of a {text.milliseconds(found.round_s)} round is spent outside "
+        "both models.",
         "the target alone gets faster there as well, so the ratio may not improve.",
     )
 
 
 def _engine(draft: DraftResult, found: Cost, facts: Facts) -> Step:
-    tau, asked = found.row.tokens_per_round, facts.policy.min_speedup
+    tau, asked = found.tau, facts.policy.min_speedup
     do = "Confirm it in the engine that serves your traffic, at its usual load, before switching it on."
     if draft.verdict != "GO":
         do = "Before giving it up, measure the time of a round in the engine that serves your traffic."
     return Step(
         do,
-        f"with {tau:.2f} tokens per round it pays where a round costs less than {tau / asked:.2f} target steps; here it "
-        f"costs {found.steps:.2f}.",
+        f"with {tau:.2f} tokens per round, {text.speedup(asked)} takes rounds of at most {tau / asked:.2f} target "
+        f"steps; here they cost {found.steps:.2f}.",
         "at larger batches the target has less idle capacity, so verifying costs more and the gain shrinks."
         if draft.verdict == "GO"
         else "an engine with a faster target step makes the same draft dearer in comparison.",

@@ -73,7 +73,8 @@ class DraftView:
         self.spec = spec
         self.policy = policy
         own = frame[(frame["draft"] == spec) & (frame["kind"] == "speculative")]
-        arms = {int(gamma): rows.set_index("prompt_id") for gamma, rows in own.groupby("gamma")}
+        arms = {gamma: own[own["gamma"] == gamma].set_index("prompt_id") for gamma in stored.run["config"]["gamma"]}
+        arms = {gamma: rows for gamma, rows in arms.items() if len(rows)}
         shared = base.index
         for rows in arms.values():
             shared = shared.intersection(rows.index)

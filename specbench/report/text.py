@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 UNKNOWN = "-"
-NO_INTERVAL = "no interval"
+NO_INTERVAL = "(no interval)"
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -30,13 +30,13 @@ def speedup(value: float | None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """`[1.10, 1.35]`."""
+    """`[1.10, 1.35]`, or `(no interval)`."""
     return NO_INTERVAL if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
 
 
 def estimate(value: float, low: float | None, high: float | None) -> str:
-    """`1.23x [1.10, 1.35]`."""
-    return f"{speedup(value)} {interval(low, high)}" if low is not None else f"{speedup(value)} ({NO_INTERVAL})"
+    """`1.23x [1.10, 1.35]`, or `1.23x (no interval)`."""
+    return f"{speedup(value)} {interval(low, high)}"
 
 
 def percent(share: float | None) -> str:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from specbench.acceptance.lossless import NEAR_TIE
 from specbench.records import Caution, Policy, Trial
 from specbench.report import text
-from specbench.report.contract import DraftResult, Summary
+from specbench.report.contract import CategoryResult, DraftResult, Summary
 from specbench.report.facts import Facts, differing
 from specbench.report.steps import limited_command
-from specbench.report.wording import best_row
+from specbench.report.wording import best_row, by_speedup
 
 Kind = Literal["measured", "predicted", "assumed"]
 
-# Largest top-2 margin, relative to the top logit, still read as rounding: eight steps of the precision, since
-# rounding adds up through the layers.
-_NEAR_TIE = {"bfloat16": 8 * 2.0**-8, "float16": 8 * 2.0**-11}
-
-# A run whose outputs were mostly cut says little about how long answers end.
+# With more of the answers cut than this, the run says little about how long answers go on.
 _MANY_CUT = 0.5
+
+# Fewer slow prompts than this are not worth a line, and an interval that ends nearer than this is a close call.
+_MENTIONED = 0.05
+_CLOSE = 0.05
+
+# Said by the banner on top of the brief.
+_SAID_ABOVE = {"unfinished-run"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,133 +62,111 @@ def _margins(margins: list[float | None], facts: Facts, draft: DraftResult) -> s
         return ""
     over = "" if len(draft.gammas) == 1 else f" over all {len(draft.gammas)} gammas"
     head = f"{text.count(len(margins), 'text')}{over} {'differs' if len(margins) == 1 else 'differ'}:"
-    limit = _NEAR_TIE.get(facts.precision or "")
-    if limit is None:
-        where = facts.precision or "a precision that was not recorded"
-        return f"{head} in {where} rounding does not explain that. **Suspect a bug** and do not switch it on before it is found."
+    limit = NEAR_TIE.get(facts.precision or "", 0.0)
     known = [margin for margin in margins if margin is not None]
     wide = [margin for margin in known if margin > limit]
     parts = []
     if len(wide) < len(known):
-        parts.append(f"{len(known) - len(wide):,} at a near-tie of the target's two best tokens, which is rounding")
-    if wide:
         parts.append(
-            f"{len(wide):,} at a wide margin (up to {text.percent(max(wide))} of the top logit), **suspect a bug**"
+            f"{len(known) - len(wide):,} where the target's two best tokens nearly tie, which rounding can flip"
         )
+    if wide:
+        worst = text.percent(max(wide))
+        parts.append(f"{len(wide):,} at a wide margin (up to {worst} of the top logit), **so suspect a bug**")
     if len(known) < len(margins):
         parts.append(f"{len(margins) - len(known):,} without a recorded margin")
-    return f"{head} {'; '.join(parts)}. Near means within {limit:.1%} of the top logit in {facts.precision} (assumed)."
+    near = f"Nearly means within {100 * limit:.3g}% of the top logit in {facts.precision} (assumed)."
+    if facts.precision == "float32":
+        near += " In float32 such ties are rare: suspect a bug until each has been looked at."
+    return f"{head} {'; '.join(parts)}. {near}"
 
 
 def noise(summary: Summary, draft: DraftResult) -> str:
     """The A/A arm: how far two measurements of the same thing lie apart here."""
     if summary.noise_floor is None:
-        return "No noise floor: the target alone was not measured twice, or over too few prompts to say."
+        return "Unknown: the target alone was not measured twice, or over too few prompts to say."
     floor = summary.noise_floor
-    said = f"The target alone, measured against itself, agrees within {text.percent(floor)} (measured, A/A)."
+    said = f"The target alone, measured a second time, agrees with itself within {floor:.1%} (measured, A/A)."
     if abs(draft.speedup - 1) <= floor:
-        return f"{said} The speedup of {text.speedup(draft.speedup)} is not larger than that: it may be noise."
-    return f"{said} The speedup differs from 1.00x by more than that."
+        return (
+            f"{said} The speedup of {text.speedup(draft.speedup)} is no further from 1.00x than that: it may be noise."
+        )
+    return f"{said} The speedup of {text.speedup(draft.speedup)} is further from 1.00x than that."
 
 
 def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
     """Every claim of the brief that is predicted, assumed or rests on little; the run's own warnings are apart."""
-    found = [*_sample(facts), *_circumstances(facts)]
+    found = list(_run(summary, facts))
     for draft in summary.drafts:
         name = f" ({text.code(draft.draft)})" if len(summary.drafts) > 1 else ""
-        found += [*_prompts(draft, name), *_numbers(draft, facts.policy, name)]
-    if not any(caution.code.startswith("noise") for caution in summary.warnings) and summary.noise_floor is None:
-        found.append(
-            Doubt(
-                "assumed",
-                "The machine was steady: without a noise floor this was not checked.",
-                "a run with an A/A arm.",
-            )
-        )
-    return found
-
-
-def _sample(facts: Facts) -> list[Doubt]:
-    work, found = facts.workload, []
-    if not facts.finished:
-        found.append(
-            Doubt("measured", "The run did not finish, so its numbers cover part of the prompts.", "finishing it.")
-        )
-    if work.used is not None and work.available is not None and work.used < work.available:
-        command = limited_command(facts, work.available)
-        run = f": {text.code(command)}" if command else "."
-        found.append(
-            Doubt(
-                "measured",
-                f"The sample is {work.used:,} of the {work.available:,} prompts in the workload.",
-                f"measuring the other {work.available - work.used:,}{run}",
-            )
-        )
-    return found
-
-
-def _circumstances(facts: Facts) -> list[Doubt]:
-    found = []
-    if facts.disturbed:
-        found.append(
-            Doubt(
-                "measured",
-                f"{facts.disturbed:,} of {facts.done:,} trials shared the machine with other work to the end.",
-                "a quiet machine.",
-            )
-        )
-    if facts.cut_share is not None and facts.cut_share > _MANY_CUT and facts.max_new_tokens:
-        found.append(
-            Doubt(
-                "assumed",
-                f"Long answers behave like short ones: {text.percent(facts.cut_share)} of the target's answers were cut at "
-                f"{facts.max_new_tokens:,} tokens.",
-                "a larger `--max-new-tokens`.",
-            )
-        )
-    return found
-
-
-def _prompts(draft: DraftResult, name: str) -> list[Doubt]:
-    few = [c for c in draft.categories if c.speedup_low is None]
-    found = []
-    if few:
-        listed = text.join(f"{text.escape(c.category)} ({c.prompts:,})" for c in few)
-        found.append(
-            Doubt("measured", f"Too few prompts for an interval{name}: {listed}.", "more prompts of these categories.")
-        )
-    called = [c for c in draft.categories if c.verdict != "UNCLEAR"]
-    if len(called) > 1:
-        found.append(
-            Doubt(
-                "measured",
-                f"{len(called)} categories are each decided alone{name}: the more there are, the likelier one is wrong by chance.",
-                "the same verdicts on fresh prompts.",
-            )
-        )
-    return found
-
-
-def _numbers(draft: DraftResult, policy: Policy, name: str) -> list[Doubt]:
-    row, found = best_row(draft), []
-    if row.slower_share > 0:
-        found.append(
-            Doubt(
-                "measured",
-                f"The speedup is an average{name}: {text.percent(row.slower_share)} of prompts ran below "
-                f"{text.speedup(policy.slower_than)} at gamma {row.gamma}.",
-                "a policy by category, if those prompts share one.",
-            )
-        )
-    if any(other.predicted_speedup is not None for other in draft.gammas):
+        found += _draft(draft, facts.policy, name)
+    if summary.drafts:
         found.append(
             Doubt(
                 "predicted",
-                f"Predicted speedups{name} come from acceptance and round times; the verdict does not use them.",
-                "nothing: the measurement stands beside each.",
+                "What a cheaper draft, a faster verify or another gamma would give: all else is held as measured here.",
+                "measuring it.",
             )
         )
     return found
+
+
+def _run(summary: Summary, facts: Facts) -> Iterator[Doubt]:
+    work = facts.workload
+    if work.used is not None and work.available is not None and work.used < work.available:
+        command = limited_command(facts, work.available)
+        rest = f"measuring the other {work.available - work.used:,}"
+        yield Doubt(
+            "measured",
+            f"The sample is {work.used:,} of the {work.available:,} prompts in the workload.",
+            f"{rest}: {text.code(command)}" if command else f"{rest}.",
+        )
+    if facts.cut_share is not None and facts.cut_share > _MANY_CUT and facts.max_new_tokens:
+        yield Doubt(
+            "assumed",
+            f"Answers go on as they begin: {text.percent(facts.cut_share)} of the target's were cut at "
+            f"{facts.max_new_tokens:,} tokens.",
+            "a larger `--max-new-tokens`.",
+        )
+    if summary.noise_floor is None:
+        yield Doubt(
+            "assumed",
+            "The machine was steady: there is no noise floor to show it.",
+            "the target alone measured twice over more prompts.",
+        )
+
+
+def _draft(draft: DraftResult, policy: Policy, name: str) -> Iterator[Doubt]:
+    categories = by_speedup(draft)
+    few = [category for category in categories if category.speedup_low is None]
+    if few:
+        listed = text.join(f"{text.escape(category.category)} ({category.prompts:,})" for category in few)
+        yield Doubt(
+            "measured",
+            f"Too few prompts for an interval{name}: {listed}.",
+            "more prompts of " + ("that category." if len(few) == 1 else "those categories."),
+        )
+    close = [category for category in categories if category.verdict != "UNCLEAR" and _close(category, policy)]
+    if close:
+        listed = text.join(f"{text.escape(c.category)} {text.interval(c.speedup_low, c.speedup_high)}" for c in close)
+        yield Doubt(
+            "measured",
+            f"Decided, but with an interval that ends near {text.speedup(policy.min_speedup)}{name}: {listed}.",
+            "a few more prompts.",
+        )
+    row = best_row(draft)
+    if row.slower_share >= _MENTIONED:
+        yield Doubt(
+            "measured",
+            f"The speedup is an average{name}: at gamma {row.gamma}, {text.percent(row.slower_share)} of prompts ran "
+            f"below {text.speedup(policy.slower_than)}.",
+            "leaving those out, if they share a category.",
+        )
+
+
+def _close(category: CategoryResult, policy: Policy) -> bool:
+    end = category.speedup_low if category.verdict == "GO" else category.speedup_high
+    return end is not None and abs(end - policy.min_speedup) < _CLOSE
 
 
 def cautions(warnings: Sequence[Caution]) -> list[str]:
@@ -192,4 +174,5 @@ def cautions(warnings: Sequence[Caution]) -> list[str]:
     return [
         f"{text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.cure))}"
         for w in warnings
+        if w.code not in _SAID_ABOVE
     ]

@@ -13,7 +13,7 @@ from specbench.report import text
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult
 from specbench.report.facts import Facts, Model
 
-_ADVICE = {"GO": "turn {} on", "NO-GO": "leave {} off", "UNCLEAR": "{} is not settled"}
+_ADVICE = {"GO": "turn {} on, at gamma {}", "NO-GO": "leave {} off", "UNCLEAR": "{} is not settled"}
 
 
 def best_row(draft: DraftResult) -> GammaResult:
@@ -38,8 +38,8 @@ def verdict(draft: DraftResult, policy: Policy) -> str:
     """The verdict sentence: call, speedup with interval, over how many prompts, against what was asked."""
     subject = "generation with prefill" if policy.metric == "e2e" else "decoding"
     n = best_row(draft).prompts
-    at = f"gamma {draft.best_gamma}" if len(draft.gammas) == 1 else "the best gamma"
-    head = f"**{draft.verdict}: {_ADVICE[draft.verdict].format(text.code(draft.draft))}.**"
+    at = f"gamma {draft.best_gamma}" if len(draft.gammas) == 1 else f"the best gamma ({draft.best_gamma})"
+    head = f"**{draft.verdict}: {_ADVICE[draft.verdict].format(text.code(draft.draft), draft.best_gamma)}.**"
     ran = f"With it, {subject} at {at} ran {text.speedup(draft.speedup)} as fast as the target alone"
     over = f"measured over {text.count(n, 'prompt')}"
     if draft.speedup_low is None or draft.speedup_high is None:
@@ -118,6 +118,13 @@ def _model(model: Model) -> str:
     return f"{name}, {', '.join(known)} of weights" if sizes[1] else ", ".join([name, *known])
 
 
+def circumstances(facts: Facts) -> str:
+    """What a figure's caption has to say besides the Summary, so that it can stand alone."""
+    used = facts.workload.used
+    known = (facts.precision, sampling(facts.sampling), None if used is None else text.count(used, "prompt"))
+    return ", ".join(part for part in known if part)
+
+
 def carry() -> str:
     """What it would take to use the verdict elsewhere."""
     return (
@@ -158,6 +165,11 @@ def by_speedup(draft: DraftResult) -> list[CategoryResult]:
     return sorted(draft.categories, key=lambda category: (-category.speedup, category.category))
 
 
+def metric_column(policy: Policy) -> str:
+    """The heading of a speedup that follows the policy's metric."""
+    return "speedup, end to end" if policy.metric == "e2e" else "speedup, decode"
+
+
 def category_note(draft: DraftResult) -> str:
     """What the table by category assumes of the reader."""
     gammas = {category.best_gamma for category in draft.categories}
@@ -170,8 +182,8 @@ def category_note(draft: DraftResult) -> str:
 def gamma_note(draft: DraftResult) -> str:
     """What r, tau and alpha are, and how far the replay agrees."""
     words = [
-        "r is accepted over drafted; it falls as gamma grows by its nature, so do not compare it across gammas.",
-        "tau is tokens per round, with the one that the target adds to every round.",
+        "r is accepted over drafted tokens; it falls as gamma grows, so do not compare it across gammas.",
+        "tau is tokens per round, counting the one that the target itself adds.",
     ]
     if draft.alpha is not None:
         bounds = text.interval(draft.alpha_low, draft.alpha_high)
@@ -181,7 +193,7 @@ def gamma_note(draft: DraftResult) -> str:
     gaps = [
         abs(row.replay_tokens_per_round / row.tokens_per_round - 1)
         for row in draft.gammas
-        if row.replay_tokens_per_round is not None
+        if row.replay_tokens_per_round is not None and row.tokens_per_round is not None
     ]
     if gaps:
         words.append(
@@ -191,15 +203,16 @@ def gamma_note(draft: DraftResult) -> str:
     return " ".join(words)
 
 
-def best_note(draft: DraftResult) -> str | None:
+def best_note(draft: DraftResult, policy: Policy) -> str | None:
     """Why the verdict's speedup and the best row of the table differ, where they do."""
     if len(draft.gammas) == 1:
         return None
     row = best_row(draft)
+    own = row.speedup_e2e if policy.metric == "e2e" else row.speedup
     return (
-        f"Gamma {row.gamma} is best at {text.speedup(row.speedup)}, but picking the best of {len(draft.gammas)} rows "
-        f"flatters it. The verdict's {text.speedup(draft.speedup)} takes each prompt at the gamma that the other prompts "
-        "would choose."
+        f"Gamma {row.gamma} is best at {text.speedup(own)}, but picking the best of {len(draft.gammas)} rows flatters "
+        f"it. The verdict's {text.speedup(draft.speedup)} takes each prompt at the gamma that the other prompts would "
+        "choose."
     )
 
 

@@ -12,7 +12,7 @@ from specbench.errors import WorkloadError
 PREFIX = "hub:"
 
 # The id is held to the hub's alphabet so that it cannot be a path.
-_SOURCE = re.compile(r"hub:(?P<id>[\w.\-]+(/[\w.\-]+)?)(:(?P<config>[^:@]+))?(@(?P<split>.+))?", re.ASCII)
+_SOURCE = re.compile(r"hub:(?P<id>\w[\w.\-]*(/\w[\w.\-]*)?)(:(?P<config>[^:@]+))?(@(?P<split>.+))?", re.ASCII)
 
 # What `datasets` says when the name of a configuration or a split is wrong; these list the names to choose from.
 _CHOICE = re.compile(r"Config name is missing|BuilderConfig .* not found|Unknown split|Bad split", re.DOTALL)
