@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
-from tiny import tiny_llama
+from tiny import near_copy, save_with_byte_tokenizer, tiny_llama
+
+CANARY = "xylophone-canary"
 
 
 @pytest.fixture(autouse=True)
@@ -12,11 +18,48 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def target_model() -> torch.nn.Module:
-    return tiny_llama(vocab_size=64, seed=1)
+@dataclass(frozen=True)
+class Lab:
+    """Model directories and a prompt file, as a user would have them."""
+
+    target: Path
+    near: Path
+    far: Path
+    workload: Path
+
+    def args(self, *more: str, draft: Path | None = None) -> list[str]:
+        """Command-line flags of a run on these; float32, one thread, and blind to other load."""
+        paths = ["--target", str(self.target), "--draft", str(draft or self.near), "--workload", str(self.workload)]
+        config = self.workload.parent / "lab.yaml"
+        return ["--config", str(config), *paths, "--dtype", "float32", "--threads", "1", "--device", "cpu", *more]
 
 
 @pytest.fixture(scope="session")
-def draft_model() -> torch.nn.Module:
-    return tiny_llama(vocab_size=64, seed=2)
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    folder = tmp_path_factory.mktemp("lab")
+    target = tiny_llama(257, seed=1)
+    save_with_byte_tokenizer(target, folder / "target")
+    save_with_byte_tokenizer(near_copy(target, noise=0.05), folder / "near")
+    save_with_byte_tokenizer(tiny_llama(257, seed=9), folder / "far")
+    subjects = [
+        "tides",
+        "bread",
+        "glaciers",
+        "chess",
+        "bees",
+        "rust",
+        "maps",
+        "violins",
+        "yeast",
+        "kites",
+        "salt",
+        "moss",
+    ]
+    workload = folder / "prompts.jsonl"
+    rows = [
+        {"id": f"q{i}", "category": ("chat", "code")[i % 2], "prompt": f"{CANARY}: tell me about {subject}."}
+        for i, subject in enumerate(subjects)
+    ]
+    workload.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "lab.yaml").write_text("max_other_cores: 1000\nlimit: null\nmax_new_tokens: 12\ngamma: 1,3\n")
+    return Lab(folder / "target", folder / "near", folder / "far", workload)

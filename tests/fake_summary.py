@@ -1,4 +1,4 @@
-"""Four made-up runs with known answers: a clear GO, a clear NO-GO, mixed by category, and too few prompts.
+"""The Summary and the StoredRun of a made-up world (see fake_worlds).
 
 The numbers of one world hang together: tokens per round follow from survival, and speedup from tokens per round
 and round time, so a reader who checks one against another finds no contradiction.
@@ -6,15 +6,17 @@ and round time, so a reader who checks one against another finds no contradictio
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from fake_worlds import Category, World
+
 from specbench.acceptance.lossless import lossy_reason
 from specbench.config import RunConfig
 from specbench.decision.verdict import Gates, judge
-from specbench.records import Arm, Caution, Divergence, Interval, Policy, Times, Trial
+from specbench.records import Arm, Divergence, Interval, Policy, Times, Trial
 from specbench.report.contract import CategoryGamma, CategoryResult, DraftResult, GammaResult, RoundTime, Summary
 from specbench.store import StoredRun
 
@@ -22,107 +24,6 @@ TARGET = "demo:target"
 DRAFT = "demo:draft"
 ENGINE = "transformers models in process, specbench loop (cpu)"
 HARDWARE = "Example CPU 3000, 2 cores, 8 GiB"
-
-
-@dataclass(frozen=True)
-class Category:
-    """One category: its speedup at its best gamma and half the width of the interval (None: too few prompts)."""
-
-    name: str
-    speedup: float
-    half: float | None
-    prompts: int
-    best_gamma: int = 2
-
-
-@dataclass(frozen=True)
-class World:
-    """A run's truth. Times are seconds; `alpha` is the chance that a draft is accepted after its prefix; `half` is
-    half the width of every speedup's interval; `margins` are the first prompts' divergences at the largest gamma."""
-
-    name: str
-    alpha: float
-    gammas: tuple[int, ...]
-    half: float | None
-    prompts: int
-    available: int
-    categories: tuple[Category, ...]
-    margins: tuple[float, ...] = ()
-    temperature: float = 0.0
-    step_s: float = 0.025
-    draft_step_s: float = 0.0035
-    verify_extra: float = 0.02
-    other_s: float = 0.0008
-    noise_floor: float | None = 0.012
-    warnings: tuple[Caution, ...] = ()
-    replay: bool = True
-
-
-GO = World(
-    name="go",
-    alpha=0.78,
-    gammas=(1, 2, 4, 8),
-    half=0.09,
-    prompts=48,
-    available=48,
-    categories=(
-        Category("code", 2.61, 0.14, 16, 4),
-        Category("maths", 2.33, 0.12, 16, 4),
-        Category("chat", 1.77, 0.11, 16, 2),
-    ),
-    draft_step_s=0.002,
-)
-
-NO_GO = World(
-    name="no-go",
-    alpha=0.35,
-    gammas=(1, 2, 4),
-    half=0.04,
-    prompts=40,
-    available=200,
-    categories=(Category("summarise", 0.99, 0.05, 20, 1), Category("translate", 0.90, 0.04, 20, 1)),
-    draft_step_s=0.009,
-)
-
-MIXED = World(
-    name="mixed",
-    alpha=0.52,
-    gammas=(1, 2, 4),
-    half=0.13,
-    prompts=40,
-    available=40,
-    categories=(
-        Category("code", 1.74, 0.21, 12, 4),
-        Category("maths", 1.42, 0.17, 10, 2),
-        Category("summarise", 0.93, 0.06, 14, 1),
-        Category("chat", 1.08, None, 4, 1),
-    ),
-    margins=(0.002, 0.006, 0.011, 0.04),
-    draft_step_s=0.006,
-    warnings=(
-        Caution(
-            "target-only-tokens",
-            "the target has 12 tokens that the draft was not trained on, and will never propose",
-            "If the workload uses them (tool calls, thinking), use a draft trained with them.",
-        ),
-    ),
-)
-
-FEW = World(
-    name="few",
-    alpha=0.66,
-    gammas=(2,),
-    half=None,
-    prompts=6,
-    available=120,
-    categories=(Category("chat", 1.51, None, 4), Category("code", 1.62, None, 2)),
-    temperature=0.7,
-    noise_floor=None,
-    warnings=(Caution("few-prompts", "6 prompts are too few for an interval", "Measure 10 or more."),),
-    replay=False,
-)
-
-WORLDS = {world.name: world for world in (GO, NO_GO, MIXED, FEW)}
 
 
 def summary_of(world: World) -> Summary:
@@ -175,7 +76,7 @@ def stored_of(world: World, folder: Path, *, status: str = "finished", missing: 
         "name": world.name,
         "config": config.as_dict(),
         "fingerprint": "f" * 64,
-        "provenance": _provenance(world),
+        "provenance": _provenance(world, status),
         "target": {
             "name": "Example-Target-135M",
             "parameters": 134_515_008,
@@ -206,6 +107,8 @@ def with_second_draft(summary: Summary, name: str = "ngram:n=3") -> Summary:
         draft,
         draft=name,
         verdict="NO-GO",
+        reasons=("P(speedup >= 1.10x) = 0%",),
+        probability=0.0,
         speedup=draft.speedup - 0.4,
         speedup_low=None if draft.speedup_low is None else draft.speedup_low - 0.4,
         speedup_high=None if draft.speedup_high is None else draft.speedup_high - 0.4,
@@ -330,12 +233,11 @@ def _trial(world: World, index: int, category: str, arm: Arm, drafted: tuple[int
     )
 
 
-def _provenance(world: World) -> dict[str, Any]:
-    return {
+def _provenance(world: World, status: str) -> dict[str, Any]:
+    ended = {"finished": "2025-01-02T03:24:05+00:00", "load_at_end": 2.04} if status == "finished" else {}
+    return ended | {
         "argv": ["specbench", "sweep", "--limit", str(world.prompts), "--name", world.name],
         "started": "2025-01-02T03:04:05+00:00",
-        "finished": "2025-01-02T03:24:05+00:00",
-        "duration_s": 1200.0,
         "versions": {"specbench": "0.1.0", "python": "3.11.9", "torch": "2.9.0", "transformers": "5.23.0"},
         "commit": "abc1234",
         "platform": "Linux-6.1-x86_64",
@@ -345,5 +247,4 @@ def _provenance(world: World) -> dict[str, Any]:
         "precision": "bfloat16",
         "threads": 2,
         "load_at_start": 0.31,
-        "load_at_end": 2.04,
     }

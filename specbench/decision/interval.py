@@ -7,7 +7,7 @@ are resampled whole and in pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from specbench.records import Interval
 Floats = NDArray[np.float64]
 
 MIN_PROMPTS = 10
-RESAMPLES = 4000
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class Paired:
     @property
     def speedup(self) -> float:
         """Seconds per token of the first arm over seconds per token of the second, totals over totals."""
-        return float(_ratio(self.base_s, self.base_tokens, self.spec_s, self.spec_tokens))
+        base, spec = self.base_s.sum() / self.base_tokens.sum(), self.spec_s.sum() / self.spec_tokens.sum()
+        return float(base / spec)
 
     @property
     def by_prompt(self) -> Floats:
@@ -52,46 +53,62 @@ class Paired:
 
 def speedup_interval(paired: Paired, confidence: float) -> Interval:
     """Speedup of the second arm over the first; no interval below MIN_PROMPTS prompts."""
-    arrays = (paired.base_s, paired.base_tokens, paired.spec_s, paired.spec_tokens)
-    return _interval(arrays, _ratio, confidence)
+    above, below = (paired.base_s, paired.spec_tokens), (paired.base_tokens, paired.spec_s)
+    draws = _log_ratio_draws(above, below)
+    return _interval(paired.speedup, None if draws is None else np.exp(draws), confidence, paired.n)
 
 
 def share_interval(part: Floats, rest: Floats, confidence: float) -> Interval:
     """sum(part) / (sum(part) + sum(rest)) over prompts, such as alpha from accepted and rejected counts [n]."""
-    return _interval((part, rest), _share, confidence)
+    draws = _log_ratio_draws((part,), (rest,))  # the log of part : rest is the logit of the share
+    value = float(part.sum() / (part.sum() + rest.sum()))
+    return _interval(value, None if draws is None else 1 / (1 + np.exp(-draws)), confidence, len(part))
 
 
-def _interval(arrays: tuple[Floats, ...], statistic: Any, confidence: float) -> Interval:
-    n = len(arrays[0])
-    value = float(statistic(*arrays))
-    if n < MIN_PROMPTS:
+def _interval(value: float, draws: Floats | None, confidence: float, n: int) -> Interval:
+    if draws is None:
         return Interval(value, None, None, confidence, n)
-    from scipy import stats
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high), confidence, n, tuple(draws.tolist()))
 
+
+def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...]) -> Floats | None:
+    """Where the log of (product of totals `above`) / (product of totals `below`) may lie, as RESAMPLES draws.
+
+    Studentised bootstrap (Efron and Tibshirani 1993, chapter 12.5): each resample's distance from the estimate is
+    measured in its own standard error, then laid off from the estimate in the estimate's. With 10 to 30 prompts of
+    uneven length it covers 92 to 95 % where percentile and BCa intervals cover 85 to 91 % (tests/test_interval.py).
+    None with fewer than MIN_PROMPTS prompts or where a total is zero.
+    """
+    n = len(above[0])
+    if n < MIN_PROMPTS or not all(column.sum() > 0 for column in (*above, *below)):
+        return None
+    estimate, error = (float(x[0]) for x in _log_ratio(above, below, np.ones((1, n))))
+    resampled, errors = _log_ratio(above, below, _resamples(n))
+    # A resample without spread (or in which a total vanished) has no distance to measure.
+    usable = np.isfinite(resampled) & (errors > 1e-12)
+    if error <= 1e-12 or not usable.any():
+        return np.full(1, estimate)
+    distances = (resampled[usable] - estimate) / errors[usable]
+    return np.asarray(estimate - distances * error, dtype=np.float64)
+
+
+def _log_ratio(above: tuple[Floats, ...], below: tuple[Floats, ...], weights: Floats) -> tuple[Floats, Floats]:
+    """Log ratio and its standard error (delta method) under each row of `weights` [resamples, n]."""
+    resamples, n = weights.shape
+    value = np.zeros(resamples)
+    influence = np.zeros((resamples, n))  # of each prompt on the log ratio
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = stats.bootstrap(
-            arrays,
-            statistic,
-            paired=True,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            confidence_level=confidence,
-            method="BCa",
-            rng=np.random.default_rng(0),
-        )
-    draws = np.asarray(result.bootstrap_distribution, dtype=float)
-    low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
-    if not np.isfinite([low, high]).all():
-        # Prompts that all agree to the last digit leave BCa nothing to correct.
-        low, high = (float(x) for x in np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2]))
-    return Interval(value, low, high, confidence, n, tuple(draws.tolist()))
+        for columns, sign in ((above, 1.0), (below, -1.0)):
+            for column in columns:
+                totals = weights @ column
+                value += sign * np.log(totals)
+                influence += sign * column / totals[:, None]
+        error = np.sqrt(n / (n - 1) * np.einsum("rn,rn->r", weights, influence**2))
+    return value, error
 
 
-def _ratio(base_s: Floats, base_tokens: Floats, spec_s: Floats, spec_tokens: Floats, axis: int = -1) -> Any:
-    base = base_s.sum(axis=axis) / base_tokens.sum(axis=axis)
-    return base / (spec_s.sum(axis=axis) / spec_tokens.sum(axis=axis))
-
-
-def _share(part: Floats, rest: Floats, axis: int = -1) -> Any:
-    total = part.sum(axis=axis)
-    return total / (total + rest.sum(axis=axis))
+@lru_cache(maxsize=64)
+def _resamples(n: int) -> Floats:
+    """How often each of `n` prompts is drawn in each resample [RESAMPLES, n]; the same for every question."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)

@@ -5,6 +5,7 @@ Everything comes from the run folder and its Summary; no model is loaded and no 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,6 @@ class Section:
     policy: str
     category_header: tuple[str, ...]
     category_rows: tuple[tuple[str, ...], ...]
-    category_note: str
     gamma_header: tuple[str, ...]
     gamma_rows: tuple[tuple[str, ...], ...]
     gamma_note: str
@@ -50,7 +50,6 @@ class Section:
     cost: tuple[str, ...]
     end_to_end: str
     lossless: str
-    noise: str
 
 
 def render_brief(stored: StoredRun, summary: Summary) -> str:
@@ -65,12 +64,16 @@ def render_brief(stored: StoredRun, summary: Summary) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown; names are escaped where they enter a sentence
     )
+    environment.filters["cell"] = text.cell
     return environment.get_template("brief.md.j2").render(
         target=text.code(summary.target),
         banner=wording.banner(facts),
-        sections=[_section(draft, summary, facts, trials) for draft in summary.drafts],
+        sections=[_section(draft, facts, trials) for draft in summary.drafts],
         scope=wording.scope(facts, summary.engine, summary.hardware, summary.drafts),
         carry=wording.carry(),
+        category_note=wording.category_note(summary.drafts),
+        gamma_words=wording.gamma_words(),
+        noise=trust.noise(summary),
         figures=_figures(summary, facts.policy),
         figures_folder=FIGURES_FOLDER,
         doubts=trust.doubts(summary, facts),
@@ -102,7 +105,7 @@ def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None)
     return folder / BRIEF_FILE
 
 
-def _section(draft: DraftResult, summary: Summary, facts: Facts, trials: list[Trial]) -> Section:
+def _section(draft: DraftResult, facts: Facts, trials: list[Trial]) -> Section:
     found = readings.cost(draft, facts.policy)
     header, rows = _gamma_table(draft, facts.policy)
     return Section(
@@ -112,7 +115,6 @@ def _section(draft: DraftResult, summary: Summary, facts: Facts, trials: list[Tr
         policy=wording.policy_line(draft, facts.policy),
         category_header=("category", "verdict", wording.metric_column(facts.policy), "best gamma", "prompts"),
         category_rows=_category_rows(draft),
-        category_note=wording.category_note(draft),
         gamma_header=header,
         gamma_rows=rows,
         gamma_note=wording.gamma_note(draft),
@@ -120,7 +122,6 @@ def _section(draft: DraftResult, summary: Summary, facts: Facts, trials: list[Tr
         cost=(readings.round_time(found), readings.limiting(found), readings.ceilings(found)) if found else (),
         end_to_end=_end_to_end(draft, facts),
         lossless=trust.losslessness(draft, facts, trials),
-        noise=trust.noise(summary, draft),
     )
 
 
@@ -185,34 +186,34 @@ def _figures(summary: Summary, policy: Policy) -> list[Figure]:
             "speedup",
             "Speedup against gamma",
             "Speedup over the target alone, by gamma",
-            _readings(summary, [readings.read_speedup(draft, policy) for draft in drafts]),
+            _readings(drafts, lambda draft: readings.read_speedup(draft, policy)),
         ),
         SURVIVAL: Figure(
             SURVIVAL,
             "Survival by position",
             "Share of rounds whose first j drafted tokens were all accepted, by position j",
-            _readings(summary, [readings.read_survival(draft) for draft in drafts]),
+            _readings(drafts, readings.read_survival),
         ),
         "round_time": Figure(
             "round_time",
             "Where a round's time goes",
             "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target",
-            _readings(summary, [readings.read_round_time(draft) for draft in drafts]),
+            _readings(drafts, readings.read_round_time),
         ),
         "categories": Figure(
             "categories",
             "Speedup by category",
             "Speedup over the target alone, by category",
-            _readings(summary, [readings.read_categories(draft) for draft in drafts if draft.categories]),
+            _readings([draft for draft in drafts if wording.by_speedup(draft)], readings.read_categories),
         ),
     }
     return [known[stem] for stem in available(summary)]
 
 
-def _readings(summary: Summary, sentences: list[str]) -> tuple[str, ...]:
-    if len(summary.drafts) == 1:
-        return tuple(sentences)
-    return tuple(f"{text.code(draft.draft)}: {said}" for draft, said in zip(summary.drafts, sentences, strict=False))
+def _readings(drafts: Sequence[DraftResult], read: Callable[[DraftResult], str]) -> tuple[str, ...]:
+    if len(drafts) == 1:
+        return (read(drafts[0]),)
+    return tuple(f"{text.code(draft.draft)}: {read(draft)}" for draft in drafts)
 
 
 def _provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple[str, str]]:

@@ -141,7 +141,7 @@ def _limit(found: Cost) -> Step:
     if found.limit == "drafting":
         free = tau * found.step_s / (row.round_time.verify_s + row.round_time.other_s)
         return Step(
-            "Try a cheaper draft: a smaller model, or n-gram look-up, which runs no model.",
+            "Try a cheaper draft: a smaller model, or n-gram look-up where the engine has it.",
             f"drafting is {text.percent(row.round_time.draft_s / found.round_s)} of a round; for free, with the same "
             f"acceptance, it would give {text.speedup(free)} (predicted).",
             f"a cheaper draft is accepted less often, and tokens per round have to stay above "

@@ -40,8 +40,8 @@ def losslessness(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> s
     """Is the text what the target alone would write: counted under greedy, argued when sampling."""
     if not facts.sampling.greedy:
         return (
-            f"Not checked in this run: at temperature {facts.sampling.temperature:g} two runs draw different tokens, so "
-            "their texts cannot be compared token for token. That the output keeps the target's distribution rests on "
+            f"Not checked in this run: at temperature {facts.sampling.temperature:g} two runs draw different tokens, "
+            "and texts cannot be compared token for token. That the output keeps the target's distribution rests on "
             "the rejection rule (assumed here; specbench's tests prove it by enumerating short sequences)."
         )
     row = best_row(draft)
@@ -67,31 +67,37 @@ def _margins(margins: list[float | None], facts: Facts, draft: DraftResult) -> s
     wide = [margin for margin in known if margin > limit]
     parts = []
     if len(wide) < len(known):
-        parts.append(
-            f"{len(known) - len(wide):,} where the target's two best tokens nearly tie, which rounding can flip"
-        )
+        near_ties = _of(len(known) - len(wide), len(margins))
+        parts.append(f"{near_ties}where the target's two best tokens nearly tie, which rounding can flip")
     if wide:
         worst = text.percent(max(wide))
-        parts.append(f"{len(wide):,} at a wide margin (up to {worst} of the top logit), **so suspect a bug**")
+        parts.append(
+            f"{_of(len(wide), len(margins))}at a wide margin, up to {worst} of the top logit, **so suspect a bug**"
+        )
     if len(known) < len(margins):
-        parts.append(f"{len(margins) - len(known):,} without a recorded margin")
+        parts.append(f"{_of(len(margins) - len(known), len(margins))}without a recorded margin")
     near = f"Nearly means within {100 * limit:.3g}% of the top logit in {facts.precision} (assumed)."
     if facts.precision == "float32":
         near += " In float32 such ties are rare: suspect a bug until each has been looked at."
     return f"{head} {'; '.join(parts)}. {near}"
 
 
-def noise(summary: Summary, draft: DraftResult) -> str:
-    """The A/A arm: how far two measurements of the same thing lie apart here."""
+def _of(part: int, whole: int) -> str:
+    return "" if whole == 1 else "all of them " if part == whole else f"{part:,} "
+
+
+def noise(summary: Summary) -> str:
+    """The A/A arm: how far two measurements of the same thing lie apart here, and which speedups are no further."""
     if summary.noise_floor is None:
         return "Unknown: the target alone was not measured twice, or over too few prompts to say."
     floor = summary.noise_floor
-    said = f"The target alone, measured a second time, agrees with itself within {floor:.1%} (measured, A/A)."
-    if abs(draft.speedup - 1) <= floor:
-        return (
-            f"{said} The speedup of {text.speedup(draft.speedup)} is no further from 1.00x than that: it may be noise."
-        )
-    return f"{said} The speedup of {text.speedup(draft.speedup)} is further from 1.00x than that."
+    words = [f"The target alone, measured a second time, agrees with itself within {floor:.1%} (measured, A/A)."]
+    words += [
+        f"The {text.speedup(draft.speedup)} of {text.code(draft.draft)} is no further from 1.00x: perhaps noise."
+        for draft in summary.drafts
+        if abs(draft.speedup - 1) <= floor
+    ]
+    return " ".join(words)
 
 
 def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
@@ -134,18 +140,14 @@ def _run(summary: Summary, facts: Facts) -> Iterator[Doubt]:
             "The machine was steady: there is no noise floor to show it.",
             "the target alone measured twice over more prompts.",
         )
+    few = {c.category: c.prompts for draft in summary.drafts for c in by_speedup(draft) if c.speedup_low is None}
+    if few:
+        listed = text.join(f"{text.escape(name)} ({prompts:,})" for name, prompts in few.items())
+        yield Doubt("measured", f"Too few prompts for an interval: {listed}.", "more prompts of that kind.")
 
 
 def _draft(draft: DraftResult, policy: Policy, name: str) -> Iterator[Doubt]:
     categories = by_speedup(draft)
-    few = [category for category in categories if category.speedup_low is None]
-    if few:
-        listed = text.join(f"{text.escape(category.category)} ({category.prompts:,})" for category in few)
-        yield Doubt(
-            "measured",
-            f"Too few prompts for an interval{name}: {listed}.",
-            "more prompts of " + ("that category." if len(few) == 1 else "those categories."),
-        )
     close = [category for category in categories if category.verdict != "UNCLEAR" and _close(category, policy)]
     if close:
         listed = text.join(f"{text.escape(c.category)} {text.interval(c.speedup_low, c.speedup_high)}" for c in close)

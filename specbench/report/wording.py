@@ -170,25 +170,31 @@ def metric_column(policy: Policy) -> str:
     return "speedup, end to end" if policy.metric == "e2e" else "speedup, decode"
 
 
-def category_note(draft: DraftResult) -> str:
-    """What the table by category assumes of the reader."""
-    gammas = {category.best_gamma for category in draft.categories}
-    if len(draft.gammas) == 1:
-        return "Decided by the same rule as the whole, each on its own prompts."
-    same = "all at the same gamma" if len(gammas) == 1 else "an engine with one fixed gamma for all gets less"
-    return f"Decided by the same rule as the whole, each on its own prompts and at its own best gamma ({same})."
+def category_note(drafts: Sequence[DraftResult]) -> str:
+    """By what rule, and at which gamma, a category is decided."""
+    rule = "Each category is decided by the same rule as the whole, on its own prompts"
+    if all(len(draft.gammas) == 1 for draft in drafts):
+        return f"{rule}."
+    if all(len({category.best_gamma for category in draft.categories}) == 1 for draft in drafts):
+        return f"{rule} and at its own best gamma, which is the same for all."
+    return f"{rule} and at its own best gamma; an engine with one fixed gamma for all gets less."
+
+
+def gamma_words() -> str:
+    """What the columns of the table by gamma mean."""
+    return (
+        "r is accepted over drafted tokens; it falls as gamma grows, so do not compare it across gammas. tau is tokens "
+        "per round, counting the one that the target itself adds."
+    )
 
 
 def gamma_note(draft: DraftResult) -> str:
-    """What r, tau and alpha are, and how far the replay agrees."""
-    words = [
-        "r is accepted over drafted tokens; it falls as gamma grows, so do not compare it across gammas.",
-        "tau is tokens per round, counting the one that the target itself adds.",
-    ]
+    """alpha, and how far the replay agrees; empty where neither is known."""
+    words = []
     if draft.alpha is not None:
         bounds = text.interval(draft.alpha_low, draft.alpha_high)
         words.append(
-            f"alpha, the chance that a token is accepted if all before it were, is {draft.alpha:.2f} {bounds}."
+            f"alpha, the chance that a drafted token is accepted if all before it were, is {draft.alpha:.2f} {bounds}."
         )
     gaps = [
         abs(row.replay_tokens_per_round / row.tokens_per_round - 1)
@@ -197,8 +203,8 @@ def gamma_note(draft: DraftResult) -> str:
     ]
     if gaps:
         words.append(
-            "Replayed tau counts the same rounds from one pass over the target's text, without speculation; "
-            f"it is within {_at_most(max(gaps))} of the live count."
+            "The replayed tau, counted in one pass over the target's text without speculating, is "
+            f"within {_at_most(max(gaps))} of the live count."
         )
     return " ".join(words)
 

@@ -1,0 +1,139 @@
+"""Intervals are over prompts, paired, and cover the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from specbench.decision.holdout import choose_gamma
+from specbench.decision.interval import MIN_PROMPTS, Paired, share_interval, speedup_interval
+
+
+def fake_prompts(rng, n, speedup, spread=0.3, noise=0.03):
+    """`n` prompts with heavy-tailed lengths whose own speedups scatter around the truth."""
+    tokens = np.ceil(rng.lognormal(4, 0.6, n))
+    base = 0.02 * tokens * rng.lognormal(0, noise, n)
+    own = rng.gamma(1 / spread**2, spread**2, n)  # mean 1
+    spec = 0.02 * tokens / speedup * own * rng.lognormal(0, noise, n)
+    return Paired(base, tokens, spec, tokens)
+
+
+def test_the_speedup_is_a_ratio_of_totals_per_token():
+    paired = Paired(np.array([1.0, 3.0]), np.array([10.0, 10.0]), np.array([1.0, 1.0]), np.array([10.0, 20.0]))
+    # 4 s over 20 tokens against 2 s over 30 tokens
+    assert paired.speedup == pytest.approx((4 / 20) / (2 / 30))
+    assert paired.by_prompt.tolist() == pytest.approx([1.0, 6.0])
+
+
+def test_prompts_that_decode_nothing_have_no_speedup_of_their_own():
+    paired = Paired(np.array([0.0, 2.0]), np.array([0.0, 10.0]), np.array([0.0, 1.0]), np.array([0.0, 10.0]))
+    assert paired.by_prompt.tolist() == [2.0]
+    assert paired.speedup == 2.0
+
+
+def test_few_prompts_give_a_value_without_an_interval():
+    rng = np.random.default_rng(0)
+    few = speedup_interval(fake_prompts(rng, MIN_PROMPTS - 1, 1.5), 0.95)
+    assert (few.low, few.high, few.probability_at_least(1.0)) == (None, None, None)
+    enough = speedup_interval(fake_prompts(rng, MIN_PROMPTS, 1.5), 0.95)
+    assert enough.low < enough.value < enough.high
+
+
+def test_equal_prompts_give_a_point():
+    paired = Paired(np.full(20, 2.0), np.full(20, 10.0), np.full(20, 1.0), np.full(20, 10.0))
+    interval = speedup_interval(paired, 0.95)
+    assert (interval.low, interval.value, interval.high) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_pairing_removes_what_both_arms_share():
+    rng = np.random.default_rng(1)
+    slow_day = rng.lognormal(0, 0.5, 40)  # the machine was slow for both arms of a prompt
+    tokens = np.full(40, 50.0)
+    paired = Paired(slow_day, tokens, slow_day / 1.5, tokens)
+    shuffled = Paired(slow_day, tokens, rng.permutation(slow_day) / 1.5, tokens)
+    tight, loose = speedup_interval(paired, 0.95), speedup_interval(shuffled, 0.95)
+    assert tight.high - tight.low < 1e-9
+    assert loose.high - loose.low > 0.2
+
+
+def coverage(n, trials, cut=1, interval_of=speedup_interval):
+    """How often the 95 % interval holds the true 1.3; with `cut`, every prompt is passed off as that many."""
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(trials):
+        whole = fake_prompts(rng, n, 1.3)
+        columns = (whole.base_s, whole.base_tokens, whole.spec_s, whole.spec_tokens)
+        interval = interval_of(Paired(*(np.repeat(column / cut, cut) for column in columns)), 0.95)
+        hits += interval.low <= 1.3 <= interval.high
+    return hits / trials
+
+
+def scipy_bca(paired, confidence):
+    """The same question to scipy's bootstrap, in the variant that is usually recommended."""
+    arrays = (paired.base_s, paired.base_tokens, paired.spec_s, paired.spec_tokens)
+
+    def ratio(base_s, base_tokens, spec_s, spec_tokens, axis=-1):
+        base = base_s.sum(axis) / base_tokens.sum(axis)
+        return base / (spec_s.sum(axis) / spec_tokens.sum(axis))
+
+    result = stats.bootstrap(arrays, ratio, paired=True, n_resamples=500, method="BCa", rng=np.random.default_rng(0))
+    return result.confidence_interval
+
+
+@pytest.mark.parametrize("n", [12, 40])
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(n):
+    assert 0.91 <= coverage(n, trials=400) <= 0.98
+
+
+def test_with_few_prompts_bca_would_not():
+    assert coverage(12, trials=400) > coverage(12, trials=400, interval_of=scipy_bca) + 0.02
+
+
+def test_with_many_prompts_it_agrees_with_scipy():
+    paired = fake_prompts(np.random.default_rng(5), 400, 1.3)
+    ours, theirs = speedup_interval(paired, 0.95), scipy_bca(paired, 0.95)
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.1 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.1 * width)
+
+
+def test_resampling_tokens_instead_of_prompts_would_be_caught():
+    assert coverage(40, trials=100, cut=20) < 0.6
+
+
+def test_interval_and_probability_come_from_the_same_draws():
+    interval = speedup_interval(fake_prompts(np.random.default_rng(6), 40, 1.3), 0.95)
+    assert interval.probability_at_least(interval.low) == pytest.approx(0.975, abs=0.001)
+    assert interval.probability_at_least(interval.high) == pytest.approx(0.025, abs=0.001)
+
+
+def test_alpha_is_a_share_of_totals():
+    accepted, rejected = np.array([8.0, 1.0]), np.array([2.0, 9.0])
+    assert share_interval(accepted, rejected, 0.95).value == pytest.approx(9 / 20)
+    many = share_interval(np.full(20, 8.0), np.arange(1.0, 21.0), 0.95)
+    assert 0 < many.low < many.value < many.high < 1
+    assert share_interval(np.full(20, 8.0), np.zeros(20), 0.95).low is None
+
+
+def test_choosing_gamma_among_equals_does_not_flatter():
+    # eight gammas that are all truly 1.0x: the best of them on the same prompts looks better than it is
+    rng = np.random.default_rng(4)
+    naive, honest = [], []  # seconds per token, whose mean is free of the bend that a ratio has
+    for _ in range(200):
+        base, tokens = np.full(12, 1.0), np.full(12, 10.0)
+        arms = {g: Paired(base, tokens, rng.lognormal(0, 0.3, 12), tokens) for g in range(1, 9)}
+        choice = choose_gamma(arms)
+        naive.append(1 / arms[choice.best].speedup)
+        honest.append(1 / choice.paired.speedup)
+    truth = np.exp(0.3**2 / 2)
+    assert np.mean(naive) < truth - 0.08
+    assert np.mean(honest) == pytest.approx(truth, abs=0.03)
+
+
+def test_a_clear_best_gamma_is_chosen_for_every_prompt():
+    base, tokens = np.full(12, 1.0), np.full(12, 10.0)
+    arms = {1: Paired(base, tokens, base * 0.9, tokens), 4: Paired(base, tokens, base * 0.5, tokens)}
+    choice = choose_gamma(arms)
+    assert choice.best == 4
+    assert choice.paired.speedup == pytest.approx(2.0)

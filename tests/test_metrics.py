@@ -1,0 +1,44 @@
+"""Counts and rates, against published numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from specbench.acceptance.metrics import count, pooled
+from specbench.records import Round
+
+
+def test_the_llama_cpp_log():
+    # 87 rounds of gamma 3, two of them cut to one draft; survival .805 .632 .483 as its log prints it
+    lengths = [3] * 42 + [2] * 13 + [1] * 15 + [0] * 17
+    counts = count([Round(3, n) for n in lengths], gamma=3)
+    assert (counts.rounds, counts.accepted) == (87, 167)
+    assert counts.survival == pytest.approx((0.805, 0.632, 0.483), abs=0.0005)
+    assert counts.tokens_per_round == pytest.approx(2.920, abs=0.0005)
+    # with all rounds of three, 261 were drafted; the log has 259 because of two cut rounds
+    assert counts.acceptance_rate == pytest.approx(0.640, abs=0.0005)
+    assert counts.alpha == pytest.approx(0.788, abs=0.0005)
+
+
+def test_a_cut_round_is_censored_not_rejected():
+    counts = count([Round(3, 3), Round(1, 1), Round(0, 0), Round(3, 1)], gamma=3)
+    assert (counts.rejections, counts.reached, counts.survived) == (1, (3, 2, 2), (3, 1, 1))
+    assert counts.alpha == pytest.approx(5 / 6)
+    assert counts.survival == (1.0, 0.5, 0.5)
+
+
+def test_absent_is_none():
+    nothing = count([Round(0, 0)], gamma=2)
+    assert (nothing.acceptance_rate, nothing.alpha, nothing.survival) == (None, None, (None, None))
+    assert count([], gamma=1).tokens_per_round is None
+
+
+def test_pooling_is_adding():
+    a, b = [Round(2, 1), Round(2, 2)], [Round(2, 0)]
+    assert pooled([count(a, 2), count(b, 2)]) == count(a + b, 2)
+
+
+@pytest.mark.parametrize("wrong", [Round(3, 1), Round(2, 3), Round(1, -1)])
+def test_an_impossible_round_is_refused(wrong):
+    with pytest.raises(ValueError, match="cannot accept"):
+        count([wrong], gamma=2)

@@ -1,0 +1,79 @@
+"""The figures: nothing empty, the axes named, the same bytes twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_summary import summary_of, with_second_draft
+from fake_worlds import FEW, GO, MIXED, NO_GO
+from matplotlib.image import imread
+
+from specbench.records import Policy
+from specbench.report.contract import Summary
+from specbench.report.figures import available, write_figures
+
+LABELS = {
+    "speedup": ("gamma (tokens drafted per round)", "decode speedup over target alone (x)", "break-even", "1.10x"),
+    "survival": ("position j in the draft (tokens)", "survival s_j (share of rounds"),
+    "round_time": ("time per round (ms)", "drafting", "verifying", "target alone, 1 step (25.0 ms)"),
+    "categories": ("speedup over target alone (x)", "break-even 1.00x", "policy minimum 1.10x"),
+}
+
+
+def draw(summary: Summary, folder: Path, policy: Policy | None = None) -> Path:
+    write_figures(summary, policy or Policy(), folder, "bfloat16, greedy")
+    return folder
+
+
+@pytest.mark.parametrize("world", [GO, NO_GO, MIXED, FEW], ids=lambda world: world.name)
+def test_every_figure_has_ink_and_named_axes(world: object, tmp_path: Path) -> None:
+    folder = draw(summary_of(world), tmp_path)  # type: ignore[arg-type]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{s}.{e}" for s in LABELS for e in ("png", "svg"))
+    for stem, labels in LABELS.items():
+        svg = (folder / f"{stem}.svg").read_text(encoding="utf-8")
+        assert [label for label in labels if label not in svg] == []
+        assert "batch 1; bfloat16, greedy" in svg
+        picture = imread(folder / f"{stem}.png")
+        assert picture.shape[0] > 300 and picture.shape[1] > 900
+        assert 0.005 < float((picture[..., :3].mean(axis=2) < 0.9).mean()) < 0.5
+
+
+def test_the_same_summary_gives_the_same_bytes(tmp_path: Path) -> None:
+    summary = summary_of(MIXED)
+    first, second = draw(summary, tmp_path / "first"), draw(summary, tmp_path / "second")
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    assert "<dc:date>" not in (first / "speedup.svg").read_text(encoding="utf-8")
+
+
+def test_two_drafts_are_told_apart_without_colour(tmp_path: Path) -> None:
+    svg = (draw(with_second_draft(summary_of(GO)), tmp_path) / "speedup.svg").read_text(encoding="utf-8")
+    assert "demo:draft, measured (95% interval)" in svg and "ngram:n=3, measured (95% interval)" in svg
+    assert "stroke-dasharray" in svg
+
+
+def test_figures_without_intervals_say_so(tmp_path: Path) -> None:
+    folder = draw(summary_of(FEW), tmp_path)
+    assert "too few prompts for an interval" in (folder / "speedup.svg").read_text(encoding="utf-8")
+    assert "n = 4, no interval" in (folder / "categories.svg").read_text(encoding="utf-8")
+
+
+def test_no_figure_of_categories_where_prompts_have_none(tmp_path: Path) -> None:
+    summary = summary_of(GO)
+    draft = summary.drafts[0]
+    only = replace(draft.categories[0], category="all")
+    for categories in ((), (only,)):
+        bare = replace(summary, drafts=(replace(draft, categories=categories),))
+        assert available(bare) == ("speedup", "survival", "round_time")
+    assert available(replace(summary, drafts=())) == ()
+
+
+def test_odd_names_and_policies_draw(tmp_path: Path) -> None:
+    summary = summary_of(MIXED)
+    draft = summary.drafts[0]
+    odd = replace(draft.categories[0], category="$x_{$ 数学 " + "y" * 80)
+    summary = replace(summary, drafts=(replace(draft, draft="$\\frac{", categories=(odd, *draft.categories[1:])),))
+    svg = (draw(summary, tmp_path, Policy(min_speedup=1.0, metric="e2e")) / "speedup.svg").read_text(encoding="utf-8")
+    assert "$\\frac{" in svg and "policy minimum" in svg

@@ -1,0 +1,61 @@
+"""The policy, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from specbench.decision.verdict import Gates, judge, prompts_to_settle
+from specbench.records import Interval, Policy
+
+POLICY = Policy(min_speedup=1.10, confidence=0.95)
+
+
+def interval(*draws, n=40, value=None):
+    middle = sorted(draws)[len(draws) // 2] if value is None else value
+    return Interval(middle, min(draws), max(draws), 0.95, n, tuple(draws))
+
+
+SURE = interval(*[1.2] * 96, *[1.0] * 4)
+UNSURE = interval(*[1.2] * 94, *[1.0] * 6)
+SLOW = interval(*[1.2] * 5, *[1.0] * 95)
+
+
+@pytest.mark.parametrize(("speedup", "call"), [(SURE, "GO"), (UNSURE, "UNCLEAR"), (SLOW, "NO-GO")])
+def test_the_probability_decides(speedup, call):
+    assert judge(speedup, POLICY, Gates(0.1)).call == call
+
+
+def test_the_probability_is_the_share_of_draws():
+    assert judge(SURE, POLICY, Gates()).probability == 0.96
+    assert judge(SURE, POLICY, Gates()).reasons == ("P(speedup >= 1.10x) = 96%",)
+
+
+def test_too_many_slower_prompts_forbid_a_go():
+    verdict = judge(SURE, POLICY, Gates(slower_share=0.4))
+    assert verdict.call == "NO-GO"
+    assert verdict.reasons[0] == "40% of prompts run below 0.95x (at most 25% allowed)"
+    assert judge(SURE, POLICY, Gates(slower_share=0.25)).call == "GO"
+
+
+def test_a_lossy_loop_is_a_no_go_however_fast():
+    fast = interval(*[3.0] * 100)
+    assert judge(fast, POLICY, Gates(0.0, lossy="not lossless")).reasons == ("not lossless",)
+
+
+def test_no_interval_no_verdict():
+    verdict = judge(Interval(3.0, None, None, 0.95, 4), POLICY, Gates(0.0))
+    assert (verdict.call, verdict.probability) == ("UNCLEAR", None)
+    assert verdict.reasons == ("4 prompts: an interval takes at least 10",)
+
+
+def test_prompts_to_settle_grow_with_the_square_of_the_width():
+    wide = Interval(1.20, 1.00, 1.40, 0.95, 20, (1.2,))
+    assert prompts_to_settle(wide, POLICY) == pytest.approx(80, abs=1)
+    assert prompts_to_settle(Interval(1.10, 1.0, 1.2, 0.95, 20, (1.1,)), POLICY) is None
+
+
+def test_unclear_says_what_would_settle_it():
+    unclear = Interval(1.15, 1.05, 1.25, 0.95, 20, (*[1.2] * 80, *[1.0] * 20))
+    assert judge(unclear, POLICY, Gates()).reasons[1].startswith(("about 60 more", "about 61 more"))
+    tie = Interval(1.10, 1.05, 1.15, 0.95, 20, (*[1.2] * 50, *[1.0] * 50))
+    assert "no affordable number of prompts" in judge(tie, POLICY, Gates()).reasons[1]
