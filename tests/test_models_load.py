@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -42,6 +42,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens = ["<end>", *sorted(ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>").save_pretrained(folder)
     return folder
 
@@ -240,8 +241,10 @@ def test_unknown_precision(saved: Path) -> None:
 
 def test_importing_the_room_is_cheap() -> None:
     code = (
-        "import sys, specbench.models as m; from specbench.models import resolve; m.resolve('demo:target')\n"
+        "import sys, specbench.models as m\n"
+        "print(sorted(name for name in sys.modules if name.startswith('specbench.models.')))\n"
+        "m.resolve('demo:target')\n"
         "print(sorted({'torch', 'transformers', 'gguf', 'huggingface_hub'} & set(sys.modules)), m.__all__)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert shown.startswith("[] ['LoadedModel', ")
+    assert shown.startswith("[]\n[] ['LoadedModel', ")

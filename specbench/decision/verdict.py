@@ -57,10 +57,7 @@ def prompts_to_settle(speedup: Interval, policy: Policy) -> int | None:
 def _slower(share: float | None, policy: Policy) -> str | None:
     if share is None or share <= policy.max_slower_share:
         return None
-    return (
-        f"{_percent(share)} of prompts run below {policy.slower_than:.2f}x "
-        f"(at most {_percent(policy.max_slower_share)} allowed)"
-    )
+    return f"{share:.0%} of prompts run below {policy.slower_than:.2f}x (at most {policy.max_slower_share:.0%} allowed)"
 
 
 def _more(speedup: Interval, policy: Policy) -> str:
@@ -71,6 +68,7 @@ def _more(speedup: Interval, policy: Policy) -> str:
 
 
 def _percent(share: float) -> str:
-    if 0 < share < 0.01:
+    """A probability from a few thousand draws is never 0% or 100%."""
+    if share < 0.01:
         return "under 1%"
-    return "over 99%" if 0.99 < share < 1 else f"{share:.0%}"
+    return "over 99%" if share > 0.99 else f"{share:.0%}"

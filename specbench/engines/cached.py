@@ -32,6 +32,9 @@ class CachedModel:
         self.vocab_size = int(config.vocab_size)
         self._cache = RewindableCache(int(config.num_hidden_layers), capacity)
         self.length = 0
+        head = model.get_output_embeddings()
+        if head is not None and not head._forward_pre_hooks:
+            head.register_forward_pre_hook(_packed)
 
     def forward(self, ids: Sequence[int], keep: int) -> Tensor:
         """Read `ids`, return logits [keep, V] after the last `keep` of them."""
@@ -59,3 +62,11 @@ class CachedModel:
         """Keep only the first `length` tokens."""
         self._cache.rewind(length)
         self.length = length
+
+
+def _packed(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hidden states whose first rows were cut off keep the strides of the whole; torch then copies the entire weight
+    of the head at each call (70 ms instead of 8 for the embedded draft's two-token step). A copy of them does not:
+    `contiguous()` would return the view, since a dimension of size 1 may have any stride."""
+    hidden, *rest = inputs
+    return (hidden.clone(memory_format=torch.contiguous_format), *rest)

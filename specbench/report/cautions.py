@@ -20,19 +20,25 @@ def run_cautions(
     policy: Policy,
 ) -> list[Caution]:
     """Everything the numbers themselves give away."""
-    found = [_unfinished(stored), _torn(stored), _disturbed(trials), _few(drafts), _floor(drafts, floor, policy)]
+    found = [
+        _unfinished(stored, len(trials)),
+        _torn(stored),
+        _disturbed(trials),
+        _few(drafts),
+        _floor(drafts, floor, policy),
+    ]
     found += [_broken(draft) for draft in drafts]
     found.append(_dominant(trials))
     return [caution for caution in found if caution is not None]
 
 
-def _unfinished(stored: StoredRun) -> Caution | None:
+def _unfinished(stored: StoredRun, done: int) -> Caution | None:
     if stored.status == "finished":
         return None
     planned = stored.run.get("trials_planned")
     return Caution(
         "unfinished-run",
-        f"the run is {stored.status}: {sum(not t.warmup for t in stored.trials)} trials of {planned} planned",
+        f"the run is {stored.status}: {done} trials of {planned} planned",
         "Run the same command again: it continues where it stopped.",
     )
 
@@ -40,7 +46,9 @@ def _unfinished(stored: StoredRun) -> Caution | None:
 def _torn(stored: StoredRun) -> Caution | None:
     if not stored.torn:
         return None
-    return Caution("torn-line", "the last line of trials.jsonl was incomplete and was dropped", "Run the same command again.")
+    return Caution(
+        "torn-line", "the last line of trials.jsonl was incomplete and was dropped", "Run the same command again."
+    )
 
 
 def _disturbed(trials: Sequence[Trial]) -> Caution | None:

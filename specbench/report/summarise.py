@@ -13,7 +13,7 @@ from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge
 from specbench.errors import StoreError
-from specbench.records import Caution, Interval, Policy, Trial
+from specbench.records import Interval, Policy, Trial
 from specbench.report.cautions import run_cautions
 from specbench.report.contract import (
     SCHEMA,
@@ -34,8 +34,12 @@ def summarise(stored: StoredRun) -> Summary:
     policy = Policy(**stored.run["config"]["policy"])
     trials = counted(stored.trials)
     frame = prompt_frame(trials)
-    specs = [spec for spec in stored.run["config"]["draft"] if len(frame) and (frame["draft"] == spec).any()]
-    base = _arm(frame, "baseline") if len(frame) else frame
+    if not len(frame) or not frame["decode_tokens"].sum():
+        raise StoreError(
+            "No trial has decoded anything yet", where=str(stored.folder), cure="Use prompts that get longer answers."
+        )
+    specs = [spec for spec in stored.run["config"]["draft"] if (frame["draft"] == spec).any()]
+    base = _arm(frame, "baseline")
     drafts = [DraftView(frame, base, spec, trials, stored, policy) for spec in specs]
     results = tuple(view.result() for view in drafts if view.complete)
     if not results:
@@ -54,7 +58,7 @@ def summarise(stored: StoredRun) -> Summary:
         hardware=stored.run["provenance"]["hardware"]["line"],
         noise_floor=half_width,
         drafts=results,
-        warnings=tuple([*cautions_of(stored.run), *run_cautions(stored, trials, results, floor, policy)]),
+        warnings=(*cautions_of(stored.run), *run_cautions(stored, trials, results, floor, policy)),
     )
 
 

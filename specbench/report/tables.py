@@ -22,6 +22,7 @@ from specbench.records import Call, Caution, Policy
 from specbench.report import text
 from specbench.report.contract import DraftResult, GammaResult, Summary
 from specbench.report.wording import by_speedup
+from specbench.workload import Workload, WorkloadProfile
 
 _COLOUR: dict[Call, str] = {"GO": "bold green", "NO-GO": "bold red", "UNCLEAR": "bold yellow"}
 _GAP = 2
@@ -36,8 +37,8 @@ _ASCII_RULE = box.Box("    \n    \n----\n    \n    \n    \n    \n    \n", ascii=
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`cells` under `header`, whose lines are separated by newlines. Of a table that is too wide the columns with
-    the largest `gives_way` first become `short`, then go; those with 0 stay."""
+    """`cells` under `header`, whose lines are separated by newlines. In a table that is too wide, columns first take
+    their `short` header and cells; then the one with the largest `gives_way` goes, and so on. Those with 0 stay."""
 
     name: str
     header: str
@@ -77,6 +78,31 @@ def sweep_tables(summary: Summary, policy: Policy | None = None) -> list[Rendera
     if summary.warnings:
         parts.append(Block(partial(_warnings, summary.warnings)))
     return parts
+
+
+def workload_tables(workload: Workload, profile: WorkloadProfile) -> list[RenderableType]:
+    """What `workload` prints: counts and lengths by category, then what was left out and what to distrust."""
+    rows = profile.categories
+    columns = [
+        Column("category", "category", tuple(row.category or "all" for row in rows), left=True),
+        Column("prompts", "prompts", tuple(f"{row.prompts:,}" for row in rows)),
+        Column("shortest", "shortest\n(characters)", tuple(f"{row.characters_min:,}" for row in rows), 2),
+        Column("median", "median\n(characters)", tuple(f"{row.characters_median:,.0f}" for row in rows)),
+        Column("longest", "longest\n(characters)", tuple(f"{row.characters_max:,}" for row in rows), 1),
+        Column("turns", "mean\nturns", tuple(f"{row.mean_turns:.1f}" for row in rows), 3),
+        Column("system", "with system\nmessage", tuple(text.percent(row.system_share) for row in rows), 4),
+    ]
+
+    def build(width: int, plain: bool) -> Iterator[RenderableType]:
+        yield _note(f"{workload.source}: {text.count(profile.prompts, 'prompt')}", width, plain, style="")
+        yield _note(f"sha256 of the content {workload.sha256}", width, plain)
+        yield Text("")
+        yield _table(fit(columns, width), plain)
+        for skipped in workload.skipped:
+            yield _note(f"left out: {skipped.where}, {skipped.reason}", width, plain, style="")
+        yield from _warnings(workload.cautions, width, plain)
+
+    return [Block(build)]
 
 
 def _head(summary: Summary, width: int, plain: bool) -> Iterator[RenderableType]:
