@@ -18,7 +18,6 @@ def assisted(target, draft, prompt, gamma, max_new_tokens, monkeypatch):
     """Text and rounds of `generate(assistant_model=...)` at a fixed gamma. Counts come from the hook that transformers
     calls after each round; its settings live on the assistant, and its confidence cut-off must be switched off."""
     rounds = []
-    target.generation_config.eos_token_id = draft.generation_config.eos_token_id = None
     draft.generation_config.num_assistant_tokens = gamma
     draft.generation_config.num_assistant_tokens_schedule = "constant"
     draft.generation_config.assistant_confidence_threshold = 0.0

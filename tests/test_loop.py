@@ -21,7 +21,7 @@ PROMPT = [3, 14, 15, 9, 26, 5]
 
 def transformers_greedy(prompt: list[int], max_new_tokens: int, eos: set[int]) -> list[int]:
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(eos) or None, pad_token_id=0
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(eos) or None, pad_token_id=-1
     )
     ids = torch.tensor([prompt])
     out = TARGET.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)

@@ -216,10 +216,19 @@ def test_disk_full_is_one_line_with_numbers(world: World, error: Exception) -> N
     assert not world.folder.exists()
 
 
-def test_too_small_a_disk_is_said_before_anything_is_fetched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000_000))
-    with pytest.raises(ModelError, match="demo:target needs 5 MB, and 3 MB are free"):
-        embedded.prepare("demo:target")
+@pytest.mark.parametrize(
+    ("call", "free", "line"),
+    [
+        (embedded.prepare, 3_000_000, "demo:target needs 5 MB, and 3 MB are free"),
+        (embedded.gguf_path, 1_000_000, "demo:target needs 2 MB, and 1 MB are free"),
+    ],
+)
+def test_too_small_a_disk_is_said_before_anything_is_fetched(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: Callable[[str], Path], free: int, line: str
+) -> None:
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(ModelError, match=line):
+        call("demo:target")
     assert world.downloads == 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from specbench.records import Message
-from specbench.workload.shapes import Malformed, Skip, messages_of
+from specbench.workload.shapes import MalformedRowError, SkipRowError, messages_of
 
 
 def said(*turns: str) -> tuple[Message, ...]:
@@ -62,7 +62,7 @@ def test_shapes_are_tried_in_order_and_null_counts_as_absent() -> None:
     for expected in "123456":
         assert messages_of(row)[0].content == expected
         row[list(row)[6 - int(expected)]] = None
-    with pytest.raises(Skip, match="empty prompt"):
+    with pytest.raises(SkipRowError, match="empty prompt"):
         messages_of(row)
 
 
@@ -97,7 +97,7 @@ SKIPPED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("row", "reason"), SKIPPED)
 def test_rows_that_are_skipped(row: Any, reason: str) -> None:
-    with pytest.raises(Skip, match=reason):
+    with pytest.raises(SkipRowError, match=reason):
         messages_of(row)
 
 
@@ -131,7 +131,7 @@ MALFORMED: list[tuple[Any, str | None, str]] = [
 
 @pytest.mark.parametrize(("row", "column", "what"), MALFORMED)
 def test_rows_that_stop_the_run(row: Any, column: str | None, what: str) -> None:
-    with pytest.raises(Malformed, match=what) as caught:
+    with pytest.raises(MalformedRowError, match=what) as caught:
         messages_of(row, column)
     assert SECRET not in caught.value.what + caught.value.cure
     assert caught.value.cure.endswith(".")

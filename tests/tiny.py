@@ -30,6 +30,8 @@ def tiny_llama(vocab_size: int, seed: int, *, sharpness: float = 1.0, **override
         "num_key_value_heads": 1,
         "max_position_embeddings": 512,
         "initializer_range": 0.5,
+        "bos_token_id": None,
+        "eos_token_id": None,  # tests name their own ends; the default, 2, would stop transformers' texts
     }
     config = LlamaConfig(vocab_size=vocab_size, **(shape | overrides))
     model = LlamaForCausalLM(config).eval().requires_grad_(False)

@@ -30,6 +30,14 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.softmax(warpers(unused_ids, logits), dim=-1)
 
 
+def align(logits: Tensor, vocab_size: int) -> Tensor:
+    """Logits [n, V_draft] -> [n, vocab_size]: ids that only padding makes different cannot be drafted."""
+    missing = vocab_size - logits.shape[-1]
+    if missing <= 0:
+        return logits[..., :vocab_size]
+    return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))
+
+
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:
     """One token id from probabilities [V]."""
     return int(torch.multinomial(probabilities, 1, generator=generator))

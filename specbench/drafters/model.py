@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.rules import distribution, draw
+from specbench.acceptance.rules import align, distribution, draw
 from specbench.records import Sampling
 
 
@@ -38,7 +38,7 @@ class ModelDrafter:
         drafts: list[int] = []
         rows: list[Tensor] = []
         for _ in range(k):
-            logits = self._align(self._model.forward(unread, keep=1))  # [1, V]
+            logits = align(self._model.forward(unread, keep=1), self._vocab_size)  # [1, V]
             self._read += unread
             if self._sampling.greedy:
                 token = int(logits.argmax(-1))
@@ -62,10 +62,3 @@ class ModelDrafter:
             keep += 1
         del self._read[keep:]
         self._model.rewind(keep)
-
-    def _align(self, logits: Tensor) -> Tensor:
-        """Logits [1, V_draft] -> [1, V_target]: ids that only padding makes different cannot be drafted."""
-        missing = self._vocab_size - logits.shape[-1]
-        if missing <= 0:
-            return logits[:, : self._vocab_size]
-        return torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))

@@ -97,7 +97,8 @@ def _broken(draft: DraftResult) -> Caution | None:
     if last.drafted and last.accepted == 0:
         return Caution(
             "nothing-accepted",
-            f"not one of {last.drafted} tokens drafted by {draft.draft} was accepted: a broken set-up, not a poor draft",
+            f"none of the {last.drafted} tokens that {draft.draft} drafted was accepted: a broken set-up, "
+            "not a poor draft",
             "Check the draft's tokenizer and chat template.",
         )
     return None

@@ -27,7 +27,7 @@ class GammaResult:
     """One draft at one gamma over all prompts. `survival[j-1]` is s_j: P(first j drafts accepted), over rounds
     that drafted at least j. `speedup` is decode-only, `speedup_e2e` includes both prefills; both are ratios of
     totals, per token. `identical_prompts` counts prompts whose greedy text equals the target alone's, token for
-    token; None when sampling. These two speedups do not follow the policy's metric; those of a draft and a category do."""
+    token; None when sampling. These speedups do not follow the policy's metric; a draft's and a category's do."""
 
     gamma: int
     rounds: int

@@ -15,7 +15,7 @@ from specbench.workload.files import read_rows
 from specbench.workload.hub import PREFIX, read_hub
 from specbench.workload.naming import kind_of, list_names
 from specbench.workload.randomness import looks_random
-from specbench.workload.shapes import Malformed, Skip, messages_of
+from specbench.workload.shapes import MalformedRowError, SkipRowError, messages_of
 
 _ID_KEYS = ("id", "question_id", "custom_id", "uid")
 _CATEGORY_KEYS = ("category", "task")
@@ -70,10 +70,10 @@ def load_workload(
             messages = _opened(messages_of(row, column), system_prompt)
             sha256 = _content_sha256(messages)
             category = _category(row, category_column, column)
-        except Skip as skip:
+        except SkipRowError as skip:
             skipped.append(Skipped(place, str(skip)))
             continue
-        except Malformed as error:
+        except MalformedRowError as error:
             raise WorkloadError(error.what, where=f"{source}, {place}", cure=error.cure) from None
         prompts.append(Prompt(ids.take(_wanted_id(row), sha256), messages, sha256, category))
     _check_not_empty(source, prompts, skipped)
@@ -129,7 +129,7 @@ def _content_sha256(messages: tuple[Message, ...]) -> str:
     try:
         return hashlib.sha256(text.encode()).hexdigest()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it
-        raise Skip("not valid Unicode: half a surrogate pair") from None
+        raise SkipRowError("not valid Unicode: half a surrogate pair") from None
 
 
 def _category(row: object, category_column: str | None, column: str | None) -> str | None:
@@ -138,7 +138,9 @@ def _category(row: object, category_column: str | None, column: str | None) -> s
     if category_column is not None:
         value = row.get(category_column)
         if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
-            raise Malformed(f"the category is {kind_of(value)}, not text", "Choose a --category-column of labels.")
+            raise MalformedRowError(
+                f"the category is {kind_of(value)}, not text", "Choose a --category-column of labels."
+            )
         return None if value is None else str(value).strip() or None
     for key in _CATEGORY_KEYS:
         value = row.get(key)

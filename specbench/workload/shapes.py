@@ -1,7 +1,7 @@
 """A row -> the messages of one prompt. Shapes are tried in the order of `SHAPES`; the first one present wins.
 
-A shape reader gets the value under its key and the row. `Skip` leaves the row out and reports it; `Malformed`
-stops the run, because a file whose rows are misread measures something else.
+A shape reader gets the value under its key and the row. `SkipRowError` leaves the row out and reports it;
+`MalformedRowError` stops the run, because a file whose rows are misread measures something else.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from specbench.workload.naming import kind_of, list_names
 Messages: TypeAlias = tuple[Message, ...]
 
 
-class Skip(Exception):
+class SkipRowError(Exception):
     """The row is sound but is no text prompt; the argument is the reason."""
 
 
-class Malformed(Exception):
+class MalformedRowError(Exception):
     """The row cannot be read: what is wrong and the cure. The caller, who knows the place, makes it a WorkloadError."""
 
     def __init__(self, what: str, cure: str) -> None:
@@ -51,13 +51,13 @@ def messages_of(row: object, column: str | None = None) -> Messages:
     """The conversation up to and including the last user message: what follows is the reply to be generated."""
     if isinstance(row, str):
         if column is not None:
-            raise Malformed("the rows are plain text without columns", "Leave out --column.")
+            raise MalformedRowError("the rows are plain text without columns", "Leave out --column.")
         return _text(row)
     if not isinstance(row, dict):
-        raise Malformed(f"the row is {kind_of(row)}, not an object", "Give one object or one string a row.")
+        raise MalformedRowError(f"the row is {kind_of(row)}, not an object", "Give one object or one string a row.")
     if column is not None:
         if column not in row:
-            raise Malformed(f"no column {column}; found: {list_names(row)}", "Correct --column NAME.")
+            raise MalformedRowError(f"no column {column}; found: {list_names(row)}", "Correct --column NAME.")
         return _present(SHAPES.get(column, _text_or_conversation), row, column)
     for key, read in SHAPES.items():
         # Parquet and data frames fill the shapes a row lacks with null. `body` is a batch line only as an object:
@@ -65,8 +65,8 @@ def messages_of(row: object, column: str | None = None) -> Messages:
         if row.get(key) is not None and (key != "body" or isinstance(row[key], dict)):
             return read(row[key], key, row)
     if any(key in row for key in SHAPES if key != "body"):
-        raise Skip("empty prompt")
-    raise Malformed(
+        raise SkipRowError("empty prompt")
+    raise MalformedRowError(
         f"no prompt found in the row; its columns: {list_names(row)}",
         f"Name the prompt's column with --column NAME, or use one of {', '.join(SHAPES)}.",
     )
@@ -77,13 +77,13 @@ Reader: TypeAlias = Callable[[Any, str, Mapping[str, Any]], Messages]
 
 def _present(read: Reader, row: Mapping[str, Any], key: str) -> Messages:
     if row[key] is None:
-        raise Skip("empty prompt")
+        raise SkipRowError("empty prompt")
     return read(row[key], key, row)
 
 
 def _text(text: str) -> Messages:
     if not text.strip():
-        raise Skip("empty prompt")
+        raise SkipRowError("empty prompt")
     return (Message("user", text),)
 
 
@@ -98,7 +98,7 @@ def _conversation(value: object, key: str, row: Mapping[str, Any]) -> Messages:
     entries = _as_list(value, key)
     roles = [_role(entry, f"{key}[{index}]") for index, entry in enumerate(entries)]
     if "user" not in roles:
-        raise Skip("no user message")
+        raise SkipRowError("no user message")
     last = len(roles) - 1 - roles[::-1].index("user")
     return _messages(entries[: last + 1], roles, key)
 
@@ -120,7 +120,7 @@ def _batch_body(body: Mapping[str, Any], key: str, row: Mapping[str, Any]) -> Me
     for name, read in (("messages", _conversation), ("prompt", _text_or_conversation)):
         if body.get(name) is not None:
             return read(body[name], f"{key}.{name}", row)
-    raise Malformed(
+    raise MalformedRowError(
         f"the batch line's body holds neither messages nor prompt; its keys: {list_names(body)}",
         "Use lines for /v1/chat/completions or /v1/completions.",
     )
@@ -148,23 +148,25 @@ def _as_list(value: object, key: str) -> list[Any]:
         with suppress(ValueError, RecursionError):
             value = json.loads(value)
     if not isinstance(value, list):
-        raise Malformed(f"{key} is {kind_of(value)}, not a list of messages", "Correct the row or name --column NAME.")
+        raise MalformedRowError(
+            f"{key} is {kind_of(value)}, not a list of messages", "Correct the row or name --column NAME."
+        )
     return value
 
 
 def _string(value: object, key: str) -> str:
     if not isinstance(value, str):
-        raise Malformed(f"{key} is {kind_of(value)}, not text", "Correct the row or name --column NAME.")
+        raise MalformedRowError(f"{key} is {kind_of(value)}, not text", "Correct the row or name --column NAME.")
     return value
 
 
 def _role(entry: object, place: str) -> Role | None:
     if not isinstance(entry, dict):
-        raise Malformed(f"{place} is {kind_of(entry)}, not a message", "A message has a role and a content.")
+        raise MalformedRowError(f"{place} is {kind_of(entry)}, not a message", "A message has a role and a content.")
     name = entry.get("role", entry.get("from"))
     if not isinstance(name, str) or name.lower() not in _ROLES:
         what = "has no role" if name is None else "has an unknown role"
-        raise Malformed(f"{place} {what}", "Use system, user or assistant (or ShareGPT's human and gpt).")
+        raise MalformedRowError(f"{place} {what}", "Use system, user or assistant (or ShareGPT's human and gpt).")
     return _ROLES[name.lower()]
 
 
@@ -174,21 +176,23 @@ def _messages(entries: list[Any], roles: list[Role | None], key: str) -> Message
     for index, entry in enumerate(entries):
         role = roles[index]
         if role is None:
-            raise Skip("a tool's answer in the conversation")
+            raise SkipRowError("a tool's answer in the conversation")
         messages.append(Message(role, _content(entry, f"{key}[{index}]")))
     if not messages[-1].content.strip():
-        raise Skip("empty prompt")
+        raise SkipRowError("empty prompt")
     return tuple(messages)
 
 
 def _content(entry: Mapping[str, Any], place: str) -> str:
     if "content" not in entry and "value" not in entry:
-        raise Malformed(f"{place} has no content; its keys: {list_names(entry)}", "A message has a role and a content.")
+        raise MalformedRowError(
+            f"{place} has no content; its keys: {list_names(entry)}", "A message has a role and a content."
+        )
     content = entry.get("content")
     if content is None:
         content = entry.get("value")
     if content is None:
-        raise Skip("a message without text, such as a tool call")
+        raise SkipRowError("a message without text, such as a tool call")
     if not isinstance(content, list):
         return _string(content, f"{place}.content")
     # vLLM joins the text parts of one message by line breaks where the chat template wants a string.
@@ -199,8 +203,8 @@ def _part(part: object, place: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise Malformed(f"{place} is {kind_of(part)}, not a content part", "A part has a type and a text.")
+        raise MalformedRowError(f"{place} is {kind_of(part)}, not a content part", "A part has a type and a text.")
     kind = part.get("type")
     if kind not in ("text", "input_text"):
-        raise Skip(f"not text: a content part of type {list_names([kind])}")
+        raise SkipRowError(f"not text: a content part of type {list_names([kind])}")
     return _string(part.get("text"), f"{place}.text")

@@ -1,0 +1,32 @@
+"""`python -m benchmarks [NAME...]`: run the named benchmarks, or all of them. Heavy imports wait for the run."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+BENCHMARKS = {
+    "baseline": "our loop against transformers generate: the target alone, and with a draft at gamma 1, 2 and 4",
+}
+
+
+def main() -> None:
+    """Parse, then call `main(quick=...)` of each named module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--list", action="store_true", help="say what there is and stop")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of about a minute: no intervals")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there is {', '.join(BENCHMARKS)}")
+    if args.list:
+        for name, what in BENCHMARKS.items():
+            print(f"{name}: {what}")
+        return
+    for name in args.names or BENCHMARKS:
+        import_module(f"benchmarks.{name}").main(quick=args.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Acceptance at every gamma from one pass: what the loop would have done, without running it.
+
+The emitted text is distributed as the target's whatever the draft and gamma are, so one text of the target alone, and
+for each of its positions the probability that the draft's token is accepted there given what was emitted, determine
+the rounds of every gamma. Greedy: that probability is 0 or 1 and the walk over the rounds is the loop's own. Sampling:
+it is min(1, q(x)/p(x)), and the walk becomes a sum over all ways the rounds can fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+
+# Prompts walked side by side: bounds the memory, whatever the workload's size.
+CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """One text of the target alone under one draft. The text has n + 1 tokens, the first from prefill; entry i of each
+    array [n] belongs to output token i + 1.
+
+    `accept`: P(a draft for this position is accepted, given that the text has this token). `overlap`: sum over the
+    vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1.
+    `ends`: the draft's own greedy token is an end of sequence, after which it drafts no further (False when sampling).
+    `log_p`, `log_q`: log-probability of the emitted token after the warpers; `log_p` is NaN under greedy, where the
+    target's distribution is not needed. `limit` is max_new_tokens.
+    """
+
+    prompt_id: str
+    category: str | None
+    draft: str
+    repeat: int
+    limit: int
+    accept: Singles
+    overlap: Singles
+    confidence: Singles
+    log_p: Singles
+    log_q: Singles
+    ends: NDArray[np.bool_]
+
+    @property
+    def tokens(self) -> int:
+        """Output tokens of the text."""
+        return len(self.accept) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Expected counts at one gamma, for each text [texts]; whole numbers under greedy.
+
+    `reached[:, j-1]` rounds drafted at least j tokens, `survived[:, j-1]` had the first j accepted. What the draft does
+    after its first wrong token is off the text and not known: it might draft an end of sequence there, or meet the
+    confidence cut-off. `reached` and `drafted` assume that it does not, and are upper bounds; `drafted_low` assumes
+    that it stops at once. Rounds, accepted and survived do not depend on it.
+    """
+
+    gamma: int
+    rounds: Floats
+    accepted: Floats
+    rejections: Floats
+    reached: Floats
+    survived: Floats
+    drafted_low: Floats
+
+    @property
+    def drafted(self) -> Floats:
+        return np.asarray(self.reached.sum(1), dtype=np.float64)
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """tau pooled over the texts; None without a round."""
+        rounds = float(self.rounds.sum())
+        return 1 + float(self.accepted.sum()) / rounds if rounds else None
+
+    @property
+    def alpha(self) -> float | None:
+        """A / (A + R) pooled over the texts."""
+        judged = float(self.accepted.sum() + self.rejections.sum())
+        return float(self.accepted.sum()) / judged if judged else None
+
+    @property
+    def survival(self) -> tuple[float | None, ...]:
+        """s_j pooled over the texts; where drafting may stop early (see above) a lower bound."""
+        survived, reached = self.survived.sum(0), self.reached.sum(0)
+        return tuple(float(s / r) if r else None for s, r in zip(survived, reached, strict=True))
+
+
+def replay(texts: Sequence[Positions], gamma: int, cutoff: float = 0.0) -> Expected:
+    """Expected counts at `gamma`. With a `cutoff` the draft stops before a token whose confidence is below it, as
+    llama.cpp's p-min does. All texts must have been generated under one limit."""
+    if len({text.limit for text in texts}) > 1:
+        raise ValueError("texts of different max_new_tokens cannot be replayed together")
+    parts = [_walk(texts[i : i + CHUNK], gamma, cutoff) for i in range(0, max(1, len(texts)), CHUNK)]
+    return Expected(gamma, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats, ...]:
+    """All texts side by side, from the first output position to the last. A *mass* is the probability, for each text,
+    that the walk is in some state."""
+    size = np.array([text.tokens for text in texts], dtype=int)
+    longest = int(size.max(initial=1))
+    limit = texts[0].limit if texts else 1
+    accept = _padded([text.accept for text in texts], longest + gamma)
+    drafts = _padded([text.confidence for text in texts], longest + gamma) >= cutoff
+    ends = _padded([text.ends for text in texts], longest + gamma)
+
+    start = np.zeros((len(texts), longest + gamma + 1))  # start[:, i]: a round begins when i tokens are out
+    start[:, 1] = 1.0
+    rounds, accepted, rejections, drafted_low = (np.zeros(len(texts)) for _ in range(4))
+    reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
+    for i in range(1, longest):
+        begun = start[:, i] * (i < size)
+        rounds += begun
+        kept, stopped = begun, np.zeros(len(texts))
+        k = min(gamma, limit - i - 1)  # the loop drafts no further than the limit allows
+        for j in range(k):
+            at = i + j  # draft j + 1 of the round stands for output token `at`
+            open_ = kept * (at < size)  # else the text has ended with an accepted end of sequence
+            drafting = open_ * drafts[:, at]
+            stopped = stopped + kept - drafting
+            refused = drafting * (1 - accept[:, at])
+            kept = drafting - refused
+            reached[:, j] += begun - stopped
+            survived[:, j] += kept
+            accepted += kept
+            rejections += refused
+            drafted_low += drafting
+            start[:, at + 1] += open_ - kept  # cut off or refused: the target's own token follows
+            stopped = stopped + refused * ends[:, at]
+        start[:, i + k + 1] += kept  # all kept: the bonus follows
+    return rounds, accepted, rejections, reached, survived, drafted_low
+
+
+def _padded(columns: Sequence[NDArray[np.generic]], width: int) -> Floats:
+    """Columns of unequal length as rows [texts, width]; entry i + 1 belongs to output token i + 1."""
+    rows = np.zeros((len(columns), width))
+    for row, column in zip(rows, columns, strict=True):
+        row[1 : len(column) + 1] = column
+    return rows
