@@ -77,8 +77,7 @@ class FirstPut(BaseStreamer):  # type: ignore[misc]  # transformers has no types
             self.at_s, self.tokens = time.perf_counter(), value.numel()
         self.calls += 1
 
-    def end(self) -> None:
-        pass
+    def end(self) -> None: ...
 
 
 class Theirs:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from specbench.acceptance.replay import Positions
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
+from specbench.positions import PositionWriter
 from specbench.records import Arm, Divergence, Prompt, Trial
 from specbench.store import RunWriter, TrialKey
 
 if TYPE_CHECKING:
     from specbench.acceptance.loop import Generation
+    from specbench.acceptance.score import Scores
     from specbench.engines.local import LocalEngine
 
 MAX_ATTEMPTS = 3
@@ -32,6 +35,9 @@ class Observer(Protocol):
     def trial(self, trial: Trial) -> None:
         """A trial is on disk."""
 
+    def advance(self, texts: int) -> None:
+        """Texts were scored, in a run without trials."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -49,6 +55,7 @@ class Bench:
         engine: LocalEngine,
         config: RunConfig,
         writer: RunWriter,
+        positions: PositionWriter,
         observer: Observer,
         attempts: dict[TrialKey, int],
         repeats_left: int,
@@ -56,10 +63,11 @@ class Bench:
         self.engine = engine
         self.config = config
         self.writer = writer
+        self.positions = positions
         self.observer = observer
         self.attempts = attempts
         self.repeats_left = repeats_left
-        self._texts: dict[tuple[str, Arm], list[int]] = {}
+        self._texts: dict[TrialKey, list[int]] = {}
 
     def warm_up(self, item: Encoded, arms: Sequence[Arm]) -> None:
         """Every shape once and every arm briefly; kept in the folder, marked, and counted nowhere."""
@@ -77,30 +85,44 @@ class Bench:
             trial = replace(trial, attempt=self.attempts[key])
             self.writer.append(trial)
             self.attempts[key] += 1
-            self._texts[item.prompt.id, arm] = tokens
+            self._texts[key] = tokens
             self.observer.trial(trial)
             if not trial.disturbed or self.attempts[key] >= MAX_ATTEMPTS or self.repeats_left <= 0:
                 return
             self.repeats_left -= 1
 
-    def note_divergences(self, item: Encoded, arms: Sequence[Arm]) -> None:
+    def close_prompt(self, item: Encoded, arms: Sequence[Arm], scored: Container[TrialKey]) -> None:
+        """After the last arm of a prompt, untimed: where texts differ, and what the drafts would have said at every
+        position of the target's own. `scored` texts are on disk already."""
+        greedy = self.config.sampling.greedy
+        if greedy:
+            self._note_divergences(item, arms)
+        for repeat in range(1 if greedy else self.config.repeats):
+            for draft in self.config.draft:
+                if (item.prompt.id, Arm("baseline", draft), repeat) not in scored:
+                    tokens = self._text(item, arms[0], repeat)
+                    scores = self.engine.score(item.ids, tokens, draft)
+                    self.positions.append(positions_of(item.prompt, draft, repeat, self.config, scores))
+        self._texts.clear()
+
+    def _note_divergences(self, item: Encoded, arms: Sequence[Arm]) -> None:
         """Where greedy text differs from the target alone: at which token, and how near a tie it was there."""
-        alone = self._text(item, arms[0])
+        alone = self._text(item, arms[0], 0)
         for arm in arms[1:]:
-            text = self._text(item, arm)
+            text = self._text(item, arm, 0)
             if text != alone:
                 at = next(
                     (i for i, (a, b) in enumerate(zip(alone, text, strict=False)) if a != b), min(len(alone), len(text))
                 )
                 margin = self.engine.margin([*item.ids, *alone[:at]])
                 self.writer.append_divergence((item.prompt.id, arm, 0), Divergence(at, margin))
-        self._texts.clear()
 
-    def _text(self, item: Encoded, arm: Arm) -> list[int]:
+    def _text(self, item: Encoded, arm: Arm, repeat: int) -> list[int]:
         """The arm's output ids; generated again, untimed, where an earlier session produced them."""
-        if (item.prompt.id, arm) not in self._texts:
-            self._texts[item.prompt.id, arm] = self._generate(item, arm, 0, self.config.max_new_tokens).tokens
-        return self._texts[item.prompt.id, arm]
+        key = (item.prompt.id, arm, repeat)
+        if key not in self._texts:
+            self._texts[key] = self._generate(item, arm, repeat, self.config.max_new_tokens).tokens
+        return self._texts[key]
 
     def _generate(self, item: Encoded, arm: Arm, repeat: int, max_new_tokens: int) -> Generation:
         return self.engine.generate(
@@ -135,3 +157,20 @@ class Bench:
             output_text=self.engine.decode(generation.tokens) if kept else None,
         )
         return trial, generation.tokens
+
+
+def positions_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores) -> Positions:
+    """The scores of one text with what it takes to replay them."""
+    return Positions(
+        prompt.id,
+        prompt.category,
+        draft,
+        repeat,
+        config.max_new_tokens,
+        scores.accept,
+        scores.overlap,
+        scores.confidence,
+        scores.log_p,
+        scores.log_q,
+        scores.ends,
+    )

@@ -4,6 +4,7 @@ command needs them."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,12 +106,15 @@ def measure_or_sweep(
             "--resume/--fresh", help="Demand an unfinished run, or start a new one.  [default: resume if any]"
         ),
     ] = None,
+    replay_only: Annotated[
+        bool, typer.Option("--replay-only", help="Acceptance at every gamma from batched passes, no wall clock.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
 ) -> None:
     flags = dict(ctx.params)
-    for own in ("config", "resume", "as_json", "quiet", "strict"):
+    for own in ("config", "resume", "replay_only", "as_json", "quiet", "strict"):
         flags.pop(own)
     flags["out"] = None if out is None else str(out)
     flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
@@ -121,6 +125,8 @@ def measure_or_sweep(
     settings = load_config(config or shipped("configs/default.yaml"), flags)
     gammas = settings.gamma
     if command == "measure":
+        if replay_only:
+            raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
         if gamma is None:
             gammas = (settings.measure_gamma,)
         elif len(gammas) != 1:
@@ -134,7 +140,10 @@ def measure_or_sweep(
 
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     with RunProgress(quiet=quiet) as progress:
-        folder = run(settings, command, gammas, progress, mode=mode)
+        folder = run(settings, command, gammas, progress, mode=mode, replay_only=replay_only)
+    if replay_only:
+        _show_replay(folder, gammas, 0.0, as_json)
+        return
     _show(summarise(read_run(folder)), settings.policy, as_json, strict)
 
 
@@ -148,14 +157,9 @@ def brief(
     """Write the decision brief (markdown and figures) from a run folder."""
     from specbench.report.brief import write_brief
     from specbench.report.summarise import summarise
-    from specbench.store import find_runs, read_run
+    from specbench.store import read_run
 
-    if run is None:
-        found = find_runs(out)
-        if not found:
-            raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
-        run = found[0]
-    stored = read_run(run)
+    stored = read_run(run or _newest(out))
     summary = summarise(stored)
     path = write_brief(stored, summary)
     if as_json:
@@ -164,6 +168,26 @@ def brief(
         typer.echo(path.read_text(encoding="utf-8"))
         typer.echo(f"Written to {path}", err=True)
     _exit_strictly(summary, strict)
+
+
+@app.command("replay")
+def replay(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    gamma: Annotated[str, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4.")] = "1..8",
+    cutoff: Annotated[float, typer.Option(help="Stop drafting below this draft confidence (llama.cpp: p-min).")] = 0.0,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Acceptance at any draft length and cut-off, from a stored run, without a model."""
+    from specbench.config import parse_gammas
+
+    try:
+        gammas = parse_gammas(gamma)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--gamma") from None
+    if not 0.0 <= cutoff < 1.0:
+        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", cure="Give a number from 0 to below 1.")
+    _show_replay(run or _newest(out), gammas, cutoff, as_json)
 
 
 @app.command("workload")
@@ -194,6 +218,38 @@ def workload_profile(
     console = Console()
     for part in workload_tables(loaded, found):
         console.print(part)
+
+
+def _newest(out: Path) -> Path:
+    from specbench.store import find_runs
+
+    found = find_runs(out)
+    if not found:
+        raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+    return found[0]
+
+
+def _show_replay(folder: Path, gammas: Sequence[int], cutoff: float, as_json: bool) -> None:
+    from specbench.positions import read_positions
+    from specbench.report.replayed import replayed
+    from specbench.store import read_run
+
+    stored = read_run(folder)
+    texts = read_positions(folder)
+    if not texts:
+        raise StoreError("Nothing to replay in this run yet", where=str(folder), cure="Run specbench sweep.")
+    found = replayed(str(folder), texts, gammas, cutoff, stored.run["config"]["policy"]["confidence"])
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    from rich.console import Console
+
+    from specbench.report.tables import replay_tables
+
+    console = Console()
+    for part in replay_tables(found):
+        console.print(part)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
 def _show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:

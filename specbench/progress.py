@@ -52,7 +52,11 @@ class RunProgress:
             self._bar.add_task("warm", total=total, completed=done)
             self._bar.start()
         else:
-            self.say(f"{total - done} trials to do" + (f", {done} done before" if done else ""))
+            self.say(f"{total - done} to do" + (f", {done} done before" if done else ""))
+
+    def advance(self, texts: int) -> None:
+        self._done += texts
+        self._show(self._time_left())
 
     def trial(self, trial: Trial) -> None:
         if trial.attempt == 0:
@@ -60,12 +64,15 @@ class RunProgress:
         spent = self._spent[trial.arm]
         spent[0] += trial.times.decode_s
         spent[1] += trial.decode_tokens
-        line = f"{self._time_left()}{self._speedups()}" + (", repeating a disturbed trial" if trial.disturbed else "")
+        again = ", repeating a disturbed trial" if trial.disturbed else ""
+        self._show(f"{self._time_left()}{self._speedups()}{again}")
+
+    def _show(self, line: str) -> None:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, description=line)
         elif time.monotonic() - self._said_s > PLAIN_EVERY_S or self._done == self._total:
             self._said_s = time.monotonic()
-            self.say(f"{self._done}/{self._total} trials, {line}")
+            self.say(f"{self._done}/{self._total}, {line}")
 
     def _time_left(self) -> str:
         here = self._done - self._begun_with

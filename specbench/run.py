@@ -14,15 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer
+from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, positions_of
 from specbench.config import DEFAULT_WORKLOAD, RunConfig
 from specbench.cost.load import free_cores, load_average
 from specbench.errors import StoreError, WorkloadError
+from specbench.positions import PositionWriter, read_positions
 from specbench.provenance import provenance
 from specbench.records import Arm, Caution, Prompt, Trial
 from specbench.shipped import shipped
 from specbench.store import SCHEMA, RunWriter, TrialKey, find_runs, new_folder, read_run, trial_key
 from specbench.workload import Workload, load_workload, select
+
+# Texts side by side when nothing is timed.
+REPLAY_BATCH = 16
 
 if TYPE_CHECKING:
     from specbench.engines.local import LocalEngine
@@ -34,14 +38,24 @@ def plan_arms(config: RunConfig, gammas: Sequence[int]) -> list[Arm]:
     return [Arm("baseline"), Arm("baseline-again"), *speculative]
 
 
-def run(config: RunConfig, command: str, gammas: Sequence[int], observer: Observer, *, mode: str = "auto") -> Path:
+def run(
+    config: RunConfig,
+    command: str,
+    gammas: Sequence[int],
+    observer: Observer,
+    *,
+    mode: str = "auto",
+    replay_only: bool = False,
+) -> Path:
     """Run or continue; returns the run folder, in which every finished trial already lies.
 
-    `mode`: "fresh" starts a new folder, "resume" demands an unfinished one, "auto" takes an unfinished one if there
-    is one with the same configuration. KeyboardInterrupt passes through after the folder is marked interrupted.
+    `replay_only` measures acceptance and no wall clock. `mode`: "fresh" starts a new folder, "resume" demands an
+    unfinished one, "auto" takes an unfinished one if there is one with the same configuration. KeyboardInterrupt
+    passes through after the folder is marked interrupted.
     """
     config = replace(config, gamma=tuple(gammas))
-    folder = _unfinished(config, mode)
+    kind = "replay" if replay_only else command
+    folder = _unfinished(config, kind, mode)
     workload = load_workload(
         _source(config.workload),
         column=config.column,
@@ -56,8 +70,8 @@ def run(config: RunConfig, command: str, gammas: Sequence[int], observer: Observ
     engine = LocalEngine(config, threads)
     encoded, skipped = _fit(engine, chosen, config)
     if folder is None:
-        folder = new_folder(Path(config.out), config.name or command)
-        record = _record(config, command, engine, workload, encoded, skipped, threads)
+        folder = new_folder(Path(config.out), config.name or kind)
+        record = _record(config, kind, engine, workload, encoded, skipped, threads)
     else:
         record = read_run(folder).run
         observer.say(f"Continuing {folder}")
@@ -65,7 +79,10 @@ def run(config: RunConfig, command: str, gammas: Sequence[int], observer: Observ
     with RunWriter(folder, record) as writer:
         writer.update(status="started")
         try:
-            _measure(engine, encoded, plan_arms(config, gammas), config, writer, observer)
+            if replay_only:
+                _replay_only(engine, encoded, config, writer, observer)
+            else:
+                _measure(engine, encoded, plan_arms(config, gammas), config, writer, observer)
         except KeyboardInterrupt:
             writer.update(status="interrupted")
             raise
@@ -91,20 +108,50 @@ def _measure(
     writer: RunWriter,
     observer: Observer,
 ) -> None:
+    """Every prompt through every arm, then its positions; what an earlier session finished is skipped."""
     attempts, done = _progress(read_run(writer.folder).trials)
+    scored = _scored(writer.folder)
     order = list(encoded)
     random.Random(config.seed).shuffle(order)
-    bench = Bench(engine, config, writer, observer, attempts, repeats_left=3 + len(order) * len(arms) // 10)
     total = len(order) * len(arms) * config.repeats
-    bench.warm_up(order[0], arms)
-    observer.begin(total, len(done))
-    for item in order:
-        for repeat in range(config.repeats):
-            for arm in shuffled(arms, f"{config.seed}/{item.prompt.id}/{repeat}"):
-                if (item.prompt.id, arm, repeat) not in done:
-                    bench.trial(item, arm, repeat)
-        if config.sampling.greedy:
-            bench.note_divergences(item, arms)
+    with PositionWriter(writer.folder) as positions:
+        bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
+        bench.warm_up(order[0], arms)
+        observer.begin(total, len(done))
+        for item in order:
+            for repeat in range(config.repeats):
+                for arm in shuffled(arms, f"{config.seed}/{item.prompt.id}/{repeat}"):
+                    if (item.prompt.id, arm, repeat) not in done:
+                        bench.trial(item, arm, repeat)
+            bench.close_prompt(item, arms, scored)
+
+
+def _replay_only(
+    engine: LocalEngine, encoded: Sequence[Encoded], config: RunConfig, writer: RunWriter, observer: Observer
+) -> None:
+    """Texts of the target alone and their positions under every draft, in batches of prompts of like length."""
+    scored = _scored(writer.folder)
+    order = sorted(encoded, key=lambda item: len(item.ids))
+    texts = 1 if config.sampling.greedy else config.repeats
+    observer.begin(len(order) * texts, 0)
+    with PositionWriter(writer.folder) as positions:
+        for repeat in range(texts):
+            for begin in range(0, len(order), REPLAY_BATCH):
+                batch = order[begin : begin + REPLAY_BATCH]
+                keys = [(item.prompt.id, Arm("baseline", d), repeat) for item in batch for d in config.draft]
+                if not all(key in scored for key in keys):
+                    prompts = [item.ids for item in batch]
+                    outputs = engine.texts(prompts, config.max_new_tokens, f"{repeat}/{batch[0].prompt.id}")
+                    for draft in config.draft:
+                        scores = engine.score_texts(prompts, outputs, draft)
+                        for item, one in zip(batch, scores, strict=True):
+                            positions.append(positions_of(item.prompt, draft, repeat, config, one))
+                observer.advance(len(batch))
+
+
+def _scored(folder: Path) -> set[TrialKey]:
+    """The texts whose positions are on disk, keyed as the baseline of a draft."""
+    return {(text.prompt_id, Arm("baseline", text.draft), text.repeat) for text in read_positions(folder)}
 
 
 def shuffled(arms: Sequence[Arm], seed: str) -> list[Arm]:
@@ -200,7 +247,7 @@ def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[st
     return counts
 
 
-def _unfinished(config: RunConfig, mode: str) -> Path | None:
+def _unfinished(config: RunConfig, kind: str, mode: str) -> Path | None:
     """The newest unfinished run of this very configuration; None to start anew."""
     if mode == "fresh":
         return None
@@ -209,7 +256,8 @@ def _unfinished(config: RunConfig, mode: str) -> Path | None:
             stored = read_run(folder)
         except StoreError:
             continue
-        if stored.status != "finished" and stored.run.get("fingerprint") == config.fingerprint():
+        same = stored.run.get("fingerprint") == config.fingerprint() and stored.run.get("command") == kind
+        if stored.status != "finished" and same:
             return folder
     if mode == "resume":
         raise StoreError(

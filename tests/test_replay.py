@@ -26,6 +26,7 @@ from specbench.records import Sampling
 
 TARGET = tiny_llama(64, seed=1)
 NEAR = near_copy(TARGET, noise=0.1)
+NEARER = near_copy(TARGET, noise=0.03)  # accepted often enough to carry ends of sequence into drafts
 
 
 def positions(scores, limit):
@@ -215,14 +216,16 @@ def live_cases():
     """Texts of the target with, for each, what the loop really did with them."""
     cases = []
     for first, end, gamma, limit in itertools.product(range(8), [None, 4, 7], [1, 4], [12, 20]):
+        draft = (NEAR, NEARER)[first % 2]
         # ends that the text really meets, whether in a draft, as a bonus or as a correction
         free = run(TARGET, None, [first, 3], max_new_tokens=limit).tokens
-        eos = set() if end is None else {free[end], free[end + 4]}
+        own = run(draft, None, [first, 3], max_new_tokens=limit).tokens
+        eos = set() if end is None else {free[end], free[end + 4], own[2]}
         alone = run(TARGET, None, [first, 3], eos=eos, max_new_tokens=limit)
-        drafter = model_drafter(NEAR, vocab_size=64, sampling=GREEDY, eos=eos)
+        drafter = model_drafter(draft, vocab_size=64, sampling=GREEDY, eos=eos)
         live = count(run(TARGET, drafter, [first, 3], gamma=gamma, eos=eos, max_new_tokens=limit).rounds, gamma)
         cases.append(
-            (scored(None, cached(NEAR), [first, 3], alone.tokens, limit=limit, vocab=64, eos=eos), gamma, live)
+            (scored(None, cached(draft), [first, 3], alone.tokens, limit=limit, vocab=64, eos=eos), gamma, live)
         )
     return cases
 
@@ -240,5 +243,5 @@ def agrees(walk, text, gamma, live):
 def test_a_planted_off_by_one_is_caught(name, live_cases):
     walk = broken_replay(*mutants()[name])
     honest = [agrees(replay, *case) for case in live_cases]
-    assert sum(honest) >= len(live_cases) - 4  # the loop may have met an end of sequence off the text
+    assert sum(honest) >= 0.9 * len(live_cases)  # the loop may have met an end of sequence off the text
     assert sum(agrees(walk, *case) for case in live_cases) < sum(honest)

@@ -33,6 +33,9 @@ class FakeObserver:
     def begin(self, total, done):
         self.begun = (total, done)
 
+    def advance(self, texts):
+        pass
+
     def trial(self, trial):
         self.trials.append(trial)
         if len(self.trials) == self.interrupt_after:

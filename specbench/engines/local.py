@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Drafter, Generation, generate
+from specbench.acceptance.score import Scores, score
 from specbench.config import RunConfig
 from specbench.cost.clock import Stopwatch, device_sync
 from specbench.drafters.model import ModelDrafter
+from specbench.engines.batch import generate_batch, score_batch
 from specbench.engines.cached import CachedModel
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel, load_model, resolve_device
@@ -34,7 +36,6 @@ class LocalEngine:
                 self.target.tokenizer, loaded.tokenizer, _vocab_size(self.target.model), _vocab_size(loaded.model)
             )
         self.eos = end_tokens(self.target)
-        self._drafters: dict[str, Drafter] = {}
 
     def _load(self, config: RunConfig, name: str) -> LoadedModel:
         return load_model(
@@ -68,14 +69,10 @@ class LocalEngine:
     def reserve(self, capacity: int) -> None:
         """Make room in every KV cache for sequences of `capacity` tokens."""
         self._target = CachedModel(self.target.model, capacity)
-        self._drafters = {
-            spec: ModelDrafter(
-                CachedModel(loaded.model, capacity),
-                vocab_size=self._target.vocab_size,
-                sampling=self.sampling,
-                eos=self.eos,
-            )
-            for spec, loaded in self.drafts.items()
+        self._readers = {spec: CachedModel(loaded.model, capacity) for spec, loaded in self.drafts.items()}
+        self._drafters: dict[str, Drafter] = {
+            spec: ModelDrafter(reader, vocab_size=self._target.vocab_size, sampling=self.sampling, eos=self.eos)
+            for spec, reader in self._readers.items()
         }
 
     def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
@@ -88,8 +85,7 @@ class LocalEngine:
 
     def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
         """One trial. The same `seed_text` draws the same random numbers in the same arm."""
-        seed = hashlib.sha256(f"{self.seed}/{arm.label}/{seed_text}".encode()).digest()
-        generator = torch.Generator(self.device).manual_seed(int.from_bytes(seed[:7], "big"))
+        generator = torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{seed_text}"))
         return generate(
             self._target,
             None if arm.draft is None else self._drafters[arm.draft],
@@ -101,6 +97,46 @@ class LocalEngine:
             generator=generator,
             clock=Stopwatch(device_sync(self.device)),
         )
+
+    def score(self, ids: Sequence[int], output: Sequence[int], draft: str) -> Scores:
+        """What `draft` would have said at every position of `output`, a text of the target alone after `ids`."""
+        return score(
+            self._target,
+            self._readers[draft],
+            ids,
+            output,
+            vocab_size=self._target.vocab_size,
+            sampling=self.sampling,
+            eos=self.eos,
+        )
+
+    def texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed_text: str) -> list[list[int]]:
+        """Texts of the target alone for several prompts at once; not for timing."""
+        return generate_batch(
+            self.target.model,
+            prompts,
+            sampling=self.sampling,
+            eos=self.eos,
+            max_new_tokens=max_new_tokens,
+            seed=self._seed(seed_text),
+        )
+
+    def score_texts(
+        self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], draft: str
+    ) -> list[Scores]:
+        """`score` for several texts at once."""
+        return score_batch(
+            self.target.model,
+            self.drafts[draft].model,
+            prompts,
+            outputs,
+            vocab_size=_vocab_size(self.target.model),
+            sampling=self.sampling,
+            eos=self.eos,
+        )
+
+    def _seed(self, text: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")
 
     def margin(self, ids: Sequence[int]) -> float:
         """The target's top-2 logit margin after `ids`, as a fraction of its top logit's magnitude: how near a tie

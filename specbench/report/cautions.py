@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.records import Caution, Interval, Policy, Trial
@@ -12,12 +13,25 @@ from specbench.store import StoredRun
 DOMINANT_SHARE = 0.25
 
 
+@dataclass(frozen=True, slots=True)
+class ReplayGap:
+    """Live against replay for one draft and gamma: `ratio` is replayed over live rounds per token (1.0 if they agree);
+    of `same` prompts with equal text, `unequal` had other rounds than replayed."""
+
+    draft: str
+    gamma: int
+    ratio: Interval
+    unequal: int
+    same: int
+
+
 def run_cautions(
     stored: StoredRun,
     trials: Sequence[Trial],
     drafts: Sequence[DraftResult],
     floor: Interval | None,
     policy: Policy,
+    gaps: Sequence[ReplayGap] = (),
 ) -> list[Caution]:
     """Everything the numbers themselves give away."""
     found = [
@@ -28,7 +42,7 @@ def run_cautions(
         _floor(drafts, floor, policy),
     ]
     found += [_broken(draft) for draft in drafts]
-    found.append(_dominant(trials))
+    found += [_dominant(trials), _replay(stored, gaps)]
     return [caution for caution in found if caution is not None]
 
 
@@ -102,6 +116,25 @@ def _broken(draft: DraftResult) -> Caution | None:
             "Check the draft's tokenizer and chat template.",
         )
     return None
+
+
+def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
+    """In float32 greedy, equal texts must have equal rounds; elsewhere the two must agree within sampling error."""
+    config = stored.run["config"]
+    if config["dtype"] == "float32" and config["temperature"] == 0:
+        wrong = [gap for gap in gaps if gap.unequal]
+        what = ", ".join(f"{gap.unequal} of {gap.same} prompts at gamma {gap.gamma}" for gap in wrong)
+    else:
+        wrong = [gap for gap in gaps if gap.ratio.low is not None and gap.ratio.high is not None]
+        wrong = [gap for gap in wrong if not (gap.ratio.low or 0) <= 1.0 <= (gap.ratio.high or 0)]
+        what = ", ".join(f"{abs(gap.ratio.value - 1):.1%} at gamma {gap.gamma}" for gap in wrong)
+    if not wrong:
+        return None
+    return Caution(
+        "replay-disagrees",
+        f"rounds of the loop and of the replay differ by more than chance: {what}",
+        "One of the two is wrong: do not trust either, and report it with run.json.",
+    )
 
 
 def _dominant(trials: Sequence[Trial]) -> Caution | None:

@@ -9,12 +9,14 @@ import pandas as pd
 
 from specbench.acceptance.lossless import lossy_reason
 from specbench.acceptance.metrics import Counts, count, pooled
+from specbench.acceptance.replay import Positions, replay
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge
 from specbench.errors import StoreError
+from specbench.positions import read_positions
 from specbench.records import Interval, Policy, Trial
-from specbench.report.cautions import run_cautions
+from specbench.report.cautions import ReplayGap, run_cautions
 from specbench.report.contract import (
     SCHEMA,
     CategoryGamma,
@@ -27,12 +29,22 @@ from specbench.report.contract import (
 from specbench.report.frame import counted, prompt_frame
 from specbench.store import StoredRun, cautions_of
 
+# Several gammas are compared at once; only a gap that sampling could hardly make is worth a warning.
+GAP_CONFIDENCE = 0.999
+
 
 def summarise(stored: StoredRun) -> Summary:
     """Everything specbench says about a run, from its folder alone. Works on an interrupted run with what there is;
     raises StoreError where not one prompt has both the target alone and a draft."""
     policy = Policy(**stored.run["config"]["policy"])
     trials = counted(stored.trials)
+    if stored.run["command"] == "replay":
+        raise StoreError(
+            "This run measured acceptance only, no wall clock: there is no verdict without a measurement",
+            where=str(stored.folder),
+            cure="See it with specbench replay, or run specbench sweep without --replay-only.",
+        )
+    texts = read_positions(stored.folder)
     frame = prompt_frame(trials)
     if not len(frame) or not frame["decode_tokens"].sum():
         raise StoreError(
@@ -40,7 +52,7 @@ def summarise(stored: StoredRun) -> Summary:
         )
     specs = [spec for spec in stored.run["config"]["draft"] if (frame["draft"] == spec).any()]
     base = _arm(frame, "baseline")
-    drafts = [DraftView(frame, base, spec, trials, stored, policy) for spec in specs]
+    drafts = [DraftView(frame, base, spec, trials, texts, stored, policy) for spec in specs]
     results = tuple(view.result() for view in drafts if view.complete)
     if not results:
         raise StoreError(
@@ -50,6 +62,7 @@ def summarise(stored: StoredRun) -> Summary:
         )
     floor = _noise(frame, base, policy.confidence)
     half_width = None if floor is None or floor.low is None or floor.high is None else _half_width(floor)
+    gaps = [gap for view in drafts if view.complete for g in view.arms if (gap := view.replay_gap(g)) is not None]
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,
@@ -58,7 +71,7 @@ def summarise(stored: StoredRun) -> Summary:
         hardware=stored.run["provenance"]["hardware"]["line"],
         noise_floor=half_width,
         drafts=results,
-        warnings=(*cautions_of(stored.run), *run_cautions(stored, trials, results, floor, policy)),
+        warnings=(*cautions_of(stored.run), *run_cautions(stored, trials, results, floor, policy, gaps)),
     )
 
 
@@ -71,6 +84,7 @@ class DraftView:
         base: pd.DataFrame,
         spec: str,
         trials: Sequence[Trial],
+        texts: Sequence[Positions],
         stored: StoredRun,
         policy: Policy,
     ) -> None:
@@ -86,6 +100,9 @@ class DraftView:
         self.complete = len(shared) > 0
         self.base = base.loc[shared]
         self.arms = {gamma: rows.loc[shared] for gamma, rows in arms.items()}
+        # Replay speaks of the same prompts as the loop, or not at all.
+        own_texts = {text.prompt_id: text for text in texts if text.draft == spec and text.repeat == 0}
+        self.texts = [own_texts[prompt] for prompt in shared] if set(shared) <= set(own_texts) else []
         mine = [t for t in trials if t.arm.draft == spec]
         self.lossy = lossy_reason(mine, stored.run["config"]["dtype"])
 
@@ -119,6 +136,7 @@ class DraftView:
         interval = speedup_interval(decode, self.policy.confidence)
         rounds = max(counts.rounds, 1)
         compared = rows["identical"].dropna()
+        again = replay(self.texts, gamma) if self.texts else None
         return GammaResult(
             gamma=gamma,
             rounds=counts.rounds,
@@ -127,8 +145,8 @@ class DraftView:
             emitted=int(rows["decode_tokens"].sum()),
             acceptance_rate=counts.acceptance_rate,
             tokens_per_round=counts.tokens_per_round,
-            replay_tokens_per_round=None,
-            replay_rounds=None,
+            replay_tokens_per_round=None if again is None else again.tokens_per_round,
+            replay_rounds=None if again is None else float(again.rounds.sum()),
             survival=counts.survival,
             speedup=interval.value,
             speedup_low=interval.low,
@@ -181,6 +199,19 @@ class DraftView:
 
     def _counts(self, gamma: int, rows: pd.DataFrame) -> Counts:
         return pooled([count(rounds, gamma) for rounds in rows["rounds"]])
+
+    def replay_gap(self, gamma: int) -> ReplayGap | None:
+        """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing was replayed."""
+        if not self.texts:
+            return None
+        rows = self.arms[gamma]
+        again = replay(self.texts, gamma)
+        live = np.array([len(rounds) for rounds in rows["rounds"]], dtype=float)
+        tokens = np.array([text.tokens - 1 for text in self.texts], dtype=float)
+        same_text = rows["identical"].fillna(False).to_numpy(dtype=bool)
+        unequal = int((live[same_text] != again.rounds[same_text]).sum())
+        paired = Paired(again.rounds, tokens, live, rows["decode_tokens"].to_numpy(dtype=float))
+        return ReplayGap(self.spec, gamma, speedup_interval(paired, GAP_CONFIDENCE), unequal, int(same_text.sum()))
 
     def _alpha(self, gamma: int) -> Interval | None:
         """Conditional acceptance at `gamma`, with prompts as the unit; None where nothing was judged."""

@@ -21,6 +21,7 @@ from rich.text import Text
 from specbench.records import Call, Caution, Policy
 from specbench.report import text
 from specbench.report.contract import DraftResult, GammaResult, Summary
+from specbench.report.replayed import ReplayDraft, Replayed
 from specbench.report.wording import by_speedup
 from specbench.workload import Workload, WorkloadProfile
 
@@ -78,6 +79,42 @@ def sweep_tables(summary: Summary, policy: Policy | None = None) -> list[Rendera
     if summary.warnings:
         parts.append(Block(partial(_warnings, summary.warnings)))
     return parts
+
+
+def replay_tables(found: Replayed) -> list[RenderableType]:
+    """What `replay` prints: acceptance by gamma for each draft, and tokens per round by category."""
+    return [Block(partial(_replayed, draft, found.cutoff)) for draft in found.drafts]
+
+
+def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Iterator[RenderableType]:
+    rows = draft.gammas
+    alpha = (
+        text.UNKNOWN if draft.alpha is None else f"{draft.alpha:.3f} {text.interval(draft.alpha_low, draft.alpha_high)}"
+    )
+    at = f", drafting stops below confidence {cutoff:g}" if cutoff else ""
+    yield Text(f"\n{_readable(draft.draft, plain)}: acceptance at a position, alpha, {alpha}{at}")
+    lines = tuple(text.sparkline(row.survival, ascii_only=plain) for row in rows)
+    columns = [
+        Column("gamma", "gamma", tuple(str(row.gamma) for row in rows)),
+        Column("tau", "tokens per\nround, tau", tuple(_digits(row.tokens_per_round) for row in rows)),
+        Column("rounds", "rounds", tuple(f"{row.rounds:,.0f}" for row in rows), 3),
+        Column("accepted", "accepted", tuple(f"{row.accepted:,.0f}" for row in rows), 2),
+        Column("drafted", "drafted\n(at most)", tuple(f"{row.drafted_high:,.0f}" for row in rows), 1),
+        Column("survival", "survival", lines, 4, left=True),
+    ]
+    yield _table(fit(columns, width), plain)
+    words = f"Replayed, not run: {text.count(draft.texts, 'text')} of the target alone, {draft.tokens:,} tokens."
+    if cutoff:
+        words += " Drafted tokens are an upper bound: off the text the cut-off may stop the draft sooner."
+    yield _note(words, width, plain)
+    names = list(draft.categories)
+    if len(names) > 1:
+        shown = [Column("category", "tau of", tuple(_readable(name, plain) for name in names), left=True)]
+        for index, row in enumerate(rows):
+            cells = tuple(_digits(draft.categories[name][index].tokens_per_round) for name in names)
+            shown.append(Column(f"gamma {row.gamma}", f"gamma\n{row.gamma}", cells, index + 1))
+        yield Text("")
+        yield _table(fit(shown, width), plain)
 
 
 def workload_tables(workload: Workload, profile: WorkloadProfile) -> list[RenderableType]:

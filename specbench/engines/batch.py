@@ -1,0 +1,102 @@
+"""Many texts at once, for acceptance without a wall clock: generation through transformers' own `generate` on
+left-padded prompts, and teacher-forced scoring of right-padded texts.
+
+Nothing here is timed. In bfloat16 a padded batch rounds differently from single steps, so a greedy text may leave that
+of the single-sequence engine at a near-tie; the text is the target's either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specbench.acceptance.rules import align
+from specbench.acceptance.score import Scores, as_scores, reduce
+from specbench.engines.cache import RewindableCache
+from specbench.records import Sampling
+
+CHUNK = 32
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    eos: Collection[int],
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """Output token ids for each prompt, ending with the first end of sequence or at the limit."""
+    from transformers import GenerationConfig
+
+    longest = max(map(len, prompts))
+    pad = min(eos)
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    warped = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=not sampling.greedy,
+        eos_token_id=sorted(eos),
+        pad_token_id=pad,
+        # transformers cuts to the best 50 tokens where nothing else is said
+        **(warped | ({} if sampling.greedy else {"top_k": sampling.top_k})),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        out = model.generate(ids, attention_mask=mask, generation_config=config)
+    return [_until_end(row, eos) for row in out[:, longest:].tolist()]
+
+
+@torch.inference_mode()
+def score_batch(
+    target: Any | None,
+    draft: Any,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Sequence[int]],
+    *,
+    vocab_size: int,
+    sampling: Sampling,
+    eos: Collection[int],
+) -> list[Scores]:
+    """What `acceptance.score.score` computes, for several texts side by side. Rows are padded on the right, where
+    causal attention never looks, so no mask is needed; logits of one chunk of positions exist at a time."""
+    rows = [[*p, *o] for p, o in zip(prompts, outputs, strict=True)]
+    width = max(map(len, rows)) - 1
+    ids = torch.tensor([row + [0] * (width + 1 - len(row)) for row in rows], device=draft.device)
+    # Having read token t, a model predicts t + 1; wanted are the predictions of every output token but the first.
+    read = torch.arange(width)
+    wanted = torch.stack([(read >= len(p)) & (read < len(r) - 1) for p, r in zip(prompts, rows, strict=True)])
+    columns, owners = [], []
+    models = [draft] if sampling.greedy else [draft, target]
+    caches = [RewindableCache(int(m.config.get_text_config().num_hidden_layers), width) for m in models]
+    for begin in range(0, width, CHUNK):
+        end = min(begin + CHUNK, width)
+        chosen = wanted[:, begin:end]
+        logits = [_read(m, c, ids[:, begin:end], chosen) for m, c in zip(models, caches, strict=True)]
+        if chosen.any():
+            x = ids[:, begin + 1 : end + 1][chosen]
+            aligned = align(logits[0], vocab_size)
+            columns.append(reduce(aligned, None if sampling.greedy else logits[1], x, sampling, eos))
+            owners.append(chosen.nonzero()[:, 0])
+    table = torch.cat(columns, 1) if columns else torch.empty(6, 0)
+    owner = torch.cat(owners) if owners else torch.empty(0)
+    return [as_scores(table[:, owner == index]) for index in range(len(rows))]
+
+
+def _read(model: Any, cache: RewindableCache, ids: Tensor, chosen: Tensor) -> Tensor:
+    """Logits [n, V] at the `chosen` positions of a chunk [rows, chunk]; the head runs only where they are wanted."""
+    keep = 0 if chosen.any() else 1
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+    logits: Tensor = out.logits[chosen] if chosen.any() else out.logits[:0, 0]
+    return logits
+
+
+def _until_end(tokens: list[int], eos: Collection[int]) -> list[int]:
+    end = next((i for i, token in enumerate(tokens) if token in eos), None)
+    return tokens if end is None else tokens[: end + 1]

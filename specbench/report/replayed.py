@@ -1,0 +1,111 @@
+"""What a run's stored positions say about draft lengths and cut-offs that were never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from specbench.acceptance.replay import Expected, Positions, replay
+from specbench.decision.interval import share_interval
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayGamma:
+    """One gamma, replayed over all texts. `drafted` lies between `drafted_low` and `drafted_high`: what a draft does
+    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound)."""
+
+    gamma: int
+    rounds: float
+    accepted: float
+    drafted_low: float
+    drafted_high: float
+    tokens_per_round: float | None
+    alpha: float | None
+    survival: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayDraft:
+    """One draft. `alpha` is the mean over positions of sum min(p, q), with its interval over prompts: the chance that
+    a draft is accepted at a position of the text, whatever gamma."""
+
+    draft: str
+    texts: int
+    tokens: int
+    alpha: float | None
+    alpha_low: float | None
+    alpha_high: float | None
+    gammas: tuple[ReplayGamma, ...]
+    categories: dict[str, tuple[ReplayGamma, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A whole run replayed; `cutoff` 0 is none."""
+
+    run: str
+    schema: int
+    cutoff: float
+    drafts: tuple[ReplayDraft, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists, ready for `json.dumps`."""
+        return asdict(self)
+
+
+def replayed(run: str, texts: Sequence[Positions], gammas: Sequence[int], cutoff: float, confidence: float) -> Replayed:
+    """Replay every draft of a run at every gamma."""
+    drafts = []
+    for draft in dict.fromkeys(text.draft for text in texts):
+        mine = [text for text in texts if text.draft == draft]
+        alpha = overlap_interval(mine, confidence)
+        drafts.append(
+            ReplayDraft(
+                draft=draft,
+                texts=len(mine),
+                tokens=sum(text.tokens for text in mine),
+                alpha=alpha[0],
+                alpha_low=alpha[1],
+                alpha_high=alpha[2],
+                gammas=tuple(row(replay(mine, gamma, cutoff)) for gamma in gammas),
+                categories={
+                    name: tuple(
+                        row(replay([t for t in mine if (t.category or "all") == name], gamma, cutoff))
+                        for gamma in gammas
+                    )
+                    for name in sorted({text.category or "all" for text in mine})
+                },
+            )
+        )
+    return Replayed(run, 1, cutoff, tuple(drafts))
+
+
+def overlap_interval(texts: Sequence[Positions], confidence: float) -> tuple[float | None, float | None, float | None]:
+    """Mean overlap of p and q over all positions with its interval over prompts; Nones without a position."""
+    prompts: dict[str, list[float]] = {}
+    for text in texts:
+        sums = prompts.setdefault(text.prompt_id, [0.0, 0.0])
+        sums[0] += float(text.overlap.sum())
+        sums[1] += float((1 - text.overlap).sum())
+    accepted, rejected = np.array(list(prompts.values()), dtype=float).reshape(-1, 2).T
+    if accepted.sum() + rejected.sum() == 0:
+        return None, None, None
+    interval = share_interval(accepted, rejected, confidence)
+    return interval.value, interval.low, interval.high
+
+
+def row(found: Expected) -> ReplayGamma:
+    """One gamma's expected counts, pooled."""
+    return ReplayGamma(
+        gamma=found.gamma,
+        rounds=float(found.rounds.sum()),
+        accepted=float(found.accepted.sum()),
+        drafted_low=float(found.drafted_low.sum()),
+        drafted_high=float(found.drafted.sum()),
+        tokens_per_round=found.tokens_per_round,
+        alpha=found.alpha,
+        survival=found.survival,
+    )

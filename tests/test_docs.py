@@ -1,0 +1,189 @@
+"""The documentation and the code name the same commands, flags, files, keys and types, in both directions."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType
+from typing import get_args, get_type_hints
+
+import pytest
+import typer.main
+import yaml
+
+from benchmarks.__main__ import BENCHMARKS
+from specbench import records
+from specbench.cli import STRICT_EXIT, app
+from specbench.config import RunConfig
+from specbench.report import cautions, contract, replayed
+from specbench.workload import cautions as workload_cautions
+from specbench.workload.shapes import SHAPES
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.name: re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+ALL = "\n".join(PAGES.values())
+
+
+def flags_by_command():
+    """{"sweep": {"--gamma", ...}, ...}, with the program's own flags under ""."""
+    program = typer.main.get_command(app)
+    found = {"": options_of(program)}
+    return found | {name: options_of(command) for name, command in program.commands.items()}
+
+
+def options_of(command):
+    names = [name for param in command.params for name in (*param.opts, *param.secondary_opts)]
+    return {name for name in names if name.startswith("--")}
+
+
+FLAGS = flags_by_command()
+
+
+def named(word, text):
+    return re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text) is not None
+
+
+def missing(words, text):
+    return [word for word in words if not named(word, text)]
+
+
+def test_every_command_has_a_row():
+    assert [name for name in FLAGS if name and f"| `specbench {name}" not in README] == []
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_flag_is_named(command):
+    assert missing(sorted(FLAGS[command]), README) == []
+
+
+def wrong_flags(text):
+    """(command, flag) of every `specbench COMMAND ...` in code spans and blocks that the command line has not."""
+    spans = re.findall(r"```sh\n(.*?)```", text, re.DOTALL) + re.findall(r"`(specbench [^`\n]+)`", text)
+    lines = [shlex.split(line) for span in spans for line in span.splitlines() if line.startswith("specbench ")]
+    wrong = []
+    for _, first, *rest in lines:
+        command, words = ("", [first, *rest]) if first.startswith("-") else (first, rest)
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        unknown = given - FLAGS.get(command, set()) - {"--help"}
+        wrong += [(command, flag) for flag in sorted(unknown)] or ([(command, "")] if command not in FLAGS else [])
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_example_uses_a_flag_that_does_not_exist(page):
+    assert wrong_flags(PAGES[page]) == []
+
+
+def test_the_flag_table_names_no_flag_that_does_not_exist():
+    known = set().union(*FLAGS.values()) | {"--help", "--quick"}
+    assert [flag for flag in re.findall(r"`(--[\w-]+)", README) if flag not in known] == []
+
+
+def lost_paths(text):
+    """Links, and code spans that name a file of ours, which do not exist."""
+    folders = "|".join(("benchmarks", "configs", "docs", "reports", "specbench", "tests", "workloads"))
+    paths = re.findall(rf"`((?:{folders})/[\w./-]+|LICENSE|Makefile|[A-Z]+\.md)`", text)
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    return [path for path in (*paths, *links) if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_exists(page):
+    assert lost_paths(PAGES[page]) == []
+
+
+def test_every_test_and_benchmark_of_the_proofs_is_there():
+    assert len(re.findall(r"`tests/test_\w+\.py`", README)) >= 6
+    assert missing([f"benchmarks/{name}.py" for name in BENCHMARKS], README) == []
+
+
+def test_every_make_target_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^(?:`|)make (\w+)|`make (\w+)`", README, re.MULTILINE))
+    named_targets = {a or b for a, b in targets}
+    assert {"demo", "test", "check", "bench"} <= named_targets
+    assert [name for name in named_targets if not re.search(rf"^{name}:", makefile, re.MULTILINE)] == []
+
+
+def test_every_configuration_key_is_known_and_documented():
+    values = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
+    policy = values.pop("policy")
+    assert set(values) | {"policy"} == {field.name for field in fields(RunConfig)}
+    assert set(policy) == {field.name for field in fields(records.Policy)}
+    without_flag = [key for key in (*values, *policy) if "--" + key.replace("_", "-") not in FLAGS["sweep"]]
+    assert [key for key in without_flag if f"`{key}`" not in README] == []
+
+
+def test_every_shape_of_a_prompt_is_named_in_the_order_in_which_they_are_tried():
+    assert re.findall(r"`(\w+)`", README.partition("**shapes**")[2].partition("Another column")[0]) == [
+        *SHAPES,
+        "input",
+    ]
+
+
+SECTIONS = {
+    "Top level": contract.Summary,
+    "`drafts[]`": contract.DraftResult,
+    "`drafts[].gammas[]`": contract.GammaResult,
+    "`drafts[].gammas[].round_time`": contract.RoundTime,
+    "`drafts[].categories[]`": contract.CategoryResult,
+    "`drafts[].categories[].gammas[]`": contract.CategoryGamma,
+    "`warnings[]`": records.Caution,
+    "`policy`": records.Policy,
+    "`replay --json`": replayed.Replayed,
+    "Replay: `drafts[]`": replayed.ReplayDraft,
+    "Replay: `drafts[].gammas[]`": replayed.ReplayGamma,
+    "A line of `trials.jsonl`": records.Trial,
+    "`arm`": records.Arm,
+    "`times`": records.Times,
+    "A line of `divergences.jsonl`": records.Divergence,
+}
+
+
+def rows_of(section, text):
+    """(key, type) of the table under a heading."""
+    _, found, rest = text.partition(f"# {section}\n")
+    assert found, f"no heading {section}"
+    body = re.split(r"^#", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"^\| `(\w+)` \| ([\w ]+?) \|", body, re.MULTILINE)
+
+
+def nullable(hint):
+    """Whether None can be the value, or one of the values."""
+    return hint is NoneType or any(nullable(part) for part in get_args(hint))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_contract_has_the_keys_of_the_code_and_says_what_can_be_null(section):
+    hints = get_type_hints(SECTIONS[section])
+    rows = dict(rows_of(section, PAGES["contract.md"]))
+    assert set(rows) == set(hints)
+    assert [key for key, kind in rows.items() if ("null" in kind) != nullable(hints[key])] == []
+
+
+def test_the_contract_lists_every_warning_and_exit_code():
+    modules = (cautions, workload_cautions)
+    sources = [Path(module.__file__).read_text() for module in modules] + [(ROOT / "specbench/run.py").read_text()]
+    codes = {code for source in sources for code in re.findall(r'Caution\(\s*"([\w-]+)"', source)}
+    assert len(codes) >= 10
+    assert missing(sorted(codes), PAGES["contract.md"]) == []
+    listed = re.findall(r"^\| (\d+) \|", PAGES["contract.md"].partition("## Exit codes")[2], re.MULTILINE)
+    assert set(map(int, listed)) == {0, 1, 2, 130, *STRICT_EXIT.values()}
+
+
+def test_these_tests_can_fail():
+    assert wrong_flags("`specbench sweep --gama 3`") == [("sweep", "--gama")]
+    assert wrong_flags("```sh\nspecbench swep --gamma 3\n```") == [("swep", "--gamma")]
+    assert lost_paths("`docs/nowhere.md` and [this](docs/measuring.md) and [that](gone.md)") == [
+        "docs/nowhere.md",
+        "gone.md",
+    ]
+    assert missing(["--gamma", "--top"], "`--gamma` and `--top-p`") == ["--top"]
+    assert rows_of("X", "# X\n| `a` | number or null | s |\n# Y\n| `b` | number | |\n") == [("a", "number or null")]
+    assert nullable(float | None) and nullable(tuple[float | None, ...]) and not nullable(tuple[float, ...])
