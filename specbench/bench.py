@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from specbench.acceptance.replay import Positions
+from specbench.acceptance.replay import Blocks, Positions, Text
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.positions import PositionWriter
@@ -16,7 +16,7 @@ from specbench.store import RunWriter, TrialKey
 
 if TYPE_CHECKING:
     from specbench.acceptance.loop import Generation
-    from specbench.acceptance.score import Scores
+    from specbench.acceptance.score import BlockScores, Scores
     from specbench.engines.local import LocalEngine
 
 MAX_ATTEMPTS = 3
@@ -102,7 +102,7 @@ class Bench:
                 if (item.prompt.id, Arm("baseline", draft), repeat) not in scored:
                     tokens = self._text(item, arms[0], repeat)
                     scores = self.engine.score(item.ids, tokens, draft)
-                    self.positions.append(positions_of(item.prompt, draft, repeat, self.config, scores))
+                    self.positions.append(text_of(item.prompt, draft, repeat, self.config, scores))
         self._texts.clear()
 
     def _note_divergences(self, item: Encoded, arms: Sequence[Arm]) -> None:
@@ -159,18 +159,9 @@ class Bench:
         return trial, generation.tokens
 
 
-def positions_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores) -> Positions:
+def text_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores | BlockScores) -> Text:
     """The scores of one text with what it takes to replay them."""
-    return Positions(
-        prompt.id,
-        prompt.category,
-        draft,
-        repeat,
-        config.max_new_tokens,
-        scores.accept,
-        scores.overlap,
-        scores.confidence,
-        scores.log_p,
-        scores.log_q,
-        scores.ends,
-    )
+    from specbench.acceptance.score import BlockScores
+
+    kind = Blocks if isinstance(scores, BlockScores) else Positions
+    return kind(prompt.id, prompt.category, draft, repeat, config.max_new_tokens, *astuple(scores))

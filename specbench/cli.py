@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from specbench.records import Policy
     from specbench.report.contract import Summary
 
-STRICT_EXIT = {"GO": 0, "NO-GO": 3, "UNCLEAR": 4}
+STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}  # from the best verdict to the worst
 
 
 class Group(TyperGroup):
@@ -90,7 +90,7 @@ def measure_or_sweep(
     seed: Annotated[int | None, typer.Option(help="For sampling, order and selection.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the cores that are free]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the free cores less one]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences at a time; only 1 in this version.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Measure every prompt in every arm N times.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
@@ -124,6 +124,8 @@ def measure_or_sweep(
     command = str(ctx.command.name)
     settings = load_config(config or shipped("configs/default.yaml"), flags)
     gammas = settings.gamma
+    if strict and replay_only:
+        raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
     if command == "measure":
         if replay_only:
             raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
@@ -159,11 +161,15 @@ def brief(
     from specbench.report.summarise import summarise
     from specbench.store import read_run
 
-    stored = read_run(run or _newest(out))
+    stored = read_run(run or _newest(out, timed=True))
     summary = summarise(stored)
     path = write_brief(stored, summary)
     if as_json:
-        typer.echo(json.dumps(summary.to_json() | {"policy": stored.run["config"]["policy"], "brief": str(path)}))
+        typer.echo(
+            json.dumps(
+                summary.to_json() | {"policy": stored.run["config"]["policy"], "brief": str(path)}, allow_nan=False
+            )
+        )
     else:
         typer.echo(path.read_text(encoding="utf-8"))
         typer.echo(f"Written to {path}", err=True)
@@ -220,13 +226,14 @@ def workload_profile(
         console.print(part)
 
 
-def _newest(out: Path) -> Path:
-    from specbench.store import find_runs
+def _newest(out: Path, *, timed: bool = False) -> Path:
+    """The newest run folder; if `timed`, the newest with a wall clock."""
+    from specbench.store import find_runs, read_run
 
-    found = find_runs(out)
-    if not found:
-        raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
-    return found[0]
+    for folder in find_runs(out):
+        if not timed or read_run(folder).run.get("command") != "replay":
+            return folder
+    raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
 
 
 def _show_replay(folder: Path, gammas: Sequence[int], cutoff: float, as_json: bool) -> None:
@@ -271,7 +278,8 @@ def _show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None
 def _exit_strictly(summary: Summary, strict: bool) -> None:
     """With several drafts the best verdict decides: one way that pays is enough."""
     if strict:
-        raise typer.Exit(min(STRICT_EXIT[draft.verdict] for draft in summary.drafts))
+        found = {draft.verdict for draft in summary.drafts}
+        raise typer.Exit(next(code for verdict, code in STRICT_EXIT.items() if verdict in found))
 
 
 def main() -> None:

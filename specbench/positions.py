@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from specbench.acceptance.replay import Positions
+from specbench.acceptance.replay import Blocks, Positions, Text
 from specbench.errors import StoreError
 
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q")
+BLOCK_NUMBERS = ("proposed", "matched")
 
 SCHEMA = pa.schema(
     [
@@ -27,6 +28,8 @@ SCHEMA = pa.schema(
         ("limit", pa.int32()),
         *((name, pa.list_(pa.float32())) for name in NUMBERS),
         ("ends", pa.list_(pa.bool_())),
+        # block drafters have these two instead
+        *((name, pa.list_(pa.int32())) for name in BLOCK_NUMBERS),
     ]
 )
 
@@ -47,13 +50,13 @@ class PositionWriter:
             self._stream.close()
             self._sink.close()
 
-    def append(self, text: Positions) -> None:
+    def append(self, text: Text) -> None:
         """Put one text on disk. Raises StoreError where it cannot be written."""
         try:
             if self._stream is None:
                 self._sink = pa.OSFile(str(self._path), "wb")
                 self._stream = ipc.new_stream(self._sink, SCHEMA)
-            row = [[getattr(text, name)] for name in SCHEMA.names]
+            row = [[getattr(text, name, None)] for name in SCHEMA.names]
             self._stream.write_batch(
                 pa.record_batch([pa.array(v, t.type) for v, t in zip(row, SCHEMA, strict=True)], schema=SCHEMA)
             )
@@ -63,10 +66,10 @@ class PositionWriter:
             ) from None
 
 
-def read_positions(folder: Path) -> list[Positions]:
+def read_positions(folder: Path) -> list[Text]:
     """Every text of a run, the last one where a text was scored twice; [] where nothing was scored. What follows a
     torn end is dropped."""
-    found: dict[tuple[str, str, int], Positions] = {}
+    found: dict[tuple[str, str, int], Text] = {}
     for path in _files(folder):
         try:
             with pa.memory_map(str(path)) as source, ipc.open_stream(source) as stream:
@@ -79,10 +82,13 @@ def read_positions(folder: Path) -> list[Positions]:
     return list(found.values())
 
 
-def _text(row: dict[str, object]) -> Positions:
-    numbers = {name: np.array(row[name], dtype=np.float32) for name in NUMBERS}
-    keys = {name: row[name] for name in ("prompt_id", "category", "draft", "repeat", "limit")}
-    return Positions(**keys, **numbers, ends=np.array(row["ends"], dtype=bool))  # type: ignore[arg-type]
+def _text(row: dict[str, Any]) -> Text:
+    values: dict[str, Any] = {name: row[name] for name in ("prompt_id", "category", "draft", "repeat", "limit")}
+    if row["matched"] is not None:
+        values |= {name: np.array(row[name], dtype=np.int32) for name in BLOCK_NUMBERS}
+        return Blocks(**values)
+    values |= {name: np.array(row[name], dtype=np.float32) for name in NUMBERS}
+    return Positions(**values, ends=np.array(row["ends"], dtype=bool))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def provenance(device: str, dtype: str, threads: int) -> dict[str, Any]:
     """Everything needed to judge whether another measurement is comparable."""
     machine = hardware(device)
     return {
-        "argv": ["specbench", *sys.argv[1:]],
+        "argv": ["specbench", *_without_text(sys.argv[1:])],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"specbench": __version__, "python": platform.python_version()} | _versions(),
         "commit": _commit(),
@@ -67,6 +67,17 @@ def provenance(device: str, dtype: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def _without_text(argv: list[str]) -> list[str]:
+    """The arguments without the text of a system prompt, which may be private."""
+    shown = list(argv)
+    for index, word in enumerate(argv):
+        if word == "--system-prompt" and index + 1 < len(argv):
+            shown[index + 1] = "..."
+        elif word.startswith("--system-prompt="):
+            shown[index] = "--system-prompt=..."
+    return shown
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The nouns of specbench: plain frozen records that every room shares.
 
-Absent is None, never 0. Times are seconds. The words are those of docs/glossary.md: a *round* is one
+Absent is None, never 0. Times are seconds. The words are those of docs/measuring.md: a *round* is one
 draft phase and one target pass over the drafted tokens; a *trial* is one prompt generated once by one arm.
 """
 

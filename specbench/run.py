@@ -5,6 +5,7 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 
 from __future__ import annotations
 
+import hashlib
 import random
 import traceback
 from collections import defaultdict
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, positions_of
+from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, text_of
 from specbench.config import DEFAULT_WORKLOAD, RunConfig
 from specbench.cost.load import free_cores, load_average
 from specbench.errors import StoreError, WorkloadError
@@ -63,7 +64,7 @@ def run(
         system_prompt=config.system_prompt,
     )
     chosen = select(workload.prompts, config.limit, config.seed)
-    threads = config.threads or free_cores()
+    threads = config.threads or (free_cores() if folder is None else int(read_run(folder).run["provenance"]["threads"]))
     from specbench.engines.local import LocalEngine
 
     observer.say(f"Loading {config.target} and {', '.join(config.draft)}")
@@ -75,7 +76,9 @@ def run(
     else:
         record = read_run(folder).run
         observer.say(f"Continuing {folder}")
-        _same_workload(record, workload, folder)
+        fresh = _record(config, kind, engine, workload, encoded, skipped, threads)
+        _same_setting(record, fresh, folder)
+        record["config"] = fresh["config"]  # what is not measured, such as the policy, may change
     with RunWriter(folder, record) as writer:
         writer.update(status="started")
         try:
@@ -145,7 +148,7 @@ def _replay_only(
                     for draft in config.draft:
                         scores = engine.score_texts(prompts, outputs, draft)
                         for item, one in zip(batch, scores, strict=True):
-                            positions.append(positions_of(item.prompt, draft, repeat, config, one))
+                            positions.append(text_of(item.prompt, draft, repeat, config, one))
                 observer.advance(len(batch))
 
 
@@ -207,7 +210,7 @@ def _record(
     threads: int,
 ) -> dict[str, Any]:
     """run.json at the start of a run."""
-    cautions = list(workload.cautions)
+    cautions = [*workload.cautions, *engine.cautions]
     left_out = [{"id": s.where, "reason": s.reason} for s in workload.skipped] + skipped
     if left_out:
         cautions.append(
@@ -222,7 +225,7 @@ def _record(
         "status": "started",
         "command": command,
         "name": config.name or command,
-        "config": config.as_dict(),
+        "config": _stored_config(config),
         "fingerprint": config.fingerprint(),
         "provenance": provenance(engine.device, config.dtype, threads),
         **engine.describe(),
@@ -237,6 +240,14 @@ def _record(
         "trials_planned": len(encoded) * len(plan_arms(config, config.gamma)) * config.repeats,
         "warnings": [asdict(caution) for caution in cautions],
     }
+
+
+def _stored_config(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it may be stored: a system prompt is private text, of which only the hash is kept."""
+    values = config.as_dict()
+    if config.system_prompt is not None and not config.keep_text:
+        values["system_prompt"] = "sha256:" + hashlib.sha256(config.system_prompt.encode()).hexdigest()
+    return values
 
 
 def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[str, dict[str, int]]:
@@ -271,8 +282,21 @@ def _source(workload: str) -> str:
     return str(shipped(workload)) if workload == DEFAULT_WORKLOAD else workload
 
 
-def _same_workload(record: dict[str, Any], workload: Workload, folder: Path) -> None:
-    if record["workload"]["sha256"] != workload.sha256:
+def _same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Refuse to mix two measurements in one folder, and say what differs."""
+    was, now = old["provenance"], new["provenance"]
+    differs = {
+        "the workload": old["workload"]["sha256"] != new["workload"]["sha256"],
+        "the target": old["target"] != new["target"],
+        "a draft": old["drafts"] != new["drafts"],
+        "the machine": was["hardware"] != now["hardware"],
+        "the number of threads": was["threads"] != now["threads"],
+        "a library version": was["versions"] != now["versions"],
+    }
+    changed = [name for name, different in differs.items() if different]
+    if changed:
         raise StoreError(
-            "The workload has changed since this run began", where=str(folder), cure="Use --fresh to start a new run."
+            f"{' and '.join(changed)} changed since this run began".capitalize(),
+            where=str(folder),
+            cure="Use --fresh to start a new run.",
         )

@@ -208,6 +208,7 @@ def broken_replay(old, new):
     module = types.ModuleType("broken_replay")
     sys.modules[module.__name__] = module  # dataclasses look their module up
     exec(compile(source.replace(old, new), "broken_replay", "exec"), vars(module))
+    vars(module).update(Positions=Positions)  # the texts are of the real class
     return module.replay
 
 

@@ -83,7 +83,9 @@ def test_a_replay_only_run_has_no_verdict(lab, tmp_path):
     result = call("sweep", *lab.args("--out", tmp_path, "--replay-only", "--gamma", "1..3", "--json", "--limit", 4))
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["drafts"][0]["gammas"]) == 3
-    result = call("brief", "--out", tmp_path)
+    assert call("brief", "--out", tmp_path).stderr.startswith("specbench: No run yet")
+    (folder,) = tmp_path.iterdir()
+    result = call("brief", folder)
     assert result.exit_code == 2
     assert "no verdict without a measurement" in result.stderr
     assert call("measure", *lab.args("--out", tmp_path, "--replay-only")).exit_code == 2

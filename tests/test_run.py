@@ -160,7 +160,7 @@ def test_a_changed_workload_is_not_mixed_into_a_run(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, workload=str(copy), observer=FakeObserver(interrupt_after=1))
     copy.write_text(lab.workload.read_text().replace("tides", "waves"))
-    with pytest.raises(StoreError, match="workload has changed"):
+    with pytest.raises(StoreError, match="The workload changed since this run began"):
         sweep(lab, tmp_path, workload=str(copy))
 
 

@@ -1,4 +1,4 @@
-"""Counts of rounds to the rates people quote. docs/MEASURING.md section 1 fixes the words."""
+"""Counts of rounds to the rates people quote. docs/measuring.md section 1 fixes the words."""
 
 from __future__ import annotations
 

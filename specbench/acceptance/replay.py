@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
+Counts32 = NDArray[np.int32]
 
 # Prompts walked side by side: bounds the memory, whatever the workload's size.
 CHUNK = 512
@@ -49,6 +50,30 @@ class Positions:
     def tokens(self) -> int:
         """Output tokens of the text."""
         return len(self.accept) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """One text of the target alone under a drafter that proposes a whole block at the round's start (n-grams). Entry i
+    of each array [n] is for a round that starts when i + 1 tokens are out: it would propose `proposed` tokens if gamma
+    let it, of which the first `matched` are the text's own. One-hot drafts are accepted exactly where they match, at
+    any temperature."""
+
+    prompt_id: str
+    category: str | None
+    draft: str
+    repeat: int
+    limit: int
+    proposed: Counts32
+    matched: Counts32
+
+    @property
+    def tokens(self) -> int:
+        """Output tokens of the text."""
+        return len(self.matched) + 1
+
+
+Text = Positions | Blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +117,39 @@ class Expected:
         return tuple(float(s / r) if r else None for s, r in zip(survived, reached, strict=True))
 
 
-def replay(texts: Sequence[Positions], gamma: int, cutoff: float = 0.0) -> Expected:
-    """Expected counts at `gamma`. With a `cutoff` the draft stops before a token whose confidence is below it, as
-    llama.cpp's p-min does. All texts must have been generated under one limit."""
+def replay(texts: Sequence[Text], gamma: int, cutoff: float = 0.0) -> Expected:
+    """Expected counts at `gamma` of one draft, over texts in their order. With a `cutoff` a draft model stops before a
+    token whose confidence is below it, as llama.cpp's p-min does; block drafters have no confidence and ignore it. All
+    texts must have been generated under one limit."""
     if len({text.limit for text in texts}) > 1:
         raise ValueError("texts of different max_new_tokens cannot be replayed together")
-    parts = [_walk(texts[i : i + CHUNK], gamma, cutoff) for i in range(0, max(1, len(texts)), CHUNK)]
+    parts = []
+    for i in range(0, max(1, len(texts)), CHUNK):
+        chunk = texts[i : i + CHUNK]
+        blocks = [text for text in chunk if isinstance(text, Blocks)]
+        tokens = [text for text in chunk if isinstance(text, Positions)]
+        if blocks and tokens:
+            raise ValueError("a draft proposes either token by token or in blocks")
+        parts.append(_walk_blocks(blocks, gamma) if blocks else _walk(tokens, gamma, cutoff))
     return Expected(gamma, *(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
+    """The loop's own rounds, text by text: nothing about a block is uncertain."""
+    rounds, accepted, rejections = (np.zeros(len(texts)) for _ in range(3))
+    reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
+    for row, text in enumerate(texts):
+        i = 1
+        while i < text.tokens:
+            drafted = min(gamma, text.limit - i - 1, int(text.proposed[i - 1]))
+            kept = min(drafted, int(text.matched[i - 1]))
+            rounds[row] += 1
+            accepted[row] += kept
+            rejections[row] += kept < drafted
+            reached[row, :drafted] += 1
+            survived[row, :kept] += 1
+            i += kept + 1
+    return rounds, accepted, rejections, reached, survived, reached.sum(1)
 
 
 def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats, ...]:

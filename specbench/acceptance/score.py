@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from specbench.acceptance.loop import Target
+from specbench.acceptance.loop import Drafter, Target
+from specbench.acceptance.replay import Counts32, Singles
 from specbench.acceptance.rules import align, distribution
 from specbench.records import Sampling
 
@@ -23,12 +25,20 @@ CHUNK = 64
 class Scores:
     """Arrays [n] for a text of n + 1 output tokens, as replay.Positions describes them."""
 
-    accept: np.ndarray[tuple[int], np.dtype[np.float32]]
-    overlap: np.ndarray[tuple[int], np.dtype[np.float32]]
-    confidence: np.ndarray[tuple[int], np.dtype[np.float32]]
-    log_p: np.ndarray[tuple[int], np.dtype[np.float32]]
-    log_q: np.ndarray[tuple[int], np.dtype[np.float32]]
-    ends: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    accept: Singles
+    overlap: Singles
+    confidence: Singles
+    log_p: Singles
+    log_q: Singles
+    ends: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScores:
+    """Arrays [n] for a text of n + 1 output tokens, as replay.Blocks describes them."""
+
+    proposed: Counts32
+    matched: Counts32
 
 
 @torch.inference_mode()
@@ -60,6 +70,22 @@ def score(
         target_logits = None if target is None else target.forward(read, keep=len(read))
         columns.append(reduce(draft_logits, target_logits, next_ids.to(draft_logits.device), sampling, eos))
     return as_scores(torch.cat(columns, 1) if columns else torch.empty(6, 0))
+
+
+def match_blocks(drafter: Drafter, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
+    """For every round start in `output`: how many tokens a block drafter proposes (at most `longest`), and how many of
+    the first of them are the text's own."""
+    generator = torch.Generator()
+    proposed, matched = [], []
+    drafter.begin(prompt)
+    for i in range(1, len(output)):
+        tokens = drafter.propose([*prompt, *output[:i]], longest, generator).tokens
+        same = 0
+        while same < min(len(tokens), len(output) - i) and tokens[same] == output[i + same]:
+            same += 1
+        proposed.append(len(tokens))
+        matched.append(same)
+    return BlockScores(np.array(proposed, dtype=np.int32), np.array(matched, dtype=np.int32))
 
 
 def reduce(

@@ -77,7 +77,7 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...]) -> Fl
 
     Studentised bootstrap (Efron and Tibshirani 1993, chapter 12.5): each resample's distance from the estimate is
     measured in its own standard error, then laid off from the estimate in the estimate's. With 10 to 30 prompts of
-    uneven length it covers 92 to 95 % where percentile and BCa intervals cover 85 to 91 % (tests/test_interval.py).
+    uneven length it covers 92 to 95 % where BCa intervals cover 85 to 92 % (tests/test_interval.py has both).
     None with fewer than MIN_PROMPTS prompts or where a total is zero.
     """
     n = len(above[0])

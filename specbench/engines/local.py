@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Drafter, Generation, generate
-from specbench.acceptance.score import Scores, score
-from specbench.config import RunConfig
+from specbench.acceptance.score import BlockScores, Scores, match_blocks, score
+from specbench.config import MAX_GAMMA, RunConfig
 from specbench.cost.clock import Stopwatch, device_sync
+from specbench.drafters import parse_draft
 from specbench.drafters.model import ModelDrafter
+from specbench.drafters.ngram import NgramDrafter, NgramSpec
 from specbench.engines.batch import generate_batch, score_batch
 from specbench.engines.cached import CachedModel
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.vocabulary import check_vocabularies
-from specbench.records import Arm, Prompt, Sampling
+from specbench.records import Arm, Caution, Prompt, Sampling
 
 
 class LocalEngine:
@@ -30,11 +32,15 @@ class LocalEngine:
         self.sampling: Sampling = config.sampling
         self.seed = config.seed
         self.target = self._load(config, config.target)
-        self.drafts = {spec: self._load(config, spec) for spec in config.draft}
+        specs = {text: parse_draft(text) for text in config.draft}
+        self.ngrams = {text: spec for text, spec in specs.items() if isinstance(spec, NgramSpec)}
+        self.drafts = {text: self._load(config, spec) for text, spec in specs.items() if isinstance(spec, str)}
+        self.cautions: list[Caution] = []
         for loaded in self.drafts.values():
-            check_vocabularies(
+            report = check_vocabularies(
                 self.target.tokenizer, loaded.tokenizer, _vocab_size(self.target.model), _vocab_size(loaded.model)
             )
+            self.cautions += report.cautions
         self.eos = end_tokens(self.target)
 
     def _load(self, config: RunConfig, name: str) -> LoadedModel:
@@ -50,7 +56,12 @@ class LocalEngine:
 
     def describe(self) -> dict[str, Any]:
         """What was loaded, for the record: name, revision, parameters and bytes of weights of each model."""
-        return {"target": _facts(self.target), "drafts": {spec: _facts(loaded) for spec, loaded in self.drafts.items()}}
+        weightless = {"revision": None, "parameters": 0, "weight_bytes": 0}
+        drafts = {spec: _facts(loaded) for spec, loaded in self.drafts.items()}
+        return {
+            "target": _facts(self.target),
+            "drafts": drafts | {spec: {"name": spec} | weightless for spec in self.ngrams},
+        }
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, through the target's chat template where it has one."""
@@ -74,6 +85,7 @@ class LocalEngine:
             spec: ModelDrafter(reader, vocab_size=self._target.vocab_size, sampling=self.sampling, eos=self.eos)
             for spec, reader in self._readers.items()
         }
+        self._drafters |= {text: NgramDrafter(spec, eos=self.eos) for text, spec in self.ngrams.items()}
 
     def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
         """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""
@@ -98,8 +110,10 @@ class LocalEngine:
             clock=Stopwatch(device_sync(self.device)),
         )
 
-    def score(self, ids: Sequence[int], output: Sequence[int], draft: str) -> Scores:
+    def score(self, ids: Sequence[int], output: Sequence[int], draft: str) -> Scores | BlockScores:
         """What `draft` would have said at every position of `output`, a text of the target alone after `ids`."""
+        if draft in self.ngrams:
+            return match_blocks(self._drafters[draft], ids, output, MAX_GAMMA)
         return score(
             self._target,
             self._readers[draft],
@@ -123,8 +137,10 @@ class LocalEngine:
 
     def score_texts(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], draft: str
-    ) -> list[Scores]:
+    ) -> Sequence[Scores | BlockScores]:
         """`score` for several texts at once."""
+        if draft in self.ngrams:
+            return [self.score(ids, output, draft) for ids, output in zip(prompts, outputs, strict=True)]
         return score_batch(
             self.target.model,
             self.drafts[draft].model,

@@ -15,7 +15,7 @@ from specbench.errors import VocabularyError
 from specbench.records import Caution
 
 _SHOWN = 4
-_CURE = "Use a draft trained with the target's tokenizer, or cross:ID."
+_CURE = "Use a draft trained with the target's tokenizer, or ngram:n=3, which needs none."
 # Names that vocabularies give to ids kept free for later: no text was ever trained on them.
 _PLACEHOLDER = re.compile(
     r"[<\[]\|?_?(reserved|unused|extra|placeholder|dummy|pad(?=_?\d)|special_(?=\d))[\w -]*\d\|?[>\]]", re.I

@@ -130,10 +130,12 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
         what = ", ".join(f"{abs(gap.ratio.value - 1):.1%} at gamma {gap.gamma}" for gap in wrong)
     if not wrong:
         return None
+    if config["dtype"] == "float32" and config["temperature"] == 0:
+        cure = "One of the two is wrong: trust neither, and report it with run.json."
+    else:
+        cure = "Run once with --dtype float32 and temperature 0, where the two must agree exactly."
     return Caution(
-        "replay-disagrees",
-        f"rounds of the loop and of the replay differ by more than chance: {what}",
-        "One of the two is wrong: do not trust either, and report it with run.json.",
+        "replay-disagrees", f"rounds of the loop and of the replay differ by more than chance allows: {what}", cure
     )
 
 

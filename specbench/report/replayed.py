@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from specbench.acceptance.replay import Expected, Positions, replay
+from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.decision.interval import share_interval
 
 
@@ -56,7 +56,7 @@ class Replayed:
         return asdict(self)
 
 
-def replayed(run: str, texts: Sequence[Positions], gammas: Sequence[int], cutoff: float, confidence: float) -> Replayed:
+def replayed(run: str, texts: Sequence[Text], gammas: Sequence[int], cutoff: float, confidence: float) -> Replayed:
     """Replay every draft of a run at every gamma."""
     drafts = []
     for draft in dict.fromkeys(text.draft for text in texts):
@@ -83,10 +83,13 @@ def replayed(run: str, texts: Sequence[Positions], gammas: Sequence[int], cutoff
     return Replayed(run, 1, cutoff, tuple(drafts))
 
 
-def overlap_interval(texts: Sequence[Positions], confidence: float) -> tuple[float | None, float | None, float | None]:
-    """Mean overlap of p and q over all positions with its interval over prompts; Nones without a position."""
+def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | None, float | None, float | None]:
+    """Mean overlap of p and q over all positions with its interval over prompts; Nones without a position, as for
+    block drafters."""
     prompts: dict[str, list[float]] = {}
     for text in texts:
+        if not isinstance(text, Positions):
+            continue  # a block drafter has no proposal at every position
         sums = prompts.setdefault(text.prompt_id, [0.0, 0.0])
         sums[0] += float(text.overlap.sum())
         sums[1] += float((1 - text.overlap).sum())

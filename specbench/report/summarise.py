@@ -9,7 +9,7 @@ import pandas as pd
 
 from specbench.acceptance.lossless import lossy_reason
 from specbench.acceptance.metrics import Counts, count, pooled
-from specbench.acceptance.replay import Positions, replay
+from specbench.acceptance.replay import Text, replay
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge
@@ -63,6 +63,7 @@ def summarise(stored: StoredRun) -> Summary:
     floor = _noise(frame, base, policy.confidence)
     half_width = None if floor is None or floor.low is None or floor.high is None else _half_width(floor)
     gaps = [gap for view in drafts if view.complete for g in view.arms if (gap := view.replay_gap(g)) is not None]
+    cautions = [*run_cautions(stored, trials, results, floor, policy, gaps), *cautions_of(stored.run)]
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,
@@ -71,7 +72,7 @@ def summarise(stored: StoredRun) -> Summary:
         hardware=stored.run["provenance"]["hardware"]["line"],
         noise_floor=half_width,
         drafts=results,
-        warnings=(*cautions_of(stored.run), *run_cautions(stored, trials, results, floor, policy, gaps)),
+        warnings=tuple({caution.code: caution for caution in cautions}.values()),
     )
 
 
@@ -84,7 +85,7 @@ class DraftView:
         base: pd.DataFrame,
         spec: str,
         trials: Sequence[Trial],
-        texts: Sequence[Positions],
+        texts: Sequence[Text],
         stored: StoredRun,
         policy: Policy,
     ) -> None:
@@ -101,8 +102,12 @@ class DraftView:
         self.base = base.loc[shared]
         self.arms = {gamma: rows.loc[shared] for gamma, rows in arms.items()}
         # Replay speaks of the same prompts as the loop, or not at all.
-        own_texts = {text.prompt_id: text for text in texts if text.draft == spec and text.repeat == 0}
-        self.texts = [own_texts[prompt] for prompt in shared] if set(shared) <= set(own_texts) else []
+        config = stored.run["config"]
+        own_texts = {(text.prompt_id, text.repeat): text for text in texts if text.draft == spec}
+        # Greedy repeats are one and the same text, scored once.
+        self.repeats = int(config["repeats"])
+        keys = [(prompt, 0 if config["temperature"] == 0 else r) for prompt in shared for r in range(self.repeats)]
+        self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
         mine = [t for t in trials if t.arm.draft == spec]
         self.lossy = lossy_reason(mine, stored.run["config"]["dtype"])
 
@@ -205,12 +210,12 @@ class DraftView:
         if not self.texts:
             return None
         rows = self.arms[gamma]
-        again = replay(self.texts, gamma)
+        replayed = replay(self.texts, gamma).rounds.reshape(-1, self.repeats).sum(1)
         live = np.array([len(rounds) for rounds in rows["rounds"]], dtype=float)
-        tokens = np.array([text.tokens - 1 for text in self.texts], dtype=float)
-        same_text = rows["identical"].fillna(False).to_numpy(dtype=bool)
-        unequal = int((live[same_text] != again.rounds[same_text]).sum())
-        paired = Paired(again.rounds, tokens, live, rows["decode_tokens"].to_numpy(dtype=float))
+        tokens = np.array([text.tokens - 1.0 for text in self.texts]).reshape(-1, self.repeats).sum(1)
+        same_text = np.array([value is True for value in rows["identical"]])
+        unequal = int((live[same_text] != replayed[same_text]).sum())
+        paired = Paired(replayed, tokens, live, rows["decode_tokens"].to_numpy(dtype=float))
         return ReplayGap(self.spec, gamma, speedup_interval(paired, GAP_CONFIDENCE), unequal, int(same_text.sum()))
 
     def _alpha(self, gamma: int) -> Interval | None:
