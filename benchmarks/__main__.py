@@ -7,6 +7,7 @@ from importlib import import_module
 
 BENCHMARKS = {
     "baseline": "our loop against transformers generate: the target alone, and with a draft at gamma 1, 2 and 4",
+    "replay": "the whole acceptance curve from one text, against re-running transformers for every gamma",
 }
 
 

@@ -146,6 +146,20 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class CostPoint:
+    """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others:
+    median over `passes` with an interval of about 95 % from order statistics."""
+
+    model: str | None
+    context: int
+    tokens: int
+    median_s: float
+    low_s: float
+    high_s: float
+    passes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
     """A number with its confidence interval over `n` prompts. `low` and `high` are None when there are too few
     prompts for an interval. `draws` are the bootstrap draws, for P(value >= x)."""

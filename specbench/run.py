@@ -5,7 +5,6 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 
 from __future__ import annotations
 
-import hashlib
 import random
 import traceback
 from collections import defaultdict
@@ -13,18 +12,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, text_of
 from specbench.config import DEFAULT_WORKLOAD, RunConfig
 from specbench.cost.load import free_cores, load_average
 from specbench.errors import StoreError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
-from specbench.provenance import provenance
-from specbench.records import Arm, Caution, Prompt, Trial
+from specbench.records import Arm, Prompt, Trial
+from specbench.runfile import run_record, same_setting
 from specbench.shipped import shipped
-from specbench.store import SCHEMA, RunWriter, TrialKey, find_runs, new_folder, read_run, trial_key
-from specbench.workload import Workload, load_workload, select
+from specbench.store import RunWriter, TrialKey, find_runs, new_folder, read_run, trial_key
+from specbench.workload import load_workload, select
 
 # Texts side by side when nothing is timed.
 REPLAY_BATCH = 16
@@ -70,15 +69,16 @@ def run(
     observer.say(f"Loading {config.target} and {', '.join(config.draft)}")
     engine = LocalEngine(config, threads)
     encoded, skipped = _fit(engine, chosen, config)
+    planned = len(encoded) * len(plan_arms(config, gammas)) * config.repeats
+    now = run_record(config, kind, engine, workload, encoded, skipped, threads, planned)
     if folder is None:
         folder = new_folder(Path(config.out), config.name or kind)
-        record = _record(config, kind, engine, workload, encoded, skipped, threads)
+        record = now
     else:
         record = read_run(folder).run
         observer.say(f"Continuing {folder}")
-        fresh = _record(config, kind, engine, workload, encoded, skipped, threads)
-        _same_setting(record, fresh, folder)
-        record["config"] = fresh["config"]  # what is not measured, such as the policy, may change
+        same_setting(record, now, folder)
+        record["config"] = now["config"]  # what is not measured, such as the policy, may change
     with RunWriter(folder, record) as writer:
         writer.update(status="started")
         try:
@@ -120,6 +120,10 @@ def _measure(
     with PositionWriter(writer.folder) as positions:
         bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
         bench.warm_up(order[0], arms)
+        if "probe" not in writer.run:
+            observer.say("Timing the models alone")
+            points = engine.probe(order[0].ids, _contexts(order, config), max(config.gamma) + 1)
+            writer.update(probe=[asdict(point) for point in points])
         observer.begin(total, len(done))
         for item in order:
             for repeat in range(config.repeats):
@@ -127,6 +131,13 @@ def _measure(
                     if (item.prompt.id, arm, repeat) not in done:
                         bench.trial(item, arm, repeat)
             bench.close_prompt(item, arms, scored)
+
+
+def _contexts(encoded: Sequence[Encoded], config: RunConfig) -> list[int]:
+    """Lengths at which the models are probed: the middle of short, median and long texts of this workload."""
+    lengths = sorted(len(item.ids) for item in encoded)
+    chosen = {lengths[int(share * (len(lengths) - 1))] for share in (0.1, 0.5, 0.9)}
+    return [length + config.max_new_tokens // 2 for length in sorted(chosen)]
 
 
 def _replay_only(
@@ -200,64 +211,6 @@ def _fit(
     return encoded, skipped
 
 
-def _record(
-    config: RunConfig,
-    command: str,
-    engine: LocalEngine,
-    workload: Workload,
-    encoded: Sequence[Encoded],
-    skipped: list[dict[str, str]],
-    threads: int,
-) -> dict[str, Any]:
-    """run.json at the start of a run."""
-    cautions = [*workload.cautions, *engine.cautions]
-    left_out = [{"id": s.where, "reason": s.reason} for s in workload.skipped] + skipped
-    if left_out:
-        cautions.append(
-            Caution(
-                "skipped-prompts",
-                f"{len(left_out)} prompts were left out, the first: {left_out[0]['id']}, {left_out[0]['reason']}",
-                "Mend or shorten them; run.json lists all.",
-            )
-        )
-    return {
-        "schema": SCHEMA,
-        "status": "started",
-        "command": command,
-        "name": config.name or command,
-        "config": _stored_config(config),
-        "fingerprint": config.fingerprint(),
-        "provenance": provenance(engine.device, config.dtype, threads),
-        **engine.describe(),
-        "workload": {
-            "source": workload.source,
-            "sha256": workload.sha256,
-            "prompts_available": len(workload.prompts),
-            "prompts_used": len(encoded),
-            "categories": _by_category(workload.prompts, [item.prompt for item in encoded]),
-            "skipped": left_out,
-        },
-        "trials_planned": len(encoded) * len(plan_arms(config, config.gamma)) * config.repeats,
-        "warnings": [asdict(caution) for caution in cautions],
-    }
-
-
-def _stored_config(config: RunConfig) -> dict[str, Any]:
-    """The configuration as it may be stored: a system prompt is private text, of which only the hash is kept."""
-    values = config.as_dict()
-    if config.system_prompt is not None and not config.keep_text:
-        values["system_prompt"] = "sha256:" + hashlib.sha256(config.system_prompt.encode()).hexdigest()
-    return values
-
-
-def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for column, prompts in (("available", available), ("used", used)):
-        for prompt in prompts:
-            counts.setdefault(prompt.category or "all", {"available": 0, "used": 0})[column] += 1
-    return counts
-
-
 def _unfinished(config: RunConfig, kind: str, mode: str) -> Path | None:
     """The newest unfinished run of this very configuration; None to start anew."""
     if mode == "fresh":
@@ -280,23 +233,3 @@ def _unfinished(config: RunConfig, kind: str, mode: str) -> Path | None:
 def _source(workload: str) -> str:
     """The default prompts come with specbench; everything else is where the user says."""
     return str(shipped(workload)) if workload == DEFAULT_WORKLOAD else workload
-
-
-def _same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Refuse to mix two measurements in one folder, and say what differs."""
-    was, now = old["provenance"], new["provenance"]
-    differs = {
-        "the workload": old["workload"]["sha256"] != new["workload"]["sha256"],
-        "the target": old["target"] != new["target"],
-        "a draft": old["drafts"] != new["drafts"],
-        "the machine": was["hardware"] != now["hardware"],
-        "the number of threads": was["threads"] != now["threads"],
-        "a library version": was["versions"] != now["versions"],
-    }
-    changed = [name for name, different in differs.items() if different]
-    if changed:
-        raise StoreError(
-            f"{' and '.join(changed)} changed since this run began".capitalize(),
-            where=str(folder),
-            cure="Use --fresh to start a new run.",
-        )

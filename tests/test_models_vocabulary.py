@@ -44,7 +44,7 @@ def test_one_token_elsewhere_is_refused_with_its_id_and_both_names() -> None:
         check_vocabularies(tokenizer(), tokenizer(other), 260, 260)
     assert str(caught.value) == (
         f"target and draft differ in 1 of 260 tokens: id 100 is {BASE[100]!r} and 'A rather long token…'. "
-        "Use a draft trained with the target's tokenizer, or cross:ID."
+        "Use a draft trained with the target's tokenizer, or ngram:n=3, which needs none."
     )
 
 

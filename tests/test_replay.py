@@ -193,7 +193,7 @@ def mutants():
     return {
         "no limit": ("k = min(gamma, limit - i - 1)", "k = gamma"),
         "limit without bonus": ("limit - i - 1)", "limit - i)"),
-        "bonus forgotten": ("start[:, i + k + 1] += kept", "start[:, i + k] += kept"),
+        "bonus forgotten": ("start[:, after] += kept", "start[:, after - 1] += kept"),
         "correction forgotten": ("start[:, at + 1] += open_ - kept", "start[:, at] += open_ - kept"),
         "end of text ignored": ("open_ = kept * (at < size)", "open_ = kept"),
         "shifted by one": ("row[1 : len(column) + 1]", "row[: len(column)]"),

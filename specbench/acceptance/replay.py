@@ -83,7 +83,8 @@ class Expected:
     `reached[:, j-1]` rounds drafted at least j tokens, `survived[:, j-1]` had the first j accepted. What the draft does
     after its first wrong token is off the text and not known: it might draft an end of sequence there, or meet the
     confidence cut-off. `reached` and `drafted` assume that it does not, and are upper bounds; `drafted_low` assumes
-    that it stops at once. Rounds, accepted and survived do not depend on it.
+    that it stops at once. Rounds, accepted and survived do not depend on it. `catch_ups` rounds begin with a draft
+    model that has not read its own last token, since the round before accepted it; block drafters have none.
     """
 
     gamma: int
@@ -93,6 +94,7 @@ class Expected:
     reached: Floats
     survived: Floats
     drafted_low: Floats
+    catch_ups: Floats
 
     @property
     def drafted(self) -> Floats:
@@ -149,7 +151,7 @@ def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
             reached[row, :drafted] += 1
             survived[row, :kept] += 1
             i += kept + 1
-    return rounds, accepted, rejections, reached, survived, reached.sum(1)
+    return rounds, accepted, rejections, reached, survived, reached.sum(1), np.zeros(len(texts))
 
 
 def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats, ...]:
@@ -164,7 +166,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
 
     start = np.zeros((len(texts), longest + gamma + 1))  # start[:, i]: a round begins when i tokens are out
     start[:, 1] = 1.0
-    rounds, accepted, rejections, drafted_low = (np.zeros(len(texts)) for _ in range(4))
+    rounds, accepted, rejections, drafted_low, catch_ups = (np.zeros(len(texts)) for _ in range(5))
     reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
     for i in range(1, longest):
         begun = start[:, i] * (i < size)
@@ -185,8 +187,11 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             drafted_low += drafting
             start[:, at + 1] += open_ - kept  # cut off or refused: the target's own token follows
             stopped = stopped + refused * ends[:, at]
-        start[:, i + k + 1] += kept  # all kept: the bonus follows
-    return rounds, accepted, rejections, reached, survived, drafted_low
+        after = i + k + 1
+        start[:, after] += kept  # all kept: the bonus follows
+        if k > 0 and limit - after - 1 > 0:
+            catch_ups += kept * (after < size)
+    return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups
 
 
 def _padded(columns: Sequence[NDArray[np.generic]], width: int) -> Floats:

@@ -12,6 +12,7 @@ from specbench.acceptance.loop import Drafter, Generation, generate
 from specbench.acceptance.score import BlockScores, Scores, match_blocks, score
 from specbench.config import MAX_GAMMA, RunConfig
 from specbench.cost.clock import Stopwatch, device_sync
+from specbench.cost.probe import Probed, probe
 from specbench.drafters import parse_draft
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter, NgramSpec
@@ -20,7 +21,7 @@ from specbench.engines.cached import CachedModel
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.vocabulary import check_vocabularies
-from specbench.records import Arm, Caution, Prompt, Sampling
+from specbench.records import Arm, Caution, CostPoint, Prompt, Sampling
 
 
 class LocalEngine:
@@ -94,6 +95,12 @@ class LocalEngine:
                 self._target.rewind(0)
                 self._target.forward(ids, keep=1)
                 self._target.forward([ids[-1]] * width, keep=width)
+
+    def probe(self, ids: Sequence[int], contexts: Sequence[int], widest: int) -> list[CostPoint]:
+        """What target and drafts cost after so many tokens: the target over 1 to `widest`, drafts over 1 and 2."""
+        models: dict[str | None, Probed] = {None: Probed(self._target, tuple(range(1, widest + 1)), keep_all=True)}
+        models |= {spec: Probed(reader, (1, 2), keep_all=False) for spec, reader in self._readers.items()}
+        return probe(models, ids, contexts, seed=self.seed, sync=device_sync(self.device))
 
     def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
         """One trial. The same `seed_text` draws the same random numbers in the same arm."""

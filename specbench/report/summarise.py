@@ -9,13 +9,14 @@ import pandas as pd
 
 from specbench.acceptance.lossless import lossy_reason
 from specbench.acceptance.metrics import Counts, count, pooled
-from specbench.acceptance.replay import Text, replay
+from specbench.acceptance.replay import Expected, Text, replay
+from specbench.cost.model import predicted_speedup, round_costs
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge
 from specbench.errors import StoreError
 from specbench.positions import read_positions
-from specbench.records import Interval, Policy, Trial
+from specbench.records import CostPoint, Interval, Policy, Trial
 from specbench.report.cautions import ReplayGap, run_cautions
 from specbench.report.contract import (
     SCHEMA,
@@ -108,6 +109,9 @@ class DraftView:
         self.repeats = int(config["repeats"])
         keys = [(prompt, 0 if config["temperature"] == 0 else r) for prompt in shared for r in range(self.repeats)]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
+        self.points = [CostPoint(**point) for point in stored.run.get("probe", [])]
+        self.other_s = _other_s(stored.trials, spec)
+        self.prompt_tokens = [t.prompt_tokens for t in trials if t.arm.kind == "baseline" and t.prompt_id in shared]
         mine = [t for t in trials if t.arm.draft == spec]
         self.lossy = lossy_reason(mine, stored.run["config"]["dtype"])
 
@@ -158,7 +162,7 @@ class DraftView:
             speedup_high=interval.high,
             speedup_e2e=self._paired(gamma, "e2e").speedup,
             tokens_per_s=_rate(rows),
-            predicted_speedup=None,
+            predicted_speedup=None if again is None else self._predicted(again),
             identical_prompts=int(compared.sum()) if len(compared) else None,
             prompts=len(rows),
             slower_share=_slower_share(decode, self.policy) or 0.0,
@@ -205,6 +209,14 @@ class DraftView:
     def _counts(self, gamma: int, rows: pd.DataFrame) -> Counts:
         return pooled([count(rounds, gamma) for rounds in rows["rounds"]])
 
+    def _predicted(self, found: Expected) -> float | None:
+        """Speedup from replayed rounds and probed costs alone: nothing of the timed trials enters."""
+        if not self.points:
+            return None
+        tokens = sum(text.tokens - 1 for text in self.texts)
+        context = sum(self.prompt_tokens) / len(self.prompt_tokens) + tokens / len(self.texts) / 2
+        return predicted_speedup(found, tokens, round_costs(self.points, self.spec, context, self.other_s))
+
     def replay_gap(self, gamma: int) -> ReplayGap | None:
         """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing was replayed."""
         if not self.texts:
@@ -226,6 +238,13 @@ class DraftView:
         if accepted.sum() + rejected.sum() == 0:
             return None
         return share_interval(accepted, rejected, self.policy.confidence)
+
+
+def _other_s(trials: Sequence[Trial], spec: str) -> float:
+    """Seconds of a round outside both models, from the warm-up trials, which no speedup counts."""
+    warm = [t for t in trials if t.warmup and t.arm.draft == spec and t.drafted]
+    rounds = sum(len(t.drafted) for t in warm)
+    return sum(t.times.other_s for t in warm) / rounds if rounds else 0.0
 
 
 def _arm(frame: pd.DataFrame, kind: str) -> pd.DataFrame:

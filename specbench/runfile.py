@@ -1,0 +1,99 @@
+"""run.json at the start of a run, and whether an earlier session's may be continued."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specbench.bench import Encoded
+from specbench.config import RunConfig
+from specbench.errors import StoreError
+from specbench.provenance import provenance
+from specbench.records import Caution, Prompt
+from specbench.store import SCHEMA
+from specbench.workload import Workload
+
+if TYPE_CHECKING:
+    from specbench.engines.local import LocalEngine
+
+
+def run_record(
+    config: RunConfig,
+    command: str,
+    engine: LocalEngine,
+    workload: Workload,
+    encoded: Sequence[Encoded],
+    skipped: list[dict[str, str]],
+    threads: int,
+    trials_planned: int,
+) -> dict[str, Any]:
+    """run.json at the start of a run."""
+    cautions = [*workload.cautions, *engine.cautions]
+    left_out = [{"id": s.where, "reason": s.reason} for s in workload.skipped] + skipped
+    if left_out:
+        cautions.append(
+            Caution(
+                "skipped-prompts",
+                f"{len(left_out)} prompts were left out, the first: {left_out[0]['id']}, {left_out[0]['reason']}",
+                "Mend or shorten them; run.json lists all.",
+            )
+        )
+    return {
+        "schema": SCHEMA,
+        "status": "started",
+        "command": command,
+        "name": config.name or command,
+        "config": _stored_config(config),
+        "fingerprint": config.fingerprint(),
+        "provenance": provenance(engine.device, config.dtype, threads),
+        **engine.describe(),
+        "workload": {
+            "source": workload.source,
+            "sha256": workload.sha256,
+            "prompts_available": len(workload.prompts),
+            "prompts_used": len(encoded),
+            "categories": _by_category(workload.prompts, [item.prompt for item in encoded]),
+            "skipped": left_out,
+        },
+        "trials_planned": trials_planned,
+        "warnings": [asdict(caution) for caution in cautions],
+    }
+
+
+def _stored_config(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it may be stored: a system prompt is private text, of which only the hash is kept."""
+    values = config.as_dict()
+    if config.system_prompt is not None and not config.keep_text:
+        values["system_prompt"] = "sha256:" + hashlib.sha256(config.system_prompt.encode()).hexdigest()
+    return values
+
+
+def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for column, prompts in (("available", available), ("used", used)):
+        for prompt in prompts:
+            counts.setdefault(prompt.category or "all", {"available": 0, "used": 0})[column] += 1
+    return counts
+
+
+def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Refuse to mix two measurements in one folder, and say what differs."""
+    was, now = old["provenance"], new["provenance"]
+    differs = {
+        "the workload": old["workload"]["sha256"] != new["workload"]["sha256"],
+        "the target": old["target"] != new["target"],
+        "a draft": old["drafts"] != new["drafts"],
+        "the machine": was["hardware"] != now["hardware"],
+        "the number of threads": was["threads"] != now["threads"],
+        "a library version": was["versions"] != now["versions"],
+    }
+    changed = [name for name, different in differs.items() if different]
+    if changed:
+        raise StoreError(
+            f"{' and '.join(changed)} changed since this run began".capitalize(),
+            where=str(folder),
+            cure="Use --fresh to start a new run.",
+        )

@@ -1,0 +1,195 @@
+"""The cost model: planted costs are predicted exactly, published cases come out as published."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import GREEDY, near_copy, tiny_llama
+
+from specbench.acceptance.loop import generate
+from specbench.acceptance.replay import Positions, replay
+from specbench.acceptance.score import score
+from specbench.cost.clock import Stopwatch
+from specbench.cost.model import (
+    RoundCosts,
+    another_pays,
+    break_even_alpha,
+    break_even_draft,
+    closed_form,
+    predicted_speedup,
+    round_costs,
+    tokens_per_round,
+)
+from specbench.cost.probe import Probed, median_interval, probe
+from specbench.drafters.model import ModelDrafter
+from specbench.engines.cached import CachedModel
+from specbench.records import CostPoint
+
+TARGET = tiny_llama(64, seed=1)
+NEAR = near_copy(TARGET, noise=0.03)
+
+
+class FakeClock:
+    """Time passes only where a fake cost says so."""
+
+    def __init__(self):
+        self.ns = 0
+
+    def __call__(self):
+        return self.ns
+
+
+class FakeCost:
+    """A real model that takes a planted time to read n tokens."""
+
+    def __init__(self, model, clock, cost_ns):
+        self.model, self.clock, self.cost_ns = CachedModel(model, 512), clock, cost_ns
+
+    def forward(self, ids, keep):
+        self.clock.ns += self.cost_ns[min(len(ids), len(self.cost_ns)) - 1]
+        return self.model.forward(ids, keep)
+
+    def rewind(self, length):
+        self.model.rewind(length)
+
+
+VERIFY = [1000, 1070, 1100, 1130, 1500, 1520, 1530, 1560, 1700]
+DRAFT = [140, 190, 200]
+
+
+def timed(drafter, target, clock, prompt, gamma, limit):
+    return generate(
+        target,
+        drafter,
+        prompt,
+        gamma=gamma,
+        sampling=GREEDY,
+        eos=set(),
+        max_new_tokens=limit,
+        generator=torch.Generator(),
+        clock=Stopwatch(now=clock),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(prompt=st.lists(st.integers(0, 63), min_size=1, max_size=8), gamma=st.integers(1, 8), limit=st.integers(3, 70))
+def test_a_planted_cost_is_predicted_to_the_nanosecond(prompt, gamma, limit):
+    clock = FakeClock()
+    target, draft = FakeCost(TARGET, clock, VERIFY), FakeCost(NEAR, clock, DRAFT)
+    alone = timed(None, target, clock, prompt, 0, limit)
+    drafter = ModelDrafter(draft, vocab_size=64, sampling=GREEDY, eos=set())
+    live = timed(drafter, target, clock, prompt, gamma, limit)
+    measured = alone.times.decode_s / live.times.decode_s
+    found = score(None, CachedModel(NEAR, 512), prompt, alone.tokens, vocab_size=64, sampling=GREEDY, eos=set())
+    text = Positions("p", None, "d", 0, limit, **{name: getattr(found, name) for name in found.__slots__})
+    costs = RoundCosts(tuple(ns / 1e9 for ns in VERIFY), DRAFT[0] / 1e9, DRAFT[1] / 1e9, 0.0)
+    assert predicted_speedup(replay([text], gamma), text.tokens - 1, costs) == pytest.approx(measured, rel=1e-12)
+
+
+def test_the_probe_recovers_planted_costs():
+    clock = FakeClock()
+    models = {
+        None: Probed(FakeCost(TARGET, clock, VERIFY), (1, 2, 5), keep_all=True),
+        "d": Probed(FakeCost(NEAR, clock, DRAFT), (1, 2), keep_all=False),
+    }
+    points = probe(models, [1, 2, 3], [4, 50], seed=0, now=clock, passes=5)
+    assert {(p.model, p.context, p.tokens): round(p.median_s * 1e9) for p in points} == {
+        **{(None, context, n): VERIFY[n - 1] for context in (4, 50) for n in (1, 2, 5)},
+        **{("d", context, n): DRAFT[n - 1] for context in (4, 50) for n in (1, 2)},
+    }
+
+
+def test_costs_are_read_between_the_probed_contexts():
+    points = [
+        CostPoint(None, c, n, t, t, t, 5) for c, n, t in [(100, 1, 1.0), (200, 1, 2.0), (100, 2, 3.0), (200, 2, 3.0)]
+    ]
+    assert round_costs(points, "ngram", 150, 0.1) == RoundCosts((1.5, 3.0), 0.0, 0.0, 0.1)
+    assert round_costs(points, "ngram", 500, 0.1).step_s == 2.1
+
+
+def test_the_median_interval_holds_the_median_about_as_often_as_it_says():
+    rng = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(400):
+        low, middle, high = median_interval(torch.empty(15).exponential_(generator=rng).tolist())
+        assert low <= middle <= high
+        hits += low <= 0.6931 <= high
+    assert 0.92 <= hits / 400 <= 0.995
+
+
+# Leviathan et al. 2023, Table 2 (T = 0, En-De) and its lenience and bigram rows: (alpha, gamma, c) -> predicted
+LEVIATHAN = [
+    (0.75, 7, 0.02, 3.2),
+    (0.80, 7, 0.04, 3.3),
+    (0.82, 7, 0.11, 2.5),
+    (0.75, 8, 0.015, 3.3),
+    (0.80, 8, 0.015, 3.9),
+    (0.87, 8, 0.015, 4.9),
+    (0.20, 3, 0.0, 1.25),
+]
+
+
+@pytest.mark.parametrize(("alpha", "gamma", "c", "published"), LEVIATHAN)
+def test_the_closed_form_gives_the_papers_predictions(alpha, gamma, c, published):
+    # the paper's inputs are rounded to two digits
+    assert closed_form(alpha, gamma, c) == pytest.approx(published, rel=0.035)
+
+
+def test_the_closed_form_overrates_what_the_paper_measured():
+    measured = {(0.80, 7, 0.04): 2.8, (0.82, 7, 0.11): 1.7}
+    assert all(closed_form(*inputs) > 1.15 * found for inputs, found in measured.items())
+
+
+# vLLM issue 20780: EAGLE-3 at batch 1, 7.07 ms per token alone; k -> tokens per round, ms per token
+VLLM = {2: (2.36, 4.32), 3: (2.79, 4.09), 4: (3.08, 4.05), 5: (3.32, 4.13), 6: (3.46, 4.20), 7: (3.54, 4.29)}
+
+
+def test_the_round_cost_of_vllm_is_linear_and_finds_the_best_k():
+    step_ms = 7.07
+
+    def round_cost(k):
+        return 1.181 + 0.1437 * k
+
+    for k, (tau, ms) in VLLM.items():
+        assert tau * ms / step_ms == pytest.approx(round_cost(k), rel=0.025)
+        assert tau / round_cost(k) == pytest.approx(step_ms / ms, rel=0.025)
+    assert max(VLLM, key=lambda k: VLLM[k][0] / round_cost(k)) == 4
+    survival = [None, VLLM[2][0] - 1.0] + [VLLM[k][0] - VLLM[k - 1][0] for k in range(3, 8)]
+    # with a linear cost the stop rule looks only at the next token: it stops at 4 too
+    costs = RoundCosts(tuple(1.181 + 0.0437 * n for n in range(9)), 0.1, 0.1, 0.0)
+    known = [survival[1] / 2 + 0.1, survival[1] / 2 - 0.1, *survival[2:]]
+    assert another_pays(known, 3, costs) is True
+    assert another_pays(known, 4, costs) is False
+    assert another_pays(known, 6, costs) is None
+
+
+def test_llama_cpp_where_the_verify_cost_explains_most_of_it():
+    # issue 3649: 260 drafted by fives, 208 accepted; a draft step costs 0.085 and verifying six tokens 2.16 steps
+    r, gamma, c, v, measured = 208 / 260, 5, 0.085, 2.16, 1.68
+    assert closed_form(r, gamma, c) == pytest.approx(2.59, abs=0.01)
+    with_verify = (1 + gamma * r) / (gamma * c + v)
+    assert with_verify == pytest.approx(1.94, abs=0.01)
+    assert abs(with_verify - measured) < 0.3 * abs(closed_form(r, gamma, c) - measured)
+
+
+def test_the_closed_form_says_yes_where_verifying_two_tokens_costs_nearly_two_steps():
+    # the embedded draft at gamma 1, on an engine whose CPU kernels make v(2) = 1.9
+    assert closed_form(0.42, 1, 0.085) > 1.3
+    assert tokens_per_round(0.42, 1) / (0.085 + 1.9) < 0.75
+
+
+@pytest.mark.parametrize(
+    ("c", "v", "alpha"),
+    [(0.05, 1.0, 0.17), (0.05, 1.5, 0.42), (0.05, 2.16, 0.61), (0.2, 1.0, 0.46), (0.2, 1.5, 0.60), (0.2, 2.16, 0.73)],
+)
+def test_break_even_alpha_at_gamma_4(c, v, alpha):
+    assert break_even_alpha(4, c, v) == pytest.approx(alpha, abs=0.006)
+
+
+def test_break_even_at_the_ends():
+    assert break_even_alpha(1, 0.0, 1.0) == 0.0
+    assert break_even_alpha(1, 1.5, 1.0) is None
+    assert break_even_draft(2.0, 4, 1.2) == pytest.approx(0.2)
+    assert break_even_draft(1.1, 4, 1.2) is None
