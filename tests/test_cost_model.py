@@ -162,7 +162,7 @@ def test_the_round_cost_of_vllm_is_linear_and_finds_the_best_k():
     known = [survival[1] / 2 + 0.1, survival[1] / 2 - 0.1, *survival[2:]]
     assert another_pays(known, 3, costs) is True
     assert another_pays(known, 4, costs) is False
-    assert another_pays(known, 6, costs) is None
+    assert another_pays(known, 7, costs) is None
 
 
 def test_llama_cpp_where_the_verify_cost_explains_most_of_it():
