@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, text_of
 from specbench.config import DEFAULT_WORKLOAD, RunConfig
 from specbench.cost.load import free_cores, load_average
+from specbench.drafters import parse_draft
 from specbench.errors import StoreError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.records import Arm, Prompt, Trial
@@ -54,6 +55,8 @@ def run(
     passes through after the folder is marked interrupted.
     """
     config = replace(config, gamma=tuple(gammas))
+    for draft in config.draft:
+        parse_draft(draft)  # refuse what cannot be drafted with before anything is loaded
     kind = "replay" if replay_only else command
     folder = _unfinished(config, kind, mode)
     workload = load_workload(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import typer
 from conftest import CANARY
 from typer.testing import CliRunner
 
 from specbench import __version__
-from specbench.cli import app
+from specbench.cli import _exit_strictly, app
 
 runner = CliRunner()
 
@@ -92,6 +94,21 @@ def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        (["GO", "NO-GO"], 0),
+        (["NO-GO", "UNCLEAR"], 4),
+        (["NO-GO", "NO-GO"], 3),
+    ],
+)
+def test_with_several_drafts_one_that_pays_is_enough(verdicts, code):
+    fake_summary = SimpleNamespace(drafts=[SimpleNamespace(verdict=verdict) for verdict in verdicts])
+    with pytest.raises(typer.Exit) as caught:
+        _exit_strictly(fake_summary, True)
+    assert caught.value.exit_code == code
+
+
+@pytest.mark.parametrize(
     ("args", "says"),
     [
         (("--gamma", "0"), "`gamma`: '0' is outside 1..64: a draft has between 1 and 64 tokens (flags)."),
@@ -100,6 +117,8 @@ def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
         (("--top-p", "nan"), "`top_p`: nan is not a number above 0 to 1 (flags)."),
         (("--dtype", "int8"), "`dtype`: 'int8' is none of float32, bfloat16, float16"),
         (("--resume",), "No unfinished run with this configuration"),
+        (("--draft", "ngram:n=x"), "'n=x' is no option of an n-gram drafter (ngram:n=x). Write ngram:n=3"),
+        (("--strict", "--replay-only"), "There is no verdict without a wall clock (--strict). Drop --replay-only."),
     ],
 )
 def test_bad_flags(args, says, lab, tmp_path):

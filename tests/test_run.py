@@ -247,3 +247,59 @@ def test_the_plan_does_not_depend_on_when_it_is_made(lab, tmp_path):
     arms = plan_arms(config_for(lab, tmp_path), (1, 3))
     assert [a.label for a in arms[:2]] == ["baseline", "baseline-again"]
     assert shuffled(arms, "x") == shuffled(arms, "x")
+
+
+def test_repeats_are_added_up_and_still_agree_with_replay(lab, tmp_path):
+    stored = sweep(lab, tmp_path, gammas=(2,), repeats=2, limit=3)
+    assert len([t for t in stored.trials if not t.warmup]) == 3 * 3 * 2
+    summary = summarise(stored)
+    (row,) = summary.drafts[0].gammas
+    assert row.prompts == 3
+    assert row.rounds == row.replay_rounds
+    assert "replay-disagrees" not in [c.code for c in summary.warnings]
+    assert row.identical_prompts == 3
+
+
+def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
+    (folder,) = find_runs(tmp_path)
+    record = json.loads((folder / "run.json").read_text())
+    record["provenance"]["versions"]["torch"] = "1.0"
+    record["provenance"]["hardware"]["memory_bytes"] = 1
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(StoreError, match="The machine and a library version changed since this run began"):
+        sweep(lab, tmp_path, limit=2)
+
+
+def test_the_policy_of_the_last_command_holds(lab, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
+    assert sweep(lab, tmp_path, limit=2, min_speedup=3.0).run["config"]["policy"]["min_speedup"] == 3.0
+
+
+def test_a_system_prompt_is_private(lab, tmp_path):
+    stored = sweep(lab, tmp_path, limit=1, gammas=(1,), system_prompt="be a pirate-canary")
+    assert stored.trials[0].prompt_tokens > 60
+    for path in stored.folder.rglob("*"):
+        assert b"pirate-canary" not in path.read_bytes()
+    assert stored.run["config"]["system_prompt"].startswith("sha256:")
+
+
+def test_the_models_are_probed_before_the_trials_and_predict_every_gamma(stored):
+    points = stored.run["probe"]
+    assert {(p["model"] is None, p["tokens"]) for p in points} == {(True, n) for n in (1, 2, 3, 4)} | {
+        (False, 1),
+        (False, 2),
+    }
+    assert all(p["low_s"] <= p["median_s"] <= p["high_s"] for p in points)
+    for row in summarise(stored).drafts[0].gammas:
+        # tiny models cost next to nothing beside Python: only the order of magnitude can be asked for
+        assert 0.2 < row.predicted_speedup / row.speedup < 5
+
+
+def test_without_a_probe_nothing_is_predicted(stored):
+    from dataclasses import replace
+
+    unprobed = replace(stored, run={k: v for k, v in stored.run.items() if k != "probe"})
+    assert {row.predicted_speedup for row in summarise(unprobed).drafts[0].gammas} == {None}
