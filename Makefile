@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo   install into $(VENV), sweep the embedded pair, write a decision brief (under 10 minutes)"
 	@echo "make test   install into $(VENV), run the checks and the tests"
-	@echo "make check  formatting, lint, types, import budget"
+	@echo "make check  formatting, lint, types, imports"
 	@echo "make bench  performance as ratios against named peers"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -27,6 +27,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py
 
 test: check
 	$(BIN)/python -m pytest

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -183,24 +181,3 @@ def test_version_and_help():
     assert call("--version").stdout == f"specbench {__version__}\n"
     for command in ("measure", "sweep", "brief", "workload"):
         assert call(command, "--help").exit_code == 0
-
-
-HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "scipy", "numpy")
-
-
-def loaded(*args):
-    code = (
-        "import sys\nfrom specbench.cli import app\n"
-        f"try:\n    app({list(args)!r})\nexcept SystemExit:\n    pass\n"
-        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.splitlines()[
-        -1
-    ]
-
-
-def test_import_budget(swept):
-    out, _ = swept
-    assert loaded("--help") == "[]"
-    assert loaded("sweep", "--gamma", "0") == "[]"
-    assert not {"torch", "transformers", "datasets"} & set(eval(loaded("brief", "--out", str(out))))

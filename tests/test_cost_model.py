@@ -11,7 +11,7 @@ from tiny import GREEDY, near_copy, tiny_llama
 from specbench.acceptance.loop import generate
 from specbench.acceptance.replay import Positions, replay
 from specbench.acceptance.score import score
-from specbench.cost.clock import Stopwatch
+from specbench.clock import Stopwatch
 from specbench.cost.model import (
     RoundCosts,
     another_pays,

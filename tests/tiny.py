@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench.acceptance.loop import Drafter, Generation, generate
-from specbench.cost.clock import Stopwatch
+from specbench.clock import Stopwatch
 from specbench.drafters.model import ModelDrafter
 from specbench.engines.cached import CachedModel
 from specbench.records import Sampling

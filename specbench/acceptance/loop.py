@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.rules import accept_greedy, accept_sampled, distribution
-from specbench.cost.clock import Stopwatch
+from specbench.clock import Stopwatch
 from specbench.records import Finish, Round, Sampling, Times
 
 

@@ -10,8 +10,8 @@ import torch
 
 from specbench.acceptance.loop import Drafter, Generation, generate
 from specbench.acceptance.score import BlockScores, Scores, match_blocks, score
+from specbench.clock import Stopwatch, device_sync
 from specbench.config import MAX_GAMMA, RunConfig
-from specbench.cost.clock import Stopwatch, device_sync
 from specbench.cost.probe import Probed, probe
 from specbench.drafters import parse_draft
 from specbench.drafters.model import ModelDrafter

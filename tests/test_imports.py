@@ -1,0 +1,91 @@
+"""The layout, held: imports point one way, help is light, and a brief needs no model library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import specbench
+
+ROOT = Path(specbench.__file__).parent
+
+# From the command line down to the nouns; a room may import from its own line and from those below.
+LAYERS = [
+    ["cli", "__main__"],
+    ["progress", "run"],
+    ["runfile"],
+    ["bench"],
+    ["report"],
+    ["engines"],
+    ["drafters"],
+    ["decision"],
+    ["cost"],
+    ["positions"],
+    ["acceptance"],
+    ["models", "workload"],
+    ["config", "provenance", "shipped", "store"],
+    ["clock", "records"],
+    ["errors", ""],
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> set[str]:
+    """Every specbench module that a file names, also inside functions and for type checking."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("specbench"):
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("specbench")}
+    return found
+
+
+FILES = {path.relative_to(ROOT): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("name", FILES, ids=str)
+def test_imports_point_down(name):
+    own = RANK[name.with_suffix("").parts[0] if str(name) != "__init__.py" else ""]
+    upward = {module for module in imports(FILES[name]) if RANK[room(module)] < own}
+    assert upward == set()
+
+
+def test_every_room_has_a_place():
+    rooms = {name.with_suffix("").parts[0] for name in FILES} - {"__init__"}
+    assert rooms <= set(RANK)
+
+
+HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "scipy", "numpy")
+
+
+def loaded(code: str) -> set[str]:
+    """Which heavy libraries a fresh Python has loaded after running `code`."""
+    report = f"\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split())
+
+
+def command(*args: str) -> str:
+    return f"from specbench.cli import app\ntry:\n    app({list(args)!r})\nexcept SystemExit:\n    pass"
+
+
+def test_help_and_flag_errors_are_light():
+    assert loaded(command("--help")) == set()
+    assert loaded(command("sweep", "--gamma", "0")) == set()
+    assert loaded("import specbench.models, specbench.workload, specbench.store") == set()
+
+
+def test_a_brief_needs_no_model_library():
+    code = (
+        "import specbench.report.brief, specbench.report.summarise, specbench.report.tables, specbench.report.figures"
+    )
+    assert not loaded(code) & {"torch", "transformers", "datasets"}
