@@ -93,16 +93,15 @@ class Bench:
 
     def close_prompt(self, item: Encoded, arms: Sequence[Arm], scored: Container[TrialKey]) -> None:
         """After the last arm of a prompt, untimed: where texts differ, and what the drafts would have said at every
-        position of the target's own. `scored` texts are on disk already."""
+        position of the target's own. Scores come last: a prompt whose texts are all `scored` was closed before."""
         greedy = self.config.sampling.greedy
-        if greedy:
+        todo = [(draft, r) for r in range(1 if greedy else self.config.repeats) for draft in self.config.draft]
+        todo = [(draft, r) for draft, r in todo if (item.prompt.id, Arm("baseline", draft), r) not in scored]
+        if greedy and todo:
             self._note_divergences(item, arms)
-        for repeat in range(1 if greedy else self.config.repeats):
-            for draft in self.config.draft:
-                if (item.prompt.id, Arm("baseline", draft), repeat) not in scored:
-                    tokens = self._text(item, arms[0], repeat)
-                    scores = self.engine.score(item.ids, tokens, draft)
-                    self.positions.append(text_of(item.prompt, draft, repeat, self.config, scores))
+        for draft, repeat in todo:
+            scores = self.engine.score(item.ids, self._text(item, arms[0], repeat), draft)
+            self.positions.append(text_of(item.prompt, draft, repeat, self.config, scores))
         self._texts.clear()
 
     def _note_divergences(self, item: Encoded, arms: Sequence[Arm]) -> None:

@@ -119,7 +119,7 @@ def test_no_prompt_or_output_text_is_stored_unless_asked(stored, lab, tmp_path):
     assert CANARY in (kept.folder / "trials.jsonl").read_text()
 
 
-def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored):
+def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, observer=FakeObserver(interrupt_after=13))
     (folder,) = find_runs(tmp_path)
@@ -131,7 +131,12 @@ def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored):
         file.write('{"prompt_id": "q')
     assert read_run(folder).torn
     observer = FakeObserver()
+    generated = []
+    generate = Bench._generate
+    monkeypatch.setattr(Bench, "_generate", lambda self, *args: generated.append(args) or generate(self, *args))
     again = sweep(lab, tmp_path, observer=observer)
+    # four warm-ups, what was left, and the one text of the unfinished prompt that is compared with the rest
+    assert len(generated) == 4 + (48 - 13) + 1
     assert again.folder == folder
     assert observer.begun == (48, 13)
     keys = Counter(trial_key(t) for t in again.trials if not t.warmup)
