@@ -4,6 +4,8 @@ command needs them."""
 from __future__ import annotations
 
 import json
+import os
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +35,15 @@ class Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("specbench: interrupted. Run the same command again: it continues where it stopped.", err=True)
             raise typer.Exit(130) from None
+        except Exception as error:
+            # click's own errors know their exit code; anything else is a bug of ours
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or os.environ.get("SPECBENCH_DEBUG"):
+                raise
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
+            cure = "What was finished is kept. SPECBENCH_DEBUG=1 shows the traceback; please report it."
+            typer.echo(f"specbench: a bug of specbench or of a library: {place}. {cure}", err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -285,8 +296,6 @@ def _exit_strictly(summary: Summary, strict: bool) -> None:
 def main() -> None:
     """The `specbench` command."""
     # Library chatter (progress bars, advice) belongs to no one who reads our stderr.
-    import os
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app(prog_name="specbench")
 

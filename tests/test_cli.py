@@ -177,6 +177,22 @@ def test_interrupt_is_130_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
     )
 
 
+def test_a_bug_is_one_line_without_text(lab, tmp_path, monkeypatch):
+    from specbench.engines.local import LocalEngine
+
+    def buggy(self, *args, **kwargs):
+        raise ValueError(f"oops: {CANARY}")
+
+    monkeypatch.setattr(LocalEngine, "generate", buggy)
+    result = call("sweep", *lab.args("--out", tmp_path, "--limit", 2, "--quiet"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("specbench: a bug of specbench or of a library: ValueError in test_cli.py:")
+    assert result.stderr.count("\n") == 1
+    (run,) = tmp_path.glob("*/run.json")
+    assert CANARY not in result.stderr + run.read_text()
+    assert json.loads(run.read_text())["status"] == "failed"
+
+
 def test_version_and_help():
     assert call("--version").stdout == f"specbench {__version__}\n"
     for command in ("measure", "sweep", "brief", "workload"):

@@ -50,9 +50,11 @@ class CachedModel:
                 use_cache=True,
                 logits_to_keep=keep,
             )
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # a GPU's OutOfMemoryError is one; a CPU has no class of its own for it
+            if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+                raise
             raise EngineError(
-                "Out of device memory", where=f"{self.length + len(ids)} tokens", cure="Use shorter prompts or --limit."
+                "Out of memory", where=f"{self.length + len(ids)} tokens", cure="Use shorter prompts or --limit."
             ) from error
         self.length += len(ids)
         logits: Tensor = out.logits[0]
