@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ SCHEMA = 1
 RUN_FILE = "run.json"
 TRIALS_FILE = "trials.jsonl"
 DIVERGENCES_FILE = "divergences.jsonl"
+
+STAMPED = re.compile(r"\d{8}T\d{6}Z-")
 
 TrialKey = tuple[str, Arm, int]
 Row = TypeVar("Row")
@@ -91,10 +94,12 @@ def trial_key(trial: Trial) -> TrialKey:
 
 
 def find_runs(out: Path) -> list[Path]:
-    """Run folders directly below `out`, newest first by name (names start with the UTC time)."""
+    """Run folders directly below `out`, newest first. Their names start with the UTC time; a folder renamed to anything
+    else, such as a kept example, is found only when it is named."""
     if not out.is_dir():
         return []
-    return sorted((path.parent for path in out.glob(f"*/{RUN_FILE}")), key=lambda folder: folder.name, reverse=True)
+    found = (path.parent for path in out.glob(f"*/{RUN_FILE}"))
+    return sorted((f for f in found if STAMPED.match(f.name)), key=lambda folder: folder.name, reverse=True)
 
 
 class RunWriter:

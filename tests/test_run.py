@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -308,3 +309,10 @@ def test_without_a_probe_nothing_is_predicted(stored):
 
     unprobed = replace(stored, run={k: v for k, v in stored.run.items() if k != "probe"})
     assert {row.predicted_speedup for row in summarise(unprobed).drafts[0].gammas} == {None}
+
+
+def test_a_kept_example_is_not_the_newest_run(lab, tmp_path):
+    stored = sweep(lab, tmp_path, limit=1, gammas=(1,))
+    shutil.copytree(stored.folder, tmp_path / "example")
+    assert find_runs(tmp_path) == [stored.folder]
+    assert len(read_run(tmp_path / "example").trials) == len(stored.trials)
