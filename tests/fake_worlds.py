@@ -80,7 +80,7 @@ MIXED = World(
         Category("summarise", 0.93, 0.06, 14, 1),
         Category("chat", 1.08, None, 4, 1),
     ),
-    margins=(0.002, 0.006, 0.011, 0.04),
+    margins=(0.002, 0.006, 0.011, 0.023),
     draft_step_s=0.006,
     warnings=(
         Caution(

@@ -131,6 +131,16 @@ def test_choosing_gamma_among_equals_does_not_flatter():
     assert np.mean(honest) == pytest.approx(truth, abs=0.03)
 
 
+def test_a_tie_is_reported_at_what_both_give():
+    # two gammas that are equally good, each on other prompts: the choice is a coin toss, its result must not be
+    base, tokens = np.full(40, 1.0), np.full(40, 10.0)
+    good_first = np.where(np.arange(40) % 2 == 0, 0.5, 1.5)
+    arms = {1: Paired(base, tokens, good_first, tokens), 2: Paired(base, tokens, 2.0 - good_first, tokens)}
+    assert arms[1].speedup == arms[2].speedup == 1.0
+    # leave-one-out would report every prompt at its worse gamma, 0.67x; halves still lean a little to that side
+    assert 0.92 < choose_gamma(arms).paired.speedup <= 1.0
+
+
 def test_a_clear_best_gamma_is_chosen_for_every_prompt():
     base, tokens = np.full(12, 1.0), np.full(12, 10.0)
     arms = {1: Paired(base, tokens, base * 0.9, tokens), 4: Paired(base, tokens, base * 0.5, tokens)}

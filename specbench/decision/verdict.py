@@ -64,7 +64,9 @@ def _more(speedup: Interval, policy: Policy) -> str:
     needed = prompts_to_settle(speedup, policy)
     if needed is None or needed > 50 * speedup.n:
         return "the speedup lies at the minimum asked for: no affordable number of prompts would tell them apart"
-    return f"about {needed - speedup.n} more prompts like these would settle it, if the speedup stays where it is"
+    more = needed - speedup.n
+    more = round(more, -max(0, len(str(more)) - 2))  # no more digits than such an estimate has
+    return f"about {more:,} more prompts like these would settle it, if the speedup stays where it is"
 
 
 def _percent(share: float) -> str:

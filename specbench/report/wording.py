@@ -217,8 +217,8 @@ def best_note(draft: DraftResult, policy: Policy) -> str | None:
     own = row.speedup_e2e if policy.metric == "e2e" else row.speedup
     return (
         f"Gamma {row.gamma} is best at {text.speedup(own)}, but picking the best of {len(draft.gammas)} rows flatters "
-        f"it. The verdict's {text.speedup(draft.speedup)} takes each prompt at the gamma that the other prompts would "
-        "choose."
+        f"it. The verdict's {text.speedup(draft.speedup)} takes each prompt at the gammas that random halves of the "
+        "others choose."
     )
 
 
