@@ -9,6 +9,8 @@ import pytest
 from fake_summary import stored_of, summary_of
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 
+from specbench.records import Policy
+from specbench.report import wording
 from specbench.report.brief import render_brief
 
 HERE = Path("reports")
@@ -94,3 +96,15 @@ def test_noise_that_could_explain_the_speedup() -> None:
     assert "The 0.95x of `demo:draft` is no further from 1.00x: perhaps noise." in render_brief(
         stored_of(NO_GO, HERE), summary
     )
+
+
+def test_a_decided_whole_with_undecided_categories_says_both() -> None:
+    draft = summary_of(GO).drafts[0]
+    first, *others = draft.categories
+    open_ = [replace(category, verdict="UNCLEAR") for category in others]
+    told = wording.policy_line(replace(draft, categories=(first, *open_)), Policy())
+    assert told.startswith("on for this mix of traffic as a whole. Each category alone: on for ")
+    assert "undecided for" in told
+    against = [replace(category, verdict="NO-GO") for category in others]
+    assert wording.policy_line(replace(draft, categories=(first, *against)), Policy()).startswith("on for ")
+    assert "as a whole" not in wording.policy_line(replace(draft, categories=(first, *against)), Policy())

@@ -119,7 +119,7 @@ def _larger_gamma(draft: DraftResult, found: Cost) -> Step | None:
 def _by_category(draft: DraftResult) -> Step | None:
     categories = by_speedup(draft)
     verdicts = {category.verdict for category in categories}
-    if "GO" not in verdicts or len(verdicts) == 1:
+    if not {"GO", "NO-GO"} <= verdicts:
         return None
     smallest = min(categories, key=lambda category: (category.prompts, category.category))
     return Step(

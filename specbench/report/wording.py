@@ -135,7 +135,8 @@ def carry() -> str:
 
 
 def policy_line(draft: DraftResult, policy: Policy) -> str:
-    """Where to turn the draft on: `on for code and maths; off for summarise; undecided for chat (...)`."""
+    """Where to turn the draft on: `on for code and maths; off for summarise; undecided for chat (...)`, after the
+    decision on the whole where no category is decided against it."""
     found = by_speedup(draft)
     if not found:
         state = {"GO": "on", "NO-GO": "off", "UNCLEAR": "undecided"}[draft.verdict]
@@ -147,7 +148,14 @@ def policy_line(draft: DraftResult, policy: Policy) -> str:
         ("undecided for", [c for c in undecided if c.speedup_low is not None], _open_about(policy)),
         ("undecided for", [c for c in undecided if c.speedup_low is None], " (too few prompts to say)"),
     )
-    return "; ".join(f"{word} {_names(group)}{why}" for word, group, why in parts if group) + "."
+    apart = "; ".join(f"{word} {_names(group)}{why}" for word, group, why in parts if group) + "."
+    against = {"GO": "NO-GO", "NO-GO": "GO"}.get(draft.verdict)
+    if not undecided or against is None or any(category.verdict == against for category in found):
+        return apart
+    # The whole is decided and no category speaks against it: fewer prompts decide less, that is all.
+    return (
+        f"{'on' if draft.verdict == 'GO' else 'off'} for this mix of traffic as a whole. Each category alone: {apart}"
+    )
 
 
 def _open_about(policy: Policy) -> str:
