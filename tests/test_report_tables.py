@@ -58,7 +58,7 @@ def test_the_mixed_world_at_80_columns() -> None:
         "Measured wall clock of decoding over 40 prompts, one at a time. r: accepted /",
         "drafted tokens (falls as gamma grows). tau: tokens per round, with the target's",
         "own. Survival: share of rounds whose first 1, 2, .. drafts were accepted. Noise",
-        "floor: 1.2%. Not shown at this width: rounds, tokens/s.",
+        "floor: 1.2%. Not shown at this width: rounds, predicted, tokens/s.",
         "",
         "                    speedup               best",
         "category   verdict  [95% interval]       gamma  prompts",

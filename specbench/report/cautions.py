@@ -12,11 +12,15 @@ from specbench.store import StoredRun
 
 DOMINANT_SHARE = 0.25
 
+# Rounds of equal texts may differ by so much where the draft's own arg-max is subject to rounding: 0.3 % was seen in
+# bfloat16 at gamma 4.
+ROUNDING_SHARE = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayGap:
-    """Live against replay for one draft and gamma: `ratio` is replayed over live rounds per token (1.0 if they agree);
-    of `same` prompts with equal text, `unequal` had other rounds than replayed."""
+    """Live against replay for one draft and gamma: `ratio` is replayed over live rounds per token (1.0 if they agree),
+    under greedy over the prompts with equal text, `same` in number, of which `unequal` had other rounds."""
 
     draft: str
     gamma: int
@@ -119,23 +123,23 @@ def _broken(draft: DraftResult) -> Caution | None:
 
 
 def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
-    """In float32 greedy, equal texts must have equal rounds; elsewhere the two must agree within sampling error."""
+    """Greedy texts that are equal must have equal rounds, up to the draft's own rounding below float32; sampled ones
+    must agree within sampling error."""
     config = stored.run["config"]
-    if config["dtype"] == "float32" and config["temperature"] == 0:
-        wrong = [gap for gap in gaps if gap.unequal]
-        what = ", ".join(f"{gap.unequal} of {gap.same} prompts at gamma {gap.gamma}" for gap in wrong)
-    else:
+    if config["temperature"] > 0:
         wrong = [gap for gap in gaps if gap.ratio.low is not None and gap.ratio.high is not None]
         wrong = [gap for gap in wrong if not (gap.ratio.low or 0) <= 1.0 <= (gap.ratio.high or 0)]
-        what = ", ".join(f"{abs(gap.ratio.value - 1):.1%} at gamma {gap.gamma}" for gap in wrong)
+    elif config["dtype"] == "float32":
+        wrong = [gap for gap in gaps if gap.unequal]
+    else:
+        wrong = [gap for gap in gaps if abs(gap.ratio.value - 1) > ROUNDING_SHARE]
     if not wrong:
         return None
-    if config["dtype"] == "float32" and config["temperature"] == 0:
-        cure = "One of the two is wrong: trust neither, and report it with run.json."
-    else:
-        cure = "Run once with --dtype float32 and temperature 0, where the two must agree exactly."
+    what = ", ".join(f"{abs(gap.ratio.value - 1):.1%} at gamma {gap.gamma} ({gap.unequal} prompts)" for gap in wrong)
     return Caution(
-        "replay-disagrees", f"rounds of the loop and of the replay differ by more than chance allows: {what}", cure
+        "replay-disagrees",
+        f"rounds of the loop and of the replay differ by more than chance and rounding allow: {what}",
+        "Run once with --dtype float32 and temperature 0, where the two must agree exactly; if they do not, report it.",
     )
 
 

@@ -107,7 +107,8 @@ class DraftView:
         own_texts = {(text.prompt_id, text.repeat): text for text in texts if text.draft == spec}
         # Greedy repeats are one and the same text, scored once.
         self.repeats = int(config["repeats"])
-        keys = [(prompt, 0 if config["temperature"] == 0 else r) for prompt in shared for r in range(self.repeats)]
+        self.greedy = config["temperature"] == 0
+        keys = [(prompt, 0 if self.greedy else r) for prompt in shared for r in range(self.repeats)]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
         self.points = [CostPoint(**point) for point in stored.run.get("probe", [])]
         self.other_s = _other_s(stored.trials, spec)
@@ -218,7 +219,7 @@ class DraftView:
         return predicted_speedup(found, tokens, round_costs(self.points, self.spec, context, self.other_s))
 
     def replay_gap(self, gamma: int) -> ReplayGap | None:
-        """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing was replayed."""
+        """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing can be compared."""
         if not self.texts:
             return None
         rows = self.arms[gamma]
@@ -228,6 +229,11 @@ class DraftView:
         same_text = np.array([value is True for value in rows["identical"]])
         unequal = int((live[same_text] != replayed[same_text]).sum())
         paired = Paired(replayed, tokens, live, rows["decode_tokens"].to_numpy(dtype=float))
+        if self.greedy:
+            # A text that left the target's own at a near-tie is another text, with other rounds.
+            paired = paired.take(same_text)
+            if not paired.base_s.sum():
+                return None
         return ReplayGap(self.spec, gamma, speedup_interval(paired, GAP_CONFIDENCE), unequal, int(same_text.sum()))
 
     def _alpha(self, gamma: int) -> Interval | None:

@@ -203,6 +203,7 @@ def _gamma_columns(draft: DraftResult, policy: Policy, plain: bool) -> list[Colu
         column("tau replayed", "tau\nreplayed", lambda row: _digits(row.replay_tokens_per_round), 6),
         _survival(rows, plain),
         column("speedup", interval, lambda row: text.estimate(row.speedup, row.speedup_low, row.speedup_high)),
+        column("predicted", "pre-\ndicted", lambda row: text.speedup(row.predicted_speedup), 9),
         column("end to end", "end to\nend", lambda row: text.speedup(row.speedup_e2e), 2),
         column("tokens/s", "tokens\nper s", lambda row: f"{row.tokens_per_s:.1f}", 7),
         column("prompts slower", f"slower\n<{slower}", lambda row: text.percent(row.slower_share), 3),
