@@ -70,12 +70,12 @@ def test_greedy_text_of_the_embedded_pair_is_the_targets_at_every_gamma(question
     eos = {target.tokenizer.eos_token_id}
     vocab = target.model.config.vocab_size
     drafter = model_drafter(draft.model, vocab_size=vocab, sampling=GREEDY, eos=eos)
-    alone = run(target.model, None, prompt, eos=eos, max_new_tokens=24)
+    alone = run(target.model, None, prompt, eos=eos, max_new_tokens=16)
     ids = torch.tensor([prompt])
-    config = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=sorted(eos), pad_token_id=0)
+    config = GenerationConfig(max_new_tokens=16, do_sample=False, eos_token_id=sorted(eos), pad_token_id=0)
     theirs = target.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     assert alone.tokens == theirs[0, len(prompt) :].tolist()
     for gamma in range(1, 9):
-        got = run(target.model, drafter, prompt, gamma=gamma, eos=eos, max_new_tokens=24)
+        got = run(target.model, drafter, prompt, gamma=gamma, eos=eos, max_new_tokens=16)
         assert got.tokens == alone.tokens
         assert 0 < sum(r.accepted for r in got.rounds) < sum(r.drafted for r in got.rounds)
