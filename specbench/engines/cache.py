@@ -34,11 +34,11 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ha
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[-2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        new = key_states.shape[-2]
+        self.keys.narrow(2, self.length, new).copy_(key_states)
+        self.values.narrow(2, self.length, new).copy_(value_states)
+        self.length += new
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
