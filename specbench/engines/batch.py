@@ -35,14 +35,14 @@ def generate_batch(
     from transformers import GenerationConfig
 
     longest = max(map(len, prompts))
-    pad = min(eos)
+    pad = min(eos, default=0)
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     warped = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=not sampling.greedy,
-        eos_token_id=sorted(eos),
+        eos_token_id=sorted(eos) or None,
         pad_token_id=pad,
         # transformers cuts to the best 50 tokens where nothing else is said
         **(warped | ({} if sampling.greedy else {"top_k": sampling.top_k})),
