@@ -23,7 +23,7 @@ from specbench.positions import PositionWriter, read_positions
 from specbench.records import Arm, Prompt, Trial
 from specbench.runfile import run_record, same_setting
 from specbench.shipped import shipped
-from specbench.store import RunWriter, TrialKey, find_runs, new_folder, read_run, trial_key
+from specbench.store import RunWriter, StoredRun, TrialKey, find_runs, new_folder, read_run, trial_key
 from specbench.workload import load_workload, select
 
 # Texts side by side when nothing is timed.
@@ -58,7 +58,7 @@ def run(
     for draft in config.draft:
         parse_draft(draft)  # refuse what cannot be drafted with before anything is loaded
     kind = "replay" if replay_only else command
-    folder = _unfinished(config, kind, mode)
+    earlier = _unfinished(config, kind, mode)
     workload = load_workload(
         _source(config.workload),
         column=config.column,
@@ -66,7 +66,7 @@ def run(
         system_prompt=config.system_prompt,
     )
     chosen = select(workload.prompts, config.limit, config.seed)
-    threads = config.threads or (free_cores() if folder is None else int(read_run(folder).run["provenance"]["threads"]))
+    threads = config.threads or (free_cores() if earlier is None else int(earlier.run["provenance"]["threads"]))
     from specbench.engines.local import LocalEngine
 
     observer.say(f"Loading {config.target} and {', '.join(config.draft)}")
@@ -74,11 +74,11 @@ def run(
     encoded, skipped = _fit(engine, chosen, config)
     planned = len(encoded) * len(plan_arms(config, gammas)) * config.repeats
     now = run_record(config, kind, engine, workload, encoded, skipped, threads, planned)
-    if folder is None:
+    if earlier is None:
         folder = new_folder(Path(config.out), config.name or kind)
         record = now
     else:
-        record = read_run(folder).run
+        folder, record = earlier.folder, earlier.run
         observer.say(f"Continuing {folder}")
         same_setting(record, now, folder)
         record["config"] = now["config"]  # what is not measured, such as the policy, may change
@@ -214,7 +214,7 @@ def _fit(
     return encoded, skipped
 
 
-def _unfinished(config: RunConfig, kind: str, mode: str) -> Path | None:
+def _unfinished(config: RunConfig, kind: str, mode: str) -> StoredRun | None:
     """The newest unfinished run of this very configuration; None to start anew."""
     if mode == "fresh":
         return None
@@ -225,7 +225,7 @@ def _unfinished(config: RunConfig, kind: str, mode: str) -> Path | None:
             continue
         same = stored.run.get("fingerprint") == config.fingerprint() and stored.run.get("command") == kind
         if stored.status != "finished" and same:
-            return folder
+            return stored
     if mode == "resume":
         raise StoreError(
             "No unfinished run with this configuration", where=config.out, cure="Leave out --resume to start one."

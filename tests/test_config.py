@@ -99,7 +99,9 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_examples_are_valid(path):
-    load_config(path, {})
+    config = load_config(path, {})
+    assert config.draft
+    assert config.gamma
 
 
 def test_the_default_file_names_every_key_with_a_comment():

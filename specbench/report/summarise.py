@@ -110,6 +110,7 @@ class DraftView:
         self.greedy = config["temperature"] == 0
         keys = [(prompt, 0 if self.greedy else r) for prompt in shared for r in range(self.repeats)]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
+        self.replayed = {gamma: replay(self.texts, gamma) for gamma in self.arms} if self.texts else {}
         self.points = [CostPoint(**point) for point in stored.run.get("probe", [])]
         self.other_s = _other_s(stored.trials, spec)
         self.prompt_tokens = [t.prompt_tokens for t in trials if t.arm.kind == "baseline" and t.prompt_id in shared]
@@ -146,7 +147,7 @@ class DraftView:
         interval = speedup_interval(decode, self.policy.confidence)
         rounds = max(counts.rounds, 1)
         compared = rows["identical"].dropna()
-        again = replay(self.texts, gamma) if self.texts else None
+        again = self.replayed.get(gamma)
         return GammaResult(
             gamma=gamma,
             rounds=counts.rounds,
@@ -220,10 +221,10 @@ class DraftView:
 
     def replay_gap(self, gamma: int) -> ReplayGap | None:
         """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing can be compared."""
-        if not self.texts:
+        if gamma not in self.replayed:
             return None
         rows = self.arms[gamma]
-        replayed = replay(self.texts, gamma).rounds.reshape(-1, self.repeats).sum(1)
+        replayed = self.replayed[gamma].rounds.reshape(-1, self.repeats).sum(1)
         live = np.array([len(rounds) for rounds in rows["rounds"]], dtype=float)
         tokens = np.array([text.tokens - 1.0 for text in self.texts]).reshape(-1, self.repeats).sum(1)
         same_text = np.array([value is True for value in rows["identical"]])
