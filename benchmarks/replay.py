@@ -2,7 +2,8 @@
 
 Per prompt, in an order drawn anew: the target alone (ours, one text); scoring that text under three drafters and
 replaying gamma 1 to 8 of each; and, as people do today, transformers' assisted generation and prompt lookup once for
-each of those 24 settings. Then the same texts once more in one batch, as `sweep --replay-only` makes them.
+each of those 24 settings. Then the texts of BATCH_PROMPTS prompts, one by one and in batches as `--replay-only` makes
+them.
 
 Regime: as benchmarks.baseline. Scoring three drafters includes one draft model and two n-gram look-ups.
 """
@@ -26,12 +27,13 @@ from specbench.drafters.ngram import NgramSpec
 from specbench.engines.local import LocalEngine
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm, Prompt
+from specbench.run import REPLAY_BATCH
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 
 DRAFTS = (DRAFT, "ngram:n=3", "ngram:n=2")
 GAMMAS = range(1, 9)
-BATCH = 16
+BATCH_PROMPTS = 48
 
 
 def main(*, quick: bool = False) -> None:
@@ -58,24 +60,37 @@ def main(*, quick: bool = False) -> None:
             replay_s.append(time.perf_counter() - middle_s)
             if index < rerun_n:
                 rerun_s.append(rerun(theirs, ids, n))
-        start_s = time.perf_counter()
-        batches = sorted(encoded, key=len)
-        outputs = [
-            out for i in range(0, len(batches), BATCH) for out in engine.texts(batches[i : i + BATCH], n, str(i))
-        ]
-        batch_s = time.perf_counter() - start_s
+        alone, batched = side_by_side(engine, 2 if quick else BATCH_PROMPTS, n)
 
     curve = [(a + r) / a for a, r in zip(alone_s, replay_s, strict=True)]
     cheaper = [o / (a + r) for a, r, o in zip(alone_s, replay_s, rerun_s, strict=False)]
-    rates = len(alone_s) * n / sum(alone_s), sum(map(len, outputs)) / batch_s
     print(f"{prompts_n} prompts, {n} tokens, {DTYPE}, one thread; load average {load_average()}")
     print(f"target alone                       {median(alone_s):7.2f} s a prompt (median)")
     print(f"replay, 3 drafters x gamma 1..8    {median(replay_s):7.2f} s")
     print(f"whole curve / target alone         {median(curve):7.2f} x   [{min(curve):.2f} to {max(curve):.2f}]")
     print(f"24 re-runs of transformers         {median(rerun_s):7.2f} s   ({len(rerun_s)} prompts)")
     print(f"re-runs / whole curve              {median(cheaper):7.1f} x   [{min(cheaper):.1f} to {max(cheaper):.1f}]")
-    ratio = f"{rates[1] / rates[0]:7.2f} x   ({rates[1]:.1f} / {rates[0]:.1f} tokens per s)"
-    print(f"batch of {min(BATCH, prompts_n):2} / one by one           {ratio}")
+    rates = f"({batched:.1f} / {alone:.1f} tokens per s)"
+    print(f"batches of {REPLAY_BATCH} / one by one         {batched / alone:7.2f} x   {rates}")
+
+
+def side_by_side(engine: LocalEngine, prompts_n: int, n: int) -> tuple[float, float]:
+    """Tokens per second of the target alone, text by text and in batches, over the same prompts; the two take turns
+    batch by batch."""
+    prompts = select(load_workload(str(shipped("workloads/mixed.jsonl"))).prompts, prompts_n, seed=0)
+    encoded = sorted((engine.encode(prompt) for prompt in prompts), key=len, reverse=True)
+    engine.reserve(len(encoded[0]) + n + 1)
+    alone_s = batched_s = 0.0
+    for begin in range(0, len(encoded), REPLAY_BATCH):
+        batch = encoded[begin : begin + REPLAY_BATCH]
+        start_s = time.perf_counter()
+        engine.texts(batch, n, "")
+        middle_s = time.perf_counter()
+        for ids in batch:
+            engine.generate(ids, ARMS[0], max_new_tokens=n, seed_text="")
+        batched_s += middle_s - start_s
+        alone_s += time.perf_counter() - middle_s
+    return len(encoded) * n / alone_s, len(encoded) * n / batched_s
 
 
 def score_and_replay(engine: LocalEngine, config: RunConfig, prompt: Prompt, ids: list[int], tokens: list[int]) -> None:

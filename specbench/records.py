@@ -147,8 +147,9 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class CostPoint:
-    """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others:
-    median over `passes` with an interval of about 95 % from order statistics."""
+    """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others, in
+    each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. A
+    point with `context` 0 is a prefill of so many tokens."""
 
     model: str | None
     context: int
@@ -157,6 +158,7 @@ class CostPoint:
     low_s: float
     high_s: float
     passes: int
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,9 +146,10 @@ def _contexts(encoded: Sequence[Encoded], config: RunConfig) -> list[int]:
 def _replay_only(
     engine: LocalEngine, encoded: Sequence[Encoded], config: RunConfig, writer: RunWriter, observer: Observer
 ) -> None:
-    """Texts of the target alone and their positions under every draft, in batches of prompts of like length."""
+    """Texts of the target alone and their positions under every draft, in batches of prompts of like length; the
+    longest first, so that what does not fit in memory fails at once and later batches use what earlier ones freed."""
     scored = _scored(writer.folder)
-    order = sorted(encoded, key=lambda item: len(item.ids))
+    order = sorted(encoded, key=lambda item: len(item.ids), reverse=True)
     texts = 1 if config.sampling.greedy else config.repeats
     observer.begin(len(order) * texts, 0)
     with PositionWriter(writer.folder) as positions:

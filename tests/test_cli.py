@@ -11,7 +11,8 @@ from conftest import CANARY
 from typer.testing import CliRunner
 
 from specbench import __version__
-from specbench.cli import _exit_strictly, app
+from specbench.cli import app
+from specbench.cli.show import exit_strictly
 
 runner = CliRunner()
 
@@ -102,7 +103,7 @@ def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
 def test_with_several_drafts_one_that_pays_is_enough(verdicts, code):
     fake_summary = SimpleNamespace(drafts=[SimpleNamespace(verdict=verdict) for verdict in verdicts])
     with pytest.raises(typer.Exit) as caught:
-        _exit_strictly(fake_summary, True)
+        exit_strictly(fake_summary, True)
     assert caught.value.exit_code == code
 
 

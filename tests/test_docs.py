@@ -15,7 +15,8 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS
 from specbench import records
-from specbench.cli import STRICT_EXIT, app
+from specbench.cli import app
+from specbench.cli.show import STRICT_EXIT
 from specbench.config import RunConfig
 from specbench.report import cautions, contract, replayed
 from specbench.workload import cautions as workload_cautions

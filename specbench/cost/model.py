@@ -38,15 +38,18 @@ class RoundCosts:
         return self.verify_s[0] + self.other_s
 
 
-def round_costs(points: Sequence[CostPoint], draft: str | None, context: float, other_s: float) -> RoundCosts:
-    """Probed medians at one context length, between the lengths that were probed linear, beyond them held. A draft that
-    was not probed (n-gram look-up: microseconds) costs nothing."""
+def round_costs(
+    points: Sequence[CostPoint], draft: str | None, context: float, other_s: float, batch: int = 1
+) -> RoundCosts:
+    """Probed medians at one context length and batch, between the lengths that were probed linear, beyond them held. A
+    draft that was not probed (n-gram look-up: microseconds) costs nothing."""
+    steps = [p for p in points if p.batch == batch and p.context > 0]
 
     def at(model: str | None, tokens: int) -> float:
-        mine = sorted((p for p in points if p.model == model and p.tokens == tokens), key=lambda p: p.context)
+        mine = sorted((p for p in steps if p.model == model and p.tokens == tokens), key=lambda p: p.context)
         return float(np.interp(context, [p.context for p in mine], [p.median_s for p in mine])) if mine else 0.0
 
-    widest = max(p.tokens for p in points if p.model is None)
+    widest = max(p.tokens for p in steps if p.model is None)
     verify_s = tuple(at(None, tokens) for tokens in range(1, widest + 1))
     return RoundCosts(verify_s, at(draft, 1), at(draft, 2), other_s)
 

@@ -6,6 +6,7 @@ are resampled whole and in pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +19,8 @@ Floats = NDArray[np.float64]
 
 MIN_PROMPTS = 10
 RESAMPLES = 2000
+# Resample counts held at a time: 8 MB, whatever the number of prompts.
+PART = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...]) -> Fl
     if n < MIN_PROMPTS or not all(column.sum() > 0 for column in (*above, *below)):
         return None
     estimate, error = (float(x[0]) for x in _log_ratio(above, below, np.ones((1, n))))
-    resampled, errors = _log_ratio(above, below, _resamples(n))
+    parts = [_log_ratio(above, below, weights) for weights in _resamples(n)]
+    resampled, errors = (np.concatenate(column) for column in zip(*parts, strict=True))
     # A resample without spread (or in which a total vanished) has no distance to measure.
     usable = np.isfinite(resampled) & (errors > 1e-12)
     if error <= 1e-12 or not usable.any():
@@ -108,7 +112,21 @@ def _log_ratio(above: tuple[Floats, ...], below: tuple[Floats, ...], weights: Fl
     return value, error
 
 
-@lru_cache(maxsize=64)
-def _resamples(n: int) -> Floats:
-    """How often each of `n` prompts is drawn in each resample [RESAMPLES, n]; the same for every question."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+def _resamples(n: int) -> Iterator[Floats]:
+    """How often each of `n` prompts is drawn in each resample, in parts [some, n] of bounded size, RESAMPLES rows in
+    all; the same for every question."""
+    if n * RESAMPLES <= PART:
+        yield _few_resamples(n)
+        return
+    rng, rows = np.random.default_rng(0), max(1, PART // n)
+    for begin in range(0, RESAMPLES, rows):
+        yield _multinomial(rng, n, min(rows, RESAMPLES - begin))
+
+
+@lru_cache(maxsize=32)
+def _few_resamples(n: int) -> Floats:
+    return _multinomial(np.random.default_rng(0), n, RESAMPLES)
+
+
+def _multinomial(rng: np.random.Generator, n: int, rows: int) -> Floats:
+    return rng.multinomial(n, np.full(n, 1 / n), size=rows).astype(np.float64)

@@ -47,9 +47,10 @@ def generate_batch(
         # transformers cuts to the best 50 tokens where nothing else is said
         **(warped | ({} if sampling.greedy else {"top_k": sampling.top_k})),
     )
+    cache = RewindableCache(int(model.config.get_text_config().num_hidden_layers), longest + max_new_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        out = model.generate(ids, attention_mask=mask, generation_config=config)
+        out = model.generate(ids, attention_mask=mask, generation_config=config, past_key_values=cache)
     return [_until_end(row, eos) for row in out[:, longest:].tolist()]
 
 

@@ -1,0 +1,17 @@
+"""The command line: parse, call, print. stdout is the product, stderr the progress; heavy imports wait until a
+command needs them."""
+
+from __future__ import annotations
+
+import os
+
+# Commands appear in --help in the order in which their modules are imported.
+from specbench.cli import measure, stored  # noqa: F401
+from specbench.cli.app import app
+
+
+def main() -> None:
+    """The `specbench` command."""
+    # Library chatter (progress bars, advice) belongs to no one who reads our stderr.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app(prog_name="specbench")

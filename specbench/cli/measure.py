@@ -1,0 +1,100 @@
+"""`specbench measure` and `specbench sweep`: one function, since one is the other with a single gamma."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specbench.cli.app import app
+from specbench.cli.show import show, show_replay
+from specbench.errors import ConfigError
+
+RUN_HELP = {
+    "measure": "Time the target alone and target + draft at one gamma, paired and interleaved.",
+    "sweep": "Time the target alone and target + draft at every gamma; find the best.",
+}
+
+
+@app.command("sweep", help=RUN_HELP["sweep"])
+@app.command("measure", help=RUN_HELP["measure"])
+def measure_or_sweep(
+    ctx: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file; flags override it.  [default: configs/default.yaml]")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Model id or directory.")] = None,
+    draft: Annotated[list[str] | None, typer.Option(help="Draft model id or directory; repeatable.")] = None,
+    workload: Annotated[str | None, typer.Option(help="Prompt file, or hub:ID for a data set.")] = None,
+    gamma: Annotated[
+        str | None, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most N prompts, spread over the categories.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Put before prompts that have none.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to generate at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 is off.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For sampling, order and selection.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the free cores less one]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences at a time; only 1 in this version.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Measure every prompt in every arm N times.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Of intervals and verdicts, such as 0.95.")] = None,
+    trust_remote_code: Annotated[list[str] | None, typer.Option(help="Model whose own code may run.")] = None,
+    keep_text: Annotated[bool | None, typer.Option("--keep-text", help="Store prompt and output texts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where run folders go.")] = None,
+    name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--fresh", help="Demand an unfinished run, or start a new one.  [default: resume if any]"
+        ),
+    ] = None,
+    replay_only: Annotated[
+        bool, typer.Option("--replay-only", help="Acceptance at every gamma from batched passes, no wall clock.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+) -> None:
+    flags = dict(ctx.params)
+    for own in ("config", "resume", "replay_only", "as_json", "quiet", "strict"):
+        flags.pop(own)
+    flags["out"] = None if out is None else str(out)
+    flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
+    from specbench.config import load_config
+    from specbench.shipped import shipped
+
+    command = str(ctx.command.name)
+    settings = load_config(config or shipped("configs/default.yaml"), flags)
+    gammas = settings.gamma
+    if strict and replay_only:
+        raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
+    if command == "measure":
+        if replay_only:
+            raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
+        if gamma is None:
+            gammas = (settings.measure_gamma,)
+        elif len(gammas) != 1:
+            raise ConfigError(
+                f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
+            )
+    from specbench.progress import RunProgress
+    from specbench.report.summarise import summarise
+    from specbench.run import run
+    from specbench.store import read_run
+
+    mode = {None: "auto", True: "resume", False: "fresh"}[resume]
+    with RunProgress(quiet=quiet) as progress:
+        folder = run(settings, command, gammas, progress, mode=mode, replay_only=replay_only)
+    if replay_only:
+        show_replay(folder, gammas, 0.0, as_json)
+        return
+    show(summarise(read_run(folder)), settings.policy, as_json, strict)

@@ -1,0 +1,74 @@
+"""What several commands share: finding a run, printing its tables or JSON, the exit code under --strict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from specbench.errors import StoreError
+
+if TYPE_CHECKING:
+    from specbench.records import Policy
+    from specbench.report.contract import Summary
+
+STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}  # from the best verdict to the worst
+
+
+def newest(out: Path, *, timed: bool = False) -> Path:
+    """The newest run folder; if `timed`, the newest with a wall clock."""
+    from specbench.store import find_runs, read_run
+
+    for folder in find_runs(out):
+        if not timed or read_run(folder).run.get("command") != "replay":
+            return folder
+    raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+
+
+def show_replay(folder: Path, gammas: Sequence[int], cutoff: float, as_json: bool) -> None:
+    from specbench.positions import read_positions
+    from specbench.report.replayed import replayed
+    from specbench.store import read_run
+
+    stored = read_run(folder)
+    texts = read_positions(folder)
+    if not texts:
+        raise StoreError("Nothing to replay in this run yet", where=str(folder), cure="Run specbench sweep.")
+    found = replayed(str(folder), texts, gammas, cutoff, stored.run["config"]["policy"]["confidence"])
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    from rich.console import Console
+
+    from specbench.report.tables import replay_tables
+
+    console = Console()
+    for part in replay_tables(found):
+        console.print(part)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary.to_json(), allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from specbench.report.tables import sweep_tables
+
+        console = Console()
+        for part in sweep_tables(summary, policy):
+            console.print(part)
+        console.print(f"Run folder: {summary.run}", highlight=False, soft_wrap=True)
+        typer.echo(f"For the decision brief: specbench brief {summary.run}", err=True)
+    exit_strictly(summary, strict)
+
+
+def exit_strictly(summary: Summary, strict: bool) -> None:
+    """With several drafts the best verdict decides: one way that pays is enough."""
+    if strict:
+        found = {draft.verdict for draft in summary.drafts}
+        raise typer.Exit(next(code for verdict, code in STRICT_EXIT.items() if verdict in found))

@@ -1,0 +1,90 @@
+"""Commands that read what is there: `brief` and `replay` a stored run, `workload` a prompt file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specbench.cli.app import app
+from specbench.cli.show import exit_strictly, newest, show_replay
+from specbench.errors import ConfigError
+
+
+@app.command("brief")
+def brief(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of the brief.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+) -> None:
+    """Write the decision brief (markdown and figures) from a run folder."""
+    from specbench.report.brief import write_brief
+    from specbench.report.summarise import summarise
+    from specbench.store import read_run
+
+    stored = read_run(run or newest(out, timed=True))
+    summary = summarise(stored)
+    path = write_brief(stored, summary)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                summary.to_json() | {"policy": stored.run["config"]["policy"], "brief": str(path)}, allow_nan=False
+            )
+        )
+    else:
+        typer.echo(path.read_text(encoding="utf-8"))
+        typer.echo(f"Written to {path}", err=True)
+    exit_strictly(summary, strict)
+
+
+@app.command("replay")
+def replay(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    gamma: Annotated[str, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4.")] = "1..8",
+    cutoff: Annotated[float, typer.Option(help="Stop drafting below this draft confidence (llama.cpp: p-min).")] = 0.0,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Acceptance at any draft length and cut-off, from a stored run, without a model."""
+    from specbench.config import parse_gammas
+
+    try:
+        gammas = parse_gammas(gamma)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--gamma") from None
+    if not 0.0 <= cutoff < 1.0:
+        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", cure="Give a number from 0 to below 1.")
+    show_replay(run or newest(out), gammas, cutoff, as_json)
+
+
+@app.command("workload")
+def workload_profile(
+    file: Annotated[str, typer.Argument(help="Prompt file, or hub:ID for a data set.")],
+    column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
+    category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check a prompt file and say what is in it."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from specbench.report.tables import workload_tables
+    from specbench.workload import load_workload, profile
+
+    loaded = load_workload(file, column=column, category_column=category_column)
+    found = profile(loaded)
+    if as_json:
+        cautions = [asdict(caution) for caution in loaded.cautions]
+        typer.echo(
+            json.dumps(
+                {"source": loaded.source, "sha256": loaded.sha256, "profile": asdict(found), "warnings": cautions}
+            )
+        )
+        return
+    console = Console()
+    for part in workload_tables(loaded, found):
+        console.print(part)
