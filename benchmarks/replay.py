@@ -2,8 +2,8 @@
 
 Per prompt, in an order drawn anew: the target alone (ours, one text); scoring that text under three drafters and
 replaying gamma 1 to 8 of each; and, as people do today, transformers' assisted generation and prompt lookup once for
-each of those 24 settings. Then the texts of BATCH_PROMPTS prompts, one by one and in batches as `--replay-only` makes
-them.
+each of those 24 settings. Then the texts of BATCH_PROMPTS prompts, of BATCH_TOKENS tokens each, one by one and in
+batches as `--replay-only` makes them.
 
 Regime: as benchmarks.baseline. Scoring three drafters includes one draft model and two n-gram look-ups.
 """
@@ -23,7 +23,6 @@ from specbench.bench import text_of
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.drafters import parse_draft
-from specbench.drafters.ngram import NgramSpec
 from specbench.engines.local import LocalEngine
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm, Prompt
@@ -33,7 +32,7 @@ from specbench.workload import load_workload, select
 
 DRAFTS = (DRAFT, "ngram:n=3", "ngram:n=2")
 GAMMAS = range(1, 9)
-BATCH_PROMPTS = 48
+BATCH_PROMPTS, BATCH_TOKENS = 48, 48
 
 
 def main(*, quick: bool = False) -> None:
@@ -60,7 +59,7 @@ def main(*, quick: bool = False) -> None:
             replay_s.append(time.perf_counter() - middle_s)
             if index < rerun_n:
                 rerun_s.append(rerun(theirs, ids, n))
-        alone, batched = side_by_side(engine, 2 if quick else BATCH_PROMPTS, n)
+        alone, batched = side_by_side(engine, 2 if quick else BATCH_PROMPTS, BATCH_TOKENS)
 
     curve = [(a + r) / a for a, r in zip(alone_s, replay_s, strict=True)]
     cheaper = [o / (a + r) for a, r, o in zip(alone_s, replay_s, rerun_s, strict=False)]
@@ -105,10 +104,10 @@ def rerun(theirs: Theirs, ids: list[int], n: int) -> float:
     """Seconds for all 24 settings, one after the other."""
     start_s = time.perf_counter()
     for draft in DRAFTS:
-        spec = parse_draft(draft)
+        ngram = parse_draft(draft).ngram
         for gamma in GAMMAS:
-            if isinstance(spec, NgramSpec):
-                lookup(theirs, ids, n, gamma, spec.n)
+            if ngram is not None:
+                lookup(theirs, ids, n, gamma, ngram.n)
             else:
                 theirs(ids, Arm("speculative", draft, gamma), n)
     return time.perf_counter() - start_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from specbench.acceptance.replay import Blocks, Positions, Text
@@ -162,5 +162,11 @@ def text_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: 
     """The scores of one text with what it takes to replay them."""
     from specbench.acceptance.score import BlockScores
 
-    kind = Blocks if isinstance(scores, BlockScores) else Positions
-    return kind(prompt.id, prompt.category, draft, repeat, config.max_new_tokens, *astuple(scores))
+    origin = prompt.id, prompt.category, draft, repeat, config.max_new_tokens
+    found = scores if isinstance(scores, BlockScores) else scores.blocks
+    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched)
+    if isinstance(scores, BlockScores):
+        assert blocks is not None
+        return blocks
+    numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
+    return Positions(*origin, *numbers, scores.ends, blocks)

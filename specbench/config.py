@@ -20,6 +20,7 @@ from specbench.errors import ConfigError
 from specbench.records import Policy, Sampling
 
 MAX_GAMMA = 64
+MAX_BATCH = 1024
 DEFAULT_WORKLOAD = "workloads/mixed.jsonl"
 
 
@@ -45,6 +46,7 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     batch_size: int = 1
+    probe_batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 1
     max_other_cores: float = 0.5
     out: str = "reports"
@@ -62,8 +64,8 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """The part that decides what is measured: two runs that differ here may not share a folder."""
-        cosmetic = {"out", "name", "policy", "keep_text", "trust_remote_code"}
+        """The part that decides what trials measure: two runs that differ here may not share a folder."""
+        cosmetic = {"out", "name", "policy", "keep_text", "trust_remote_code", "probe_batch_sizes"}
         return {key: value for key, value in self.as_dict().items() if key not in cosmetic}
 
     def fingerprint(self) -> str:
@@ -91,6 +93,12 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     if len(set(config.draft)) != len(config.draft):
         raise ConfigError("The same draft is named twice", where=where, cure="Name each draft once.")
     return config
+
+
+def override_policy(stored: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored run's policy with the flags that are not None over it. Raises ConfigError for a bad value."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return {**stored, **_check(given, _POLICY_CHECKS, "flags")}
 
 
 def parse_gammas(text: object) -> tuple[int, ...]:
@@ -205,6 +213,19 @@ def _gammas(value: Any) -> tuple[int, ...]:
     return parse_gammas(value)
 
 
+def _batch_sizes(value: Any) -> tuple[int, ...]:
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    try:
+        sizes = [part if isinstance(part, int) else int(str(part)) for part in parts]
+    except ValueError:
+        raise ValueError(f"{value!r} is no list of batch sizes; write 1,2,4,8") from None
+    if not sizes or any(isinstance(size, bool) or not 1 <= size <= MAX_BATCH for size in sizes):
+        raise ValueError(f"{value!r}: a batch has between 1 and {MAX_BATCH} sequences")
+    if len(set(sizes)) != len(sizes):
+        raise ValueError(f"{value!r} names a batch size twice")
+    return tuple(sorted(sizes))
+
+
 def _name(value: Any) -> str | None:
     text = _text(optional=True)(value)
     if text is not None and (any(c in text for c in '/\\\0:*?"<>|') or text.startswith(".") or len(text) > 80):
@@ -224,12 +245,40 @@ def _batch_size(value: Any) -> int:
     return 1
 
 
+def _optional(check: Callable[[Any], float]) -> Callable[[Any], float | None]:
+    return lambda value: None if value is None else check(value)
+
+
+def _mix(value: Any) -> dict[str, float] | None:
+    """`code=0.6,chat=0.4` or a mapping -> shares that add up to 1."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",")]
+        value = {name.strip(): share.strip() for name, _, share in pairs}
+    if not isinstance(value, dict) or not value or any(not isinstance(name, str) or not name for name in value):
+        raise ValueError("write category=share,..., such as code=0.6,chat=0.4")
+    shares: dict[str, float] = {}
+    for name, share in value.items():
+        try:
+            shares[name] = _number(0, 1e9, above=True)(float(share))
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}={share!s}: a share is a number above 0; write code=0.6,chat=0.4") from None
+    total = sum(shares.values())
+    if abs(total - 1) > 0.011:
+        raise ValueError(f"the shares add up to {total:g}, not 1")
+    return {name: share / total for name, share in shares.items()}
+
+
 _POLICY_CHECKS: dict[str, Callable[[Any], Any]] = {
     "min_speedup": _number(0, 100, above=True),
     "metric": _text(choices=("decode", "e2e")),
     "confidence": _number(0.5, 0.9999),
     "slower_than": _number(0, 1),
     "max_slower_share": _number(0, 1),
+    "mix": _mix,
+    "price_per_hour": _optional(_number(0, 1e9, above=True)),
+    "max_added_gb": _optional(_number(0, 1e6)),
 }
 
 _RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
@@ -251,6 +300,7 @@ _RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "device": _text(choices=("auto", "cpu", "cuda", "mps")),
     "threads": _whole(1, 4096, optional=True),
     "batch_size": _batch_size,
+    "probe_batch_sizes": _batch_sizes,
     "repeats": _whole(1, 1000),
     "max_other_cores": _number(0, 4096, above=True),
     "out": _text(),

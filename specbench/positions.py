@@ -16,6 +16,7 @@ from pyarrow import ipc
 from specbench.acceptance.replay import Blocks, Positions, Text
 from specbench.errors import StoreError
 
+COMMON = ("prompt_id", "category", "draft", "repeat", "limit")
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q")
 BLOCK_NUMBERS = ("proposed", "matched")
 
@@ -28,8 +29,9 @@ SCHEMA = pa.schema(
         ("limit", pa.int32()),
         *((name, pa.list_(pa.float32())) for name in NUMBERS),
         ("ends", pa.list_(pa.bool_())),
-        # block drafters have these two instead
+        # block drafters have these instead, and an n-gram look-up before a draft model beside them
         *((name, pa.list_(pa.int32())) for name in BLOCK_NUMBERS),
+        ("block_gammas", pa.int32()),  # columns of the two, which are flattened; null: one, for every gamma
     ]
 )
 
@@ -56,9 +58,9 @@ class PositionWriter:
             if self._stream is None:
                 self._sink = pa.OSFile(str(self._path), "wb")
                 self._stream = ipc.new_stream(self._sink, SCHEMA)
-            row = [[getattr(text, name, None)] for name in SCHEMA.names]
+            row = _row(text)
             self._stream.write_batch(
-                pa.record_batch([pa.array(v, t.type) for v, t in zip(row, SCHEMA, strict=True)], schema=SCHEMA)
+                pa.record_batch([pa.array([row.get(field.name)], field.type) for field in SCHEMA], schema=SCHEMA)
             )
         except OSError as error:
             raise StoreError(
@@ -82,13 +84,29 @@ def read_positions(folder: Path) -> list[Text]:
     return list(found.values())
 
 
+def _row(text: Text) -> dict[str, Any]:
+    row = {name: getattr(text, name) for name in COMMON}
+    blocks = text if isinstance(text, Blocks) else text.blocks
+    if blocks is not None:
+        row |= {name: getattr(blocks, name).ravel() for name in BLOCK_NUMBERS}
+        row["block_gammas"] = blocks.proposed.shape[1] if blocks.proposed.ndim == 2 else None
+    if isinstance(text, Positions):
+        row |= {name: getattr(text, name) for name in (*NUMBERS, "ends")}
+    return row
+
+
 def _text(row: dict[str, Any]) -> Text:
-    values: dict[str, Any] = {name: row[name] for name in ("prompt_id", "category", "draft", "repeat", "limit")}
+    common: dict[str, Any] = {name: row[name] for name in COMMON}
+    blocks = None
     if row["matched"] is not None:
-        values |= {name: np.array(row[name], dtype=np.int32) for name in BLOCK_NUMBERS}
-        return Blocks(**values)
-    values |= {name: np.array(row[name], dtype=np.float32) for name in NUMBERS}
-    return Positions(**values, ends=np.array(row["ends"], dtype=bool))
+        columns = row.get("block_gammas")
+        shape = (-1,) if columns is None else (-1, columns)
+        proposed, matched = (np.array(row[name], dtype=np.int32).reshape(shape) for name in BLOCK_NUMBERS)
+        blocks = Blocks(**common, proposed=proposed, matched=matched)
+        if row["accept"] is None:
+            return blocks
+    numbers: dict[str, Any] = {name: np.array(row[name], dtype=np.float32) for name in NUMBERS}
+    return Positions(**common, **numbers, ends=np.array(row["ends"], dtype=bool), blocks=blocks)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -149,7 +149,8 @@ class Trial:
 class CostPoint:
     """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others, in
     each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. A
-    point with `context` 0 is a prefill of so many tokens."""
+    point with `context` 0 is a prefill of so many tokens. `phase` is "read" for one forward pass, or "draft" for a
+    whole draft phase of `tokens` tokens as the loop drives it."""
 
     model: str | None
     context: int
@@ -159,6 +160,7 @@ class CostPoint:
     high_s: float
     passes: int
     batch: int = 1
+    phase: str = "read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +193,18 @@ class Caution:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the user asks of speculation before turning it on."""
+    """What the user asks of speculation before turning it on. `mix` is the share of requests of each category in the
+    user's traffic; `price_per_hour` of the machine, in any currency; `max_added_gb` the memory a draft may take, in
+    gigabytes of 10^9 bytes."""
 
     min_speedup: float = 1.10
     metric: Metric = "decode"
     confidence: float = 0.95
     slower_than: float = 0.95
     max_slower_share: float = 0.25
+    mix: dict[str, float] | None = None
+    price_per_hour: float | None = None
+    max_added_gb: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, text_of
 from specbench.config import DEFAULT_WORKLOAD, RunConfig
 from specbench.cost.load import free_cores, load_average
+from specbench.cost.plan import Costs, ProbePlan, run_plan
+from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import parse_draft
 from specbench.errors import StoreError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
@@ -47,16 +49,20 @@ def run(
     *,
     mode: str = "auto",
     replay_only: bool = False,
+    costs: Path | None = None,
 ) -> Path:
     """Run or continue; returns the run folder, in which every finished trial already lies.
 
-    `replay_only` measures acceptance and no wall clock. `mode`: "fresh" starts a new folder, "resume" demands an
+    `replay_only` measures acceptance and no wall clock. `costs`: the folder of a probe in this very setting, whose
+    points are taken instead of timing the models alone. `mode`: "fresh" starts a new folder, "resume" demands an
     unfinished one, "auto" takes an unfinished one if there is one with the same configuration. KeyboardInterrupt
     passes through after the folder is marked interrupted.
     """
     config = replace(config, gamma=tuple(gammas))
     for draft in config.draft:
         parse_draft(draft)  # refuse what cannot be drafted with before anything is loaded
+    if costs is not None:
+        require_probe(costs)
     kind = "replay" if replay_only else command
     earlier = _unfinished(config, kind, mode)
     workload = load_workload(
@@ -72,8 +78,10 @@ def run(
     observer.say(f"Loading {config.target} and {', '.join(config.draft)}")
     engine = LocalEngine(config, threads)
     encoded, skipped = _fit(engine, chosen, config)
+    engine.settle([item.ids for item in encoded], {} if earlier is None else _layers(earlier))
     planned = len(encoded) * len(plan_arms(config, gammas)) * config.repeats
     now = run_record(config, kind, engine, workload, encoded, skipped, threads, planned)
+    reused = None if costs is None else stored_costs(costs, now, _probe_plan(encoded, config))
     if earlier is None:
         folder = new_folder(Path(config.out), config.name or kind)
         record = now
@@ -88,7 +96,7 @@ def run(
             if replay_only:
                 _replay_only(engine, encoded, config, writer, observer)
             else:
-                _measure(engine, encoded, plan_arms(config, gammas), config, writer, observer)
+                _measure(engine, encoded, plan_arms(config, gammas), config, writer, observer, reused)
         except KeyboardInterrupt:
             writer.update(status="interrupted")
             raise
@@ -113,6 +121,7 @@ def _measure(
     config: RunConfig,
     writer: RunWriter,
     observer: Observer,
+    reused: Costs | None,
 ) -> None:
     """Every prompt through every arm, then its positions; what an earlier session finished is skipped."""
     attempts, done = _progress(read_run(writer.folder).trials)
@@ -124,9 +133,12 @@ def _measure(
         bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
         bench.warm_up(order[0], arms)
         if "probe" not in writer.run:
-            observer.say("Timing the models alone")
-            points = engine.probe(order[0].ids, _contexts(order, config), max(config.gamma) + 1)
-            writer.update(probe=[asdict(point) for point in points])
+            if reused is None:
+                observer.say("Timing the models alone")
+            costs = engine.probe(order[0].ids, _probe_plan(order, config)) if reused is None else reused
+            cautions = [asdict(caution) for caution in costs.cautions]
+            writer.update(probe=[asdict(point) for point in costs.points], probe_from=costs.source)
+            writer.update(warnings=[*writer.run["warnings"], *cautions])
         observer.begin(total, len(done))
         for item in order:
             for repeat in range(config.repeats):
@@ -136,11 +148,8 @@ def _measure(
             bench.close_prompt(item, arms, scored)
 
 
-def _contexts(encoded: Sequence[Encoded], config: RunConfig) -> list[int]:
-    """Lengths at which the models are probed: the middle of short, median and long texts of this workload."""
-    lengths = sorted(len(item.ids) for item in encoded)
-    chosen = {lengths[int(share * (len(lengths) - 1))] for share in (0.1, 0.5, 0.9)}
-    return [length + config.max_new_tokens // 2 for length in sorted(chosen)]
+def _probe_plan(encoded: Sequence[Encoded], config: RunConfig) -> ProbePlan:
+    return run_plan([len(item.ids) for item in encoded], config)
 
 
 def _replay_only(
@@ -165,6 +174,12 @@ def _replay_only(
                         for item, one in zip(batch, scores, strict=True):
                             positions.append(text_of(item.prompt, draft, repeat, config, one))
                 observer.advance(len(batch))
+
+
+def _layers(earlier: StoredRun) -> dict[str, int]:
+    """Layers that an earlier session chose for its skip drafts."""
+    drafts = earlier.run.get("drafts", {})
+    return {spec: facts["layers"] for spec, facts in drafts.items() if "layers" in facts}
 
 
 def _scored(folder: Path) -> set[TrialKey]:

@@ -32,7 +32,18 @@ def swept(lab, tmp_path_factory):
 def test_sweep_json_is_one_object_with_the_contract_keys(swept):
     _out, result = swept
     found = json.loads(result.stdout)
-    assert list(found) == ["run", "schema", "target", "engine", "hardware", "noise_floor", "drafts", "warnings"]
+    assert list(found) == [
+        "run",
+        "schema",
+        "target",
+        "engine",
+        "hardware",
+        "noise_floor",
+        "drafts",
+        "warnings",
+        "choice",
+        "mix",
+    ]
     (draft,) = found["drafts"]
     expected = "draft verdict reasons best_gamma baseline_tokens_per_s alpha alpha_low alpha_high gammas categories"
     assert set(expected.split()) <= set(draft)
@@ -93,15 +104,11 @@ def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "code"),
-    [
-        (["GO", "NO-GO"], 0),
-        (["NO-GO", "UNCLEAR"], 4),
-        (["NO-GO", "NO-GO"], 3),
-    ],
+    ("verdict", "code"),
+    [("GO", 0), ("NO-GO", 3), ("UNCLEAR", 4), (None, 4)],
 )
-def test_with_several_drafts_one_that_pays_is_enough(verdicts, code):
-    fake_summary = SimpleNamespace(drafts=[SimpleNamespace(verdict=verdict) for verdict in verdicts])
+def test_the_verdict_on_the_whole_run_decides_the_exit_code(verdict, code):
+    fake_summary = SimpleNamespace(choice=None if verdict is None else SimpleNamespace(verdict=verdict))
     with pytest.raises(typer.Exit) as caught:
         exit_strictly(fake_summary, True)
     assert caught.value.exit_code == code
@@ -116,7 +123,7 @@ def test_with_several_drafts_one_that_pays_is_enough(verdicts, code):
         (("--top-p", "nan"), "`top_p`: nan is not a number above 0 to 1 (flags)."),
         (("--dtype", "int8"), "`dtype`: 'int8' is none of float32, bfloat16, float16"),
         (("--resume",), "No unfinished run with this configuration"),
-        (("--draft", "ngram:n=x"), "'n=x' is no option of an n-gram drafter (ngram:n=x). Write ngram:n=3"),
+        (("--draft", "ngram:n=x"), "'n=x' is no option of an n-gram draft (ngram:n=x). Write ngram:n=3"),
         (("--strict", "--replay-only"), "There is no verdict without a wall clock (--strict). Drop --replay-only."),
     ],
 )

@@ -16,7 +16,7 @@ ROOT = Path(specbench.__file__).parent
 # From the command line down to the nouns; a room may import from its own line and from those below.
 LAYERS = [
     ["cli", "__main__"],
-    ["progress", "run"],
+    ["progress", "probing", "run"],
     ["runfile"],
     ["bench"],
     ["report"],

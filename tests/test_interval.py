@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import MIN_PROMPTS, Paired, share_interval, speedup_interval
+from specbench.decision.interval import MIN_PROMPTS, Paired, excess_variance, share_interval, speedup_interval
 
 
 def fake_prompts(rng, n, speedup, spread=0.3, noise=0.03):
@@ -99,13 +99,54 @@ def test_with_many_prompts_it_agrees_with_scipy():
 
 
 def test_resampling_tokens_instead_of_prompts_would_be_caught():
-    assert coverage(40, trials=100, cut=20) < 0.6
+    assert coverage(40, trials=100, cut=10) < 0.6
 
 
 def test_interval_and_probability_come_from_the_same_draws():
     interval = speedup_interval(fake_prompts(np.random.default_rng(6), 40, 1.3), 0.95)
     assert interval.probability_at_least(interval.low) == pytest.approx(0.975, abs=0.001)
     assert interval.probability_at_least(interval.high) == pytest.approx(0.025, abs=0.001)
+
+
+def test_draws_lie_alike_on_both_sides_of_the_estimate():
+    interval = speedup_interval(fake_prompts(np.random.default_rng(7), 12, 1.3), 0.95)
+    assert interval.low * interval.high == pytest.approx(interval.value**2)
+    assert interval.probability_at_least(interval.value) == pytest.approx(0.5, abs=0.001)
+
+
+def test_excess_widens_the_interval_and_the_doubt_but_not_the_value():
+    paired = fake_prompts(np.random.default_rng(8), 40, 1.3)
+    plain, wide = speedup_interval(paired, 0.95), speedup_interval(paired, 0.95, excess=0.1**2)
+    assert wide.value == plain.value
+    # variances add up: an error of 0.1 beside the prompts' own
+    half = np.log(plain.high / plain.low) / 2
+    assert np.log(wide.high / wide.low) / 2 == pytest.approx(np.hypot(half, 1.96 * 0.1), rel=0.05)
+    assert 0.5 < wide.probability_at_least(1.1) < plain.probability_at_least(1.1)
+    assert speedup_interval(paired, 0.95, excess=0.1**2) == wide  # seeded
+    assert speedup_interval(paired, 0.95, excess=0.0).draws == plain.draws
+
+
+def test_excess_widens_a_point_too():
+    paired = Paired(np.full(20, 2.0), np.full(20, 10.0), np.full(20, 1.0), np.full(20, 10.0))
+    interval = speedup_interval(paired, 0.95, excess=0.02**2)
+    assert (interval.low, interval.high) == pytest.approx((2 * np.exp(-0.0392), 2 * np.exp(0.0392)), rel=0.005)
+
+
+def test_excess_is_what_prompts_do_not_explain():
+    rng = np.random.default_rng(9)
+    tokens = np.full(100, 50.0)
+    first, second = rng.lognormal(0, 0.03, (2, 100))
+    assert excess_variance(Paired(first, tokens, second, tokens)) < 0.006**2
+    # a second arm that is 5 % slower throughout
+    assert excess_variance(Paired(first, tokens, 1.05 * second, tokens)) == pytest.approx(np.log(1.05) ** 2, rel=0.25)
+    # chance alone leaves on average 0.48 of the squared standard error: the mean of max(0, z^2 - 1)
+    found = []
+    for _ in range(400):
+        a, b = rng.lognormal(0, 0.03, (2, 100))
+        found.append(excess_variance(Paired(a, tokens, b, tokens)))
+    assert np.mean(found) == pytest.approx(0.48 * 2 * 0.03**2 / 100, rel=0.3)
+    few = Paired(first[:9], tokens[:9], 1.05 * second[:9], tokens[:9])
+    assert excess_variance(few) == 0.0  # no interval that it could widen
 
 
 def test_alpha_is_a_share_of_totals():

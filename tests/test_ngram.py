@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +16,8 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.score import match_blocks
-from specbench.drafters import parse_draft
-from specbench.drafters.ngram import NgramDrafter, NgramSpec
-from specbench.errors import ConfigError
+from specbench.drafters import NgramSpec
+from specbench.drafters.ngram import NgramDrafter
 from specbench.records import Sampling
 from specbench.report.summarise import summarise
 
@@ -114,26 +112,6 @@ def test_rounds_are_those_of_transformers_prompt_lookup(monkeypatch):
     free = sum(end <= 39 - 4 for end in ends)
     assert ours.rounds[:free] == rounds[:free]
     assert free > 15
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("ngram:n=0", "'n=0' is no option"),
-        ("ngram:size=3", "'size=3' is no option"),
-        ("ngram:n=2,min=3", "min is above n"),
-        ("skip:layers=8", "`skip:` drafters are not in this version"),
-    ],
-)
-def test_bad_specs(text, says):
-    with pytest.raises(ConfigError, match=says):
-        parse_draft(text)
-
-
-def test_specs():
-    assert parse_draft("ngram") == NgramSpec(3, 1)
-    assert parse_draft("ngram:n=4,min=2") == NgramSpec(4, 2)
-    assert parse_draft("demo:draft") == "demo:draft"
 
 
 def test_two_drafts_share_one_baseline_in_a_run(lab, tmp_path):

@@ -192,7 +192,7 @@ def mutants():
     """Off-by-one bugs in the walk, as source edits."""
     return {
         "no limit": ("k = min(gamma, limit - i - 1)", "k = gamma"),
-        "limit without bonus": ("limit - i - 1)", "limit - i)"),
+        "limit without bonus": ("k = min(gamma, limit - i - 1)", "k = min(gamma, limit - i)"),
         "bonus forgotten": ("start[:, after] += kept", "start[:, after - 1] += kept"),
         "correction forgotten": ("start[:, at + 1] += open_ - kept", "start[:, at] += open_ - kept"),
         "end of text ignored": ("open_ = kept * (at < size)", "open_ = kept"),

@@ -12,7 +12,7 @@ from test_run import FakeObserver, config_for, sweep
 from specbench.engines.batch import generate_batch, score_batch
 from specbench.positions import read_positions
 from specbench.records import Sampling
-from specbench.report import summarise as summarise_module
+from specbench.report import views as views_module
 from specbench.report.summarise import summarise
 from specbench.run import run
 from specbench.store import read_run
@@ -34,8 +34,8 @@ def test_replayed_and_live_rounds_are_equal_in_float32(stored):
 
 
 def test_a_replay_that_disagrees_is_a_warning(stored, monkeypatch):
-    honest = summarise_module.replay
-    monkeypatch.setattr(summarise_module, "replay", lambda texts, gamma: honest(texts, max(1, gamma - 1)))
+    honest = views_module.replay
+    monkeypatch.setattr(views_module, "replay", lambda texts, gamma, cutoff: honest(texts, max(1, gamma - 1)))
     codes = [c.code for c in summarise(stored).warnings]
     assert "replay-disagrees" in codes
     monkeypatch.undo()
@@ -45,8 +45,8 @@ def test_a_replay_that_disagrees_is_a_warning(stored, monkeypatch):
 def test_sampled_runs_are_compared_within_sampling_error(lab, tmp_path, monkeypatch):
     sampled = sweep(lab, tmp_path, gammas=(3,), temperature=0.8, max_new_tokens=40)
     assert "replay-disagrees" not in [c.code for c in summarise(sampled).warnings]
-    honest = summarise_module.replay
-    monkeypatch.setattr(summarise_module, "replay", lambda texts, gamma: honest(texts, 1))
+    honest = views_module.replay
+    monkeypatch.setattr(views_module, "replay", lambda texts, gamma, cutoff: honest(texts, 1))
     assert "replay-disagrees" in [c.code for c in summarise(sampled).warnings]
 
 
@@ -158,5 +158,5 @@ def test_batched_scores_are_those_of_single_texts():
             sampling=sampling,
             eos={11},
         )
-        for name in alone.__slots__:
+        for name in ("accept", "overlap", "confidence", "log_p", "log_q", "ends"):
             np.testing.assert_allclose(getattr(together, name), getattr(alone, name), atol=1e-4)

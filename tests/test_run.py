@@ -294,7 +294,8 @@ def test_a_system_prompt_is_private(lab, tmp_path):
 
 def test_the_models_are_probed_before_the_trials_and_predict_every_gamma(stored):
     points = stored.run["probe"]
-    assert {(p["model"] is None, p["tokens"]) for p in points} == {(True, n) for n in (1, 2, 3, 4)} | {
+    steps = [p for p in points if p["context"] and p["phase"] == "read"]
+    assert {(p["model"] is None, p["tokens"]) for p in steps} == {(True, n) for n in (1, 2, 3, 4)} | {
         (False, 1),
         (False, 2),
     }

@@ -8,7 +8,7 @@ it is min(1, q(x)/p(x)), and the walk becomes a sum over all ways the rounds can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,8 @@ class Positions:
     vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1.
     `ends`: the draft's own greedy token is an end of sequence, after which it drafts no further (False when sampling).
     `log_p`, `log_q`: log-probability of the emitted token after the warpers; `log_p` is NaN under greedy, where the
-    target's distribution is not needed. `limit` is max_new_tokens.
+    target's distribution is not needed. `limit` is max_new_tokens. `blocks` is there where an n-gram look-up goes first
+    and the draft model only drafts where that proposes nothing.
     """
 
     prompt_id: str
@@ -45,6 +46,7 @@ class Positions:
     log_p: Singles
     log_q: Singles
     ends: NDArray[np.bool_]
+    blocks: Blocks | None = None
 
     @property
     def tokens(self) -> int:
@@ -54,10 +56,12 @@ class Positions:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """One text of the target alone under a drafter that proposes a whole block at the round's start (n-grams). Entry i
-    of each array [n] is for a round that starts when i + 1 tokens are out: it would propose `proposed` tokens if gamma
-    let it, of which the first `matched` are the text's own. One-hot drafts are accepted exactly where they match, at
-    any temperature."""
+    """One text of the target alone under a drafter that proposes a whole block at the round's start. Entry i of each
+    array is for a round that starts when i + 1 tokens are out: `proposed` tokens, of which the first `matched` are the
+    text's own. One-hot drafts are accepted exactly where they match, at any temperature.
+
+    Arrays are [n] where a shorter block is the beginning of a longer one (n-grams), and [n, G] where it need not be (a
+    draft of k tokens that is translated to the target's): column k - 1 is for a round allowed k tokens, up to G."""
 
     prompt_id: str
     category: str | None
@@ -72,6 +76,18 @@ class Blocks:
         """Output tokens of the text."""
         return len(self.matched) + 1
 
+    def at(self, i: int, k: int) -> tuple[int, int]:
+        """Proposed and matched tokens of a round that starts when `i` tokens are out and is allowed `k`. Raises
+        ValueError beyond the longest block that was scored."""
+        if k == 0:
+            return 0, 0
+        if self.proposed.ndim == 1:
+            proposed = min(k, int(self.proposed[i - 1]))
+            return proposed, min(proposed, int(self.matched[i - 1]))
+        if k > self.proposed.shape[1]:
+            raise ValueError(f"this draft was scored up to gamma {self.proposed.shape[1]}, not {k}")
+        return int(self.proposed[i - 1, k - 1]), int(self.matched[i - 1, k - 1])
+
 
 Text = Positions | Blocks
 
@@ -83,8 +99,11 @@ class Expected:
     `reached[:, j-1]` rounds drafted at least j tokens, `survived[:, j-1]` had the first j accepted. What the draft does
     after its first wrong token is off the text and not known: it might draft an end of sequence there, or meet the
     confidence cut-off. `reached` and `drafted` assume that it does not, and are upper bounds; `drafted_low` assumes
-    that it stops at once. Rounds, accepted and survived do not depend on it. `catch_ups` rounds begin with a draft
-    model that has not read its own last token, since the round before accepted it; block drafters have none.
+    that it stops at once. Rounds, accepted and survived do not depend on it.
+
+    For the cost model: `catch_ups` rounds begin with a draft model that has tokens to read, since the round before
+    accepted all it drafted or was an n-gram's; `copied` drafts were an n-gram's and cost no draft step; `cut_offs`
+    draft steps gave a token that the cut-off kept from being drafted.
     """
 
     gamma: int
@@ -95,6 +114,8 @@ class Expected:
     survived: Floats
     drafted_low: Floats
     catch_ups: Floats
+    copied: Floats
+    cut_offs: Floats
 
     @property
     def drafted(self) -> Floats:
@@ -140,18 +161,22 @@ def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
     """The loop's own rounds, text by text: nothing about a block is uncertain."""
     rounds, accepted, rejections = (np.zeros(len(texts)) for _ in range(3))
     reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
+    catch_ups, idle = np.zeros(len(texts)), np.zeros(len(texts))
     for row, text in enumerate(texts):
         i = 1
         while i < text.tokens:
-            drafted = min(gamma, text.limit - i - 1, int(text.proposed[i - 1]))
-            kept = min(drafted, int(text.matched[i - 1]))
+            k = min(gamma, text.limit - i - 1)
+            drafted, kept = text.at(i, k)
             rounds[row] += 1
+            if text.proposed.ndim == 2:  # a model drafted k tokens of its own, whatever came of them
+                idle[row] += k - drafted
+                catch_ups[row] += k > 0
             accepted[row] += kept
             rejections[row] += kept < drafted
             reached[row, :drafted] += 1
             survived[row, :kept] += 1
             i += kept + 1
-    return rounds, accepted, rejections, reached, survived, reached.sum(1), np.zeros(len(texts))
+    return rounds, accepted, rejections, reached, survived, reached.sum(1), catch_ups, np.zeros(len(texts)), idle
 
 
 def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats, ...]:
@@ -166,18 +191,33 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
 
     start = np.zeros((len(texts), longest + gamma + 1))  # start[:, i]: a round begins when i tokens are out
     start[:, 1] = 1.0
-    rounds, accepted, rejections, drafted_low, catch_ups = (np.zeros(len(texts)) for _ in range(5))
+    behind = np.zeros_like(start)  # behind[:, i]: .. and the draft model has not read all of them
+    rounds, accepted, rejections, drafted_low, catch_ups, copied, cut_offs = (np.zeros(len(texts)) for _ in range(7))
     reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
     for i in range(1, longest):
         begun = start[:, i] * (i < size)
         rounds += begun
-        kept, stopped = begun, np.zeros(len(texts))
         k = min(gamma, limit - i - 1)  # the loop drafts no further than the limit allows
+        for row, drafted, matched in _copies(texts, i, k):
+            mass, begun[row] = begun[row], 0.0
+            accepted[row] += mass * matched
+            rejections[row] += mass * (matched < drafted)
+            reached[row, :drafted] += mass
+            survived[row, :matched] += mass
+            drafted_low[row] += mass * drafted
+            copied[row] += mass * drafted
+            start[row, i + matched + 1] += mass
+            behind[row, i + matched + 1] += mass
+            behind[row, i] = 0.0
+        if k > 0:
+            catch_ups += behind[:, i] * (i < size)
+        kept, stopped = begun, np.zeros(len(texts))
         for j in range(k):
             at = i + j  # draft j + 1 of the round stands for output token `at`
             open_ = kept * (at < size)  # else the text has ended with an accepted end of sequence
             drafting = open_ * drafts[:, at]
             stopped = stopped + kept - drafting
+            cut_offs += open_ - drafting
             refused = drafting * (1 - accept[:, at])
             kept = drafting - refused
             reached[:, j] += begun - stopped
@@ -189,9 +229,18 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             stopped = stopped + refused * ends[:, at]
         after = i + k + 1
         start[:, after] += kept  # all kept: the bonus follows
-        if k > 0 and limit - after - 1 > 0:
-            catch_ups += kept * (after < size)
-    return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups
+        if k > 0:
+            behind[:, after] += kept
+    return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups, copied, cut_offs
+
+
+def _copies(texts: Sequence[Positions], i: int, k: int) -> Iterator[tuple[int, int, int]]:
+    """(text, drafted, matched) for each text in which an n-gram look-up drafts the round that starts at `i`."""
+    for row, text in enumerate(texts):
+        if text.blocks is not None and i < text.tokens:
+            drafted, matched = text.blocks.at(i, k)
+            if drafted:
+                yield row, drafted, matched
 
 
 def _padded(columns: Sequence[NDArray[np.generic]], width: int) -> Floats:

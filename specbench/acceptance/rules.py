@@ -84,3 +84,8 @@ def residual(p: Tensor, q: Tensor | None, rejected: int) -> Tensor:
     total = left.sum()
     # p = q to the last bit leaves nothing over; then a rejection was rounding, and p itself is right.
     return left / total if total > 0 else p
+
+
+def confidence(logits: Tensor) -> float:
+    """The draft's top probability at temperature 1, from logits [1, V]: what a cut-off is held against."""
+    return float(torch.softmax(logits[0].float(), -1).max())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,14 @@ CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
+class BlockScores:
+    """Arrays for a text of n + 1 output tokens, as replay.Blocks describes them."""
+
+    proposed: Counts32
+    matched: Counts32
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Arrays [n] for a text of n + 1 output tokens, as replay.Positions describes them."""
 
@@ -31,14 +40,14 @@ class Scores:
     log_p: Singles
     log_q: Singles
     ends: NDArray[np.bool_]
+    blocks: BlockScores | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class BlockScores:
-    """Arrays [n] for a text of n + 1 output tokens, as replay.Blocks describes them."""
+class EachBlock(Drafter, Protocol):
+    """A block drafter that can say what it proposes at every allowance at once."""
 
-    proposed: Counts32
-    matched: Counts32
+    def blocks(self, x: Sequence[int], longest: int) -> list[list[int]]:
+        """What a round allowed k tokens would propose, for k = 1 .. `longest`."""
 
 
 @torch.inference_mode()
@@ -80,12 +89,27 @@ def match_blocks(drafter: Drafter, prompt: Sequence[int], output: Sequence[int],
     drafter.begin(prompt)
     for i in range(1, len(output)):
         tokens = drafter.propose([*prompt, *output[:i]], longest, generator).tokens
-        same = 0
-        while same < min(len(tokens), len(output) - i) and tokens[same] == output[i + same]:
-            same += 1
         proposed.append(len(tokens))
-        matched.append(same)
+        matched.append(_same(tokens, output, i))
     return BlockScores(np.array(proposed, dtype=np.int32), np.array(matched, dtype=np.int32))
+
+
+def match_each_block(drafter: EachBlock, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
+    """`match_blocks` for a drafter whose shorter blocks need not begin its longer ones: arrays [n, longest]."""
+    drafter.begin(prompt)
+    proposed, matched = (np.zeros((max(0, len(output) - 1), longest), dtype=np.int32) for _ in range(2))
+    for i in range(1, len(output)):
+        for column, tokens in enumerate(drafter.blocks([*prompt, *output[:i]], longest)):
+            proposed[i - 1, column] = len(tokens)
+            matched[i - 1, column] = _same(tokens, output, i)
+    return BlockScores(proposed, matched)
+
+
+def _same(tokens: Sequence[int], output: Sequence[int], i: int) -> int:
+    same = 0
+    while same < min(len(tokens), len(output) - i) and tokens[same] == output[i + same]:
+        same += 1
+    return same
 
 
 def reduce(

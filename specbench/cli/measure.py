@@ -43,10 +43,19 @@ def measure_or_sweep(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the free cores less one]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences at a time; only 1 in this version.")] = None,
+    probe_batch_sizes: Annotated[
+        str | None, typer.Option(help="Batch sizes at which the models are timed alone: 1,2,4,8.")
+    ] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="Folder of a probe in this setting, instead of timing the models alone.")
+    ] = None,
     repeats: Annotated[int | None, typer.Option(help="Measure every prompt in every arm N times.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
     metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
     confidence: Annotated[float | None, typer.Option(help="Of intervals and verdicts, such as 0.95.")] = None,
+    mix: Annotated[str | None, typer.Option(help="Your traffic: code=0.6,chat=0.4.  [default: the prompts]")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine: adds the price per token.")] = None,
+    max_added_gb: Annotated[float | None, typer.Option(help="Memory that the draft may take.")] = None,
     trust_remote_code: Annotated[list[str] | None, typer.Option(help="Model whose own code may run.")] = None,
     keep_text: Annotated[bool | None, typer.Option("--keep-text", help="Store prompt and output texts.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where run folders go.")] = None,
@@ -65,7 +74,7 @@ def measure_or_sweep(
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
 ) -> None:
     flags = dict(ctx.params)
-    for own in ("config", "resume", "replay_only", "as_json", "quiet", "strict"):
+    for own in ("config", "resume", "replay_only", "costs", "as_json", "quiet", "strict"):
         flags.pop(own)
     flags["out"] = None if out is None else str(out)
     flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
@@ -77,6 +86,8 @@ def measure_or_sweep(
     gammas = settings.gamma
     if strict and replay_only:
         raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
+    if costs is not None and replay_only:
+        raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
     if command == "measure":
         if replay_only:
             raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
@@ -93,7 +104,7 @@ def measure_or_sweep(
 
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     with RunProgress(quiet=quiet) as progress:
-        folder = run(settings, command, gammas, progress, mode=mode, replay_only=replay_only)
+        folder = run(settings, command, gammas, progress, mode=mode, replay_only=replay_only, costs=costs)
     if replay_only:
         show_replay(folder, gammas, 0.0, as_json)
         return

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from specbench.records import Policy
     from specbench.report.contract import Summary
 
-STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}  # from the best verdict to the worst
+STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
 
 def newest(out: Path, *, timed: bool = False) -> Path:
-    """The newest run folder; if `timed`, the newest with a wall clock."""
+    """The newest folder of a run; if `timed`, of one with a wall clock."""
     from specbench.store import find_runs, read_run
 
+    others = {"probe", "replay"} if timed else {"probe"}
     for folder in find_runs(out):
-        if not timed or read_run(folder).run.get("command") != "replay":
+        if read_run(folder).run.get("command") not in others:
             return folder
     raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
 
@@ -35,6 +36,8 @@ def show_replay(folder: Path, gammas: Sequence[int], cutoff: float, as_json: boo
 
     stored = read_run(folder)
     texts = read_positions(folder)
+    if stored.run["command"] == "probe":
+        raise StoreError("This folder holds a probe, no run", where=str(folder), cure="Name the folder of a sweep.")
     if not texts:
         raise StoreError("Nothing to replay in this run yet", where=str(folder), cure="Run specbench sweep.")
     found = replayed(str(folder), texts, gammas, cutoff, stored.run["config"]["policy"]["confidence"])
@@ -68,7 +71,6 @@ def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:
 
 
 def exit_strictly(summary: Summary, strict: bool) -> None:
-    """With several drafts the best verdict decides: one way that pays is enough."""
+    """The verdict on the whole run decides: on the draft that was chosen among all."""
     if strict:
-        found = {draft.verdict for draft in summary.drafts}
-        raise typer.Exit(next(code for verdict, code in STRICT_EXIT.items() if verdict in found))
+        raise typer.Exit(STRICT_EXIT["UNCLEAR" if summary.choice is None else summary.choice.verdict])

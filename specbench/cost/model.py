@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specbench.acceptance.replay import Expected
+from specbench.acceptance.replay import Expected, Floats
 from specbench.records import CostPoint
 
 
@@ -38,32 +38,72 @@ class RoundCosts:
         return self.verify_s[0] + self.other_s
 
 
+@dataclass(frozen=True, slots=True)
+class RoundSeconds:
+    """Where predicted rounds spend their time, seconds for each text [texts]."""
+
+    draft_s: Floats
+    verify_s: Floats
+    other_s: Floats
+
+    @property
+    def total_s(self) -> Floats:
+        return np.asarray(self.draft_s + self.verify_s + self.other_s, dtype=np.float64)
+
+
 def round_costs(
     points: Sequence[CostPoint], draft: str | None, context: float, other_s: float, batch: int = 1
-) -> RoundCosts:
-    """Probed medians at one context length and batch, between the lengths that were probed linear, beyond them held. A
-    draft that was not probed (n-gram look-up: microseconds) costs nothing."""
-    steps = [p for p in points if p.batch == batch and p.context > 0]
+) -> RoundCosts | None:
+    """Probed medians at one context length and batch. Linear between the lengths and widths that were probed, beyond
+    them held. A draft that was not probed (n-gram look-up: microseconds) costs nothing. None where the target was not
+    probed at this batch, or a draft that was at another batch was not at this."""
+    reads = [p for p in points if p.phase == "read" and p.context > 0]
 
     def at(model: str | None, tokens: int) -> float:
-        mine = sorted((p for p in steps if p.model == model and p.tokens == tokens), key=lambda p: p.context)
-        return float(np.interp(context, [p.context for p in mine], [p.median_s for p in mine])) if mine else 0.0
+        mine = sorted((p for p in reads if p.model == model and p.tokens == tokens and p.batch == batch), key=_context)
+        return float(np.interp(context, [p.context for p in mine], [p.median_s for p in mine]))
 
-    widest = max(p.tokens for p in steps if p.model is None)
-    verify_s = tuple(at(None, tokens) for tokens in range(1, widest + 1))
-    return RoundCosts(verify_s, at(draft, 1), at(draft, 2), other_s)
+    def widths(model: str | None) -> list[int]:
+        return sorted({p.tokens for p in reads if p.model == model and p.batch == batch})
+
+    probed = widths(None)
+    if not probed or (not widths(draft) and any(p.model == draft for p in reads)):
+        return None
+    known = [at(None, tokens) for tokens in probed]
+    verify_s = tuple(float(np.interp(n, probed, known)) for n in range(1, probed[-1] + 1))
+    draft_s, catch_up_s = (at(draft, 1), at(draft, 2)) if widths(draft) else (0.0, 0.0)
+    return RoundCosts(verify_s, draft_s, catch_up_s, other_s)
+
+
+def prefill_seconds(points: Sequence[CostPoint], model: str | None, tokens: Floats) -> Floats | None:
+    """Seconds in which `model` reads prompts of `tokens` [n] at batch 1: seconds per token, linear between the lengths
+    that were probed and beyond them held. None where no prefill of the target was probed; 0 for a draft without."""
+    every = [p for p in points if p.phase == "read" and p.context == 0 and p.batch == 1]
+    mine = sorted((p for p in every if p.model == model), key=lambda p: p.tokens)
+    if not any(p.model is None for p in every):
+        return None
+    if not mine:
+        return np.zeros(len(tokens))
+    rate = np.interp(tokens, [p.tokens for p in mine], [p.median_s / p.tokens for p in mine])
+    return np.asarray(rate * tokens, dtype=np.float64)
+
+
+def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
+    """What the rounds of each text would take. Raises IndexError where a round drafts more than was probed."""
+    at_least = np.column_stack([found.rounds, found.reached, np.zeros(len(found.rounds))])
+    by_drafted = at_least[:, :-1] - at_least[:, 1:]  # [texts, gamma + 1]: rounds that drafted 0, 1, .. gamma tokens
+    drafted = np.arange(found.gamma + 1)
+    verify_s = np.array([costs.verify_s[n] for n in drafted])
+    steps = by_drafted @ drafted - found.copied + found.cut_offs
+    draft_s = steps * costs.draft_s + found.catch_ups * (costs.catch_up_s - costs.draft_s)
+    return RoundSeconds(draft_s, by_drafted @ verify_s, found.rounds * costs.other_s)
 
 
 def predicted_speedup(found: Expected, tokens: float, costs: RoundCosts) -> float | None:
     """Decode-only speedup at the gamma of `found`, over `tokens` decoded; None without a round."""
-    rounds = float(found.rounds.sum())
-    if not rounds:
+    if not found.rounds.sum():
         return None
-    at_least = np.array([rounds, *found.reached.sum(0), 0.0])  # rounds that drafted at least 0, 1, .. gamma tokens
-    by_drafted = at_least[:-1] - at_least[1:]
-    spent_s = sum(count * costs.round_s(drafted) for drafted, count in enumerate(by_drafted))
-    spent_s += float(found.catch_ups.sum()) * (costs.catch_up_s - costs.draft_s)
-    return float(tokens * costs.step_s / spent_s)
+    return float(tokens * costs.step_s / predicted_rounds(found, costs).total_s.sum())
 
 
 def closed_form(alpha: float, gamma: int, c: float) -> float:
@@ -90,10 +130,10 @@ def break_even_alpha(gamma: int, c: float, v: float, h: float = 0.0) -> float | 
     return float(brentq(lambda alpha: tokens_per_round(alpha, gamma) - cost, 0.0, 1.0))
 
 
-def break_even_draft(tau: float, gamma: int, v: float, h: float = 0.0) -> float | None:
-    """The most that a draft step may cost, in target steps, at `tau` tokens per round; None where even a free draft
-    would not pay."""
-    c = (tau - v - h) / gamma
+def break_even_draft(tau: float, drafted: float, v: float, h: float = 0.0) -> float | None:
+    """The most that a draft step may cost, in target steps, at `tau` tokens and `drafted` drafts per round; None where
+    even a free draft would not pay."""
+    c = (tau - v - h) / drafted
     return c if c >= 0 else None
 
 
@@ -107,3 +147,7 @@ def another_pays(survival: Sequence[float | None], k: int, costs: RoundCosts) ->
     tau = 1 + sum(values[:k])
     extra_s = costs.round_s(k + 1) - costs.round_s(k)
     return values[k] / tau > extra_s / costs.round_s(k)
+
+
+def _context(point: CostPoint) -> int:
+    return point.context

@@ -1,4 +1,5 @@
-"""What the models cost at the lengths a round uses: t_dec, t_verify(n), a draft step and the two-token catch-up.
+"""What the models cost at the lengths a round uses: t_dec, t_verify(n), a draft step, the two-token catch-up, a whole
+draft phase; and a prefill.
 
 Every width is timed once in each pass, in an order drawn anew, so that drift of the machine falls on all alike; a
 speedup needs only their ratios.
@@ -8,26 +9,54 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from specbench.acceptance.loop import Target
+from specbench.acceptance.loop import Drafter
+from specbench.cost.plan import PASSES
 from specbench.records import CostPoint
 
-PASSES = 15
+Rows = list[list[int]]
+
+
+class Reader(Protocol):
+    """A language model with a rewindable memory of several sequences of equal length."""
+
+    def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
+        """Read a row of ids in each sequence; logits [batch, keep, V]."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens of each sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
     """A model to time: `widths` are the numbers of tokens to read at once; `keep_all` wants logits for each of them,
-    as a verify pass does, else for the last alone, as a draft does."""
+    as a verify pass does, else for the last alone, as a draft does. A `drafter` that drives this same model is timed
+    over whole draft phases of `gammas` tokens, at a batch of one."""
 
-    model: Target
+    model: Reader
     widths: tuple[int, ...]
     keep_all: bool
+    drafter: Drafter | None = None
+    gammas: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One thing to time: `run` is timed, `restore` puts the model back to where it was before."""
+
+    model: str | None
+    tokens: int
+    phase: str
+    run: Callable[[], object]
+    restore: Callable[[], None]
 
 
 @torch.inference_mode()
@@ -36,39 +65,54 @@ def probe(
     ids: Sequence[int],
     contexts: Sequence[int],
     *,
-    seed: int,
+    seed: int | str,
+    batch: int = 1,
+    sync: Callable[[], None] = lambda: None,
+    now: Callable[[], int] = time.perf_counter_ns,
+    passes: int = PASSES,
+    generator: torch.Generator | None = None,
+) -> list[CostPoint]:
+    """Time every model at every width, in `batch` sequences at once, after each of `contexts` tokens of `ids` (repeated
+    where it is too short). `now` is in nanoseconds; `generator` is what drafters draw from."""
+    order = random.Random(seed)
+    points: list[CostPoint] = []
+    for context in contexts:
+        rows = texts(ids, context, batch)
+        tasks: list[Task] = []
+        for name, probed in models.items():
+            tasks += _step_tasks(name, probed, rows, generator or torch.Generator())
+        points += _timed(tasks, context, batch, order, sync, now, passes)
+    return points
+
+
+@torch.inference_mode()
+def probe_prefill(
+    models: Mapping[str | None, Reader],
+    ids: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    seed: int | str,
+    batch: int = 1,
     sync: Callable[[], None] = lambda: None,
     now: Callable[[], int] = time.perf_counter_ns,
     passes: int = PASSES,
 ) -> list[CostPoint]:
-    """Time every model at every width after each of `contexts` tokens of `ids` (repeated where it is too short).
-    `now` is in nanoseconds."""
-    order = random.Random(seed)
-    points = []
-    for context in contexts:
-        read = (list(ids) * (context // len(ids) + 1))[:context]
-        for probed in models.values():
-            probed.model.rewind(0)
-            probed.model.forward(read, keep=1)
-        spent_ns: dict[tuple[str | None, int], list[int]] = {
-            (name, width): [] for name, probed in models.items() for width in probed.widths
-        }
-        for _ in range(passes + 1):
-            turns = list(spent_ns)
-            order.shuffle(turns)
-            for name, width in turns:
-                probed = models[name]
-                sync()
-                start_ns = now()
-                probed.model.forward((read * width)[:width], keep=width if probed.keep_all else 1)
-                sync()
-                spent_ns[name, width].append(now() - start_ns)
-                probed.model.rewind(context)
-        for (name, width), spent in spent_ns.items():
-            # the first pass warms every shape
-            low_s, median_s, high_s = median_interval([ns / 1e9 for ns in spent[1:]])
-            points.append(CostPoint(name, context, width, median_s, low_s, high_s, passes))
-    return points
+    """Time every model over whole prompts of each of `lengths` tokens, as points with context 0."""
+    tasks = []
+    for length in lengths:
+        rows = texts(ids, length, batch)
+        for name, model in models.items():
+            model.rewind(0)
+            tasks.append(Task(name, length, "read", partial(model.forward_rows, rows, 1), partial(model.rewind, 0)))
+    return list(_timed(tasks, 0, batch, random.Random(seed), sync, now, passes))
+
+
+def texts(ids: Sequence[int], length: int, batch: int) -> Rows:
+    """`batch` rows of `length` tokens [batch, length], each from another place of `ids`: equal rows would send every
+    sequence to the same experts of a sparse model."""
+    whole = list(ids) * (length // len(ids) + 2)
+    starts = [row * len(ids) // batch for row in range(batch)]
+    return [whole[start : start + length] for start in starts]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -78,3 +122,47 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     low = max(0, int(np.floor(len(ranked) / 2 - reach)))
     high = min(len(ranked) - 1, int(np.ceil(len(ranked) / 2 + reach)))
     return float(ranked[low]), float(np.median(ranked)), float(ranked[high])
+
+
+def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.Generator) -> Iterator[Task]:
+    """Read the context, and list what is to be timed after it."""
+    context = len(rows[0])
+    restore = partial(probed.model.rewind, context)
+    if probed.drafter is not None and len(rows) == 1:
+        probed.drafter.begin(rows[0])  # reads the context into `probed.model`, and notes that it did
+        x = [*rows[0], rows[0][0]]
+        for gamma in probed.gammas:
+            yield Task(name, gamma, "draft", partial(probed.drafter.propose, x, gamma, generator), restore)
+    else:
+        probed.model.rewind(0)
+        probed.model.forward_rows(rows, 1)
+    for width in probed.widths:
+        new = [(row * width)[:width] for row in rows]
+        run = partial(probed.model.forward_rows, new, width if probed.keep_all else 1)
+        yield Task(name, width, "read", run, restore)
+
+
+def _timed(
+    tasks: Sequence[Task],
+    context: int,
+    batch: int,
+    order: random.Random,
+    sync: Callable[[], None],
+    now: Callable[[], int],
+    passes: int,
+) -> Iterator[CostPoint]:
+    spent_ns: list[list[int]] = [[] for _ in tasks]
+    for _ in range(passes + 1):
+        turns = list(range(len(tasks)))
+        order.shuffle(turns)
+        for turn in turns:
+            sync()
+            start_ns = now()
+            tasks[turn].run()
+            sync()
+            spent_ns[turn].append(now() - start_ns)
+            tasks[turn].restore()
+    for task, spent in zip(tasks, spent_ns, strict=True):
+        # the first pass warms every shape
+        low_s, median_s, high_s = median_interval([ns / 1e9 for ns in spent[1:]])
+        yield CostPoint(task.model, context, task.tokens, median_s, low_s, high_s, passes, batch, task.phase)

@@ -16,16 +16,18 @@ from specbench.records import Interval, Policy, Verdict
 @dataclass(frozen=True, slots=True)
 class Gates:
     """What can forbid a GO whatever the speed. `slower_share` of prompts ran below `policy.slower_than`;
-    `lossy` says why the output is not the target's, None if it is."""
+    `lossy` says why the output is not the target's, None if it is; `memory` why the draft does not fit."""
 
     slower_share: float | None = None
     lossy: str | None = None
+    memory: str | None = None
 
 
 def judge(speedup: Interval, policy: Policy, gates: Gates) -> Verdict:
     """The verdict on one speedup, decode-only or end to end as `policy.metric` says."""
-    if gates.lossy is not None:
-        return Verdict("NO-GO", (gates.lossy,))
+    for closed in (gates.lossy, gates.memory):
+        if closed is not None:
+            return Verdict("NO-GO", (closed,))
     probability = speedup.probability_at_least(policy.min_speedup)
     if probability is None or speedup.low is None or speedup.high is None:
         few = f"{speedup.n} prompt{'' if speedup.n == 1 else 's'}: an interval takes at least {MIN_PROMPTS}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.rules import align, distribution, draw
+from specbench.acceptance.rules import align, confidence, distribution, draw
 from specbench.records import Sampling
 
 
@@ -16,11 +16,15 @@ class ModelDrafter:
     """Drafts token by token. Its memory may hold drafts that the target refused: what still agrees with the
     sequence is kept, the rest is forgotten when the next round begins.
 
-    After a fully accepted round the model has not read its own last draft, so it reads two tokens next.
+    After a fully accepted round the model has not read its own last draft, so it reads two tokens next. With a `cutoff`
+    it stops before a token of which it is less sure than that.
     """
 
-    def __init__(self, model: Target, *, vocab_size: int, sampling: Sampling, eos: Collection[int]) -> None:
+    def __init__(
+        self, model: Target, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
+    ) -> None:
         self._model = model
+        self._cutoff = cutoff
         self._vocab_size = vocab_size
         self._sampling = sampling
         self._eos = frozenset(eos)
@@ -40,6 +44,8 @@ class ModelDrafter:
         for _ in range(k):
             logits = align(self._model.forward(unread, keep=1), self._vocab_size)  # [1, V]
             self._read += unread
+            if self._cutoff and confidence(logits) < self._cutoff:
+                break
             if self._sampling.greedy:
                 token = int(logits.argmax(-1))
             else:

@@ -7,19 +7,11 @@ The longest suffix of the sequence that occurred before decides, its earliest oc
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from specbench.acceptance.loop import Proposal
-
-
-@dataclass(frozen=True, slots=True)
-class NgramSpec:
-    """`ngram:n=3,min=1`: match the last `n` tokens, else fewer, down to `shortest`."""
-
-    n: int = 3
-    shortest: int = 1
+from specbench.drafters.spec import NgramSpec
 
 
 class NgramDrafter:
@@ -37,6 +29,7 @@ class NgramDrafter:
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
         self._index(x)
+        k = min(k, self._spec.longest or k)
         for n in range(min(self._spec.n, len(x) - 1), self._spec.shortest - 1, -1):
             at = self._after.get(tuple(x[-n:]))
             if at is not None:

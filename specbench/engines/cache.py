@@ -6,6 +6,7 @@ room already taken avoids that in both arms alike.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """Keys and values [1, heads, capacity, head_dim], of which the first `length` positions are valid."""
+    """Keys and values [batch, heads, capacity, head_dim], of which the first `length` positions are valid."""
 
     is_sliding = False
     is_croppable = True
@@ -62,3 +63,9 @@ class RewindableCache(Cache):  # type: ignore[misc]
         """Forget every position from `length` on."""
         for layer in self.layers:
             layer.length = length
+
+    def first(self, layers: int) -> RewindableCache:
+        """A cache of the first `layers` layers that shares what they hold."""
+        shared = copy.copy(self)
+        shared.layers = self.layers[:layers]
+        return shared

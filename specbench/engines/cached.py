@@ -1,7 +1,8 @@
-"""A transformers model in process, one sequence at a time, behind the loop's `Target`."""
+"""A transformers model in process, one sequence or several of equal length, behind the loop's `Target`."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +11,17 @@ from torch import Tensor
 
 from specbench.engines.cache import RewindableCache
 from specbench.errors import EngineError
+from specbench.models.memory import ModelMemoryError
 
 
 class CachedModel:
-    """A causal language model and its KV cache with room for `capacity` tokens.
+    """A causal language model and its KV cache with room for `capacity` tokens in each of `batch` sequences.
 
     Raises EngineError for models whose memory is not a KV cache (state-space and linear-attention layers cannot be
-    rewound) and on out-of-memory.
+    rewound) and ModelMemoryError where a pass does not fit.
     """
 
-    def __init__(self, model: Any, capacity: int) -> None:
+    def __init__(self, model: Any, capacity: int, batch: int = 1) -> None:
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
         if kinds:
@@ -28,6 +30,8 @@ class CachedModel:
                 cure="Choose a model whose layers are all attention.",
             )
         self.model = model
+        self.batch = batch
+        self.capacity = capacity
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
         self._cache = RewindableCache(int(config.num_hidden_layers), capacity)
@@ -37,15 +41,22 @@ class CachedModel:
             head.register_forward_pre_hook(_packed)
 
     def forward(self, ids: Sequence[int], keep: int) -> Tensor:
-        """Read `ids`, return logits [keep, V] after the last `keep` of them."""
-        if max(ids) >= self.vocab_size:
+        """Read `ids`, return logits [keep, V] after the last `keep` of them. For a batch of one."""
+        return self.forward_rows([ids], keep)[0]
+
+    def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
+        """Read one row of ids, all of one length, in each of the `batch` sequences; logits [batch, keep, V]."""
+        if len(rows) != self.batch:
+            raise ValueError(f"{len(rows)} rows for a batch of {self.batch}")
+        highest = max(map(max, rows))
+        if highest >= self.vocab_size:
             raise EngineError(
-                f"The text holds token id {max(ids)}, the model knows only {self.vocab_size}",
+                f"The text holds token id {highest}, the model knows only {self.vocab_size}",
                 cure="Choose a draft with the target's vocabulary.",
             )
         try:
             out = self.model(
-                input_ids=torch.tensor([ids], device=self.device),
+                input_ids=torch.tensor(rows, device=self.device),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=keep,
@@ -53,15 +64,21 @@ class CachedModel:
         except RuntimeError as error:  # a GPU's OutOfMemoryError is one; a CPU has no class of its own for it
             if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
                 raise
-            raise EngineError(
-                "Out of memory", where=f"{self.length + len(ids)} tokens", cure="Use shorter prompts or --limit."
-            ) from error
-        self.length += len(ids)
-        logits: Tensor = out.logits[0]
+            tokens = f"{self.length + len(rows[0])} tokens"
+            raise ModelMemoryError(self, tokens if self.batch == 1 else f"{tokens}, batch {self.batch}") from error
+        self.length += len(rows[0])
+        logits: Tensor = out.logits
         return logits
 
+    def sharing(self, cut: Any) -> CachedModel:
+        """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
+        twin = copy.copy(self)
+        twin.model = cut
+        twin._cache = self._cache.first(len(cut.get_decoder().layers))
+        return twin
+
     def rewind(self, length: int) -> None:
-        """Keep only the first `length` tokens."""
+        """Keep only the first `length` tokens of each sequence."""
         self._cache.rewind(length)
         self.length = length
 

@@ -15,6 +15,7 @@ from specbench.errors import StoreError
 from specbench.records import Policy, Trial
 from specbench.report import readings, steps, text, trust, wording
 from specbench.report.contract import DraftResult, Summary
+from specbench.report.economics import BATCH_HEADER, CURVE_NOTE, Economics, economics
 from specbench.report.facts import Facts, read_facts
 from specbench.report.frame import counted
 from specbench.store import StoredRun
@@ -48,6 +49,7 @@ class Section:
     gamma_note: str
     best_note: str | None
     cost: tuple[str, ...]
+    economics: Economics
     end_to_end: str
     lossless: str
 
@@ -73,6 +75,9 @@ def render_brief(stored: StoredRun, summary: Summary) -> str:
         carry=wording.carry(),
         category_note=wording.category_note(summary.drafts),
         gamma_words=wording.gamma_words(),
+        choice=wording.choice(summary, facts.policy),
+        curve_note=CURVE_NOTE,
+        batch_header=BATCH_HEADER,
         noise=trust.noise(summary),
         figures=_figures(summary, facts.policy),
         figures_folder=FIGURES_FOLDER,
@@ -108,38 +113,45 @@ def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None)
 def _section(draft: DraftResult, facts: Facts, trials: list[Trial]) -> Section:
     found = readings.cost(draft, facts.policy)
     header, rows = _gamma_table(draft, facts.policy)
+    categories = _category_table(draft, facts.policy)
     return Section(
         draft=draft,
         title=text.code(draft.draft),
         verdict=wording.verdict(draft, facts.policy),
         policy=wording.policy_line(draft, facts.policy),
-        category_header=("category", "verdict", wording.metric_column(facts.policy), "best gamma", "prompts"),
-        category_rows=_category_rows(draft),
+        category_header=categories[0],
+        category_rows=categories[1],
         gamma_header=header,
         gamma_rows=rows,
         gamma_note=wording.gamma_note(draft),
         best_note=wording.best_note(draft, facts.policy),
         cost=(readings.round_time(found), readings.limiting(found), readings.ceilings(found)) if found else (),
+        economics=economics(draft, facts.policy),
         end_to_end=_end_to_end(draft, facts),
         lossless=trust.losslessness(draft, facts, trials),
     )
 
 
-def _category_rows(draft: DraftResult) -> tuple[tuple[str, ...], ...]:
-    return tuple(
-        (
-            text.escape(category.category),
-            category.verdict,
-            text.estimate(category.speedup, category.speedup_low, category.speedup_high),
-            str(category.best_gamma),
-            f"{category.prompts:,}",
-        )
-        for category in wording.by_speedup(draft)
+def _category_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    rows = wording.by_speedup(draft)
+    # The prediction by category is of decoding; beside an end-to-end speedup it would mislead.
+    predicted = [text.speedup(row.predicted_speedup if policy.metric == "decode" else None) for row in rows]
+    return text.table(
+        [
+            ("category", [text.escape(row.category) for row in rows]),
+            ("verdict", [row.verdict for row in rows]),
+            (
+                wording.metric_column(policy),
+                [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in rows],
+            ),
+            ("predicted", predicted),
+            ("best gamma", [str(row.best_gamma) for row in rows]),
+            ("prompts", [f"{row.prompts:,}" for row in rows]),
+        ]
     )
 
 
 def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Header and rows; a column that no row can fill is left out."""
     columns = [
         ("gamma", [str(row.gamma) for row in draft.gammas]),
         ("rounds", [f"{row.rounds:,}" for row in draft.gammas]),
@@ -153,8 +165,7 @@ def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], t
         (f"prompts below {text.speedup(policy.slower_than)}", [text.percent(row.slower_share) for row in draft.gammas]),
         ("same text", [_same(row.identical_prompts, row.prompts) for row in draft.gammas]),
     ]
-    kept = [(name, cells) for name, cells in columns if any(cell != text.UNKNOWN for cell in cells)]
-    return tuple(name for name, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True))
+    return text.table(columns)
 
 
 def _two_digits(value: float | None) -> str:

@@ -23,11 +23,30 @@ class RoundTime:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakEven:
+    """What would have to change for 1.0x at one gamma, all else as measured. `tokens_per_round` is also the round's
+    time in target steps; `alpha` is the acceptance at every position that gives it (None where not even 1 does);
+    `draft_steps` is the most that drafting one token may cost, in target steps (None where even 0 is too much), and
+    `measured_draft_steps` what it does cost. The `minimum_*` are the same for the policy's minimum speedup."""
+
+    tokens_per_round: float
+    alpha: float | None
+    draft_steps: float | None
+    measured_draft_steps: float | None
+    minimum_tokens_per_round: float
+    minimum_alpha: float | None
+    minimum_draft_steps: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class GammaResult:
     """One draft at one gamma over all prompts. `survival[j-1]` is s_j: P(first j drafts accepted), over rounds
     that drafted at least j. `speedup` is decode-only, `speedup_e2e` includes both prefills; both are ratios of
     totals, per token. `identical_prompts` counts prompts whose greedy text equals the target alone's, token for
-    token; None when sampling. These speedups do not follow the policy's metric; a draft's and a category's do."""
+    token; None when sampling. These speedups do not follow the policy's metric; a draft's and a category's do.
+
+    `predicted_*` come from replayed rounds and costs probed with the models alone. `missing_term` names the term of the
+    prediction that is furthest from the measured one, where they differ by more than 5 %."""
 
     gamma: int
     rounds: int
@@ -49,6 +68,11 @@ class GammaResult:
     prompts: int
     slower_share: float
     round_time: RoundTime
+    predicted_speedup_e2e: float | None = None
+    predicted_round_time: RoundTime | None = None
+    missing_term: str | None = None
+    closed_form_speedup: float | None = None
+    break_even: BreakEven | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,54 @@ class CategoryGamma:
     speedup_high: float | None
     tokens_per_round: float | None
     acceptance_rate: float | None
+    predicted_speedup: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedGamma:
+    """One gamma by replay and cost model, measured or not. The interval is over prompts and says nothing of the costs.
+    `gain` is what the last drafted token adds: this speedup over that of gamma - 1 (of 1.0 at gamma 1), less 1."""
+
+    gamma: int
+    tokens_per_round: float
+    speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
+    speedup_e2e: float | None
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedBatch:
+    """One batch size at the gamma that is predicted best there: replayed rounds, costs probed at that batch."""
+
+    batch: int
+    gamma: int
+    speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
+    baseline_tokens_per_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the draft adds. `cache_bytes_per_token` is its KV cache for one token of one sequence, `context` the longest
+    text of the run in tokens, `total_bytes` weights and cache for one such text."""
+
+    weight_bytes: int
+    cache_bytes_per_token: int
+    context: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """Price of a million output tokens, prompts included, one sequence at a time, in the currency of the policy's price
+    per hour: the target alone, and with the draft at its best gamma."""
+
+    baseline_per_million: float
+    per_million: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +149,11 @@ class CategoryResult:
     prompts: int
     baseline_tokens_per_s: float
     gammas: tuple[CategoryGamma, ...]
+
+    @property
+    def predicted_speedup(self) -> float | None:
+        """Of decoding, at this category's best gamma."""
+        return next((row.predicted_speedup for row in self.gammas if row.gamma == self.best_gamma), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +178,48 @@ class DraftResult:
     alpha_high: float | None
     gammas: tuple[GammaResult, ...]
     categories: tuple[CategoryResult, ...]
+    predicted: tuple[PredictedGamma, ...] = ()
+    batches: tuple[PredictedBatch, ...] = ()
+    stops_paying_at_batch: int | None = None
+    memory: Memory | None = None
+    money: Money | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A draft that was not chosen, at its own best gamma. `ratio` is how many times as fast the chosen one is;
+    `same` says that the interval holds 1.0: the same within noise."""
+
+    draft: str
+    gamma: int
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The draft and gamma to run with, chosen among all, and the verdict on the whole run. The speedup is cross-fitted
+    over drafts and gammas alike, on the `prompts` that every draft has measured."""
+
+    draft: str
+    gamma: int
+    verdict: Call
+    reasons: tuple[str, ...]
+    speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
+    probability: float | None
+    prompts: int
+    rivals: tuple[Rival, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """A whole run. `noise_floor` is the half-width of the A/A arm's interval around 1.0, as a fraction: how far
-    two measurements of the same thing lie apart here; None without an A/A arm or with too few prompts."""
+    two measurements of the same thing lie apart here; None without an A/A arm or with too few prompts. `choice` is
+    None where no prompt was measured with every draft. `mix` is the traffic by which prompts were weighed."""
 
     run: str
     schema: int
@@ -116,6 +229,8 @@ class Summary:
     noise_floor: float | None
     drafts: tuple[DraftResult, ...]
     warnings: tuple[Caution, ...]
+    choice: Choice | None = None
+    mix: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from specbench.records import Policy
 from specbench.report import text
 from specbench.report.canvas import COLOURS, INK, MARKERS, legend_above, level_lines, name, padded, page, thinned
-from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
+from specbench.report.contract import CategoryResult, DraftResult, GammaResult, PredictedGamma, Summary
 from specbench.report.wording import by_speedup
 
 if TYPE_CHECKING:
@@ -50,16 +50,18 @@ def write_figures(summary: Summary, policy: Policy, folder: Path, note: str = ""
 
 
 def draw_speedup(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
-    """Decode speedup against gamma: measured with intervals, predicted as open markers, and the two lines that
-    decide: break-even at 1.00x and the policy's minimum."""
+    """Decode speedup against gamma: measured with intervals, predicted (also where nothing was measured) as open
+    markers, and the two lines that decide: break-even at 1.00x and the policy's minimum."""
     with page(folder, SPEEDUP, summary, note) as figure:
         axes = figure.add_subplot()
-        gammas = sorted({row.gamma for draft in summary.drafts for row in draft.gammas})
+        rows: list[GammaResult | PredictedGamma] = []
+        for draft in summary.drafts:
+            rows += [*draft.gammas, *draft.predicted]
+        gammas = sorted({row.gamma for row in rows})
         step = _DODGE * min((b - a for a, b in pairwise(gammas)), default=1)
         for index, draft in enumerate(summary.drafts):
             shift = (index - (len(summary.drafts) - 1) / 2) * 2 * step
             _speedup_line(axes, draft, policy, index, shift, step)
-        rows = [row for draft in summary.drafts for row in draft.gammas]
         axes.set_ylim(*padded([1.0, policy.min_speedup, *(value for row in rows for value in _values(row))]))
         level_lines(axes, _levels(policy))
         axes.set_xticks(thinned(gammas))
@@ -85,7 +87,9 @@ def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, sh
         linestyle=("-", "--", "-.", ":")[index % 4],
         **look,
     )
-    known = [(row.gamma + shift + step, row.predicted_speedup) for row in rows if row.predicted_speedup is not None]
+    known = [(row.gamma + shift + step, row.speedup) for row in draft.predicted] or [
+        (row.gamma + shift + step, row.predicted_speedup) for row in rows if row.predicted_speedup is not None
+    ]
     if known:
         axes.plot(
             [x for x, _ in known],
@@ -187,6 +191,8 @@ def draw_categories(summary: Summary, policy: Policy, folder: Path, note: str = 
         for index, draft in enumerate(drafts):
             shift = (index - (len(drafts) - 1) / 2) * 0.22
             _category_points(axes, draft, rows, index, shift)
+            if policy.metric == "decode":
+                _category_predictions(axes, draft, rows, shift)
         known = [value for draft in drafts for row in draft.categories for value in _values(row)]
         axes.set_xlim(*padded([1.0, policy.min_speedup, *known]))
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -222,6 +228,17 @@ def _category_points(axes: Axes, draft: DraftResult, rows: list[str], index: int
         )
 
 
+def _category_predictions(axes: Axes, draft: DraftResult, rows: list[str], shift: float) -> None:
+    """Small upright strokes, so that they hide no interval."""
+    known = [(row.predicted_speedup, rows.index(row.category) + shift) for row in draft.categories]
+    points = [(x, y) for x, y in known if x is not None]
+    if points:
+        label = "predicted" if not axes.get_legend_handles_labels()[1].count("predicted") else None
+        axes.plot(
+            *zip(*points, strict=True), linestyle="none", marker="|", markersize=11, color=INK, label=label, zorder=4
+        )
+
+
 def _category_order(summary: Summary) -> list[str]:
     best: dict[str, float] = {}
     for draft in summary.drafts:
@@ -242,8 +259,8 @@ def _without_repeats(draft: DraftResult, largest: GammaResult) -> list[GammaResu
     return best if largest in best else [*best, largest]
 
 
-def _values(row: GammaResult | CategoryResult) -> list[float]:
-    predicted = row.predicted_speedup if isinstance(row, GammaResult) else None
+def _values(row: GammaResult | CategoryResult | PredictedGamma) -> list[float]:
+    predicted = None if isinstance(row, PredictedGamma) else row.predicted_speedup
     return [value for value in (row.speedup, row.speedup_low, row.speedup_high, predicted) if value is not None]
 
 

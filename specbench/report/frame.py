@@ -28,8 +28,8 @@ def counted(trials: Iterable[Trial]) -> list[Trial]:
 
 def prompt_frame(trials: Iterable[Trial]) -> pd.DataFrame:
     """One row per prompt x arm of `counted` trials. Columns: prompt_id, category, kind, draft (str or None), gamma
-    (int or None), times in seconds and tokens summed over repeats, `identical` (None where not compared) and
-    `rounds`, the list of all its rounds."""
+    (int or None), prompt_tokens, times in seconds and tokens summed over repeats, `identical` (None where not
+    compared) and `rounds`, the list of all its rounds."""
     rows: dict[tuple[str, Any], dict[str, Any]] = {}
     for trial in trials:
         times = trial.times
@@ -41,6 +41,7 @@ def prompt_frame(trials: Iterable[Trial]) -> pd.DataFrame:
                 "kind": trial.arm.kind,
                 "draft": trial.arm.draft,
                 "gamma": trial.arm.gamma,
+                "prompt_tokens": trial.prompt_tokens,
                 "identical": trial.identical,
                 "rounds": [],
                 **dict.fromkeys(SUMMED, 0.0),

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from specbench.records import Call, Caution, Policy
 from specbench.report import text
-from specbench.report.contract import DraftResult, GammaResult, Summary
+from specbench.report.contract import Choice, DraftResult, GammaResult, Summary
 from specbench.report.replayed import ReplayDraft, Replayed
 from specbench.report.wording import by_speedup
 from specbench.workload import Workload, WorkloadProfile
@@ -71,6 +71,8 @@ def sweep_tables(summary: Summary, policy: Policy | None = None) -> list[Rendera
     """What `measure` and `sweep` print. Without the run's `policy` the default one names the columns."""
     asked = policy or Policy()
     parts: list[RenderableType] = [Block(partial(_head, summary))]
+    if len(summary.drafts) > 1 and summary.choice is not None:
+        parts.append(Block(partial(_choice, summary.choice, asked)))
     for draft in summary.drafts:
         parts.append(Block(partial(_verdict, draft, asked)))
         parts.append(Block(partial(_by_gamma, draft, asked, summary.noise_floor)))
@@ -161,6 +163,23 @@ def _verdict(draft: DraftResult, policy: Policy, width: int, plain: bool) -> Ite
         yield _note(reason, width, plain, indent="  ", style="")
 
 
+def _choice(choice: Choice, policy: Policy, width: int, plain: bool) -> Iterator[RenderableType]:
+    """Of several drafts the best, and how far the others are from it."""
+    line = Text("\n")
+    line.append(choice.verdict, _COLOUR[choice.verdict])
+    found = text.estimate(choice.speedup, choice.speedup_low, choice.speedup_high)
+    line.append(
+        f"  best of {len(choice.rivals) + 1} drafts: {_readable(choice.draft, plain)}, gamma {choice.gamma}, {found}"
+    )
+    yield line
+    for rival in choice.rivals:
+        ratio = text.estimate(rival.ratio, rival.ratio_low, rival.ratio_high)
+        word = "the same within noise as" if rival.same else "as fast as"
+        yield _note(
+            f"{ratio} {word} {_readable(rival.draft, plain)}, gamma {rival.gamma}", width, plain, indent="  ", style=""
+        )
+
+
 def _by_gamma(
     draft: DraftResult, policy: Policy, noise_floor: float | None, width: int, plain: bool
 ) -> Iterator[RenderableType]:
@@ -179,6 +198,8 @@ def _by_gamma(
         words.append(f"Survival: share of rounds whose first 1, 2, .. drafts were accepted{unit}.")
     if noise_floor is not None:
         words.append(f"Noise floor: {noise_floor:.1%}.")
+    if draft.stops_paying_at_batch is not None:
+        words.append(f"Predicted to stop paying at batch {draft.stops_paying_at_batch}.")
     if hidden:
         words.append(f"Not shown at this width: {', '.join(hidden)}.")
     yield _note(" ".join(words), width, plain)

@@ -117,3 +117,9 @@ def escape(text: object) -> str:
 def cell(markdown: str) -> str:
     """Make a Markdown fragment safe inside a table row; GFM needs the bar escaped even in a code span."""
     return re.sub(r"(?<!\\)\|", r"\\|", markdown)
+
+
+def table(columns: Sequence[tuple[str, Sequence[str]]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Header and rows from (heading, cells) columns; a column that no row can fill is left out."""
+    kept = [(name, cells) for name, cells in columns if any(cell != UNKNOWN for cell in cells)]
+    return tuple(name for name, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True))

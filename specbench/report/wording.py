@@ -5,12 +5,12 @@ One rule everywhere: a sentence is never surer than its numbers. Without an inte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.records import Policy, Sampling
 from specbench.report import text
-from specbench.report.contract import CategoryResult, DraftResult, GammaResult
+from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.report.facts import Facts, Model
 
 _ADVICE = {"GO": "turn {} on, at gamma {}", "NO-GO": "leave {} off", "UNCLEAR": "{} is not settled"}
@@ -46,6 +46,36 @@ def verdict(draft: DraftResult, policy: Policy) -> str:
         return " ".join([f"{head} {ran} ({over}).", _no_interval(n), *_reasons(draft)])
     bounds = f"{text.percent(policy.confidence)} interval {text.interval(draft.speedup_low, draft.speedup_high)}"
     return " ".join([f"{head} {ran} ({over}, {bounds}).", _against_policy(draft, policy), *_reasons(draft)])
+
+
+def choice(summary: Summary, policy: Policy) -> str | None:
+    """The verdict on the whole run where several drafts were compared; None with one, whose own verdict says it."""
+    found = summary.choice
+    if found is None or len(summary.drafts) < 2:
+        return None
+    advice = _ADVICE[found.verdict].format(text.code(found.draft), found.gamma)
+    bounds = text.interval(found.speedup_low, found.speedup_high)
+    head = (
+        f"**{found.verdict}, of {len(summary.drafts)} drafts: {advice}.** Chosen among all drafts and gammas on some "
+        f"prompts and measured on the others, it ran {text.speedup(found.speedup)} {bounds} as fast as the target "
+        f"alone (measured over {text.count(found.prompts, 'prompt')}; asked for {text.speedup(policy.min_speedup)})."
+    )
+    rivals = [
+        f"{text.code(rival.draft)} at its gamma {rival.gamma} is "
+        + (
+            f"the same within noise ({text.speedup(rival.ratio)} {text.interval(rival.ratio_low, rival.ratio_high)})"
+            if rival.same
+            else f"{'slower' if rival.ratio > 1 else 'faster'}: {text.code(found.draft)} runs "
+            f"{text.speedup(rival.ratio)} {text.interval(rival.ratio_low, rival.ratio_high)} as fast"
+        )
+        for rival in found.rivals
+    ]
+    return f"{head} {text.sentence('; '.join(rivals))}"
+
+
+def mix_line(mix: Mapping[str, float]) -> str:
+    """`weighed as traffic of 60% code and 40% chat`."""
+    return f"weighed as traffic of {text.join(f'{text.percent(s)} {text.escape(n)}' for n, s in mix.items())} (assumed)"
 
 
 def _no_interval(prompts: int) -> str:
@@ -85,7 +115,7 @@ def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult
         f"engine: {text.escape(engine)}",
         f"machine: {text.escape(hardware)}; {facts.precision or 'precision not recorded'}{threads}; batch 1",
         f"sampling: {sampling(facts.sampling)}{limit}",
-        f"prompts: {prompts(facts)}",
+        f"prompts: {prompts(facts)}" + (f", {mix_line(facts.policy.mix)}" if facts.policy.mix else ""),
     ]
 
 

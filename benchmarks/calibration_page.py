@@ -1,0 +1,157 @@
+"""What benchmarks/calibration.py found, as tables, as a figure and as the generated part of docs/calibration.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specbench.report.canvas import COLOURS, GREY, INK, MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from benchmarks.calibration import Cell
+
+DOCS = Path(__file__).parent.parent / "docs"
+BEGIN, END = "<!-- begin: python -m benchmarks calibration -->\n", "<!-- end -->\n"
+NOTE = (
+    "Bars: 95 % Wilson intervals of the simulation. Grey: 93 to 97 %. Dashed: nominal.\n"
+    "Wrong: GO where the truth is below 1.10x, or NO-GO where it is not."
+)
+
+Cells = Mapping[str, Sequence["Cell"]]
+Methods = Mapping[int, Mapping[str, tuple[int, float]]]  # prompts -> method -> hits, median width
+
+
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    z = 1.96
+    share, bend = hits / of, z * z / of
+    middle = (share + bend / 2) / (1 + bend)
+    half = z / (1 + bend) * float(np.sqrt(share * (1 - share) / of + bend / (4 * of)))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def print_tables(cells: Cells, methods: Methods, biased: Cells, compared: int) -> None:
+    """All tables, as they stand in the documentation."""
+    print(tables(cells, methods, biased, compared))
+
+
+def write_page(cells: Cells, methods: Methods, biased: Cells, compared: int, seed: int) -> None:
+    """Draw the figure and put the tables between the marks in docs/calibration.md."""
+    draw_figure(cells, DOCS / "figures")
+    workloads = next(iter(cells.values()))[0].workloads
+    command = "`python -m benchmarks calibration`"
+    head = f"{date.today().isoformat()}, seed {seed}, {workloads:,} workloads in each row, {command}.\n"
+    page = DOCS / "calibration.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    body = f"{head}\n{tables(cells, methods, biased, compared)}\n"
+    page.write_text(before + BEGIN + body + END + after, encoding="utf-8")
+
+
+def tables(cells: Cells, methods: Methods, biased: Cells, compared: int) -> str:
+    """Markdown. Every share is followed by its own 95 % interval."""
+    parts = []
+    for name, rows in cells.items():
+        head = "| true speedup | prompts | interval holds the truth | wrong GO | wrong NO-GO | UNCLEAR | median width |"
+        lines = [head, "|---|---|---|---|---|---|---|", *map(_row, rows)]
+        parts.append(f"### {name.capitalize()}\n\n" + "\n".join(lines))
+    prompts = list(methods)
+    lines = [
+        f"| method | {' | '.join(f'{n} prompts: held | width' for n in prompts)} |",
+        "|---" * (1 + 2 * len(prompts)) + "|",
+    ]
+    for method in methods[prompts[0]]:
+        found = [methods[n][method] for n in prompts]
+        lines.append(
+            f"| {method} | " + " | ".join(f"{share(hits, compared)} | {width:.1%}" for hits, width in found) + " |"
+        )
+    parts.append(f"### Methods, on the same {compared:,} workloads\n\n" + "\n".join(lines))
+    lines = [f"| | {' | '.join(f'{row.n} prompts: held | width' for row in next(iter(biased.values())))} |"]
+    lines.append("|---" * (1 + 2 * len(prompts)) + "|")
+    for label, rows in biased.items():
+        lines.append(
+            f"| {label} | " + " | ".join(f"{share(r.covered, r.workloads)} | {r.width:.1%}" for r in rows) + " |"
+        )
+    parts.append("### An error that a whole arm shares\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def share(hits: int, of: int) -> str:
+    """Such as "94.6 % [93.5, 95.5]"."""
+    low, high = wilson(hits, of)
+    return f"{100 * hits / of:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _row(cell: Cell) -> str:
+    counts = (cell.covered, cell.wrong_go, cell.wrong_no_go)
+    shares = [share(count, cell.workloads) for count in counts]
+    # A wrong GO cannot happen where GO is right, and the other way round.
+    shares = [
+        text if count or place == 0 else "0" for place, (text, count) in enumerate(zip(shares, counts, strict=True))
+    ]
+    cells = (f"{cell.speedup:.2f}x", str(cell.n), *shares, f"{cell.unclear / cell.workloads:.0%}", f"{cell.width:.1%}")
+    return f"| {' | '.join(cells)} |"
+
+
+def draw_figure(cells: Cells, folder: Path) -> None:
+    """Coverage above, wrong verdicts below, against the true speedup; a column for each question. PNG and SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    # Any: the stubs want every key as a literal type.
+    style: Any = {"font.size": 9, "svg.hashsalt": "specbench", "svg.fonttype": "none", "axes.spines.top": False}
+    style |= {"axes.spines.right": False, "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(8.6, 5.6), layout="constrained", facecolor="white")
+        panels = figure.subplots(2, len(cells), sharex=True, sharey="row")
+        for column, (name, rows) in enumerate(cells.items()):
+            above, below = panels[0, column], panels[1, column]
+            above.set_title(name, loc="left", fontsize=9.5)
+            _points(above, rows, [row.covered for row in rows])
+            _points(below, rows, [row.wrong_go + row.wrong_no_go for row in rows])
+            above.axhspan(93, 97, color="#ececec", zorder=0)
+            above.axhline(95, color=INK, linewidth=0.8, linestyle="--", zorder=1)
+            below.axhline(5, color=INK, linewidth=0.8, linestyle="--", zorder=1)
+            below.set_xlabel("true speedup (x)")
+            speedups = sorted({row.speedup for row in rows})
+            below.set_xticks(range(len(speedups)), [f"{speedup:.2f}" for speedup in speedups])
+        panels[0, 0].set_ylim(90, 100)
+        panels[1, 0].set_ylim(bottom=-0.3)
+        panels[0, 0].set_ylabel("95 % intervals that\nhold the truth (%)")
+        panels[1, 0].set_ylabel("wrong verdicts (%)")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False)
+        figure.supxlabel(NOTE, x=0.01, ha="left", fontsize=7.5, color=GREY)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "calibration.svg", metadata={"Date": None})
+        figure.savefig(folder / "calibration.png", dpi=160)
+
+
+def _points(axes: Axes, rows: Sequence[Cell], hits: Sequence[int]) -> None:
+    """Shares in percent, one marker for each number of prompts. True speedups are evenly spaced, because they lie
+    closest together where it matters."""
+    sizes, speedups = sorted({row.n for row in rows}), sorted({row.speedup for row in rows})
+    for index, n in enumerate(sizes):
+        mine = [(row, hit) for row, hit in zip(rows, hits, strict=True) if row.n == n]
+        x = [speedups.index(row.speedup) + 0.22 * (index - (len(sizes) - 1) / 2) for row, _ in mine]
+        y = np.array([100 * hit / row.workloads for row, hit in mine])
+        ends = 100 * np.array([wilson(hit, row.workloads) for row, hit in mine])
+        axes.errorbar(
+            x,
+            y,
+            yerr=np.maximum(0, [y - ends[:, 0], ends[:, 1] - y]),  # rounding, at 0 and 100 %
+            label=f"{n} prompts",
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            markersize=5,
+            markerfacecolor="white" if index == 1 else COLOURS[index],
+            linestyle="none",
+            capsize=2.5,
+            linewidth=1.0,
+        )

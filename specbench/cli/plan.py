@@ -1,0 +1,112 @@
+"""`specbench plan`: before measuring, how many prompts and how many minutes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specbench.cli.app import app
+from specbench.cli.show import newest
+from specbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specbench.report.plan_contract import Plan
+
+
+@app.command("plan")
+def plan(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder of a pilot.  [default: the newest; none with --spread]")
+    ] = None,
+    half_width: Annotated[
+        float, typer.Option(help="How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
+    ] = 0.03,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Smallest speedup worth having.  [default: the pilot's, or 1.10]")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of interval and verdict.  [default: the pilot's, or 0.95]")
+    ] = None,
+    gamma: Annotated[
+        str | None, typer.Option(help="Draft lengths to measure: 1..8 or 1,2,4.  [default: the pilot's, or 1,2,4]")
+    ] = None,
+    drafts: Annotated[
+        int | None, typer.Option(help="How many drafts to measure.  [default: as in the pilot, or 1]")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Measure every prompt in every arm N times.  [default: the pilot's, or 1]")
+    ] = None,
+    spread: Annotated[
+        float | None, typer.Option(help="Assume this spread between prompts (about 0.2 to 0.4), without a pilot.")
+    ] = None,
+    seconds_per_prompt: Annotated[
+        float | None, typer.Option(help="Assume that the target alone takes so long for a prompt.")
+    ] = None,
+    speedup: Annotated[float | None, typer.Option(help="Assume this true speedup.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """How many prompts and minutes an interval or a verdict will take, from a pilot or from assumptions."""
+    _number("--half-width", half_width, 1, "Write 0.03 for 3 %.")
+    _number("--spread", spread, 10, "A spread is a fraction, such as 0.25.")
+    _number("--seconds-per-prompt", seconds_per_prompt, 1e6)
+    _number("--speedup", speedup, 100)
+    if drafts is not None and not 1 <= drafts <= 100:
+        raise ConfigError(f"{drafts} is not a whole number from 1 to 100", where="--drafts")
+    asked = {"min_speedup": min_speedup, "confidence": confidence, "gamma": gamma, "repeats": repeats}
+    found = _plan(
+        None if spread is not None and run is None else run or newest(out, timed=True),
+        {key: value for key, value in asked.items() if value is not None},
+        {
+            "half_width": half_width,
+            "drafts": drafts,
+            "spread": spread,
+            "seconds_per_prompt": seconds_per_prompt,
+            "speedup": speedup,
+        },
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    from rich.console import Console
+
+    from specbench.report.plan_tables import plan_tables
+
+    console = Console()
+    for part in plan_tables(found):
+        console.print(part)
+
+
+def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -> Plan:
+    """`asked` are keys of the configuration, checked as those of a run are."""
+    from specbench.config import load_config
+
+    settings = load_config(None, asked)
+    wanted: dict[str, Any] = {
+        **assumed,
+        "gammas": settings.gamma if "gamma" in asked else None,
+        "repeats": settings.repeats if "repeats" in asked else None,
+    }
+    from dataclasses import replace
+
+    from specbench.records import Policy
+    from specbench.report.pilot import read_pilot
+    from specbench.report.planned import Wanted, plan_of
+    from specbench.store import read_run
+
+    if folder is None:
+        return plan_of(Wanted(settings.policy, **wanted), None)
+    stored = read_run(folder)
+    kept = {key: getattr(settings.policy, key) for key in ("min_speedup", "confidence") if key in asked}
+    policy = replace(Policy(**stored.run["config"]["policy"]), **kept)
+    pilot = read_pilot(stored, policy, wanted["gammas"])
+    return plan_of(Wanted(policy, **wanted), pilot, str(folder), stored.run["workload"]["prompts_available"])
+
+
+def _number(flag: str, value: float | None, most: float, cure: str | None = None) -> None:
+    if value is not None and not (math.isfinite(value) and 0 < value <= most):
+        raise ConfigError(f"{value:g} is not a number above 0 to {most:g}", where=flag, cure=cure)

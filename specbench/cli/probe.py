@@ -1,0 +1,96 @@
+"""`specbench probe`: what the models cost alone, by batch size and context."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from specbench.cli.app import app
+from specbench.errors import ConfigError
+
+
+@app.command("probe")
+def probe(
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file; flags override it.  [default: configs/default.yaml]")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Model id or directory.")] = None,
+    draft: Annotated[list[str] | None, typer.Option(help="Draft model id or directory; repeatable.")] = None,
+    target_config: Annotated[
+        Path | None, typer.Option(help="config.json, or its folder: time that shape with random weights.")
+    ] = None,
+    draft_config: Annotated[list[Path] | None, typer.Option(help="The same for a draft; repeatable.")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Sequences at once: 1,2,4,8.")] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(help="Tokens read before: 128,512.  [default: the workload's, or 512 without a tokenizer]"),
+    ] = None,
+    gamma: Annotated[str | None, typer.Option(help="Draft lengths: 1..8 or 1,2,4; the widest counts.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the free cores less one]")] = None,
+    passes: Annotated[
+        int | None, typer.Option(help="Times everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where run folders go.")] = None,
+    name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Time the models alone: a step, several tokens at once, a draft phase, a prefill, at each batch size."""
+    if target_config is not None and target is not None:
+        raise ConfigError("The target is named twice", where="--target-config", cure="Drop --target.")
+    contexts = None if context is None else _numbers(context, "--context", 1, 10_000_000)
+    if passes is not None and not 5 <= passes <= 1000:
+        # Of fewer passes not even the range from least to most is a 95 % interval of the median.
+        raise ConfigError(f"{passes} is not a whole number from 5 to 1000", where="--passes")
+    flags: dict[str, Any] = {"target": target, "draft": draft or None, "gamma": gamma, "dtype": dtype, "name": name}
+    flags |= {"device": device, "threads": threads, "probe_batch_sizes": batch_size}
+    flags["out"] = None if out is None else str(out)
+    from dataclasses import replace
+
+    from specbench.config import load_config
+    from specbench.shipped import shipped
+
+    settings = load_config(config or shipped("configs/default.yaml"), flags)
+    if not draft and (draft_config or target_config):
+        # The default draft belongs to the default target.
+        settings = replace(settings, draft=())
+    from specbench.probing import ProbeRequest, run_probe
+    from specbench.report.probed import probed
+    from specbench.store import read_run
+
+    request = ProbeRequest(target_config, tuple(draft_config or ()), contexts, passes)
+    folder = run_probe(settings, request, _sayer(quiet))
+    found = probed(read_run(folder))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    from rich.console import Console
+
+    from specbench.report.probe_tables import probe_tables
+
+    console = Console()
+    for part in probe_tables(found):
+        console.print(part)
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    typer.echo(f"To use these costs in a run: specbench sweep --costs {folder}", err=True)
+
+
+def _numbers(text: str, flag: str, low: int, high: int) -> tuple[int, ...]:
+    """`128,512` as ascending numbers, each once."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise ConfigError(f"{text!r} is no list of whole numbers", where=flag, cure="Write 128,512.") from None
+    if numbers[0] < low or numbers[-1] > high:
+        raise ConfigError(f"{text!r} is outside {low} to {high}", where=flag)
+    return tuple(numbers)
+
+
+def _sayer(quiet: bool) -> Callable[[str], None]:
+    return (lambda _: None) if quiet else (lambda line: typer.echo(line, err=True))

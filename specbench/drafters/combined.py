@@ -1,0 +1,25 @@
+"""N-gram look-up first; where it finds nothing a draft model drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from specbench.acceptance.loop import Drafter, Proposal
+
+
+class CombinedDrafter:
+    """Both see the whole sequence. While the look-up drafts, the model does not run; when its turn comes it reads what
+    it has missed in one pass."""
+
+    def __init__(self, lookup: Drafter, model: Drafter) -> None:
+        self._lookup, self._model = lookup, model
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._lookup.begin(prompt)
+        self._model.begin(prompt)
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        found = self._lookup.propose(x, k, generator)
+        return found if found.tokens else self._model.propose(x, k, generator)

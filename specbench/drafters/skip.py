@@ -1,0 +1,87 @@
+"""The target's own first layers as draft: no second model, no second cache, no prompt to read.
+
+What the shared layers hold for emitted tokens is what the target itself wrote there. Drafts are written beyond it and
+forgotten before the target reads them in its own pass.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specbench.acceptance.loop import Proposal, Target
+from specbench.acceptance.rules import align, confidence, distribution, draw
+from specbench.errors import ConfigError
+from specbench.records import Sampling
+
+
+def first_layers(model: Any, layers: int) -> Any:
+    """The model cut after its first `layers` layers, with its own norm and head; all weights are shared. Raises
+    ConfigError where it has no more layers than that, or keeps them where they cannot be found."""
+    config = model.config.get_text_config()
+    if not 1 <= layers < config.num_hidden_layers:
+        raise ConfigError(
+            f"The target has {config.num_hidden_layers} layers, a draft of {layers} would skip none",
+            where=f"skip:layers={layers}",
+            cure=f"Write a number from 1 to {config.num_hidden_layers - 1}.",
+        )
+    name = model.base_model_prefix
+    body = getattr(model, name, None)
+    if body is None or not isinstance(getattr(body, "layers", None), nn.ModuleList):
+        raise ConfigError(
+            f"{type(model).__name__} does not keep its layers where a draft could share them",
+            where=f"skip:layers={layers}",
+            cure="Use another draft.",
+        )
+    cut, cut_body = _shallow(model), _shallow(body)
+    cut_body.config = copy.copy(config)
+    cut_body.config.num_hidden_layers = layers
+    cut_body.layers = nn.ModuleList(list(body.layers)[:layers])
+    setattr(cut, name, cut_body)
+    cut.config = cut_body.config
+    return cut
+
+
+def _shallow(module: nn.Module) -> Any:
+    """A module of its own that holds the same parameters and submodules."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+class SkipDrafter:
+    """Drafts with a model that shares the target's cache. Both must be as far as all but the last token when a round
+    begins, which the loop sees to."""
+
+    def __init__(
+        self, model: Target, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
+    ) -> None:
+        self._model = model
+        self._vocab_size = vocab_size
+        self._sampling = sampling
+        self._eos = frozenset(eos)
+        self._cutoff = cutoff
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Nothing to read: the target has read the prompt with the layers that are shared."""
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        drafts: list[int] = []
+        rows: list[Tensor] = []
+        for _ in range(k):
+            logits = align(self._model.forward([(drafts or x)[-1]], keep=1), self._vocab_size)  # [1, V]
+            if self._cutoff and confidence(logits) < self._cutoff:
+                break
+            if self._sampling.greedy:
+                drafts.append(int(logits.argmax(-1)))
+            else:
+                rows.append(distribution(logits, self._sampling))
+                drafts.append(draw(rows[-1][0], generator))
+            if drafts[-1] in self._eos:
+                break
+        self._model.rewind(len(x) - 1)
+        return Proposal(drafts, torch.cat(rows) if rows else None)

@@ -1,0 +1,108 @@
+"""What `--draft` says: who proposes tokens, and how.
+
+org/model, path/to/model        a smaller model with the target's vocabulary
+skip:layers=8, skip:auto        the target's own first layers, its norm and its head
+cross:org/model                 a model with another tokenizer, through text
+ngram:n=3,min=1,max=8           look-up in the text so far
+ngram:n=3+org/model             look-up, and where it finds nothing the model
+..,cutoff=0.3                   stop before a token of which the draft is less sure than this
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from specbench.errors import ConfigError
+
+Kind = Literal["model", "skip", "cross"]
+
+
+@dataclass(frozen=True, slots=True)
+class NgramSpec:
+    """`ngram:n=3,min=1,max=8`: match the last `n` tokens, else fewer, down to `shortest`; propose at most `longest`
+    (None: as gamma allows)."""
+
+    n: int = 3
+    shortest: int = 1
+    longest: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpec:
+    """One `--draft`, taken apart. `kind` is None where only the n-gram look-up drafts; `model` is the id or path of a
+    model; `layers` those of a skip draft, None for `auto`."""
+
+    text: str
+    kind: Kind | None = None
+    model: str | None = None
+    layers: int | None = None
+    ngram: NgramSpec | None = None
+    cutoff: float = 0.0
+
+    @property
+    def reader(self) -> str:
+        """The model behind it, whatever cut-off or look-up goes with it: what is timed alone under this name."""
+        if self.kind == "skip":
+            return f"skip:layers={self.layers}" if self.layers is not None else "skip:auto"
+        return f"cross:{self.model}" if self.kind == "cross" else self.model or self.text
+
+
+def parse_draft(text: str) -> DraftSpec:
+    """Raises ConfigError with what is wrong and how to write it."""
+    if text == "ngram" or text.startswith("ngram:"):
+        head, plus, rest = text.partition("+")
+        ngram = _ngram(head, text)
+        return replace(_single(rest, text), text=text, ngram=ngram) if plus else DraftSpec(text, ngram=ngram)
+    return _single(text, text)
+
+
+def _single(text: str, whole: str) -> DraftSpec:
+    text, cutoff = _cutoff(text, whole)
+    kind, colon, rest = text.partition(":")
+    if kind == "skip" and colon:
+        if rest == "auto":
+            return DraftSpec(whole, "skip", cutoff=cutoff)
+        number = rest.removeprefix("layers=")
+        if number == rest or not number.isdecimal() or int(number) < 1:
+            raise ConfigError(
+                f"{rest!r} is no option of a skip draft", where=whole, cure="Write skip:layers=8 or skip:auto."
+            )
+        return DraftSpec(whole, "skip", layers=int(number), cutoff=cutoff)
+    if kind == "cross" and colon:
+        if cutoff:
+            raise ConfigError("A cross draft has no cut-off", where=whole, cure="Leave cutoff out.")
+        return DraftSpec(whole, "cross", model=_named(rest, whole))
+    return DraftSpec(whole, "model", model=_named(text, whole), cutoff=cutoff)
+
+
+def _named(model: str, whole: str) -> str:
+    if not model.strip():
+        raise ConfigError("No model is named", where=whole, cure="Write the model's id or path.")
+    return model
+
+
+def _cutoff(text: str, whole: str) -> tuple[str, float]:
+    head, found, value = text.rpartition(",cutoff=")
+    if not found:
+        return text, 0.0
+    if re.fullmatch(r"0?\.\d+|0", value) is None:
+        raise ConfigError(f"{value!r} is no cut-off", where=whole, cure="Write a number from 0 to below 1: cutoff=0.3.")
+    return head, float(value)
+
+
+def _ngram(text: str, whole: str) -> NgramSpec:
+    values = {"n": 3, "min": 1, "max": 0}
+    for option in filter(None, text.partition(":")[2].split(",")):
+        name, _, number = option.partition("=")
+        if name not in values or not number.isdecimal() or not 1 <= int(number) <= 64:
+            raise ConfigError(
+                f"{option!r} is no option of an n-gram draft",
+                where=whole,
+                cure="Write ngram:n=3 or ngram:n=4,min=2,max=8.",
+            )
+        values[name] = int(number)
+    if values["min"] > values["n"]:
+        raise ConfigError("min is above n", where=whole, cure="Write ngram:n=4,min=2.")
+    return NgramSpec(values["n"], values["min"], values["max"] or None)

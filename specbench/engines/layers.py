@@ -1,0 +1,92 @@
+"""`skip:auto`: how many of the target's first layers make the best draft, found by replay before the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import torch
+
+from specbench.acceptance.loop import generate
+from specbench.acceptance.replay import Positions, replay
+from specbench.acceptance.score import Scores, score
+from specbench.clock import Stopwatch
+from specbench.cost.model import RoundCosts, predicted_speedup
+from specbench.drafters.skip import first_layers
+from specbench.engines.cached import CachedModel
+from specbench.engines.drafting import Setting
+
+# Texts to look at, their length, and how many depths are tried.
+TEXTS, TOKENS, DEPTHS, PASSES = 4, 32, 7, 5
+
+
+def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Sequence[int]) -> int:
+    """Layers of the skip draft with the best predicted speedup at its best gamma, over a few texts of the target. A
+    rough choice, and only that: what the draft then gives is measured like any other."""
+    whole = int(setting.target.model.config.get_text_config().num_hidden_layers)
+    depths = sorted({max(1, round(whole * i / (DEPTHS + 1))) for i in range(1, DEPTHS + 1)})
+    readers = {depth: CachedModel(first_layers(setting.target.model, depth), TOKENS + 1024) for depth in depths}
+    texts = [list(prompt[-512:]) for prompt in prompts[:TEXTS]]
+    outputs = [_text(setting, prompt) for prompt in texts]
+    step_s = _steps(setting, readers, texts[0], max(gammas))
+    best: tuple[float, int] | None = None
+    for depth, reader in readers.items():
+        scores = [_positions(setting, reader, p, o) for p, o in zip(texts, outputs, strict=True)]
+        tokens = sum(len(output) - 1 for output in outputs)
+        costs = RoundCosts(step_s[None], step_s[depth][0], step_s[depth][0], 0.0)
+        for gamma in gammas:
+            found = predicted_speedup(replay(scores, gamma), tokens, costs)
+            if found is not None and (best is None or found > best[0]):
+                best = found, depth
+    return depths[len(depths) // 2] if best is None else best[1]
+
+
+def _text(setting: Setting, prompt: Sequence[int]) -> list[int]:
+    out = generate(
+        setting.reader,
+        None,
+        prompt,
+        gamma=0,
+        sampling=setting.sampling,
+        eos=setting.eos,
+        max_new_tokens=TOKENS,
+        generator=torch.Generator(setting.reader.device).manual_seed(0),
+        clock=Stopwatch(),
+    )
+    return out.tokens
+
+
+def _positions(setting: Setting, reader: CachedModel, prompt: Sequence[int], output: Sequence[int]) -> Positions:
+    found: Scores = score(
+        setting.reader,
+        reader,
+        prompt,
+        output,
+        vocab_size=setting.reader.vocab_size,
+        sampling=setting.sampling,
+        eos=setting.eos,
+    )
+    return Positions(
+        "", None, "", 0, TOKENS, found.accept, found.overlap, found.confidence, found.log_p, found.log_q, found.ends
+    )
+
+
+@torch.inference_mode()
+def _steps(
+    setting: Setting, readers: Mapping[int, CachedModel], prompt: Sequence[int], gamma: int
+) -> dict[int | None, tuple[float, ...]]:
+    """Median seconds of the target over 1 to gamma + 1 tokens (under None), and of each depth over one."""
+    spent: dict[tuple[int | None, int], list[float]] = {}
+    models = [(None, setting.reader), *readers.items()]
+    for _, model in models:
+        model.rewind(0)
+        model.forward(prompt, keep=1)
+    for _ in range(PASSES):
+        for depth, model in models:
+            for width in range(1, gamma + 2) if depth is None else (1,):
+                start_s = time.perf_counter()
+                model.forward([prompt[-1]] * width, keep=width)
+                spent.setdefault((depth, width), []).append(time.perf_counter() - start_s)
+                model.rewind(len(prompt))
+    return {depth: tuple(median(s) for (d, _), s in spent.items() if d == depth) for depth, _ in models}

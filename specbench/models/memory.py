@@ -1,0 +1,98 @@
+"""Does it fit? What a model and its KV cache need, and what is free, before anything is allocated.
+
+On a CPU this cannot be left to the allocator: the system promises more than it has, and kills the process later.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from specbench.errors import EngineError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class ModelMemoryError(EngineError):
+    """A forward pass did not fit. `reader` is the object that was asked for it."""
+
+    def __init__(self, reader: object, where: str) -> None:
+        super().__init__("Out of memory", where=where, cure="Use shorter prompts or --limit.")
+        self.reader = reader
+
+
+def cache_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:
+    """Keys and values of `batch` sequences of `tokens` tokens, for a transformers configuration: layers x heads that
+    have keys of their own x (key + value width) x bytes of an element."""
+    text = config.get_text_config()
+    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    both = 2 * width
+    if getattr(text, "kv_lora_rank", None):  # transformers keeps the keys and values of latent attention unfolded
+        heads = int(text.num_attention_heads)
+        both = int(text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim)
+    return int(text.num_hidden_layers) * heads * both * element_bytes * tokens * batch
+
+
+def pass_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:
+    """About what one pass over all these tokens holds beside weights and cache: the hidden states of one layer."""
+    text = config.get_text_config()
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    widest = max(inner) if isinstance(inner, list | tuple) else inner
+    return int((4 * text.hidden_size + 3 * widest) * element_bytes * tokens * batch)
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all weights, tied ones once; also of a model on the meta device."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def step_bytes(model: Any) -> int:
+    """Bytes of weights that one token has to read: all but the input embedding, of which it reads a row, and of each
+    set of experts the share that a token is routed to."""
+    config = model.config.get_text_config()
+    experts, chosen = expert_count(config), getattr(config, "num_experts_per_tok", None)
+    share = chosen / experts if experts and chosen else 1.0
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    total = 0.0
+    for name, weight in model.named_parameters():
+        if weight is not embedding.weight or tied:
+            total += weight.numel() * weight.element_size() * (share if ".experts." in name else 1.0)
+    return int(total)
+
+
+def expert_count(config: Any) -> int:
+    """Experts of a layer that tokens are routed between; 0 for a dense model."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((int(count) for name in names if (count := getattr(config, name, None))), 0)
+
+
+def available_bytes(device: str) -> int:
+    """Memory that a new allocation on `device` can have now."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds and does not use is free to us.
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit = _container_limit()
+    return free if limit is None else min(free, max(0, limit - psutil.Process().memory_info().rss))
+
+
+def gigabytes(count: float) -> str:
+    """`140 GB`, `3.4 GB`, `0.05 GB`: for messages about memory."""
+    value = count / 1e9
+    return f"{value:.0f} GB" if value >= 10 else f"{value:.1f} GB" if value >= 1 else f"{value:.2f} GB"
+
+
+def _container_limit() -> int | None:
+    """The memory limit of the control group, which the system's own count of free memory does not know."""
+    try:
+        text = (_CGROUP / "memory.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

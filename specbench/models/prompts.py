@@ -1,0 +1,35 @@
+"""Prompts as one model's token ids, and the ids with which its texts end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specbench.errors import ConfigError
+from specbench.models.load import LoadedModel
+from specbench.records import Prompt
+
+
+def encode(loaded: LoadedModel, prompt: Prompt) -> list[int]:
+    """Token ids of the prompt for one model, through its chat template where it has one."""
+    tokenizer = loaded.tokenizer
+    if tokenizer.chat_template is None:
+        ids: list[int] = tokenizer("\n\n".join(message.content for message in prompt.messages))["input_ids"]
+        return ids or [next(iter(end_tokens(loaded)))]
+    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def end_tokens(loaded: LoadedModel) -> frozenset[int]:
+    """The ids that end a text: of the generation config, which lists them all, else of the tokenizer. Raises
+    ConfigError where neither names one."""
+    ids: Any = getattr(loaded.model.generation_config, "eos_token_id", None)
+    if ids is None:
+        ids = loaded.tokenizer.eos_token_id
+    if ids is None:
+        raise ConfigError(
+            "The model has no end-of-sequence token",
+            where=loaded.name,
+            cure="Set eos_token_id in its generation config.",
+        )
+    return frozenset([ids] if isinstance(ids, int) else ids)

@@ -1,0 +1,151 @@
+"""What replay and cost model say of one draft: every gamma up to the widest probed, and every batch size probed.
+
+Nothing of the timed trials enters a prediction: rounds come from the replay of the target's own texts, costs from the
+models timed alone, and what a round spends outside them from the warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from specbench.cost.model import RoundCosts, predicted_rounds, prefill_seconds, round_costs
+from specbench.decision.interval import Floats, Paired, speedup_interval
+from specbench.report.contract import GammaResult, PredictedBatch, PredictedGamma, RoundTime
+from specbench.report.views import DraftView
+
+# Below this a difference between prediction and measurement needs no explanation.
+EXPLAINED = 0.05
+
+
+class Predictor:
+    """Predictions for one view; empty where the run has no probe or no stored positions."""
+
+    def __init__(self, view: DraftView, confidence: float) -> None:
+        self._view = view
+        self._confidence = confidence
+        if not view.texts:
+            return
+        self._prompt_tokens = view.base["prompt_tokens"].to_numpy(dtype=float)
+        self._tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
+        self._context = float(self._prompt_tokens.mean() + self._tokens.mean() / view.repeats / 2)
+
+    def paired(self, gamma: int, batch: int = 1) -> Paired | None:
+        """Decoding by target alone and with the draft, prompt by prompt; None beyond what was probed."""
+        view, costs = self._view, self._costs(batch)
+        found = view.replayed(gamma)
+        if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
+            return None
+        spent_s = view.by_prompt(predicted_rounds(found, costs).total_s)
+        return _weighed(self._tokens * costs.step_s, self._tokens, spent_s, self._tokens, view.weights)
+
+    def end_to_end(self, gamma: int) -> float | None:
+        """Speedup of the whole with both prefills; None where they were not probed."""
+        view, decode = self._view, self.paired(gamma)
+        target_s = prefill_seconds(view.points, None, self._prompt_tokens) if decode else None
+        draft_s = self._draft_prefill() if decode else None
+        if decode is None or target_s is None or draft_s is None:
+            return None
+        base_s = target_s * view.repeats * view.weights
+        return float(
+            (base_s + decode.base_s).sum() / (base_s + draft_s * view.repeats * view.weights + decode.spec_s).sum()
+        )
+
+    def _draft_prefill(self) -> Floats | None:
+        """Seconds for each prompt; layers that are shared with the target have read it already."""
+        if self._view.draft.kind == "skip":
+            return np.zeros(len(self._prompt_tokens))
+        return prefill_seconds(self._view.points, self._view.reader, self._prompt_tokens)
+
+    def round_time(self, gamma: int) -> RoundTime | None:
+        """Where the mean round's time should go."""
+        costs, found = self._costs(1), self._view.replayed(gamma)
+        if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
+            return None
+        spent, rounds = predicted_rounds(found, costs), found.rounds.sum()
+        return RoundTime(*(float(s.sum() / rounds) for s in (spent.draft_s, spent.verify_s, spent.other_s)))
+
+    def curve(self) -> tuple[PredictedGamma, ...]:
+        """Every gamma that the probe's widest pass allows, from 1."""
+        costs = self._costs(1)
+        found, before = [], 1.0
+        for gamma in range(1, len(costs.verify_s) if costs else 0):
+            paired, again = self.paired(gamma), self._view.replayed(gamma)
+            if paired is None or again is None or again.tokens_per_round is None:
+                break
+            interval = speedup_interval(paired, self._confidence)
+            found.append(
+                PredictedGamma(
+                    gamma=gamma,
+                    tokens_per_round=again.tokens_per_round,
+                    speedup=interval.value,
+                    speedup_low=interval.low,
+                    speedup_high=interval.high,
+                    speedup_e2e=self.end_to_end(gamma),
+                    gain=interval.value / before - 1,
+                )
+            )
+            before = interval.value
+        return tuple(found)
+
+    def batches(self) -> tuple[PredictedBatch, ...]:
+        """Every batch size probed, at the gamma that is best there. Rows accept raggedly: each goes on by its own
+        tokens per round while all share the time of a round, so tokens per round stay what they are at batch 1."""
+        rows = []
+        for batch in sorted({point.batch for point in self._view.points}):
+            costs = self._costs(batch)
+            pairs = {g: p for g in range(1, len(costs.verify_s) if costs else 0) if (p := self.paired(g, batch))}
+            if not pairs or costs is None:
+                continue
+            gamma = max(pairs, key=lambda g: pairs[g].speedup)
+            interval = speedup_interval(pairs[gamma], self._confidence)
+            alone = batch / costs.step_s
+            rows.append(
+                PredictedBatch(batch, gamma, interval.value, interval.low, interval.high, alone, alone * interval.value)
+            )
+        return tuple(rows)
+
+    def _costs(self, batch: int) -> RoundCosts | None:
+        if not self._view.points or not self._view.texts:
+            return None
+        return round_costs(self._view.points, self._view.reader, self._context, self._view.other_s, batch)
+
+    @property
+    def step_s(self) -> float | None:
+        """One probed step of the target alone."""
+        costs = self._costs(1)
+        return None if costs is None else costs.step_s
+
+
+def stops_paying(batches: tuple[PredictedBatch, ...]) -> int | None:
+    """The smallest probed batch from which on even the best gamma is predicted slower than the target alone."""
+    below = None
+    for row in reversed(batches):
+        if row.speedup >= 1.0:
+            break
+        below = row.batch
+    return below
+
+
+def missing_term(row: GammaResult, predicted: RoundTime | None, step_s: float | None, alone: float) -> str | None:
+    """Which term of the prediction is furthest from what was measured: acceptance or a part of the round's time, all in
+    target steps, so that a machine that was faster or slower throughout does not count. `step_s` is the probed step,
+    `alone` the measured one. None where the prediction is within EXPLAINED."""
+    if row.predicted_speedup is None or predicted is None or not step_s:
+        return None
+    if abs(row.predicted_speedup / row.speedup - 1) <= EXPLAINED:
+        return None
+    whole = predicted.draft_s + predicted.verify_s + predicted.other_s
+    names = {"draft_s": "drafting", "verify_s": "verifying", "other_s": "the rest"}
+    off = {
+        term: abs(getattr(row.round_time, name) / alone - getattr(predicted, name) / step_s) / (whole / step_s)
+        for name, term in names.items()
+    }
+    if row.tokens_per_round and row.replay_tokens_per_round:
+        off["acceptance"] = abs(math.log(row.tokens_per_round / row.replay_tokens_per_round))
+    return max(off, key=lambda term: off[term])
+
+
+def _weighed(base_s: Floats, base_tokens: Floats, spec_s: Floats, spec_tokens: Floats, weights: Floats) -> Paired:
+    return Paired(base_s * weights, base_tokens * weights, spec_s * weights, spec_tokens * weights)

@@ -1,0 +1,186 @@
+"""The folder of a probe to what `probe --json` and its tables show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specbench.records import Caution, CostPoint
+from specbench.store import StoredRun, cautions_of
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One token in each sequence of a batch. `cost` is c = t_draft / t_dec; None for the target itself, and where the
+    target was not timed there."""
+
+    batch: int
+    context: int
+    step_s: float
+    step_low_s: float
+    step_high_s: float
+    tokens_per_s: float
+    cost: float | None
+    cost_low: float | None
+    cost_high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Several tokens at once in each sequence. `ratio` is v(n) = t(n) / t(1) of the same model."""
+
+    batch: int
+    context: int
+    tokens: int
+    pass_s: float
+    pass_low_s: float
+    pass_high_s: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A whole draft phase at batch 1, sampling included. `ratio` is to `gamma` single steps."""
+
+    context: int
+    gamma: int
+    phase_s: float
+    phase_low_s: float
+    phase_high_s: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """A whole prompt in each sequence of a batch."""
+
+    batch: int
+    tokens: int
+    prefill_s: float
+    prefill_low_s: float
+    prefill_high_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedModel:
+    """One model. `step_bytes` are the weights that one token reads, `least_step_s` is the time that this takes at the
+    measured bandwidth."""
+
+    model: str
+    role: str
+    parameters: int
+    weight_bytes: int
+    step_bytes: int
+    least_step_s: float
+    steps: tuple[Step, ...]
+    widths: tuple[Width, ...]
+    phases: tuple[Phase, ...]
+    prefills: tuple[Prefill, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory bandwidth of this machine, and what was measured."""
+
+    bytes_per_s: float
+    low: float
+    high: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSummary:
+    """Everything a probe found."""
+
+    run: str
+    schema: int
+    engine: str
+    hardware: str
+    precision: str
+    threads: int
+    bandwidth: Memory
+    models: tuple[ProbedModel, ...]
+    warnings: tuple[Caution, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def probed(stored: StoredRun) -> ProbeSummary:
+    """Of a folder that `specbench probe` made."""
+    run = stored.run
+    memory = Memory(**run["bandwidth"])
+    points = [CostPoint(**point) for point in run["probe"]]
+    target = {(p.batch, p.context): p for p in points if p.model is None and _is_step(p)}
+    models = [_model(None, run["target"], points, target, memory)]
+    models += [_model(name, facts, points, target, memory) for name, facts in run["drafts"].items()]
+    return ProbeSummary(
+        run=str(stored.folder),
+        schema=SCHEMA,
+        engine=run["provenance"]["engine"],
+        hardware=run["provenance"]["hardware"]["line"],
+        precision=run["provenance"]["precision"],
+        threads=run["provenance"]["threads"],
+        bandwidth=memory,
+        models=tuple(models),
+        warnings=tuple(cautions_of(run)),
+    )
+
+
+def _is_step(point: CostPoint) -> bool:
+    return point.phase == "read" and point.context > 0 and point.tokens == 1
+
+
+def _model(
+    name: str | None,
+    facts: Mapping[str, Any],
+    every: Sequence[CostPoint],
+    target: Mapping[tuple[int, int], CostPoint],
+    memory: Memory,
+) -> ProbedModel:
+    points = [p for p in every if p.model == name]
+    reads = [p for p in points if p.phase == "read"]
+    single = {(p.batch, p.context): p for p in reads if _is_step(p)}
+    wide = sorted((p for p in reads if p.context and p.tokens > 1), key=lambda p: (p.batch, p.context, p.tokens))
+    phases = sorted((p for p in points if p.phase == "draft"), key=lambda p: (p.context, p.tokens))
+    prefills = sorted((p for p in reads if not p.context), key=lambda p: (p.batch, p.tokens))
+    return ProbedModel(
+        model=facts["name"],
+        role="target" if name is None else "draft",
+        parameters=facts["parameters"],
+        weight_bytes=facts["weight_bytes"],
+        step_bytes=facts["step_bytes"],
+        least_step_s=facts["step_bytes"] / memory.bytes_per_s,
+        steps=tuple(_step(p, None if name is None else target.get(at)) for at, p in sorted(single.items())),
+        widths=tuple(_width(p, single[p.batch, p.context]) for p in wide),
+        phases=tuple(_phase(p, single[1, p.context]) for p in phases),
+        prefills=tuple(_prefill(p) for p in prefills),
+    )
+
+
+def _ratio(of: CostPoint, to: CostPoint) -> tuple[float, float, float]:
+    """Value, low, high. The ends pair the two intervals' opposite ends, so the interval is on the wide side."""
+    return of.median_s / to.median_s, of.low_s / to.high_s, of.high_s / to.low_s
+
+
+def _step(p: CostPoint, target: CostPoint | None) -> Step:
+    cost = (None, None, None) if target is None else _ratio(p, target)
+    return Step(p.batch, p.context, p.median_s, p.low_s, p.high_s, p.batch / p.median_s, *cost)
+
+
+def _width(p: CostPoint, single: CostPoint) -> Width:
+    return Width(p.batch, p.context, p.tokens, p.median_s, p.low_s, p.high_s, *_ratio(p, single))
+
+
+def _phase(p: CostPoint, single: CostPoint) -> Phase:
+    return Phase(p.context, p.tokens, p.median_s, p.low_s, p.high_s, p.median_s / (p.tokens * single.median_s))
+
+
+def _prefill(p: CostPoint) -> Prefill:
+    return Prefill(p.batch, p.tokens, p.median_s, p.low_s, p.high_s, p.batch * p.tokens / p.median_s)

@@ -1,0 +1,211 @@
+"""One draft of a run: the verdict, and the evidence by gamma and by category."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from specbench.acceptance.metrics import count
+from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
+from specbench.decision.holdout import choose_gamma
+from specbench.decision.interval import Paired, share_interval, speedup_interval
+from specbench.decision.verdict import Gates, judge
+from specbench.records import Interval, Policy
+from specbench.report import text
+from specbench.report.contract import (
+    BreakEven,
+    CategoryGamma,
+    CategoryResult,
+    DraftResult,
+    GammaResult,
+    Memory,
+    Money,
+    RoundTime,
+)
+from specbench.report.predict import Predictor, missing_term, stops_paying
+from specbench.report.views import DraftView, rate
+
+
+class Judged:
+    """Everything said about one view. `excess` is the variance of a log speedup that the A/A arm shows beyond the
+    scatter of prompts; `facts` are the draft model's, from run.json."""
+
+    def __init__(self, view: DraftView, policy: Policy, excess: float, facts: dict[str, Any]) -> None:
+        self.view = view
+        self.policy = policy
+        self.excess = excess
+        self.predictor = Predictor(view, policy.confidence)
+        self.memory = _memory(view, facts)
+        self.gates = Gates(None, view.lossy, _too_large(self.memory, policy))
+
+    def interval(self, paired: Paired) -> Interval:
+        """The speedup with everything that makes it uncertain."""
+        return speedup_interval(paired, self.policy.confidence, self.excess)
+
+    def result(self) -> DraftResult:
+        view, policy = self.view, self.policy
+        choice = choose_gamma({g: view.paired(g, policy.metric) for g in view.arms})
+        speedup = self.interval(choice.paired)
+        slower = slower_share(choice.paired, view, policy)
+        verdict = judge(speedup, policy, Gates(slower, self.gates.lossy, self.gates.memory))
+        alpha = self._alpha(choice.best)
+        batches = self.predictor.batches()
+        return DraftResult(
+            draft=view.spec,
+            verdict=verdict.call,
+            reasons=verdict.reasons,
+            best_gamma=choice.best,
+            speedup=speedup.value,
+            speedup_low=speedup.low,
+            speedup_high=speedup.high,
+            probability=verdict.probability,
+            baseline_tokens_per_s=view.rate,
+            alpha=alpha.value if alpha else None,
+            alpha_low=alpha.low if alpha else None,
+            alpha_high=alpha.high if alpha else None,
+            gammas=tuple(self._gamma(gamma) for gamma in view.arms),
+            categories=tuple(self._category(name) for name in sorted(view.base["category"].unique())),
+            predicted=self.predictor.curve(),
+            batches=batches,
+            stops_paying_at_batch=stops_paying(batches),
+            memory=self.memory,
+            money=_money(view, choice.best, policy.price_per_hour),
+        )
+
+    def _gamma(self, gamma: int) -> GammaResult:
+        view, rows = self.view, self.view.arms[gamma]
+        counts = view.counts(gamma)
+        decode = view.paired(gamma, "decode")
+        interval = self.interval(decode)
+        compared = rows["identical"].dropna()
+        again, predicted = view.replayed(gamma), self.predictor.paired(gamma)
+        spent = RoundTime(
+            *(float(rows[name].sum()) / max(counts.rounds, 1) for name in ("draft_s", "verify_s", "other_s"))
+        )
+        drafted = counts.drafted / counts.rounds if counts.rounds else 0.0
+        even = None
+        if counts.tokens_per_round is not None:
+            even = break_even(gamma, counts.tokens_per_round, drafted, spent, 1 / view.rate, self.policy.min_speedup)
+        c = None if even is None else even.measured_draft_steps
+        expected = self.predictor.round_time(gamma)
+        row = GammaResult(
+            gamma=gamma,
+            rounds=counts.rounds,
+            drafted=counts.drafted,
+            accepted=counts.accepted,
+            emitted=int(rows["decode_tokens"].sum()),
+            acceptance_rate=counts.acceptance_rate,
+            tokens_per_round=counts.tokens_per_round,
+            replay_tokens_per_round=None if again is None else again.tokens_per_round,
+            replay_rounds=None if again is None else float(again.rounds.sum()),
+            survival=counts.survival,
+            speedup=interval.value,
+            speedup_low=interval.low,
+            speedup_high=interval.high,
+            speedup_e2e=view.paired(gamma, "e2e").speedup,
+            tokens_per_s=rate(rows),
+            predicted_speedup=None if predicted is None else predicted.speedup,
+            identical_prompts=int(compared.sum()) if len(compared) else None,
+            prompts=len(rows),
+            slower_share=slower_share(decode, view, self.policy) or 0.0,
+            round_time=spent,
+            predicted_speedup_e2e=self.predictor.end_to_end(gamma),
+            predicted_round_time=expected,
+            closed_form_speedup=None if counts.alpha is None or c is None else closed_form(counts.alpha, gamma, c),
+            break_even=even,
+        )
+        return replace(row, missing_term=missing_term(row, expected, self.predictor.step_s, 1 / view.rate))
+
+    def _category(self, name: str) -> CategoryResult:
+        view, metric = self.view, self.policy.metric
+        mine = (view.base["category"] == name).to_numpy()
+        choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in view.arms})
+        speedup = self.interval(choice.paired)
+        # Which prompts of a category are slow is decided by too few of them to be a gate.
+        verdict = judge(speedup, self.policy, self.gates)
+        gammas = []
+        for gamma in view.arms:
+            interval = self.interval(view.paired(gamma, metric).take(mine))
+            counts, predicted = view.counts(gamma, mine), self.predictor.paired(gamma)
+            gammas.append(
+                CategoryGamma(
+                    gamma,
+                    interval.value,
+                    interval.low,
+                    interval.high,
+                    counts.tokens_per_round,
+                    counts.acceptance_rate,
+                    None if predicted is None else predicted.take(mine).speedup,
+                )
+            )
+        return CategoryResult(
+            category=name,
+            verdict=verdict.call,
+            reasons=verdict.reasons,
+            best_gamma=choice.best,
+            speedup=speedup.value,
+            speedup_low=speedup.low,
+            speedup_high=speedup.high,
+            prompts=int(mine.sum()),
+            baseline_tokens_per_s=rate(view.base[mine]),
+            gammas=tuple(gammas),
+        )
+
+    def _alpha(self, gamma: int) -> Interval | None:
+        """Conditional acceptance at `gamma`, with prompts as the unit; None where nothing was judged."""
+        counts = [count(rounds, gamma) for rounds in self.view.arms[gamma]["rounds"]]
+        accepted = np.array([c.accepted for c in counts], dtype=float)
+        rejected = np.array([c.rejections for c in counts], dtype=float)
+        if accepted.sum() + rejected.sum() == 0:
+            return None
+        return share_interval(accepted, rejected, self.policy.confidence)
+
+
+def slower_share(paired: Paired, view: DraftView, policy: Policy) -> float | None:
+    """Share of prompts (of traffic, under a mix) that the draft makes slower than the policy's `slower_than`."""
+    decoded = (paired.base_tokens > 0) & (paired.spec_tokens > 0)
+    if not decoded.any():
+        return None
+    return float(np.average(paired.by_prompt < policy.slower_than, weights=view.weights[decoded]))
+
+
+def break_even(gamma: int, tau: float, drafted: float, spent: RoundTime, step_s: float, minimum: float) -> BreakEven:
+    """What 1.0x and `minimum` take at this gamma, from the measured round: `tau` tokens from `drafted` drafts."""
+    v, h = spent.verify_s / step_s, spent.other_s / step_s
+    c = spent.draft_s / step_s / drafted if drafted else None
+    steps = spent.draft_s / step_s + v + h
+
+    def alpha(times: float) -> float | None:
+        return break_even_alpha(gamma, 0.0, steps * times)
+
+    def draft(times: float) -> float | None:
+        return break_even_draft(tau / times, drafted, v, h) if drafted else None
+
+    return BreakEven(steps, alpha(1.0), draft(1.0), c, steps * minimum, alpha(minimum), draft(minimum))
+
+
+def _memory(view: DraftView, facts: dict[str, Any]) -> Memory | None:
+    weights, per_token = facts.get("weight_bytes"), facts.get("cache_bytes_per_token")
+    if weights is None or per_token is None:
+        return None
+    rows = view.base
+    context = int((rows["prompt_tokens"] + rows["output_tokens"] / view.repeats).max())
+    return Memory(int(weights), int(per_token), context, int(weights) + int(per_token) * context)
+
+
+def _too_large(memory: Memory | None, policy: Policy) -> str | None:
+    if policy.max_added_gb is None or memory is None or memory.total_bytes <= policy.max_added_gb * 1e9:
+        return None
+    allowed = text.size(policy.max_added_gb * 1e9, "B")
+    return f"the draft takes {text.size(memory.total_bytes, 'B')} of memory, {allowed} are allowed"
+
+
+def _money(view: DraftView, gamma: int, price_per_hour: float | None) -> Money | None:
+    if price_per_hour is None:
+        return None
+    paired = view.paired(gamma, "e2e")
+    per_second = price_per_hour / 3600 * 1e6
+    alone = paired.base_s.sum() / paired.base_tokens.sum() * per_second
+    return Money(float(alone), float(paired.spec_s.sum() / paired.spec_tokens.sum() * per_second))

@@ -1,0 +1,223 @@
+"""`specbench probe` as a user has it: shapes from a configuration, its folder, its tables, and `--costs`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from test_cli import call
+from test_docs import PAGES, nullable, rows_of
+from test_run import FakeObserver, config_for
+
+from specbench.acceptance.replay import replay
+from specbench.cost import bandwidth
+from specbench.errors import ModelError, StoreError
+from specbench.models import shapes
+from specbench.positions import read_positions
+from specbench.records import CostPoint
+from specbench.report import probed as contract
+from specbench.report.summarise import summarise
+from specbench.run import run
+from specbench.store import find_runs, read_run
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any attempt to connect fails."""
+    import socket
+
+    def refuse(*_):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Bandwidth of a megabyte: what is measured here is not looked at."""
+    monkeypatch.setattr(bandwidth, "_LARGEST_BYTES", 1 << 20)
+
+
+def shape_file(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(LLAMA | changes))
+    return folder / "config.json"
+
+
+def test_a_shape_is_the_model_that_its_configuration_describes(tmp_path, offline):
+    loaded = shapes.load_shape(shape_file(tmp_path / "m"), dtype="bfloat16", device="cpu", context=64)
+    assert {w.dtype for w in loaded.model.parameters()} == {torch.bfloat16}
+    assert {str(t.device) for t in (*loaded.model.parameters(), *loaded.model.buffers())} == {"cpu"}
+    assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
+    own = type(loaded.model)(loaded.model.config)
+    assert loaded.parameters == sum(weight.numel() for weight in own.parameters())
+    torch.testing.assert_close(loaded.model.model.rotary_emb.inv_freq, own.model.rotary_emb.inv_freq)
+    logits = loaded.model(torch.tensor([[1, 2, 3]])).logits
+    assert logits.isfinite().all() and logits.float().std() > 0
+
+
+def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
+    target = shape_file(tmp_path / "t")
+    draft = shape_file(tmp_path / "d", num_hidden_layers=1, model_type="mixtral", num_local_experts=4)
+    args = ("--device", "cpu", "--threads", 1, "--gamma", "1,2", "--context", "16,32", "--passes", 5)
+    shapes_ = ("--target-config", target, "--draft-config", draft.parent, "--batch-size", "1,3")
+    result = call("probe", *shapes_, *args, "--out", tmp_path / "runs", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    assert [(m["role"], m["model"]) for m in found["models"]] == [("target", str(target)), ("draft", str(draft.parent))]
+    assert {(s["batch"], s["context"]) for s in found["models"][1]["steps"]} == {
+        (b, c) for b in (1, 3) for c in (16, 32)
+    }
+    assert {w["code"] for w in found["warnings"]} - {"busy-machine"} == {"random-weights", "random-experts"}
+    for row in found["models"][0]["steps"]:
+        assert row["step_low_s"] <= row["step_s"] <= row["step_high_s"]
+        assert row["tokens_per_s"] == pytest.approx(row["batch"] / row["step_s"])
+    (folder,) = find_runs(tmp_path / "runs")
+    assert read_run(folder).run["command"] == "probe"
+    # a probe is no run
+    result = call("brief", "--out", tmp_path / "runs")
+    assert (result.exit_code, "No run yet" in result.stderr) == (2, True)
+    for command in ("brief", "replay"):
+        result = call(command, folder)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, quick):
+    huge = shape_file(
+        tmp_path / "m", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, vocab_size=128256,
+        num_attention_heads=64, num_key_value_heads=8,
+    )  # fmt: skip
+    monkeypatch.setattr(shapes, "available_bytes", lambda _: 22 * 10**9)
+    with pytest.raises(
+        ModelError, match=r"needs 139 GB, 22 GB are free \(weights 139 GB, KV cache of 64 tokens 0.02 GB"
+    ):
+        shapes.load_shape(huge, dtype="bfloat16", device="cpu", context=64)
+    result = call("probe", "--target-config", huge, "--device", "cpu", "--threads", 1, "--out", tmp_path / "runs")
+    assert result.exit_code == 2
+    assert "needs 139 GB, 22 GB are free" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "is not valid JSON"), ("{}", "names no model_type"), ('{"model_type": "nope"}', "does not know the kind")],
+)
+def test_bad_configurations(text, says, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=says):
+        shapes.load_shape(tmp_path, dtype="float32", device="cpu", context=8)
+    with pytest.raises(ModelError, match="there is no model configuration"):
+        shapes.load_shape(tmp_path / "gone", dtype="float32", device="cpu", context=8)
+
+
+@pytest.fixture(scope="module")
+def probed_lab(lab, tmp_path_factory):
+    out = tmp_path_factory.mktemp("probes")
+    before, bandwidth._LARGEST_BYTES = bandwidth._LARGEST_BYTES, 1 << 20
+    args = [*lab.args("--out", out, "--passes", 5, "--batch-size", "1,2", "--gamma", "1..3", "--name", "p")]
+    at = args.index("--workload")
+    result = call("probe", *args[:at], *args[at + 2 :])
+    bandwidth._LARGEST_BYTES = before
+    assert result.exit_code == 0, result.output
+    return next(iter(find_runs(out))), result
+
+
+def test_the_tables_say_what_was_timed(probed_lab, lab):
+    _, result = probed_lab
+    for words in ("one step, ms", "c = t_draft / t_dec", "v(n)", "draft phase", "prefill", "Memory: ", "Run folder"):
+        assert words in result.stdout
+    names = (str(lab.target.parent), "Run folder")
+    assert max(len(line) for line in result.stdout.splitlines() if not any(name in line for name in names)) <= 80
+
+
+def test_a_run_with_stored_costs_predicts_the_same(probed_lab, lab, tmp_path):
+    folder, _ = probed_lab
+    stored = read_run(run(config_for(lab, tmp_path), "sweep", (1, 3), FakeObserver(), costs=folder))
+    assert stored.run["probe_from"] == str(folder)
+    assert stored.run["probe"] == read_run(folder).run["probe"]
+    view_costs = [CostPoint(**point) for point in read_run(folder).run["probe"]]
+    assert {p.batch for p in view_costs} == {1, 2}
+    first = summarise(stored).drafts[0].gammas
+    twin = replace(stored, run=stored.run | {"probe": [asdict(p) for p in view_costs]})
+    assert [g.predicted_speedup for g in summarise(twin).drafts[0].gammas] == [g.predicted_speedup for g in first]
+    assert all(g.predicted_speedup for g in first)
+    assert replay(read_positions(stored.folder), 1).rounds.sum() > 0
+
+
+def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
+    folder, _ = probed_lab
+    copy = tmp_path / "copy"
+
+    def refused(change, says, **flags):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        record = json.loads((copy / "run.json").read_text())
+        change(record)
+        (copy / "run.json").write_text(json.dumps(record))
+        with pytest.raises(StoreError, match=says):
+            run(config_for(lab, tmp_path / "runs", **flags), "sweep", (1, 3), FakeObserver(), costs=copy)
+        assert not (tmp_path / "runs").exists()
+
+    refused(lambda r: r["provenance"].update(threads=7), "made with threads 7, not 1")
+    refused(lambda r: r["provenance"]["versions"].update(torch="1.0"), r"made with torch 1\.0, not ")
+    refused(lambda r: r["provenance"]["hardware"].update(line="Other", cpu="Z80"), r"another machine \(Other\)")
+    refused(lambda _: None, r"made with precision float32, not bfloat16 \(", dtype="bfloat16")
+    refused(lambda _: None, "no draft ", draft=[str(lab.far)])
+    refused(lambda _: None, "another target", target=str(lab.far))
+    refused(lambda r: r.update(command="sweep"), "This folder holds no probe")
+    narrow = [2, 3, 4]
+    refused(
+        lambda r: r.update(probe=[p for p in r["probe"] if p["tokens"] not in narrow or p["model"]]),
+        r"did not time the target over 2 tokens at batch 1.*--gamma 1\.\.3",
+    )
+
+
+def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
+    config = config_for(lab, tmp_path, limit=2, probe_batch_sizes="2")
+    stored = read_run(run(config, "sweep", (1, 2), FakeObserver()))
+    points = [CostPoint(**point) for point in stored.run["probe"]]
+    assert stored.run["probe_from"] is None
+    assert {p.batch for p in points} == {1, 2}
+    assert len({p.context for p in points if p.batch == 2}) == 1
+    assert {(p.model is None, p.tokens) for p in points if p.phase == "draft"} == {(False, 1), (False, 2)}
+    prefills = {p.tokens for p in points if not p.context}
+    assert prefills <= {t.prompt_tokens for t in stored.trials}
+
+
+SECTIONS = {
+    "`probe --json`": contract.ProbeSummary,
+    "Probe: `bandwidth`": contract.Memory,
+    "Probe: `models[]`": contract.ProbedModel,
+    "Probe: `models[].steps[]`": contract.Step,
+    "Probe: `models[].widths[]`": contract.Width,
+    "Probe: `models[].phases[]`": contract.Phase,
+    "Probe: `models[].prefills[]`": contract.Prefill,
+    "Probe: a point": CostPoint,
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_contract_has_the_keys_of_the_code(section):
+    from typing import get_type_hints
+
+    hints = get_type_hints(SECTIONS[section])
+    rows = dict(rows_of(section, PAGES["contract.md"]))
+    assert set(rows) == set(hints)
+    assert [key for key, kind in rows.items() if ("null" in kind) != nullable(hints[key])] == []

@@ -1,0 +1,212 @@
+"""What a Summary says of runs whose truth is planted: predictions, traffic mixes, batches, several drafts, gates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from fake_run import PREFILL_S, STEP_S, FakeDraft, FakeMachine, fake_run
+
+from specbench.cost.model import break_even_alpha, tokens_per_round
+from specbench.errors import ConfigError, StoreError
+from specbench.records import Policy
+from specbench.report.brief import render_brief
+from specbench.report.predict import stops_paying
+from specbench.report.summarise import summarise
+
+GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
+
+
+def with_policy(stored, **policy):
+    config = stored.run["config"] | {"policy": stored.run["config"]["policy"] | policy}
+    return replace(stored, run=stored.run | {"config": config})
+
+
+def test_the_prediction_is_the_measurement_where_costs_are_what_was_probed(tmp_path):
+    draft = summarise(fake_run(tmp_path / "r", {"d": GOOD})).drafts[0]
+    for row in draft.gammas:
+        assert row.predicted_speedup == pytest.approx(row.speedup, rel=1e-9)
+        assert row.predicted_speedup_e2e == pytest.approx(row.speedup_e2e, rel=1e-9)
+        assert row.predicted_round_time.verify_s == pytest.approx(row.round_time.verify_s, rel=1e-9)
+        assert row.missing_term is None
+        assert row.closed_form_speedup > row.speedup  # it takes verifying for free
+    assert [p.gamma for p in draft.predicted] == [1, 2, 3, 4]
+    for category in draft.categories:
+        for row in category.gammas:
+            assert row.predicted_speedup == pytest.approx(row.speedup, rel=1e-9)
+
+
+def test_what_the_last_token_adds_is_the_ratio_of_neighbours(tmp_path):
+    found = summarise(fake_run(tmp_path / "r", {"d": GOOD})).drafts[0].predicted
+    values = [1.0, *(row.speedup for row in found)]
+    assert [row.gain for row in found] == pytest.approx([b / a - 1 for a, b in pairwise(values)])
+
+
+@pytest.mark.parametrize(
+    ("term", "change"),
+    [
+        ("verifying", {"machine": FakeMachine(verify=(1.0, 1.5, 1.6, 1.7, 1.8))}),
+        ("drafting", {"drafts": {"d": replace(GOOD, draft_s=0.007, catch_up_s=0.008)}}),
+        ("the rest", {"machine": FakeMachine(more_in_rounds_s=0.006)}),
+    ],
+)
+def test_a_miss_names_the_term_that_was_planted(tmp_path, term, change):
+    probed = fake_run(tmp_path / "probed", {"d": GOOD})
+    wrong = fake_run(tmp_path / "timed", **({"drafts": {"d": GOOD}} | change))
+    warm = tuple(t for t in probed.trials if t.warmup)
+    timed = replace(
+        wrong,
+        run=wrong.run | {"probe": probed.run["probe"]},
+        trials=(*(t for t in wrong.trials if not t.warmup), *warm),
+    )
+    rows = summarise(timed).drafts[0].gammas
+    assert all(abs(row.predicted_speedup / row.speedup - 1) > 0.05 for row in rows)
+    assert {row.missing_term for row in rows} == {term}
+
+
+def test_a_machine_that_was_slower_throughout_is_no_missing_term(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD})
+    half = [point | {key: point[key] / 2 for key in ("median_s", "low_s", "high_s")} for point in stored.run["probe"]]
+    rows = summarise(replace(stored, run=stored.run | {"probe": half})).drafts[0].gammas
+    assert all(row.missing_term in (None, "the rest") for row in rows)  # other_s did not slow down with it
+
+
+def test_break_evens_are_where_the_speedup_is_one(tmp_path):
+    for row in summarise(fake_run(tmp_path / "r", {"d": GOOD})).drafts[0].gammas:
+        even = row.break_even
+        step = STEP_S + 0.001
+        times = row.round_time
+        drafted = row.drafted / row.rounds
+        assert even.tokens_per_round == pytest.approx((times.draft_s + times.verify_s + times.other_s) / step)
+        assert tokens_per_round(even.alpha, row.gamma) == pytest.approx(even.tokens_per_round)
+        at_best = even.draft_steps * drafted * step + times.verify_s + times.other_s
+        assert row.tokens_per_round * step / at_best == pytest.approx(1.0)
+        at_minimum = even.minimum_draft_steps * drafted * step + times.verify_s + times.other_s
+        assert row.tokens_per_round * step / at_minimum == pytest.approx(1.10)
+        assert even.minimum_alpha == pytest.approx(break_even_alpha(row.gamma, 0, 1.1 * even.tokens_per_round))
+
+
+def test_the_batch_at_which_it_stops_paying(tmp_path):
+    # a step at batch 8 costs 1.5 single steps, so 8 rows verify dearly
+    machine = FakeMachine(verify=(1.0, 1.1, 1.2, 1.3, 1.4), batch={1: 1.0, 2: 1.02, 4: 1.1, 8: 1.5, 32: 4.0})
+    draft = summarise(fake_run(tmp_path / "r", {"d": FakeDraft({"code": 0.5, "chat": 0.5})}, machine=machine)).drafts[0]
+    by_batch = {row.batch: row for row in draft.batches}
+    assert by_batch[1].speedup == pytest.approx(max(row.speedup for row in draft.predicted))
+    one = next(row for row in draft.gammas if row.gamma == 1)
+    tau, drafted = one.replay_tokens_per_round, one.drafted / one.rounds
+    at_4 = tau * (machine.verify_s(1, 4) + 0.001) / (drafted * 0.002 + machine.verify_s(2, 4) + 0.001)
+    assert by_batch[4].gamma == 1
+    assert by_batch[4].speedup == pytest.approx(
+        at_4, rel=0.02
+    )  # catch-ups and the cut last round are not in the formula
+    assert draft.stops_paying_at_batch == min(row.batch for row in draft.batches if row.speedup < 1)
+    assert by_batch[4].baseline_tokens_per_s == pytest.approx(4 / (machine.verify_s(1, 4) + 0.001))
+
+
+def test_a_dip_in_the_middle_is_not_where_it_stops_paying(tmp_path):
+    rows = summarise(fake_run(tmp_path / "r", {"d": GOOD})).drafts[0].batches
+
+    def at(*speedups):
+        return tuple(replace(rows[0], batch=2**i, speedup=s) for i, s in enumerate(speedups))
+
+    assert stops_paying(at(1.2, 0.98, 1.1, 0.9)) == 8
+    assert stops_paying(at(0.9, 0.8)) == 1
+    assert stops_paying(at(1.2, 1.1)) is None
+
+
+def test_a_traffic_mix_weighs_the_categories(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD}, prompts={"code": 20, "chat": 10})
+    plain = summarise(stored)
+    by_name = {category.category: category for category in plain.drafts[0].categories}
+    base = STEP_S + 0.001
+
+    def at(mix, gamma=1):
+        row = next(g for g in summarise(with_policy(stored, mix=mix)).drafts[0].gammas if g.gamma == gamma)
+        return row.speedup
+
+    # every text is equally long, so seconds per token average by the shares
+    per_token = {name: base / category.gammas[0].speedup for name, category in by_name.items()}
+    assert at({"code": 2 / 3, "chat": 1 / 3}) == pytest.approx(plain.drafts[0].gammas[0].speedup)
+    assert at({"code": 0.1, "chat": 0.9}) == pytest.approx(base / (0.1 * per_token["code"] + 0.9 * per_token["chat"]))
+    assert at({"chat": 1.0}) == pytest.approx(by_name["chat"].gammas[0].speedup)
+    assert summarise(with_policy(stored, mix={"chat": 1.0})).drafts[0].gammas[0].prompts == 10
+    with pytest.raises(ConfigError, match=r"names maths, of which no prompt was measured .* chat, code"):
+        summarise(with_policy(stored, mix={"maths": 1.0}))
+
+
+def test_of_several_drafts_the_better_is_chosen_and_the_other_compared(tmp_path):
+    poor = FakeDraft({"code": 0.3, "chat": 0.3})
+    stored = fake_run(tmp_path / "r", {"poor": poor, "good": GOOD}, machine=FakeMachine(noise=0.02))
+    found = summarise(stored)
+    choice, (rival,) = found.choice, found.choice.rivals
+    assert (choice.draft, rival.draft) == ("good", "poor")
+    by_name = {draft.draft: {row.gamma: row for row in draft.gammas} for draft in found.drafts}
+    ratio = by_name["good"][choice.gamma].speedup / by_name["poor"][rival.gamma].speedup
+    assert rival.ratio == pytest.approx(ratio)
+    assert rival.ratio_low > 1
+    assert not rival.same
+    assert "**GO, of 2 drafts: turn `good` on" in render_brief(stored, found)
+
+
+def test_the_same_draft_twice_is_the_same_within_noise(tmp_path):
+    flat = FakeDraft({"code": 0.6, "chat": 0.6})
+    twice = summarise(fake_run(tmp_path / "r", {"a": flat, "b": flat}, machine=FakeMachine(noise=0.02)))
+    assert twice.choice.rivals[0].same
+    # choosing between equals must not look better than either
+    assert twice.choice.speedup <= max(draft.speedup for draft in twice.drafts)
+
+
+def test_an_a_a_arm_that_disagrees_widens_the_verdicts_interval(tmp_path):
+    def width(a_a):
+        machine = FakeMachine(noise=0.01, a_a=a_a)
+        draft = summarise(fake_run(tmp_path / str(a_a), {"d": GOOD}, machine=machine)).drafts[0]
+        return draft.speedup_high - draft.speedup_low
+
+    assert width(1.1) > 2 * width(1.0)
+
+
+def test_a_draft_that_does_not_fit_is_no_go_whatever_its_speed(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD})
+    assert summarise(stored).drafts[0].verdict == "GO"
+    memory = summarise(stored).drafts[0].memory
+    assert (memory.context, memory.total_bytes) == (90 + 65, 30_000_000 + 1000 * 155)
+    tight = summarise(with_policy(stored, max_added_gb=0.03))
+    assert tight.drafts[0].verdict == "NO-GO"
+    assert tight.drafts[0].reasons == ("the draft takes 30.2 MB of memory, 30.0 MB are allowed",)
+    assert summarise(with_policy(stored, max_added_gb=0.04)).choice.verdict == "GO"
+
+
+def test_money_is_price_over_rate(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD})
+    assert summarise(stored).drafts[0].money is None
+    draft = summarise(with_policy(stored, price_per_hour=3.6)).drafts[0]
+    seconds = sum(PREFILL_S * (50 + 10 * (n % 5)) + 64 * (STEP_S + 0.001) for n in range(30)) / (30 * 65)
+    assert draft.money.baseline_per_million == pytest.approx(1000 * seconds)
+    e2e = next(row for row in draft.gammas if row.gamma == draft.best_gamma).speedup_e2e
+    assert draft.money.per_million == pytest.approx(1000 * seconds / e2e)
+
+
+def test_a_run_without_trials_has_no_verdict(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD})
+    for command in ("replay", "probe"):
+        with pytest.raises(StoreError, match="no verdict without a measurement"):
+            summarise(replace(stored, run=stored.run | {"command": command}))
+
+
+def test_a_policy_with_everything_still_reads_well(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD}, machine=FakeMachine(batch={1: 1.0, 4: 1.1}))
+    policy = {"mix": {"code": 0.7, "chat": 0.3}, "price_per_hour": 2.0, "max_added_gb": 1.0}
+    page = render_brief(with_policy(stored, **policy), summarise(with_policy(stored, **policy)))
+    for part in (
+        "weighed as traffic of 70% code and 30% chat (assumed)",
+        "**Memory.** The draft adds 30.2 MB",
+        "**Money.** One sequence at a time, a million output tokens cost",
+        "## At larger batches",
+        "It pays up to batch 4, the largest probed",
+    ):
+        assert part in page
+
+
+def test_policy_defaults_ask_for_none_of_it():
+    assert (Policy().mix, Policy().price_per_hour, Policy().max_added_gb) == (None, None, None)
