@@ -45,6 +45,7 @@ class RunConfig:
     dtype: str = "bfloat16"
     device: str = "auto"
     threads: int | None = None
+    cutoff: float = 0.0
     batch_size: int = 1
     probe_batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 1
@@ -239,6 +240,13 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _cutoff(value: Any) -> float:
+    found = _number(0, 1)(value)
+    if found == 1:
+        raise ValueError("1 would stop every draft; write a number from 0 to below 1")
+    return found
+
+
 def _batch_size(value: Any) -> int:
     if value != 1 or isinstance(value, bool):
         raise ValueError(f"{value!r}: this version measures one sequence at a time; only 1 is allowed")
@@ -299,6 +307,7 @@ _RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "dtype": _text(choices=("float32", "bfloat16", "float16")),
     "device": _text(choices=("auto", "cpu", "cuda", "mps")),
     "threads": _whole(1, 4096, optional=True),
+    "cutoff": _cutoff,
     "batch_size": _batch_size,
     "probe_batch_sizes": _batch_sizes,
     "repeats": _whole(1, 1000),

@@ -19,7 +19,7 @@ from specbench.config import DEFAULT_WORKLOAD, RunConfig
 from specbench.cost.load import free_cores, load_average
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.cost.stored import require_probe, stored_costs
-from specbench.drafters import parse_draft
+from specbench.drafters import with_cutoff
 from specbench.errors import StoreError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.records import Arm, Prompt, Trial
@@ -58,9 +58,9 @@ def run(
     unfinished one, "auto" takes an unfinished one if there is one with the same configuration. KeyboardInterrupt
     passes through after the folder is marked interrupted.
     """
-    config = replace(config, gamma=tuple(gammas))
-    for draft in config.draft:
-        parse_draft(draft)  # refuse what cannot be drafted with before anything is loaded
+    # What cannot be drafted with is refused here, before anything is loaded.
+    drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
+    config = replace(config, gamma=tuple(gammas), draft=drafts)
     if costs is not None:
         require_probe(costs)
     kind = "replay" if replay_only else command

@@ -30,6 +30,7 @@ def measure_or_sweep(
     gamma: Annotated[
         str | None, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.")
     ] = None,
+    cutoff: Annotated[float | None, typer.Option(help="Drafts stop below this confidence; 0 is off.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most N prompts, spread over the categories.")] = None,
     column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
     category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,

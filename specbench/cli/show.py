@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from specbench.errors import StoreError
 
 if TYPE_CHECKING:
-    from specbench.records import Policy
+    from specbench.records import CostPoint, Policy
     from specbench.report.contract import Summary
 
 STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
@@ -29,7 +29,11 @@ def newest(out: Path, *, timed: bool = False) -> Path:
     raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
 
 
-def show_replay(folder: Path, gammas: Sequence[int], cutoff: float, as_json: bool) -> None:
+def show_replay(
+    folder: Path, gammas: Sequence[int], cutoff: float, as_json: bool, *, best: bool = False, costs: Path | None = None
+) -> None:
+    """Print the replay of a stored run; with `best` also the search over cut-offs, priced by the run's own probe or by
+    that of the folder `costs`."""
     from specbench.positions import read_positions
     from specbench.report.replayed import replayed
     from specbench.store import read_run
@@ -40,18 +44,36 @@ def show_replay(folder: Path, gammas: Sequence[int], cutoff: float, as_json: boo
         raise StoreError("This folder holds a probe, no run", where=str(folder), cure="Name the folder of a sweep.")
     if not texts:
         raise StoreError("Nothing to replay in this run yet", where=str(folder), cure="Run specbench sweep.")
-    found = replayed(str(folder), texts, gammas, cutoff, stored.run["config"]["policy"]["confidence"])
+    readers, points = _prices(stored.run, folder, costs) if best else (None, [])
+    confidence = stored.run["config"]["policy"]["confidence"]
+    found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points)
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
     from rich.console import Console
 
-    from specbench.report.tables import replay_tables
+    from specbench.report.replay_tables import replay_tables
 
     console = Console()
     for part in replay_tables(found):
         console.print(part)
     console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _prices(run: dict[str, Any], folder: Path, costs: Path | None) -> tuple[dict[str, str], list[CostPoint]]:
+    from specbench.cost.stored import require_probe
+    from specbench.records import CostPoint
+    from specbench.report.search import reader_of
+
+    stored = run.get("probe") if costs is None else require_probe(costs)["probe"]
+    if not stored:
+        raise StoreError(
+            "This run did not time the models, so no pair can be called best",
+            where=str(folder),
+            cure="Give the folder of a specbench probe with --costs.",
+        )
+    readers = {spec: reader_of(spec, facts.get("layers")) for spec, facts in run.get("drafts", {}).items()}
+    return readers, [CostPoint(**point) for point in stored]
 
 
 def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:

@@ -77,6 +77,8 @@ def replay(
     run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
     gamma: Annotated[str, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4.")] = "1..8",
     cutoff: Annotated[float, typer.Option(help="Stop drafting below this draft confidence (llama.cpp: p-min).")] = 0.0,
+    best: Annotated[bool, typer.Option("--best", help="Look for the best pair of draft length and cut-off.")] = False,
+    costs: Annotated[Path | None, typer.Option(help="Probe folder to price --best with.  [default: the run's]")] = None,
     out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -89,7 +91,9 @@ def replay(
         raise ConfigError(str(error), where="--gamma") from None
     if not 0.0 <= cutoff < 1.0:
         raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", cure="Give a number from 0 to below 1.")
-    show_replay(run or newest(out), gammas, cutoff, as_json)
+    if costs is not None and not best:
+        raise ConfigError("Costs are used by the search alone", where="--costs", cure="Add --best.")
+    show_replay(run or newest(out), gammas, cutoff, as_json, best=best, costs=costs)
 
 
 @app.command("workload")
@@ -102,7 +106,7 @@ def workload_profile(
     """Check a prompt file and say what is in it."""
     from rich.console import Console
 
-    from specbench.report.tables import workload_tables
+    from specbench.report.replay_tables import workload_tables
     from specbench.workload import load_workload, profile
 
     loaded = load_workload(file, column=column, category_column=category_column)

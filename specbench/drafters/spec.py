@@ -58,6 +58,14 @@ def parse_draft(text: str) -> DraftSpec:
     return _single(text, text)
 
 
+def with_cutoff(text: str, cutoff: float) -> str:
+    """The `--draft` with a cut-off, where it drafts with confidence and has none of its own."""
+    spec = parse_draft(text)
+    if not cutoff or spec.cutoff or spec.kind not in ("model", "skip"):
+        return text
+    return f"{text},cutoff={cutoff:g}"
+
+
 def _single(text: str, whole: str) -> DraftSpec:
     text, cutoff = _cutoff(text, whole)
     kind, colon, rest = text.partition(":")

@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench.report import text
+from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 from specbench.report.plan_contract import Need, Plan, Truth
-from specbench.report.tables import Block, Column, _note, _readable, _table, _warnings, fit
 
 
 def plan_tables(plan: Plan) -> list[RenderableType]:
@@ -22,7 +22,7 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
         parts.append(Block(partial(_categories, plan)))
     parts.append(Block(partial(_assumed, plan)))
     if plan.warnings:
-        parts.append(Block(partial(_warnings, plan.warnings)))
+        parts.append(Block(partial(warnings, plan.warnings)))
     return parts
 
 
@@ -48,7 +48,7 @@ def _head(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
         )
         source += "." if plan.noise_spread is None else f" (target alone against itself: {plan.noise_spread:.3f})."
     for words in (source, size):
-        yield _note(words, width, plain, style="")
+        yield note(words, width, plain, style="")
 
 
 def _goals(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
@@ -61,7 +61,7 @@ def _goals(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
         rows.append((f"each category within {wanted}", plan.every_category))
     columns = [Column("for", "for", tuple(name for name, _ in rows), left=True)]
     yield Text("")
-    yield _table(fit([*columns, *_need_columns([need for _, need in rows])], width), plain)
+    yield table(fit([*columns, *_need_columns([need for _, need in rows])], width), plain)
     share = text.percent(plan.chance)
     words = (
         f"At {text.percent(plan.confidence)} confidence. A run of that size gets what is asked for with a chance of "
@@ -70,7 +70,7 @@ def _goals(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
     if plan.spread.low is not None:
         level = text.percent(plan.confidence)
         words += f", if the spread is the pilot's; in brackets, at the ends of the spread's {level} interval"
-    yield _note(f"{words}.", width, plain)
+    yield note(f"{words}.", width, plain)
 
 
 def _truths(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
@@ -81,14 +81,14 @@ def _truths(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
         *_need_columns([row.need for row in rows]),
     ]
     yield Text(f"\nFor a verdict at a minimum of {text.speedup(plan.min_speedup)}")
-    yield _table(fit(columns, width), plain)
+    yield table(fit(columns, width), plain)
 
 
 def _categories(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
     rows = plan.categories
     needs = [row.width for row in rows]
     columns = [
-        Column("category", "category", tuple(_readable(row.category, plain) for row in rows), left=True),
+        Column("category", "category", tuple(readable(row.category, plain) for row in rows), left=True),
         Column("pilot", "prompts\nin pilot", tuple(f"{row.pilot_prompts:,}" for row in rows), 2),
         Column(
             "spread", "spread", tuple(f"{row.spread.value:.3f}{'*' if row.shared_spread else ' '}" for row in rows), 1
@@ -98,9 +98,9 @@ def _categories(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]
         Column("settled", "prompts for\na verdict", tuple(_verdict(row.verdict) for row in rows)),
     ]
     yield Text("\nEach category on its own")
-    yield _table(fit(columns, width), plain)
+    yield table(fit(columns, width), plain)
     if any(row.shared_spread for row in rows):
-        yield _note("* too few prompts in the pilot: the spread within all categories together", width, plain)
+        yield note("* too few prompts in the pilot: the spread within all categories together", width, plain)
 
 
 def _verdict(truth: Truth | None) -> str:
@@ -142,5 +142,5 @@ def _whole(value: float) -> str:
 def _assumed(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
     yield Text("\nAssumed, not measured:")
     for words in plan.assumed:
-        lines = textwrap.wrap(_readable(words, plain), width, initial_indent="  - ", subsequent_indent="    ")
+        lines = textwrap.wrap(readable(words, plain), width, initial_indent="  - ", subsequent_indent="    ")
         yield Text("\n".join(lines))

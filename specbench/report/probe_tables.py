@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench.report import text
+from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 from specbench.report.probed import Phase, ProbedModel, ProbeSummary, Step, Width
-from specbench.report.tables import Block, Column, _note, _readable, _table, _warnings, fit
 
 
 def probe_tables(found: ProbeSummary) -> list[RenderableType]:
@@ -20,38 +20,38 @@ def probe_tables(found: ProbeSummary) -> list[RenderableType]:
     for model in found.models:
         parts.append(Block(partial(_model, model, found)))
     if found.warnings:
-        parts.append(Block(partial(_warnings, found.warnings)))
+        parts.append(Block(partial(warnings, found.warnings)))
     return parts
 
 
 def _head(found: ProbeSummary, width: int, plain: bool) -> Iterator[RenderableType]:
-    yield _note(f"The models alone on {found.hardware}", width, plain, style="")
-    yield _note(f"{found.engine}, {found.precision}, {text.count(found.threads, 'thread')}", width, plain)
+    yield note(f"The models alone on {found.hardware}", width, plain, style="")
+    yield note(f"{found.engine}, {found.precision}, {text.count(found.threads, 'thread')}", width, plain)
     memory = found.bandwidth
     rates = f"{memory.bytes_per_s / 1e9:.1f} GB/s [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]"
-    yield _note(f"Memory: {rates}, {memory.what}", width, plain)
+    yield note(f"Memory: {rates}, {memory.what}", width, plain)
 
 
 def _model(model: ProbedModel, found: ProbeSummary, width: int, plain: bool) -> Iterator[RenderableType]:
     sizes = text.join(
         word for word in (text.size(model.parameters, "parameters"), text.size(model.weight_bytes, "B")) if word
     )
-    yield Text(f"\n{_readable(model.role, plain)} {_readable(model.model, plain)}: {sizes}", "bold")
+    yield Text(f"\n{readable(model.role, plain)} {readable(model.model, plain)}: {sizes}", "bold")
     if not model.steps:
-        yield _note("Not timed: see the warnings.", width, plain)
+        yield note("Not timed: see the warnings.", width, plain)
         return
-    yield _table(fit(_step_columns(model), width), plain)
-    yield _note(_roofline(model), width, plain)
+    yield table(fit(_step_columns(model), width), plain)
+    yield note(_roofline(model), width, plain)
     if model.widths:
         yield Text("")
         yield from _widths(model, width, plain)
     if model.phases:
         yield Text("")
-        yield _table(fit(_phase_columns(model.phases), width), plain)
-        yield _note("A draft phase as the loop drives it, sampling included, against gamma single steps.", width, plain)
+        yield table(fit(_phase_columns(model.phases), width), plain)
+        yield note("A draft phase as the loop drives it, sampling included, against gamma single steps.", width, plain)
     if model.prefills:
         yield Text("")
-        yield _table(fit(_prefill_columns(model), width), plain)
+        yield table(fit(_prefill_columns(model), width), plain)
 
 
 def _step_columns(model: ProbedModel) -> list[Column]:
@@ -104,13 +104,13 @@ def _widths(model: ProbedModel, width: int, plain: bool) -> Iterator[RenderableT
         header = f"batch {batch}"
         columns.append(Column(header, f"v(n), {header}\n[interval]", tuple(map(_v, cells)), rank, (header, short)))
     kept = fit(columns, width)
-    yield _table(kept, plain)
+    yield table(kept, plain)
     words = "v(n): time to read n tokens at once over the time of one."
     if "[" not in kept[-1].header:
         words += " Intervals do not fit this width; --json has them."
     if len(kept) < len(columns):
         words += f" Not shown at this width: {text.join(c.name for c in columns if c.name not in _names(kept))}."
-    yield _note(words, width, plain)
+    yield note(words, width, plain)
 
 
 def _names(columns: list[Column]) -> set[str]:

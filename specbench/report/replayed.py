@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.decision.interval import share_interval
+from specbench.records import CostPoint
+from specbench.report.search import BestPair, best_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class ReplayGamma:
 @dataclass(frozen=True, slots=True)
 class ReplayDraft:
     """One draft. `alpha` is the mean over positions of sum min(p, q), with its interval over prompts: the chance that
-    a draft is accepted at a position of the text, whatever gamma."""
+    a draft is accepted at a position of the text, whatever gamma. `best` is there where it was asked for and can be
+    known."""
 
     draft: str
     texts: int
@@ -40,6 +43,7 @@ class ReplayDraft:
     alpha_high: float | None
     gammas: tuple[ReplayGamma, ...]
     categories: dict[str, tuple[ReplayGamma, ...]]
+    best: BestPair | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,17 @@ class Replayed:
         return asdict(self)
 
 
-def replayed(run: str, texts: Sequence[Text], gammas: Sequence[int], cutoff: float, confidence: float) -> Replayed:
-    """Replay every draft of a run at every gamma."""
+def replayed(
+    run: str,
+    texts: Sequence[Text],
+    gammas: Sequence[int],
+    cutoff: float,
+    confidence: float,
+    readers: Mapping[str, str] | None = None,
+    points: Sequence[CostPoint] = (),
+) -> Replayed:
+    """Replay every draft of a run at every gamma. With cost `points`, and the names under which the drafts' models were
+    timed (`readers`), also look for the best pair of gamma and cut-off."""
     drafts = []
     for draft in dict.fromkeys(text.draft for text in texts):
         mine = [text for text in texts if text.draft == draft]
@@ -78,6 +91,7 @@ def replayed(run: str, texts: Sequence[Text], gammas: Sequence[int], cutoff: flo
                     )
                     for name in sorted({text.category or "all" for text in mine})
                 },
+                best=best_pair(mine, points, gammas, confidence, readers[draft]) if readers else None,
             )
         )
     return Replayed(run, 1, cutoff, tuple(drafts))

@@ -1,0 +1,100 @@
+"""What `replay` and `workload` print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from specbench.report import text
+from specbench.report.layout import Block, Column, digits, fit, note, readable, table, warnings
+from specbench.report.replayed import ReplayDraft, Replayed
+from specbench.report.search import BestPair
+from specbench.workload import Workload, WorkloadProfile
+
+
+def replay_tables(found: Replayed) -> list[RenderableType]:
+    """What `replay` prints: acceptance by gamma for each draft, and tokens per round by category."""
+    return [Block(partial(_replayed, draft, found.cutoff)) for draft in found.drafts]
+
+
+def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Iterator[RenderableType]:
+    rows = draft.gammas
+    alpha = (
+        text.UNKNOWN if draft.alpha is None else f"{draft.alpha:.3f} {text.interval(draft.alpha_low, draft.alpha_high)}"
+    )
+    at = f", drafting stops below confidence {cutoff:g}" if cutoff else ""
+    yield Text(f"\n{readable(draft.draft, plain)}: acceptance at a position, alpha, {alpha}{at}")
+    lines = tuple(text.sparkline(row.survival, ascii_only=plain) for row in rows)
+    columns = [
+        Column("gamma", "gamma", tuple(str(row.gamma) for row in rows)),
+        Column("tau", "tokens per\nround, tau", tuple(digits(row.tokens_per_round) for row in rows)),
+        Column("rounds", "rounds", tuple(f"{row.rounds:,.0f}" for row in rows), 3),
+        Column("accepted", "accepted", tuple(f"{row.accepted:,.0f}" for row in rows), 2),
+        Column("drafted", "drafted\n(at most)", tuple(f"{row.drafted_high:,.0f}" for row in rows), 1),
+        Column("survival", "survival", lines, 4, left=True),
+    ]
+    yield table(fit(columns, width), plain)
+    words = f"Replayed, not run: {text.count(draft.texts, 'text')} of the target alone, {draft.tokens:,} tokens."
+    if cutoff:
+        words += " Drafted tokens are an upper bound: off the text the cut-off may stop the draft sooner."
+    yield note(words, width, plain)
+    if draft.best is not None:
+        yield from _best(draft.best, width, plain)
+    names = list(draft.categories)
+    if len(names) > 1:
+        shown = [Column("category", "tau of", tuple(readable(name, plain) for name in names), left=True)]
+        for index, row in enumerate(rows):
+            cells = tuple(digits(draft.categories[name][index].tokens_per_round) for name in names)
+            shown.append(Column(f"gamma {row.gamma}", f"gamma\n{row.gamma}", cells, index + 1))
+        yield Text("")
+        yield table(fit(shown, width), plain)
+
+
+def _best(best: BestPair, width: int, plain: bool) -> Iterator[RenderableType]:
+    """The pair predicted fastest, and what each cut-off gives at its best gamma."""
+    rows = best.rows
+    columns = [
+        Column("cutoff", "cut-off", tuple(f"{row.cutoff:.2f}" for row in rows)),
+        Column("gamma", "best\ngamma", tuple(str(row.gamma) for row in rows)),
+        Column("tau", "tokens per\nround, tau", tuple(digits(row.tokens_per_round) for row in rows)),
+        Column("drafted", "drafted\n(at most)", tuple(f"{row.drafted_high:,.0f}" for row in rows), 1),
+        Column("speedup", "predicted\nspeedup", tuple(text.speedup(row.speedup) for row in rows)),
+    ]
+    yield Text("")
+    yield table(fit(columns, width), plain)
+    found = text.estimate(best.speedup, best.speedup_low, best.speedup_high)
+    yield note(
+        f"Best: gamma {best.gamma} with cut-off {best.cutoff:g}, predicted {found} when chosen on other texts than "
+        f"those reported; without a cut-off {text.speedup(best.without)}. Predicted, not measured: measure it with "
+        f"--gamma {best.gamma} --cutoff {best.cutoff:g}.",
+        width,
+        plain,
+    )
+
+
+def workload_tables(workload: Workload, profile: WorkloadProfile) -> list[RenderableType]:
+    """What `workload` prints: counts and lengths by category, then what was left out and what to distrust."""
+    rows = profile.categories
+    columns = [
+        Column("category", "category", tuple(row.category or "all" for row in rows), left=True),
+        Column("prompts", "prompts", tuple(f"{row.prompts:,}" for row in rows)),
+        Column("shortest", "shortest\n(characters)", tuple(f"{row.characters_min:,}" for row in rows), 2),
+        Column("median", "median\n(characters)", tuple(f"{row.characters_median:,.0f}" for row in rows)),
+        Column("longest", "longest\n(characters)", tuple(f"{row.characters_max:,}" for row in rows), 1),
+        Column("turns", "mean\nturns", tuple(f"{row.mean_turns:.1f}" for row in rows), 3),
+        Column("system", "with system\nmessage", tuple(text.percent(row.system_share) for row in rows), 4),
+    ]
+
+    def build(width: int, plain: bool) -> Iterator[RenderableType]:
+        yield note(f"{workload.source}: {text.count(profile.prompts, 'prompt')}", width, plain, style="")
+        yield note(f"sha256 of the content {workload.sha256}", width, plain)
+        yield Text("")
+        yield table(fit(columns, width), plain)
+        for skipped in workload.skipped:
+            yield note(f"left out: {skipped.where}, {skipped.reason}", width, plain, style="")
+        yield from warnings(workload.cautions, width, plain)
+
+    return [Block(build)]
