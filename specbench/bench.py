@@ -47,6 +47,29 @@ class Encoded:
     ids: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one trial generates: one prompt, or a batch of them. It is also the unit of every interval."""
+
+    id: str
+    sha256: str
+    category: str | None
+    items: tuple[Encoded, ...]
+
+
+def units(encoded: Sequence[Encoded], batch_size: int) -> list[Unit]:
+    """One unit for each prompt, or whole batches in the order given, whatever their categories, as a server mixes them.
+    Prompts that fill no batch are left out."""
+    if batch_size == 1:
+        return [Unit(item.prompt.id, item.prompt.sha256, item.prompt.category, (item,)) for item in encoded]
+    found = []
+    for number in range(len(encoded) // batch_size):
+        items = tuple(encoded[number * batch_size : (number + 1) * batch_size])
+        together = hashlib.sha256(",".join(item.prompt.sha256 for item in items).encode()).hexdigest()
+        found.append(Unit(f"batch-{number + 1}", together, None, items))
+    return found
+
+
 class Bench:
     """Runs trials of one engine and stores them; repeats, visibly, those that other processes disturbed."""
 
@@ -67,19 +90,19 @@ class Bench:
         self.observer = observer
         self.attempts = attempts
         self.repeats_left = repeats_left
-        self._texts: dict[TrialKey, list[int]] = {}
+        self._texts: dict[TrialKey, list[list[int]]] = {}
 
-    def warm_up(self, item: Encoded, arms: Sequence[Arm]) -> None:
+    def warm_up(self, item: Unit, arms: Sequence[Arm]) -> None:
         """Every shape once and every arm briefly; kept in the folder, marked, and counted nowhere."""
         widest = max((arm.gamma or 0) for arm in arms) + 1
-        self.engine.warm(item.ids, range(1, widest + 1))
+        self.engine.warm(item.items[0].ids, range(1, widest + 1))
         for arm in arms:
             trial, _ = self._run(item, arm, 0, WARMUP_TOKENS)
             self.writer.append(replace(trial, warmup=True))
 
-    def trial(self, item: Encoded, arm: Arm, repeat: int) -> None:
+    def trial(self, item: Unit, arm: Arm, repeat: int) -> None:
         """One trial on disk, and again while it was disturbed and repeats are left."""
-        key = (item.prompt.id, arm, repeat)
+        key = (item.id, arm, repeat)
         while True:
             trial, tokens = self._run(item, arm, repeat, self.config.max_new_tokens)
             trial = replace(trial, attempt=self.attempts[key])
@@ -91,71 +114,89 @@ class Bench:
                 return
             self.repeats_left -= 1
 
-    def close_prompt(self, item: Encoded, arms: Sequence[Arm], scored: Container[TrialKey]) -> None:
-        """After the last arm of a prompt, untimed: where texts differ, and what the drafts would have said at every
-        position of the target's own. Scores come last: a prompt whose texts are all `scored` was closed before."""
+    def close(self, item: Unit, arms: Sequence[Arm], scored: Container[TrialKey]) -> None:
+        """After the last arm of a unit, untimed: where texts differ, and what the drafts would have said at every
+        position of the target's own. Scores come last: a unit whose texts are all `scored` was closed before."""
         greedy = self.config.sampling.greedy
-        todo = [(draft, r) for r in range(1 if greedy else self.config.repeats) for draft in self.config.draft]
-        todo = [(draft, r) for draft, r in todo if (item.prompt.id, Arm("baseline", draft), r) not in scored]
+        todo = [
+            (row, draft, repeat)
+            for repeat in range(1 if greedy else self.config.repeats)
+            for draft in self.config.draft
+            for row, one in enumerate(item.items)
+            if (one.prompt.id, Arm("baseline", draft), repeat) not in scored
+        ]
         if greedy and todo:
             self._note_divergences(item, arms)
-        for draft, repeat in todo:
-            scores = self.engine.score(item.ids, self._text(item, arms[0], repeat), draft)
-            self.positions.append(text_of(item.prompt, draft, repeat, self.config, scores))
+        for row, draft, repeat in todo:
+            one = item.items[row]
+            scores = self.engine.score(one.ids, self._rows(item, arms[0], repeat)[row], draft)
+            self.positions.append(text_of(one.prompt, draft, repeat, self.config, scores))
         self._texts.clear()
 
-    def _note_divergences(self, item: Encoded, arms: Sequence[Arm]) -> None:
-        """Where greedy text differs from the target alone: at which token, and how near a tie it was there."""
-        alone = self._text(item, arms[0], 0)
+    def _note_divergences(self, item: Unit, arms: Sequence[Arm]) -> None:
+        """Where greedy text differs from the target alone: at which token, and how near a tie it was there; in a batch
+        the first row that does."""
+        alone = self._rows(item, arms[0], 0)
         for arm in arms[1:]:
-            text = self._text(item, arm, 0)
-            if text != alone:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(alone, text, strict=False)) if a != b), min(len(alone), len(text))
-                )
-                margin = self.engine.margin([*item.ids, *alone[:at]])
-                self.writer.append_divergence((item.prompt.id, arm, 0), Divergence(at, margin))
+            for one, own, text in zip(item.items, alone, self._rows(item, arm, 0), strict=True):
+                if text != own:
+                    pairs = enumerate(zip(own, text, strict=False))
+                    at = next((i for i, (a, b) in pairs if a != b), min(len(own), len(text)))
+                    margin = self.engine.margin([*one.ids, *own[:at]])
+                    self.writer.append_divergence((item.id, arm, 0), Divergence(at, margin))
+                    break
 
-    def _text(self, item: Encoded, arm: Arm, repeat: int) -> list[int]:
-        """The arm's output ids; generated again, untimed, where an earlier session produced them."""
-        key = (item.prompt.id, arm, repeat)
+    def _rows(self, item: Unit, arm: Arm, repeat: int) -> list[list[int]]:
+        """The arm's output ids for each prompt; generated again, untimed, where an earlier session produced them."""
+        key = (item.id, arm, repeat)
         if key not in self._texts:
-            self._texts[key] = self._generate(item, arm, repeat, self.config.max_new_tokens).tokens
+            found = self._generate(item, arm, repeat, self.config.max_new_tokens)
+            self._texts[key] = [generation.tokens for generation in found]
         return self._texts[key]
 
-    def _generate(self, item: Encoded, arm: Arm, repeat: int, max_new_tokens: int) -> Generation:
-        return self.engine.generate(
-            item.ids, arm, max_new_tokens=max_new_tokens, seed_text=f"{item.prompt.id}/{repeat}"
-        )
+    def _generate(self, item: Unit, arm: Arm, repeat: int, max_new_tokens: int) -> list[Generation]:
+        seeds = [f"{one.prompt.id}/{repeat}" for one in item.items]
+        if len(item.items) == 1:
+            ids = item.items[0].ids
+            return [self.engine.generate(ids, arm, max_new_tokens=max_new_tokens, seed_text=seeds[0])]
+        prompts = [one.ids for one in item.items]
+        return self.engine.generate_many(prompts, arm, max_new_tokens=max_new_tokens, seed_texts=seeds)
 
-    def _run(self, item: Encoded, arm: Arm, repeat: int, max_new_tokens: int) -> tuple[Trial, list[int]]:
+    def _run(self, item: Unit, arm: Arm, repeat: int, max_new_tokens: int) -> tuple[Trial, list[list[int]]]:
         meter = OthersMeter()
         load_before = load_average()
         meter.start()
-        generation = self._generate(item, arm, repeat, max_new_tokens)
+        found = self._generate(item, arm, repeat, max_new_tokens)
         others = meter.stop()
         kept = self.config.keep_text
+        rounds = [r for generation in found for r in generation.rounds] if arm.draft else []
+        rows = [generation.tokens for generation in found]
         trial = Trial(
-            prompt_id=item.prompt.id,
-            prompt_sha256=item.prompt.sha256,
-            category=item.prompt.category,
+            prompt_id=item.id,
+            prompt_sha256=item.sha256,
+            category=item.category,
             arm=arm,
             repeat=repeat,
-            prompt_tokens=len(item.ids),
-            output_tokens=len(generation.tokens),
-            output_sha256=hashlib.sha256(",".join(map(str, generation.tokens)).encode()).hexdigest(),
-            finish=generation.finish,
-            drafted=tuple(r.drafted for r in generation.rounds) if arm.draft else (),
-            accepted=tuple(r.accepted for r in generation.rounds) if arm.draft else (),
-            times=generation.times,
+            prompt_tokens=sum(len(one.ids) for one in item.items) // len(item.items),
+            output_tokens=sum(map(len, rows)),
+            output_sha256=hashlib.sha256(";".join(",".join(map(str, row)) for row in rows).encode()).hexdigest(),
+            finish="eos" if all(generation.finish == "eos" for generation in found) else "length",
+            drafted=tuple(r.drafted for r in rounds),
+            accepted=tuple(r.accepted for r in rounds),
+            times=found[0].times,
             load_before=load_before,
             load_after=load_average(),
             other_cores=others,
             disturbed=others is not None and others > self.config.max_other_cores,
-            prompt_text="\n".join(message.content for message in item.prompt.messages) if kept else None,
-            output_text=self.engine.decode(generation.tokens) if kept else None,
+            prompt_text=_joined(item) if kept else None,
+            output_text="\n\n".join(self.engine.decode(row) for row in rows) if kept else None,
+            members=tuple(one.prompt.id for one in item.items) if len(item.items) > 1 else (),
         )
-        return trial, generation.tokens
+        return trial, rows
+
+
+def _joined(item: Unit) -> str:
+    return "\n\n".join("\n".join(message.content for message in one.prompt.messages) for one in item.items)
 
 
 def text_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores | BlockScores) -> Text:

@@ -247,12 +247,6 @@ def _cutoff(value: Any) -> float:
     return found
 
 
-def _batch_size(value: Any) -> int:
-    if value != 1 or isinstance(value, bool):
-        raise ValueError(f"{value!r}: this version measures one sequence at a time; only 1 is allowed")
-    return 1
-
-
 def _optional(check: Callable[[Any], float]) -> Callable[[Any], float | None]:
     return lambda value: None if value is None else check(value)
 
@@ -308,7 +302,7 @@ _RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "device": _text(choices=("auto", "cpu", "cuda", "mps")),
     "threads": _whole(1, 4096, optional=True),
     "cutoff": _cutoff,
-    "batch_size": _batch_size,
+    "batch_size": _whole(1, 1024),
     "probe_batch_sizes": _batch_sizes,
     "repeats": _whole(1, 1000),
     "max_other_cores": _number(0, 4096, above=True),

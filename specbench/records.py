@@ -109,7 +109,8 @@ class Trial:
     `output_tokens` includes the first token, which prefill yields and no round emits. `other_cores` is how many
     cores other processes kept busy meanwhile; `disturbed` says it was too many, `attempt` counts from 0.
     `identical` and `diverged` compare greedy text with the target alone and are filled in when a run is read:
-    both None where nothing was compared.
+    both None where nothing was compared. In a batch the trial is the whole batch: `members` are its prompts' ids,
+    tokens and rounds are those of all of them, and times those of the batch.
     """
 
     prompt_id: str
@@ -134,6 +135,7 @@ class Trial:
     diverged: Divergence | None = None
     prompt_text: str | None = None
     output_text: str | None = None
+    members: tuple[str, ...] = ()
 
     @property
     def rounds(self) -> list[Round]:
@@ -141,8 +143,13 @@ class Trial:
 
     @property
     def decode_tokens(self) -> int:
-        """Tokens that decoding emitted: all but the one that prefill gave."""
-        return self.output_tokens - 1
+        """Tokens that decoding emitted: all but the one that prefill gave each sequence."""
+        return self.output_tokens - self.sequences
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that ran side by side."""
+        return len(self.members) or 1
 
 
 @dataclass(frozen=True, slots=True)

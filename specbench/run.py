@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, text_of
+from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, Unit, text_of, units
 from specbench.config import DEFAULT_WORKLOAD, RunConfig
 from specbench.cost.load import free_cores, load_average
 from specbench.cost.plan import Costs, ProbePlan, run_plan
@@ -39,6 +39,21 @@ def plan_arms(config: RunConfig, gammas: Sequence[int]) -> list[Arm]:
     """The target alone, the same again (the noise floor), and every draft at every gamma."""
     speculative = [Arm("speculative", draft, gamma) for draft in config.draft for gamma in gammas]
     return [Arm("baseline"), Arm("baseline-again"), *speculative]
+
+
+def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit], list[dict[str, str]]]:
+    """Prompts, or batches of them, in the order in which they are measured; and the prompts that fill no batch."""
+    order = list(encoded)
+    random.Random(config.seed).shuffle(order)
+    found = units(order, config.batch_size)
+    if not found:
+        raise WorkloadError(
+            f"{len(order)} prompts fill no batch of {config.batch_size}",
+            where=config.workload,
+            cure="Use more prompts (--limit) or a smaller --batch-size.",
+        )
+    rest = order[len(found) * config.batch_size :]
+    return found, [{"id": item.prompt.id, "reason": f"left over from batches of {config.batch_size}"} for item in rest]
 
 
 def run(
@@ -78,8 +93,10 @@ def run(
     observer.say(f"Loading {config.target} and {', '.join(config.draft)}")
     engine = LocalEngine(config, threads)
     encoded, skipped = _fit(engine, chosen, config)
+    planned_units, short = plan_units(encoded, config)
+    skipped += short
     engine.settle([item.ids for item in encoded], {} if earlier is None else _layers(earlier))
-    planned = len(encoded) * len(plan_arms(config, gammas)) * config.repeats
+    planned = len(planned_units) * len(plan_arms(config, gammas)) * config.repeats
     now = run_record(config, kind, engine, workload, encoded, skipped, threads, planned)
     reused = None if costs is None else stored_costs(costs, now, _probe_plan(encoded, config))
     if earlier is None:
@@ -96,7 +113,7 @@ def run(
             if replay_only:
                 _replay_only(engine, encoded, config, writer, observer)
             else:
-                _measure(engine, encoded, plan_arms(config, gammas), config, writer, observer, reused)
+                _measure(engine, planned_units, plan_arms(config, gammas), config, writer, observer, reused)
         except KeyboardInterrupt:
             writer.update(status="interrupted")
             raise
@@ -116,18 +133,16 @@ def run(
 
 def _measure(
     engine: LocalEngine,
-    encoded: Sequence[Encoded],
+    order: Sequence[Unit],
     arms: Sequence[Arm],
     config: RunConfig,
     writer: RunWriter,
     observer: Observer,
     reused: Costs | None,
 ) -> None:
-    """Every prompt through every arm, then its positions; what an earlier session finished is skipped."""
+    """Every unit through every arm, then its positions; what an earlier session finished is skipped."""
     attempts, done = _progress(read_run(writer.folder).trials)
     scored = _scored(writer.folder)
-    order = list(encoded)
-    random.Random(config.seed).shuffle(order)
     total = len(order) * len(arms) * config.repeats
     with PositionWriter(writer.folder) as positions:
         bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
@@ -135,17 +150,18 @@ def _measure(
         if "probe" not in writer.run:
             if reused is None:
                 observer.say("Timing the models alone")
-            costs = engine.probe(order[0].ids, _probe_plan(order, config)) if reused is None else reused
+            encoded = [one for item in order for one in item.items]
+            costs = engine.probe(encoded[0].ids, _probe_plan(encoded, config)) if reused is None else reused
             cautions = [asdict(caution) for caution in costs.cautions]
             writer.update(probe=[asdict(point) for point in costs.points], probe_from=costs.source)
             writer.update(warnings=[*writer.run["warnings"], *cautions])
         observer.begin(total, len(done))
         for item in order:
             for repeat in range(config.repeats):
-                for arm in shuffled(arms, f"{config.seed}/{item.prompt.id}/{repeat}"):
-                    if (item.prompt.id, arm, repeat) not in done:
+                for arm in shuffled(arms, f"{config.seed}/{item.id}/{repeat}"):
+                    if (item.id, arm, repeat) not in done:
                         bench.trial(item, arm, repeat)
-            bench.close_prompt(item, arms, scored)
+            bench.close(item, arms, scored)
 
 
 def _probe_plan(encoded: Sequence[Encoded], config: RunConfig) -> ProbePlan:

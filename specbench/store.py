@@ -183,6 +183,7 @@ def trial_from_json(row: dict[str, Any]) -> Trial:
     values["times"] = Times(**values["times"])
     values["drafted"] = tuple(int(count) for count in values["drafted"])
     values["accepted"] = tuple(int(count) for count in values["accepted"])
+    values["members"] = tuple(values.get("members", ()))
     if values.get("diverged") is not None:
         values["diverged"] = Divergence(**values["diverged"])
     return Trial(**values)

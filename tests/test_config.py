@@ -62,7 +62,7 @@ def bad(tmp_path, text):
         ("temperature: .nan", "`temperature`: nan is not a number from 0 to 100 ({path})."),
         ("limit: many", "`limit`: 'many' is not a whole number from 1 to 10000000 ({path})."),
         ("limit: true", "`limit`: True is not a whole number from 1 to 10000000 ({path})."),
-        ("batch_size: 8", "`batch_size`: 8: this version measures one sequence at a time; only 1 is allowed ({path})."),
+        ("batch_size: 0", "`batch_size`: 0 is not a whole number from 1 to 1024 ({path})."),
         (
             "name: ../../etc",
             "`name`: '../../etc' cannot be part of a folder name; use letters, digits, '-' and '_' ({path}).",

@@ -78,7 +78,7 @@ def generate(
     """
     target.rewind(0)
     logits = target.forward(prompt, keep=1)
-    _, first = _accept(logits, Proposal([]), sampling, generator)
+    _, first = accept(logits, Proposal([]), sampling, generator)
     clock.lap("prefill")
     if drafter is not None:
         drafter.begin(prompt)
@@ -96,23 +96,25 @@ def generate(
             clock.lap("draft")
         logits = target.forward([x[-1], *d.tokens], keep=len(d.tokens) + 1)  # [k+1, V]
         clock.lap("verify")
-        n, token = _accept(logits, d, sampling, generator)
+        n, token = accept(logits, d, sampling, generator)
         x += d.tokens[:n]
         if x[-1] not in eos:  # an accepted end of sequence leaves no room for a bonus
             x.append(token)
         target.rewind(len(x) - 1)  # the newest token is read by the next round
         rounds.append(Round(len(d.tokens), n))
         clock.lap("other")
-    return Generation(x[len(prompt) :], rounds, "eos" if x[-1] in eos else "length", _times(clock))
+    return Generation(x[len(prompt) :], rounds, "eos" if x[-1] in eos else "length", times_of(clock))
 
 
-def _accept(logits: Tensor, d: Proposal, sampling: Sampling, generator: torch.Generator) -> tuple[int, int]:
+def accept(logits: Tensor, d: Proposal, sampling: Sampling, generator: torch.Generator) -> tuple[int, int]:
+    """How many of the k drafts the target's logits [k+1, V] keep, and the token that follows them."""
     if sampling.greedy:
         return accept_greedy(logits, d.tokens)
     return accept_sampled(distribution(logits, sampling), d.q, d.tokens, generator)
 
 
-def _times(clock: Stopwatch) -> Times:
+def times_of(clock: Stopwatch) -> Times:
+    """The spans of a trial."""
     return Times(
         prefill_s=clock.seconds("prefill"),
         draft_prefill_s=clock.seconds("draft_prefill"),

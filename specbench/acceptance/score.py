@@ -94,6 +94,7 @@ def match_blocks(drafter: Drafter, prompt: Sequence[int], output: Sequence[int],
     return BlockScores(np.array(proposed, dtype=np.int32), np.array(matched, dtype=np.int32))
 
 
+@torch.inference_mode()
 def match_each_block(drafter: EachBlock, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
     """`match_blocks` for a drafter whose shorter blocks need not begin its longer ones: arrays [n, longest]."""
     drafter.begin(prompt)

@@ -43,7 +43,7 @@ def measure_or_sweep(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the free cores less one]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences at a time; only 1 in this version.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences at a time, in every arm.")] = None,
     probe_batch_sizes: Annotated[
         str | None, typer.Option(help="Batch sizes at which the models are timed alone: 1,2,4,8.")
     ] = None,

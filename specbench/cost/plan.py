@@ -59,7 +59,7 @@ def run_plan(prompt_tokens: Sequence[int], config: RunConfig) -> ProbePlan:
     contexts = tuple(length + config.max_new_tokens // 2 for length in prompts)
     middle = (contexts[len(contexts) // 2],)
     # Without batch 1 nothing of the run could be predicted.
-    batch_sizes = tuple(sorted({1, *config.probe_batch_sizes}))
+    batch_sizes = tuple(sorted({1, config.batch_size, *config.probe_batch_sizes}))
     return ProbePlan(contexts, middle, prompts, (), config.gamma, batch_sizes)
 
 

@@ -36,9 +36,7 @@ class CachedModel:
         self.vocab_size = int(config.vocab_size)
         self._cache = RewindableCache(int(config.num_hidden_layers), capacity)
         self.length = 0
-        head = model.get_output_embeddings()
-        if head is not None and not head._forward_pre_hooks:
-            head.register_forward_pre_hook(_packed)
+        packed_head(model)
 
     def forward(self, ids: Sequence[int], keep: int) -> Tensor:
         """Read `ids`, return logits [keep, V] after the last `keep` of them. For a batch of one."""
@@ -81,6 +79,13 @@ class CachedModel:
         """Keep only the first `length` tokens of each sequence."""
         self._cache.rewind(length)
         self.length = length
+
+
+def packed_head(model: Any) -> None:
+    """See to it that the head of a model gets packed hidden states; once for each model."""
+    head = model.get_output_embeddings()
+    if head is not None and not head._forward_pre_hooks:
+        head.register_forward_pre_hook(_packed)
 
 
 def _packed(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,16 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specbench.acceptance.loop import Drafter
+from specbench.acceptance.many import ManyDrafter
 from specbench.acceptance.score import BlockScores, Scores, match_blocks, match_each_block, score
 from specbench.config import MAX_GAMMA
 from specbench.drafters import DraftSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.engines.batch import score_batch
 from specbench.engines.cached import CachedModel
+from specbench.engines.ragged import RaggedModel
+from specbench.errors import ConfigError
 from specbench.models import LoadedModel
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import end_tokens
@@ -88,6 +92,20 @@ class Draft:
             return SkipDrafter(setting.reader.sharing(loaded.model), **options)
         return ModelDrafter(self._reader, **options)
 
+    def open_many(self, setting: Setting, capacity: int) -> ManyDrafter:
+        """Its drafter for batches."""
+        if self.loaded is None:
+            ngram = self.spec.ngram
+            assert ngram is not None
+            return SideBySide(lambda: NgramDrafter(ngram, eos=setting.eos))
+        return ManyModelDrafter(
+            RaggedModel(self.loaded.model, capacity),
+            vocab_size=setting.reader.vocab_size,
+            sampling=setting.sampling,
+            eos=setting.eos,
+            cutoff=self.spec.cutoff,
+        )
+
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores | BlockScores:
         """What it would have said at every position of `output`, a text of the target alone after `ids`."""
         blocks, setting = self._blocks(ids, output), self._setting
@@ -128,6 +146,15 @@ class Draft:
         if isinstance(self.drafter, CrossDrafter):
             return match_each_block(self.drafter, ids, output, self._setting.gamma)
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
+
+
+def refuse_batches(specs: Sequence[DraftSpec]) -> None:
+    """Raise ConfigError for a draft that has no form for batches."""
+    for spec in specs:
+        if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram):
+            raise ConfigError(
+                "Batches take a draft model or an n-gram look-up", where=spec.text, cure="Use --batch-size 1."
+            )
 
 
 def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[[str], LoadedModel]) -> list[Draft]:

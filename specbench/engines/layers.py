@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -17,17 +18,19 @@ from specbench.drafters.skip import first_layers
 from specbench.engines.cached import CachedModel
 from specbench.engines.drafting import Setting
 
-# Texts to look at, their length, and how many depths are tried.
-TEXTS, TOKENS, DEPTHS, PASSES = 4, 32, 7, 5
+# Texts to look at, how much of a prompt and how many tokens of each, and how many depths are tried.
+TEXTS, CONTEXT, TOKENS, DEPTHS, PASSES = 4, 512, 32, 7, 5
 
 
 def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Sequence[int]) -> int:
     """Layers of the skip draft with the best predicted speedup at its best gamma, over a few texts of the target. A
     rough choice, and only that: what the draft then gives is measured like any other."""
     whole = int(setting.target.model.config.get_text_config().num_hidden_layers)
-    depths = sorted({max(1, round(whole * i / (DEPTHS + 1))) for i in range(1, DEPTHS + 1)})
-    readers = {depth: CachedModel(first_layers(setting.target.model, depth), TOKENS + 1024) for depth in depths}
-    texts = [list(prompt[-512:]) for prompt in prompts[:TEXTS]]
+    depths = sorted({min(whole - 1, max(1, round(whole * i / (DEPTHS + 1)))) for i in range(1, DEPTHS + 1)})
+    texts = [list(prompt[-CONTEXT:]) for prompt in prompts[:TEXTS]]
+    capacity = CONTEXT + TOKENS + max(gammas) + 1
+    readers = {depth: CachedModel(first_layers(setting.target.model, depth), capacity) for depth in depths}
+    setting = replace(setting, reader=CachedModel(setting.target.model, capacity))
     outputs = [_text(setting, prompt) for prompt in texts]
     step_s = _steps(setting, readers, texts[0], max(gammas))
     best: tuple[float, int] | None = None

@@ -10,20 +10,25 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Generation, generate
+from specbench.acceptance.many import ManyDrafter, generate_many
 from specbench.acceptance.score import BlockScores, Scores
 from specbench.clock import Stopwatch, device_sync
-from specbench.config import RunConfig
+from specbench.config import MAX_GAMMA, RunConfig
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import parse_draft
 from specbench.engines.batch import generate_batch
 from specbench.engines.cached import CachedModel
-from specbench.engines.drafting import Draft, Setting, facts, load_drafts
+from specbench.engines.drafting import Draft, Setting, facts, load_drafts, refuse_batches
 from specbench.engines.layers import choose_layers
 from specbench.engines.prober import Prober
+from specbench.engines.ragged import RaggedModel
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.prompts import encode, end_tokens
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Caution, Prompt, Sampling
+
+# Tokens that a pass of a batch may be wider than the last room of a row: drafts, and what a draft model has missed.
+WIDEST = 2 * (MAX_GAMMA + 1)
 
 
 class LocalEngine:
@@ -35,10 +40,14 @@ class LocalEngine:
         self.sampling: Sampling = config.sampling
         self.seed = config.seed
         self.gammas = config.gamma
+        self.batch_size = config.batch_size
         self.target = self._load(config, config.target)
         specs = [parse_draft(text) for text in config.draft]
+        if config.batch_size > 1:
+            refuse_batches(specs)
         found = load_drafts(specs, self.target, lambda name: self._load(config, name))
         self.drafts: dict[str, Draft] = {draft.spec.text: draft for draft in found}
+        self._many_drafters: dict[str, ManyDrafter] = {}
         self.cautions: list[Caution] = []
         checked: dict[str, LoadedModel] = {}
         for draft in found:
@@ -81,6 +90,9 @@ class LocalEngine:
     def reserve(self, capacity: int) -> None:
         """Make room in every KV cache for sequences of `capacity` tokens."""
         self._target = CachedModel(self.target.model, capacity)
+        if self.batch_size > 1:
+            # A row may be padded by as much as the widest pass.
+            self._many = RaggedModel(self.target.model, capacity + WIDEST)
         self._setting = Setting(self.target, self._target, self.sampling, self.eos, max(self.gammas))
         for draft in self.drafts.values():
             if draft.spec.kind != "skip" or draft.spec.layers is not None:
@@ -122,6 +134,27 @@ class LocalEngine:
             eos=self.eos,
             max_new_tokens=max_new_tokens,
             generator=generator,
+            clock=Stopwatch(device_sync(self.device)),
+        )
+
+    def generate_many(
+        self, prompts: Sequence[Sequence[int]], arm: Arm, *, max_new_tokens: int, seed_texts: Sequence[str]
+    ) -> list[Generation]:
+        """One trial of a batch; every row draws the random numbers that it would draw alone."""
+        draft = None if arm.draft is None else self.drafts[arm.draft]
+        if draft is not None and arm.draft not in self._many_drafters:
+            self._many_drafters[arm.draft or ""] = draft.open_many(self._setting, self._many.capacity)
+        return generate_many(
+            self._many,
+            None if draft is None else self._many_drafters[draft.spec.text],
+            prompts,
+            gamma=arm.gamma or 0,
+            sampling=self.sampling,
+            eos=self.eos,
+            max_new_tokens=max_new_tokens,
+            generators=[
+                torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{text}")) for text in seed_texts
+            ],
             clock=Stopwatch(device_sync(self.device)),
         )
 

@@ -117,7 +117,7 @@ def _section(draft: DraftResult, facts: Facts, trials: list[Trial]) -> Section:
     return Section(
         draft=draft,
         title=text.code(draft.draft),
-        verdict=wording.verdict(draft, facts.policy),
+        verdict=wording.verdict(draft, facts.policy, facts.batch_size),
         policy=wording.policy_line(draft, facts.policy),
         category_header=categories[0],
         category_rows=categories[1],

@@ -118,5 +118,8 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
 
 def _caption(summary: Summary, note: str) -> str:
     """Two short lines: a long engine or machine must not widen the figure."""
-    lines = (f"target {summary.target}; {summary.engine}", "; ".join(filter(None, (summary.hardware, "batch 1", note))))
+    lines = (
+        f"target {summary.target}; {summary.engine}",
+        "; ".join(filter(None, (summary.hardware, f"batch {summary.batch_size}", note))),
+    )
     return "\n".join(textwrap.shorten(text.clean(line), _CAPTION_WIDTH, placeholder="...") for line in lines)

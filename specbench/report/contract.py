@@ -219,7 +219,8 @@ class Choice:
 class Summary:
     """A whole run. `noise_floor` is the half-width of the A/A arm's interval around 1.0, as a fraction: how far
     two measurements of the same thing lie apart here; None without an A/A arm or with too few prompts. `choice` is
-    None where no prompt was measured with every draft. `mix` is the traffic by which prompts were weighed."""
+    None where no prompt was measured with every draft. `mix` is the traffic by which prompts were weighed. With a
+    `batch_size` above 1 a whole batch is what the tables call a prompt, and the unit of intervals."""
 
     run: str
     schema: int
@@ -231,6 +232,7 @@ class Summary:
     warnings: tuple[Caution, ...]
     choice: Choice | None = None
     mix: dict[str, float] | None = None
+    batch_size: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""

@@ -48,6 +48,7 @@ class Facts:
     precision: str | None
     threads: int | None
     max_new_tokens: int | None
+    batch_size: int
     target: Model
     drafts: dict[str, Model]
     workload: Workload
@@ -77,6 +78,7 @@ def read_facts(stored: StoredRun) -> Facts:
         precision=provenance.get("precision") or config.get("dtype"),
         threads=provenance.get("threads") or config.get("threads"),
         max_new_tokens=config.get("max_new_tokens"),
+        batch_size=int(config.get("batch_size") or 1),
         target=_model(str(config.get("target") or "target"), _mapping(run.get("target"))),
         drafts={spec: _model(spec, _mapping(model)) for spec, model in _mapping(run.get("drafts")).items()},
         workload=_workload(run, config),

@@ -27,9 +27,9 @@ def counted(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def prompt_frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """One row per prompt x arm of `counted` trials. Columns: prompt_id, category, kind, draft (str or None), gamma
-    (int or None), prompt_tokens, times in seconds and tokens summed over repeats, `identical` (None where not
-    compared) and `rounds`, the list of all its rounds."""
+    """One row per prompt (or batch) x arm of `counted` trials. Columns: prompt_id, category, kind, draft (str or None),
+    gamma (int or None), prompt_tokens (the mean of a batch), members (prompt ids, of a batch several), times in seconds
+    and tokens summed over repeats, `identical` (None where not compared) and `rounds`, the list of all its rounds."""
     rows: dict[tuple[str, Any], dict[str, Any]] = {}
     for trial in trials:
         times = trial.times
@@ -42,6 +42,7 @@ def prompt_frame(trials: Iterable[Trial]) -> pd.DataFrame:
                 "draft": trial.arm.draft,
                 "gamma": trial.arm.gamma,
                 "prompt_tokens": trial.prompt_tokens,
+                "members": trial.members or (trial.prompt_id,),
                 "identical": trial.identical,
                 "rounds": [],
                 **dict.fromkeys(SUMMED, 0.0),

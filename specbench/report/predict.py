@@ -29,10 +29,12 @@ class Predictor:
             return
         self._prompt_tokens = view.base["prompt_tokens"].to_numpy(dtype=float)
         self._tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
-        self._context = float(self._prompt_tokens.mean() + self._tokens.mean() / view.repeats / 2)
+        decoded = sum(text.tokens - 1 for text in view.texts) / len(view.texts)
+        self._context = float(self._prompt_tokens.mean() + decoded / 2)
 
-    def paired(self, gamma: int, batch: int = 1) -> Paired | None:
-        """Decoding by target alone and with the draft, prompt by prompt; None beyond what was probed."""
+    def paired(self, gamma: int, batch: int | None = None) -> Paired | None:
+        """Decoding by target alone and with the draft, prompt by prompt, at the run's batch size or another; None
+        beyond what was probed."""
         view, costs = self._view, self._costs(batch)
         found = view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
@@ -41,8 +43,8 @@ class Predictor:
         return _weighed(self._tokens * costs.step_s, self._tokens, spent_s, self._tokens, view.weights)
 
     def end_to_end(self, gamma: int) -> float | None:
-        """Speedup of the whole with both prefills; None where they were not probed."""
-        view, decode = self._view, self.paired(gamma)
+        """Speedup of the whole with both prefills; None where they were not probed, and for batches."""
+        view, decode = self._view, self.paired(gamma) if self._view.batch == 1 else None
         target_s = prefill_seconds(view.points, None, self._prompt_tokens) if decode else None
         draft_s = self._draft_prefill() if decode else None
         if decode is None or target_s is None or draft_s is None:
@@ -59,16 +61,16 @@ class Predictor:
         return prefill_seconds(self._view.points, self._view.reader, self._prompt_tokens)
 
     def round_time(self, gamma: int) -> RoundTime | None:
-        """Where the mean round's time should go."""
-        costs, found = self._costs(1), self._view.replayed(gamma)
+        """Where the mean round's time should go; in a batch a sequence's share of it."""
+        costs, found = self._costs(), self._view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
             return None
-        spent, rounds = predicted_rounds(found, costs), found.rounds.sum()
+        spent, rounds = predicted_rounds(found, costs), found.rounds.sum() * self._view.batch
         return RoundTime(*(float(s.sum() / rounds) for s in (spent.draft_s, spent.verify_s, spent.other_s)))
 
     def curve(self) -> tuple[PredictedGamma, ...]:
         """Every gamma that the probe's widest pass allows, from 1."""
-        costs = self._costs(1)
+        costs = self._costs()
         found, before = [], 1.0
         for gamma in range(1, len(costs.verify_s) if costs else 0):
             paired, again = self.paired(gamma), self._view.replayed(gamma)
@@ -106,16 +108,17 @@ class Predictor:
             )
         return tuple(rows)
 
-    def _costs(self, batch: int) -> RoundCosts | None:
+    def _costs(self, batch: int | None = None) -> RoundCosts | None:
         if not self._view.points or not self._view.texts:
             return None
+        batch = batch or self._view.batch
         return round_costs(self._view.points, self._view.reader, self._context, self._view.other_s, batch)
 
     @property
     def step_s(self) -> float | None:
-        """One probed step of the target alone."""
-        costs = self._costs(1)
-        return None if costs is None else costs.step_s
+        """One probed step of the target alone; in a batch a sequence's share of it."""
+        costs = self._costs()
+        return None if costs is None else costs.step_s / self._view.batch
 
 
 def stops_paying(batches: tuple[PredictedBatch, ...]) -> int | None:

@@ -191,7 +191,7 @@ def _memory(view: DraftView, facts: dict[str, Any]) -> Memory | None:
     if weights is None or per_token is None:
         return None
     rows = view.base
-    context = int((rows["prompt_tokens"] + rows["output_tokens"] / view.repeats).max())
+    context = int((rows["prompt_tokens"] + rows["output_tokens"] / view.repeats / view.batch).max())
     return Memory(int(weights), int(per_token), context, int(weights) + int(per_token) * context)
 
 

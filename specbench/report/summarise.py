@@ -61,6 +61,7 @@ def summarise(stored: StoredRun) -> Summary:
         warnings=tuple({caution.code: caution for caution in cautions}.values()),
         choice=choose(judged, policy),
         mix=policy.mix,
+        batch_size=int(stored.run["config"]["batch_size"]),
     )
 
 

@@ -35,7 +35,7 @@ def sweep_tables(summary: Summary, policy: Policy | None = None) -> list[Rendera
         parts.append(Block(partial(_choice, summary.choice, asked)))
     for draft in summary.drafts:
         parts.append(Block(partial(_verdict, draft, asked)))
-        parts.append(Block(partial(_by_gamma, draft, asked, summary.noise_floor)))
+        parts.append(Block(partial(_by_gamma, draft, asked, summary.noise_floor, summary.batch_size)))
         if by_speedup(draft):
             parts.append(Block(partial(_by_category, draft, asked)))
     if summary.warnings:
@@ -80,7 +80,7 @@ def _choice(choice: Choice, policy: Policy, width: int, plain: bool) -> Iterator
 
 
 def _by_gamma(
-    draft: DraftResult, policy: Policy, noise_floor: float | None, width: int, plain: bool
+    draft: DraftResult, policy: Policy, noise_floor: float | None, batch_size: int, width: int, plain: bool
 ) -> Iterator[RenderableType]:
     columns = [column for column in _gamma_columns(draft, policy, plain) if set(column.cells) != {text.UNKNOWN}]
     kept = fit(columns, width)
@@ -89,7 +89,8 @@ def _by_gamma(
     hidden = [column.name for column in columns if column.name not in shown]
     prompts = max(row.prompts for row in draft.gammas)
     words = [
-        f"Measured wall clock of decoding over {text.count(prompts, 'prompt')}, one at a time.",
+        f"Measured wall clock of decoding over {text.measured(prompts, batch_size)}"
+        + (", one at a time." if batch_size == 1 else ", each batch at once."),
         "r: accepted / drafted tokens (falls as gamma grows). tau: tokens per round, with the target's own.",
     ]
     if "survival" in shown:

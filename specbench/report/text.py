@@ -80,6 +80,11 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def measured(n: int, batch_size: int) -> str:
+    """`40 prompts`, or `10 batches of 4 prompts`: what was measured."""
+    return count(n, "prompt") if batch_size == 1 else f"{n:,} batch{'' if n == 1 else 'es'} of {batch_size} prompts"
+
+
 def join(items: Iterable[str]) -> str:
     """`a, b and c`."""
     names = list(items)

@@ -54,8 +54,12 @@ class DraftView:
         self.repeats = int(config["repeats"])
         # Replay speaks of the same prompts as the loop, or not at all.
         own_texts = {(text.prompt_id, text.repeat): text for text in texts if text.draft == spec}
-        keys = [(prompt, 0 if self.greedy else r) for prompt in self.prompts for r in range(self.repeats)]
+        members = list(self.base["members"])
+        repeats = range(self.repeats)
+        keys = [(prompt, 0 if self.greedy else r) for unit in members for r in repeats for prompt in unit]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
+        self._owner = np.repeat(np.arange(len(members)), [len(unit) * self.repeats for unit in members])
+        self.batch = int(config["batch_size"])
         self._replayed: dict[int, Expected] = {}
         self.points = [CostPoint(**point) for point in stored.run.get("probe", [])]
         layers = stored.run.get("drafts", {}).get(spec, {}).get("layers")
@@ -83,8 +87,9 @@ class DraftView:
         return pooled([count(rounds, gamma) for rounds in self.arms[gamma]["rounds"][chosen]])
 
     def by_prompt(self, values: Floats) -> Floats:
-        """Sums over each prompt's texts."""
-        return np.asarray(values.reshape(len(self.prompts), self.repeats).sum(1), dtype=np.float64)
+        """Sums over the texts of each prompt, or of each batch."""
+        sums = np.bincount(self._owner, weights=values, minlength=len(self.prompts))
+        return np.asarray(sums, dtype=np.float64)
 
     @property
     def rate(self) -> float:
@@ -126,7 +131,8 @@ def _column(frame: pd.DataFrame, name: str) -> Floats:
 
 
 def _other_s(trials: Sequence[Trial], spec: str) -> float:
-    """Seconds of a round outside both models, from the warm-up trials, which no speedup counts."""
+    """Seconds of a round outside both models, from the warm-up trials, which no speedup counts. The rounds of a batch
+    are shared by its sequences."""
     warm = [t for t in trials if t.warmup and t.arm.draft == spec and t.drafted]
-    rounds = sum(len(t.drafted) for t in warm)
+    rounds = sum(len(t.drafted) / t.sequences for t in warm)
     return sum(t.times.other_s for t in warm) / rounds if rounds else 0.0

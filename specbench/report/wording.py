@@ -34,14 +34,14 @@ def banner(facts: Facts) -> str | None:
     )
 
 
-def verdict(draft: DraftResult, policy: Policy) -> str:
+def verdict(draft: DraftResult, policy: Policy, batch_size: int = 1) -> str:
     """The verdict sentence: call, speedup with interval, over how many prompts, against what was asked."""
     subject = "generation with prefill" if policy.metric == "e2e" else "decoding"
     n = best_row(draft).prompts
     at = f"gamma {draft.best_gamma}" if len(draft.gammas) == 1 else f"the best gamma ({draft.best_gamma})"
     head = f"**{draft.verdict}: {_ADVICE[draft.verdict].format(text.code(draft.draft), draft.best_gamma)}.**"
     ran = f"With it, {subject} at {at} ran {text.speedup(draft.speedup)} as fast as the target alone"
-    over = f"measured over {text.count(n, 'prompt')}"
+    over = f"measured over {text.measured(n, batch_size)}"
     if draft.speedup_low is None or draft.speedup_high is None:
         return " ".join([f"{head} {ran} ({over}).", _no_interval(n), *_reasons(draft)])
     bounds = f"{text.percent(policy.confidence)} interval {text.interval(draft.speedup_low, draft.speedup_high)}"
@@ -109,11 +109,12 @@ def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult
     threads = f", {text.count(facts.threads, 'thread')}" if facts.threads else ""
     models = [_model(facts.drafts.get(d.draft, Model(d.draft, d.draft, None, None, None))) for d in drafts]
     limit = f", at most {facts.max_new_tokens:,} new tokens" if facts.max_new_tokens else ""
+    setting = f"{facts.precision or 'precision not recorded'}{threads}; batch {facts.batch_size}"
     return [
         f"target {_model(facts.target)}",
         *(f"draft {model}" for model in models),
         f"engine: {text.escape(engine)}",
-        f"machine: {text.escape(hardware)}; {facts.precision or 'precision not recorded'}{threads}; batch 1",
+        f"machine: {text.escape(hardware)}; {setting}",
         f"sampling: {sampling(facts.sampling)}{limit}",
         f"prompts: {prompts(facts)}" + (f", {mix_line(facts.policy.mix)}" if facts.policy.mix else ""),
     ]
@@ -159,8 +160,8 @@ def carry() -> str:
     """What it would take to use the verdict elsewhere."""
     return (
         "Elsewhere: acceptance comes from prompts, models and sampling, and should be much the same on another machine "
-        "or engine (assumed); the time of a round has to be measured there. Other prompts, models or sampling, or a "
-        "batch above 1, need a new run."
+        "or engine (assumed); the time of a round has to be measured there. Other prompts, models, sampling or batch "
+        "sizes need a new run."
     )
 
 

@@ -1,0 +1,117 @@
+"""The draft-verify loop over several sequences at once: one pass for all, and each accepts its own.
+
+Acceptance is ragged: a row that keeps three tokens moves on by four while its neighbour moves on by one. Rows that end
+leave the batch, so the tail runs at a smaller one, with and without a draft alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specbench.acceptance.loop import Generation, Proposal, accept, times_of
+from specbench.clock import Stopwatch
+from specbench.records import Round, Sampling
+
+
+class ManyTarget(Protocol):
+    """A language model with a rewindable memory for each of several sequences."""
+
+    def begin(self, batch: int) -> None:
+        """Start anew with so many empty sequences."""
+
+    def forward(self, rows: Sequence[Sequence[int]], *, every: bool) -> Tensor:
+        """Read one row in each sequence; logits [batch, n, V] if `every`, else [batch, V] after each row's last."""
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Keep so many tokens of each sequence."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences only."""
+
+
+class ManyDrafter(Protocol):
+    """Proposes for every sequence of a batch."""
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Read new prompts."""
+
+    def propose(
+        self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Proposal]:
+        """At most `ks[i]` tokens to follow `rows[i]`."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences only."""
+
+
+@torch.inference_mode()
+def generate_many(
+    target: ManyTarget,
+    drafter: ManyDrafter | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    gamma: int,
+    sampling: Sampling,
+    eos: Collection[int],
+    max_new_tokens: int,
+    generators: Sequence[torch.Generator],
+    clock: Stopwatch,
+) -> list[Generation]:
+    """`loop.generate` for several prompts at once; every Generation carries the times of the whole batch."""
+    target.begin(len(prompts))
+    logits = target.forward(prompts, every=False)
+    x = [
+        [*prompt, accept(logits[row : row + 1], Proposal([]), sampling, generators[row])[1]]
+        for row, prompt in enumerate(prompts)
+    ]
+    clock.lap("prefill")
+    if drafter is not None:
+        drafter.begin(prompts)
+        clock.lap("draft_prefill")
+    ends = [len(prompt) + max_new_tokens for prompt in prompts]
+    rounds: list[list[Round]] = [[] for _ in prompts]
+    running = list(range(len(prompts)))
+    while running := _still(running, x, ends, eos, target, drafter):
+        rows = [x[b] for b in running]
+        ds = [Proposal([]) for _ in running]
+        if drafter is not None:
+            ks = [min(gamma, ends[b] - len(x[b]) - 1) for b in running]
+            if max(ks) > 0:
+                ds = drafter.propose(rows, ks, [generators[b] for b in running])
+            clock.lap("draft")
+        logits = target.forward([[row[-1], *d.tokens] for row, d in zip(rows, ds, strict=True)], every=True)
+        clock.lap("verify")
+        for i, (b, d) in enumerate(zip(running, ds, strict=True)):
+            n, token = accept(logits[i, : len(d.tokens) + 1], d, sampling, generators[b])
+            x[b] += d.tokens[:n]
+            if x[b][-1] not in eos:
+                x[b].append(token)
+            rounds[b].append(Round(len(d.tokens), n))
+        target.rewind([len(x[b]) - 1 for b in running])
+        clock.lap("other")
+    times = times_of(clock)
+    return [
+        Generation(row[len(prompt) :], done, "eos" if row[-1] in eos else "length", times)
+        for row, prompt, done in zip(x, prompts, rounds, strict=True)
+    ]
+
+
+def _still(
+    running: list[int],
+    x: list[list[int]],
+    ends: list[int],
+    eos: Collection[int],
+    target: ManyTarget,
+    drafter: ManyDrafter | None,
+) -> list[int]:
+    """The sequences that go on; the others leave every memory."""
+    going = [i for i, b in enumerate(running) if x[b][-1] not in eos and len(x[b]) < ends[b]]
+    if going and len(going) < len(running):
+        target.keep(going)
+        if drafter is not None:
+            drafter.keep(going)
+    return [running[i] for i in going]

@@ -1,0 +1,122 @@
+"""A batch is its sequences: every row's text and rounds are those of its prompt alone, whoever its neighbours are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import GREEDY, near_copy, run, tiny_llama
+
+from specbench.acceptance.many import generate_many
+from specbench.clock import Stopwatch
+from specbench.drafters import NgramSpec
+from specbench.drafters.many import ManyModelDrafter, SideBySide
+from specbench.drafters.model import ModelDrafter
+from specbench.drafters.ngram import NgramDrafter
+from specbench.engines.cached import CachedModel
+from specbench.engines.ragged import RaggedModel
+from specbench.errors import EngineError
+from specbench.records import Sampling
+
+VOCAB = 24
+TARGET = tiny_llama(VOCAB, seed=1)
+NEAR = near_copy(TARGET, noise=0.05)
+
+prompt_lists = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=5)
+
+
+def many(target, drafter, prompts, *, gamma=4, sampling=GREEDY, eos=frozenset(), limit=30, seed=0):
+    return generate_many(
+        target if isinstance(target, RaggedModel) else RaggedModel(target, 128),
+        drafter,
+        prompts,
+        gamma=gamma,
+        sampling=sampling,
+        eos=eos,
+        max_new_tokens=limit,
+        generators=[torch.Generator().manual_seed(seed + row) for row in range(len(prompts))],
+        clock=Stopwatch(),
+    )
+
+
+def many_drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
+    return ManyModelDrafter(RaggedModel(model, 128), vocab_size=VOCAB, sampling=sampling, eos=eos, cutoff=cutoff)
+
+
+def drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
+    return ModelDrafter(CachedModel(model, 128), vocab_size=VOCAB, sampling=sampling, eos=eos, cutoff=cutoff)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prompts=prompt_lists,
+    gamma=st.integers(1, 6),
+    limit=st.integers(1, 40),
+    eos=st.sets(st.integers(0, VOCAB - 1), max_size=3),
+    cutoff=st.sampled_from([0.0, 0.2]),
+)
+def test_every_row_is_the_prompt_alone(prompts, gamma, limit, eos, cutoff):
+    together = many(TARGET, many_drafter(eos=eos, cutoff=cutoff), prompts, gamma=gamma, eos=eos, limit=limit)
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = run(TARGET, drafter(eos=eos, cutoff=cutoff), prompt, gamma=gamma, eos=eos, max_new_tokens=limit)
+        assert row.tokens == alone.tokens
+        assert row.rounds == alone.rounds
+        assert row.finish == alone.finish
+
+
+@settings(max_examples=20, deadline=None)
+@given(prompts=prompt_lists, limit=st.integers(1, 40), eos=st.sets(st.integers(0, VOCAB - 1), max_size=3))
+def test_the_baseline_of_a_batch_is_each_target_alone(prompts, limit, eos):
+    for prompt, row in zip(prompts, many(TARGET, None, prompts, eos=eos, limit=limit), strict=True):
+        assert row.tokens == run(TARGET, None, prompt, eos=eos, max_new_tokens=limit).tokens
+
+
+@settings(max_examples=20, deadline=None)
+@given(prompts=prompt_lists, gamma=st.integers(1, 5), limit=st.integers(2, 40))
+def test_look_up_in_a_batch_is_look_up_alone(prompts, gamma, limit):
+    spec = NgramSpec(2)
+    together = many(TARGET, SideBySide(lambda: NgramDrafter(spec, eos=())), prompts, gamma=gamma, limit=limit)
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = run(TARGET, NgramDrafter(spec, eos=()), prompt, gamma=gamma, max_new_tokens=limit)
+        assert (row.tokens, row.rounds) == (alone.tokens, alone.rounds)
+
+
+def test_sampled_rows_draw_their_own_numbers():
+    sampling, prompts = Sampling(0.8), [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
+    together = many(TARGET, many_drafter(sampling=sampling), prompts, sampling=sampling, seed=5)
+    for number, (prompt, row) in enumerate(zip(prompts, together, strict=True)):
+        one = drafter(sampling=sampling)
+        alone = run(TARGET, one, prompt, sampling=sampling, max_new_tokens=30, seed=5 + number)
+        assert row.tokens == alone.tokens
+
+
+def test_a_perfect_draft_is_always_accepted_in_every_row():
+    rows = many(TARGET, many_drafter(TARGET), [[1, 2], [3, 4, 5, 6], [7]], gamma=3, limit=41)
+    assert {r.accepted for row in rows for r in row.rounds} == {3}
+
+
+@pytest.mark.parametrize("fault", ["rows share one length", "rollback forgotten", "padding is seen"])
+def test_a_planted_fault_of_the_batch_is_seen(fault, monkeypatch):
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
+    target = RaggedModel(TARGET, 128)
+    if fault == "rows share one length":
+        honest = target.rewind
+        monkeypatch.setattr(target, "rewind", lambda lengths: honest([max(lengths)] * len(lengths)))
+    elif fault == "rollback forgotten":
+        monkeypatch.setattr(target, "rewind", lambda lengths: None)
+    else:
+        honest = target._visible
+        monkeypatch.setattr(target, "_visible", lambda at: torch.ones_like(honest(at)))
+    try:
+        rows = many(target, many_drafter(), prompts)
+    except RuntimeError:
+        return  # the cache overflows
+    assert [row.tokens for row in rows] != [run(TARGET, None, p, max_new_tokens=30).tokens for p in prompts]
+
+
+def test_a_model_with_sliding_windows_is_refused():
+    windowed = tiny_llama(VOCAB, seed=1)
+    windowed.config.layer_types = ["sliding_attention", "full_attention"]
+    with pytest.raises(EngineError, match="sliding_attention"):
+        RaggedModel(windowed, 64)
