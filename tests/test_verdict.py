@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from specbench.decision.verdict import Gates, judge, prompts_to_settle
 from specbench.records import Interval, Policy
@@ -49,13 +51,25 @@ def test_no_interval_no_verdict():
 
 
 def test_prompts_to_settle_grow_with_the_square_of_the_width():
-    wide = Interval(1.20, 1.00, 1.40, 0.95, 20, (1.2,))
-    assert prompts_to_settle(wide, POLICY) == pytest.approx(80, abs=1)
+    def needed(reach):
+        return prompts_to_settle(Interval(1.20, 1.20 / np.exp(reach), 1.20 * np.exp(reach), 0.95, 50, (1.2,)), POLICY)
+
+    assert needed(0.4) / needed(0.2) == pytest.approx(4, rel=0.05)
     assert prompts_to_settle(Interval(1.10, 1.0, 1.2, 0.95, 20, (1.1,)), POLICY) is None
+
+
+def test_a_run_of_the_size_that_would_settle_it_does_so_in_four_of_five_cases():
+    """Prompts whose log speedups scatter by 0.3 around 1.20x, and a t-test that asks for 1.10x."""
+    rng = np.random.default_rng(0)
+    reach = 0.3 * 2.0096 / np.sqrt(50)  # Student's quantile for 95 % and 49 degrees of freedom
+    n = prompts_to_settle(Interval(1.20, 1.20 / np.exp(reach), 1.20 * np.exp(reach), 0.95, 50, (1.2,)), POLICY)
+    logs = np.log(1.20 / 1.10) + 0.3 * rng.standard_normal((4000, n))
+    decided = (logs.mean(1) / (logs.std(1, ddof=1) / np.sqrt(n)) > stats.t.ppf(0.95, n - 1)).mean()
+    assert decided == pytest.approx(0.8, abs=0.02)
 
 
 def test_unclear_says_what_would_settle_it():
     unclear = Interval(1.15, 1.05, 1.25, 0.95, 20, (*[1.2] * 80, *[1.0] * 20))
-    assert judge(unclear, POLICY, Gates()).reasons[1].startswith(("about 60 more", "about 61 more"))
+    assert judge(unclear, POLICY, Gates()).reasons[1].startswith("about 90 more")
     tie = Interval(1.10, 1.05, 1.15, 0.95, 20, (*[1.2] * 50, *[1.0] * 50))
     assert "no affordable number of prompts" in judge(tie, POLICY, Gates()).reasons[1]

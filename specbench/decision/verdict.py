@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 from specbench.decision.interval import MIN_PROMPTS
+from specbench.decision.plan import prompts_for_verdict
 from specbench.records import Interval, Policy, Verdict
 
 
@@ -44,16 +47,15 @@ def judge(speedup: Interval, policy: Policy, gates: Gates) -> Verdict:
 
 
 def prompts_to_settle(speedup: Interval, policy: Policy) -> int | None:
-    """About how many prompts in all would bring the interval clear of the minimum, if the speedup stays where it is;
-    None if it lies on the minimum, where no number would."""
+    """About how many prompts in all would decide it in four of five cases, if the speedup stays where it is, as
+    `specbench plan` counts them; None if it lies on the minimum, where no number would."""
     if speedup.low is None or speedup.high is None:
         return MIN_PROMPTS
-    distance = abs(speedup.value - policy.min_speedup)
-    half_width = (speedup.high - speedup.low) / 2
-    # Below this share of the interval's own width the distance is itself noise.
-    if distance < 0.05 * half_width:
-        return None
-    return max(speedup.n + 1, math.ceil(speedup.n * (half_width / distance) ** 2))
+    # The spread of prompts that this interval's width tells of.
+    reach = math.log(speedup.high / speedup.low) / 2
+    spread = reach * math.sqrt(speedup.n) / float(stdtrit(speedup.n - 1, (1 + speedup.confidence) / 2))
+    needed = prompts_for_verdict(spread, speedup.value, policy.min_speedup, policy.confidence)
+    return None if needed is None else max(speedup.n + 1, needed)
 
 
 def _slower(share: float | None, policy: Policy) -> str | None:
