@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-gemma check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install into $(VENV), sweep the embedded pair, write a decision brief (under 10 minutes)"
 	@echo "make test   install into $(VENV), run the checks and the tests"
+	@echo "make test-gemma  tests of the real cross-tokenizer pair (fetches 238 MB once)"
 	@echo "make check  formatting, lint, types, imports"
 	@echo "make bench  performance as ratios against named peers"
 
@@ -31,6 +32,9 @@ check: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-gemma: $(STAMP)
+	SPECBENCH_TEST_GEMMA=1 $(BIN)/python -m pytest tests/test_gemma.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import GREEDY, near_copy, run, save_with_byte_tokenizer, tiny_llama
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from specbench.acceptance.loop import Proposal
@@ -293,6 +293,83 @@ def test_a_right_draft_in_another_tokenizer_is_accepted_and_a_wrong_one_is_not(t
     assert accepted("ab cd" + "d" * 100) < 0.3
 
 
+@pytest.mark.parametrize("capacity", [24, 40, 48])
+def test_a_text_that_outgrows_the_drafts_memory_is_read_from_its_end(tokenizers, capacity):
+    target, draft = tokenizers[1], tokenizers[0]  # the draft reads bytes: several for each token of the target
+    prompt = target("abc cd abcd abc cd")["input_ids"]
+    alone = run(WORDS, None, prompt, eos=set(), max_new_tokens=36)
+
+    def drafter(room):
+        model = CachedModel(BYTES, room)
+        return CrossDrafter(model, draft, target, eos=(), end=0, draft_eos={draft.eos_token_id})
+
+    assert len(drafter(512)._encoded([*prompt, *alone.tokens])) > 48
+    live = run(WORDS, drafter(capacity), prompt, gamma=3, max_new_tokens=36)
+    assert live.tokens == alone.tokens
+    found = match_each_block(drafter(capacity), prompt, alone.tokens, 3)
+    again = replay([Blocks("p", None, "d", 0, 36, found.proposed, found.matched)], 3)
+    assert (again.rounds[0], again.accepted[0]) == (len(live.rounds), sum(r.accepted for r in live.rounds))
+
+
+def spaced_tokenizer():
+    """Like Llama's: a space of its own before every text, bytes for what it does not know."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcd0", "ab", "▁ab", "▁c"]
+    merges = [("a", "b"), ("▁", "ab"), ("▁", "c")]
+    core = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=merges, byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("text", ["ab c ab abd", "abcd ab", "ab 0 cd"])
+def test_a_right_draft_fits_a_target_that_puts_spaces_before_words(tokenizers, text):
+    target, draft = spaced_tokenizer(), tokenizers[1]
+    ids = target(text)["input_ids"]
+    for i in range(2, len(ids)):
+        drafter = CrossDrafter(FakeTypist(draft, text), draft, target, eos=(), end=2, draft_eos={261})
+        block = drafter.propose(ids[:i], 4).tokens[: len(ids) - i]
+        assert block
+        assert block == ids[i : i + len(block)]
+
+
+class FakeScript(FakeTypist):
+    """Its n-th token comes after n tokens, also within a character."""
+
+    def forward(self, ids, keep):
+        self.read += ids
+        script = self.tokenizer(self.text)["input_ids"]
+        n = torch.tensor(script[len(self.read) : len(self.read) + 1] * keep)
+        return torch.nn.functional.one_hot(n, self.size).float()
+
+
+def test_half_a_character_is_completed_or_left_alone(tokenizers):
+    target, draft = tokenizers  # the target writes bytes
+
+    def says(text):
+        return CrossDrafter(FakeScript(draft, text), draft, target, eos=(), end=256, draft_eos={261})
+
+    before, after = target("ab \u00e9")["input_ids"][:-1], target("ab \u00e9 cd")["input_ids"]
+    assert says("ab \u00e9 cd").propose(before, 3).tokens == after[len(before) : len(before) + 3]
+    assert says("ab cd cd cd ab cd").propose(before, 3).tokens == []
+    # its own half characters are left out: what follows them would be cut at another place
+    assert says("ab \u00e9 cd").propose(target("ab ")["input_ids"], 1).tokens == []
+
+
+def test_a_draft_whose_tokenizer_closes_every_text_goes_on_all_the_same(tokenizers):
+    target, draft = tokenizers[0], copy.deepcopy(tokenizers[1])
+    draft.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>", special_tokens=[("<|end|>", draft.eos_token_id)]
+    )
+    text = "ab cd abc"
+    model = FakeTypist(tokenizers[1], text)
+    drafter = CrossDrafter(model, draft, target, eos=(), end=256, draft_eos={draft.eos_token_id})
+    x = target("ab cd")["input_ids"]
+    assert drafter.propose(x, 4).tokens == target(text)["input_ids"][len(x) : len(x) + 4]
+
+
 def test_blocks_of_either_shape_come_back_from_disk(tmp_path):
     flat = Blocks("a", "c", "ngram", 0, 9, np.array([1, 2], np.int32), np.array([0, 2], np.int32))
     wide = Blocks("b", None, "x", 0, 9, np.array([[1, 2], [1, 1]], np.int32), np.array([[0, 2], [1, 1]], np.int32))
@@ -343,6 +420,7 @@ def test_specs(text, spec):
         ("demo:draft,cutoff=1.5", "'1.5' is no cut-off"),
         ("demo:draft,cutoff=nan", "'nan' is no cut-off"),
         ("cross:m,cutoff=0.2", "A cross draft has no cut-off"),
+        ("ngram:n=3+cross:m", "A look-up goes before a draft of the target's tokens"),
     ],
 )
 def test_bad_specs(text, says):

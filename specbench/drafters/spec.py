@@ -54,7 +54,12 @@ def parse_draft(text: str) -> DraftSpec:
     if text == "ngram" or text.startswith("ngram:"):
         head, plus, rest = text.partition("+")
         ngram = _ngram(head, text)
-        return replace(_single(rest, text), text=text, ngram=ngram) if plus else DraftSpec(text, ngram=ngram)
+        if not plus:
+            return DraftSpec(text, ngram=ngram)
+        second = _single(rest, text)
+        if second.kind == "cross":
+            raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, cure="Drop cross:.")
+        return replace(second, text=text, ngram=ngram)
     return _single(text, text)
 
 

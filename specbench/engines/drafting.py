@@ -62,6 +62,9 @@ class Draft:
         """Make its drafter, with room for sequences of `capacity` tokens."""
         self._setting = setting
         self._lookup = NgramDrafter(self.spec.ngram, eos=setting.eos) if self.spec.ngram is not None else None
+        if self.spec.kind == "cross" and self.loaded is not None:
+            # The same text may take more tokens in another tokenizer.
+            capacity = min(2 * capacity, self.loaded.max_context or 2 * capacity)
         self._reader = None if self.loaded is None else CachedModel(self.loaded.model, capacity)
         model = self._model_drafter()
         if self._lookup is None or model is None:
@@ -79,7 +82,7 @@ class Draft:
                 loaded.tokenizer,
                 setting.target.tokenizer,
                 eos=setting.eos,
-                end=min(setting.eos),
+                end=_main_end(setting),
                 draft_eos=end_tokens(loaded),
             )
         options: dict[str, Any] = {
@@ -146,6 +149,12 @@ class Draft:
         if isinstance(self.drafter, CrossDrafter):
             return match_each_block(self.drafter, ids, output, self._setting.gamma)
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
+
+
+def _main_end(setting: Setting) -> int:
+    """Of the target's ends of sequence the one that its tokenizer names."""
+    named = setting.target.tokenizer.eos_token_id
+    return named if named in setting.eos else min(setting.eos)
 
 
 def refuse_batches(specs: Sequence[DraftSpec]) -> None:

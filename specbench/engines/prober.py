@@ -32,7 +32,9 @@ class Prober:
     ) -> None:
         self._models = dict(models)
         self._plan = plan
-        self._ids = ids
+        # A draft with another tokenizer knows fewer ids than the target; which ones are read does not change the time.
+        known = min(int(model.config.get_text_config().vocab_size) for model in models.values())
+        self._ids = [token % known for token in ids]
         self._device = device
         self._seed = seed
         self._sampling = sampling

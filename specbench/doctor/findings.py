@@ -1,0 +1,46 @@
+"""What the doctor says: one finding for each check. Needs no model library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+State = Literal["ok", "note", "broken", "not checked"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check: `evidence` in one line with numbers, `cure` where there is something to do. `draft` is
+    None where the check is of the target, the set-up as a whole, or the machine."""
+
+    code: str
+    state: State
+    evidence: str
+    cure: str | None = None
+    draft: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """Everything the doctor found. `prompts` and `max_new_tokens` say how much text the checks rest on."""
+
+    schema: int
+    target: str
+    drafts: tuple[str, ...]
+    precision: str
+    temperature: float
+    prompts: int
+    max_new_tokens: int
+    broken: int
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def any_broken(findings: Sequence[Finding], *codes: str) -> bool:
+    """Whether one of these is broken; with `codes` only those count."""
+    return any(f.state == "broken" and (not codes or f.code in codes) for f in findings)

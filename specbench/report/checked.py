@@ -1,0 +1,187 @@
+"""What `check` found: the counts of a run beside those of another implementation, and whether they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from specbench.decision.interval import Paired, speedup_interval
+from specbench.records import Round
+from specbench.report import text
+from specbench.report.agreement import GAP_CONFIDENCE
+
+if TYPE_CHECKING:
+    from specbench.engines.comparing import Pair
+
+SCHEMA = 1
+TINY = 1e-9  # without any scatter the interval is a point, give or take a rounding
+
+Agreement = Literal["same", "rounding", "differs", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts over some texts. `tokens_per_round` is tau, `acceptance_rate` r; None where nothing was drafted."""
+
+    rounds: int
+    drafted: int
+    accepted: int
+    tokens_per_round: float | None
+    acceptance_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """A difference in counting that was put right before comparing, and the rounds it touched."""
+
+    name: str
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedGamma:
+    """One draft at one gamma. `ours`, `theirs` and `reconciled` (theirs, counted as we count) are over the texts that
+    were compared: `texts` less `other_texts`. `different_rounds` of them, in `different_texts`, are not the same;
+    `rounding_texts` of all differing texts are explained by a near-tie. None when sampling."""
+
+    gamma: int
+    texts: int
+    other_texts: int | None
+    ours: Tally
+    theirs: Tally
+    reconciled: Tally
+    reconciliations: tuple[Reconciliation, ...]
+    different_rounds: int | None
+    different_texts: int | None
+    rounding_texts: int | None
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    agreement: Agreement
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedDraft:
+    """One draft; `not_compared` says why where it could not be, and `gammas` is empty then."""
+
+    draft: str
+    not_compared: str | None
+    gammas: tuple[CheckedGamma, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The whole check. `agreement` is the worst of all rows; "undecided" where no draft was compared."""
+
+    run: str
+    schema: int
+    against: str
+    precision: str
+    greedy: bool
+    prompts: int
+    agreement: Agreement
+    drafts: tuple[CheckedDraft, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def checked_gamma(gamma: int, pairs: Sequence[Pair], *, greedy: bool, precision: str) -> CheckedGamma:
+    """Compare round by round under greedy, tokens per round within sampling error otherwise."""
+    compared = [pair for pair in pairs if pair.same_text or not greedy]
+    touched = {name: sum(pair.touched[name] for pair in compared) for name in (pairs[0].touched if pairs else {})}
+    ratio = None if greedy else _ratio(compared)
+    agreement, reason = _greedy(pairs, precision) if greedy else _sampled(ratio, compared)
+    different = [pair for pair in compared if pair.different_rounds]
+    return CheckedGamma(
+        gamma=gamma,
+        texts=len(pairs),
+        other_texts=len(pairs) - len(compared) if greedy else None,
+        ours=_tally(r for pair in compared for r in pair.trial.rounds),
+        theirs=_tally(r for pair in compared for r in pair.theirs),
+        reconciled=_tally(r for pair in compared for r in pair.reconciled),
+        reconciliations=tuple(Reconciliation(name, rounds) for name, rounds in touched.items()),
+        different_rounds=sum(pair.different_rounds for pair in different) if greedy else None,
+        different_texts=len(different) if greedy else None,
+        rounding_texts=sum(pair.near_tie is True for pair in pairs) if greedy else None,
+        ratio=None if ratio is None else ratio[0],
+        ratio_low=None if ratio is None else ratio[1],
+        ratio_high=None if ratio is None else ratio[2],
+        agreement=agreement,
+        reason=reason,
+    )
+
+
+def worst(drafts: Sequence[CheckedDraft]) -> Agreement:
+    """Of all rows of all drafts."""
+    found = {row.agreement for draft in drafts for row in draft.gammas}
+    order: tuple[Agreement, ...] = ("differs", "undecided", "rounding", "same")
+    return next((word for word in order if word in found), "undecided")
+
+
+def _greedy(pairs: Sequence[Pair], precision: str) -> tuple[Agreement, str]:
+    compared = [pair for pair in pairs if pair.same_text]
+    different = [pair for pair in compared if pair.different_rounds]
+    others = [pair for pair in pairs if not pair.same_text]
+    left_out = ""
+    if others:
+        verb = "is another there and was" if len(others) == 1 else "are others there and were"
+        left_out = f"; {text.count(len(others), 'text')} {verb} left out"
+    where = f"in {len(different)} of {text.count(len(compared), 'text')}"
+    rounds = sum(len(pair.trial.rounds) for pair in compared)
+    wide = [pair for pair in different if not pair.near_tie]
+    if wide or any(not pair.near_tie for pair in others):
+        by = _difference(compared) if different else "the text"
+        unexplained = len(wide) + sum(not pair.near_tie for pair in others)
+        return "differs", f"differs by {by} {where}{left_out}; {unexplained} not explained by rounding in {precision}"
+    if not compared:
+        return "undecided", "no text is the same in both"
+    if different:
+        count = sum(pair.different_rounds for pair in different)
+        return "rounding", f"the same but for {count} of {rounds:,} rounds {where}, at near-ties of the draft{left_out}"
+    return "same", f"the same: no difference in {rounds:,} rounds of {text.count(len(compared), 'text')}{left_out}"
+
+
+def _difference(pairs: Sequence[Pair]) -> str:
+    ours, theirs = _tally(r for p in pairs for r in p.trial.rounds), _tally(r for p in pairs for r in p.reconciled)
+    gaps = {name: getattr(ours, name) - getattr(theirs, name) for name in ("rounds", "drafted", "accepted")}
+    return text.join(f"{gap:+d} {name}" for name, gap in gaps.items())
+
+
+def _sampled(ratio: tuple[float, float | None, float | None] | None, pairs: Sequence[Pair]) -> tuple[Agreement, str]:
+    if ratio is None:
+        return "undecided", "no round to compare"
+    value, low, high = ratio
+    found = f"rounds per token are {value:.3f} times ours"
+    if low is None or high is None:
+        return "undecided", f"{found}; an interval needs 10 prompts: raise --limit"
+    words = f"{found}, {GAP_CONFIDENCE:.1%} interval [{low:.3f}, {high:.3f}]"
+    return (
+        ("same", f"the same within sampling error: {words}")
+        if low - TINY <= 1 <= high + TINY
+        else ("differs", f"differs: {words}")
+    )
+
+
+def _ratio(pairs: Sequence[Pair]) -> tuple[float, float | None, float | None] | None:
+    """Rounds per token there over here, with an interval over prompts; repeats of a prompt are summed."""
+    ids = sorted({pair.trial.prompt_id for pair in pairs})
+    sums = np.zeros((4, len(ids)))
+    for pair in pairs:
+        row = len(pair.reconciled), pair.tokens - 1, len(pair.trial.drafted), pair.trial.decode_tokens
+        sums[:, ids.index(pair.trial.prompt_id)] += row
+    if not sums.sum(1).all():
+        return None
+    found = speedup_interval(Paired(*sums), GAP_CONFIDENCE)
+    return found.value, found.low, found.high
+
+
+def _tally(rounds: Iterable[Round]) -> Tally:
+    pairs = [(r.drafted, r.accepted) for r in rounds]
+    drafted, accepted = (sum(column) for column in zip(*pairs, strict=True)) if pairs else (0, 0)
+    tau = 1 + accepted / len(pairs) if pairs else None
+    return Tally(len(pairs), drafted, accepted, tau, accepted / drafted if drafted else None)
