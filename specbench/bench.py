@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from specbench.acceptance.replay import Blocks, Positions, Text
+from specbench.acceptance.replay import Text
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.positions import PositionWriter
@@ -201,13 +201,7 @@ def _joined(item: Unit) -> str:
 
 def text_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores | BlockScores) -> Text:
     """The scores of one text with what it takes to replay them."""
-    from specbench.acceptance.score import BlockScores
+    from specbench.acceptance.score import as_text
 
-    origin = prompt.id, prompt.category, draft, repeat, config.max_new_tokens
-    found = scores if isinstance(scores, BlockScores) else scores.blocks
-    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched)
-    if isinstance(scores, BlockScores):
-        assert blocks is not None
-        return blocks
-    numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
-    return Positions(*origin, *numbers, scores.ends, blocks)
+    limit = config.max_new_tokens
+    return as_text(scores, prompt_id=prompt.id, category=prompt.category, draft=draft, repeat=repeat, limit=limit)

@@ -6,24 +6,22 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 from __future__ import annotations
 
 import random
-import traceback
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, Unit, text_of, units
 from specbench.config import DEFAULT_WORKLOAD, RunConfig
-from specbench.cost.load import free_cores, load_average
+from specbench.cost.load import free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.errors import StoreError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.records import Arm, Prompt, Trial
-from specbench.runfile import run_record, same_setting
+from specbench.runfile import marked, run_record, same_setting
 from specbench.shipped import shipped
 from specbench.store import RunWriter, StoredRun, TrialKey, find_runs, new_folder, read_run, trial_key
 from specbench.workload import load_workload, select
@@ -80,6 +78,30 @@ def run(
         require_probe(costs)
     kind = "replay" if replay_only else command
     earlier = _unfinished(config, kind, mode)
+    plan = _prepared(config, kind, earlier, observer)
+    reused = None if costs is None else stored_costs(costs, plan.record, _probe_plan(plan.encoded, config))
+    folder, record = _folder(config, plan.record, earlier, observer)
+    with RunWriter(folder, record) as writer, marked(writer):
+        if replay_only:
+            _replay_only(plan.engine, plan.encoded, config, writer, observer)
+        else:
+            _measure(plan.engine, plan.order, plan_arms(config, gammas), config, writer, observer, reused)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything loaded and nothing measured: `order` are the units of a timed run, `record` is run.json as it would
+    begin."""
+
+    engine: LocalEngine
+    encoded: list[Encoded]
+    order: list[Unit]
+    record: dict[str, Any]
+
+
+def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer: Observer) -> Prepared:
+    """Read the prompts, load the models, see what fits."""
     workload = load_workload(
         _source(config.workload),
         column=config.column,
@@ -93,42 +115,26 @@ def run(
     observer.say(f"Loading {config.target} and {', '.join(config.draft)}")
     engine = LocalEngine(config, threads)
     encoded, skipped = _fit(engine, chosen, config)
-    planned_units, short = plan_units(encoded, config)
-    skipped += short
+    order: list[Unit] = []
+    if kind != "replay":
+        order, short = plan_units(encoded, config)
+        skipped += short
     engine.settle([item.ids for item in encoded], {} if earlier is None else _layers(earlier))
-    planned = len(planned_units) * len(plan_arms(config, gammas)) * config.repeats
-    now = run_record(config, kind, engine, workload, encoded, skipped, threads, planned)
-    reused = None if costs is None else stored_costs(costs, now, _probe_plan(encoded, config))
+    planned = len(order) * len(plan_arms(config, config.gamma)) * config.repeats
+    record = run_record(config, kind, engine, workload, encoded, skipped, threads, planned)
+    return Prepared(engine, encoded, order, record)
+
+
+def _folder(
+    config: RunConfig, now: dict[str, Any], earlier: StoredRun | None, observer: Observer
+) -> tuple[Path, dict[str, Any]]:
+    """Where the run goes and the run.json it goes on with; refuses to continue what was begun in another setting."""
     if earlier is None:
-        folder = new_folder(Path(config.out), config.name or kind)
-        record = now
-    else:
-        folder, record = earlier.folder, earlier.run
-        observer.say(f"Continuing {folder}")
-        same_setting(record, now, folder)
-        record["config"] = now["config"]  # what is not measured, such as the policy, may change
-    with RunWriter(folder, record) as writer:
-        writer.update(status="started")
-        try:
-            if replay_only:
-                _replay_only(engine, encoded, config, writer, observer)
-            else:
-                _measure(engine, planned_units, plan_arms(config, gammas), config, writer, observer, reused)
-        except KeyboardInterrupt:
-            writer.update(status="interrupted")
-            raise
-        except BaseException as error:
-            # The type and place of a failure, never its message: messages may quote prompts.
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            writer.update(
-                status="failed", failure=f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
-            )
-            raise
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        writer.update(
-            status="finished", provenance=record["provenance"] | {"finished": finished, "load_at_end": load_average()}
-        )
-    return folder
+        return new_folder(Path(config.out), config.name or str(now["command"])), now
+    observer.say(f"Continuing {earlier.folder}")
+    same_setting(earlier.run, now, earlier.folder)
+    # What is not measured, such as the policy, may change.
+    return earlier.folder, earlier.run | {"config": now["config"]}
 
 
 def _measure(

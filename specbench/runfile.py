@@ -1,19 +1,23 @@
-"""run.json at the start of a run, and whether an earlier session's may be continued."""
+"""run.json: how it begins, whether an earlier session's may be continued, and how it ends."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench.bench import Encoded
 from specbench.config import RunConfig
+from specbench.cost.load import load_average
 from specbench.errors import StoreError
 from specbench.provenance import provenance
 from specbench.records import Caution, Prompt
-from specbench.store import SCHEMA
+from specbench.store import SCHEMA, RunWriter
 from specbench.workload import Workload
 
 if TYPE_CHECKING:
@@ -77,6 +81,24 @@ def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[st
         for prompt in prompts:
             counts.setdefault(prompt.category or "all", {"available": 0, "used": 0})[column] += 1
     return counts
+
+
+@contextmanager
+def marked(writer: RunWriter) -> Iterator[None]:
+    """Keep the run's status true while it is measured: started, then finished, interrupted or failed."""
+    writer.update(status="started")
+    try:
+        yield
+    except KeyboardInterrupt:
+        writer.update(status="interrupted")
+        raise
+    except BaseException as error:
+        # The type and place of a failure, never its message: messages may quote prompts.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        writer.update(status="failed", failure=f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}")
+        raise
+    finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "load_at_end": load_average()}
+    writer.update(status="finished", provenance=writer.run["provenance"] | finished)
 
 
 def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

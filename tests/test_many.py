@@ -48,7 +48,7 @@ def drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
     return ModelDrafter(CachedModel(model, 128), vocab_size=VOCAB, sampling=sampling, eos=eos, cutoff=cutoff)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     prompts=prompt_lists,
     gamma=st.integers(1, 6),

@@ -58,7 +58,7 @@ def test_a_batch_is_predicted_with_the_costs_of_its_size(batched):
     assert by_gamma[probed.gamma].speedup == pytest.approx(probed.speedup)
     spent = sum((row.predicted_round_time.draft_s, row.predicted_round_time.verify_s, row.predicted_round_time.other_s))
     measured = sum((row.round_time.draft_s, row.round_time.verify_s, row.round_time.other_s))
-    assert 0.2 < spent / measured < 5  # both a sequence's share of the batch; tiny models are all noise
+    assert 0.1 < spent / measured < 10  # both a sequence's share of the batch; tiny models are all noise
 
 
 def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):

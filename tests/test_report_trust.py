@@ -85,6 +85,7 @@ def test_checks_repeat_the_command() -> None:
     stored = stored_of(NO_GO, HERE)
     stored.run["provenance"]["argv"] = ["specbench", "sweep", "--limit=40", "--resume", "--workload", "my file|x.jsonl"]
     text = section(render_brief(stored, summary_of(NO_GO)), "How to check it")
+    assert f"specbench check {stored.folder}\n" in text
     assert "specbench sweep --limit=40 --workload 'my file|x.jsonl' --fresh\n" in text
     assert "specbench sweep --workload 'my file|x.jsonl' --fresh --limit 200\n" in text
     assert "--fresh --dtype float32\n" in text

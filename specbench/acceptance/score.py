@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Target
-from specbench.acceptance.replay import Counts32, Singles
+from specbench.acceptance.replay import Blocks, Counts32, Positions, Singles, Text
 from specbench.acceptance.rules import align, distribution
 from specbench.records import Sampling
 
@@ -142,3 +142,17 @@ def as_scores(columns: Tensor) -> Scores:
     """[6, n] from `reduce` -> named float32 arrays."""
     accept, overlap, confidence, log_p, log_q, ends = columns.to(torch.float32).numpy()
     return Scores(accept, overlap, confidence, log_p, log_q, ends > 0)
+
+
+def as_text(
+    scores: Scores | BlockScores, *, prompt_id: str, category: str | None, draft: str, repeat: int, limit: int
+) -> Text:
+    """The scores of one text with what it takes to replay them; `limit` is max_new_tokens."""
+    origin = prompt_id, category, draft, repeat, limit
+    found = scores if isinstance(scores, BlockScores) else scores.blocks
+    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched)
+    if isinstance(scores, BlockScores):
+        assert blocks is not None
+        return blocks
+    numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
+    return Positions(*origin, *numbers, scores.ends, blocks)

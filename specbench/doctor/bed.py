@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Generation, Proposal, Target, generate
-from specbench.acceptance.replay import Blocks, Expected, Positions, Text, replay
-from specbench.acceptance.score import BlockScores
+from specbench.acceptance.replay import Expected, Text, replay
+from specbench.acceptance.score import as_text
 from specbench.clock import Stopwatch
 from specbench.drafters import DraftSpec
 from specbench.engines.cached import CachedModel
@@ -108,14 +108,8 @@ class Bed:
 
     def _text(self, draft: Draft, i: int) -> Text:
         scores = draft.score(self.prompts[i], self.alone[i])
-        origin = str(i), None, draft.spec.text, 0, self.max_new_tokens
-        found = scores if isinstance(scores, BlockScores) else scores.blocks
-        blocks = None if found is None else Blocks(*origin, found.proposed, found.matched)
-        if isinstance(scores, BlockScores):
-            assert blocks is not None
-            return blocks
-        numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
-        return Positions(*origin, *numbers, scores.ends, blocks)
+        limit = self.max_new_tokens
+        return as_text(scores, prompt_id=str(i), category=None, draft=draft.spec.text, repeat=0, limit=limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from statistics import median
 import torch
 
 from specbench.acceptance.loop import generate
-from specbench.acceptance.replay import Positions, replay
-from specbench.acceptance.score import Scores, score
+from specbench.acceptance.replay import Text, replay
+from specbench.acceptance.score import as_text, score
 from specbench.clock import Stopwatch
 from specbench.cost.model import RoundCosts, predicted_speedup
 from specbench.drafters.skip import first_layers
@@ -35,7 +35,7 @@ def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Se
     step_s = _steps(setting, readers, texts[0], max(gammas))
     best: tuple[float, int] | None = None
     for depth, reader in readers.items():
-        scores = [_positions(setting, reader, p, o) for p, o in zip(texts, outputs, strict=True)]
+        scores = [_scored(setting, reader, p, o) for p, o in zip(texts, outputs, strict=True)]
         tokens = sum(len(output) - 1 for output in outputs)
         costs = RoundCosts(step_s[None], step_s[depth][0], step_s[depth][0], 0.0)
         for gamma in gammas:
@@ -60,8 +60,8 @@ def _text(setting: Setting, prompt: Sequence[int]) -> list[int]:
     return out.tokens
 
 
-def _positions(setting: Setting, reader: CachedModel, prompt: Sequence[int], output: Sequence[int]) -> Positions:
-    found: Scores = score(
+def _scored(setting: Setting, reader: CachedModel, prompt: Sequence[int], output: Sequence[int]) -> Text:
+    found = score(
         setting.reader,
         reader,
         prompt,
@@ -70,9 +70,7 @@ def _positions(setting: Setting, reader: CachedModel, prompt: Sequence[int], out
         sampling=setting.sampling,
         eos=setting.eos,
     )
-    return Positions(
-        "", None, "", 0, TOKENS, found.accept, found.overlap, found.confidence, found.log_p, found.log_q, found.ends
-    )
+    return as_text(found, prompt_id="", category=None, draft="", repeat=0, limit=TOKENS)
 
 
 @torch.inference_mode()

@@ -84,7 +84,7 @@ def render_brief(stored: StoredRun, summary: Summary) -> str:
         doubts=trust.doubts(summary, facts),
         cautions=trust.cautions(summary.warnings),
         steps=steps.next_steps(summary, facts, trials),
-        checks=steps.checks(facts),
+        checks=steps.checks(facts, text.clean(stored.folder)),
         provenance=_provenance(stored, summary, facts),
     )
 

@@ -176,11 +176,16 @@ def _engine(draft: DraftResult, found: Cost, facts: Facts) -> Step:
     )
 
 
-def checks(facts: Facts) -> list[tuple[str, str]]:
-    """(what it tells, command) pairs that repeat or extend the run; empty where its command was not recorded."""
+def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
+    """(what it tells, command) pairs that count again, repeat or extend the run in `folder`; those that repeat it are
+    left out where its command was not recorded."""
+    found = []
+    if facts.batch_size == 1:  # transformers' assisted generation knows no batches
+        again = "Drafted and accepted tokens, counted again by assisted generation in transformers."
+        found.append((again, _shell(["specbench", "check", folder])))
     if not facts.argv:
-        return []
-    found = [("The same again; the speedup should fall inside the interval most times.", _shell(_fresh(facts.argv)))]
+        return found
+    found += [("The same again; the speedup should fall inside the interval most times.", _shell(_fresh(facts.argv)))]
     available, used = facts.workload.available, facts.workload.used
     if available is not None and used is not None and available > used:
         found.append(("Every prompt of the workload.", limited_command(facts, available) or ""))
