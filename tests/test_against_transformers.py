@@ -63,7 +63,7 @@ QUESTIONS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("question", QUESTIONS, ids=["code", "summarise"])
-def test_greedy_text_of_the_embedded_pair_is_the_targets_at_every_gamma(question, embedded_pair):
+def test_greedy_text_of_the_embedded_pair_is_the_targets_at_any_gamma(question, embedded_pair):
     target, draft = embedded_pair
     turns = [{"role": "user", "content": question}]
     prompt = target.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -75,7 +75,7 @@ def test_greedy_text_of_the_embedded_pair_is_the_targets_at_every_gamma(question
     config = GenerationConfig(max_new_tokens=16, do_sample=False, eos_token_id=sorted(eos), pad_token_id=0)
     theirs = target.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     assert alone.tokens == theirs[0, len(prompt) :].tolist()
-    for gamma in range(1, 9):
+    for gamma in (1, 2, 4, 8):
         got = run(target.model, drafter, prompt, gamma=gamma, eos=eos, max_new_tokens=16)
         assert got.tokens == alone.tokens
         assert 0 < sum(r.accepted for r in got.rounds) < sum(r.drafted for r in got.rounds)

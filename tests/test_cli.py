@@ -43,6 +43,7 @@ def test_sweep_json_is_one_object_with_the_contract_keys(swept):
         "warnings",
         "choice",
         "mix",
+        "batch_size",
     ]
     (draft,) = found["drafts"]
     expected = "draft verdict reasons best_gamma baseline_tokens_per_s alpha alpha_low alpha_high gammas categories"

@@ -174,7 +174,7 @@ def test_look_up_before_a_model_replays_sampling_too():
     lookup = NgramDrafter(NgramSpec(1), eos=())
     drafter = CombinedDrafter(lookup, ModelDrafter(CachedModel(NEAR, 512), vocab_size=VOCAB, sampling=sampling, eos=()))
     texts, live = [], []
-    for seed in range(150):
+    for seed in range(60):
         alone = run(TARGET, None, prompt, sampling=sampling, max_new_tokens=limit, seed=seed)
         found = match_blocks(lookup, prompt, alone.tokens, 64)
         blocks = Blocks("p", None, "d", 0, limit, found.proposed, found.matched)

@@ -47,7 +47,7 @@ def test_the_mixed_world_at_80_columns() -> None:
         "",
         "UNCLEAR  demo:draft: 1.17x [1.04, 1.30] decode, best gamma 1, asked for 1.10x",
         "  P(speedup >= 1.10x) = 84%",
-        "  about 110 more prompts like these would settle it, if the speedup stays where",
+        "  about 180 more prompts like these would settle it, if the speedup stays where",
         "  it is",
         "                       tau                       speedup  end to  slower   same",
         "gamma    r   tau  replayed  survival      [95% interval]     end  <0.95x   text",

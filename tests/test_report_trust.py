@@ -69,7 +69,7 @@ def test_what_to_distrust_comes_from_the_run() -> None:
     [
         (GO, "Confirm it in the engine", "Try a cheaper draft"),
         (NO_GO, "Try a cheaper draft", "Before giving it up, measure the time of a round"),
-        (MIXED, "Add about 113 prompts", "Turn `demo:draft` on by category"),
+        (MIXED, "Add about 182 prompts", "Turn `demo:draft` on by category"),
         (FEW, "Measure all 120 prompts", "Sweep gamma, of which only 2 was measured"),
     ],
     ids=lambda value: value.name if isinstance(value, World) else "",

@@ -170,6 +170,8 @@ def _memory(draft: DraftResult) -> str:
     found = draft.memory
     if found is None:
         return ""
+    if found.total_bytes == 0:
+        return "**Memory.** The draft adds none."
     cache = text.size(found.cache_bytes_per_token * found.context, "B")
     return (
         f"**Memory.** The draft adds {text.size(found.total_bytes, 'B')}: {text.size(found.weight_bytes, 'B')} of "

@@ -144,6 +144,8 @@ def prompts(facts: Facts) -> str:
 
 def _model(model: Model) -> str:
     name = text.code(model.spec) + (f" ({text.escape(model.name)})" if model.name != model.spec else "")
+    if model.parameters == 0:
+        return f"{name}, no weights of its own"
     sizes = [text.size(model.parameters, "parameters"), text.size(model.weight_bytes, "B")]
     known = [part for part in sizes if part]
     return f"{name}, {', '.join(known)} of weights" if sizes[1] else ", ".join([name, *known])
