@@ -73,7 +73,7 @@ def render_brief(stored: StoredRun, summary: Summary) -> str:
         sections=[_section(draft, facts, trials) for draft in summary.drafts],
         scope=wording.scope(facts, summary.engine, summary.hardware, summary.drafts),
         carry=wording.carry(),
-        category_note=wording.category_note(summary.drafts),
+        category_note=wording.category_note(summary.drafts, facts.policy),
         gamma_words=wording.gamma_words(),
         choice=wording.choice(summary, facts.policy),
         curve_note=CURVE_NOTE,

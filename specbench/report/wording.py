@@ -211,14 +211,27 @@ def metric_column(policy: Policy) -> str:
     return "speedup, end to end" if policy.metric == "e2e" else "speedup, decode"
 
 
-def category_note(drafts: Sequence[DraftResult]) -> str:
-    """By what rule, and at which gamma, a category is decided."""
+def category_note(drafts: Sequence[DraftResult], policy: Policy) -> str:
+    """By what rule, and at which gamma, a category is decided; and why a GO's interval may begin below the minimum."""
     rule = "Each category is decided by the same rule as the whole, on its own prompts"
     if all(len(draft.gammas) == 1 for draft in drafts):
-        return f"{rule}."
-    if all(len({category.best_gamma for category in draft.categories}) == 1 for draft in drafts):
-        return f"{rule} and at its own best gamma, which is the same for all."
-    return f"{rule} and at its own best gamma; an engine with one fixed gamma for all gets less."
+        rule += "."
+    elif all(len({category.best_gamma for category in draft.categories}) == 1 for draft in drafts):
+        rule += " and at its own best gamma, which is the same for all."
+    else:
+        rule += " and at its own best gamma; an engine with one fixed gamma for all gets less."
+    below = [
+        category
+        for draft in drafts
+        for category in draft.categories
+        if category.verdict == "GO" and category.speedup_low is not None and category.speedup_low < policy.min_speedup
+    ]
+    if not below:
+        return rule
+    return (
+        f"{rule} A GO asks for one side only, a chance of {text.percent(policy.confidence)} to reach "
+        f"{text.speedup(policy.min_speedup)}; the intervals have two sides, so that of a GO may begin below it."
+    )
 
 
 def gamma_words() -> str:
