@@ -103,7 +103,7 @@ class Expected:
 
     For the cost model: `catch_ups` rounds begin with a draft model that has tokens to read, since the round before
     accepted all it drafted or was an n-gram's; `copied` drafts were an n-gram's and cost no draft step; `cut_offs`
-    draft steps gave a token that the cut-off kept from being drafted.
+    draft steps gave no drafted token: the cut-off stopped it, or translation left nothing of it.
     """
 
     gamma: int

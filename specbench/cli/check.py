@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.show import newest
+from specbench.cli.show import newest, print_parts
 from specbench.errors import ConfigError
 
 STRICT_EXIT = {"same": 0, "rounding": 0, "differs": 3, "undecided": 4}
@@ -52,13 +52,8 @@ def check(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
-        from rich.console import Console
-
         from specbench.report.check_tables import check_tables
 
-        console = Console()
-        for part in check_tables(found):
-            console.print(part)
-        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+        print_parts(check_tables(found), folder)
     if strict:
         raise typer.Exit(STRICT_EXIT[found.agreement])

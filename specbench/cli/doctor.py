@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.show import print_parts
 
 BROKEN_EXIT = 1
 
@@ -58,12 +59,8 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
-        from rich.console import Console
-
         from specbench.report.doctor_tables import doctor_tables
 
-        console = Console()
-        for part in doctor_tables(found):
-            console.print(part)
+        print_parts(doctor_tables(found))
     if found.broken:
         raise typer.Exit(BROKEN_EXIT)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.show import newest
+from specbench.cli.show import newest, print_parts
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,13 +72,9 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
-    from rich.console import Console
-
     from specbench.report.plan_tables import plan_tables
 
-    console = Console()
-    for part in plan_tables(found):
-        console.print(part)
+    print_parts(plan_tables(found))
 
 
 def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -> Plan:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.show import print_parts
 from specbench.errors import ConfigError
 
 
@@ -70,14 +71,9 @@ def probe(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
-    from rich.console import Console
-
     from specbench.report.probe_tables import probe_tables
 
-    console = Console()
-    for part in probe_tables(found):
-        console.print(part)
-    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    print_parts(probe_tables(found), folder)
     typer.echo(f"To use these costs in a run: specbench sweep --costs {folder}", err=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import typer
 from specbench.errors import StoreError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from specbench.records import CostPoint, Policy
     from specbench.report.contract import Summary
 
@@ -27,6 +29,17 @@ def newest(out: Path, *, timed: bool = False) -> Path:
         if read_run(folder).run.get("command") not in others:
             return folder
     raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+
+
+def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = None) -> None:
+    """Tables on stdout, and the run folder that they are from where there is one."""
+    from rich.console import Console
+
+    console = Console()
+    for part in parts:
+        console.print(part)
+    if folder is not None:
+        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
 
 
 def show_replay(
@@ -50,20 +63,15 @@ def show_replay(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
-    from rich.console import Console
-
     from specbench.report.replay_tables import replay_tables
 
-    console = Console()
-    for part in replay_tables(found):
-        console.print(part)
-    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    print_parts(replay_tables(found), folder)
 
 
 def _prices(run: dict[str, Any], folder: Path, costs: Path | None) -> tuple[dict[str, str], list[CostPoint]]:
     from specbench.cost.stored import require_probe
+    from specbench.drafters import reader_of
     from specbench.records import CostPoint
-    from specbench.report.search import reader_of
 
     stored = run.get("probe") if costs is None else require_probe(costs)["probe"]
     if not stored:
@@ -80,14 +88,9 @@ def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary.to_json(), allow_nan=False))
     else:
-        from rich.console import Console
-
         from specbench.report.tables import sweep_tables
 
-        console = Console()
-        for part in sweep_tables(summary, policy):
-            console.print(part)
-        console.print(f"Run folder: {summary.run}", highlight=False, soft_wrap=True)
+        print_parts(sweep_tables(summary, policy), summary.run)
         typer.echo(f"For the decision brief: specbench brief {summary.run}", err=True)
     exit_strictly(summary, strict)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.show import exit_strictly, newest, show_replay
+from specbench.cli.show import exit_strictly, newest, print_parts, show_replay
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,8 +104,6 @@ def workload_profile(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check a prompt file and say what is in it."""
-    from rich.console import Console
-
     from specbench.report.replay_tables import workload_tables
     from specbench.workload import load_workload, profile
 
@@ -119,6 +117,4 @@ def workload_profile(
             )
         )
         return
-    console = Console()
-    for part in workload_tables(loaded, found):
-        console.print(part)
+    print_parts(workload_tables(loaded, found))

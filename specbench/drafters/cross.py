@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
+from specbench.acceptance.rules import until_end
+from specbench.drafters.step import agreeing
 
 # Tokens encoded or decoded again together with what is new, so that the seam is cut as the model would cut it.
 SEAM = 8
@@ -76,10 +78,7 @@ class CrossDrafter:
     def _catch_up(self, ids: list[int]) -> torch.Tensor:
         """Read `ids`, of which what is read already is kept; logits [1, V] after them. Encoding a longer text may
         change its last tokens, so what agrees is found anew."""
-        keep = 0
-        limit = min(len(self._read), len(ids) - 1)
-        while keep < limit and self._read[keep] == ids[keep]:
-            keep += 1
+        keep = agreeing(self._read, ids)
         self._model.rewind(keep)
         self._read = list(ids)
         return self._model.forward(ids[keep:], keep=1)
@@ -94,9 +93,7 @@ class CrossDrafter:
         tokens = self._following(x, new) if new else []
         if ended and len(tokens) < k:
             tokens.append(self._end)
-        tokens = tokens[:k]
-        stop = next((i + 1 for i, token in enumerate(tokens) if token in self._eos), len(tokens))
-        return tokens[:stop]
+        return until_end(tokens[:k], self._eos)
 
     def _following(self, x: Sequence[int], new: str) -> list[int]:
         """`new` in tokens of the target, cut as they would be after the end of `x`; none where `x` ends within a

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 import torch
-from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.many import ManyTarget
-from specbench.acceptance.rules import align, confidence, distribution, draw
+from specbench.drafters.step import Drafted, DraftRule, agreeing
 from specbench.records import Sampling
 
 
@@ -20,10 +19,7 @@ class ManyModelDrafter:
         self, model: ManyTarget, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
     ) -> None:
         self._model = model
-        self._vocab_size = vocab_size
-        self._sampling = sampling
-        self._eos = frozenset(eos)
-        self._cutoff = cutoff
+        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         self._model.begin(len(prompts))
@@ -38,38 +34,18 @@ class ManyModelDrafter:
         self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Proposal]:
         for read, x in zip(self._read, rows, strict=True):
-            del read[_agreeing(read, x) :]
+            del read[agreeing(read, x) :]
         self._model.rewind([len(read) for read in self._read])
-        drafts: list[list[int]] = [[] for _ in rows]
-        qs: list[list[Tensor]] = [[] for _ in rows]
+        drafts = [Drafted() for _ in rows]
         unread = [list(x[len(read) :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
         while any(unread):
-            logits = align(self._model.forward(unread, every=False), self._vocab_size)  # [batch, V]
-            for i, tokens in enumerate(unread):
+            logits = self._model.forward(unread, every=False)  # [batch, V]
+            for i, (tokens, draft) in enumerate(zip(unread, drafts, strict=True)):
                 self._read[i] += tokens
                 if tokens:
-                    unread[i] = self._draft(logits[i : i + 1], ks[i], drafts[i], qs[i], generators[i])
-        return [Proposal(d, torch.cat(q) if q else None) for d, q in zip(drafts, qs, strict=True)]
-
-    def _draft(
-        self, logits: Tensor, k: int, drafts: list[int], qs: list[Tensor], generator: torch.Generator
-    ) -> list[int]:
-        """Draft one token of one row; what it has to read next, [] if it drafts no further."""
-        if self._cutoff and confidence(logits) < self._cutoff:
-            return []
-        if self._sampling.greedy:
-            token = int(logits.argmax(-1))
-        else:
-            qs.append(distribution(logits, self._sampling))
-            token = draw(qs[-1][0], generator)
-        drafts.append(token)
-        return [token] if len(drafts) < k and token not in self._eos else []
-
-
-def _agreeing(read: Sequence[int], x: Sequence[int]) -> int:
-    """Length of the common prefix, short of x's last token, which must be read for its logits."""
-    limit = min(len(read), len(x) - 1)
-    return next((i for i in range(limit) if read[i] != x[i]), limit)
+                    more = self._rule.extend(draft, logits[i : i + 1], generators[i])
+                    unread[i] = draft.tokens[-1:] if more and len(draft.tokens) < ks[i] else []
+        return [draft.proposal() for draft in drafts]
 
 
 class SideBySide:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.rules import align, confidence, distribution, draw
+from specbench.drafters.step import Drafted, DraftRule, agreeing
 from specbench.records import Sampling
 
 
@@ -24,10 +23,7 @@ class ModelDrafter:
         self, model: Target, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
     ) -> None:
         self._model = model
-        self._cutoff = cutoff
-        self._vocab_size = vocab_size
-        self._sampling = sampling
-        self._eos = frozenset(eos)
+        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
         self._read: list[int] = []
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -37,34 +33,17 @@ class ModelDrafter:
         self._known = len(prompt)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
-        self._forget_refused(x)
-        unread = list(x[len(self._read) :])
-        drafts: list[int] = []
-        rows: list[Tensor] = []
-        for _ in range(k):
-            logits = align(self._model.forward(unread, keep=1), self._vocab_size)  # [1, V]
-            self._read += unread
-            if self._cutoff and confidence(logits) < self._cutoff:
-                break
-            if self._sampling.greedy:
-                token = int(logits.argmax(-1))
-            else:
-                q = distribution(logits, self._sampling)
-                rows.append(q)
-                token = draw(q[0], generator)
-            drafts.append(token)
-            if token in self._eos:
-                break
-            unread = [token]
-        self._known = len(x)
-        return Proposal(drafts, torch.cat(rows) if rows else None)
-
-    def _forget_refused(self, x: Sequence[int]) -> None:
-        """Keep the longest common prefix of what was read and `x`, short of x's last token, which must be read for
-        its logits. Only what was drafted since the last round can differ."""
-        keep = min(self._known, len(x) - 1)
-        limit = min(len(self._read), len(x) - 1)
-        while keep < limit and self._read[keep] == x[keep]:
-            keep += 1
+        # Only what was drafted since the last round can differ from `x`.
+        keep = agreeing(self._read, x, self._known)
         del self._read[keep:]
         self._model.rewind(keep)
+        unread = list(x[keep:])
+        draft = Drafted()
+        for _ in range(k):
+            logits = self._model.forward(unread, keep=1)  # [1, V]
+            self._read += unread
+            if not self._rule.extend(draft, logits, generator):
+                break
+            unread = draft.tokens[-1:]
+        self._known = len(x)
+        return draft.proposal()

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from specbench.acceptance.loop import Proposal
+from specbench.acceptance.rules import until_end
 from specbench.drafters.spec import NgramSpec
 
 
@@ -33,7 +34,7 @@ class NgramDrafter:
         for n in range(min(self._spec.n, len(x) - 1), self._spec.shortest - 1, -1):
             at = self._after.get(tuple(x[-n:]))
             if at is not None:
-                return Proposal(self._until_end(x[at : at + k]))
+                return Proposal(until_end(x[at : at + k], self._eos))
         return Proposal([])
 
     def _index(self, x: Sequence[int]) -> None:
@@ -42,7 +43,3 @@ class NgramDrafter:
             for n in range(self._spec.shortest, min(self._spec.n, follower) + 1):
                 self._after.setdefault(tuple(x[follower - n : follower]), follower)
         self._indexed = len(x)
-
-    def _until_end(self, tokens: Sequence[int]) -> list[int]:
-        end = next((i + 1 for i, token in enumerate(tokens) if token in self._eos), len(tokens))
-        return list(tokens[:end])

@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.rules import align, confidence, distribution, draw
+from specbench.drafters.step import Drafted, DraftRule
 from specbench.errors import ConfigError
 from specbench.records import Sampling
 
@@ -61,27 +61,16 @@ class SkipDrafter:
         self, model: Target, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
     ) -> None:
         self._model = model
-        self._vocab_size = vocab_size
-        self._sampling = sampling
-        self._eos = frozenset(eos)
-        self._cutoff = cutoff
+        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Nothing to read: the target has read the prompt with the layers that are shared."""
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
-        drafts: list[int] = []
-        rows: list[Tensor] = []
+        draft = Drafted()
         for _ in range(k):
-            logits = align(self._model.forward([(drafts or x)[-1]], keep=1), self._vocab_size)  # [1, V]
-            if self._cutoff and confidence(logits) < self._cutoff:
-                break
-            if self._sampling.greedy:
-                drafts.append(int(logits.argmax(-1)))
-            else:
-                rows.append(distribution(logits, self._sampling))
-                drafts.append(draw(rows[-1][0], generator))
-            if drafts[-1] in self._eos:
+            logits = self._model.forward([(draft.tokens or x)[-1]], keep=1)  # [1, V]
+            if not self._rule.extend(draft, logits, generator):
                 break
         self._model.rewind(len(x) - 1)
-        return Proposal(drafts, torch.cat(rows) if rows else None)
+        return draft.proposal()

@@ -63,6 +63,12 @@ def parse_draft(text: str) -> DraftSpec:
     return _single(text, text)
 
 
+def reader_of(text: str, layers: int | None) -> str:
+    """`DraftSpec.reader` of a draft as a run has it; `layers` are those that `skip:auto` chose."""
+    spec = parse_draft(text)
+    return spec.reader if layers is None else replace(spec, layers=layers).reader
+
+
 def with_cutoff(text: str, cutoff: float) -> str:
     """The `--draft` with a cut-off, where it drafts with confidence and has none of its own."""
     spec = parse_draft(text)

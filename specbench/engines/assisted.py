@@ -19,6 +19,7 @@ from transformers.generation.candidate_generator import (
     PromptLookupCandidateGenerator,
 )
 
+from specbench.acceptance.rules import until_end
 from specbench.drafters import DraftSpec
 from specbench.models import LoadedModel
 from specbench.models.convert import quiet_transformers
@@ -185,7 +186,7 @@ def reconcile(
     touched["first-token"] = int(text.started)
     rounds = []
     for seen in text.rounds:
-        said = _until_end(seen.proposed[: text.end - seen.length - 1], eos)
+        said = until_end(seen.proposed[: text.end - seen.length - 1], eos)
         drafted, accepted = seen.drafted, seen.accepted
         if "limit" in rules and drafted > text.end - seen.length - 1:
             drafted = text.end - seen.length - 1
@@ -199,11 +200,6 @@ def reconcile(
             touched["end-accepted"] += 1
         rounds.append(Round(drafted, accepted))
     return Reconciled(rounds, touched)
-
-
-def _until_end(tokens: Sequence[int], eos: Collection[int]) -> Sequence[int]:
-    end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
-    return tokens[:end]
 
 
 def gaps(model: Any, ids: Sequence[int], new: Sequence[int], rival: int | None = None) -> list[float]:

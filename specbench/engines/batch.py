@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specbench.acceptance.rules import align
+from specbench.acceptance.rules import align, until_end
 from specbench.acceptance.score import Scores, as_scores, reduce
 from specbench.engines.cache import RewindableCache
 from specbench.records import Sampling
@@ -51,7 +51,7 @@ def generate_batch(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         out = model.generate(ids, attention_mask=mask, generation_config=config, past_key_values=cache)
-    return [_until_end(row, eos) for row in out[:, longest:].tolist()]
+    return [until_end(row, eos) for row in out[:, longest:].tolist()]
 
 
 @torch.inference_mode()
@@ -96,8 +96,3 @@ def _read(model: Any, cache: RewindableCache, ids: Tensor, chosen: Tensor) -> Te
     out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
     logits: Tensor = out.logits[chosen] if chosen.any() else out.logits[:0, 0]
     return logits
-
-
-def _until_end(tokens: list[int], eos: Collection[int]) -> list[int]:
-    end = next((i for i, token in enumerate(tokens) if token in eos), None)
-    return tokens if end is None else tokens[: end + 1]

@@ -11,7 +11,6 @@ from specbench.acceptance.replay import Positions, Text, replay
 from specbench.cost.model import predicted_rounds, round_costs
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, speedup_interval
-from specbench.drafters import parse_draft
 from specbench.records import CostPoint
 
 CUTOFFS = tuple(round(0.05 * i, 2) for i in range(20))
@@ -81,8 +80,3 @@ def best_pair(
             )
         )
     return BestPair(gamma, cutoff, interval.value, interval.low, interval.high, rows[0].speedup, tuple(rows))
-
-
-def reader_of(spec: str, layers: int | None) -> str:
-    """The name under which the model behind `spec` was timed; `layers` are those that `skip:auto` chose."""
-    return parse_draft(spec).reader if layers is None else f"skip:layers={layers}"

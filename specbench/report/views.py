@@ -11,7 +11,7 @@ from specbench.acceptance.lossless import lossy_reason
 from specbench.acceptance.metrics import Counts, count, pooled
 from specbench.acceptance.replay import Expected, Text, replay
 from specbench.decision.interval import Floats, Paired
-from specbench.drafters import parse_draft
+from specbench.drafters import parse_draft, reader_of
 from specbench.records import CostPoint, Policy, Trial
 from specbench.store import StoredRun
 
@@ -63,7 +63,7 @@ class DraftView:
         self._replayed: dict[int, Expected] = {}
         self.points = [CostPoint(**point) for point in stored.run.get("probe", [])]
         layers = stored.run.get("drafts", {}).get(spec, {}).get("layers")
-        self.reader = self.draft.reader if layers is None else f"skip:layers={layers}"
+        self.reader = reader_of(spec, layers)
         self.other_s = _other_s(stored.trials, spec)
         self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], config["dtype"])
 
@@ -77,10 +77,7 @@ class DraftView:
 
     def paired(self, gamma: int, metric: str) -> Paired:
         """Target alone and draft at `gamma`, prompt by prompt, weighed by the mix."""
-        rows = self.arms[gamma]
-        names = ("decode_s", "decode_tokens") if metric == "decode" else ("total_s", "output_tokens")
-        base, spec = ([_column(frame, name) * self.weights for name in names] for frame in (self.base, rows))
-        return Paired(*base, *spec)
+        return _pair(self.base, self.arms[gamma], metric, self.weights)
 
     def counts(self, gamma: int, chosen: np.ndarray | slice = slice(None)) -> Counts:
         """What the loop counted at `gamma`, over the `chosen` prompts."""
@@ -122,12 +119,13 @@ def a_a(frame: pd.DataFrame, base: pd.DataFrame, metric: str) -> Paired | None:
     shared = base.index.intersection(again.index).sort_values()
     if not len(shared):
         return None
+    return _pair(base.loc[shared], again.loc[shared], metric)
+
+
+def _pair(base: pd.DataFrame, other: pd.DataFrame, metric: str, weights: Floats | float = 1.0) -> Paired:
+    """Two arms over the same prompts in the same order, by the policy's metric."""
     names = ("decode_s", "decode_tokens") if metric == "decode" else ("total_s", "output_tokens")
-    return Paired(*(_column(rows.loc[shared], name) for rows in (base, again) for name in names))
-
-
-def _column(frame: pd.DataFrame, name: str) -> Floats:
-    return frame[name].to_numpy(dtype=float)
+    return Paired(*(rows[name].to_numpy(dtype=float) * weights for rows in (base, other) for name in names))
 
 
 def _other_s(trials: Sequence[Trial], spec: str) -> float:

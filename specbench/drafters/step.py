@@ -1,0 +1,57 @@
+"""What every draft model does alike, one sequence or many: keep what still agrees, and draft the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from specbench.acceptance.loop import Proposal
+from specbench.acceptance.rules import align, confidence, distribution, draw
+from specbench.records import Sampling
+
+
+class DraftRule:
+    """How a draft model's logits become drafts. Ids from `vocab_size` on are padding; with a `cutoff` drafting stops
+    before a token of which the model is less sure than that."""
+
+    def __init__(self, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0) -> None:
+        self._vocab_size = vocab_size
+        self._sampling = sampling
+        self._eos = frozenset(eos)
+        self._cutoff = cutoff
+
+    def extend(self, draft: Drafted, logits: Tensor, generator: torch.Generator) -> bool:
+        """Draft one token from `logits` [1, V]; whether another may follow it."""
+        logits = align(logits, self._vocab_size)
+        if self._cutoff and confidence(logits) < self._cutoff:
+            return False
+        if self._sampling.greedy:
+            token = int(logits.argmax(-1))
+        else:
+            draft.q.append(distribution(logits, self._sampling))
+            token = draw(draft.q[-1][0], generator)
+        draft.tokens.append(token)
+        return token not in self._eos
+
+
+class Drafted:
+    """The tokens of one round so far, and the q [1, V] that each was drawn from; no q under greedy."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.q: list[Tensor] = []
+
+    def proposal(self) -> Proposal:
+        """The round's drafts."""
+        return Proposal(self.tokens, torch.cat(self.q) if self.q else None)
+
+
+def agreeing(read: Sequence[int], x: Sequence[int], known: int = 0) -> int:
+    """Length of the common prefix of what was read and `x`, short of x's last token, which must be read for its logits.
+    The first `known` tokens are known to agree."""
+    keep, limit = min(known, len(x) - 1), min(len(read), len(x) - 1)
+    while keep < limit and read[keep] == x[keep]:
+        keep += 1
+    return keep
