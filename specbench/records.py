@@ -61,45 +61,78 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How many requests a server sees at once: `concurrency` clients that each wait for their answer before asking
+    again (a closed loop), or, where `rate` is given, requests that arrive at random (Poisson), so many a second."""
+
+    concurrency: int = 1
+    rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.concurrency} at a time" if self.rate is None else f"{self.rate:g} requests/s"
+
+
+@dataclass(frozen=True, slots=True)
 class Arm:
     """What is timed: the target alone (`baseline`), the target alone a second time (`baseline-again`, whose
-    difference from the first is the noise floor), or target + draft at one gamma."""
+    difference from the first is the noise floor), or target + draft at one gamma; on a server at one `load`."""
 
     kind: ArmKind
     draft: str | None = None
     gamma: int | None = None
+    load: Load = Load()
 
     @property
     def label(self) -> str:
-        return self.kind if self.gamma is None else f"{self.draft} gamma {self.gamma}"
+        name = self.kind if self.gamma is None else f"{self.draft} gamma {self.gamma}"
+        return name if self.load == Load() else f"{name}, {self.load.label}"
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Where one trial's wall clock went, seconds. `other_s` is decoding outside the two models: sampling,
-    acceptance, rollback and the Python around them."""
+    """Where one trial's wall clock went, seconds. `prefill_s` ends with the first token; on a server it is the time to
+    first token as the client sees it. `other_s` is decoding outside the two models: sampling, acceptance, rollback and
+    the Python around them. A server does not tell the parts: they are None."""
 
     prefill_s: float
-    draft_prefill_s: float
-    draft_s: float
-    verify_s: float
-    other_s: float
+    draft_prefill_s: float | None
+    draft_s: float | None
+    verify_s: float | None
+    other_s: float | None
     total_s: float
 
     @property
     def decode_s(self) -> float:
         """Everything after the first token is known and both models have read the prompt."""
-        return self.draft_s + self.verify_s + self.other_s
+        return self.total_s - self.prefill_s - (self.draft_prefill_s or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a server itself says of one request, beside what the client saw; None is what it does not say. Counts are
+    totals of the request; `survived[j-1]` rounds had their first j drafts accepted."""
+
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    queue_s: float | None = None
+    rounds: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    survived: tuple[int, ...] | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """Where greedy speculative text first differs from the target alone: index in output tokens, and the
     target's top-2 logit margin there over the magnitude of its top logit (a near-tie is rounding, a wide margin is
-    a bug)."""
+    a bug). A server gives no logits: there the margin is None and `gap` is the difference of the two best
+    log-probabilities, in nats."""
 
     index: int
-    margin: float
+    margin: float | None
+    gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +144,10 @@ class Trial:
     `identical` and `diverged` compare greedy text with the target alone and are filled in when a run is read:
     both None where nothing was compared. In a batch the trial is the whole batch: `members` are its prompts' ids,
     tokens and rounds are those of all of them, and times those of the batch.
+
+    On a server `told` is what it says itself, `begun_s` when the request was due, in seconds from the start of its
+    `stretch` (an uninterrupted sequence of requests of one arm). Where the server lists no rounds, `drafted` and
+    `accepted` are empty and the totals are in `told`.
     """
 
     prompt_id: str
@@ -136,6 +173,9 @@ class Trial:
     prompt_text: str | None = None
     output_text: str | None = None
     members: tuple[str, ...] = ()
+    told: Told | None = None
+    begun_s: float | None = None
+    stretch: int | None = None
 
     @property
     def rounds(self) -> list[Round]:
@@ -150,6 +190,47 @@ class Trial:
     def sequences(self) -> int:
         """Sequences that ran side by side."""
         return len(self.members) or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Totals since the server started; None is what it does not count (also where it never speculated).
+    `rounds` counts those that drafted at least one token. `survived[j-1]` rounds had their first j drafts accepted."""
+
+    tokens: int | None = None
+    rounds: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    survived: tuple[int, ...] | None = None
+
+    def since(self, before: Counters) -> Counters | None:
+        """What was added after `before`. A counter that was not there yet began at 0. None where one went backwards:
+        the server started anew in between."""
+        names = ("tokens", "rounds", "drafted", "accepted")
+        now, then = ([getattr(each, name) for name in names] for each in (self, before))
+        added = [None if new is None else new - (old or 0) for new, old in zip(now, then, strict=True)]
+        survived = self.survived
+        if survived is not None:
+            old_survived = (before.survived or ()) + (0,) * len(survived)
+            survived = tuple(new - old for new, old in zip(survived, old_survived, strict=False))
+        gone = any(new is None and old is not None for new, old in zip(now, then, strict=True))
+        if gone or any(value is not None and value < 0 for value in (*added, *(survived or ()))):
+            return None
+        return Counters(*added, survived)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """An uninterrupted sequence of requests of one arm on a server. `counters` is what the server counted meanwhile,
+    None where it does not count or started anew; `alone` says that we sent nothing but the stretch's counted requests,
+    so that the counters must equal the sums over its trials unless somebody else sent some."""
+
+    number: int
+    arm: Arm
+    requests: int
+    wall_s: float
+    counters: Counters | None
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)

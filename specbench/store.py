@@ -1,5 +1,6 @@
-"""A run folder: run.json (what was run, written atomically), trials.jsonl (append-only, one line a trial) and
-divergences.jsonl (one line for each trial whose greedy text left the target's own).
+"""A run folder: run.json (what was run, written atomically), trials.jsonl (append-only, one line a trial),
+divergences.jsonl (one line for each trial whose greedy text left the target's own) and, of a run on a server,
+stretches.jsonl (one line for each sequence of requests, with what the server counted meanwhile).
 
 Everything specbench shows is recomputed from these. A trial is on disk before the next one starts, so a
 killed run loses at most the trial in flight; a torn last line is dropped and said.
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from specbench.errors import StoreError
-from specbench.records import Arm, Caution, Divergence, Times, Trial
+from specbench.records import Arm, Caution, Counters, Divergence, Load, Stretch, Times, Told, Trial
 
 SCHEMA = 1
 RUN_FILE = "run.json"
 TRIALS_FILE = "trials.jsonl"
 DIVERGENCES_FILE = "divergences.jsonl"
+STRETCHES_FILE = "stretches.jsonl"
 
 STAMPED = re.compile(r"\d{8}T\d{6}Z-")
 
@@ -32,12 +34,14 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run as it lies on disk. `run` is run.json; `torn` says that the last line of trials.jsonl was unusable."""
+    """A run as it lies on disk. `run` is run.json; `torn` says that the last line of trials.jsonl was unusable.
+    `stretches` are those of a run on a server."""
 
     folder: Path
     run: dict[str, Any]
     trials: tuple[Trial, ...]
     torn: bool
+    stretches: tuple[Stretch, ...] = ()
 
     @property
     def status(self) -> str:
@@ -85,7 +89,8 @@ def read_run(folder: Path) -> StoredRun:
     rows, torn = _read_lines(folder / TRIALS_FILE, trial_from_json)
     divergences = dict(_read_lines(folder / DIVERGENCES_FILE, _divergence_from_json)[0])
     greedy = run.get("config", {}).get("temperature") == 0.0
-    return StoredRun(folder, run, tuple(_compared(rows, divergences) if greedy else rows), torn)
+    stretches, _ = _read_lines(folder / STRETCHES_FILE, _stretch_from_json)
+    return StoredRun(folder, run, tuple(_compared(rows, divergences) if greedy else rows), torn, tuple(stretches))
 
 
 def trial_key(trial: Trial) -> TrialKey:
@@ -120,8 +125,8 @@ class RunWriter:
                 cure="Wait for it, or use --fresh.",
             ) from None
         # A torn last line would otherwise swallow the first trial that is appended after it.
-        _cut_torn_line(folder / TRIALS_FILE)
-        _cut_torn_line(folder / DIVERGENCES_FILE)
+        for name in (TRIALS_FILE, DIVERGENCES_FILE, STRETCHES_FILE):
+            _cut_torn_line(folder / name)
 
     def __enter__(self) -> Self:
         return self
@@ -139,6 +144,10 @@ class RunWriter:
         prompt_id, arm, repeat = key
         row = {"prompt_id": prompt_id, "arm": asdict(arm), "repeat": repeat}
         self._append(DIVERGENCES_FILE, row | asdict(divergence))
+
+    def append_stretch(self, stretch: Stretch) -> None:
+        """Note what a server counted over a sequence of requests."""
+        self._append(STRETCHES_FILE, asdict(stretch))
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         try:
@@ -179,28 +188,48 @@ def cautions_of(run: dict[str, Any]) -> list[Caution]:
 def trial_from_json(row: dict[str, Any]) -> Trial:
     """The inverse of `asdict(trial)`; raises KeyError, TypeError or ValueError on anything else."""
     values = dict(row)
-    values["arm"] = Arm(**values["arm"])
+    values["arm"] = _arm(values["arm"])
     values["times"] = Times(**values["times"])
     values["drafted"] = tuple(int(count) for count in values["drafted"])
     values["accepted"] = tuple(int(count) for count in values["accepted"])
     values["members"] = tuple(values.get("members", ()))
     if values.get("diverged") is not None:
         values["diverged"] = Divergence(**values["diverged"])
+    if values.get("told") is not None:
+        survived = values["told"]["survived"]
+        values["told"] = Told(**values["told"] | {"survived": None if survived is None else tuple(survived)})
     return Trial(**values)
 
 
+def _arm(row: dict[str, Any]) -> Arm:
+    """Runs that were stored before servers could be measured say nothing of a load."""
+    return Arm(**row | {"load": Load(**row.get("load", {}))})
+
+
 def _divergence_from_json(row: dict[str, Any]) -> tuple[TrialKey, Divergence]:
-    key = (str(row["prompt_id"]), Arm(**row["arm"]), int(row["repeat"]))
-    return key, Divergence(int(row["index"]), float(row["margin"]))
+    key = (str(row["prompt_id"]), _arm(row["arm"]), int(row["repeat"]))
+    margin, gap = row["margin"], row.get("gap")
+    return key, Divergence(
+        int(row["index"]), None if margin is None else float(margin), None if gap is None else float(gap)
+    )
+
+
+def _stretch_from_json(row: dict[str, Any]) -> Stretch:
+    counters = row["counters"]
+    if counters is not None:
+        survived = counters["survived"]
+        counters = Counters(**counters | {"survived": None if survived is None else tuple(survived)})
+    return Stretch(**row | {"arm": _arm(row["arm"]), "counters": counters})
 
 
 def _compared(trials: list[Trial], divergences: dict[TrialKey, Divergence]) -> list[Trial]:
-    """Fill in `identical` and `diverged` of every trial whose prompt the target also did alone."""
-    alone = {t.prompt_id: t.output_sha256 for t in trials if t.arm.kind == "baseline" and not t.warmup}
+    """Fill in `identical` and `diverged` of every trial whose prompt the target also did alone, at the same load."""
+    alone = {(t.prompt_id, t.arm.load): t.output_sha256 for t in trials if t.arm.kind == "baseline" and not t.warmup}
     compared = []
     for trial in trials:
-        if not trial.warmup and trial.arm.kind != "baseline" and trial.prompt_id in alone:
-            identical = trial.output_sha256 == alone[trial.prompt_id]
+        key = (trial.prompt_id, trial.arm.load)
+        if not trial.warmup and trial.arm.kind != "baseline" and key in alone:
+            identical = trial.output_sha256 == alone[key]
             diverged = None if identical else divergences.get(trial_key(trial))
             trial = replace(trial, identical=identical, diverged=diverged)
         compared.append(trial)

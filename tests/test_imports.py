@@ -21,7 +21,7 @@ LAYERS = [
     ["bench"],
     ["report"],
     ["doctor"],
-    ["engines"],
+    ["engines", "servers"],
     ["drafters"],
     ["decision"],
     ["cost"],

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from specbench.records import Trial
+from specbench.records import Divergence, Trial
 
 # Largest top-2 margin, over the top logit's magnitude, that rounding may flip: 4 units in the last place of the dtype.
 # The largest of 126 seen in bfloat16 was 3 (docs/measuring.md section 10).
 NEAR_TIE = {"float32": 4 * 2.0**-23, "float16": 4 * 2.0**-10, "bfloat16": 4 * 2.0**-7}
+
+# The same for a server, which tells log-probabilities and not the precision of its logits: the bfloat16 limit at a top
+# logit of 16, in nats.
+NEAR_TIE_NATS = 16 * NEAR_TIE["bfloat16"]
 
 
 def is_near_tie(margin: float, dtype: str) -> bool:
@@ -20,16 +24,23 @@ def is_near_tie(margin: float, dtype: str) -> bool:
     return margin <= NEAR_TIE[dtype]
 
 
+def explained(diverged: Divergence, dtype: str) -> bool:
+    """Whether rounding can explain a divergence, by whichever distance of the two best tokens is known."""
+    if diverged.margin is not None:
+        return is_near_tie(diverged.margin, dtype)
+    return diverged.gap is None or diverged.gap <= NEAR_TIE_NATS
+
+
 def lossy_reason(trials: Iterable[Trial], dtype: str) -> str | None:
     """Why the speculative text of these trials is not the target's; None while rounding explains every divergence."""
-    wide = [t for t in trials if t.diverged is not None and not is_near_tie(t.diverged.margin, dtype)]
+    wide = [(t, t.diverged) for t in trials if t.diverged is not None and not explained(t.diverged, dtype)]
     if not wide:
         return None
-    worst = max(wide, key=lambda t: t.diverged.margin if t.diverged else 0.0)
-    assert worst.diverged is not None
-    prompts = len({t.prompt_id for t in wide})
+    worst, at = max(wide, key=lambda pair: pair[1].margin if pair[1].margin is not None else pair[1].gap or 0.0)
+    prompts = len({t.prompt_id for t, _ in wide})
+    apart = f"top-2 margin {at.margin:.1%} of the logit" if at.margin is not None else f"top-2 gap {at.gap:.2f} nats"
+    cause = f"rounding in {dtype}" if at.margin is not None else "rounding"
     return (
         f"not lossless: the text of {prompts} prompt{'s' if prompts > 1 else ''} leaves the target's own where "
-        f"rounding in {dtype} cannot explain it (prompt {worst.prompt_id}, token {worst.diverged.index}, "
-        f"top-2 margin {worst.diverged.margin:.1%} of the logit)"
+        f"{cause} cannot explain it (prompt {worst.prompt_id}, token {at.index}, {apart})"
     )

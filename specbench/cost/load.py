@@ -14,14 +14,18 @@ def load_average() -> float | None:
 
 
 class OthersMeter:
-    """Cores kept busy by other processes between `start()` and `stop()`: all busy time less this process's own."""
+    """Cores kept busy by other processes between `start()` and `stop()`: all busy time less that of this process and of
+    the tree of `server`, the process of a server that was started for the measurement."""
+
+    def __init__(self, server: int | None = None) -> None:
+        self._server = server
 
     def start(self) -> None:
-        self._wall_s, self._busy_s, self._own_s = _now()
+        self._wall_s, self._busy_s, self._own_s = _now(self._server)
 
     def stop(self) -> float | None:
         """Cores, on average; None over a span too short for the system's 10 ms ticks."""
-        wall_s, busy_s, own_s = _now()
+        wall_s, busy_s, own_s = _now(self._server)
         if wall_s - self._wall_s < 0.1:
             return None
         return max(0.0, ((busy_s - self._busy_s) - (own_s - self._own_s)) / (wall_s - self._wall_s))
@@ -41,10 +45,28 @@ def free_cores(look_s: float = 0.5) -> int:
     return max(1, round(cores - others) - 1)
 
 
-def _now() -> tuple[float, float, float]:
+def _now(server: int | None = None) -> tuple[float, float, float]:
     times = psutil.cpu_times()
     # Time waiting for a disk is idle time; time stolen by a hypervisor is somebody else's work.
     idle_s = times.idle + getattr(times, "iowait", 0.0)
     busy_s = sum(times) - idle_s - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    own = psutil.Process().cpu_times()
-    return time.perf_counter(), busy_s, own.user + own.system
+    own_s = sum(_spent_s(process) for process in (psutil.Process(), *_tree(server)))
+    return time.perf_counter(), busy_s, own_s
+
+
+def _tree(pid: int | None) -> list[psutil.Process]:
+    if pid is None:
+        return []
+    try:
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _spent_s(process: psutil.Process) -> float:
+    try:
+        spent = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(spent.user + spent.system)

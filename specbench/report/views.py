@@ -133,4 +133,4 @@ def _other_s(trials: Sequence[Trial], spec: str) -> float:
     are shared by its sequences."""
     warm = [t for t in trials if t.warmup and t.arm.draft == spec and t.drafted]
     rounds = sum(len(t.drafted) / t.sequences for t in warm)
-    return sum(t.times.other_s for t in warm) / rounds if rounds else 0.0
+    return sum(t.times.other_s or 0.0 for t in warm) / rounds if rounds else 0.0

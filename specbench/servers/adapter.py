@@ -1,0 +1,89 @@
+"""What every engine's adapter does: a request to its body, a stream of answers to our records, pages to a state.
+
+An adapter maps fields and nothing else; it opens no connection. What an engine does not tell is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from specbench.records import Counters, Finish, Message, Sampling, Told
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. `seed` draws the samples."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One event of a streamed answer, and its arrival in seconds after the request was sent."""
+
+    at_s: float
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One whole answer. `first_s` and `last_s` are the arrivals of the first and of the last token; `output_tokens`
+    counts as the engine does, with the end of sequence. `drafted[i]`, `accepted[i]` belong to round i; both are empty
+    where the engine lists no rounds."""
+
+    text: str
+    finish: Finish
+    prompt_tokens: int | None
+    output_tokens: int
+    first_s: float
+    last_s: float
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
+    told: Told
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a server says of itself; None is what it does not say. `speculating` is whether it drafts at all, `method`
+    how; `busy` counts requests in it now; `gamma` is the draft length that it was started with; `context` the longest
+    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones."""
+
+    model: str | None = None
+    version: str | None = None
+    speculating: bool | None = None
+    method: str | None = None
+    gamma: int | None = None
+    busy: int | None = None
+    context: int | None = None
+    prefix_cache: bool | None = None
+
+
+# GET a path: the page as text, or None where the server does not have it.
+Get = Callable[[str], Awaitable[str | None]]
+
+
+class Adapter(Protocol):
+    """One engine. `name` is how it is called in reports; `path` takes the requests, `metrics` is its page of counters
+    (None: it has none). `sources` says from which field each number comes, by the names of our records."""
+
+    name: str
+    path: str
+    metrics: str | None
+    sources: Mapping[str, str]
+
+    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
+        """The JSON of a streamed request. `model` is the name under which the server knows its model."""
+
+    def read(self, chunks: Sequence[Chunk]) -> Reading:
+        """A streamed answer, whole. Raises ValueError for one that is not as this engine answers."""
+
+    def counters(self, page: str) -> Counters:
+        """The running counters of the metrics page."""
+
+    async def state(self, get: Get) -> State:
+        """What the server says of itself."""
