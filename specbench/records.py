@@ -216,7 +216,7 @@ class Counters:
         gone = any(new is None and old is not None for new, old in zip(now, then, strict=True))
         if gone or any(value is not None and value < 0 for value in (*added, *(survived or ()))):
             return None
-        return Counters(*added, survived)
+        return Counters(**dict(zip(names, added, strict=True)), survived=survived)
 
 
 @dataclass(frozen=True, slots=True)
