@@ -188,15 +188,16 @@ class Bench:
             load_after=load_average(),
             other_cores=others,
             disturbed=others is not None and others > self.config.max_other_cores,
-            prompt_text=_joined(item) if kept else None,
+            prompt_text="\n\n".join(joined(one.prompt) for one in item.items) if kept else None,
             output_text="\n\n".join(self.engine.decode(row) for row in rows) if kept else None,
             members=tuple(one.prompt.id for one in item.items) if len(item.items) > 1 else (),
         )
         return trial, rows
 
 
-def _joined(item: Unit) -> str:
-    return "\n\n".join("\n".join(message.content for message in one.prompt.messages) for one in item.items)
+def joined(prompt: Prompt) -> str:
+    """All that is asked, as one text."""
+    return "\n".join(message.content for message in prompt.messages)
 
 
 def text_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores | BlockScores) -> Text:

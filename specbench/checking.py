@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench.bench import Observer
-from specbench.config import DEFAULT_WORKLOAD
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
 from specbench.records import Prompt, Sampling, Trial
 from specbench.report.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, worst
 from specbench.report.frame import counted
-from specbench.shipped import shipped
+from specbench.shipped import DEFAULT_WORKLOAD, shipped
 from specbench.store import StoredRun, read_run
 from specbench.workload import load_workload, select
 

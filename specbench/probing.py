@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbench.config import DEFAULT_WORKLOAD, RunConfig
+from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, free_cores, load_average
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError
-from specbench.provenance import provenance
+from specbench.provenance import in_process, provenance
 from specbench.records import Caution
-from specbench.shipped import shipped
+from specbench.shipped import workload_source
 from specbench.store import SCHEMA, RunWriter, new_folder
 from specbench.workload import load_workload, select
 
@@ -65,7 +65,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(device, config.dtype, threads)
+    setting = provenance(in_process(device), device, config.dtype, threads)
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory
@@ -160,7 +160,7 @@ def _encoded(config: RunConfig, target: LoadedModel) -> list[list[int]]:
     """The prompts that a run would use, as token ids; none that it would leave out as too long."""
     from specbench.models.prompts import encode
 
-    source = str(shipped(config.workload)) if config.workload == DEFAULT_WORKLOAD else config.workload
+    source = workload_source(config.workload)
     workload = load_workload(
         source,
         column=config.column,

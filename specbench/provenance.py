@@ -32,9 +32,9 @@ class Hardware:
         return f"{chip}, {self.memory_bytes / 2**30:.0f} GiB"
 
 
-def hardware(device: str) -> Hardware:
-    """The machine as it is. The accelerator is named only where `device` uses one."""
-    accelerator = None
+def hardware(device: str | None) -> Hardware:
+    """The machine as it is. The accelerator is named only where `device` uses one, or a server may."""
+    accelerator = _nvidia() if device is None else None
     if device == "cuda":
         import torch
 
@@ -45,8 +45,16 @@ def hardware(device: str) -> Hardware:
     return Hardware(_cpu_name(), cores, psutil.virtual_memory().total, accelerator)
 
 
-def provenance(device: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Everything needed to judge whether another measurement is comparable."""
+def in_process(device: str) -> str:
+    """How the engine of this process is called."""
+    return f"transformers models in process, specbench loop ({device})"
+
+
+def provenance(
+    engine: str, device: str | None, precision: str | None, threads: int | None, where: str | None = None
+) -> dict[str, Any]:
+    """Everything needed to judge whether another measurement is comparable. `device` is None where a server runs the
+    models; `where` names the machine if it is not this one."""
     machine = hardware(device)
     return {
         "argv": ["specbench", *_without_text(sys.argv[1:])],
@@ -59,14 +67,26 @@ def provenance(device: str, dtype: str, threads: int) -> dict[str, Any]:
             "physical_cores": machine.physical_cores,
             "memory_bytes": machine.memory_bytes,
             "accelerator": machine.accelerator,
-            "line": machine.line(),
+            "line": where or machine.line(),
         },
-        "engine": f"transformers models in process, specbench loop ({device})",
+        "engine": engine,
         "device": device,
-        "precision": dtype,
+        "precision": precision,
         "threads": threads,
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def _nvidia() -> str | None:
+    """The GPUs that the driver's own tool names; torch is too heavy for a client."""
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = found.stdout.split("\n")[:-1] if found.returncode == 0 else []
+    return " + ".join(names) or None
 
 
 def _without_text(argv: list[str]) -> list[str]:

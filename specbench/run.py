@@ -6,24 +6,25 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbench.bench import MAX_ATTEMPTS, Bench, Encoded, Observer, Unit, text_of, units
-from specbench.config import DEFAULT_WORKLOAD, RunConfig
+from specbench.bench import Bench, Encoded, Observer, Unit, text_of, units
+from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
-from specbench.errors import StoreError, WorkloadError
+from specbench.errors import WorkloadError
 from specbench.positions import PositionWriter, read_positions
-from specbench.records import Arm, Prompt, Trial
-from specbench.runfile import marked, run_record, same_setting
-from specbench.shipped import shipped
-from specbench.store import RunWriter, StoredRun, TrialKey, find_runs, new_folder, read_run, trial_key
+from specbench.provenance import in_process, provenance
+from specbench.records import Arm, Prompt
+from specbench.resume import progress_of, same_setting, unfinished
+from specbench.runfile import marked, run_record
+from specbench.shipped import workload_source
+from specbench.store import RunWriter, StoredRun, TrialKey, new_folder, read_run
 from specbench.workload import load_workload, select
 
 # Texts side by side when nothing is timed.
@@ -37,6 +38,13 @@ def plan_arms(config: RunConfig, gammas: Sequence[int]) -> list[Arm]:
     """The target alone, the same again (the noise floor), and every draft at every gamma."""
     speculative = [Arm("speculative", draft, gamma) for draft in config.draft for gamma in gammas]
     return [Arm("baseline"), Arm("baseline-again"), *speculative]
+
+
+def shuffled(arms: Sequence[Arm], seed: str) -> list[Arm]:
+    """The arms in an order that depends on `seed` alone, so that a resumed run keeps its plan."""
+    order = list(arms)
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit], list[dict[str, str]]]:
@@ -77,7 +85,7 @@ def run(
     if costs is not None:
         require_probe(costs)
     kind = "replay" if replay_only else command
-    earlier = _unfinished(config, kind, mode)
+    earlier = unfinished(config, kind, mode)
     plan = _prepared(config, kind, earlier, observer)
     reused = None if costs is None else stored_costs(costs, plan.record, _probe_plan(plan.encoded, config))
     folder, record = _folder(config, plan.record, earlier, observer)
@@ -103,7 +111,7 @@ class Prepared:
 def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer: Observer) -> Prepared:
     """Read the prompts, load the models, see what fits."""
     workload = load_workload(
-        _source(config.workload),
+        workload_source(config.workload),
         column=config.column,
         category_column=config.category_column,
         system_prompt=config.system_prompt,
@@ -121,7 +129,17 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
         skipped += short
     engine.settle([item.ids for item in encoded], {} if earlier is None else _layers(earlier))
     planned = len(order) * len(plan_arms(config, config.gamma)) * config.repeats
-    record = run_record(config, kind, engine, workload, encoded, skipped, threads, planned)
+    record = run_record(
+        config,
+        kind,
+        workload,
+        [item.prompt for item in encoded],
+        skipped,
+        setting=provenance(in_process(engine.device), engine.device, config.dtype, threads),
+        models=engine.describe(),
+        cautions=engine.cautions,
+        trials_planned=planned,
+    )
     return Prepared(engine, encoded, order, record)
 
 
@@ -147,7 +165,7 @@ def _measure(
     reused: Costs | None,
 ) -> None:
     """Every unit through every arm, then its positions; what an earlier session finished is skipped."""
-    attempts, done = _progress(read_run(writer.folder).trials)
+    attempts, done = progress_of(read_run(writer.folder).trials)
     scored = _scored(writer.folder)
     total = len(order) * len(arms) * config.repeats
     with PositionWriter(writer.folder) as positions:
@@ -209,27 +227,6 @@ def _scored(folder: Path) -> set[TrialKey]:
     return {(text.prompt_id, Arm("baseline", text.draft), text.repeat) for text in read_positions(folder)}
 
 
-def shuffled(arms: Sequence[Arm], seed: str) -> list[Arm]:
-    """The arms in an order that depends on `seed` alone, so that a resumed run keeps its plan."""
-    order = list(arms)
-    random.Random(seed).shuffle(order)
-    return order
-
-
-def _progress(trials: Sequence[Trial]) -> tuple[dict[TrialKey, int], set[TrialKey]]:
-    """How often each thing was tried, and which need no further try."""
-    attempts: dict[TrialKey, int] = defaultdict(int)
-    done: set[TrialKey] = set()
-    for trial in trials:
-        if trial.warmup:
-            continue
-        key = trial_key(trial)
-        attempts[key] += 1
-        if not trial.disturbed or attempts[key] >= MAX_ATTEMPTS:
-            done.add(key)
-    return attempts, done
-
-
 def _fit(
     engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig
 ) -> tuple[list[Encoded], list[dict[str, str]]]:
@@ -250,27 +247,3 @@ def _fit(
         )
     engine.reserve(max(len(item.ids) for item in encoded) + config.max_new_tokens + max(config.gamma) + 1)
     return encoded, skipped
-
-
-def _unfinished(config: RunConfig, kind: str, mode: str) -> StoredRun | None:
-    """The newest unfinished run of this very configuration; None to start anew."""
-    if mode == "fresh":
-        return None
-    for folder in find_runs(Path(config.out)):
-        try:
-            stored = read_run(folder)
-        except StoreError:
-            continue
-        same = stored.run.get("fingerprint") == config.fingerprint() and stored.run.get("command") == kind
-        if stored.status != "finished" and same:
-            return stored
-    if mode == "resume":
-        raise StoreError(
-            "No unfinished run with this configuration", where=config.out, cure="Leave out --resume to start one."
-        )
-    return None
-
-
-def _source(workload: str) -> str:
-    """The default prompts come with specbench; everything else is where the user says."""
-    return str(shipped(workload)) if workload == DEFAULT_WORKLOAD else workload

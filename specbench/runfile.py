@@ -9,42 +9,30 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from specbench.bench import Encoded
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
-from specbench.errors import StoreError
-from specbench.provenance import provenance
 from specbench.records import Caution, Prompt
 from specbench.store import SCHEMA, RunWriter
 from specbench.workload import Workload
-
-if TYPE_CHECKING:
-    from specbench.engines.local import LocalEngine
 
 
 def run_record(
     config: RunConfig,
     command: str,
-    engine: LocalEngine,
     workload: Workload,
-    encoded: Sequence[Encoded],
+    used: Sequence[Prompt],
     skipped: list[dict[str, str]],
-    threads: int,
+    *,
+    setting: dict[str, Any],
+    models: dict[str, Any],
+    cautions: Sequence[Caution],
     trials_planned: int,
 ) -> dict[str, Any]:
-    """run.json at the start of a run."""
-    cautions = [*workload.cautions, *engine.cautions]
+    """run.json at the start of a run: `setting` is its provenance, `models` are the facts of target and drafts."""
     left_out = [{"id": s.where, "reason": s.reason} for s in workload.skipped] + skipped
-    if left_out:
-        cautions.append(
-            Caution(
-                "skipped-prompts",
-                f"{len(left_out)} prompts were left out, the first: {left_out[0]['id']}, {left_out[0]['reason']}",
-                "Mend or shorten them; run.json lists all.",
-            )
-        )
+    warnings = [*workload.cautions, *cautions, *([skipped_prompts(left_out)] if left_out else [])]
     return {
         "schema": SCHEMA,
         "status": "started",
@@ -52,19 +40,29 @@ def run_record(
         "name": config.name or command,
         "config": _stored_config(config),
         "fingerprint": config.fingerprint(),
-        "provenance": provenance(engine.device, config.dtype, threads),
-        **engine.describe(),
+        "provenance": setting,
+        **models,
         "workload": {
             "source": workload.source,
             "sha256": workload.sha256,
             "prompts_available": len(workload.prompts),
-            "prompts_used": len(encoded),
-            "categories": _by_category(workload.prompts, [item.prompt for item in encoded]),
+            "prompts_used": len(used),
+            "categories": _by_category(workload.prompts, used),
             "skipped": left_out,
         },
         "trials_planned": trials_planned,
-        "warnings": [asdict(caution) for caution in cautions],
+        "warnings": [asdict(caution) for caution in warnings],
     }
+
+
+def skipped_prompts(left_out: Sequence[dict[str, str]]) -> Caution:
+    """What to say of prompts that were not measured."""
+    first = left_out[0]
+    return Caution(
+        "skipped-prompts",
+        f"{len(left_out)} prompts were left out, the first: {first['id']}, {first['reason']}",
+        "Mend or shorten them; run.json lists all.",
+    )
 
 
 def _stored_config(config: RunConfig) -> dict[str, Any]:
@@ -99,23 +97,3 @@ def marked(writer: RunWriter) -> Iterator[None]:
         raise
     finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "load_at_end": load_average()}
     writer.update(status="finished", provenance=writer.run["provenance"] | finished)
-
-
-def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    """Refuse to mix two measurements in one folder, and say what differs."""
-    was, now = old["provenance"], new["provenance"]
-    differs = {
-        "the workload": old["workload"]["sha256"] != new["workload"]["sha256"],
-        "the target": old["target"] != new["target"],
-        "a draft": old["drafts"] != new["drafts"],
-        "the machine": was["hardware"] != now["hardware"],
-        "the number of threads": was["threads"] != now["threads"],
-        "a library version": was["versions"] != now["versions"],
-    }
-    changed = [name for name, different in differs.items() if different]
-    if changed:
-        raise StoreError(
-            f"{' and '.join(changed)} changed since this run began".capitalize(),
-            where=str(folder),
-            cure="Use --fresh to start a new run.",
-        )

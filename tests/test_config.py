@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specbench.config import RunConfig, load_config, parse_gammas
+from specbench.checks import parse_gammas
+from specbench.config import RunConfig, load_config
 from specbench.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ ROOT = Path(specbench.__file__).parent
 # From the command line down to the nouns; a room may import from its own line and from those below.
 LAYERS = [
     ["cli", "__main__"],
-    ["checking", "progress", "probing", "run"],
-    ["runfile"],
+    ["checking", "progress", "probing", "run", "serving"],
+    ["resume", "runfile"],
     ["bench"],
     ["report"],
     ["doctor"],
@@ -29,6 +29,7 @@ LAYERS = [
     ["acceptance"],
     ["models", "workload"],
     ["config", "provenance", "shipped", "store"],
+    ["checks"],
     ["clock", "records"],
     ["errors", ""],
 ]

@@ -19,19 +19,25 @@ NEAR_TIE = {"float32": 4 * 2.0**-23, "float16": 4 * 2.0**-10, "bfloat16": 4 * 2.
 NEAR_TIE_NATS = 16 * NEAR_TIE["bfloat16"]
 
 
-def is_near_tie(margin: float, dtype: str) -> bool:
+def near_tie_limit(dtype: str | None) -> float:
+    """The largest margin that rounding may flip; in a precision that is not one of ours, or not known, the largest of
+    all: only what no precision explains is called a bug."""
+    return NEAR_TIE.get(dtype or "", max(NEAR_TIE.values()))
+
+
+def is_near_tie(margin: float, dtype: str | None) -> bool:
     """Whether rounding in `dtype` can explain a divergence at a position with this relative top-2 margin."""
-    return margin <= NEAR_TIE[dtype]
+    return margin <= near_tie_limit(dtype)
 
 
-def explained(diverged: Divergence, dtype: str) -> bool:
+def explained(diverged: Divergence, dtype: str | None) -> bool:
     """Whether rounding can explain a divergence, by whichever distance of the two best tokens is known."""
     if diverged.margin is not None:
         return is_near_tie(diverged.margin, dtype)
     return diverged.gap is None or diverged.gap <= NEAR_TIE_NATS
 
 
-def lossy_reason(trials: Iterable[Trial], dtype: str) -> str | None:
+def lossy_reason(trials: Iterable[Trial], dtype: str | None) -> str | None:
     """Why the speculative text of these trials is not the target's; None while rounding explains every divergence."""
     wide = [(t, t.diverged) for t in trials if t.diverged is not None and not explained(t.diverged, dtype)]
     if not wide:
@@ -39,7 +45,7 @@ def lossy_reason(trials: Iterable[Trial], dtype: str) -> str | None:
     worst, at = max(wide, key=lambda pair: pair[1].margin if pair[1].margin is not None else pair[1].gap or 0.0)
     prompts = len({t.prompt_id for t, _ in wide})
     apart = f"top-2 margin {at.margin:.1%} of the logit" if at.margin is not None else f"top-2 gap {at.gap:.2f} nats"
-    cause = f"rounding in {dtype}" if at.margin is not None else "rounding"
+    cause = f"rounding in {dtype}" if at.margin is not None and dtype in NEAR_TIE else "rounding"
     return (
         f"not lossless: the text of {prompts} prompt{'s' if prompts > 1 else ''} leaves the target's own where "
         f"{cause} cannot explain it (prompt {worst.prompt_id}, token {at.index}, {apart})"

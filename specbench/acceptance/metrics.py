@@ -4,42 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from specbench.records import Round
+from specbench.records import Round, Told, Trial
+
+# Of the texts whose counts are known in part, so many must be known in full for the others to be left out.
+ENOUGH = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What happened over some rounds. `reached[j-1]` rounds drafted at least j tokens, `survived[j-1]` of them had the
-    first j accepted; `rejections` rounds ended in a rejection (the others are censored)."""
+    first j accepted; `rejections` rounds ended in a rejection (the others are censored). Of a server that lists no
+    rounds any may be unknown: None, or empty for `reached` and `survived`."""
 
-    rounds: int
-    drafted: int
-    accepted: int
-    rejections: int
+    rounds: int | None
+    drafted: int | None
+    accepted: int | None
+    rejections: int | None
     reached: tuple[int, ...]
     survived: tuple[int, ...]
 
     @property
     def acceptance_rate(self) -> float | None:
         """r = A / D. It falls as gamma grows, by construction: not comparable across gamma."""
-        return self.accepted / self.drafted if self.drafted else None
+        return self.accepted / self.drafted if self.drafted and self.accepted is not None else None
 
     @property
     def alpha(self) -> float | None:
         """P(a draft is accepted, given that the drafts before it were) = A / (A + R)."""
+        if self.accepted is None or self.rejections is None:
+            return None
         judged = self.accepted + self.rejections
         return self.accepted / judged if judged else None
 
     @property
     def tokens_per_round(self) -> float | None:
         """tau = 1 + A / s, pooled over rounds; the 1 is the correction or the bonus. None without a round."""
-        return 1 + self.accepted / self.rounds if self.rounds else None
+        return 1 + self.accepted / self.rounds if self.rounds and self.accepted is not None else None
 
     @property
     def survival(self) -> tuple[float | None, ...]:
         """s_j = P(the first j drafts are all accepted), over the rounds that drafted at least j."""
         return tuple(s / r if r else None for s, r in zip(self.survived, self.reached, strict=True))
+
+    @property
+    def known(self) -> int:
+        """How much is known: 3 every round, 2 the totals with the number of rounds, 1 drafts alone, 0 nothing."""
+        if self.drafted is None or self.accepted is None:
+            return 0
+        return 1 if self.rounds is None else 2 if self.rejections is None else 3
 
 
 def count(rounds: Iterable[Round], gamma: int) -> Counts:
@@ -59,13 +73,49 @@ def count(rounds: Iterable[Round], gamma: int) -> Counts:
     return Counts(total, drafted, accepted, rejections, tuple(reached), tuple(survived))
 
 
+def told_counts(told: Told, gamma: int) -> Counts:
+    """Counts from a server's totals of one request. Where every round drafted `gamma` tokens and it tells how many
+    survived to each position, the rounds are known but for their order, as if it had listed them."""
+    rounds, drafted, accepted, survived = told.rounds, told.drafted, told.accepted, told.survived
+    if rounds is not None and drafted == rounds * gamma and survived is not None and len(survived) <= gamma:
+        survived += (0,) * (gamma - len(survived))
+        falling = all(after <= before for before, after in zip((rounds, *survived), survived, strict=False))
+        if falling and sum(survived) == accepted:
+            return Counts(rounds, drafted, accepted, rounds - survived[-1], (rounds,) * gamma, survived)
+    return Counts(rounds, drafted, accepted, None, (), ())
+
+
+def trial_counts(trial: Trial, width: int) -> Counts:
+    """Counts of one trial, whose rounds drafted at most `width` tokens: of its rounds where they are listed, else of
+    what the server told."""
+    served = trial.told is not None or trial.times.verify_s is None
+    if trial.drafted or not served or not trial.decode_tokens:
+        return count(trial.rounds, width)
+    told = trial.told or Told()
+    if told.drafted == 0:  # every token came from a step without a draft
+        return count([Round(0, 0)] * trial.decode_tokens, width)
+    return told_counts(told, width)
+
+
 def pooled(counts: Sequence[Counts]) -> Counts:
-    """Counts of several prompts at one gamma as one."""
-    return Counts(
-        rounds=sum(c.rounds for c in counts),
-        drafted=sum(c.drafted for c in counts),
-        accepted=sum(c.accepted for c in counts),
-        rejections=sum(c.rejections for c in counts),
-        reached=tuple(map(sum, zip(*(c.reached for c in counts), strict=True))),
-        survived=tuple(map(sum, zip(*(c.survived for c in counts), strict=True))),
-    )
+    """Counts of several texts at one gamma as one, over `basis(counts)`: the texts of which enough is known."""
+    parts = basis(counts)
+
+    def total(name: str) -> Any:
+        values = [getattr(c, name) for c in parts]
+        return None if None in values or (counts and not parts) else sum(values)
+
+    listed = [c for c in parts if c.rejections is not None]
+    columns = [[c.reached for c in listed], [c.survived for c in listed]] if len(listed) == len(parts) else [[], []]
+    reached, survived = (tuple(map(sum, zip(*column, strict=True))) for column in columns)
+    return Counts(total("rounds"), total("drafted"), total("accepted"), total("rejections"), reached, survived)
+
+
+def basis(counts: Sequence[Counts]) -> list[Counts]:
+    """The texts that rates are taken over: those known in full where they are at least ENOUGH of all, else those with
+    as much as that share has, so that every rate is over the same texts."""
+    for level in (3, 2, 1):
+        enough = [c for c in counts if c.known >= level]
+        if enough and len(enough) >= ENOUGH * len(counts):
+            return enough
+    return []

@@ -31,7 +31,7 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if counts differ, 4 if undecided.")] = False,
 ) -> None:
     """Measure a run's acceptance again with transformers' own assisted generation, and compare every round."""
-    from specbench.config import parse_gammas
+    from specbench.checks import parse_gammas
 
     if against != "transformers":
         raise ConfigError(f"{against!r} cannot be compared with", where="--against", cure="Use transformers.")

@@ -11,6 +11,9 @@ from specbench.cli.app import app
 from specbench.cli.show import show, show_replay
 from specbench.errors import ConfigError
 
+# The model of a server that runs already, where the user does not name it.
+SERVED = "served"
+
 RUN_HELP = {
     "measure": "Time the target alone and target + draft at one gamma, paired and interleaved.",
     "sweep": "Time the target alone and target + draft at every gamma; find the best.",
@@ -50,6 +53,16 @@ def measure_or_sweep(
     costs: Annotated[
         Path | None, typer.Option(help="Folder of a probe in this setting, instead of timing the models alone.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local, or a server: llamacpp, vllm, sglang, openai.  [default: local]")
+    ] = None,
+    launch: Annotated[Path | None, typer.Option(help="YAML file that says how to start the server.")] = None,
+    server: Annotated[str | None, typer.Option(help="Address of a running server, the target alone.")] = None,
+    spec_server: Annotated[str | None, typer.Option(help="Address of a running server that speculates.")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Clients at once: 1,2,4,8; verdict on the first.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Also requests per second at random: 0.5,1,2.")] = None,
+    request_timeout_s: Annotated[float | None, typer.Option(help="A longer request is given up.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Measure every prompt in every arm N times.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
     metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
@@ -78,6 +91,10 @@ def measure_or_sweep(
     for own in ("config", "resume", "replay_only", "costs", "as_json", "quiet", "strict"):
         flags.pop(own)
     flags["out"] = None if out is None else str(out)
+    flags["launch"] = None if launch is None else str(launch)
+    if server is not None:
+        # What runs there is not what the configuration names, unless the user says so.
+        flags["target"], flags["draft"] = target or SERVED, draft or [SERVED]
     flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
     from specbench.config import load_config
     from specbench.shipped import shipped
@@ -100,12 +117,18 @@ def measure_or_sweep(
             )
     from specbench.progress import RunProgress
     from specbench.report.summarise import summarise
-    from specbench.run import run
     from specbench.store import read_run
 
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     with RunProgress(quiet=quiet) as progress:
-        folder = run(settings, command, gammas, progress, mode=mode, replay_only=replay_only, costs=costs)
+        if settings.served:
+            from specbench.serving import serve
+
+            folder = serve(settings, command, gammas, progress, mode=mode)
+        else:
+            from specbench.run import run
+
+            folder = run(settings, command, gammas, progress, mode=mode, replay_only=replay_only, costs=costs)
     if replay_only:
         show_replay(folder, gammas, 0.0, as_json)
         return

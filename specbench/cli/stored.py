@@ -83,7 +83,7 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Acceptance at any draft length and cut-off, from a stored run, without a model."""
-    from specbench.config import parse_gammas
+    from specbench.checks import parse_gammas
 
     try:
         gammas = parse_gammas(gamma)

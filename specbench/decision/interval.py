@@ -6,7 +6,8 @@ are resampled whole and in pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -77,6 +78,14 @@ def excess_variance(again: Paired) -> float:
         return 0.0
     value, error = _estimate(above, below)
     return max(0.0, value**2 - error**2)
+
+
+def totals_interval(above: Sequence[Floats], below: Sequence[Floats], confidence: float, excess: float) -> Interval:
+    """The product of the totals of the columns `above`, each [n] over the same prompts, over that of those `below`: a
+    ratio of two speedups, say. `excess` as for a speedup, of everything that went in."""
+    draws = _log_ratio_draws(tuple(above), tuple(below), excess)
+    estimate, _ = _estimate(tuple(above), tuple(below))
+    return _interval(math.exp(estimate), None if draws is None else np.exp(draws), confidence, len(above[0]))
 
 
 def share_interval(part: Floats, rest: Floats, confidence: float) -> Interval:

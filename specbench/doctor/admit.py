@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from specbench.config import DEFAULT_WORKLOAD, RunConfig
+from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.doctor import machine
 from specbench.doctor.bed import GAMMA, Bed, in_float32, make_bed
@@ -21,7 +21,7 @@ from specbench.models import LoadedModel, check_vocabularies, load_model, resolv
 from specbench.models.memory import gigabytes
 from specbench.models.prompts import encode, end_tokens
 from specbench.records import Prompt, Sampling
-from specbench.shipped import shipped
+from specbench.shipped import workload_source
 from specbench.workload import load_workload, select
 
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def _examination(config: RunConfig, prompts: int, findings: Sequence[Finding]) -
 
 
 def _prompts(config: RunConfig) -> Sequence[Prompt]:
-    source = str(shipped(config.workload)) if config.workload == DEFAULT_WORKLOAD else config.workload
+    source = workload_source(config.workload)
     workload = load_workload(
         source, column=config.column, category_column=config.category_column, system_prompt=config.system_prompt
     )

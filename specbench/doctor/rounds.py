@@ -25,7 +25,7 @@ def self_draft(bed: Bed) -> Finding:
     model = CachedModel(bed.loaded.model, bed.capacity)
     drafter = ModelDrafter(model, vocab_size=bed.vocab_size, sampling=bed.sampling, eos=bed.eos)
     found = pooled([count(bed.run(drafter, ids).rounds, GAMMA) for ids in bed.prompts[:SELF_PROMPTS]])
-    if not found.drafted:
+    if not found.drafted or found.accepted is None:
         return Finding("self-draft", "not checked", "the texts are too short to draft anything")
     evidence = f"drafting for itself the target accepts {found.accepted} of {found.drafted} tokens ({bed.dtype})"
     if found.accepted >= SELF_ACCEPTED[bed.dtype] * found.drafted:
@@ -99,7 +99,7 @@ def loop_and_replay(bed: Bed, draft: Draft) -> Finding:
     same = [i for i, (live, _) in enumerate(runs) if live.tokens == bed.alone[i]]
     counts = {i: count(runs[i][0].rounds, GAMMA) for i in same}
     differ = [i for i in same if counts[i].rounds != expected.rounds[i] or counts[i].accepted != expected.accepted[i]]
-    live = sum(counts[i].rounds for i in same)
+    live = sum(len(runs[i][0].rounds) for i in same)
     replayed = sum(float(expected.rounds[i]) for i in same)
     gap = abs(live - replayed)
     name = draft.spec.text

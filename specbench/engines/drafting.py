@@ -10,7 +10,7 @@ from typing import Any
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
 from specbench.acceptance.score import BlockScores, Scores, match_blocks, match_each_block, score
-from specbench.config import MAX_GAMMA
+from specbench.checks import MAX_GAMMA
 from specbench.drafters import DraftSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter

@@ -12,8 +12,9 @@ import torch
 from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import ManyDrafter, generate_many
 from specbench.acceptance.score import BlockScores, Scores
+from specbench.checks import MAX_GAMMA
 from specbench.clock import Stopwatch, device_sync
-from specbench.config import MAX_GAMMA, RunConfig
+from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import parse_draft
 from specbench.engines.batch import generate_batch

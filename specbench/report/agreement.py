@@ -18,7 +18,7 @@ def replay_gap(view: DraftView, gamma: int) -> ReplayGap | None:
     if found is None:
         return None
     replayed = view.by_prompt(found.rounds)
-    live = np.array([len(rounds) for rounds in rows["rounds"]], dtype=float)
+    live = np.array([sum(len(trial.drafted) for trial in trials) for trials in rows["trials"]], dtype=float)
     tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
     same_text = np.array([value is True for value in rows["identical"]])
     unequal = int((live[same_text] != replayed[same_text]).sum())

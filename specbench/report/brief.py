@@ -14,10 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from specbench.errors import StoreError
 from specbench.records import Policy, Trial
 from specbench.report import readings, steps, text, trust, wording
-from specbench.report.contract import DraftResult, Summary
+from specbench.report.contract import DraftResult, GammaResult, Summary
 from specbench.report.economics import BATCH_HEADER, CURVE_NOTE, Economics, economics
 from specbench.report.facts import Facts, read_facts
-from specbench.report.frame import counted
+from specbench.report.frame import main_trials
+from specbench.report.load_tables import load_note, load_rows, load_shown
+from specbench.report.served_words import ServerWords, server_words
 from specbench.store import StoredRun
 
 BRIEF_FILE = "brief.md"
@@ -48,6 +50,9 @@ class Section:
     gamma_rows: tuple[tuple[str, ...], ...]
     gamma_note: str
     best_note: str | None
+    load_header: tuple[str, ...]
+    load_rows: tuple[tuple[str, ...], ...]
+    load_note: str
     cost: tuple[str, ...]
     economics: Economics
     end_to_end: str
@@ -57,7 +62,7 @@ class Section:
 def render_brief(stored: StoredRun, summary: Summary) -> str:
     """The brief as Markdown; figures are referred to below `figures/`. The same run renders to the same text."""
     facts = read_facts(stored)
-    trials = counted(stored.trials)
+    trials = main_trials(stored)
     environment = Environment(
         loader=PackageLoader("specbench.report"),
         undefined=StrictUndefined,
@@ -70,11 +75,13 @@ def render_brief(stored: StoredRun, summary: Summary) -> str:
     return environment.get_template("brief.md.j2").render(
         target=text.code(summary.target),
         banner=wording.banner(facts),
-        sections=[_section(draft, facts, trials) for draft in summary.drafts],
+        sections=[_section(draft, facts, trials, summary) for draft in summary.drafts],
+        outside=wording.from_outside(summary.engine, facts.loads[0]) if facts.served else "",
+        server=_server(summary),
         scope=wording.scope(facts, summary.engine, summary.hardware, summary.drafts),
-        carry=wording.carry(),
+        carry=wording.carry(facts.served),
         category_note=wording.category_note(summary.drafts, facts.policy),
-        gamma_words=wording.gamma_words(),
+        gamma_words=wording.gamma_words(summary.drafts),
         choice=wording.choice(summary, facts.policy),
         curve_note=CURVE_NOTE,
         batch_header=BATCH_HEADER,
@@ -110,8 +117,12 @@ def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None)
     return folder / BRIEF_FILE
 
 
-def _section(draft: DraftResult, facts: Facts, trials: list[Trial]) -> Section:
-    found = readings.cost(draft, facts.policy)
+def _server(summary: Summary) -> ServerWords | None:
+    return None if summary.server is None else server_words(summary.server)
+
+
+def _section(draft: DraftResult, facts: Facts, trials: list[Trial], summary: Summary) -> Section:
+    loads = load_rows(summary, draft, facts.policy) if load_shown(summary) else ((), ())
     header, rows = _gamma_table(draft, facts.policy)
     categories = _category_table(draft, facts.policy)
     return Section(
@@ -125,11 +136,21 @@ def _section(draft: DraftResult, facts: Facts, trials: list[Trial]) -> Section:
         gamma_rows=rows,
         gamma_note=wording.gamma_note(draft),
         best_note=wording.best_note(draft, facts.policy),
-        cost=(readings.round_time(found), readings.limiting(found), readings.ceilings(found)) if found else (),
-        economics=economics(draft, facts.policy),
+        load_header=loads[0],
+        load_rows=loads[1],
+        load_note=load_note(summary, draft, facts.policy) if loads[1] else "",
+        cost=_cost(draft, facts),
+        economics=economics(draft, facts.policy, summary.server.load if summary.server else None),
         end_to_end=_end_to_end(draft, facts),
         lossless=trust.losslessness(draft, facts, trials),
     )
+
+
+def _cost(draft: DraftResult, facts: Facts) -> tuple[str, ...]:
+    found = readings.cost(draft, facts.policy)
+    if found is not None:
+        return readings.round_time(found), readings.limiting(found), readings.ceilings(found)
+    return readings.whole_round(draft, facts.policy) if facts.served else ()
 
 
 def _category_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -154,9 +175,10 @@ def _category_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...]
 def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     columns = [
         ("gamma", [str(row.gamma) for row in draft.gammas]),
-        ("rounds", [f"{row.rounds:,}" for row in draft.gammas]),
+        ("rounds", [text.whole(row.rounds) for row in draft.gammas]),
         ("r", [text.percent(row.acceptance_rate) for row in draft.gammas]),
         ("tau", [_two_digits(row.tokens_per_round) for row in draft.gammas]),
+        ("round's cost, steps", [_own_cost(row) for row in draft.gammas]),
         ("tau, replayed", [_two_digits(row.replay_tokens_per_round) for row in draft.gammas]),
         ("speedup, decode", [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in draft.gammas]),
         ("predicted", [text.speedup(row.predicted_speedup) for row in draft.gammas]),
@@ -166,6 +188,11 @@ def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], t
         ("same text", [_same(row.identical_prompts, row.prompts) for row in draft.gammas]),
     ]
     return text.table(columns)
+
+
+def _own_cost(row: GammaResult) -> str:
+    """Where its parts are not known, which say more."""
+    return text.UNKNOWN if row.round_time is not None else _two_digits(row.round_steps)
 
 
 def _two_digits(value: float | None) -> str:
@@ -180,16 +207,17 @@ def _end_to_end(draft: DraftResult, facts: Facts) -> str:
     row = wording.best_row(draft)
     share = ""
     if facts.prefill_share is not None:
-        share = f" Reading the prompt takes {text.percent(facts.prefill_share)} of the time of the target alone."
+        what = "The time to the first token is" if facts.served else "Reading the prompt takes"
+        share = f" {what} {text.percent(facts.prefill_share)} of the time of the target alone."
+    both = "the time to the first token" if facts.served else "both models reading the prompt"
     return (
         f"At gamma {row.gamma} the speedup is {text.speedup(row.speedup)} for decoding alone and "
-        f"{text.speedup(row.speedup_e2e)} with both models reading the prompt (measured; the latter without an "
-        f"interval).{share}"
+        f"{text.speedup(row.speedup_e2e)} with {both} (measured; the latter without an interval).{share}"
     )
 
 
 def _figures(summary: Summary, policy: Policy) -> list[Figure]:
-    from specbench.report.figures import SURVIVAL, available
+    from specbench.report.figures import LOADS, SURVIVAL, available
 
     drafts = summary.drafts
     known = {
@@ -203,19 +231,34 @@ def _figures(summary: Summary, policy: Policy) -> list[Figure]:
             SURVIVAL,
             "Survival by position",
             "Share of rounds whose first j drafted tokens were all accepted, by position j",
-            _readings(drafts, readings.read_survival),
+            _readings([draft for draft in drafts if any(row.survival for row in draft.gammas)], readings.read_survival),
         ),
         "round_time": Figure(
             "round_time",
             "Where a round's time goes",
             "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target",
-            _readings(drafts, readings.read_round_time),
+            _readings(
+                [draft for draft in drafts if any(row.round_time for row in draft.gammas)], readings.read_round_time
+            ),
         ),
         "categories": Figure(
             "categories",
             "Speedup by category",
             "Speedup over the target alone, by category",
             _readings([draft for draft in drafts if wording.by_speedup(draft)], readings.read_categories),
+        ),
+        LOADS: Figure(
+            LOADS,
+            "Speedup against concurrency",
+            "Speedup over the target alone under the same load, by requests at a time",
+            _readings(
+                [
+                    draft
+                    for draft in drafts
+                    if any(row.draft == draft.draft and row.concurrency for row in summary.loads)
+                ],
+                lambda draft: readings.read_loads(summary, draft, policy),
+            ),
         ),
     }
     return [known[stem] for stem in available(summary)]

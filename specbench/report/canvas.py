@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbench.records import Policy
 from specbench.report import text
 from specbench.report.contract import Summary
 
@@ -104,6 +105,14 @@ def level_lines(axes: Axes, levels: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
+def levels(policy: Policy) -> list[tuple[float, str, str]]:
+    """The two lines that decide, as `level_lines` draws them: break-even and the policy's minimum."""
+    if policy.min_speedup == 1.0:
+        return [(1.0, "break-even and\npolicy minimum", "-")]
+    what = "policy minimum" if policy.metric == "decode" else "policy minimum\n(end to end)"
+    return [(1.0, "break-even\n1.00x", "-"), (policy.min_speedup, f"{what}\n{text.speedup(policy.min_speedup)}", "--")]
+
+
 def thinned(places: Sequence[int], most: int = 12) -> list[int]:
     """At most `most` of the places, evenly chosen from the first, so that their labels do not touch."""
     return list(places[:: -(-len(places) // most)])
@@ -118,8 +127,9 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
 
 def _caption(summary: Summary, note: str) -> str:
     """Two short lines: a long engine or machine must not widen the figure."""
+    load = f"batch {summary.batch_size}" if summary.server is None else f"requests {summary.server.load}"
     lines = (
         f"target {summary.target}; {summary.engine}",
-        "; ".join(filter(None, (summary.hardware, f"batch {summary.batch_size}", note))),
+        "; ".join(filter(None, (summary.hardware, load, note))),
     )
     return "\n".join(textwrap.shorten(text.clean(line), _CAPTION_WIDTH, placeholder="...") for line in lines)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.records import Caution, Interval, Policy, Trial
 from specbench.report.contract import DraftResult
+from specbench.report.frame import main_trials
 from specbench.store import StoredRun
 
 DOMINANT_SHARE = 0.25
@@ -37,7 +38,7 @@ def run_cautions(
     policy: Policy,
     gaps: Sequence[ReplayGap] = (),
 ) -> list[Caution]:
-    """Everything the numbers themselves give away."""
+    """Everything the numbers themselves give away. `trials` are the counted ones, at every load."""
     found = [
         _unfinished(stored, len(trials)),
         _torn(stored),
@@ -46,7 +47,7 @@ def run_cautions(
         _floor(drafts, floor, policy),
     ]
     found += [_broken(draft) for draft in drafts]
-    found += [_dominant(trials), _replay(stored, gaps)]
+    found += [_dominant(main_trials(stored)), _replay(stored, gaps)]
     return [caution for caution in found if caution is not None]
 
 
@@ -129,7 +130,7 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
     if config["temperature"] > 0:
         wrong = [gap for gap in gaps if gap.ratio.low is not None and gap.ratio.high is not None]
         wrong = [gap for gap in wrong if not (gap.ratio.low or 0) <= 1.0 <= (gap.ratio.high or 0)]
-    elif config["dtype"] == "float32":
+    elif config.get("dtype") == "float32":
         wrong = [gap for gap in gaps if gap.unequal]
     else:
         wrong = [gap for gap in gaps if abs(gap.ratio.value - 1) > ROUNDING_SHARE]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specbench.records import Call, Caution
+from specbench.report.served_contract import LoadResult, Server
 
 SCHEMA = 1
 
@@ -27,7 +28,8 @@ class BreakEven:
     """What would have to change for 1.0x at one gamma, all else as measured. `tokens_per_round` is also the round's
     time in target steps; `alpha` is the acceptance at every position that gives it (None where not even 1 does);
     `draft_steps` is the most that drafting one token may cost, in target steps (None where even 0 is too much), and
-    `measured_draft_steps` what it does cost. The `minimum_*` are the same for the policy's minimum speedup."""
+    `measured_draft_steps` what it does cost (where that is None, `draft_steps` is not known either). The `minimum_*`
+    are the same for the policy's minimum speedup."""
 
     tokens_per_round: float
     alpha: float | None
@@ -45,13 +47,17 @@ class GammaResult:
     totals, per token. `identical_prompts` counts prompts whose greedy text equals the target alone's, token for
     token; None when sampling. These speedups do not follow the policy's metric; a draft's and a category's do.
 
+    On a server that does not tell them rounds, drafts or the parts of a round's time are None, and `survival` is empty.
+    `round_s` is a whole round, seconds, and `round_steps` the same in steps of the target alone; both need no parts.
+    `counted_share` of the texts tell the counts, which are over those.
+
     `predicted_*` come from replayed rounds and costs probed with the models alone. `missing_term` names the term of the
     prediction that is furthest from the measured one, where they differ by more than 5 %."""
 
     gamma: int
-    rounds: int
-    drafted: int
-    accepted: int
+    rounds: int | None
+    drafted: int | None
+    accepted: int | None
     emitted: int
     acceptance_rate: float | None
     tokens_per_round: float | None
@@ -67,12 +73,15 @@ class GammaResult:
     identical_prompts: int | None
     prompts: int
     slower_share: float
-    round_time: RoundTime
+    round_time: RoundTime | None
     predicted_speedup_e2e: float | None = None
     predicted_round_time: RoundTime | None = None
     missing_term: str | None = None
     closed_form_speedup: float | None = None
     break_even: BreakEven | None = None
+    round_s: float | None = None
+    round_steps: float | None = None
+    counted_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +137,8 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """Price of a million output tokens, prompts included, one sequence at a time, in the currency of the policy's price
-    per hour: the target alone, and with the draft at its best gamma."""
+    """Price of a million output tokens, prompts included, one sequence at a time (on a server: at the load of the
+    verdict), in the currency of the policy's price per hour: the target alone, and with the draft at its best gamma."""
 
     baseline_per_million: float
     per_million: float
@@ -183,6 +192,7 @@ class DraftResult:
     stops_paying_at_batch: int | None = None
     memory: Memory | None = None
     money: Money | None = None
+    stops_paying_at_concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +230,8 @@ class Summary:
     """A whole run. `noise_floor` is the half-width of the A/A arm's interval around 1.0, as a fraction: how far
     two measurements of the same thing lie apart here; None without an A/A arm or with too few prompts. `choice` is
     None where no prompt was measured with every draft. `mix` is the traffic by which prompts were weighed. With a
-    `batch_size` above 1 a whole batch is what the tables call a prompt, and the unit of intervals."""
+    `batch_size` above 1 a whole batch is what the tables call a prompt, and the unit of intervals. `server` and `loads`
+    are of a run on a server; everything but `loads` is then about the first load."""
 
     run: str
     schema: int
@@ -233,6 +244,8 @@ class Summary:
     choice: Choice | None = None
     mix: dict[str, float] | None = None
     batch_size: int = 1
+    server: Server | None = None
+    loads: tuple[LoadResult, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""

@@ -42,8 +42,8 @@ class Economics:
     added: str
 
 
-def economics(draft: DraftResult, policy: Policy) -> Economics:
-    """Everything about cost that the measured rows alone do not say."""
+def economics(draft: DraftResult, policy: Policy, load: str | None = None) -> Economics:
+    """Everything about cost that the measured rows alone do not say. `load` is that of a server."""
     row = best_row(draft)
     header, rows = _curve(draft)
     return Economics(
@@ -53,7 +53,7 @@ def economics(draft: DraftResult, policy: Policy) -> Economics:
         curve_rows=rows,
         batch_rows=_batches(draft),
         batch_note=_batch_note(draft) if len(draft.batches) > 1 else "",
-        added=" ".join(part for part in (_memory(draft), _money(draft)) if part),
+        added=" ".join(part for part in (_memory(draft), _money(draft, load)) if part),
     )
 
 
@@ -180,12 +180,13 @@ def _memory(draft: DraftResult) -> str:
     )
 
 
-def _money(draft: DraftResult) -> str:
+def _money(draft: DraftResult, load: str | None) -> str:
     found = draft.money
     if found is None:
         return ""
+    when = "One sequence at a time" if load is None else f"With requests {load}"
     return (
-        f"**Money.** One sequence at a time, a million output tokens cost {found.baseline_per_million:,.2f} with the "
+        f"**Money.** {when}, a million output tokens cost {found.baseline_per_million:,.2f} with the "
         f"target alone and {found.per_million:,.2f} with the draft, prompts included (measured time, stated price per "
         "hour)."
     )

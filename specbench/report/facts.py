@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specbench.records import Policy, Sampling, Trial
-from specbench.report.frame import counted
+from specbench.records import Divergence, Load, Policy, Sampling, Trial
+from specbench.report.frame import at_load, counted, loads_of
+from specbench.report.served import is_served
 from specbench.store import StoredRun
 
 
@@ -39,7 +40,8 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """The run beside its numbers. `done` of `planned` trials are stored; `prefill_share` is of the wall clock of
-    the target alone; `cut_share` is the share of its outputs that the token limit ended."""
+    the target alone; `cut_share` is the share of its outputs that the token limit ended, both at the first of the
+    `loads`. `served` says that the target ran on a server."""
 
     status: str
     argv: tuple[str, ...]
@@ -58,6 +60,8 @@ class Facts:
     cut_share: float | None
     provenance: dict[str, Any]
     fingerprint: str | None
+    served: bool = False
+    loads: tuple[Load, ...] = (Load(),)
 
     @property
     def finished(self) -> bool:
@@ -69,7 +73,8 @@ def read_facts(stored: StoredRun) -> Facts:
     run = stored.run
     config = _mapping(run.get("config"))
     provenance = _mapping(run.get("provenance"))
-    final = counted(stored.trials)
+    loads = loads_of(stored)
+    main = at_load(stored.trials, loads[0])
     return Facts(
         status=stored.status,
         argv=tuple(str(part) for part in provenance.get("argv") or ()),
@@ -83,22 +88,24 @@ def read_facts(stored: StoredRun) -> Facts:
         drafts={spec: _model(spec, _mapping(model)) for spec, model in _mapping(run.get("drafts")).items()},
         workload=_workload(run, config),
         planned=run.get("trials_planned"),
-        done=len(final),
-        prefill_share=_prefill_share(final),
-        cut_share=_cut_share(final),
+        done=len(counted(stored.trials)),
+        prefill_share=_prefill_share(main),
+        cut_share=_cut_share(main),
         provenance=provenance,
         fingerprint=run.get("fingerprint"),
+        served=is_served(run),
+        loads=tuple(loads),
     )
 
 
-def differing(trials: Iterable[Trial], draft: str | None) -> list[float | None]:
-    """The relative top-2 margin at which each greedy text of `draft` (None: of the target measured again) leaves
-    the target's own; None where it was not recorded. One per prompt and gamma: repeats repeat the text."""
-    found: dict[tuple[str, int | None], float | None] = {}
+def differing(trials: Iterable[Trial], draft: str | None) -> list[Divergence | None]:
+    """Where each greedy text of `draft` (None: of the target measured again) leaves the target's own; None where it was
+    not recorded. One per prompt and gamma: repeats repeat the text."""
+    found: dict[tuple[str, int | None], Divergence | None] = {}
     for trial in trials:
         if trial.arm.draft == draft and trial.identical is False:
             key = (trial.prompt_id, trial.arm.gamma)
-            found[key] = trial.diverged.margin if trial.diverged is not None else found.get(key)
+            found[key] = trial.diverged or found.get(key)
     return list(found.values())
 
 

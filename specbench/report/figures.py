@@ -1,4 +1,4 @@
-"""The brief's figures: speedup, survival, round time, categories. Each writes `<stem>.svg` and `<stem>.png`.
+"""The brief's figures: speedup, survival, round time, categories, loads. Each writes `<stem>.svg` and `<stem>.png`.
 
 Each is drawn from the Summary alone. Error bars are the interval at the policy's confidence; a point without bars
 has too few prompts for one.
@@ -7,14 +7,28 @@ has too few prompts for one.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench.records import Policy
 from specbench.report import text
-from specbench.report.canvas import COLOURS, INK, MARKERS, legend_above, level_lines, name, padded, page, thinned
+from specbench.report.canvas import (
+    COLOURS,
+    INK,
+    MARKERS,
+    legend_above,
+    level_lines,
+    levels,
+    name,
+    padded,
+    page,
+    thinned,
+)
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, PredictedGamma, Summary
+from specbench.report.load_figure import draw_loads
+from specbench.report.readings import total
 from specbench.report.wording import by_speedup
 
 if TYPE_CHECKING:
@@ -24,6 +38,7 @@ SPEEDUP = "speedup"
 SURVIVAL = "survival"
 ROUND_TIME = "round_time"
 CATEGORIES = "categories"
+LOADS = "loads"
 
 # Dodge between drafts at one gamma, as a share of the smallest distance between gammas.
 _DODGE = 0.13
@@ -31,10 +46,15 @@ _DODGE = 0.13
 
 def available(summary: Summary) -> tuple[str, ...]:
     """File stems of the figures that this Summary has data for."""
-    if not summary.drafts:
-        return ()
-    stems = (SPEEDUP, SURVIVAL, ROUND_TIME)
-    return (*stems, CATEGORIES) if any(by_speedup(draft) for draft in summary.drafts) else stems
+    rows = [row for draft in summary.drafts for row in draft.gammas]
+    has = {
+        SPEEDUP: bool(rows),
+        SURVIVAL: any(row.survival for row in rows),
+        ROUND_TIME: any(row.round_time for row in rows),
+        CATEGORIES: any(by_speedup(draft) for draft in summary.drafts),
+        LOADS: len({row.concurrency for row in summary.loads if row.concurrency is not None}) > 1,
+    }
+    return tuple(stem for stem, data in has.items() if data)
 
 
 def write_figures(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
@@ -44,6 +64,7 @@ def write_figures(summary: Summary, policy: Policy, folder: Path, note: str = ""
         SURVIVAL: draw_survival,
         ROUND_TIME: draw_round_time,
         CATEGORIES: draw_categories,
+        LOADS: draw_loads,
     }
     for stem in available(summary):
         draw[stem](summary, policy, folder, note)
@@ -63,7 +84,7 @@ def draw_speedup(summary: Summary, policy: Policy, folder: Path, note: str = "")
             shift = (index - (len(summary.drafts) - 1) / 2) * 2 * step
             _speedup_line(axes, draft, policy, index, shift, step)
         axes.set_ylim(*padded([1.0, policy.min_speedup, *(value for row in rows for value in _values(row))]))
-        level_lines(axes, _levels(policy))
+        level_lines(axes, levels(policy))
         axes.set_xticks(thinned(gammas))
         axes.set_xlim(gammas[0] - 5 * step, gammas[-1] + 5 * step)
         axes.set_xlabel("gamma (tokens drafted per round)")
@@ -136,16 +157,14 @@ def draw_survival(summary: Summary, policy: Policy, folder: Path, note: str = ""
 
 def draw_round_time(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
     """Where the mean round's time goes, stacked milliseconds by gamma, beside one step of the target alone."""
-    count = len(summary.drafts)
+    drafts = [replace(draft, gammas=tuple(row for row in draft.gammas if row.round_time)) for draft in summary.drafts]
+    drafts = [draft for draft in drafts if draft.gammas]
+    count = len(drafts)
     with page(folder, ROUND_TIME, summary, note, width=max(6.6, 3.4 * count)) as figure:
         panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-        steps = [1000 / draft.baseline_tokens_per_s for draft in summary.drafts]
-        totals = [
-            1000 * sum((row.round_time.draft_s, row.round_time.verify_s, row.round_time.other_s))
-            for draft in summary.drafts
-            for row in draft.gammas
-        ]
-        for axes, draft, step in zip(panels, summary.drafts, steps, strict=True):
+        steps = [1000 / draft.baseline_tokens_per_s for draft in drafts]
+        totals = [1000 * total(row.round_time) for draft in drafts for row in draft.gammas if row.round_time]
+        for axes, draft, step in zip(panels, drafts, steps, strict=True):
             axes.set_ylim(0, max([*totals, *steps]) * 1.12)
             _round_bars(axes, draft)
             axes.axhline(step, color=INK, linewidth=1.2, linestyle="--", label=f"target alone, 1 step ({step:.1f} ms)")
@@ -162,10 +181,11 @@ def draw_round_time(summary: Summary, policy: Policy, folder: Path, note: str = 
 def _round_bars(axes: Axes, draft: DraftResult) -> None:
     places = range(len(draft.gammas))
     bottom = [0.0] * len(draft.gammas)
+    times = [row.round_time for row in draft.gammas if row.round_time]
     terms = (
-        ("drafting", [1000 * row.round_time.draft_s for row in draft.gammas], "#9db8d2", "///"),
-        ("verifying", [1000 * row.round_time.verify_s for row in draft.gammas], "#f4f4f4", ""),
-        ("other", [1000 * row.round_time.other_s for row in draft.gammas], "#6e6e6e", ""),
+        ("drafting", [1000 * each.draft_s for each in times], "#9db8d2", "///"),
+        ("verifying", [1000 * each.verify_s for each in times], "#f4f4f4", ""),
+        ("other", [1000 * each.other_s for each in times], "#6e6e6e", ""),
     )
     for label, heights, colour, hatch in terms:
         axes.bar(places, heights, 0.55, bottom, label=label, color=colour, hatch=hatch, edgecolor=INK, lw=0.8, zorder=2)
@@ -196,7 +216,7 @@ def draw_categories(summary: Summary, policy: Policy, folder: Path, note: str = 
         known = [value for draft in drafts for row in draft.categories for value in _values(row)]
         axes.set_xlim(*padded([1.0, policy.min_speedup, *known]))
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        for level, label, dash in _levels(policy):
+        for level, label, dash in levels(policy):
             axes.axvline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1, label=label.replace("\n", " "))
         axes.set_yticks(range(len(rows)), [name(row) for row in rows])
         axes.tick_params(axis="y", length=0)
@@ -247,16 +267,10 @@ def _category_order(summary: Summary) -> list[str]:
     return sorted(best, key=lambda category: (-best[category], category))
 
 
-def _levels(policy: Policy) -> list[tuple[float, str, str]]:
-    if policy.min_speedup == 1.0:
-        return [(1.0, "break-even and\npolicy minimum", "-")]
-    what = "policy minimum" if policy.metric == "decode" else "policy minimum\n(end to end)"
-    return [(1.0, "break-even\n1.00x", "-"), (policy.min_speedup, f"{what}\n{text.speedup(policy.min_speedup)}", "--")]
-
-
 def _without_repeats(draft: DraftResult, largest: GammaResult) -> list[GammaResult]:
     best = [row for row in draft.gammas if row.gamma == draft.best_gamma]
-    return best if largest in best else [*best, largest]
+    rows = best if largest in best else [*best, largest]
+    return [row for row in rows if row.survival]
 
 
 def _values(row: GammaResult | CategoryResult | PredictedGamma) -> list[float]:

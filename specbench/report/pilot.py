@@ -15,7 +15,7 @@ from specbench.decision.interval import Paired
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
 from specbench.records import Policy, Trial
-from specbench.report.frame import counted, prompt_frame
+from specbench.report.frame import counted, loads_of, main_trials, prompt_frame
 from specbench.store import StoredRun
 
 # A run repeats about a tenth of its trials at most.
@@ -87,7 +87,7 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
             where=str(stored.folder),
             cure="Measure a few prompts first: specbench sweep --limit 16.",
         )
-    frame = prompt_frame(counted(stored.trials))
+    frame = prompt_frame(main_trials(stored))
     specs = stored.run["config"]["draft"] if len(frame) else []
     found = [pilot for spec in specs if (pilot := _pilot(stored, frame, spec, policy, gammas)) is not None]
     if not found:
@@ -154,13 +154,14 @@ def _pair(base: pd.DataFrame, rows: pd.DataFrame, metric: str) -> Paired:
 
 def _cost(stored: StoredRun, prompts: set[str], repeats: int) -> Cost:
     """Means over the trials of `prompts`; what happens once is that of the whole run."""
-    trials = [trial for trial in stored.trials if not trial.warmup]
+    load = loads_of(stored)[0]
+    trials = [trial for trial in stored.trials if not trial.warmup and trial.arm.load == load]
     mine = [trial for trial in trials if trial.prompt_id in prompts]
     drafted: dict[int, list[float]] = {}
     for trial in counted(mine):
         if trial.arm.gamma is not None:
             drafted.setdefault(trial.arm.gamma, []).append(trial.times.total_s)
-    probe_s = sum(point["median_s"] * (point["passes"] + 1) for point in stored.run.get("probe", []))
+    probe_s = sum(point["median_s"] * (point["passes"] + 1) for point in stored.run.get("probe") or [])
     return Cost(
         base_s=_mean_s(trial for trial in counted(mine) if trial.arm.gamma is None),
         draft_s={gamma: fmean(spent) for gamma, spent in drafted.items()},

@@ -135,7 +135,7 @@ def missing_term(row: GammaResult, predicted: RoundTime | None, step_s: float | 
     """Which term of the prediction is furthest from what was measured: acceptance or a part of the round's time, all in
     target steps, so that a machine that was faster or slower throughout does not count. `step_s` is the probed step,
     `alone` the measured one. None where the prediction is within EXPLAINED."""
-    if row.predicted_speedup is None or predicted is None or not step_s:
+    if row.predicted_speedup is None or row.round_time is None or predicted is None or not step_s:
         return None
     if abs(row.predicted_speedup / row.speedup - 1) <= EXPLAINED:
         return None

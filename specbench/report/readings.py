@@ -7,7 +7,9 @@ from typing import Literal
 
 from specbench.records import Policy
 from specbench.report import text
-from specbench.report.contract import DraftResult, GammaResult, RoundTime
+from specbench.report.contract import DraftResult, GammaResult, RoundTime, Summary
+from specbench.report.loads import best_by_concurrency, metric_of
+from specbench.report.served_contract import LoadResult
 from specbench.report.wording import best_row, by_speedup
 
 Limit = Literal["acceptance", "drafting", "verifying", "the rest"]
@@ -18,11 +20,12 @@ _NEAR_FLOOR = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One round at `row`'s gamma, in units of the target's own step. `tau` is its tokens per round; `step_s` is the
-    target alone, seconds per token; `extra_*` is what a round costs beyond one step, by term; `limit` is the term
-    that holds the speedup back most."""
+    """One round at `row`'s gamma, in units of the target's own step. `times` are its parts and `tau` its tokens per
+    round; `step_s` is the target alone, seconds per token; `extra_*` is what a round costs beyond one step, by term;
+    `limit` is the term that holds the speedup back most."""
 
     row: GammaResult
+    times: RoundTime
     tau: float
     step_s: float
     round_s: float
@@ -42,14 +45,14 @@ class Cost:
 
 
 def cost(draft: DraftResult, policy: Policy) -> Cost | None:
-    """Break one round at the best gamma into its terms; None where no round was run.
+    """Break one round at the best gamma into its terms; None where no round was run, or its parts are not known.
 
     Acceptance is the limit where even rounds at the price of one step would miss the policy's minimum, or where
     they already cost little more than that; else it is the dearest term.
     """
     row = best_row(draft)
     times, tau = row.round_time, row.tokens_per_round
-    if tau is None:
+    if tau is None or times is None:
         return None
     step = 1 / draft.baseline_tokens_per_s
     extras: dict[Limit, float] = {
@@ -60,7 +63,7 @@ def cost(draft: DraftResult, policy: Policy) -> Cost | None:
     limit: Limit = max(extras, key=lambda term: extras[term])
     if tau < policy.min_speedup or sum(extras.values()) < _NEAR_FLOOR * step:
         limit = "acceptance"
-    return Cost(row, tau, step, total(times), extras["drafting"], extras["verifying"], extras["the rest"], limit)
+    return Cost(row, times, tau, step, total(times), extras["drafting"], extras["verifying"], extras["the rest"], limit)
 
 
 def total(times: RoundTime) -> float:
@@ -68,9 +71,33 @@ def total(times: RoundTime) -> float:
     return times.draft_s + times.verify_s + times.other_s
 
 
+def whole_round(draft: DraftResult, policy: Policy) -> tuple[str, ...]:
+    """A round against a step where its parts are not known, as on a server; what cannot be said is said."""
+    row = best_row(draft)
+    tau, steps = row.tokens_per_round, row.round_steps
+    if tau is None or steps is None or row.round_s is None:
+        return ("The number of rounds is not known, so neither is what one costs: the server does not tell.",)
+    lines = [
+        f"At gamma {row.gamma} a round takes {text.milliseconds(row.round_s)}, the target alone "
+        f"{text.milliseconds(1 / draft.baseline_tokens_per_s)} per token: a round costs {steps:.2f} target steps and "
+        f"pays if it emits more than {steps:.2f} tokens. It emitted {tau:.2f} (all measured, from outside). How much "
+        "of it is drafting and how much verifying is not known: the server does not tell."
+    ]
+    if tau < policy.min_speedup:
+        lines.append(
+            f"**What limits it: acceptance.** Even if a round cost no more than one target step, {tau:.2f} tokens per "
+            f"round could give at most {text.speedup(tau)} (predicted)."
+        )
+    best = (row.gamma + 1) / steps
+    lines.append(
+        f"With every draft accepted and rounds as dear as these, it would be {text.speedup(best)} (predicted)."
+    )
+    return tuple(lines)
+
+
 def round_time(found: Cost) -> str:
     """A round against a step: the arithmetic that the speedup comes from."""
-    times, row = found.row.round_time, found.row
+    times, row = found.times, found.row
     parts = [
         f"{text.milliseconds(seconds)} {name} ({text.percent(seconds / found.round_s)})"
         for name, seconds in (
@@ -113,7 +140,7 @@ def limiting(found: Cost) -> str:
 
 def ceilings(found: Cost) -> str:
     """The speedup if one term alone were perfect: what there is to win where."""
-    times, tau = found.row.round_time, found.tau
+    times, tau = found.times, found.tau
     verify = min(times.verify_s, found.step_s)
     cases = (
         ("free drafting", tau * found.step_s / (times.verify_s + times.other_s)),
@@ -149,7 +176,7 @@ def read_speedup(draft: DraftResult, policy: Policy) -> str:
 
 def read_survival(draft: DraftResult) -> str:
     """The survival figure: first token, last token."""
-    row = max(draft.gammas, key=lambda row: row.gamma)
+    row = max((row for row in draft.gammas if row.survival), key=lambda row: row.gamma)
     first, last = row.survival[0], row.survival[-1]
     if row.gamma == 1 or last is None:
         return f"At gamma {row.gamma} the first drafted token is accepted in {text.percent(first)} of rounds."
@@ -163,14 +190,51 @@ def read_round_time(draft: DraftResult) -> str:
     """The round-time figure: how the drafting share and the round grow."""
     rows = sorted(draft.gammas, key=lambda row: row.gamma)
     step = 1 / draft.baseline_tokens_per_s
-    first, last = rows[0], rows[-1]
-    share = [text.percent(row.round_time.draft_s / total(row.round_time)) for row in (first, last)]
-    steps = [total(row.round_time) / step for row in (first, last)]
+    split = [(row, row.round_time) for row in rows if row.round_time is not None]
+    first, last = split[0][0], split[-1][0]
+    ends = (split[0][1], split[-1][1])
+    share = [text.percent(times.draft_s / total(times)) for times in ends]
+    steps = [total(times) / step for times in ends]
     if first is last:
         return f"A round at gamma {first.gamma} costs {steps[0]:.2f} target steps; drafting is {share[0]} of it."
     return (
         f"From gamma {first.gamma} to {last.gamma} a round goes from {steps[0]:.2f} to {steps[1]:.2f} target steps, "
         f"and drafting from {share[0]} to {share[1]} of it."
+    )
+
+
+def read_loads(summary: Summary, draft: DraftResult, policy: Policy) -> str:
+    """The figure of loads: both ends, and from where on it stops paying."""
+    rows = list(best_by_concurrency(summary.loads, draft.draft, policy).values())
+    first, last = rows[0], rows[-1]
+    ends = [text.estimate(*metric_of(row, policy)) for row in (first, last)]
+    return (
+        f"At {first.load} the best gamma gives {ends[0]}, at {last.load} {ends[1]}. "
+        f"{stops_paying_words(summary, draft, policy)}"
+    )
+
+
+def stops_paying_words(summary: Summary, draft: DraftResult, policy: Policy) -> str:
+    """From which concurrency on it costs more than it gives, and whether the interval says so too; empty where fewer
+    than two were measured."""
+    rows = best_by_concurrency(summary.loads, draft.draft, policy)
+    if len(rows) < 2:
+        return ""
+    at = draft.stops_paying_at_concurrency
+    if at is None:
+        return f"It pays up to {max(rows)} at a time, the most measured" + _supported(rows[max(rows)], policy, 1) + "."
+    head = "It pays at none of these" if at == min(rows) else f"It stops paying at {at} at a time"
+    return head + _supported(rows[at], policy, -1) + "."
+
+
+def _supported(row: LoadResult, policy: Policy, sign: int) -> str:
+    """Whether the interval of the speedup lies wholly above (`sign` 1) or below 1.00x."""
+    _, low, high = metric_of(row, policy)
+    if low is None or high is None:
+        return " (without an interval to support it)"
+    holds = low > 1 if sign > 0 else high < 1
+    return f" ({'the interval' if holds else 'but the interval'} {text.interval(low, high)} " + (
+        "supports it)" if holds else "holds 1.00x, so this may be chance)"
     )
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from specbench.acceptance.metrics import count
+from specbench.acceptance.metrics import Counts
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, share_interval, speedup_interval
@@ -81,13 +82,15 @@ class Judged:
         interval = self.interval(decode)
         compared = rows["identical"].dropna()
         again, predicted = view.replayed(gamma), self.predictor.paired(gamma)
-        spent = RoundTime(
-            *(float(rows[name].sum()) / max(counts.rounds, 1) for name in ("draft_s", "verify_s", "other_s"))
-        )
-        drafted = counts.drafted / counts.rounds if counts.rounds else 0.0
+        tau, spent = counts.tokens_per_round, _round_time(rows, counts)
+        # tau tokens at the arm's seconds per token: the time of a round where all tokens come from rounds.
+        round_s = None if tau is None else tau / rate(rows)
         even = None
-        if counts.tokens_per_round is not None:
-            even = break_even(gamma, counts.tokens_per_round, drafted, spent, 1 / view.rate, self.policy.min_speedup)
+        if tau is not None and round_s is not None and spent is not None:
+            drafted = (counts.drafted or 0) / (counts.rounds or 1)
+            even = break_even(gamma, tau, drafted, spent, 1 / view.rate, self.policy.min_speedup)
+        elif round_s is not None:
+            even = _break_even_of_whole(gamma, round_s * view.rate, self.policy.min_speedup)
         c = None if even is None else even.measured_draft_steps
         expected = self.predictor.round_time(gamma)
         row = GammaResult(
@@ -97,7 +100,7 @@ class Judged:
             accepted=counts.accepted,
             emitted=int(rows["decode_tokens"].sum()),
             acceptance_rate=counts.acceptance_rate,
-            tokens_per_round=counts.tokens_per_round,
+            tokens_per_round=tau,
             replay_tokens_per_round=None if again is None else again.tokens_per_round,
             replay_rounds=None if again is None else float(again.rounds.sum()),
             survival=counts.survival,
@@ -115,6 +118,9 @@ class Judged:
             predicted_round_time=expected,
             closed_form_speedup=None if counts.alpha is None or c is None else closed_form(counts.alpha, gamma, c),
             break_even=even,
+            round_s=round_s,
+            round_steps=None if round_s is None else round_s * view.rate,
+            counted_share=view.counted_share(gamma),
         )
         return replace(row, missing_term=missing_term(row, expected, self.predictor.step_s, 1 / view.rate))
 
@@ -154,8 +160,10 @@ class Judged:
         )
 
     def _alpha(self, gamma: int) -> Interval | None:
-        """Conditional acceptance at `gamma`, with prompts as the unit; None where nothing was judged."""
-        counts = [count(rounds, gamma) for rounds in self.view.arms[gamma]["rounds"]]
+        """Conditional acceptance at `gamma`, with prompts as the unit; None where nothing was judged, or not known."""
+        if self.view.counts(gamma).alpha is None:
+            return None
+        counts = [c for c in self.view.by_prompt_counts(gamma) if c.rejections is not None]
         accepted = np.array([c.accepted for c in counts], dtype=float)
         rejected = np.array([c.rejections for c in counts], dtype=float)
         if accepted.sum() + rejected.sum() == 0:
@@ -169,6 +177,14 @@ def slower_share(paired: Paired, view: DraftView, policy: Policy) -> float | Non
     if not decoded.any():
         return None
     return float(np.average(paired.by_prompt < policy.slower_than, weights=view.weights[decoded]))
+
+
+def _round_time(rows: pd.DataFrame, counts: Counts) -> RoundTime | None:
+    """The mean round's time by its parts; None where they, or the rounds, are not known."""
+    names = ("draft_s", "verify_s", "other_s")
+    if counts.rounds is None or rows[list(names)].isna().to_numpy().any():
+        return None
+    return RoundTime(*(float(rows[name].sum()) / max(counts.rounds, 1) for name in names))
 
 
 def break_even(gamma: int, tau: float, drafted: float, spent: RoundTime, step_s: float, minimum: float) -> BreakEven:
@@ -186,11 +202,18 @@ def break_even(gamma: int, tau: float, drafted: float, spent: RoundTime, step_s:
     return BreakEven(steps, alpha(1.0), draft(1.0), c, steps * minimum, alpha(minimum), draft(minimum))
 
 
+def _break_even_of_whole(gamma: int, steps: float, minimum: float) -> BreakEven:
+    """The same from the time of a round in target steps alone: what drafting may cost is not known."""
+    wanted = steps * minimum
+    alpha, at_minimum = break_even_alpha(gamma, 0.0, steps), break_even_alpha(gamma, 0.0, wanted)
+    return BreakEven(steps, alpha, None, None, wanted, at_minimum, None)
+
+
 def _memory(view: DraftView, facts: dict[str, Any]) -> Memory | None:
     weights, per_token = facts.get("weight_bytes"), facts.get("cache_bytes_per_token")
-    if weights is None or per_token is None:
-        return None
     rows = view.base
+    if weights is None or per_token is None or rows["prompt_tokens"].isna().any():
+        return None
     context = int((rows["prompt_tokens"] + rows["output_tokens"] / view.repeats / view.batch).max())
     return Memory(int(weights), int(per_token), context, int(weights) + int(per_token) * context)
 
@@ -203,7 +226,7 @@ def _too_large(memory: Memory | None, policy: Policy) -> str | None:
 
 
 def _money(view: DraftView, gamma: int, price_per_hour: float | None) -> Money | None:
-    if price_per_hour is None:
+    if price_per_hour is None or view.overlapping:
         return None
     paired = view.paired(gamma, "e2e")
     per_second = price_per_hour / 3600 * 1e6

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from specbench.acceptance.lossless import NEAR_TIE
+from specbench.acceptance.lossless import explained
 from specbench.decision.verdict import prompts_to_settle
-from specbench.records import Interval, Trial
+from specbench.records import Divergence, Interval, Trial
 from specbench.report import text
 from specbench.report.contract import DraftResult, Summary
 from specbench.report.facts import Facts, differing
 from specbench.report.readings import Cost, cost
+from specbench.report.served_steps import server_steps
+from specbench.report.step import Step
 from specbench.report.wording import best_row, by_speedup
 
 _STEPS = 2
 
 # Beyond this many times the prompts there are, more prompts is no advice.
 _AFFORDABLE = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing to do, the number that suggests it, and one reason why it might be wrong."""
-
-    do: str
-    why: str
-    doubt: str
 
 
 def next_steps(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> list[Step]:
@@ -37,7 +29,9 @@ def next_steps(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> list[
     draft = max(summary.drafts, key=lambda draft: draft.speedup)
     found = cost(draft, facts.policy)
     order = [_bug(draft, facts, trials), _finish(facts), _more_prompts(draft, facts)]
-    if found is None:
+    if summary.server is not None:
+        order += [_by_category(draft), *server_steps(summary, draft, facts)]
+    elif found is None:
         order.append(_by_category(draft))
     else:
         engine = [_engine(draft, found, facts)]
@@ -51,16 +45,27 @@ def _settled_go(draft: DraftResult) -> bool:
 
 
 def _bug(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> Step | None:
-    limit = NEAR_TIE.get(facts.precision or "", 0.0)
-    wide = [margin for margin in differing(trials, draft.draft) if margin is not None and margin > limit]
+    found = differing(trials, draft.draft)
+    wide = [each for each in found if each is not None and not explained(each, facts.precision)]
     if not wide:
         return None
+    if facts.served:
+        doubt = "the limit for rounding is a rule of thumb, and requests that share a batch round otherwise."
+    else:
+        doubt = (
+            f"the limit for rounding in {facts.precision} is a rule of thumb; in float32 the differences may vanish."
+        )
     return Step(
         "Find out why texts differ before anything else.",
         f"{text.count(len(wide), 'text')} left the target's own where its two best tokens lie up to "
-        f"{text.percent(max(wide))} apart: no speedup makes up for other output.",
-        f"the limit for rounding in {facts.precision} is a rule of thumb; in float32 the differences may vanish.",
+        f"{_apart(wide)} apart: no speedup makes up for other output.",
+        doubt,
     )
+
+
+def _apart(wide: Sequence[Divergence]) -> str:
+    margins = [each.margin for each in wide if each.margin is not None]
+    return text.percent(max(margins)) if margins else f"{max(each.gap or 0.0 for each in wide):.2f} nats"
 
 
 def _finish(facts: Facts) -> Step | None:
@@ -103,7 +108,7 @@ def _larger_gamma(draft: DraftResult, found: Cost) -> Step | None:
     last = row.survival[-1] if row.survival else None
     if row.gamma != max(r.gamma for r in draft.gammas) or last is None:
         return None
-    extra_s = (row.round_time.draft_s + found.extra_verify_s) / row.gamma
+    extra_s = (found.times.draft_s + found.extra_verify_s) / row.gamma
     if last / found.tau <= extra_s / found.round_s:
         return None
     others = f"Sweep gamma, of which only {row.gamma} was measured: `specbench sweep --gamma 1..{row.gamma * 2}`."
@@ -131,31 +136,31 @@ def _by_category(draft: DraftResult) -> Step | None:
 
 
 def _limit(found: Cost) -> Step:
-    row, tau = found.row, found.tau
+    row, times, tau = found.row, found.times, found.tau
     if found.limit == "acceptance":
         return Step(
             "Try a draft that agrees with the target more: a larger one, or one trained on this traffic.",
             f"{text.percent(row.acceptance_rate)} of drafted tokens were accepted, {tau:.2f} tokens per round.",
-            f"a larger draft costs more than the {text.milliseconds(row.round_time.draft_s)} that a round now drafts.",
+            f"a larger draft costs more than the {text.milliseconds(times.draft_s)} that a round now drafts.",
         )
     if found.limit == "drafting":
-        free = tau * found.step_s / (row.round_time.verify_s + row.round_time.other_s)
+        free = tau * found.step_s / (times.verify_s + times.other_s)
         return Step(
             "Try a cheaper draft: a smaller model, or n-gram look-up where the engine has it.",
-            f"drafting is {text.percent(row.round_time.draft_s / found.round_s)} of a round; for free, with the same "
+            f"drafting is {text.percent(times.draft_s / found.round_s)} of a round; for free, with the same "
             f"acceptance, it would give {text.speedup(free)} (predicted).",
             f"a cheaper draft is accepted less often, and tokens per round have to stay above "
-            f"{(row.round_time.verify_s + row.round_time.other_s) / found.step_s:.2f} even if it costs nothing.",
+            f"{(times.verify_s + times.other_s) / found.step_s:.2f} even if it costs nothing.",
         )
     if found.limit == "verifying":
         return Step(
             "Measure where verifying several tokens costs about as much as one: other kernels, precision or hardware.",
-            f"verifying {row.gamma + 1} tokens takes {row.round_time.verify_s / found.step_s:.2f} target steps here.",
+            f"verifying {row.gamma + 1} tokens takes {times.verify_s / found.step_s:.2f} target steps here.",
             "a faster verify often comes with a faster single step, and then the ratio stays.",
         )
     return Step(
         "Measure in a serving engine, whose loop around the models is leaner.",
-        f"{text.milliseconds(row.round_time.other_s)} of a {text.milliseconds(found.round_s)} round is spent outside "
+        f"{text.milliseconds(times.other_s)} of a {text.milliseconds(found.round_s)} round is spent outside "
         "both models.",
         "the target alone gets faster there as well, so the ratio may not improve.",
     )
@@ -180,7 +185,8 @@ def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
     """(what it tells, command) pairs that count again, repeat or extend the run in `folder`; those that repeat it are
     left out where its command was not recorded."""
     found = []
-    if facts.batch_size == 1:  # transformers' assisted generation knows no batches
+    # transformers' assisted generation knows no batches, and none of what a server runs.
+    if facts.batch_size == 1 and not facts.served:
         again = "Drafted and accepted tokens, counted again by assisted generation in transformers."
         found.append((again, _shell(["specbench", "check", folder])))
     if not facts.argv:
@@ -189,7 +195,7 @@ def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
     available, used = facts.workload.available, facts.workload.used
     if available is not None and used is not None and available > used:
         found.append(("Every prompt of the workload.", limited_command(facts, available) or ""))
-    if facts.sampling.greedy and facts.precision in ("bfloat16", "float16"):
+    if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
         exact = [*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"]
         found.append(("In float32, where every text has to equal the target's own; any other is a bug.", _shell(exact)))
     return found

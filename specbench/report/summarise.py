@@ -12,17 +12,22 @@ from specbench.report.agreement import replay_gap
 from specbench.report.cautions import run_cautions
 from specbench.report.choice import choose
 from specbench.report.contract import SCHEMA, Summary
-from specbench.report.frame import counted, prompt_frame
+from specbench.report.frame import counted, main_trials, prompt_frame
+from specbench.report.loads import load_results, with_loads
 from specbench.report.results import Judged
+from specbench.report.served import server_of
+from specbench.report.served_cautions import server_cautions
+from specbench.report.served_contract import LoadResult
 from specbench.report.views import DraftView, a_a, arm
 from specbench.store import StoredRun, cautions_of
 
 
 def summarise(stored: StoredRun) -> Summary:
     """Everything specbench says about a run, from its folder alone. Works on an interrupted run with what there is;
-    raises StoreError where not one prompt has both the target alone and a draft."""
+    raises StoreError where not one prompt has both the target alone and a draft. A server's verdict is about the first
+    load that was asked for."""
     policy = Policy(**stored.run["config"]["policy"])
-    trials = counted(stored.trials)
+    trials = main_trials(stored)
     _timed(stored)
     texts = read_positions(stored.folder)
     frame = prompt_frame(trials)
@@ -37,7 +42,9 @@ def summarise(stored: StoredRun) -> Summary:
     excess = 0.0 if again is None else excess_variance(again)
     views = [DraftView(frame, base, spec, trials, texts, stored, policy) for spec in specs]
     judged = [
-        Judged(view, policy, excess, stored.run.get("drafts", {}).get(view.spec, {})) for view in views if view.complete
+        Judged(view, policy, excess, stored.run.get("drafts", {}).get(view.spec) or {})
+        for view in views
+        if view.complete
     ]
     if not judged:
         raise StoreError(
@@ -49,19 +56,27 @@ def summarise(stored: StoredRun) -> Summary:
     decoded = a_a(frame, base, "decode")
     floor = None if decoded is None else speedup_interval(decoded, policy.confidence)
     gaps = [gap for one in judged for g in one.view.arms if (gap := replay_gap(one.view, g)) is not None]
-    cautions = [*run_cautions(stored, trials, results, floor, policy, gaps), *cautions_of(stored.run)]
+    server, every = server_of(stored), counted(stored.trials)
+    loads: tuple[LoadResult, ...] = ()
+    cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *cautions_of(stored.run)]
+    if server is not None:
+        loads = load_results(stored, policy)
+        results = tuple(with_loads(result, loads, policy) for result in results)
+        cautions += server_cautions(server, every)
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,
         target=stored.run["config"]["target"],
         engine=stored.run["provenance"]["engine"],
-        hardware=stored.run["provenance"]["hardware"]["line"],
+        hardware=(stored.run["provenance"].get("hardware") or {}).get("line") or "hardware not known",
         noise_floor=_half_width(floor),
         drafts=results,
         warnings=tuple({caution.code: caution for caution in cautions}.values()),
         choice=choose(judged, policy),
         mix=policy.mix,
         batch_size=int(stored.run["config"]["batch_size"]),
+        server=server,
+        loads=loads,
     )
 
 

@@ -17,10 +17,16 @@ from specbench.records import Call, Policy
 from specbench.report import text
 from specbench.report.contract import Choice, DraftResult, GammaResult, Summary
 from specbench.report.layout import Block, Column, digits, fit, note, readable, table, warnings
+from specbench.report.load_tables import load_shown, load_table
 from specbench.report.wording import by_speedup
 
 _COLOUR: dict[Call, str] = {"GO": "bold green", "NO-GO": "bold red", "UNCLEAR": "bold yellow"}
 
+
+_MEANINGS = {
+    "r": "r: accepted / drafted tokens (falls as gamma grows).",
+    "tau": "tau: tokens per round, with the target's own.",
+}
 
 # More positions than this do not fit beside the sparkline.
 _SURVIVAL_NUMBERS = 8
@@ -35,9 +41,11 @@ def sweep_tables(summary: Summary, policy: Policy | None = None) -> list[Rendera
         parts.append(Block(partial(_choice, summary.choice, asked)))
     for draft in summary.drafts:
         parts.append(Block(partial(_verdict, draft, asked)))
-        parts.append(Block(partial(_by_gamma, draft, asked, summary.noise_floor, summary.batch_size)))
+        parts.append(Block(partial(_by_gamma, draft, asked, summary)))
         if by_speedup(draft):
             parts.append(Block(partial(_by_category, draft, asked)))
+    if load_shown(summary):
+        parts.append(Block(partial(load_table, summary, asked)))
     if summary.warnings:
         parts.append(Block(partial(warnings, summary.warnings)))
     return parts
@@ -80,7 +88,7 @@ def _choice(choice: Choice, policy: Policy, width: int, plain: bool) -> Iterator
 
 
 def _by_gamma(
-    draft: DraftResult, policy: Policy, noise_floor: float | None, batch_size: int, width: int, plain: bool
+    draft: DraftResult, policy: Policy, summary: Summary, width: int, plain: bool
 ) -> Iterator[RenderableType]:
     columns = [column for column in _gamma_columns(draft, policy, plain) if set(column.cells) != {text.UNKNOWN}]
     kept = fit(columns, width)
@@ -89,20 +97,33 @@ def _by_gamma(
     hidden = [column.name for column in columns if column.name not in shown]
     prompts = max(row.prompts for row in draft.gammas)
     words = [
-        f"Measured wall clock of decoding over {text.measured(prompts, batch_size)}"
-        + (", one at a time." if batch_size == 1 else ", each batch at once."),
-        "r: accepted / drafted tokens (falls as gamma grows). tau: tokens per round, with the target's own.",
+        f"Measured wall clock of decoding over {text.measured(prompts, summary.batch_size)}, {_how(summary)}.",
     ]
+    known = {column.name for column in columns}
+    words += [meaning for name, meaning in _MEANINGS.items() if name in known]
     if "survival" in shown:
         unit = " in tenths" if plain else ""
         words.append(f"Survival: share of rounds whose first 1, 2, .. drafts were accepted{unit}.")
-    if noise_floor is not None:
-        words.append(f"Noise floor: {noise_floor:.1%}.")
+    if "round's cost" in shown:
+        words.append("Round's cost: its time in steps of the target alone.")
+    if summary.noise_floor is not None:
+        words.append(f"Noise floor: {summary.noise_floor:.1%}.")
     if draft.stops_paying_at_batch is not None:
         words.append(f"Predicted to stop paying at batch {draft.stops_paying_at_batch}.")
     if hidden:
         words.append(f"Not shown at this width: {', '.join(hidden)}.")
     yield note(" ".join(words), width, plain)
+
+
+def _how(summary: Summary) -> str:
+    if summary.server is not None:
+        return f"{summary.server.load}, over HTTP from outside"
+    return "one at a time" if summary.batch_size == 1 else "each batch at once"
+
+
+def _own_cost(row: GammaResult) -> str:
+    """Where its parts are not known, which say more."""
+    return text.UNKNOWN if row.round_time is not None else digits(row.round_steps)
 
 
 def _gamma_columns(draft: DraftResult, policy: Policy, plain: bool) -> list[Column]:
@@ -118,9 +139,10 @@ def _gamma_columns(draft: DraftResult, policy: Policy, plain: bool) -> list[Colu
     interval = f"speedup\n[{text.percent(policy.confidence)} interval]"
     return [
         column("gamma", "gamma", lambda row: str(row.gamma)),
-        column("rounds", "rounds", lambda row: f"{row.rounds:,}", 8),
+        column("rounds", "rounds", lambda row: text.whole(row.rounds), 8),
         column("r", "acceptance\nr", lambda row: text.percent(row.acceptance_rate), 1, "r"),
         column("tau", "tokens per\nround, tau", lambda row: digits(row.tokens_per_round), 1, "tau"),
+        column("round's cost", "round's\ncost", _own_cost, 5, "cost"),
         column("tau replayed", "tau\nreplayed", lambda row: digits(row.replay_tokens_per_round), 6),
         _survival(rows, plain),
         column("speedup", interval, lambda row: text.estimate(row.speedup, row.speedup_low, row.speedup_high)),
@@ -134,6 +156,7 @@ def _gamma_columns(draft: DraftResult, policy: Policy, plain: bool) -> list[Colu
 
 def _survival(rows: Sequence[GammaResult], plain: bool) -> Column:
     lines = tuple(text.sparkline(row.survival, ascii_only=plain) for row in rows)
+    lines = tuple(line or text.UNKNOWN for line in lines)
     longest = max(len(line) for line in lines)
     wide = lines
     if max(len(row.survival) for row in rows) <= _SURVIVAL_NUMBERS:

@@ -91,6 +91,11 @@ def join(items: Iterable[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
+def whole(number: int | None) -> str:
+    """`1,755`."""
+    return UNKNOWN if number is None else f"{number:,}"
+
+
 def sparkline(values: Sequence[float | None], *, ascii_only: bool = False, width: int = 8) -> str:
     """Shares in 0..1 as bars; in ASCII as tenths (`8` is 0.8 to 0.9). At most `width` marks, evenly chosen."""
     if len(values) > width:

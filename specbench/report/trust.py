@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from specbench.acceptance.lossless import NEAR_TIE
-from specbench.records import Caution, Policy, Trial
+from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, explained, near_tie_limit
+from specbench.records import Caution, Divergence, Policy, Trial
 from specbench.report import text
 from specbench.report.contract import CategoryResult, DraftResult, Summary
 from specbench.report.facts import Facts, differing
 from specbench.report.steps import limited_command
 from specbench.report.wording import best_row, by_speedup
 
-Kind = Literal["measured", "predicted", "assumed"]
+Kind = Literal["measured", "predicted", "assumed", "not known"]
 
 # With more of the answers cut than this, the run says little about how long answers go on.
 _MANY_CUT = 0.5
@@ -42,44 +42,63 @@ def losslessness(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> s
         return (
             f"Not checked in this run: at temperature {facts.sampling.temperature:g} two runs draw different tokens, "
             "and texts cannot be compared token for token. That the output keeps the target's distribution rests on "
-            "the rejection rule (assumed here; specbench's tests prove it by enumerating short sequences)."
+            + (
+                "the server's rejection rule (assumed)."
+                if facts.served
+                else "the rejection rule (assumed here; specbench's tests prove it by enumerating short sequences)."
+            )
         )
     row = best_row(draft)
     if row.identical_prompts is None:
         return "Not checked: no text was compared with the target's own."
+    how = "character for character" if facts.served else "token for token"
     same = (
-        f"At gamma {row.gamma}, {row.identical_prompts:,} of {row.prompts:,} prompts give the target's own text, token "
-        "for token (measured)."
+        f"At gamma {row.gamma}, {row.identical_prompts:,} of {row.prompts:,} prompts give the target's own text, {how} "
+        "(measured)."
     )
     again = len(differing(trials, None))
     unsteady = f"The target alone does not repeat its own text on {text.count(again, 'prompt')}." if again else ""
     return " ".join(part for part in (same, _margins(differing(trials, draft.draft), facts, draft), unsteady) if part)
 
 
-def _margins(margins: list[float | None], facts: Facts, draft: DraftResult) -> str:
+def _margins(found: list[Divergence | None], facts: Facts, draft: DraftResult) -> str:
     """What the texts that differ say: rounding, or a bug."""
-    if not margins:
+    if not found:
         return ""
     over = "" if len(draft.gammas) == 1 else f" over all {len(draft.gammas)} gammas"
-    head = f"{text.count(len(margins), 'text')}{over} {'differs' if len(margins) == 1 else 'differ'}:"
-    limit = NEAR_TIE.get(facts.precision or "", 0.0)
-    known = [margin for margin in margins if margin is not None]
-    wide = [margin for margin in known if margin > limit]
+    head = f"{text.count(len(found), 'text')}{over} {'differs' if len(found) == 1 else 'differ'}:"
+    known = [each for each in found if each is not None and (each.margin is not None or each.gap is not None)]
+    wide = [each for each in known if not explained(each, facts.precision)]
     parts = []
     if len(wide) < len(known):
-        near_ties = _of(len(known) - len(wide), len(margins))
+        near_ties = _of(len(known) - len(wide), len(found))
         parts.append(f"{near_ties}where the target's two best tokens nearly tie, which rounding can flip")
     if wide:
-        worst = text.percent(max(wide))
-        parts.append(
-            f"{_of(len(wide), len(margins))}at a wide margin, up to {worst} of the top logit, **so suspect a bug**"
-        )
-    if len(known) < len(margins):
-        parts.append(f"{_of(len(margins) - len(known), len(margins))}without a recorded margin")
-    near = f"Nearly means within {100 * limit:.3g}% of the top logit in {facts.precision} (assumed)."
+        parts.append(f"{_of(len(wide), len(found))}at a wide margin, up to {widest(wide)}, **so suspect a bug**")
+    if len(known) < len(found):
+        parts.append(f"{_of(len(found) - len(known), len(found))}without a recorded margin")
+    return f"{head} {'; '.join(parts)}. {_nearly(known, facts)}".rstrip()
+
+
+def widest(found: Sequence[Divergence]) -> str:
+    """The largest distance of the two best tokens, in whichever measure it is known."""
+    margins = [each.margin for each in found if each.margin is not None]
+    if margins:
+        return f"{text.percent(max(margins))} of the top logit"
+    return f"{max(each.gap or 0.0 for each in found):.2f} nats between them"
+
+
+def _nearly(known: Sequence[Divergence], facts: Facts) -> str:
+    """What counts as a near-tie, and on what ground."""
+    if facts.served:
+        if not known:
+            return ""
+        return f"Nearly means within {NEAR_TIE_NATS:.2g} nats, by the target's own log-probabilities (assumed)."
+    near = f"Nearly means within {100 * near_tie_limit(facts.precision):.3g}% of the top logit"
+    near += f" in {facts.precision} (assumed)." if facts.precision in NEAR_TIE else " (assumed)."
     if facts.precision == "float32":
         near += " In float32 such ties are rare: suspect a bug until each has been looked at."
-    return f"{head} {'; '.join(parts)}. {near}"
+    return near
 
 
 def _of(part: int, whole: int) -> str:
@@ -106,7 +125,9 @@ def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
     for draft in summary.drafts:
         name = f" ({text.code(draft.draft)})" if len(summary.drafts) > 1 else ""
         found += _draft(draft, facts.policy, name)
-    if summary.drafts:
+    if summary.server is not None:
+        found += _server(summary)
+    if any(row.round_time is not None for draft in summary.drafts for row in draft.gammas):
         found.append(
             Doubt(
                 "predicted",
@@ -144,6 +165,40 @@ def _run(summary: Summary, facts: Facts) -> Iterator[Doubt]:
     if few:
         listed = text.join(f"{text.escape(name)} ({prompts:,})" for name, prompts in few.items())
         yield Doubt("measured", f"Too few prompts for an interval: {listed}.", "more prompts of that kind.")
+
+
+def _server(summary: Summary) -> Iterator[Doubt]:
+    """What cannot be seen from outside."""
+    rows = [row for draft in summary.drafts for row in draft.gammas]
+    if any(row.tokens_per_round is None for row in rows):
+        yield Doubt(
+            "not known",
+            "How many tokens a round gives and what it costs: the server does not tell its rounds.",
+            "a server that tells them for each request.",
+        )
+    elif any(not row.survival for row in rows):
+        yield Doubt(
+            "not known",
+            "Which drafted tokens survive, by position: the server tells totals alone.",
+            "a server that lists its rounds.",
+        )
+    share = min((row.counted_share for row in rows if row.drafted is not None), default=1.0)
+    if share < 1:
+        yield Doubt(
+            "measured",
+            f"Rounds, r and tau are over {text.percent(share)} of the texts, those of which the server tells enough.",
+            "a server that tells all of them.",
+        )
+    yield Doubt(
+        "not known",
+        "Where a round's time goes: a server does not say what is drafting, what verifying and what neither.",
+        "the same models measured in process, or the server's own profile.",
+    )
+    yield Doubt(
+        "not known",
+        "What other gammas, loads or drafts would give: nothing was probed, so nothing is predicted.",
+        "measuring them.",
+    )
 
 
 def _draft(draft: DraftResult, policy: Policy, name: str) -> Iterator[Doubt]:

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from specbench.acceptance.lossless import lossy_reason
-from specbench.acceptance.metrics import Counts, count, pooled
+from specbench.acceptance.metrics import Counts, basis, pooled, trial_counts
 from specbench.acceptance.replay import Expected, Text, replay
 from specbench.decision.interval import Floats, Paired
 from specbench.drafters import parse_draft, reader_of
-from specbench.records import CostPoint, Policy, Trial
+from specbench.records import CostPoint, Load, Policy, Trial
 from specbench.store import StoredRun
 
 
@@ -61,11 +61,14 @@ class DraftView:
         self._owner = np.repeat(np.arange(len(members)), [len(unit) * self.repeats for unit in members])
         self.batch = int(config["batch_size"])
         self._replayed: dict[int, Expected] = {}
-        self.points = [CostPoint(**point) for point in stored.run.get("probe", [])]
+        self._counts = {gamma: _by_trial(rows, gamma) for gamma, rows in self.arms.items()}
+        self.points = [CostPoint(**point) for point in stored.run.get("probe") or []]
         layers = stored.run.get("drafts", {}).get(spec, {}).get("layers")
         self.reader = reader_of(spec, layers)
+        # Requests that overlap share their time, which then is nobody's cost.
+        self.overlapping = any(load != Load() for load in {trial.arm.load for trial in trials})
         self.other_s = _other_s(stored.trials, spec)
-        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], config["dtype"])
+        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], config.get("dtype"))
 
     def replayed(self, gamma: int) -> Expected | None:
         """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions."""
@@ -80,8 +83,17 @@ class DraftView:
         return _pair(self.base, self.arms[gamma], metric, self.weights)
 
     def counts(self, gamma: int, chosen: np.ndarray | slice = slice(None)) -> Counts:
-        """What the loop counted at `gamma`, over the `chosen` prompts."""
-        return pooled([count(rounds, gamma) for rounds in self.arms[gamma]["rounds"][chosen]])
+        """What the loop or the server counted at `gamma`, over the `chosen` prompts."""
+        return pooled([one for prompt in np.arange(len(self.prompts))[chosen] for one in self._counts[gamma][prompt]])
+
+    def by_prompt_counts(self, gamma: int) -> list[Counts]:
+        """The same prompt by prompt, in order."""
+        return [pooled(each) for each in self._counts[gamma]]
+
+    def counted_share(self, gamma: int) -> float:
+        """Share of the texts at `gamma` that the counts are over: all of them unless a server tells too little."""
+        each = [one for prompt in self._counts[gamma] for one in prompt]
+        return len(basis(each)) / len(each)
 
     def by_prompt(self, values: Floats) -> Floats:
         """Sums over the texts of each prompt, or of each batch."""
@@ -92,6 +104,12 @@ class DraftView:
     def rate(self) -> float:
         """Tokens per second of the target alone, decoding."""
         return rate(self.base)
+
+
+def _by_trial(rows: pd.DataFrame, gamma: int) -> list[list[Counts]]:
+    """Counts of every trial of each prompt. A server may draft more than `gamma` tokens, whatever it was told."""
+    width = max([gamma, *(drafted for trials in rows["trials"] for trial in trials for drafted in trial.drafted)])
+    return [[trial_counts(trial, width) for trial in trials] for trials in rows["trials"]]
 
 
 def traffic_weights(categories: Sequence[str], mix: Mapping[str, float] | None) -> Floats:

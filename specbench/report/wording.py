@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from specbench.decision.interval import MIN_PROMPTS
-from specbench.records import Policy, Sampling
+from specbench.records import Load, Policy, Sampling
 from specbench.report import text
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.report.facts import Facts, Model
@@ -109,7 +109,11 @@ def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult
     threads = f", {text.count(facts.threads, 'thread')}" if facts.threads else ""
     models = [_model(facts.drafts.get(d.draft, Model(d.draft, d.draft, None, None, None))) for d in drafts]
     limit = f", at most {facts.max_new_tokens:,} new tokens" if facts.max_new_tokens else ""
-    setting = f"{facts.precision or 'precision not recorded'}{threads}; batch {facts.batch_size}"
+    load = f"batch {facts.batch_size}"
+    if facts.served:
+        others = [each.label for each in facts.loads[1:]]
+        load = f"requests: {facts.loads[0].label}" + (f" (also measured: {text.join(others)})" if others else "")
+    setting = f"{facts.precision or 'precision not recorded'}{threads}; {load}"
     return [
         f"target {_model(facts.target)}",
         *(f"draft {model}" for model in models),
@@ -158,8 +162,20 @@ def circumstances(facts: Facts) -> str:
     return ", ".join(part for part in known if part)
 
 
-def carry() -> str:
+def from_outside(engine: str, load: Load) -> str:
+    """How a server was measured, for the first paragraph."""
+    line = engine if "HTTP" in engine else f"{engine} over HTTP"
+    return f"Measured from outside, as a client sees it, with requests {load.label}: {text.escape(line)}."
+
+
+def carry(served: bool = False) -> str:
     """What it would take to use the verdict elsewhere."""
+    if served:
+        return (
+            "Elsewhere: acceptance comes from prompts, models and sampling, and should be much the same on another "
+            "machine or engine (assumed); the time of a round has to be measured there. Other prompts, models, "
+            "sampling, loads or settings of the server need a new run."
+        )
     return (
         "Elsewhere: acceptance comes from prompts, models and sampling, and should be much the same on another machine "
         "or engine (assumed); the time of a round has to be measured there. Other prompts, models, sampling or batch "
@@ -234,12 +250,15 @@ def category_note(drafts: Sequence[DraftResult], policy: Policy) -> str:
     )
 
 
-def gamma_words() -> str:
-    """What the columns of the table by gamma mean."""
-    return (
-        "r is accepted over drafted tokens; it falls as gamma grows, so do not compare it across gammas. tau is tokens "
-        "per round, counting the one that the target itself adds."
-    )
+def gamma_words(drafts: Sequence[DraftResult]) -> str:
+    """What the columns of the table by gamma mean, of those that can be known: a server may not tell them."""
+    rows = [row for draft in drafts for row in draft.gammas]
+    words = []
+    if any(row.drafted is not None for row in rows):
+        words.append("r is accepted over drafted tokens; it falls as gamma grows, so do not compare it across gammas.")
+    if any(row.rounds is not None for row in rows):
+        words.append("tau is tokens per round, counting the one that the target itself adds.")
+    return " ".join(words)
 
 
 def gamma_note(draft: DraftResult) -> str:

@@ -1,0 +1,67 @@
+"""Going on with what an earlier session left: which run, whether it may be continued, and what of it is done."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specbench.bench import MAX_ATTEMPTS
+from specbench.config import RunConfig
+from specbench.errors import StoreError
+from specbench.records import Trial
+from specbench.store import StoredRun, TrialKey, find_runs, read_run, trial_key
+
+
+def unfinished(config: RunConfig, kind: str, mode: str) -> StoredRun | None:
+    """The newest unfinished run of this very configuration; None to start anew."""
+    if mode == "fresh":
+        return None
+    for folder in find_runs(Path(config.out)):
+        try:
+            stored = read_run(folder)
+        except StoreError:
+            continue
+        same = stored.run.get("fingerprint") == config.fingerprint() and stored.run.get("command") == kind
+        if stored.status != "finished" and same:
+            return stored
+    if mode == "resume":
+        raise StoreError(
+            "No unfinished run with this configuration", where=config.out, cure="Leave out --resume to start one."
+        )
+    return None
+
+
+def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Refuse to mix two measurements in one folder, and say what differs."""
+    was, now = old["provenance"], new["provenance"]
+    differs = {
+        "the workload": old["workload"]["sha256"] != new["workload"]["sha256"],
+        "the target": old["target"] != new["target"],
+        "a draft": old["drafts"] != new["drafts"],
+        "the machine": was["hardware"] != now["hardware"],
+        "the number of threads": was["threads"] != now["threads"],
+        "a library version": was["versions"] != now["versions"],
+    }
+    changed = [name for name, different in differs.items() if different]
+    if changed:
+        raise StoreError(
+            f"{' and '.join(changed)} changed since this run began".capitalize(),
+            where=str(folder),
+            cure="Use --fresh to start a new run.",
+        )
+
+
+def progress_of(trials: Sequence[Trial]) -> tuple[dict[TrialKey, int], set[TrialKey]]:
+    """How often each thing was tried, and which need no further try."""
+    attempts: dict[TrialKey, int] = defaultdict(int)
+    done: set[TrialKey] = set()
+    for trial in trials:
+        if trial.warmup:
+            continue
+        key = trial_key(trial)
+        attempts[key] += 1
+        if not trial.disturbed or attempts[key] >= MAX_ATTEMPTS:
+            done.add(key)
+    return attempts, done

@@ -1,0 +1,279 @@
+"""Requests to one server as trials, each on disk as soon as it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from specbench.bench import MAX_ATTEMPTS, WARMUP_TOKENS, Observer, joined
+from specbench.config import RunConfig
+from specbench.cost.load import OthersMeter, load_average
+from specbench.errors import EngineError
+from specbench.records import Arm, Counters, Divergence, Load, Prompt, Stretch, Times, Trial
+from specbench.servers.adapter import Ask, Reading, State
+from specbench.servers.client import Client, FailedError, RefusedError
+from specbench.servers.nearness import divergence, logprobs_body
+from specbench.servers.provider import Up, key_of
+from specbench.servers.traffic import drive
+from specbench.store import RunWriter, TrialKey
+
+# A request is sent so often before it counts as failed, and so many failures in a row end the run.
+TRIES = 3
+GIVE_UP = 3
+PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt to be asked once."""
+
+    prompt: Prompt
+    repeat: int
+
+
+@dataclass
+class Course:
+    """One stretch while it runs."""
+
+    number: int
+    begun_s: float
+    ended_s: float = 0.0
+    answered: int = 0
+    clean: bool = True
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class ServerBench:
+    """Sends requests and stores trials; repeats, visibly, those that other processes disturbed. `refused` are the
+    prompts that the server will not take, by id, with its reason; `failures` the requests that failed for good."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        writer: RunWriter,
+        observer: Observer,
+        attempts: dict[TrialKey, int],
+        repeats_left: int,
+        first_stretch: int,
+    ) -> None:
+        self.config = config
+        self.writer = writer
+        self.observer = observer
+        self.attempts = attempts
+        self.repeats_left = repeats_left
+        self.refused: dict[str, str] = {}
+        self.failures: list[dict[str, str]] = []
+        self.texts: dict[TrialKey, str] = {}
+        self._next = first_stretch
+        self._in_a_row: defaultdict[str, int] = defaultdict(int)  # by address
+
+    def look(self, up: Up) -> State:
+        """What the server says of itself."""
+
+        async def ask() -> State:
+            async with self._client(up) as client:
+                return await up.adapter.state(client.get)
+
+        return asyncio.run(ask())
+
+    def warm_up(self, up: Up, arm: Arm, prompts: Sequence[Prompt]) -> list[Reading]:
+        """Short answers, one after the other, kept in the folder, marked, and counted nowhere."""
+
+        async def ask() -> list[Reading]:
+            found = []
+            async with self._client(up) as client:
+                for prompt in prompts:
+                    job = Job(prompt, 0)
+                    answer = await self._answer(client, up, job, WARMUP_TOKENS, arm)
+                    if answer is not None:
+                        reading = answer[0]
+                        self.writer.append(replace(self._trial(arm, job, reading, 0.0), warmup=True))
+                        found.append(reading)
+            return found
+
+        return asyncio.run(ask())
+
+    def stretch(self, up: Up, arm: Arm, jobs: Sequence[Job]) -> None:
+        """Every job once, under the arm's load."""
+        todo = [job for job in jobs if job.prompt.id not in self.refused]
+        if todo:
+            asyncio.run(self._stretch(up, arm, todo))
+
+    async def _stretch(self, up: Up, arm: Arm, jobs: Sequence[Job]) -> None:
+        async with self._client(up) as client:
+            before = await self._counters(client, up)
+            course = Course(self._next, asyncio.get_running_loop().time())
+            self._next += 1
+
+            async def send(job: Job, due_s: float) -> None:
+                await self._counted(client, up, arm, job, due_s, course)
+
+            async def fill(job: Job) -> None:
+                try:
+                    await client.send(up.adapter.path, up.adapter.body(self._ask(job), up.model))
+                except (FailedError, RefusedError):
+                    await asyncio.sleep(PAUSE_S)
+
+            first = jobs[0]
+            await drive(
+                jobs, arm.load, send=send, fill=fill, seed=f"{self.config.seed}/{first.prompt.id}/{first.repeat}"
+            )
+            after = await self._counters(client, up)
+        self.writer.append_stretch(
+            Stretch(
+                number=course.number,
+                arm=arm,
+                requests=course.answered,
+                wall_s=course.ended_s - course.begun_s,
+                counters=None if before is None or after is None else after.since(before),
+                alone=course.clean and (arm.load.concurrency == 1 or arm.load.rate is not None),
+            )
+        )
+
+    async def _counted(self, client: Client, up: Up, arm: Arm, job: Job, due_s: float, course: Course) -> None:
+        """One job's trial on disk, and again while it was disturbed and repeats are left."""
+        key = (job.prompt.id, arm, job.repeat)
+        loop = asyncio.get_running_loop()
+        while True:
+            # Requests that overlap cannot each say who disturbed them.
+            meter = OthersMeter(up.pid) if up.pid is not None and arm.load == Load() else None
+            load_before = load_average()
+            if meter:
+                meter.start()
+            answer = await self._answer(client, up, job, self.config.max_new_tokens, arm)
+            if answer is None:
+                course.clean = False
+                return
+            reading, sent_s, tries = answer
+            if tries:  # its clock begins anew
+                course.clean, due_s = False, sent_s
+            others = meter.stop() if meter else None
+            trial = replace(
+                self._trial(arm, job, reading, sent_s - due_s),
+                load_before=load_before,
+                load_after=load_average(),
+                other_cores=others,
+                disturbed=others is not None and others > self.config.max_other_cores,
+                attempt=self.attempts[key],
+                begun_s=due_s - course.begun_s,
+                stretch=course.number,
+            )
+            course.ended_s = max(course.ended_s, due_s + trial.times.total_s)
+            course.answered += 1
+            self.attempts[key] += 1
+            async with course.writing:
+                await asyncio.to_thread(self.writer.append, trial)
+            self.texts[key] = reading.text
+            self.observer.trial(trial)
+            if not trial.disturbed or self.attempts[key] >= MAX_ATTEMPTS or self.repeats_left <= 0:
+                return
+            self.repeats_left -= 1
+            due_s = loop.time()
+
+    async def _answer(
+        self, client: Client, up: Up, job: Job, max_tokens: int, arm: Arm
+    ) -> tuple[Reading, float, int] | None:
+        """The answer, when its request was sent, and after how many failures; None where it is refused or keeps
+        failing. Raises EngineError after too many failures in a row."""
+        ask = replace(self._ask(job), max_tokens=max_tokens)
+        loop = asyncio.get_running_loop()
+        kind = ""
+        for tries in range(TRIES):
+            sent_s = loop.time()
+            try:
+                chunks = await client.send(up.adapter.path, up.adapter.body(ask, up.model))
+                reading = up.adapter.read(chunks)
+                if reading.prompt_tokens is None:
+                    raise ValueError("no count of prompt tokens")
+            except RefusedError as refused:
+                self.refused[job.prompt.id] = f"the server refuses it: {refused}"
+                return None
+            except FailedError as failed:
+                kind = failed.kind
+            except ValueError:
+                kind = f"not as {up.adapter.name} answers"
+            else:
+                self._in_a_row[up.url] = 0
+                return reading, sent_s, tries
+            await asyncio.sleep(PAUSE_S * 2**tries)
+        self._in_a_row[up.url] += 1
+        self.failures.append({"prompt": job.prompt.id, "arm": arm.label, "kind": kind})
+        if self._in_a_row[up.url] >= GIVE_UP:
+            raise EngineError(
+                f"{GIVE_UP} requests in a row failed, each {TRIES} times; the last: {kind}",
+                where=up.url,
+                cure="See the server's log; the same command then continues where it stopped.",
+            )
+        return None
+
+    def _ask(self, job: Job) -> Ask:
+        digest = hashlib.sha256(f"{self.config.seed}/{job.prompt.id}/{job.repeat}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big") >> 1
+        return Ask(job.prompt.messages, self.config.max_new_tokens, self.config.sampling, seed)
+
+    def _trial(self, arm: Arm, job: Job, reading: Reading, waited_s: float) -> Trial:
+        """The trial of an answer; `waited_s` passed between when it was due and when it was sent."""
+        kept = self.config.keep_text
+        return Trial(
+            prompt_id=job.prompt.id,
+            prompt_sha256=job.prompt.sha256,
+            category=job.prompt.category,
+            arm=arm,
+            repeat=job.repeat,
+            prompt_tokens=reading.prompt_tokens or 0,
+            output_tokens=reading.output_tokens,
+            output_sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
+            finish=reading.finish,
+            drafted=reading.drafted if arm.draft else (),
+            accepted=reading.accepted if arm.draft else (),
+            times=Times(waited_s + reading.first_s, None, None, None, None, waited_s + reading.last_s),
+            prompt_text=joined(job.prompt) if kept else None,
+            output_text=reading.text if kept else None,
+            told=reading.told,
+        )
+
+    def divergences(self, up: Up, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> None:
+        """Where greedy texts of these prompts differ from the target alone: at which token, and how near a tie it was
+        there, from the log-probabilities of the target alone asked once more."""
+
+        async def ask() -> None:
+            async with self._client(up) as client:
+                for prompt, arm, own, other in self._parted(prompts, arms):
+                    found = await self._divergence(client, up, prompt, own, other)
+                    if found is not None:
+                        self.writer.append_divergence((prompt.id, arm, 0), found)
+
+        asyncio.run(ask())
+
+    def differ(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> bool:
+        """Whether any text of these prompts differs from the target alone."""
+        return any(True for _ in self._parted(prompts, arms))
+
+    def _parted(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> Iterator[tuple[Prompt, Arm, str, str]]:
+        """Each prompt and arm whose text differs from that of the target alone, and both texts, the target's first."""
+        for prompt in prompts:
+            for arm in arms:
+                own = self.texts.get((prompt.id, Arm("baseline", load=arm.load), 0))
+                other = self.texts.get((prompt.id, arm, 0))
+                if own is not None and other is not None and own != other:
+                    yield prompt, arm, own, other
+
+    async def _divergence(self, client: Client, up: Up, prompt: Prompt, own: str, other: str) -> Divergence | None:
+        body = logprobs_body(up.adapter.body(self._ask(Job(prompt, 0)), up.model))
+        try:
+            return divergence(await client.post(up.adapter.path, body), own, other)
+        except (FailedError, RefusedError, ValueError):
+            return None
+
+    async def _counters(self, client: Client, up: Up) -> Counters | None:
+        page = None if up.adapter.metrics is None else await client.get(up.adapter.metrics)
+        try:
+            return None if page is None else up.adapter.counters(page)
+        except ValueError:
+            return None
+
+    def _client(self, up: Up) -> Client:
+        return Client(up.url, key=key_of(self.config), timeout_s=self.config.request_timeout_s)

@@ -1,0 +1,132 @@
+"""llama.cpp's server: what its fields mean, as build 11549 answers.
+
+It lists no rounds, but a streamed answer with `timings_per_token` carries running totals of drafted and accepted tokens
+with every token: where the drafted total grows a round begins, and it emits one token more than it accepted. A token
+beyond that is a step without a draft. /props says "none" even while it speculates; only /slots tells.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specbench.records import Counters, Finish, Round, Told
+from specbench.servers import openai
+from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
+from specbench.servers.counters import by_position, samples, total
+from specbench.servers.fields import Json, count, parsed, rows, seconds, table, text
+
+_COUNTER = "llamacpp:spec_decode_num_"
+
+
+class LlamaCpp:
+    """llama-server, or the same server inside a Python process (xllamacpp)."""
+
+    name = "llama.cpp"
+    path = openai.CHAT
+    metrics: str | None = "/metrics"
+    sources: Mapping[str, str] = {
+        **openai.SOURCES,
+        "rounds": "steps of timings.draft_n and timings.draft_n_accepted from chunk to chunk",
+        "told.drafted": "timings.draft_n",
+        "told.accepted": "timings.draft_n_accepted",
+        "told.prefill_s": "timings.prompt_ms",
+        "told.decode_s": "timings.predicted_ms",
+        "told.cached_tokens": "timings.cache_n",
+        "speculating": "/slots [].speculative",
+        "counters": f"/metrics {_COUNTER}*, llamacpp:tokens_predicted_total",
+    }
+
+    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
+        """Its own defaults (top_k 40, top_p 0.95, min_p 0.05) are switched off, and so is the reuse of prompts."""
+        return openai.chat_body(ask, model) | {
+            "top_k": ask.sampling.top_k,
+            "min_p": 0.0,
+            "cache_prompt": False,
+            "timings_per_token": True,
+        }
+
+    def read(self, chunks: Sequence[Chunk]) -> Reading:
+        finish = openai.finish_of(chunks)
+        timings = [found for chunk in chunks if (found := table(chunk.data, "timings"))]
+        if not timings:
+            raise ValueError("the answer has no timings, which llama.cpp's server always sends")
+        rounds = rounds_of(timings)
+        return openai.reading(
+            chunks,
+            tuple(r.drafted for r in rounds or ()),
+            tuple(r.accepted for r in rounds or ()),
+            _told(timings[-1], finish),
+        )
+
+    def counters(self, page: str) -> Counters:
+        found = samples(page)
+        return Counters(
+            tokens=total(found, "llamacpp:tokens_predicted_total"),
+            rounds=total(found, f"{_COUNTER}drafts_total"),
+            drafted=total(found, f"{_COUNTER}draft_tokens_total"),
+            accepted=total(found, f"{_COUNTER}accepted_tokens_total"),
+            survived=by_position(found, f"{_COUNTER}accepted_tokens_per_pos_total"),
+        )
+
+    async def state(self, get: Get) -> State:
+        ids = [text(model, "id") for model in await openai.served(get)]
+        slots = _slots(await get("/slots"))
+        first = slots[0] if slots else {}
+        methods = (text(table(first, "params"), "speculative.types") or "").split(",")
+        speculating = None if not slots else any(slot.get("speculative") is True for slot in slots)
+        return State(
+            model=ids[0] if len(ids) == 1 else None,
+            version=text(parsed(await get("/props")), "build_info"),
+            speculating=speculating,
+            method=", ".join(m for m in methods if m not in ("", "none")) or None if speculating else None,
+            busy=None if not slots else sum(slot.get("is_processing") is True for slot in slots),
+            context=count(first, "n_ctx"),
+            prefix_cache=False,  # every request says cache_prompt: false
+        )
+
+
+def rounds_of(timings: Sequence[Json]) -> list[Round] | None:
+    """The rounds of a request from its running totals. None where several rounds may hide in one step: the server holds
+    text back while a character is incomplete."""
+    rounds: list[Round] = []
+    tokens, drafted, accepted = 1, 0, 0
+    room = 0  # tokens that the last round has yet to emit
+    for now in timings:
+        n = count(now, "predicted_n") or tokens
+        d, a = count(now, "draft_n") or 0, count(now, "draft_n_accepted") or 0
+        new = n - tokens
+        if d > drafted:
+            if new > 1:
+                return None
+            rounds.append(Round(d - drafted, a - accepted))
+            room = a - accepted + 1
+        plain = max(0, new - room)
+        rounds += [Round(0, 0)] * plain
+        room -= new - plain
+        tokens, drafted, accepted = n, d, a
+    return rounds
+
+
+def _told(timings: Json, finish: Finish) -> Told:
+    """Every token but the first came from a step or from an acceptance, so that a text that the limit ended tells its
+    rounds; at an end of sequence accepted tokens may have been cut off."""
+    tokens, accepted = count(timings, "predicted_n"), count(timings, "draft_n_accepted")
+    whole = finish == "length" and tokens is not None and accepted is not None
+    return Told(
+        prefill_s=seconds(timings, "prompt_ms", per_second=1000),
+        decode_s=seconds(timings, "predicted_ms", per_second=1000),
+        rounds=(tokens or 0) - 1 - (accepted or 0) if whole else None,
+        drafted=count(timings, "draft_n"),
+        accepted=accepted,
+        cached_tokens=count(timings, "cache_n"),
+    )
+
+
+def _slots(page: str | None) -> list[Json]:
+    """The slots; none where the server was started without that page."""
+    found = json.loads(page) if page is not None else []
+    if not isinstance(found, list):
+        return []
+    return rows({"slots": found}, "slots")

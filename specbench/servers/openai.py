@@ -1,0 +1,161 @@
+"""What all servers with OpenAI's interface share, and the plain adapter that knows nothing else of its server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specbench.records import Counters, Finish, Told
+from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
+from specbench.servers.fields import Json, count, parsed, rows, table, text
+
+CHAT = "/v1/chat/completions"
+SOURCES: Mapping[str, str] = {
+    "text": "choices[].delta.content",
+    "finish": "choices[].finish_reason",
+    "prompt_tokens": "usage.prompt_tokens",
+    "output_tokens": "usage.completion_tokens",
+    "first_s": "arrival of the first chunk with text",
+    "last_s": "arrival of the last chunk with text or a finish_reason",
+    "told.cached_tokens": "usage.prompt_tokens_details.cached_tokens",
+}
+_FINISHES: Mapping[str, Finish] = {"stop": "eos", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request as the server counts them; `output_tokens` with the end of sequence, `cached_tokens` of the
+    prompt were not computed again."""
+
+    prompt_tokens: int | None
+    output_tokens: int
+    cached_tokens: int | None
+
+
+def chat_body(ask: Ask, model: str | None) -> dict[str, Any]:
+    """A streamed chat request in the fields of OpenAI's interface alone, which has no top_k."""
+    body: dict[str, Any] = {
+        "messages": [{"role": message.role, "content": message.content} for message in ask.messages],
+        "max_tokens": ask.max_tokens,
+        "temperature": ask.sampling.temperature,
+        "top_p": ask.sampling.top_p,
+        "seed": ask.seed,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return body if model is None else {"model": model, **body}
+
+
+def stream_times(chunks: Sequence[Chunk]) -> tuple[float, float]:
+    """Arrival of the first and of the last token, seconds after the request was sent. The end of sequence has no text:
+    it arrives with the finish_reason. Raises ValueError where no chunk carries a token."""
+    spoken = [chunk.at_s for chunk in chunks if _text(chunk)]
+    ended = [chunk.at_s for chunk in chunks if any(_reason(choice) for choice in _choices(chunk))]
+    if not spoken and not ended:
+        raise ValueError("the answer has no token")
+    return min(spoken or ended), max(spoken + ended)
+
+
+def text_of(chunks: Sequence[Chunk]) -> str:
+    """All text of an answer, thoughts included, in the order of its arrival."""
+    return "".join(_text(chunk) for chunk in chunks)
+
+
+def finish_of(chunks: Sequence[Chunk]) -> Finish:
+    """How the answer ended. Raises ValueError for an answer that broke off or ended in another way than ours can."""
+    reasons = [reason for chunk in chunks for choice in _choices(chunk) if (reason := _reason(choice))]
+    if not reasons:
+        raise ValueError("the answer broke off: no finish_reason")
+    if reasons[-1] not in _FINISHES:
+        raise ValueError(f"the answer ended with finish_reason {reasons[-1]!r}")
+    return _FINISHES[reasons[-1]]
+
+
+def usage_of(chunks: Sequence[Chunk]) -> Usage:
+    """The last counts in the stream: some servers repeat running counts in every chunk. Raises ValueError where there
+    are none."""
+    told = [usage for chunk in chunks if (usage := table(chunk.data, "usage"))]
+    output_tokens = count(told[-1], "completion_tokens") if told else None
+    if output_tokens is None:
+        raise ValueError("the answer does not say how many tokens it has: no usage.completion_tokens")
+    cached_tokens = count(table(told[-1], "prompt_tokens_details"), "cached_tokens")
+    return Usage(count(told[-1], "prompt_tokens"), output_tokens, cached_tokens)
+
+
+def reading(
+    chunks: Sequence[Chunk],
+    drafted: tuple[int, ...] = (),
+    accepted: tuple[int, ...] = (),
+    told: Told | None = None,
+) -> Reading:
+    """The answer, with what an engine tells beyond OpenAI's fields. Raises ValueError for one that is not whole."""
+    finish, usage = finish_of(chunks), usage_of(chunks)
+    first_s, last_s = stream_times(chunks)
+    told = told or Told()
+    return Reading(
+        text=text_of(chunks),
+        finish=finish,
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.output_tokens,
+        first_s=first_s,
+        last_s=last_s,
+        drafted=drafted,
+        accepted=accepted,
+        told=told if told.cached_tokens is not None else replace(told, cached_tokens=usage.cached_tokens),
+    )
+
+
+async def served(get: Get) -> list[Json]:
+    """The models that the server lists, without the adapters (LoRA) of others."""
+    return [row for row in rows(parsed(await get("/v1/models")), "data") if text(row, "parent") is None]
+
+
+def survivors(histogram: Sequence[int]) -> tuple[int, ...]:
+    """From how many rounds accepted exactly 0, 1, 2, ... drafts: how many had their first 1, 2, ... accepted."""
+    return tuple(sum(histogram[length:]) for length in range(1, len(histogram)))
+
+
+class OpenAI:
+    """A server that tells no more than OpenAI's interface: text, tokens and times; nothing of speculation."""
+
+    name = "openai"
+    path = CHAT
+    metrics: str | None = None
+    sources: Mapping[str, str] = SOURCES
+
+    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
+        """Raises ValueError for a top_k, which the interface does not have."""
+        if ask.sampling.top_k:
+            raise ValueError("OpenAI's interface has no top_k")
+        return chat_body(ask, model)
+
+    def read(self, chunks: Sequence[Chunk]) -> Reading:
+        return reading(chunks)
+
+    def counters(self, page: str) -> Counters:
+        """Nothing: such a server has no page of counters that we know."""
+        return Counters()
+
+    async def state(self, get: Get) -> State:
+        """Its model, where it serves exactly one."""
+        ids = [text(model, "id") for model in await served(get)]
+        return State(model=ids[0] if len(ids) == 1 else None)
+
+
+def _choices(chunk: Chunk) -> list[Json]:
+    """The choices of a chunk. Raises ValueError for a chunk that tells of a failure instead."""
+    if chunk.data.get("error") is not None:
+        kind = table(chunk.data, "error").get("type")
+        raise ValueError(f"the server broke the answer off with an error: {kind}")
+    return rows(chunk.data, "choices")
+
+
+def _text(chunk: Chunk) -> str:
+    """The text of a chunk; a model that thinks sends its thoughts in a field of their own."""
+    deltas = [table(choice, "delta") for choice in _choices(chunk)]
+    return "".join(text(delta, key) or "" for delta in deltas for key in ("reasoning_content", "reasoning", "content"))
+
+
+def _reason(choice: Json) -> str | None:
+    return text(choice, "finish_reason")

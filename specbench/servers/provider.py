@@ -1,0 +1,170 @@
+"""Where the servers of a run come from: they run already, or one is started for every arm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from specbench.config import RunConfig
+from specbench.drafters.spec import DraftSpec
+from specbench.errors import EngineError
+from specbench.servers.adapter import Adapter
+from specbench.servers.client import Client, is_local
+from specbench.servers.detect import ADAPTERS, detect
+from specbench.servers.launch import LaunchFile, Setting, command, engine_version, find_launch, require_draft
+from specbench.servers.launched import Launched
+from specbench.servers.modelfiles import model_file
+
+LOGS = "server-logs"
+
+# Sequences side by side for requests that arrive at random.
+OPEN_SLOTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A server that answers. `pid` is its process where we started it, `model` the name by which it knows its model."""
+
+    url: str
+    adapter: Adapter
+    pid: int | None = None
+    model: str | None = None
+
+
+class Provider(Protocol):
+    """`adapter` reads the answers. `prompts_per_start`: after how many prompts the next arm's server is due (None:
+    after all). `models` are the facts of target and drafts for run.json, `where` names the machine if it is not this
+    one. `launch` is the launch file's name, `version` what its own command says."""
+
+    adapter: Adapter
+    prompts_per_start: int | None
+    models: dict[str, Any]
+    where: str | None
+    launch: str | None
+    version: str | None
+    threads: int | None
+
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
+        """A context manager of a server (Up) for the target alone (None) or a draft at one gamma."""
+
+
+class Running:
+    """Two servers that run already, one with the target alone and one that speculates. The client's view of them is all
+    there is: neither their machine nor their models are known but by name."""
+
+    launch: str | None = None
+    version: str | None = None
+    threads: int | None = None
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.server is not None
+        self._config = config
+        self.adapter = asyncio.run(self._adapter(config.server))
+        # Prompt by prompt the two take turns, unless they are to be kept busy.
+        self.prompts_per_start = 1 if len(config.loads) == 1 and config.loads[0].concurrency == 1 else None
+        self.models = {"target": _facts(config.target, None), "drafts": {d: _facts(d, None) for d in config.draft}}
+        host = urlsplit(config.server).hostname
+        self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
+
+    async def _adapter(self, url: str) -> Adapter:
+        if self._config.engine != "local":
+            return ADAPTERS[self._config.engine]()
+        async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+            return await detect(client.get)
+
+    @contextmanager
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[Up]:
+        url = self._config.server if draft is None else self._config.spec_server
+        assert url is not None
+        yield Up(url, self.adapter)
+
+
+class Starting:
+    """Starts one server at a time on this machine, as a launch file says. Raises ConfigError or ModelError before any
+    is started where one of the run's arms could not be."""
+
+    where: str | None = None
+
+    def __init__(self, config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: int) -> None:
+        self.file: LaunchFile = find_launch(config.launch or config.engine)
+        self.adapter = ADAPTERS[self.file.engine]()
+        self.launch: str | None = self.file.path.name
+        self.version: str | None = engine_version(self.file)
+        self._threads = threads
+        self.threads: int | None = threads
+        self._specs = specs
+        for spec in specs.values():
+            require_draft(self.file, spec)
+        self._target = model_file(config.target, self.file.models)
+        names = {text: spec.model for text, spec in specs.items()}
+        self._drafts = {t: None if name is None else model_file(name, self.file.models) for t, name in names.items()}
+        busiest = max(config.concurrency)
+        self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
+        self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
+        self.models = {
+            "target": _facts(config.target, self._target),
+            "drafts": {text: _facts(text, path) for text, path in self._drafts.items()},
+        }
+        for text in specs:
+            for gamma in gammas:
+                command(self.file, self._setting(text, gamma), 0)
+
+    def _setting(self, draft: str | None, gamma: int | None) -> Setting:
+        return Setting(
+            target=self._target,
+            spec=None if draft is None else self._specs[draft],
+            draft=None if draft is None else self._drafts[draft],
+            gamma=gamma,
+            concurrency=self._slots,
+            threads=self._threads,
+        )
+
+    @contextmanager
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[Up]:
+        log = folder / LOGS / f"{_slug(draft, gamma)}.log"
+        log.parent.mkdir(exist_ok=True)
+        with Launched(self.file, self._setting(draft, gamma), log=log) as server:
+            try:
+                yield Up(server.url, self.adapter, server.pid)
+            except EngineError:
+                if server.alive():
+                    raise
+                raise EngineError(
+                    f"The server ended in the middle of the measurement (exit code {server.exit_code})",
+                    where=str(log),
+                    cure="See its log; the same command then continues where it stopped.",
+                ) from None
+
+
+def provider_of(config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: int) -> Provider:
+    """The servers that the configuration names."""
+    if config.server is not None:
+        return Running(config)
+    return Starting(config, specs, gammas, threads)
+
+
+def key_of(config: RunConfig) -> str | None:
+    """The key from the environment; it is held nowhere else."""
+    return os.environ.get(config.api_key_env) or None
+
+
+def _facts(name: str, path: str | None) -> dict[str, Any]:
+    """What is known of a model that another process reads. A look-up has none and adds nothing."""
+    if name.startswith("ngram") and path is None:
+        return {"name": name, "revision": None, "parameters": 0, "weight_bytes": 0}
+    file = Path(path) if path is not None else None
+    size = file.stat().st_size if file is not None and file.is_file() else None
+    return {"name": file.name if file is not None else name, "revision": None, "parameters": None, "weight_bytes": size}
+
+
+def _slug(draft: str | None, gamma: int | None) -> str:
+    """A file name for one arm's log."""
+    name = "target" if draft is None else f"{draft}-gamma-{gamma}"
+    return re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)[-100:]

@@ -1,0 +1,285 @@
+"""A run on servers: plan -> skip what is done -> start or connect -> ask -> store.
+
+Prompts go in blocks. For each block every arm's server is started in an order drawn anew, so that drift of the machine
+falls on all arms alike; a server that takes long to start gets one block of everything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from specbench.bench import Observer
+from specbench.config import RunConfig
+from specbench.cost.load import free_cores
+from specbench.drafters.spec import DraftSpec, parse_draft, with_cutoff
+from specbench.errors import ConfigError, StoreError
+from specbench.provenance import provenance
+from specbench.records import Arm, ArmKind, Caution, Prompt
+from specbench.resume import progress_of, same_setting, unfinished
+from specbench.runfile import marked, run_record, skipped_prompts
+from specbench.serverbench import Job, ServerBench
+from specbench.servers import preflight
+from specbench.servers.adapter import Ask, State
+from specbench.servers.provider import Provider, Up, provider_of
+from specbench.shipped import workload_source
+from specbench.store import RunWriter, StoredRun, TrialKey, new_folder, read_run
+from specbench.workload import load_workload, select
+
+WARM_UPS = 2
+
+# What may not change between two sessions of a run; the method is told only after the first request.
+IDENTITY = ("model", "version", "speculating", "gamma", "context")
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What one server is started for: an arm at every load."""
+
+    kind: ArmKind
+    draft: str | None = None
+    gamma: int | None = None
+
+    def arms(self, config: RunConfig) -> list[Arm]:
+        return [Arm(self.kind, self.draft, self.gamma, load) for load in config.loads]
+
+    @property
+    def label(self) -> str:
+        return "baseline" if self.draft is None else f"{self.draft} gamma {self.gamma}"
+
+
+def serve(config: RunConfig, command: str, gammas: Sequence[int], observer: Observer, *, mode: str = "auto") -> Path:
+    """Run or continue on servers; returns the run folder, in which every answered request already lies. `mode` is as
+    for a run in process. KeyboardInterrupt passes through after the folder is marked and the servers are stopped."""
+    drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
+    config = replace(config, gamma=tuple(gammas), draft=drafts)
+    specs = {draft: parse_draft(draft) for draft in drafts}
+    _askable(config)
+    earlier = unfinished(config, command, mode)
+    threads = config.threads or (free_cores() if earlier is None else int(earlier.run["provenance"]["threads"] or 1))
+    provider = provider_of(config, specs, tuple(gammas), threads)
+    prompts, record = _record(config, command, provider)
+    if earlier is None:
+        folder = new_folder(Path(config.out), config.name or command)
+    else:
+        observer.say(f"Continuing {earlier.folder}")
+        same_setting(earlier.run, record, earlier.folder)
+        folder, record = earlier.folder, earlier.run | {"config": record["config"]}
+    with RunWriter(folder, record) as writer, marked(writer):
+        _Serve(config, specs, provider, writer, observer).run(prompts)
+    return folder
+
+
+def _askable(config: RunConfig) -> None:
+    """Refuse what no server can be asked for."""
+    if config.server is not None and len(config.gamma) != 1:
+        raise ConfigError(
+            f"A running server has one gamma, not {len(config.gamma)}",
+            where="--gamma",
+            cure="Name the one that it was started with, or let specbench start it with --launch.",
+        )
+    if config.server is not None and (config.spec_server is None or len(config.draft) != 1):
+        what = "one that speculates" if config.spec_server is None else "one draft, which it runs with"
+        raise ConfigError("A running server is compared with another", where="--spec-server", cure=f"Name {what}.")
+    if config.system_prompt is None and config.max_new_tokens < 2:
+        raise ConfigError("One token leaves nothing to speculate on", where="--max-new-tokens", cure="Use 2 or more.")
+
+
+def _record(config: RunConfig, command: str, provider: Provider) -> tuple[list[Prompt], dict[str, Any]]:
+    """The prompts in the order in which they are measured, and run.json as it would begin."""
+    workload = load_workload(
+        workload_source(config.workload),
+        column=config.column,
+        category_column=config.category_column,
+        system_prompt=config.system_prompt,
+    )
+    prompts = list(select(workload.prompts, config.limit, config.seed))
+    random.Random(config.seed).shuffle(prompts)
+    try:
+        provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)
+    except ValueError as error:
+        raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
+    planned = len(prompts) * config.repeats * len(config.loads) * (2 + len(config.draft) * len(config.gamma))
+    record = run_record(
+        config,
+        command,
+        workload,
+        prompts,
+        [],
+        setting=provenance(_engine(provider, None), None, None, provider.threads, provider.where),
+        models=provider.models,
+        cautions=[],
+        trials_planned=planned,
+    )
+    sources = dict(provider.adapter.sources)
+    served = {"adapter": provider.adapter.name, "launch": provider.launch, "sources": sources, "settings": {}}
+    return prompts, record | {"served": served}
+
+
+class _Serve:
+    """One session of a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        specs: dict[str, DraftSpec],
+        provider: Provider,
+        writer: RunWriter,
+        observer: Observer,
+    ) -> None:
+        self.config = config
+        self.specs = specs
+        self.provider = provider
+        self.writer = writer
+        self.observer = observer
+        stored = read_run(writer.folder)
+        attempts, self.done = progress_of(stored.trials)
+        total = int(writer.run["trials_planned"])
+        self.bench = ServerBench(config, writer, observer, attempts, 3 + total // 10, _next_stretch(stored))
+        self.bench.refused = {s["id"]: s["reason"] for s in writer.run["workload"]["skipped"]}
+        self._cautions: list[Caution] = []
+        self._looked: dict[str, State] = {}
+        self._warm: set[str] = set()
+
+    def run(self, prompts: Sequence[Prompt]) -> None:
+        speculative = [Serving("speculative", draft, g) for draft in self.config.draft for g in self.config.gamma]
+        servings = [Serving("baseline"), Serving("baseline-again"), *speculative]
+        self._check_all(servings, prompts)
+        self.observer.begin(int(self.writer.run["trials_planned"]), len(self.done))
+        size = self.provider.prompts_per_start or len(prompts)
+        try:
+            for begin in range(0, len(prompts), size):
+                self._block(prompts[begin : begin + size], servings)
+        finally:
+            self._note()
+
+    def _check_all(self, servings: Sequence[Serving], prompts: Sequence[Prompt]) -> None:
+        """Every server once, before anything is measured: what is wrong with the last must not show after an hour.
+        Servers that are started only once are checked as they come."""
+        if self.provider.prompts_per_start is None and self.provider.launch is not None:
+            return
+        for serving in servings:
+            if serving.kind != "baseline-again":
+                self.observer.say(f"Checking the server of {serving.label}")
+                with self._server(serving, prompts):
+                    pass
+
+    def _block(self, block: Sequence[Prompt], servings: Sequence[Serving]) -> None:
+        for serving in _in_turn(servings, f"{self.config.seed}/{block[0].id}"):
+            plan = [(arm, self._todo(arm, block)) for arm in serving.arms(self.config)]
+            if any(jobs for _, jobs in plan):
+                with self._server(serving, block) as up:
+                    for arm, jobs in plan:
+                        self.bench.stretch(up, arm, jobs)
+        if self.config.sampling.greedy:
+            arms = [arm for serving in servings[1:] for arm in serving.arms(self.config)]
+            if self.bench.differ(block, arms):
+                with self._server(servings[0], block) as up:
+                    self.bench.divergences(up, block, arms)
+        self.bench.texts.clear()
+
+    def _todo(self, arm: Arm, block: Sequence[Prompt]) -> list[Job]:
+        keys: list[tuple[TrialKey, Job]] = [
+            ((prompt.id, arm, repeat), Job(prompt, repeat))
+            for repeat in range(self.config.repeats)
+            for prompt in block
+            if prompt.id not in self.bench.refused
+        ]
+        return [job for key, job in keys if key not in self.done]
+
+    @contextmanager
+    def _server(self, serving: Serving, prompts: Sequence[Prompt]) -> Iterator[Up]:
+        with self.provider.up(serving.draft, serving.gamma, self.writer.folder) as up:
+            yield self._checked(up, serving, prompts)
+
+    def _checked(self, up: Up, serving: Serving, prompts: Sequence[Prompt]) -> Up:
+        """Look at the server, warm it, and refuse one whose times would mean nothing."""
+        label = serving.label
+        # One that runs already is looked at and warmed once, one that is started each time it is.
+        if up.pid is None and label in self._warm:
+            return replace(up, model=self._looked[label].model)
+        state = self.bench.look(up)
+        up = replace(up, model=state.model)
+        first = label not in self._looked
+        warm = [prompts[0]] * WARM_UPS if first else [prompts[0]]
+        answers = self.bench.warm_up(up, serving.arms(self.config)[0], warm)
+        if first:
+            self._looked[label] = state = replace(self.bench.look(up), busy=state.busy)
+            self._same_server(label, state)
+        if serving.draft is None or serving.gamma is None:
+            found = preflight.check_alone(state, up.url)
+        else:
+            spec, alone = self.specs[serving.draft], self._looked.get("baseline")
+            found = preflight.check_speculating(state, alone, serving.gamma, up.url)
+            found += preflight.check_drafts(answers, state, spec, serving.gamma, up.url)
+        self._cautions += [*found, *preflight.check_prefix_cache(answers, state)]
+        self._warm.add(label)
+        return up
+
+    def _same_server(self, label: str, state: State) -> None:
+        """Store what the server is; refuse to go on with another than an earlier session measured."""
+        served = self.writer.run["served"]
+        earlier = served["settings"].get(label)
+        now = asdict(state) | {"busy": None}
+        changed = [] if earlier is None else [key for key in IDENTITY if earlier.get(key) != now[key]]
+        if changed:
+            raise StoreError(
+                f"The server of {label} is another than when this run began: {', '.join(changed)}",
+                where=str(self.writer.folder),
+                cure="Use --fresh to start a new run.",
+            )
+        settings = served["settings"] | {label: now}
+        engine = _engine(self.provider, state)
+        self.writer.update(
+            served=served | {"settings": settings}, provenance=self.writer.run["provenance"] | {"engine": engine}
+        )
+
+    def _note(self) -> None:
+        """Put into run.json what the session noticed."""
+        run = self.writer.run
+        known = {skipped["id"] for skipped in run["workload"]["skipped"]}
+        refused = [{"id": name, "reason": why} for name, why in self.bench.refused.items() if name not in known]
+        cautions = list(self._cautions)
+        if refused:
+            skipped = run["workload"]["skipped"] + refused
+            self.writer.update(workload=run["workload"] | {"skipped": skipped})
+            cautions.append(skipped_prompts(skipped))
+        if self.bench.failures:
+            cautions.append(_failed(self.bench.failures))
+        unique = {caution.code: asdict(caution) for caution in cautions}
+        kept = [warning for warning in run["warnings"] if warning["code"] not in unique]
+        self.writer.update(warnings=[*kept, *unique.values()])
+
+
+def _in_turn(servings: Sequence[Serving], seed: str) -> list[Serving]:
+    """The servers of a block in an order that depends on `seed` alone."""
+    order = list(servings)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _failed(failures: Sequence[dict[str, str]]) -> Caution:
+    kinds = ", ".join(sorted({failure["kind"] for failure in failures}))
+    return Caution(
+        "failed-requests",
+        f"{len(failures)} requests failed for good ({kinds}), the first: prompt {failures[0]['prompt']}, "
+        f"{failures[0]['arm']}",
+        "Run the same command with --resume, which asks them again, or see the server's log.",
+    )
+
+
+def _engine(provider: Provider, state: State | None) -> str:
+    """How the engine is called in tables and the brief."""
+    version = provider.version or (None if state is None else state.version)
+    name = " ".join(part for part in (provider.adapter.name, version) if part)
+    how = f"started by specbench ({provider.launch})" if provider.launch else "running before specbench came"
+    return f"{name} over HTTP, {how}"
+
+
+def _next_stretch(stored: StoredRun) -> int:
+    used = [trial.stretch for trial in stored.trials if trial.stretch is not None]
+    return max([*used, *(stretch.number for stretch in stored.stretches)], default=-1) + 1

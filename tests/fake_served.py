@@ -1,0 +1,154 @@
+"""A stored run on a made-up server: times, rounds and counters follow planted truths, written and read as real ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from specbench.config import RunConfig
+from specbench.records import Arm, Counters, Load, Policy, Stretch, Times, Told, Trial
+from specbench.store import RunWriter, StoredRun, read_run
+
+LIMIT, PREFILL_S = 65, 0.050
+SPEC = "demo:draft"
+
+
+@dataclass
+class FakeServer:
+    """`step_s` is a token of the target alone, `round_s` a round at any gamma; at `concurrency` c both are `slower[c]`
+    times as long for the target alone and `spec_slower[c]` times for the draft. A draft is accepted with `alpha` after
+    its prefix. `tells` is what the server says of rounds; `clock` its own decoding seconds over the client's."""
+
+    step_s: float = 0.010
+    round_s: float = 0.013
+    alpha: float = 0.6
+    tells: str = "rounds"  # rounds, survived, totals, drafts, nothing
+    slower: dict[int, float] = field(default_factory=dict)
+    spec_slower: dict[int, float] = field(default_factory=dict)
+    clock: float = 0.99
+    noise: float = 0.01
+    cached: int = 0
+    drafts: Callable[[int], int] = staticmethod(lambda gamma: gamma)  # noqa: RUF009
+    miscount: dict[str, int] = field(default_factory=dict)
+    counts: bool = True
+    adapter: str = "llama.cpp"
+    sha: str = "prompt"
+
+
+def fake_served(
+    folder: Path,
+    server: FakeServer | None = None,
+    *,
+    gammas: tuple[int, ...] = (2, 4),
+    concurrency: tuple[int, ...] = (1,),
+    rate: tuple[float, ...] = (),
+    prompts: int = 24,
+    policy: Policy | None = None,
+    seed: int = 0,
+    **config: object,
+) -> StoredRun:
+    """The run as read back from disk, finished."""
+    server = server or FakeServer()
+    loads = [*(Load(c) for c in concurrency), *(Load(1, r) for r in rate)]
+    folder.mkdir(parents=True)
+    asked = replace(RunConfig(), draft=(SPEC,), gamma=gammas, policy=policy or Policy(), **config)
+    stored = asked.as_dict() | {
+        "engine": "llamacpp",
+        "concurrency": list(concurrency),
+        "rate": list(rate) or None,
+        "dtype": None,
+    }
+    with RunWriter(folder, _run(server, stored, gammas)) as writer:
+        rng = random.Random(seed)
+        # Rounds belong to the text, so every load has the same.
+        accepts = [[rng.random() < server.alpha for _ in range(LIMIT)] for _ in range(prompts)]
+        number = 0
+        for load in loads:
+            arms = [Arm("baseline", load=load), Arm("baseline-again", load=load)]
+            arms += [Arm("speculative", SPEC, gamma, load) for gamma in gammas]
+            for arm in arms:
+                trials = [_trial(server, arm, p, accepts[p], number, rng) for p in range(prompts)]
+                for trial in trials:
+                    writer.append(trial)
+                alone = load.concurrency == 1
+                wall_s = sum(trial.times.total_s for trial in trials) / load.concurrency
+                counters = _counters(server, arm, trials, accepts) if server.counts else None
+                writer.append_stretch(Stretch(number, arm, len(trials), wall_s, counters, alone))
+                number += 1
+        writer.update(status="finished", trials_planned=number * prompts)
+    return read_run(folder)
+
+
+def _run(server: FakeServer, config: dict, gammas: tuple[int, ...]) -> dict:
+    line = f"{server.adapter} b11549 over HTTP, started by specbench"
+    settings = {"baseline": {"model": "demo", "version": "b11549", "speculating": False, "gamma": None}}
+    for gamma in gammas:
+        settings[f"{SPEC} gamma {gamma}"] = {"model": "demo", "speculating": True, "method": "draft", "gamma": gamma}
+    return {
+        "schema": 1, "status": "started", "command": "sweep", "name": "served", "config": config,
+        "provenance": {
+            "engine": line, "hardware": {"line": "fake machine"}, "precision": "Q4_1",
+            "argv": ["specbench", "sweep", "--engine", "llamacpp"],
+        },
+        "served": {
+            "adapter": server.adapter, "launch": "configs/engines/demo.yaml",
+            "sources": {"drafted": "timings.draft_n", "told.decode_s": "timings.predicted_ms"}, "settings": settings,
+        },
+        "target": {}, "drafts": {}, "warnings": [],
+        "workload": {"source": "w.jsonl", "sha256": "ab" * 32, "prompts_available": 24, "prompts_used": 24},
+    }  # fmt: skip
+
+
+def _trial(server: FakeServer, arm: Arm, p: int, accepts: list[bool], stretch: int, rng: random.Random) -> Trial:
+    noise = rng.lognormvariate(0, server.noise)
+    drafted: list[int] = []
+    accepted: list[int] = []
+    slower = server.slower.get(arm.load.concurrency, 1.0)
+    decode_s = (LIMIT - 1) * server.step_s * slower
+    if arm.kind == "speculative":
+        assert arm.gamma is not None
+        drafted, accepted = rounds(accepts, server.drafts(arm.gamma))
+        decode_s = len(drafted) * server.round_s * server.spec_slower.get(arm.load.concurrency, 1.0)
+    decode_s *= noise
+    told = Told(prefill_s=PREFILL_S, decode_s=decode_s * server.clock, cached_tokens=server.cached)
+    lists = arm.kind == "speculative" and server.tells == "rounds"
+    if arm.kind == "speculative" and server.tells != "nothing":
+        told = replace(told, drafted=sum(drafted), accepted=sum(accepted))
+        if server.tells in ("totals", "survived"):
+            told = replace(told, rounds=len(drafted))
+        if server.tells == "survived":
+            told = replace(told, survived=tuple(sum(a > j for a in accepted) for j in range(max(drafted))))
+    return Trial(
+        f"p{p}", f"{server.sha}{p}", "code" if p % 2 else "chat", arm, 0, 50, LIMIT, f"text {p}", "length",
+        tuple(drafted) if lists else (), tuple(accepted) if lists else (),
+        Times(PREFILL_S * slower, None, None, None, None, PREFILL_S * slower + decode_s),
+        told=told, begun_s=0.0, stretch=stretch,
+    )  # fmt: skip
+
+
+def rounds(accepts: list[bool], gamma: int) -> tuple[list[int], list[int]]:
+    """Always `gamma` drafts, as a server does that cuts what is too much; the text is cut where it is full."""
+    drafted, accepted, out = [], [], 1
+    while out < LIMIT:
+        kept = 0
+        while kept < min(gamma, LIMIT - out - 1) and accepts[out - 1 + kept]:
+            kept += 1
+        drafted.append(gamma)
+        accepted.append(kept)
+        out += kept + 1
+    return drafted, accepted
+
+
+def _counters(server: FakeServer, arm: Arm, trials: list[Trial], accepts: list[list[bool]]) -> Counters:
+    spec = arm.kind == "speculative"
+    listed = [rounds(each, server.drafts(arm.gamma or 0)) for each in accepts] if spec else []
+    true = {
+        "tokens": sum(trial.output_tokens for trial in trials),
+        "drafted": sum(sum(d) for d, _ in listed),
+        "accepted": sum(sum(a) for _, a in listed),
+        "rounds": sum(len(d) for d, _ in listed),
+    }
+    off = server.miscount if spec else {}
+    return Counters(**{name: value + off.get(name, 0) for name, value in true.items()})

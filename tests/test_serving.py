@@ -1,0 +1,276 @@
+"""Runs on servers that a fake plants truths and faults in: what is recovered, refused, marked, and never lost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from conftest import CANARY
+from fake_server import FakeServer
+from test_run import FakeObserver
+
+from specbench import serverbench
+from specbench.config import load_config
+from specbench.errors import ConfigError, EngineError, SpecbenchError
+from specbench.records import Load, Round, Trial
+from specbench.serving import serve
+from specbench.store import StoredRun, read_run, trial_key
+
+ROUNDS = (Round(3, 2), Round(3, 0), Round(3, 3))
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(serverbench, "PAUSE_S", 0.01)
+
+
+def speculating(**planted) -> FakeServer:
+    return FakeServer(**{"rounds": ROUNDS, **planted})
+
+
+def config_for(lab, out, alone, drafting, **flags):
+    base = {
+        "engine": "llamacpp",
+        "target": "served",
+        "draft": ["served"],
+        "server": alone.url,
+        "spec_server": drafting.url,
+        "workload": str(lab.workload),
+        "gamma": "3",
+        "max_new_tokens": 12,
+        "limit": 4,
+        "out": str(out),
+    }
+    return load_config(lab.workload.parent / "lab.yaml", base | flags)
+
+
+def served(lab, out, alone, drafting, *, observer=None, mode="auto", **flags) -> StoredRun:
+    config = config_for(lab, out, alone, drafting, **flags)
+    return read_run(serve(config, "sweep", config.gamma, observer or FakeObserver(), mode=mode))
+
+
+def counted(stored: StoredRun) -> list[Trial]:
+    return [trial for trial in stored.trials if not trial.warmup]
+
+
+def codes(stored: StoredRun) -> list[str]:
+    return [warning["code"] for warning in stored.run["warnings"]]
+
+
+def test_a_planted_truth_is_recovered(lab, tmp_path):
+    with FakeServer() as alone, speculating() as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    assert stored.status == "finished"
+    assert len(counted(stored)) == 4 * 3
+    spec = [t for t in counted(stored) if t.arm.kind == "speculative"]
+    # 11 tokens after the first: 2 + 1, 0 + 1, 3 + 1, 2 + 1; the last round has room for two drafts.
+    assert {(t.drafted, t.accepted) for t in spec} == {((3, 3, 3, 2), (2, 0, 3, 2))}
+    assert all(t.told.drafted == sum(t.drafted) and t.told.accepted == sum(t.accepted) for t in spec)
+    assert all(t.drafted == () for t in counted(stored) if t.arm.kind == "baseline")
+    assert all(t.told.decode_s == pytest.approx(t.times.decode_s, abs=0.02) for t in counted(stored))
+    alone_s = [t.times.decode_s for t in counted(stored) if t.arm.kind != "speculative"]
+    assert min(alone_s) >= 11 * 0.002  # eleven planted steps
+    assert all(t.times.draft_s is None for t in counted(stored))
+    assert [t.identical for t in counted(stored) if t.arm.kind != "baseline"] == [True] * 8
+
+
+def test_the_servers_own_counters_lie_beside_every_stretch(lab, tmp_path):
+    with FakeServer() as alone, speculating() as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    by_number = {stretch.number: stretch for stretch in stored.stretches}
+    assert len(by_number) == 12
+    for trial in counted(stored):
+        stretch = by_number[trial.stretch]
+        assert stretch.alone
+        assert stretch.counters.tokens == trial.output_tokens
+        assert (stretch.counters.drafted, stretch.counters.accepted) == (sum(trial.drafted), sum(trial.accepted))
+
+
+def test_several_clients_at_once(lab, tmp_path):
+    with FakeServer() as alone, speculating() as drafting:
+        stored = served(lab, tmp_path, alone, drafting, concurrency="1,3", rate="50", limit=6)
+    loads = Counter(trial.arm.load for trial in counted(stored))
+    assert loads == {Load(1): 18, Load(3): 18, Load(1, 50.0): 18}
+    for stretch in stored.stretches:
+        assert stretch.requests == 6
+        assert stretch.alone == (stretch.arm.load.concurrency == 1)
+    together = [t for t in counted(stored) if t.arm.load == Load(3)]
+    assert all(t.begun_s < 0.02 for t in together[:1])
+    assert {t.stretch for t in together if t.arm.kind == "baseline"}.__len__() == 1
+
+
+def test_a_server_that_dies_loses_nothing(lab, tmp_path):
+    with FakeServer() as alone, speculating(faults={4: "die"}) as drafting:
+        with pytest.raises(EngineError, match="No server answers"):
+            served(lab, tmp_path, alone, drafting)
+        (folder,) = tmp_path.iterdir()
+        before = read_run(folder)
+        assert before.status == "failed"
+        kept = {trial_key(trial) for trial in counted(before)}
+        assert 2 <= len(kept) < 12
+        with speculating(port=drafting.port) as again:
+            stored = served(lab, tmp_path, alone, again, mode="resume")
+    assert stored.folder == folder
+    keys = Counter(trial_key(trial) for trial in counted(stored))
+    assert len(keys) == 12
+    assert set(keys.values()) == {1}
+    assert kept <= set(keys)
+    numbers = [stretch.number for stretch in stored.stretches]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "cut", "garbage"])
+def test_one_failure_is_asked_again_and_said(lab, tmp_path, fault):
+    with FakeServer() as alone, speculating(faults={3: fault}) as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    assert len(counted(stored)) == 12
+    assert "failed-requests" not in codes(stored)
+    assert [s.alone for s in stored.stretches if s.arm.kind == "speculative"].count(False) == 1
+
+
+def test_a_request_that_keeps_failing_is_marked(lab, tmp_path):
+    with FakeServer() as alone, speculating(faults={3: 500, 4: 500, 5: 500}) as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+        assert len(counted(stored)) == 11
+        (warning,) = [w for w in stored.run["warnings"] if w["code"] == "failed-requests"]
+        assert "HTTP status 500" in warning["message"]
+
+
+def test_a_server_that_only_fails_ends_the_run(lab, tmp_path):
+    faults = dict.fromkeys(range(3, 100), 500)
+    with (
+        FakeServer() as alone,
+        speculating(faults=faults) as drafting,
+        pytest.raises(EngineError, match="3 requests in a row failed, each 3 times; the last: HTTP status 500"),
+    ):
+        served(lab, tmp_path, alone, drafting)
+    (folder,) = tmp_path.iterdir()
+    assert len(counted(read_run(folder))) >= 3
+
+
+def test_a_server_that_hangs_is_given_up(lab, tmp_path):
+    with FakeServer() as alone, speculating(faults={3: "hang"}) as drafting:
+        stored = served(lab, tmp_path, alone, drafting, request_timeout_s=0.5)
+    assert len(counted(stored)) == 12
+
+
+def test_a_prompt_that_the_server_refuses_is_left_out_everywhere(lab, tmp_path):
+    with FakeServer(fault_on="bread") as alone, speculating() as drafting:
+        stored = served(lab, tmp_path, alone, drafting, limit=12)
+    (skipped,) = stored.run["workload"]["skipped"]
+    assert "HTTP status 400" in skipped["reason"]
+    assert skipped["id"] == "q1"
+    assert "skipped-prompts" in codes(stored)
+    both = {t.prompt_id for t in counted(stored) if t.arm.kind == "baseline"}
+    assert len(both) == 11
+
+
+@pytest.mark.parametrize(
+    ("alone", "drafting", "says"),
+    [
+        (FakeServer(rounds=ROUNDS), speculating(), "target alone speculates"),
+        (FakeServer(), speculating(speculating=False), "does not speculate"),
+        (FakeServer(), speculating(model="/models/other.gguf"), "different models: fake.gguf and other.gguf"),
+        (FakeServer(), FakeServer(speculating=True), "drafted nothing"),
+        (FakeServer(), FakeServer(rounds=(Round(5, 1),)), "Gamma is not honoured: a round drafted 5"),
+    ],
+)
+def test_a_wrong_server_is_refused_before_anything_is_measured(lab, tmp_path, alone, drafting, says):
+    with alone, drafting, pytest.raises(SpecbenchError, match=says):
+        served(lab, tmp_path, alone, drafting)
+    (folder,) = tmp_path.iterdir()
+    assert counted(read_run(folder)) == []
+
+
+def test_a_busy_server_and_a_prefix_cache_are_named(lab, tmp_path):
+    with FakeServer(busy=True) as alone, speculating(cached=7) as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    assert {"busy-server", "prefix-cache"} <= set(codes(stored))
+
+
+def test_counters_that_begin_anew_are_not_compared(lab, tmp_path):
+    with FakeServer() as alone, speculating(restart_at=4) as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    missing = [s for s in stored.stretches if s.counters is None]
+    assert len(missing) == 1
+    assert missing[0].arm.kind == "speculative"
+
+
+def test_texts_that_differ_get_their_gap(lab, tmp_path):
+    other = " ".join(["w0", "w1", "elsewhere", *(f"w{i}" for i in range(3, 12))])
+    prompts = [json.loads(line)["prompt"] for line in lab.workload.read_text().splitlines()]
+    with FakeServer() as alone, speculating(text_of=dict.fromkeys(prompts, other)) as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    spec = [t for t in counted(stored) if t.arm.kind == "speculative"]
+    assert [t.identical for t in spec] == [False] * 4
+    assert all(t.diverged.index == 2 and t.diverged.margin is None for t in spec)
+    assert all(t.diverged.gap == pytest.approx(0.2) for t in spec)
+
+
+def test_another_server_at_the_address_is_not_continued(lab, tmp_path):
+    with FakeServer() as alone, speculating(faults={4: "die"}) as drafting:
+        with pytest.raises(EngineError):
+            served(lab, tmp_path, alone, drafting)
+        with (
+            speculating(port=drafting.port, model="/elsewhere/fake.gguf") as again,
+            pytest.raises(SpecbenchError, match="another than when this run began: model"),
+        ):
+            served(lab, tmp_path, alone, again, mode="resume")
+
+
+def test_what_is_answered_is_kept_when_the_user_stops(lab, tmp_path):
+    class Impatient(FakeObserver):
+        def trial(self, trial):
+            super().trial(trial)
+            if trial.arm.kind == "speculative":
+                raise KeyboardInterrupt
+
+    with FakeServer() as alone, speculating() as drafting:
+        with pytest.raises(KeyboardInterrupt):
+            served(lab, tmp_path, alone, drafting, observer=Impatient())
+        (folder,) = tmp_path.iterdir()
+        assert read_run(folder).status == "interrupted"
+        assert len(counted(read_run(folder))) >= 1
+        assert len(counted(served(lab, tmp_path, alone, drafting))) == 12
+
+
+def test_the_key_comes_from_the_environment_and_stays_there(lab, tmp_path, monkeypatch):
+    with FakeServer(key="s3cret-key") as alone, speculating(key="s3cret-key") as drafting:
+        with pytest.raises(EngineError, match="SPECBENCH_API_KEY"):
+            served(lab, tmp_path, alone, drafting)
+        monkeypatch.setenv("SPECBENCH_API_KEY", "s3cret-key")
+        stored = served(lab, tmp_path, alone, drafting, mode="fresh")
+    assert len(counted(stored)) == 12
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"s3cret-key" not in path.read_bytes()
+
+
+def test_no_text_is_kept_unless_asked(lab, tmp_path):
+    with FakeServer(faults={5: 500}) as alone, speculating() as drafting:
+        stored = served(lab, tmp_path / "private", alone, drafting)
+        kept = served(lab, tmp_path / "kept", alone, drafting, keep_text=True)
+    for path in stored.folder.rglob("*"):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes()
+    assert all(CANARY in trial.prompt_text and trial.output_text for trial in kept.trials)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"server": "http://user:pass@host"}, "may hold no key"),
+        ({"server": "host:80"}, "no http or https address"),
+        ({"server": None}, "needs one that does not"),
+        ({"spec_server": None}, "compared with another"),
+        ({"gamma": "1..4"}, "A running server has one gamma, not 4"),
+        ({"batch_size": 4}, "Use --concurrency"),
+        ({"draft": ["a", "b"]}, "one draft"),
+        ({"launch": "x.yaml"}, "Both a running server and a launch file"),
+        ({"concurrency": "0"}, "from 1 to"),
+        ({"rate": "-1"}, "requests per second"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(lab, tmp_path, flags, says):
+    with FakeServer() as alone, speculating() as drafting, pytest.raises(ConfigError, match=says):
+        base = {"server": alone.url, "spec_server": drafting.url} | flags
+        served(lab, tmp_path, alone, drafting, **base)
