@@ -18,6 +18,7 @@ LAYERS = [
     ["cli", "__main__"],
     ["checking", "progress", "probing", "run", "serving"],
     ["resume", "runfile"],
+    ["serverbench"],
     ["bench"],
     ["report"],
     ["doctor"],

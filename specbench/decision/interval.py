@@ -84,8 +84,8 @@ def totals_interval(above: Sequence[Floats], below: Sequence[Floats], confidence
     """The product of the totals of the columns `above`, each [n] over the same prompts, over that of those `below`: a
     ratio of two speedups, say. `excess` as for a speedup, of everything that went in."""
     draws = _log_ratio_draws(tuple(above), tuple(below), excess)
-    estimate, _ = _estimate(tuple(above), tuple(below))
-    return _interval(math.exp(estimate), None if draws is None else np.exp(draws), confidence, len(above[0]))
+    value = math.prod(float(c.sum()) for c in above) / math.prod(float(c.sum()) for c in below)
+    return _interval(value, None if draws is None else np.exp(draws), confidence, len(above[0]))
 
 
 def share_interval(part: Floats, rest: Floats, confidence: float) -> Interval:

@@ -50,6 +50,8 @@ _STYLE: Any = {
 }
 _DPI = 160
 _NAME_WIDTH = 30
+# Characters that fit beside each other above the narrowest figure.
+_LEGEND_WIDTH = 90
 _CAPTION_WIDTH = 120
 
 
@@ -86,6 +88,8 @@ def legend_above(axes: Axes, columns: int) -> None:
         zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1].endswith("predicted")
     )
     handles, labels = zip(*entries, strict=True)
+    if max(map(len, labels)) * columns > _LEGEND_WIDTH:
+        columns = 1
     axes.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0, handletextpad=0.5
     )

@@ -50,7 +50,7 @@ def _told_to_end(wakened: int) -> bool:
     """Waits until something happened; whether that was more than the end of a child."""
     ready, _, _ = select.select([_STDIN, wakened], [], [])
     signals = os.read(wakened, 64) if wakened in ready else b""
-    return any(number in _ENDS for number in signals)
+    return _STDIN in ready or any(number in _ENDS for number in signals)
 
 
 def _end(server: subprocess.Popen[bytes], stop_s: float) -> int:

@@ -1,0 +1,181 @@
+"""Two runs side by side: planted differences come back, with the term that made them, and noise is called noise."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_served import FakeServer, fake_served
+from rich.cells import cell_len
+from rich.console import Console
+
+from specbench.errors import StoreError
+from specbench.report.comparison import compared, slower_by
+from specbench.report.comparison_contract import Comparison
+from specbench.report.comparison_tables import comparison_markdown, comparison_tables
+from specbench.store import StoredRun
+
+SLOW = FakeServer(step_s=0.046, round_s=0.060, adapter="vLLM")
+FAST = FakeServer(step_s=0.0094, round_s=0.0273)
+
+
+def shown(found: Comparison, width: int = 80, encoding: str = "utf-8") -> str:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, width=width)
+    for part in comparison_tables(found):
+        console.print(part)
+    file.seek(0)
+    return file.read()
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> tuple[StoredRun, StoredRun]:
+    """The same rounds, of which one engine makes other times."""
+    return (
+        fake_served(tmp_path / "a", SLOW, gammas=(2, 4), prompts=30),
+        fake_served(tmp_path / "b", FAST, gammas=(4, 8)),
+    )
+
+
+def test_a_dearer_round_is_what_moved(engines: tuple[StoredRun, StoredRun]) -> None:
+    found = compared(*engines)
+    (draft,) = found.drafts
+    (row,) = draft.gammas
+    assert (found.prompts, found.only_a, found.only_b) == (24, ("demo:draft gamma 2",), ("demo:draft gamma 8",))
+    assert row.a.round_steps == pytest.approx(0.060 / 0.046, rel=0.02)
+    assert row.b.round_steps == pytest.approx(0.0273 / 0.0094, rel=0.02)
+    assert row.ratio == pytest.approx((0.060 / 0.046) / (0.0273 / 0.0094), rel=0.02)
+    assert row.ratio == pytest.approx(row.b.speedup / row.a.speedup)
+    assert row.ratio_low < row.ratio < row.ratio_high < 1
+    assert (row.moved, row.same) == ("cost of a round", False)
+    assert draft.reason.startswith("The target's step is 4.9x faster on llama.cpp (9.4 ms against 4")
+    assert "a round only 2.2x, so a round costs 2.9" in draft.reason
+    assert "at much the same tau (2.27 against 2.27): GO becomes NO-GO." in draft.reason
+    assert row.a.tokens_per_round == row.b.tokens_per_round  # over the prompts that both have
+
+
+def test_acceptance_is_what_moved(tmp_path: Path) -> None:
+    a = fake_served(tmp_path / "a", FakeServer(alpha=0.8))
+    b = fake_served(tmp_path / "b", FakeServer(alpha=0.2, round_s=0.014))
+    draft = compared(a, b).drafts[0]
+    assert {row.moved for row in draft.gammas} == {"acceptance"}
+    assert draft.reason.startswith("Acceptance moved most: a round gives 1.2")
+    assert "tokens on the second run" in draft.reason
+
+
+def test_pairing_takes_out_what_belongs_to_the_prompt(tmp_path: Path) -> None:
+    a = fake_served(tmp_path / "a", FakeServer(round_s=0.0130))
+    b = fake_served(tmp_path / "b", FakeServer(round_s=0.0136), seed=0)
+    row = compared(a, b).drafts[0].gammas[1]
+    assert row.ratio == pytest.approx(0.0130 / 0.0136, rel=0.01)
+    alone = row.a.speedup_high - row.a.speedup_low
+    assert row.ratio_high - row.ratio_low < alone / 3
+    assert not row.same
+    # The same difference drowns where the prompts are others.
+    stranger = fake_served(tmp_path / "c", FakeServer(round_s=0.0136), seed=5)
+    assert compared(a, stranger).drafts[0].gammas[1].same
+
+
+def test_the_same_again_is_the_same_within_noise(tmp_path: Path) -> None:
+    a, b = (fake_served(tmp_path / name, prompts=30) for name in "ab")
+    found = compared(a, b)
+    assert all(row.same and row.moved is None for row in found.drafts[0].gammas)
+    assert found.drafts[0].reason.startswith("The same within noise: a round costs 1.30 target steps against 1.30")
+    assert '"same": the interval holds 1' in shown(found)
+    assert found.warnings == ()
+
+
+def test_prompts_are_paired_by_content_and_not_by_id(tmp_path: Path) -> None:
+    a, b = fake_served(tmp_path / "a", SLOW), fake_served(tmp_path / "b", FAST)
+    names = {f"p{n}": f"x{99 - n}" for n in range(24)}
+    renamed = replace(b, trials=tuple(replace(t, prompt_id=names[t.prompt_id]) for t in b.trials))
+    assert compared(a, renamed).drafts[0].gammas[1].ratio_low == pytest.approx(
+        compared(a, b).drafts[0].gammas[1].ratio_low, rel=0.01
+    )
+    with pytest.raises(StoreError, match="no draft at one gamma over one prompt in common"):
+        compared(a, fake_served(tmp_path / "c", replace(FAST, sha="other")))
+
+
+def test_by_category(engines: tuple[StoredRun, StoredRun]) -> None:
+    rows = compared(*engines).drafts[0].gammas[0].categories
+    assert [(row.category, row.prompts) for row in rows] == [("chat", 12), ("code", 12)]
+    assert all(row.ratio == pytest.approx(row.b_speedup / row.a_speedup) and not row.same for row in rows)
+
+
+def test_rounds_that_one_side_does_not_tell(tmp_path: Path) -> None:
+    a, b = fake_served(tmp_path / "a", SLOW), fake_served(tmp_path / "b", replace(FAST, tells="drafts"))
+    found = compared(a, b)
+    row = found.drafts[0].gammas[0]
+    assert row.b.tokens_per_round is None and row.moved is None and not row.same
+    assert "what a round gives and costs is not known in both" in row.reason
+    assert "1.94 / -" in shown(found, 200) and "None" not in comparison_markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "config"),
+    [
+        ("other-sampling", {"temperature": 0.7}),
+        ("other-limit", {"max_new_tokens": 128}),
+        ("other-load", {"concurrency": (4,)}),
+    ],
+)
+def test_another_question_is_warned_of(tmp_path: Path, code: str, config: dict) -> None:
+    a, b = fake_served(tmp_path / "a"), fake_served(tmp_path / "b", **config)
+    assert [caution.code for caution in compared(a, b).warnings] == [code]
+
+
+def test_another_workload_is_warned_of(tmp_path: Path) -> None:
+    a, b = (fake_served(tmp_path / name) for name in "ab")
+    other = replace(b, run=b.run | {"workload": {"sha256": "cd" * 32}})
+    assert [caution.code for caution in compared(a, other).warnings] == ["other-prompts"]
+
+
+def test_slower_only_where_the_interval_says_so(tmp_path: Path) -> None:
+    a = fake_served(tmp_path / "a", FakeServer(round_s=0.013))
+    worse = slower_by(compared(a, fake_served(tmp_path / "b", FakeServer(round_s=0.014))))
+    assert (worse.draft, worse.gamma) == ("demo:draft", 4)
+    assert worse.by == pytest.approx(1 - 13 / 14, abs=0.01)
+    assert worse.low < worse.by < worse.high
+    assert worse.surely_above(0.03) and not worse.surely_above(worse.by)
+    again = slower_by(compared(a, a))
+    assert again.by == 0 and not again.surely_above(0.01)
+    few = [fake_served(tmp_path / f"few{s}", FakeServer(round_s=s / 1000), prompts=6) for s in (13, 26)]
+    found = compared(*few)
+    assert slower_by(found).by > 0.4 and not slower_by(found).surely_above(0.03)
+    assert found.drafts[0].reason.startswith("Too few prompts to tell the two apart")
+
+
+def test_nothing_is_slower_where_the_first_runs_choice_is_not_in_the_second(tmp_path: Path) -> None:
+    a, b = fake_served(tmp_path / "a", gammas=(2, 4)), fake_served(tmp_path / "b", gammas=(2,))
+    assert slower_by(compared(a, b)) is None
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_tables_fit(engines: tuple[StoredRun, StoredRun], width: int, encoding: str) -> None:
+    page = shown(compared(*engines), width, encoding)
+    assert "B over A" in page
+    # A long path has to be readable whole.
+    assert max(cell_len(line) for line in page.splitlines() if str(engines[0].folder.parent) not in line) <= width
+
+
+def test_the_markdown_and_the_json_say_the_same(engines: tuple[StoredRun, StoredRun]) -> None:
+    found = compared(*engines)
+    page = comparison_markdown(found)
+    assert "| gamma | speedup on A | speedup on B | B over A | tau |" in page and "None" not in page
+    assert "**The target's step is 4.9x faster on llama.cpp" in page and "Only in B: demo:draft gamma 8." in page
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert told["drafts"][0]["gammas"][0]["moved"] == "cost of a round"
+
+
+def test_a_run_in_process_beside_a_server(tmp_path: Path) -> None:
+    from fake_run import FakeDraft, fake_run
+
+    local = fake_run(tmp_path / "a", {"demo:draft": FakeDraft({"code": 0.6, "chat": 0.6})}, gammas=(2, 4))
+    named = [replace(t, prompt_sha256=f"prompt{t.prompt_id[1:]}") for t in local.trials]
+    found = compared(replace(local, trials=tuple(named)), fake_served(tmp_path / "b"))
+    assert found.a.name == "specbench's own loop" and found.a.load is None and found.prompts == 24
+    assert found.drafts[0].gammas[0].a.round_steps is not None

@@ -1,0 +1,370 @@
+"""What is said of a run on a server: what it tells, what it does not, its loads, its own counters and clock."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_served import LIMIT, PREFILL_S, SPEC, FakeServer, fake_served, rounds
+from matplotlib.image import imread
+from rich.cells import cell_len
+from rich.console import Console
+
+from specbench.acceptance.lossless import NEAR_TIE_NATS, lossy_reason
+from specbench.acceptance.metrics import count, told_counts
+from specbench.records import Arm, Counters, Divergence, Load, Policy, Round, Stretch, Told
+from specbench.report.brief import render_brief, write_brief
+from specbench.report.contract import Summary
+from specbench.report.figures import available, write_figures
+from specbench.report.frame import loads_of, main_trials
+from specbench.report.loads import percentiles, stops_paying_at, throughput
+from specbench.report.pilot import read_pilot
+from specbench.report.summarise import summarise
+from specbench.report.tables import sweep_tables
+from specbench.store import StoredRun
+
+BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
+
+
+def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, width=width)
+    for part in sweep_tables(summary, Policy()):
+        console.print(part)
+    file.seek(0)
+    return file.read()
+
+
+def codes(stored: StoredRun) -> dict[str, str]:
+    return {caution.code: caution.message for caution in summarise(stored).warnings}
+
+
+def with_trials(stored: StoredRun, change: Callable[[Any], Any], kind: str = "speculative") -> StoredRun:
+    return replace(stored, trials=tuple(change(t) if t.arm.kind == kind else t for t in stored.trials))
+
+
+def test_totals_and_survivors_are_as_good_as_a_list_of_rounds(tmp_path: Path) -> None:
+    listed = summarise(fake_served(tmp_path / "a", FakeServer())).drafts[0]
+    told = summarise(fake_served(tmp_path / "b", FakeServer(tells="survived"))).drafts[0]
+    assert told == listed
+    assert told.alpha is not None and told.alpha_low is not None
+
+
+def test_totals_give_tau_and_r_but_neither_survival_nor_alpha(tmp_path: Path) -> None:
+    listed = summarise(fake_served(tmp_path / "a", FakeServer())).drafts[0]
+    told = summarise(fake_served(tmp_path / "b", FakeServer(tells="totals"))).drafts[0]
+    for row, own in zip(told.gammas, listed.gammas, strict=True):
+        assert (row.rounds, row.tokens_per_round, row.acceptance_rate) == (
+            own.rounds,
+            own.tokens_per_round,
+            own.acceptance_rate,
+        )
+        assert row.survival == () and row.round_time is None and row.closed_form_speedup is None
+        assert row.round_steps == own.round_steps
+    assert told.alpha is None
+
+
+def test_what_is_not_told_is_none_and_never_0(tmp_path: Path) -> None:
+    drafts = summarise(fake_served(tmp_path / "a", FakeServer(tells="drafts"))).drafts[0].gammas[0]
+    assert drafts.rounds is None and drafts.tokens_per_round is None and drafts.round_steps is None
+    assert drafts.acceptance_rate is not None and 0.3 < drafts.acceptance_rate < 0.7
+    stored = fake_served(tmp_path / "b", FakeServer(tells="nothing"))
+    row = summarise(stored).drafts[0].gammas[0]
+    assert (row.rounds, row.drafted, row.accepted, row.round_s, row.break_even) == (None,) * 5
+    page = render_brief(stored, summarise(stored))
+    assert "| gamma | speedup, decode |" in page and "None" not in page and " nan" not in page
+    assert "The number of rounds is not known" in page and "r is accepted" not in page
+    assert "tau" not in shown(summarise(stored))
+
+
+def test_a_rounds_cost_is_its_planted_time_in_planted_steps(tmp_path: Path) -> None:
+    quiet = FakeServer(step_s=0.010, round_s=0.023, noise=0.0)
+    row = summarise(fake_served(tmp_path / "r", quiet)).drafts[0].gammas[1]
+    assert row.round_s == pytest.approx(0.023)
+    assert row.round_steps == pytest.approx(2.3)
+    assert row.round_steps == pytest.approx(row.tokens_per_round / row.speedup)
+    assert row.break_even.tokens_per_round == pytest.approx(2.3)
+    assert (row.break_even.draft_steps, row.break_even.measured_draft_steps) == (None, None)
+
+
+def test_counts_from_totals() -> None:
+    listed = [Round(3, n) for n in (3, 3, 1, 0, 2)]
+    told = Told(rounds=5, drafted=15, accepted=9, survived=(4, 3, 2))
+    assert told_counts(told, 3) == count(listed, 3)
+    for strange in (
+        replace(told, drafted=14),
+        replace(told, survived=(4, 3, 1)),
+        replace(told, survived=(2, 3, 4)),
+        replace(told, survived=None),
+    ):
+        found = told_counts(strange, 3)
+        assert (found.rejections, found.reached, found.survival, found.alpha) == (None, (), (), None)
+        assert found.tokens_per_round == pytest.approx(1 + 9 / 5)
+    assert told_counts(Told(rounds=0, drafted=0, accepted=0, survived=()), 2).tokens_per_round is None
+
+
+def test_texts_without_counts_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r")
+    whole = summarise(stored).drafts[0].gammas[0]
+
+    def some(trial: Any) -> Any:
+        lost = trial.prompt_id in ("p1", "p2", "p3")
+        return replace(trial, drafted=(), accepted=(), told=Told()) if lost else trial
+
+    part = with_trials(stored, some)
+    row = summarise(part).drafts[0].gammas[0]
+    assert row.counted_share == pytest.approx(21 / 24)
+    assert row.rounds is not None and row.rounds < whole.rounds
+    assert row.tokens_per_round == pytest.approx(whole.tokens_per_round, rel=0.05)
+    assert "are over 88% of the texts" in render_brief(part, summarise(part))
+
+
+def test_a_request_that_drafted_nothing_took_a_round_for_every_token(tmp_path: Path) -> None:
+    stored = with_trials(
+        fake_served(tmp_path / "r"),
+        lambda t: replace(t, drafted=(), accepted=(), told=Told(drafted=0, accepted=0)),
+    )
+    row = summarise(stored).drafts[0].gammas[0]
+    assert (row.rounds, row.tokens_per_round, row.acceptance_rate) == (24 * (LIMIT - 1), 1.0, None)
+    assert "drafted nothing at all" in codes(stored)["not-speculating"]
+
+
+def test_the_verdict_is_about_the_first_load_alone(tmp_path: Path) -> None:
+    both = fake_served(tmp_path / "a", BUSY, concurrency=(16, 1))
+    alone = summarise(fake_served(tmp_path / "b", replace(BUSY), concurrency=(1,)))
+    found = summarise(both)
+    assert [load.label for load in loads_of(both)] == ["16 at a time", "1 at a time"]
+    assert {trial.arm.load for trial in main_trials(both)} == {Load(16)}
+    assert found.drafts[0].verdict == "NO-GO" and alone.drafts[0].verdict == "GO"
+    assert found.drafts[0].gammas[0].prompts == 24
+    assert found.server is not None and found.server.load == "16 at a time"
+    assert (
+        read_pilot(both, Policy(), None).whole.speedup
+        < 1
+        < read_pilot(fake_served(tmp_path / "c", BUSY), Policy(), None).whole.speedup
+    )
+
+
+def test_loads_recover_planted_speedups_and_rates(tmp_path: Path) -> None:
+    server = replace(BUSY, noise=0.0)
+    stored = fake_served(tmp_path / "r", server, concurrency=(1, 4, 16), rate=(2.0,))
+    rows = {(row.load, row.gamma): row for row in summarise(stored).loads}
+    assert len(rows) == 8 and rows["2 requests/s", 4].rate == 2.0 and rows["2 requests/s", 4].concurrency is None
+    one, many = rows["1 at a time", 4], rows["16 at a time", 4]
+    assert many.speedup == pytest.approx(one.speedup * 3.0 / 6.0)
+    alone_s = PREFILL_S * 3 + (LIMIT - 1) * server.step_s * 3
+    assert many.baseline_throughput == pytest.approx(16 * LIMIT / alone_s)
+    assert many.throughput_ratio == pytest.approx(many.throughput / many.baseline_throughput)
+    assert many.throughput_ratio == pytest.approx(many.speedup_e2e)
+    assert many.baseline_ttft.p50 == pytest.approx(PREFILL_S * 3)
+    assert many.baseline_tpot.p50 == pytest.approx(server.step_s * 3)
+    assert (one.verdict, many.verdict) == ("GO", "NO-GO")
+    assert throughput(replace(stored, stretches=()), Arm("baseline")) is None
+
+
+def test_a_percentile_takes_enough_requests() -> None:
+    assert percentiles([1.0]).p50 is None
+    few = percentiles(np.arange(19.0))
+    assert few.p50 == 9.0 and few.p95 is None and few.p99 is None
+    assert percentiles(np.arange(20.0)).p95 is not None and percentiles(np.arange(99.0)).p99 is None
+    assert percentiles(np.arange(101.0)).p99 == pytest.approx(99.0)
+
+
+def test_where_it_stops_paying_is_found_and_backed_by_its_interval(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r", BUSY, concurrency=(1, 4, 16))
+    summary = summarise(stored)
+    assert summary.drafts[0].stops_paying_at_concurrency == 16
+    page = render_brief(stored, summary)
+    assert "It stops paying at 16 at a time (the interval [0." in page and "supports it)" in page
+    assert "**Turn `demo:draft` off where 16 or more requests come at a time.**" in page
+    rows = [replace(row, speedup_high=1.02) for row in summary.loads]
+    doubtful = render_brief(stored, replace(summary, loads=tuple(rows)))
+    assert "holds 1.00x, so this may be chance)" in doubtful
+    # A dip in the middle is not where it stops paying.
+    dip = [replace(row, speedup={1: 1.2, 4: 0.9, 16: 1.1}[row.concurrency or 0]) for row in summary.loads]
+    assert stops_paying_at(dip, SPEC, Policy()) is None
+
+
+def test_the_policys_metric_decides_where_it_stops_paying(tmp_path: Path) -> None:
+    rows = summarise(fake_served(tmp_path / "r", BUSY, concurrency=(1, 4, 16))).loads
+    slow = [replace(row, speedup_e2e=0.5) for row in rows]
+    assert stops_paying_at(slow, SPEC, Policy(metric="e2e")) == 1
+    assert stops_paying_at(slow, SPEC, Policy()) == 16
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_table_of_loads_fits(tmp_path: Path, width: int, encoding: str) -> None:
+    summary = summarise(fake_served(tmp_path / "r", BUSY, concurrency=(1, 4, 16), rate=(2.0,)))
+    page = shown(summary, width, encoding)
+    assert "under load" in page and "16 at a time" in page
+    assert max(cell_len(line) for line in page.splitlines()) <= width
+
+
+def test_one_request_at_a_time_needs_no_table_of_loads(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "a")
+    assert summarise(stored).loads and "under load" not in shown(summarise(stored))
+    assert "## Under load" not in render_brief(stored, summarise(stored))
+    busy = fake_served(tmp_path / "b", BUSY, concurrency=(4,))
+    assert "## Under load" in render_brief(busy, summarise(busy))
+
+
+def test_the_figures_of_a_server(tmp_path: Path) -> None:
+    assert available(summarise(fake_served(tmp_path / "a"))) == ("speedup", "survival", "categories")
+    nothing = summarise(fake_served(tmp_path / "b", FakeServer(tells="nothing")))
+    assert available(nothing) == ("speedup", "categories")
+    summary = summarise(fake_served(tmp_path / "c", BUSY, concurrency=(1, 4, 16)))
+    assert available(summary)[-1] == "loads"
+    write_figures(summary, Policy(), tmp_path / "f")
+    svg = (tmp_path / "f" / "loads.svg").read_text(encoding="utf-8")
+    for label in ("concurrency (requests at a time)", "break-even", "gamma 4 (95% interval)", "as on the axis"):
+        assert label in svg
+    picture = imread(tmp_path / "f" / "loads.png")
+    assert 0.005 < float((picture[..., :3].mean(axis=2) < 0.9).mean()) < 0.5
+
+
+def test_counters_that_agree_are_a_line(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r", concurrency=(1, 4))
+    summary = summarise(stored)
+    assert "counters-disagree" not in codes(stored)
+    found = summary.server.counters
+    assert (found.compared, found.agreeing, found.not_comparable) == (4, 4, 4)
+    drafted = sum(sum(t.drafted) for t in stored.trials if t.arm.load == Load())
+    assert f"drafted {drafted:,}" in render_brief(stored, summary)
+    assert "in 4 of 4 stretches of requests. 4 more could not be compared." in render_brief(stored, summary)
+
+
+@pytest.mark.parametrize("name", ["tokens", "rounds", "drafted", "accepted"])
+def test_a_miscount_is_named_with_its_size(tmp_path: Path, name: str) -> None:
+    stored = fake_served(tmp_path / "r", FakeServer(miscount={name: 3}))
+    message = codes(stored)["counters-disagree"]
+    assert "in 2 of 4 stretches" in message and "(+6)" in message
+    assert {"tokens": "output tokens"}.get(name, name) in message and message.count("(+") == 1
+    assert "**The server's own counters disagree**" in render_brief(stored, summarise(stored))
+
+
+def test_attempts_belong_to_their_stretch_and_missing_counters_to_none(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "a")
+    first = next(trial for trial in stored.trials if trial.arm.kind == "speculative")
+    again = replace(stored, trials=(*stored.trials, replace(first, attempt=1)))
+    assert "output tokens" in codes(again)["counters-disagree"]
+    silent = summarise(fake_served(tmp_path / "b", FakeServer(counts=False))).server.counters
+    assert (silent.compared, silent.agreeing, silent.not_comparable) == (0, 0, 4)
+
+
+def test_a_baseline_that_drafted_is_found_out(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r")
+    base = next(stretch for stretch in stored.stretches if stretch.arm.kind == "baseline")
+    drafting = Stretch(base.number, base.arm, 24, 1.0, replace(base.counters or Counters(), drafted=9), True)
+    found = codes(replace(stored, stretches=(drafting, *stored.stretches[1:])))
+    assert "in 1 of 4" in found["counters-disagree"] and "(+9)" in found["counters-disagree"]
+    told = with_trials(stored, lambda t: replace(t, told=replace(t.told, drafted=2)), "baseline")
+    assert "(48 tokens drafted)" in codes(told)["baseline-speculates"]
+
+
+def test_the_servers_clock(tmp_path: Path) -> None:
+    close = fake_served(tmp_path / "a", FakeServer(clock=0.97))
+    assert "the server's own clock says 3.0% less." in render_brief(close, summarise(close))
+    assert "clock-disagrees" not in codes(close)
+    far = fake_served(tmp_path / "b", FakeServer(clock=0.85))
+    assert "15% less for demo:draft gamma 4" in codes(far)["clock-disagrees"]
+
+
+def test_prompts_from_a_cache(tmp_path: Path) -> None:
+    assert "prefix-cache" not in codes(fake_served(tmp_path / "a", FakeServer(cached=20)))
+    message = codes(fake_served(tmp_path / "b", FakeServer(cached=45)))["prefix-cache"]
+    assert message.startswith("4,320 of 4,800 prompt tokens")
+
+
+@pytest.mark.parametrize(("drafts", "words"), [(1, "no round drafted more than 1"), (6, "rounds drafted up to 6")])
+def test_a_gamma_that_was_not_honoured(tmp_path: Path, drafts: int, words: str) -> None:
+    stored = fake_served(tmp_path / "r", FakeServer(drafts=lambda gamma: drafts), gammas=(4,))
+    assert f"demo:draft gamma 4: {words}" in codes(stored)["gamma-not-honoured"]
+    assert len(summarise(stored).drafts[0].gammas[0].survival) == max(4, drafts)
+    assert "gamma-not-honoured" not in codes(fake_served(tmp_path / "right"))
+
+
+def test_the_first_paragraph_and_the_doubts(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r")
+    page = render_brief(stored, summarise(stored))
+    first = page.split("\n\n")[1]
+    assert first.startswith("**GO: turn `demo:draft` on")
+    assert first.endswith(
+        "Measured from outside, as a client sees it, with requests 1 at a time: llama.cpp b11549 over HTTP, started by "
+        "specbench."
+    )
+    doubts = page.split("## What to distrust\n")[1].split("\n## ")[0]
+    assert "*not known*: Where a round's time goes" in doubts and "nothing was probed" in doubts
+    assert "| `drafted` | `timings.draft_n` |" in page
+    assert "specbench check" not in page and "--dtype float32" not in page and "\n\n\n" not in page
+
+
+@pytest.mark.parametrize("tells", ["rounds", "totals", "drafts", "nothing"])
+@pytest.mark.parametrize("round_s", [0.009, 0.013, 0.040])
+def test_there_are_two_next_steps_whatever_is_known(tmp_path: Path, tells: str, round_s: float) -> None:
+    stored = fake_served(tmp_path / "r", FakeServer(tells=tells, round_s=round_s))
+    path = write_brief(stored, summarise(stored))
+    page = path.read_text(encoding="utf-8")
+    steps = page.split("## Two next steps\n")[1].split("\n## ")[0].strip().splitlines()
+    assert len(steps) == 2 and all(" Because " in step and " It may be wrong: " in step for step in steps)
+    assert "in the engine that serves your traffic" not in page
+    assert len(page.split("](figures/")) - 1 == len(list((path.parent / "figures").glob("*.svg")))
+
+
+def test_a_server_knows_gaps_and_no_margins(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r")
+
+    def parted(gap: float | None) -> StoredRun:
+        def change(trial: Any) -> Any:
+            if trial.prompt_id != "p0" or trial.arm.gamma != 4:
+                return trial
+            return replace(trial, identical=False, diverged=Divergence(3, None, gap))
+
+        return with_trials(stored, change)
+
+    near, wide, unknown = parted(NEAR_TIE_NATS / 2), parted(2.0), parted(None)
+    assert summarise(near).drafts[0].verdict == "GO"
+    page = render_brief(near, summarise(near))
+    assert "nearly tie" in page and "Nearly means within 0.5 nats" in page
+    assert summarise(wide).drafts[0].verdict == "NO-GO"
+    page = render_brief(wide, summarise(wide))
+    assert "up to 2.00 nats between them, **so suspect a bug**" in page
+    assert "lie up to 2.00 nats apart" in page.split("## Two next steps")[1]
+    assert summarise(unknown).drafts[0].verdict == "GO"
+    assert "without a recorded margin" in render_brief(unknown, summarise(unknown))
+    for dtype in ("Q4_1", None):
+        lossy = [replace(t, diverged=Divergence(1, 0.4)) for t in stored.trials[:1]]
+        assert "rounding cannot explain it" in (lossy_reason(lossy, dtype) or "")
+        assert lossy_reason([replace(lossy[0], diverged=Divergence(1, 0.001))], dtype) is None
+
+
+def test_a_tokens_price_under_load_is_that_of_throughput(tmp_path: Path) -> None:
+    policy = Policy(price_per_hour=3.6)
+    stored = fake_served(tmp_path / "r", replace(BUSY, noise=0.0), concurrency=(16,), policy=policy)
+    summary = summarise(stored)
+    row = next(row for row in summary.loads if row.gamma == summary.drafts[0].best_gamma)
+    assert summary.drafts[0].money.per_million == pytest.approx(1000 / row.throughput)
+    assert "With requests 16 at a time, a million output tokens cost" in render_brief(stored, summary)
+    bare = summarise(replace(stored, stretches=()))
+    assert bare.drafts[0].money is None and bare.loads[0].throughput is None
+
+
+def test_a_run_in_process_has_neither_server_nor_loads(tmp_path: Path) -> None:
+    from fake_run import FakeDraft, fake_run
+
+    summary = summarise(fake_run(tmp_path / "r", {"d": FakeDraft({"code": 0.8, "chat": 0.4})}))
+    assert summary.server is None and summary.loads == ()
+    for row in summary.drafts[0].gammas:
+        times = row.round_time
+        assert row.round_s == pytest.approx(times.draft_s + times.verify_s + times.other_s)
+        assert row.counted_share == 1.0
+
+
+def test_the_fake_drafts_as_it_says() -> None:
+    drafted, accepted = rounds([True] * LIMIT, 4)
+    assert len(drafted) + sum(accepted) == LIMIT - 1

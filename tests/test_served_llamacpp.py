@@ -1,0 +1,129 @@
+"""A real llama.cpp server, started by specbench for every arm, on the embedded pair; its own counters are the judge."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import psutil
+import pytest
+from conftest import CANARY
+from test_cli import call
+
+from specbench.acceptance.metrics import count, pooled
+from specbench.report.summarise import summarise
+from specbench.store import StoredRun, read_run
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [
+    f"{CANARY}. Repeat exactly: one two three four five six one two three four five six one two three four",
+    "Say hello in ten languages.",
+    "List five colours, then list them again in the same order.",
+]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> StoredRun:
+    folder = tmp_path_factory.mktemp("served")
+    workload = folder / "prompts.jsonl"
+    workload.write_text("".join(json.dumps({"id": f"p{i}", "prompt": text}) + "\n" for i, text in enumerate(PROMPTS)))
+    flags = [
+        "--workload",
+        workload,
+        "--gamma",
+        "3",
+        "--max-new-tokens",
+        "20",
+        "--out",
+        folder / "runs",
+        "--threads",
+        "1",
+    ]
+    drafts = ["--draft", "demo:draft", "--draft", "ngram:n=2"]
+    result = call("sweep", "--engine", "llamacpp", *flags, *drafts, "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    return read_run(next((folder / "runs").iterdir()))
+
+
+def counted(stored: StoredRun):
+    return [trial for trial in stored.trials if not trial.warmup]
+
+
+def test_every_prompt_meets_every_arm(stored):
+    assert stored.status == "finished"
+    assert Counter((t.arm.kind, t.arm.draft) for t in counted(stored) if not t.attempt) == {
+        ("baseline", None): 3,
+        ("baseline-again", None): 3,
+        ("speculative", "demo:draft"): 3,
+        ("speculative", "ngram:n=2"): 3,
+    }
+
+
+def test_our_counts_are_the_servers_own(stored):
+    drafted = 0
+    for stretch in stored.stretches:
+        mine = [t for t in stored.trials if t.stretch == stretch.number]
+        rounds = pooled([count(t.rounds, 3) for t in mine]) if stretch.arm.draft else None
+        assert stretch.counters.tokens == sum(t.output_tokens for t in mine)
+        if rounds is not None:
+            drafting = sum(d > 0 for t in mine for d in t.drafted)
+            assert (stretch.counters.drafted, stretch.counters.accepted) == (rounds.drafted, rounds.accepted)
+            assert stretch.counters.rounds == drafting
+            theirs = stretch.counters.survived or ()
+            assert theirs == rounds.survived[: len(theirs)]
+            assert sum(rounds.survived[len(theirs) :]) == 0
+            drafted += rounds.drafted
+    assert drafted > 50
+
+
+def test_both_clocks_agree(stored):
+    outside = sum(t.times.decode_s for t in counted(stored))
+    inside = sum(t.told.decode_s for t in counted(stored))
+    assert outside == pytest.approx(inside, rel=0.05)
+
+
+def test_greedy_text_is_the_targets_own_and_gamma_is_honoured(stored):
+    others = [t for t in counted(stored) if t.arm.kind != "baseline"]
+    assert all(t.identical for t in others)
+    model = [t for t in others if t.arm.draft == "demo:draft"]
+    assert max(max(t.drafted) for t in model) == 3
+    assert min(t.drafted[0] for t in model) == 3
+    # Each round emits what it accepted and one more; an end of sequence may cut the last one short.
+    for trial in others:
+        if trial.arm.draft:
+            emitted = sum(trial.accepted) + len(trial.accepted)
+            assert trial.output_tokens - 1 <= emitted <= trial.output_tokens - 1 + 3
+            assert emitted == trial.output_tokens - 1 or trial.finish == "eos"
+
+
+def test_the_report_says_what_it_is_and_takes_the_servers_word_beside_ours(stored):
+    summary = summarise(stored)
+    assert "llama.cpp" in summary.engine
+    assert "xllamacpp" in summary.engine
+    for draft in summary.drafts:
+        (row,) = draft.gammas
+        assert row.round_time is None
+        assert row.predicted_speedup is None
+        assert row.identical_prompts == 3
+    codes = [warning.code for warning in summary.warnings]
+    assert "counters-disagree" not in codes
+    assert "clock-disagrees" not in codes
+    states = stored.run["served"]["settings"]
+    assert states["baseline"]["speculating"] is False
+    assert states["demo:draft gamma 3"]["speculating"] is True
+
+
+def test_no_prompt_is_in_the_folder_and_no_server_is_left(stored):
+    files = [path for path in stored.folder.rglob("*") if path.is_file()]
+    assert sum(path.suffix == ".log" for path in files) == 3
+    assert not [path for path in files if CANARY.encode() in path.read_bytes()]
+    mine = [p for p in psutil.Process().children(recursive=True) if "specbench.servers" in " ".join(p.cmdline())]
+    assert mine == []
+
+
+def test_a_brief_is_written_from_the_folder_alone(stored):
+    result = call("brief", stored.folder)
+    assert result.exit_code == 0, result.output
+    assert "The server's own counters agree" in result.stdout
+    assert CANARY not in result.stdout
