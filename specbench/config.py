@@ -50,6 +50,7 @@ class RunConfig:
     launch: str | None = None
     server: str | None = None
     spec_server: str | None = None
+    draft_server: str | None = None
     concurrency: tuple[int, ...] = (1,)
     rate: tuple[float, ...] = ()
     request_timeout_s: float = 300.0
@@ -121,6 +122,10 @@ def _one_engine(config: RunConfig, where: str) -> None:
         raise ConfigError(
             "A server that speculates needs one that does not beside it", where="--spec-server", cure="Add --server."
         )
+    if config.draft_server is not None and config.server is None:
+        raise ConfigError(
+            "A server of the draft needs one of the target beside it", where="--draft-server", cure="Add --server."
+        )
     if not config.served and (config.concurrency != (1,) or config.rate):
         raise ConfigError(
             "Only a server takes several requests at once",
@@ -129,7 +134,8 @@ def _one_engine(config: RunConfig, where: str) -> None:
         )
     if config.served and config.batch_size > 1:
         raise ConfigError("A server makes its own batches", where="--batch-size", cure="Use --concurrency.")
-    for flag, url in (("--server", config.server), ("--spec-server", config.spec_server)):
+    urls = {"--server": config.server, "--spec-server": config.spec_server, "--draft-server": config.draft_server}
+    for flag, url in urls.items():
         if url is not None:
             _check_url(flag, url)
 

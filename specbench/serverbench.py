@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from specbench.bench import MAX_ATTEMPTS, WARMUP_TOKENS, Observer, joined
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
-from specbench.errors import EngineError
 from specbench.records import Arm, Counters, Divergence, Load, Prompt, Stretch, Times, Trial
 from specbench.servers.adapter import Ask, Reading, State
 from specbench.servers.client import Client, FailedError, RefusedError
 from specbench.servers.nearness import divergence, logprobs_body
+from specbench.servers.patience import PAUSE_S, Patience
 from specbench.servers.provider import Up, key_of
 from specbench.servers.traffic import drive
 from specbench.store import RunWriter, TrialKey
 
-# A request is sent so often before it counts as failed, and so many failures in a row end the run.
-TRIES = 3
-GIVE_UP = 3
-PAUSE_S = 0.5
+# How long given-up requests may take to end, and how often to look.
+DRAIN_S = 5.0
+LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +63,10 @@ class ServerBench:
         self.attempts = attempts
         self.repeats_left = repeats_left
         self.refused: dict[str, str] = {}
-        self.failures: list[dict[str, str]] = []
+        self._patience = Patience()
+        self.failures = self._patience.failures
         self.texts: dict[TrialKey, str] = {}
         self._next = first_stretch
-        self._in_a_row: defaultdict[str, int] = defaultdict(int)  # by address
 
     def look(self, up: Up) -> State:
         """What the server says of itself."""
@@ -179,35 +177,20 @@ class ServerBench:
         """The answer, when its request was sent, and after how many failures; None where it is refused or keeps
         failing. Raises EngineError after too many failures in a row."""
         ask = replace(self._ask(job), max_tokens=max_tokens)
-        loop = asyncio.get_running_loop()
-        kind = ""
-        for tries in range(TRIES):
-            sent_s = loop.time()
-            try:
-                chunks = await client.send(up.adapter.path, up.adapter.body(ask, up.model))
-                reading = up.adapter.read(chunks)
-                if reading.prompt_tokens is None:
-                    raise ValueError("no count of prompt tokens")
-            except RefusedError as refused:
-                self.refused[job.prompt.id] = f"the server refuses it: {refused}"
-                return None
-            except FailedError as failed:
-                kind = failed.kind
-            except ValueError:
-                kind = f"not as {up.adapter.name} answers"
-            else:
-                self._in_a_row[up.url] = 0
-                return reading, sent_s, tries
-            await asyncio.sleep(PAUSE_S * 2**tries)
-        self._in_a_row[up.url] += 1
-        self.failures.append({"prompt": job.prompt.id, "arm": arm.label, "kind": kind})
-        if self._in_a_row[up.url] >= GIVE_UP:
-            raise EngineError(
-                f"{GIVE_UP} requests in a row failed, each {TRIES} times; the last: {kind}",
-                where=up.url,
-                cure="See the server's log; the same command then continues where it stopped.",
-            )
-        return None
+
+        async def attempt() -> tuple[Reading, float]:
+            sent_s = asyncio.get_running_loop().time()
+            reading = up.adapter.read(await client.send(up.adapter.path, up.adapter.body(ask, up.model)))
+            if reading.prompt_tokens is None:
+                raise ValueError("no count of prompt tokens")
+            return reading, sent_s
+
+        try:
+            found = await self._patience.insist(attempt, up, prompt=job.prompt.id, arm=arm.label)
+        except RefusedError as refused:
+            self.refused[job.prompt.id] = f"the server refuses it: {refused}"
+            return None
+        return None if found is None else (*found[0], found[1])
 
     def _ask(self, job: Job) -> Ask:
         digest = hashlib.sha256(f"{self.config.seed}/{job.prompt.id}/{job.repeat}".encode()).digest()
@@ -277,3 +260,12 @@ class ServerBench:
 
     def _client(self, up: Up) -> Client:
         return Client(up.url, key=key_of(self.config), timeout_s=self.config.request_timeout_s)
+
+
+async def _drained(client: Client, up: Up) -> None:
+    """Wait until the server has noticed that its uncounted requests were given up: they would run on into whatever is
+    measured next."""
+    for _ in range(round(DRAIN_S / LOOK_S)):
+        await asyncio.sleep(LOOK_S)
+        if not (await up.adapter.state(client.get)).busy:
+            return

@@ -9,31 +9,25 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from specbench.bench import Observer
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.drafters.spec import DraftSpec, parse_draft, with_cutoff
-from specbench.errors import ConfigError, StoreError
-from specbench.provenance import provenance
+from specbench.errors import ConfigError
 from specbench.records import Arm, ArmKind, Caution, Prompt
 from specbench.resume import progress_of, same_setting, unfinished
-from specbench.runfile import marked, run_record, skipped_prompts
+from specbench.runfile import marked
+from specbench.servedfile import begun, engine, note_losses, note_server
 from specbench.serverbench import Job, ServerBench
 from specbench.servers import preflight
-from specbench.servers.adapter import Ask, State
+from specbench.servers.adapter import State
 from specbench.servers.provider import Provider, Up, provider_of
-from specbench.shipped import workload_source
 from specbench.store import RunWriter, StoredRun, TrialKey, new_folder, read_run
-from specbench.workload import load_workload, select
 
 WARM_UPS = 2
-
-# What may not change between two sessions of a run; the method is told only after the first request.
-IDENTITY = ("model", "version", "speculating", "gamma", "context")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,8 @@ def serve(config: RunConfig, command: str, gammas: Sequence[int], observer: Obse
     earlier = unfinished(config, command, mode)
     threads = config.threads or (free_cores() if earlier is None else int(earlier.run["provenance"]["threads"] or 1))
     provider = provider_of(config, specs, tuple(gammas), threads)
-    prompts, record = _record(config, command, provider)
+    arms = 2 + len(config.draft) * len(config.gamma)
+    prompts, record = begun(config, command, provider, arms)
     if earlier is None:
         folder = new_folder(Path(config.out), config.name or command)
     else:
@@ -85,39 +80,12 @@ def _askable(config: RunConfig) -> None:
     if config.server is not None and (config.spec_server is None or len(config.draft) != 1):
         what = "one that speculates" if config.spec_server is None else "one draft, which it runs with"
         raise ConfigError("A running server is compared with another", where="--spec-server", cure=f"Name {what}.")
+    if config.draft_server is not None:
+        raise ConfigError(
+            "A server of the draft alone is asked in a replay", where="--draft-server", cure="Add --replay-only."
+        )
     if config.system_prompt is None and config.max_new_tokens < 2:
         raise ConfigError("One token leaves nothing to speculate on", where="--max-new-tokens", cure="Use 2 or more.")
-
-
-def _record(config: RunConfig, command: str, provider: Provider) -> tuple[list[Prompt], dict[str, Any]]:
-    """The prompts in the order in which they are measured, and run.json as it would begin."""
-    workload = load_workload(
-        workload_source(config.workload),
-        column=config.column,
-        category_column=config.category_column,
-        system_prompt=config.system_prompt,
-    )
-    prompts = list(select(workload.prompts, config.limit, config.seed))
-    random.Random(config.seed).shuffle(prompts)
-    try:
-        provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)
-    except ValueError as error:
-        raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
-    planned = len(prompts) * config.repeats * len(config.loads) * (2 + len(config.draft) * len(config.gamma))
-    record = run_record(
-        config,
-        command,
-        workload,
-        prompts,
-        [],
-        setting=provenance(_engine(provider, None), None, None, provider.threads, provider.where),
-        models=provider.models,
-        cautions=[],
-        trials_planned=planned,
-    )
-    sources = dict(provider.adapter.sources)
-    served = {"adapter": provider.adapter.name, "launch": provider.launch, "sources": sources, "settings": {}}
-    return prompts, record | {"served": served}
 
 
 class _Serve:
@@ -209,7 +177,7 @@ class _Serve:
         answers = self.bench.warm_up(up, serving.arms(self.config)[0], warm)
         if first:
             self._looked[label] = state = replace(self.bench.look(up), busy=state.busy)
-            self._same_server(label, state)
+            note_server(self.writer, label, state, engine(self.provider, state))
         if serving.draft is None or serving.gamma is None:
             found = preflight.check_alone(state, up.url)
         else:
@@ -220,39 +188,9 @@ class _Serve:
         self._warm.add(label)
         return up
 
-    def _same_server(self, label: str, state: State) -> None:
-        """Store what the server is; refuse to go on with another than an earlier session measured."""
-        served = self.writer.run["served"]
-        earlier = served["settings"].get(label)
-        now = asdict(state) | {"busy": None}
-        changed = [] if earlier is None else [key for key in IDENTITY if earlier.get(key) != now[key]]
-        if changed:
-            raise StoreError(
-                f"The server of {label} is another than when this run began: {', '.join(changed)}",
-                where=str(self.writer.folder),
-                cure="Use --fresh to start a new run.",
-            )
-        settings = served["settings"] | {label: now}
-        engine = _engine(self.provider, state)
-        self.writer.update(
-            served=served | {"settings": settings}, provenance=self.writer.run["provenance"] | {"engine": engine}
-        )
-
     def _note(self) -> None:
         """Put into run.json what the session noticed."""
-        run = self.writer.run
-        known = {skipped["id"] for skipped in run["workload"]["skipped"]}
-        refused = [{"id": name, "reason": why} for name, why in self.bench.refused.items() if name not in known]
-        cautions = list(self._cautions)
-        if refused:
-            skipped = run["workload"]["skipped"] + refused
-            self.writer.update(workload=run["workload"] | {"skipped": skipped})
-            cautions.append(skipped_prompts(skipped))
-        if self.bench.failures:
-            cautions.append(_failed(self.bench.failures))
-        unique = {caution.code: asdict(caution) for caution in cautions}
-        kept = [warning for warning in run["warnings"] if warning["code"] not in unique]
-        self.writer.update(warnings=[*kept, *unique.values()])
+        note_losses(self.writer, self.bench.refused, self.bench.failures, self._cautions)
 
 
 def _in_turn(servings: Sequence[Serving], seed: str) -> list[Serving]:
@@ -260,24 +198,6 @@ def _in_turn(servings: Sequence[Serving], seed: str) -> list[Serving]:
     order = list(servings)
     random.Random(seed).shuffle(order)
     return order
-
-
-def _failed(failures: Sequence[dict[str, str]]) -> Caution:
-    kinds = ", ".join(sorted({failure["kind"] for failure in failures}))
-    return Caution(
-        "failed-requests",
-        f"{len(failures)} requests failed for good ({kinds}), the first: prompt {failures[0]['prompt']}, "
-        f"{failures[0]['arm']}",
-        "Run the same command with --resume, which asks them again, or see the server's log.",
-    )
-
-
-def _engine(provider: Provider, state: State | None) -> str:
-    """How the engine is called in tables and the brief."""
-    version = provider.version or (None if state is None else state.version)
-    name = " ".join(part for part in (provider.adapter.name, version) if part)
-    how = f"started by specbench ({provider.launch})" if provider.launch else "running before specbench came"
-    return f"{name} over HTTP, {how}"
 
 
 def _next_stretch(stored: StoredRun) -> int:

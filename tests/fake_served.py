@@ -47,9 +47,10 @@ def fake_served(
     prompts: int = 24,
     policy: Policy | None = None,
     seed: int = 0,
+    noise_seed: int = 0,
     **config: object,
 ) -> StoredRun:
-    """The run as read back from disk, finished."""
+    """The run as read back from disk, finished. `seed` draws what is accepted, `noise_seed` how long things took."""
     server = server or FakeServer()
     loads = [*(Load(c) for c in concurrency), *(Load(1, r) for r in rate)]
     folder.mkdir(parents=True)
@@ -61,7 +62,7 @@ def fake_served(
         "dtype": None,
     }
     with RunWriter(folder, _run(server, stored, gammas)) as writer:
-        rng = random.Random(seed)
+        rng, noise = random.Random(seed), random.Random(f"noise {noise_seed}")
         # Rounds belong to the text, so every load has the same.
         accepts = [[rng.random() < server.alpha for _ in range(LIMIT)] for _ in range(prompts)]
         number = 0
@@ -69,7 +70,7 @@ def fake_served(
             arms = [Arm("baseline", load=load), Arm("baseline-again", load=load)]
             arms += [Arm("speculative", SPEC, gamma, load) for gamma in gammas]
             for arm in arms:
-                trials = [_trial(server, arm, p, accepts[p], number, rng) for p in range(prompts)]
+                trials = [_trial(server, arm, p, accepts[p], number, noise) for p in range(prompts)]
                 for trial in trials:
                     writer.append(trial)
                 alone = load.concurrency == 1

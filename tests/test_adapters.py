@@ -503,6 +503,10 @@ HOME = "<!doctype html><title>Home</title>"
     [
         ({"props": capture("llama_draft.props.json"), "metrics": "llamacpp:n_decode_total 1\n"}, LlamaCpp),
         ({**VLLM_PAGES, "metrics": capture("vllm_none.metrics")}, VLLM),
+        (VLLM_PAGES, VLLM),
+        ({"version": VLLM_PAGES["version"], "metrics": capture("vllm_none.metrics")}, VLLM),
+        ({"v1__models": VLLM_PAGES["v1__models"]}, OpenAI),
+        ({"version": VLLM_PAGES["version"], "v1__models": '{"data": [3]}'}, OpenAI),
         ({"server_info": json.dumps(SGLANG_INFO)}, SGLang),
         ({"get_server_info": json.dumps(SGLANG_INFO)}, SGLang),
         ({"version": '{"version":"0.9"}', "metrics": "other:requests_total 1\n"}, OpenAI),

@@ -18,7 +18,15 @@ from specbench import records
 from specbench.cli import app
 from specbench.cli.show import STRICT_EXIT
 from specbench.config import RunConfig
-from specbench.report import cautions, contract, replayed
+from specbench.report import (
+    cautions,
+    comparison,
+    comparison_contract,
+    contract,
+    replayed,
+    served_cautions,
+    served_contract,
+)
 from specbench.workload import cautions as workload_cautions
 from specbench.workload.shapes import SHAPES
 
@@ -135,6 +143,19 @@ SECTIONS = {
     "`drafts[].gammas[].round_time`": contract.RoundTime,
     "`drafts[].categories[]`": contract.CategoryResult,
     "`drafts[].categories[].gammas[]`": contract.CategoryGamma,
+    "`loads[]`": served_contract.LoadResult,
+    "`loads[].ttft` and the like": served_contract.Percentiles,
+    "`server`": served_contract.Server,
+    "`server.counters`": served_contract.CounterCheck,
+    "`server.counters.numbers[]`": served_contract.NumberCheck,
+    "`server.clocks[]`": served_contract.ClockCheck,
+    "`compare --json`": comparison_contract.Comparison,
+    "Compare: `a` and `b`": comparison_contract.ComparedRun,
+    "Compare: `drafts[]`": comparison_contract.ComparedDraft,
+    "Compare: `drafts[].gammas[]`": comparison_contract.ComparedGamma,
+    "Compare: `drafts[].gammas[].a` and `b`": comparison_contract.ComparedSide,
+    "Compare: `drafts[].gammas[].categories[]`": comparison_contract.ComparedCategory,
+    "Compare: `slower`": comparison_contract.Slower,
     "`warnings[]`": records.Caution,
     "`policy`": records.Policy,
     "`replay --json`": replayed.Replayed,
@@ -142,7 +163,10 @@ SECTIONS = {
     "Replay: `drafts[].gammas[]`": replayed.ReplayGamma,
     "A line of `trials.jsonl`": records.Trial,
     "`arm`": records.Arm,
+    "`told`": records.Told,
     "`times`": records.Times,
+    "A line of `stretches.jsonl`": records.Stretch,
+    "`counters`": records.Counters,
     "A line of `divergences.jsonl`": records.Divergence,
 }
 
@@ -169,7 +193,7 @@ def test_the_contract_has_the_keys_of_the_code_and_says_what_can_be_null(section
 
 
 def test_the_contract_lists_every_warning_and_exit_code():
-    modules = (cautions, workload_cautions)
+    modules = (cautions, comparison, served_cautions, workload_cautions)
     sources = [Path(module.__file__).read_text() for module in modules] + [(ROOT / "specbench/run.py").read_text()]
     codes = {code for source in sources for code in re.findall(r'Caution\(\s*"([\w-]+)"', source)}
     assert len(codes) >= 10

@@ -13,7 +13,8 @@ from tiny import GREEDY, near_copy, run, tiny_llama
 
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, Positions, replay
-from specbench.acceptance.score import match_blocks, score
+from specbench.acceptance.score import score
+from specbench.acceptance.scores import match_blocks
 from specbench.drafters import DraftSpec, NgramSpec, parse_draft
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.model import ModelDrafter

@@ -16,7 +16,8 @@ ROOT = Path(specbench.__file__).parent
 # From the command line down to the nouns; a room may import from its own line and from those below.
 LAYERS = [
     ["cli", "__main__"],
-    ["checking", "progress", "probing", "run", "serving"],
+    ["checking", "progress", "probing", "run", "scoring", "serving"],
+    ["servedfile"],
     ["resume", "runfile"],
     ["serverbench"],
     ["bench"],

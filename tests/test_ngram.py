@@ -15,7 +15,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, replay
-from specbench.acceptance.score import match_blocks
+from specbench.acceptance.scores import match_blocks
 from specbench.drafters import NgramSpec
 from specbench.drafters.ngram import NgramDrafter
 from specbench.records import Sampling

@@ -1,4 +1,4 @@
-"""What is said of a run on a server: what it tells, what it does not, its loads, its own counters and clock."""
+"""What is said of a run on a server: what it tells, what it does not, its own counters and clock."""
 
 from __future__ import annotations
 
@@ -8,22 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from fake_served import LIMIT, PREFILL_S, SPEC, FakeServer, fake_served, rounds
-from matplotlib.image import imread
-from rich.cells import cell_len
+from fake_served import LIMIT, FakeServer, fake_served, rounds
 from rich.console import Console
 
 from specbench.acceptance.lossless import NEAR_TIE_NATS, lossy_reason
 from specbench.acceptance.metrics import count, told_counts
-from specbench.records import Arm, Counters, Divergence, Load, Policy, Round, Stretch, Told
+from specbench.records import Counters, Divergence, Load, Policy, Round, Stretch, Told
 from specbench.report.brief import render_brief, write_brief
 from specbench.report.contract import Summary
-from specbench.report.figures import available, write_figures
-from specbench.report.frame import loads_of, main_trials
-from specbench.report.loads import percentiles, stops_paying_at, throughput
-from specbench.report.pilot import read_pilot
 from specbench.report.summarise import summarise
 from specbench.report.tables import sweep_tables
 from specbench.store import StoredRun
@@ -134,100 +127,6 @@ def test_a_request_that_drafted_nothing_took_a_round_for_every_token(tmp_path: P
     assert "drafted nothing at all" in codes(stored)["not-speculating"]
 
 
-def test_the_verdict_is_about_the_first_load_alone(tmp_path: Path) -> None:
-    both = fake_served(tmp_path / "a", BUSY, concurrency=(16, 1))
-    alone = summarise(fake_served(tmp_path / "b", replace(BUSY), concurrency=(1,)))
-    found = summarise(both)
-    assert [load.label for load in loads_of(both)] == ["16 at a time", "1 at a time"]
-    assert {trial.arm.load for trial in main_trials(both)} == {Load(16)}
-    assert found.drafts[0].verdict == "NO-GO" and alone.drafts[0].verdict == "GO"
-    assert found.drafts[0].gammas[0].prompts == 24
-    assert found.server is not None and found.server.load == "16 at a time"
-    assert (
-        read_pilot(both, Policy(), None).whole.speedup
-        < 1
-        < read_pilot(fake_served(tmp_path / "c", BUSY), Policy(), None).whole.speedup
-    )
-
-
-def test_loads_recover_planted_speedups_and_rates(tmp_path: Path) -> None:
-    server = replace(BUSY, noise=0.0)
-    stored = fake_served(tmp_path / "r", server, concurrency=(1, 4, 16), rate=(2.0,))
-    rows = {(row.load, row.gamma): row for row in summarise(stored).loads}
-    assert len(rows) == 8 and rows["2 requests/s", 4].rate == 2.0 and rows["2 requests/s", 4].concurrency is None
-    one, many = rows["1 at a time", 4], rows["16 at a time", 4]
-    assert many.speedup == pytest.approx(one.speedup * 3.0 / 6.0)
-    alone_s = PREFILL_S * 3 + (LIMIT - 1) * server.step_s * 3
-    assert many.baseline_throughput == pytest.approx(16 * LIMIT / alone_s)
-    assert many.throughput_ratio == pytest.approx(many.throughput / many.baseline_throughput)
-    assert many.throughput_ratio == pytest.approx(many.speedup_e2e)
-    assert many.baseline_ttft.p50 == pytest.approx(PREFILL_S * 3)
-    assert many.baseline_tpot.p50 == pytest.approx(server.step_s * 3)
-    assert (one.verdict, many.verdict) == ("GO", "NO-GO")
-    assert throughput(replace(stored, stretches=()), Arm("baseline")) is None
-
-
-def test_a_percentile_takes_enough_requests() -> None:
-    assert percentiles([1.0]).p50 is None
-    few = percentiles(np.arange(19.0))
-    assert few.p50 == 9.0 and few.p95 is None and few.p99 is None
-    assert percentiles(np.arange(20.0)).p95 is not None and percentiles(np.arange(99.0)).p99 is None
-    assert percentiles(np.arange(101.0)).p99 == pytest.approx(99.0)
-
-
-def test_where_it_stops_paying_is_found_and_backed_by_its_interval(tmp_path: Path) -> None:
-    stored = fake_served(tmp_path / "r", BUSY, concurrency=(1, 4, 16))
-    summary = summarise(stored)
-    assert summary.drafts[0].stops_paying_at_concurrency == 16
-    page = render_brief(stored, summary)
-    assert "It stops paying at 16 at a time (the interval [0." in page and "supports it)" in page
-    assert "**Turn `demo:draft` off where 16 or more requests come at a time.**" in page
-    rows = [replace(row, speedup_high=1.02) for row in summary.loads]
-    doubtful = render_brief(stored, replace(summary, loads=tuple(rows)))
-    assert "holds 1.00x, so this may be chance)" in doubtful
-    # A dip in the middle is not where it stops paying.
-    dip = [replace(row, speedup={1: 1.2, 4: 0.9, 16: 1.1}[row.concurrency or 0]) for row in summary.loads]
-    assert stops_paying_at(dip, SPEC, Policy()) is None
-
-
-def test_the_policys_metric_decides_where_it_stops_paying(tmp_path: Path) -> None:
-    rows = summarise(fake_served(tmp_path / "r", BUSY, concurrency=(1, 4, 16))).loads
-    slow = [replace(row, speedup_e2e=0.5) for row in rows]
-    assert stops_paying_at(slow, SPEC, Policy(metric="e2e")) == 1
-    assert stops_paying_at(slow, SPEC, Policy()) == 16
-
-
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_the_table_of_loads_fits(tmp_path: Path, width: int, encoding: str) -> None:
-    summary = summarise(fake_served(tmp_path / "r", BUSY, concurrency=(1, 4, 16), rate=(2.0,)))
-    page = shown(summary, width, encoding)
-    assert "under load" in page and "16 at a time" in page
-    assert max(cell_len(line) for line in page.splitlines()) <= width
-
-
-def test_one_request_at_a_time_needs_no_table_of_loads(tmp_path: Path) -> None:
-    stored = fake_served(tmp_path / "a")
-    assert summarise(stored).loads and "under load" not in shown(summarise(stored))
-    assert "## Under load" not in render_brief(stored, summarise(stored))
-    busy = fake_served(tmp_path / "b", BUSY, concurrency=(4,))
-    assert "## Under load" in render_brief(busy, summarise(busy))
-
-
-def test_the_figures_of_a_server(tmp_path: Path) -> None:
-    assert available(summarise(fake_served(tmp_path / "a"))) == ("speedup", "survival", "categories")
-    nothing = summarise(fake_served(tmp_path / "b", FakeServer(tells="nothing")))
-    assert available(nothing) == ("speedup", "categories")
-    summary = summarise(fake_served(tmp_path / "c", BUSY, concurrency=(1, 4, 16)))
-    assert available(summary)[-1] == "loads"
-    write_figures(summary, Policy(), tmp_path / "f")
-    svg = (tmp_path / "f" / "loads.svg").read_text(encoding="utf-8")
-    for label in ("concurrency (requests at a time)", "break-even", "gamma 4 (95% interval)", "as on the axis"):
-        assert label in svg
-    picture = imread(tmp_path / "f" / "loads.png")
-    assert 0.005 < float((picture[..., :3].mean(axis=2) < 0.9).mean()) < 0.5
-
-
 def test_counters_that_agree_are_a_line(tmp_path: Path) -> None:
     stored = fake_served(tmp_path / "r", concurrency=(1, 4))
     summary = summarise(stored)
@@ -255,6 +154,13 @@ def test_attempts_belong_to_their_stretch_and_missing_counters_to_none(tmp_path:
     assert "output tokens" in codes(again)["counters-disagree"]
     silent = summarise(fake_served(tmp_path / "b", FakeServer(counts=False))).server.counters
     assert (silent.compared, silent.agreeing, silent.not_comparable) == (0, 0, 4)
+
+
+def test_a_step_without_a_draft_is_a_round_of_ours_and_none_of_its_counters(tmp_path: Path) -> None:
+    stored = with_trials(
+        fake_served(tmp_path / "r"), lambda t: replace(t, drafted=(*t.drafted, 0), accepted=(*t.accepted, 0))
+    )
+    assert "counters-disagree" not in codes(stored)
 
 
 def test_a_baseline_that_drafted_is_found_out(tmp_path: Path) -> None:
@@ -343,15 +249,13 @@ def test_a_server_knows_gaps_and_no_margins(tmp_path: Path) -> None:
         assert lossy_reason([replace(lossy[0], diverged=Divergence(1, 0.001))], dtype) is None
 
 
-def test_a_tokens_price_under_load_is_that_of_throughput(tmp_path: Path) -> None:
-    policy = Policy(price_per_hour=3.6)
-    stored = fake_served(tmp_path / "r", replace(BUSY, noise=0.0), concurrency=(16,), policy=policy)
-    summary = summarise(stored)
-    row = next(row for row in summary.loads if row.gamma == summary.drafts[0].best_gamma)
-    assert summary.drafts[0].money.per_million == pytest.approx(1000 / row.throughput)
-    assert "With requests 16 at a time, a million output tokens cost" in render_brief(stored, summary)
-    bare = summarise(replace(stored, stretches=()))
-    assert bare.drafts[0].money is None and bare.loads[0].throughput is None
+def test_the_precision_is_the_servers_own_or_not_known(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r")
+    config = stored.run["config"] | {"dtype": "bfloat16"}
+    silent = replace(stored, run=stored.run | {"config": config, "provenance": {"engine": "x", "hardware": None}})
+    page = render_brief(silent, summarise(silent))
+    assert "precision not recorded" in page and "bfloat16" not in page and "x over HTTP." in page
+    assert "hardware not known" in page
 
 
 def test_a_run_in_process_has_neither_server_nor_loads(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from conftest import CANARY
 from fake_server import FakeServer
 from test_run import FakeObserver
 
-from specbench import serverbench
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
+from specbench.servers import patience
 from specbench.serving import serve
 from specbench.store import StoredRun, read_run, trial_key
 
@@ -22,7 +22,7 @@ ROUNDS = (Round(3, 2), Round(3, 0), Round(3, 3))
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(serverbench, "PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
 
 
 def speculating(**planted) -> FakeServer:
@@ -213,7 +213,7 @@ def test_another_server_at_the_address_is_not_continued(lab, tmp_path):
         with pytest.raises(EngineError):
             served(lab, tmp_path, alone, drafting)
         with (
-            speculating(port=drafting.port, model="/elsewhere/fake.gguf") as again,
+            speculating(port=drafting.port, model="/models/other.gguf") as again,
             pytest.raises(SpecbenchError, match="another than when this run began: model"),
         ):
             served(lab, tmp_path, alone, again, mode="resume")

@@ -45,8 +45,8 @@ ASKS = [Ask((Message("user", text),), tokens, Sampling(), 1) for text in QUESTIO
 
 @dataclass(frozen=True)
 class Seen:
-    """One server's life: what it said at its start, its answers to ASKS, what its counters added meanwhile, and the
-    first whole answer scored (None where not asked)."""
+    """One server's life: which adapter was found for it, what it said at its start, its answers to ASKS, what its
+    counters added meanwhile, and the token ids of ASKS[2] with its answer, and their places scored."""
 
     engine: object
     before: Any

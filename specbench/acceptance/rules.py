@@ -6,8 +6,6 @@ after the same temperature, top-k and top-p.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -91,9 +89,3 @@ def residual(p: Tensor, q: Tensor | None, rejected: int) -> Tensor:
 def confidence(logits: Tensor) -> float:
     """The draft's top probability at temperature 1, from logits [1, V]: what a cut-off is held against."""
     return float(torch.softmax(logits[0].float(), -1).max())
-
-
-def until_end(tokens: Sequence[int], eos: Collection[int]) -> list[int]:
-    """The tokens up to the first end of sequence, it included; all of them without one."""
-    end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
-    return list(tokens[:end])

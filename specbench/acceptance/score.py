@@ -6,41 +6,18 @@ Logits over the whole vocabulary exist for one chunk of positions at a time and 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Target
-from specbench.acceptance.replay import Blocks, Counts32, Positions, Singles, Text
 from specbench.acceptance.rules import align, distribution
+from specbench.acceptance.scores import BlockScores, Scores, agreed
 from specbench.records import Sampling
 
 CHUNK = 64
-
-
-@dataclass(frozen=True, slots=True)
-class BlockScores:
-    """Arrays for a text of n + 1 output tokens, as replay.Blocks describes them."""
-
-    proposed: Counts32
-    matched: Counts32
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Arrays [n] for a text of n + 1 output tokens, as replay.Positions describes them."""
-
-    accept: Singles
-    overlap: Singles
-    confidence: Singles
-    log_p: Singles
-    log_q: Singles
-    ends: NDArray[np.bool_]
-    blocks: BlockScores | None = None
 
 
 class EachBlock(Drafter, Protocol):
@@ -81,36 +58,16 @@ def score(
     return as_scores(torch.cat(columns, 1) if columns else torch.empty(6, 0))
 
 
-def match_blocks(drafter: Drafter, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
-    """For every round start in `output`: how many tokens a block drafter proposes (at most `longest`), and how many of
-    the first of them are the text's own."""
-    generator = torch.Generator()
-    proposed, matched = [], []
-    drafter.begin(prompt)
-    for i in range(1, len(output)):
-        tokens = drafter.propose([*prompt, *output[:i]], longest, generator).tokens
-        proposed.append(len(tokens))
-        matched.append(_same(tokens, output, i))
-    return BlockScores(np.array(proposed, dtype=np.int32), np.array(matched, dtype=np.int32))
-
-
 @torch.inference_mode()
 def match_each_block(drafter: EachBlock, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
-    """`match_blocks` for a drafter whose shorter blocks need not begin its longer ones: arrays [n, longest]."""
+    """`scores.match_blocks` for a drafter whose shorter blocks need not begin its longer ones: arrays [n, longest]."""
     drafter.begin(prompt)
     proposed, matched = (np.zeros((max(0, len(output) - 1), longest), dtype=np.int32) for _ in range(2))
     for i in range(1, len(output)):
         for column, tokens in enumerate(drafter.blocks([*prompt, *output[:i]], longest)):
             proposed[i - 1, column] = len(tokens)
-            matched[i - 1, column] = _same(tokens, output, i)
+            matched[i - 1, column] = agreed(tokens, output, i)
     return BlockScores(proposed, matched)
-
-
-def _same(tokens: Sequence[int], output: Sequence[int], i: int) -> int:
-    same = 0
-    while same < min(len(tokens), len(output) - i) and tokens[same] == output[i + same]:
-        same += 1
-    return same
 
 
 def reduce(
@@ -142,17 +99,3 @@ def as_scores(columns: Tensor) -> Scores:
     """[6, n] from `reduce` -> named float32 arrays."""
     accept, overlap, confidence, log_p, log_q, ends = columns.to(torch.float32).numpy()
     return Scores(accept, overlap, confidence, log_p, log_q, ends > 0)
-
-
-def as_text(
-    scores: Scores | BlockScores, *, prompt_id: str, category: str | None, draft: str, repeat: int, limit: int
-) -> Text:
-    """The scores of one text with what it takes to replay them; `limit` is max_new_tokens."""
-    origin = prompt_id, category, draft, repeat, limit
-    found = scores if isinstance(scores, BlockScores) else scores.blocks
-    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched)
-    if isinstance(scores, BlockScores):
-        assert blocks is not None
-        return blocks
-    numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
-    return Positions(*origin, *numbers, scores.ends, blocks)

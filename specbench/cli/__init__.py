@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 # Commands appear in --help in the order in which their modules are imported.
-from specbench.cli import check, doctor, measure, plan, probe, stored  # noqa: F401
+from specbench.cli import check, compare, doctor, measure, plan, probe, stored  # noqa: F401
 from specbench.cli.app import app
 
 

@@ -59,6 +59,9 @@ def measure_or_sweep(
     launch: Annotated[Path | None, typer.Option(help="YAML file that says how to start the server.")] = None,
     server: Annotated[str | None, typer.Option(help="Address of a running server, the target alone.")] = None,
     spec_server: Annotated[str | None, typer.Option(help="Address of a running server that speculates.")] = None,
+    draft_server: Annotated[
+        str | None, typer.Option(help="Address of a running server of the draft alone, for --replay-only.")
+    ] = None,
     concurrency: Annotated[str | None, typer.Option(help="Clients at once: 1,2,4,8; verdict on the first.")] = None,
     rate: Annotated[str | None, typer.Option(help="Also requests per second at random: 0.5,1,2.")] = None,
     request_timeout_s: Annotated[float | None, typer.Option(help="A longer request is given up.")] = None,
@@ -121,7 +124,11 @@ def measure_or_sweep(
 
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     with RunProgress(quiet=quiet) as progress:
-        if settings.served:
+        if settings.served and replay_only:
+            from specbench.scoring import score_on_servers
+
+            folder = score_on_servers(settings, gammas, progress, mode=mode)
+        elif settings.served:
             from specbench.serving import serve
 
             folder = serve(settings, command, gammas, progress, mode=mode)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Generation, Proposal, Target, generate
 from specbench.acceptance.replay import Expected, Text, replay
-from specbench.acceptance.score import as_text
+from specbench.acceptance.scores import as_text
 from specbench.clock import Stopwatch
 from specbench.drafters import DraftSpec
 from specbench.engines.cached import CachedModel

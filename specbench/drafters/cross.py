@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.rules import until_end
+from specbench.acceptance.scores import until_end
 from specbench.drafters.step import agreeing
 
 # Tokens encoded or decoded again together with what is new, so that the seam is cut as the model would cut it.

@@ -19,7 +19,7 @@ from transformers.generation.candidate_generator import (
     PromptLookupCandidateGenerator,
 )
 
-from specbench.acceptance.rules import until_end
+from specbench.acceptance.scores import until_end
 from specbench.drafters import DraftSpec
 from specbench.models import LoadedModel
 from specbench.models.convert import quiet_transformers

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specbench.acceptance.rules import align, until_end
-from specbench.acceptance.score import Scores, as_scores, reduce
+from specbench.acceptance.rules import align
+from specbench.acceptance.score import as_scores, reduce
+from specbench.acceptance.scores import Scores, until_end
 from specbench.engines.cache import RewindableCache
 from specbench.records import Sampling
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.score import BlockScores, Scores, match_blocks, match_each_block, score
+from specbench.acceptance.score import match_each_block, score
+from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.checks import MAX_GAMMA
 from specbench.drafters import DraftSpec
 from specbench.drafters.combined import CombinedDrafter

@@ -11,7 +11,8 @@ import torch
 
 from specbench.acceptance.loop import generate
 from specbench.acceptance.replay import Text, replay
-from specbench.acceptance.score import as_text, score
+from specbench.acceptance.score import score
+from specbench.acceptance.scores import as_text
 from specbench.clock import Stopwatch
 from specbench.cost.model import RoundCosts, predicted_speedup
 from specbench.drafters.skip import first_layers

@@ -11,7 +11,7 @@ import torch
 
 from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import ManyDrafter, generate_many
-from specbench.acceptance.score import BlockScores, Scores
+from specbench.acceptance.scores import BlockScores, Scores
 from specbench.checks import MAX_GAMMA
 from specbench.clock import Stopwatch, device_sync
 from specbench.config import RunConfig

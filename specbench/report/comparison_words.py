@@ -30,7 +30,8 @@ def reason(a: ComparedSide, b: ComparedSide, same: bool, moved: Moved | None, na
     if None in taus or None in costs or a.round_s is None or b.round_s is None:
         return (
             f"{head}{'the' if head else 'The'} target alone decodes {b.baseline_tokens_per_s:.1f} tokens/s on "
-            f"{names[1]} and {a.baseline_tokens_per_s:.1f} on {names[0]}; what a round gives and costs is not known in both"
+            f"{names[1]} and {a.baseline_tokens_per_s:.1f} on {names[0]}; what a round gives and costs is not known in "
+            "both"
         )
     tau = f"{taus[0]:.2f} against {taus[1]:.2f}"
     cost = f"{costs[0]:.2f} target steps against {costs[1]:.2f}"

@@ -80,7 +80,7 @@ def read_facts(stored: StoredRun) -> Facts:
         argv=tuple(str(part) for part in provenance.get("argv") or ()),
         policy=_policy(_mapping(config.get("policy"))),
         sampling=Sampling(config.get("temperature", 0.0), config.get("top_p", 1.0), config.get("top_k", 0)),
-        precision=provenance.get("precision") or config.get("dtype"),
+        precision=precision_of(run),
         threads=provenance.get("threads") or config.get("threads"),
         max_new_tokens=config.get("max_new_tokens"),
         batch_size=int(config.get("batch_size") or 1),
@@ -96,6 +96,13 @@ def read_facts(stored: StoredRun) -> Facts:
         served=is_served(run),
         loads=tuple(loads),
     )
+
+
+def precision_of(run: Mapping[str, Any]) -> str | None:
+    """Of the target's weights and arithmetic. A server has its own, whatever the configuration says of models in this
+    process."""
+    told = _mapping(run.get("provenance")).get("precision")
+    return told or (None if is_served(run) else _mapping(run.get("config")).get("dtype"))
 
 
 def differing(trials: Iterable[Trial], draft: str | None) -> list[Divergence | None]:

@@ -13,6 +13,7 @@ from specbench.acceptance.replay import Expected, Text, replay
 from specbench.decision.interval import Floats, Paired
 from specbench.drafters import parse_draft, reader_of
 from specbench.records import CostPoint, Load, Policy, Trial
+from specbench.report.facts import precision_of
 from specbench.store import StoredRun
 
 
@@ -68,7 +69,7 @@ class DraftView:
         # Requests that overlap share their time, which then is nobody's cost.
         self.overlapping = any(load != Load() for load in {trial.arm.load for trial in trials})
         self.other_s = _other_s(stored.trials, spec)
-        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], config.get("dtype"))
+        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], precision_of(stored.run))
 
     def replayed(self, gamma: int) -> Expected | None:
         """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions."""

@@ -24,12 +24,19 @@ async def detect(get: Get) -> Adapter:
     that hides these pages hides the engine: then the user names it."""
     if "build_info" in await _page(get, "/props"):
         return LlamaCpp()
-    if "version" in await _page(get, "/version") and "vllm:" in (await get("/metrics") or ""):
+    if "version" in await _page(get, "/version") and await _is_vllm(get):
         return VLLM()
     for path in ("/server_info", "/get_server_info"):
         if "speculative_algorithm" in await _page(get, path):
             return SGLang()
     return OpenAI()
+
+
+async def _is_vllm(get: Get) -> bool:
+    """With --disable-log-stats its page of counters is empty, but its models say whose they are."""
+    listed = (await _page(get, "/v1/models")).get("data")
+    owners = [model.get("owned_by") for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
+    return "vllm" in owners or "vllm:" in (await get("/metrics") or "")
 
 
 async def _page(get: Get, path: str) -> Json:

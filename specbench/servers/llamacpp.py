@@ -15,9 +15,14 @@ from specbench.records import Counters, Finish, Round, Told
 from specbench.servers import openai
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import by_position, samples, total
-from specbench.servers.fields import Json, count, parsed, rows, seconds, table, text
+from specbench.servers.fields import Json, count, counts, number, parsed, rows, seconds, table, text
+from specbench.servers.scoring import Step
+from specbench.servers.writing import Post, Written
 
 _COUNTER = "llamacpp:spec_decode_num_"
+_COMPLETION = "/completion"
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_prompt")
+_STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
 
 class LlamaCpp:
@@ -86,6 +91,51 @@ class LlamaCpp:
             prefix_cache=False,  # every request says cache_prompt: false
         )
 
+    async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
+        """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens."""
+        messages = openai.chat_body(ask, None)["messages"]
+        asked = text(await post("/apply-template", {"messages": messages}), "prompt")
+        if asked is None:
+            raise ValueError("the answer of /apply-template has no prompt")
+        ids = await _tokenize(post, {"content": asked, "add_special": True, "parse_special": True})
+        greedy = {key: value for key, value in self.body(ask, None).items() if key in _SAMPLING}
+        body = {"prompt": list(ids), "n_predict": ask.max_tokens, "return_tokens": True, **greedy}
+        answer = await post(_COMPLETION, body)
+        output, finish = counts(answer, "tokens"), _STOPS.get(text(answer, "stop_type") or "")
+        if not output or finish is None:
+            raise ValueError(f"the answer has no tokens, or ended with stop_type {answer.get('stop_type')!r}")
+        return Written(ids, output, finish)
+
+    async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
+        """See `Tokenizing`."""
+        return await _tokenize(post, {"content": text, "add_special": False, "parse_special": True})
+
+    async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
+        """See `Writer`."""
+        end = text(parsed(await get("/props")), "eos_token")
+        return frozenset(await self.token_ids(post, end, model) if end else ())
+
+    def step_request(self, ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
+        """See `StepScorer`."""
+        return _COMPLETION, {
+            "prompt": list(ids),
+            "n_predict": 1,
+            "temperature": 0.0,
+            "n_probs": 1,
+            "cache_prompt": True,
+        }
+
+    def read_step(self, payload: Json, ids: Sequence[int]) -> Step:
+        """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler."""
+        if count(payload, "tokens_evaluated") != len(ids):
+            raise ValueError(f"the answer is about {payload.get('tokens_evaluated')} tokens, not {len(ids)}")
+        places = rows(payload, "completion_probabilities")
+        tops = rows(places[0], "top_logprobs") if places else []
+        token, logprob = (count(tops[0], "id"), number(tops[0], "logprob")) if tops else (None, None)
+        if token is None or logprob is None:
+            raise ValueError("the answer has no completion_probabilities[0].top_logprobs[0]")
+        return Step(token, logprob, count(table(payload, "timings"), "prompt_n"))
+
 
 def rounds_of(timings: Sequence[Json]) -> list[Round] | None:
     """The rounds of a request from its running totals. None where several rounds may hide in one step: the server holds
@@ -122,6 +172,13 @@ def _told(timings: Json, finish: Finish) -> Told:
         accepted=accepted,
         cached_tokens=count(timings, "cache_n"),
     )
+
+
+async def _tokenize(post: Post, body: dict[str, Any]) -> tuple[int, ...]:
+    found = counts(await post("/tokenize", body), "tokens")
+    if found is None:
+        raise ValueError("the answer of /tokenize has no tokens")
+    return found
 
 
 def _slots(page: str | None) -> list[Json]:

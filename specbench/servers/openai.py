@@ -20,7 +20,7 @@ SOURCES: Mapping[str, str] = {
     "last_s": "arrival of the last chunk with text or a finish_reason",
     "told.cached_tokens": "usage.prompt_tokens_details.cached_tokens",
 }
-_FINISHES: Mapping[str, Finish] = {"stop": "eos", "length": "length"}
+FINISHES: Mapping[str, Finish] = {"stop": "eos", "length": "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ def finish_of(chunks: Sequence[Chunk]) -> Finish:
     reasons = [reason for chunk in chunks for choice in _choices(chunk) if (reason := _reason(choice))]
     if not reasons:
         raise ValueError("the answer broke off: no finish_reason")
-    if reasons[-1] not in _FINISHES:
+    if reasons[-1] not in FINISHES:
         raise ValueError(f"the answer ended with finish_reason {reasons[-1]!r}")
-    return _FINISHES[reasons[-1]]
+    return FINISHES[reasons[-1]]
 
 
 def usage_of(chunks: Sequence[Chunk]) -> Usage:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -54,6 +54,9 @@ class Provider(Protocol):
     def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
         """A context manager of a server (Up) for the target alone (None) or a draft at one gamma."""
 
+    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[Up]:
+        """A context manager of a server for the target alone (None) or for a draft's model alone."""
+
 
 class Running:
     """Two servers that run already, one with the target alone and one that speculates. The client's view of them is all
@@ -67,6 +70,7 @@ class Running:
         assert config.server is not None
         self._config = config
         self.adapter = asyncio.run(self._adapter(config.server))
+        self._draft_adapter = asyncio.run(self._adapter(config.draft_server)) if config.draft_server else self.adapter
         # Prompt by prompt the two take turns, unless they are to be kept busy.
         self.prompts_per_start = 1 if len(config.loads) == 1 and config.loads[0].concurrency == 1 else None
         self.models = {"target": _facts(config.target, None), "drafts": {d: _facts(d, None) for d in config.draft}}
@@ -85,10 +89,17 @@ class Running:
         assert url is not None
         yield Up(url, self.adapter)
 
+    @contextmanager
+    def alone(self, draft: str | None, folder: Path) -> Iterator[Up]:
+        url = self._config.server if draft is None else self._config.draft_server
+        assert url is not None
+        yield Up(url, self.adapter if draft is None else self._draft_adapter)
+
 
 class Starting:
     """Starts one server at a time on this machine, as a launch file says. Raises ConfigError or ModelError before any
-    is started where one of the run's arms could not be."""
+    is started where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served
+    alone."""
 
     where: str | None = None
 
@@ -100,7 +111,7 @@ class Starting:
         self._threads = threads
         self.threads: int | None = threads
         self._specs = specs
-        for spec in specs.values():
+        for spec in specs.values() if gammas else ():
             require_draft(self.file, spec)
         self._target = model_file(config.target, self.file.models)
         names = {text: spec.model for text, spec in specs.items()}
@@ -126,11 +137,22 @@ class Starting:
             threads=self._threads,
         )
 
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
+        return self._started(self._setting(draft, gamma), folder / LOGS / f"{_slug(draft, gamma)}.log")
+
+    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[Up]:
+        if draft is None:
+            return self.up(None, None, folder)
+        path = self._drafts[draft]
+        assert path is not None
+        return self._started(
+            replace(self._setting(None, None), target=path), folder / LOGS / f"{_slug(draft, None)}.log"
+        )
+
     @contextmanager
-    def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[Up]:
-        log = folder / LOGS / f"{_slug(draft, gamma)}.log"
+    def _started(self, setting: Setting, log: Path) -> Iterator[Up]:
         log.parent.mkdir(exist_ok=True)
-        with Launched(self.file, self._setting(draft, gamma), log=log) as server:
+        with Launched(self.file, setting, log=log) as server:
             try:
                 yield Up(server.url, self.adapter, server.pid)
             except EngineError:
@@ -166,5 +188,5 @@ def _facts(name: str, path: str | None) -> dict[str, Any]:
 
 def _slug(draft: str | None, gamma: int | None) -> str:
     """A file name for one arm's log."""
-    name = "target" if draft is None else f"{draft}-gamma-{gamma}"
+    name = "target" if draft is None else f"{draft}-alone" if gamma is None else f"{draft}-gamma-{gamma}"
     return re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)[-100:]

@@ -33,6 +33,22 @@ async def drive(
         await _closed(jobs, load.concurrency, send, fill)
 
 
+async def each(jobs: Sequence[Job], clients: int, send: Callable[[Job], Awaitable[None]]) -> None:
+    """Send every job once from so many clients; nothing is timed."""
+    waiting = deque(jobs)
+
+    async def client() -> None:
+        while waiting:
+            await send(waiting.popleft())
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(client())
+    except* Exception as failures:
+        raise _first(failures) from None
+
+
 async def _closed(
     jobs: Sequence[Job],
     concurrency: int,

@@ -15,8 +15,9 @@ from specbench.records import Counters, Told
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import Samples, by_position, samples, total
 from specbench.servers.fields import Json, count, counts, number, parsed, rows, seconds, table, text
-from specbench.servers.openai import CHAT, SOURCES, chat_body, reading, served, survivors
+from specbench.servers.openai import CHAT, FINISHES, SOURCES, chat_body, reading, served, survivors
 from specbench.servers.scoring import Top, require_places
+from specbench.servers.writing import Post, Written
 
 _COUNTER = "vllm:spec_decode_num_"
 _POSITIONS = f"{_COUNTER}accepted_tokens_per_pos_total"
@@ -72,7 +73,7 @@ class VLLM:
 
     async def state(self, get: Get) -> State:
         """A server that speculates has the counters of speculation from its start, at 0; one that does not has none.
-        It does not tell how it drafts."""
+        With --disable-log-stats it shows no counters at all. It does not tell how it drafts."""
         models, page = await served(get), await get("/metrics")
         first = models[0] if models else {}  # all names that it lists are names of one model
         found = {} if page is None else samples(page)
@@ -85,6 +86,23 @@ class VLLM:
             context=count(first, "max_model_len"),
             prefix_cache=_prefix_cache(found),
         )
+
+    async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
+        """See `Writer`."""
+        body = {key: value for key, value in self.body(ask, model).items() if key != "stream_options"}
+        return _written(await post(CHAT, body | {"stream": False, "return_token_ids": True}))
+
+    async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
+        """See `Tokenizing`."""
+        body = {"prompt": text, "add_special_tokens": False}
+        found = counts(await post("/tokenize", body if model is None else {"model": model, **body}), "tokens")
+        if found is None:
+            raise ValueError("the answer of /tokenize has no tokens")
+        return found
+
+    async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
+        """See `Writer`. It tells none."""
+        return frozenset()
 
     def score_request(self, ids: Sequence[int], model: str | None = None) -> tuple[str, dict[str, Any]]:
         """See `Scorer`."""
@@ -108,6 +126,17 @@ def _rounds(spec: Json) -> tuple[tuple[int, ...], tuple[int, ...]]:
         rounds = count(spec, "num_spec_steps")
         raise ValueError(f"the answer lists {len(drafted)} drafts and {len(accepted)} acceptances of {rounds} rounds")
     return drafted, accepted
+
+
+def _written(answer: Json) -> Written:
+    choices = rows(answer, "choices")
+    prompt, output = counts(answer, "prompt_token_ids"), counts(choices[0], "token_ids") if choices else None
+    if not prompt or not output or len(output) != count(table(answer, "usage"), "completion_tokens"):
+        raise ValueError("the answer does not tell all its token ids")
+    finish = FINISHES.get(text(choices[0], "finish_reason") or "")
+    if finish is None:
+        raise ValueError(f"the answer ended with finish_reason {choices[0].get('finish_reason')!r}")
+    return Written(prompt, output, finish)
 
 
 def _told(metrics: Json) -> Told:

@@ -1,0 +1,102 @@
+"""What is known of a text of the target at every position, and of a look-up there, which takes token ids and no model.
+
+No torch here: a text that a server wrote is scored on a machine that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specbench.acceptance.replay import Blocks, Counts32, Positions, Singles, Text
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScores:
+    """Arrays for a text of n + 1 output tokens, as replay.Blocks describes them."""
+
+    proposed: Counts32
+    matched: Counts32
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Arrays [n] for a text of n + 1 output tokens, as replay.Positions describes them."""
+
+    accept: Singles
+    overlap: Singles
+    confidence: Singles
+    log_p: Singles
+    log_q: Singles
+    ends: NDArray[np.bool_]
+    blocks: BlockScores | None = None
+
+
+class LookUp(Protocol):
+    """Whoever proposes tokens of the text itself; a shorter proposal is the beginning of a longer one."""
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Read a new prompt."""
+
+    def find(self, x: Sequence[int], k: int) -> list[int]:
+        """At most `k` tokens to follow `x`."""
+
+
+def match_blocks(lookup: LookUp, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
+    """For every round start in `output`: how many tokens a look-up proposes (at most `longest`), and how many of the
+    first of them are the text's own."""
+    proposed, matched = [], []
+    lookup.begin(prompt)
+    for i in range(1, len(output)):
+        tokens = lookup.find([*prompt, *output[:i]], longest)
+        proposed.append(len(tokens))
+        matched.append(agreed(tokens, output, i))
+    return BlockScores(np.array(proposed, dtype=np.int32), np.array(matched, dtype=np.int32))
+
+
+def greedy_scores(
+    output: Sequence[int],
+    top: Sequence[int],
+    top_logprob: Sequence[float],
+    eos: Collection[int],
+    blocks: BlockScores | None = None,
+) -> Scores:
+    """Greedy scores of a text of n + 1 output tokens from what the draft finds likeliest in place of each but the first
+    [n], with its log-probability. That of the text's own token is known only where it is the likeliest, else NaN."""
+    same = np.array(top, dtype=np.int64) == np.array(output[1:], dtype=np.int64)
+    logprob, unknown = np.array(top_logprob, dtype=np.float32), np.full(len(top), np.nan, dtype=np.float32)
+    accept, confidence = same.astype(np.float32), np.minimum(np.exp(logprob), 1)
+    ends = np.isin(np.array(top, dtype=np.int64), sorted(eos))
+    return Scores(accept, accept, confidence, unknown, np.where(same, logprob, unknown), ends, blocks)
+
+
+def agreed(tokens: Sequence[int], output: Sequence[int], i: int) -> int:
+    """How many of the first of `tokens`, proposed when `i` tokens of `output` are out, are the text's own."""
+    same = 0
+    while same < min(len(tokens), len(output) - i) and tokens[same] == output[i + same]:
+        same += 1
+    return same
+
+
+def until_end(tokens: Sequence[int], eos: Collection[int]) -> list[int]:
+    """The tokens up to the first end of sequence, it included; all of them without one."""
+    end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
+    return list(tokens[:end])
+
+
+def as_text(
+    scores: Scores | BlockScores, *, prompt_id: str, category: str | None, draft: str, repeat: int, limit: int
+) -> Text:
+    """The scores of one text with what it takes to replay them; `limit` is max_new_tokens."""
+    origin = prompt_id, category, draft, repeat, limit
+    found = scores if isinstance(scores, BlockScores) else scores.blocks
+    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched)
+    if isinstance(scores, BlockScores):
+        assert blocks is not None
+        return blocks
+    numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
+    return Positions(*origin, *numbers, scores.ends, blocks)

@@ -1,0 +1,112 @@
+"""run.json of a run on servers: how it begins, which servers answered, and what was lost on the way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from specbench.config import RunConfig
+from specbench.errors import ConfigError, StoreError
+from specbench.provenance import provenance
+from specbench.records import Caution, Prompt
+from specbench.runfile import run_record, skipped_prompts
+from specbench.servers.adapter import Ask, State
+from specbench.servers.provider import Provider
+from specbench.shipped import workload_source
+from specbench.store import RunWriter
+from specbench.workload import load_workload, select
+
+# What may not change between two sessions of a run; the method is told only after the first request.
+IDENTITY = ("model", "version", "speculating", "gamma", "context")
+
+
+def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tuple[list[Prompt], dict[str, Any]]:
+    """The prompts in the order in which they are measured, and run.json as it would begin; `arms` times is each prompt
+    to be timed."""
+    workload = load_workload(
+        workload_source(config.workload),
+        column=config.column,
+        category_column=config.category_column,
+        system_prompt=config.system_prompt,
+    )
+    prompts = list(select(workload.prompts, config.limit, config.seed))
+    random.Random(config.seed).shuffle(prompts)
+    try:
+        provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)
+    except ValueError as error:
+        raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
+    record = run_record(
+        config,
+        command,
+        workload,
+        prompts,
+        [],
+        setting=provenance(engine(provider, None), None, None, provider.threads, provider.where),
+        models=provider.models,
+        cautions=[],
+        trials_planned=len(prompts) * config.repeats * len(config.loads) * arms,
+    )
+    sources = dict(provider.adapter.sources)
+    served = {"adapter": provider.adapter.name, "launch": provider.launch, "sources": sources, "settings": {}}
+    return prompts, record | {"served": served}
+
+
+def note_server(writer: RunWriter, label: str, state: State, name: str | None) -> None:
+    """Store what the server of `label` is, and under which `name` the engine goes (None: as before). Raises StoreError
+    where an earlier session measured another."""
+    served = writer.run["served"]
+    earlier = served["settings"].get(label)
+    # Whoever reads the run need not know where on a disk the model lay.
+    model = PurePath(state.model).name if state.model and state.model.startswith("/") else state.model
+    now = asdict(state) | {"busy": None, "model": model}
+    changed = [] if earlier is None else [key for key in IDENTITY if earlier.get(key) != now[key]]
+    if changed:
+        raise StoreError(
+            f"The server of {label} is another than when this run began: {', '.join(changed)}",
+            where=str(writer.folder),
+            cure="Use --fresh to start a new run.",
+        )
+    writer.update(served=served | {"settings": served["settings"] | {label: now}})
+    if name is not None:
+        writer.update(provenance=writer.run["provenance"] | {"engine": name})
+
+
+def note_losses(
+    writer: RunWriter, refused: Mapping[str, str], failures: Sequence[Mapping[str, str]], cautions: Sequence[Caution]
+) -> None:
+    """Put into run.json what a session noticed: prompts `refused`, with reasons, requests that failed for good, and
+    other `cautions`."""
+    run = writer.run
+    known = {skipped["id"] for skipped in run["workload"]["skipped"]}
+    new = [{"id": name, "reason": why} for name, why in refused.items() if name not in known]
+    said = list(cautions)
+    if new:
+        skipped = run["workload"]["skipped"] + new
+        writer.update(workload=run["workload"] | {"skipped": skipped})
+        said.append(skipped_prompts(skipped))
+    if failures:
+        said.append(_failed(failures))
+    unique = {caution.code: asdict(caution) for caution in said}
+    kept = [warning for warning in run["warnings"] if warning["code"] not in unique]
+    writer.update(warnings=[*kept, *unique.values()])
+
+
+def engine(provider: Provider, state: State | None) -> str:
+    """How the engine is called in tables and the brief."""
+    version = provider.version or (None if state is None else state.version)
+    name = " ".join(part for part in (provider.adapter.name, version) if part)
+    how = f"started by specbench ({provider.launch})" if provider.launch else "running before specbench came"
+    return f"{name} over HTTP, {how}"
+
+
+def _failed(failures: Sequence[Mapping[str, str]]) -> Caution:
+    kinds = ", ".join(sorted({failure["kind"] for failure in failures}))
+    return Caution(
+        "failed-requests",
+        f"{len(failures)} requests failed for good ({kinds}), the first: prompt {failures[0]['prompt']}, "
+        f"{failures[0]['arm']}",
+        "Run the same command with --resume, which asks them again, or see the server's log.",
+    )
