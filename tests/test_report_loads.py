@@ -65,7 +65,10 @@ def test_loads_recover_planted_speedups_and_rates(tmp_path: Path) -> None:
     assert many.baseline_ttft.p50 == pytest.approx(PREFILL_S * 3)
     assert many.baseline_tpot.p50 == pytest.approx(server.step_s * 3)
     assert (one.verdict, many.verdict) == ("GO", "NO-GO")
-    assert throughput(replace(stored, stretches=()), Arm("baseline")) is None
+    assert throughput(stored, Arm("baseline", load=Load(1, 2.0))) == pytest.approx(
+        rows["2 requests/s", 4].baseline_throughput
+    )
+    assert throughput(replace(stored, stretches=()), Arm("baseline", load=Load(1, 2.0))) is None
 
 
 def test_a_percentile_takes_enough_requests() -> None:
@@ -136,5 +139,10 @@ def test_a_tokens_price_under_load_is_that_of_throughput(tmp_path: Path) -> None
     row = next(row for row in summary.loads if row.gamma == summary.drafts[0].best_gamma)
     assert summary.drafts[0].money.per_million == pytest.approx(1000 / row.throughput)
     assert "With requests 16 at a time, a million output tokens cost" in render_brief(stored, summary)
-    bare = summarise(replace(stored, stretches=()))
-    assert bare.drafts[0].money is None and bare.loads[0].throughput is None
+
+
+def test_throughput_does_not_count_the_seconds_of_requests_that_only_keep_up_the_load(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r", replace(BUSY, noise=0.0), concurrency=(16,))
+    arm = Arm("baseline", load=Load(16))
+    longer = replace(stored, stretches=tuple(replace(s, wall_s=3 * s.wall_s) for s in stored.stretches))
+    assert throughput(longer, arm) == throughput(stored, arm)

@@ -88,7 +88,8 @@ def legend_above(axes: Axes, columns: int) -> None:
         zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[1].endswith("predicted")
     )
     handles, labels = zip(*entries, strict=True)
-    if max(map(len, labels)) * columns > _LEGEND_WIDTH:
+    rows = -(-len(labels) // columns)  # a legend fills column by column
+    if sum(max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)) > _LEGEND_WIDTH:
         columns = 1
     axes.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns, borderaxespad=0, handletextpad=0.5

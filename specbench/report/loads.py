@@ -102,12 +102,16 @@ def percentiles(seconds: Iterable[float]) -> Percentiles:
 
 
 def throughput(stored: StoredRun, arm: Arm) -> float | None:
-    """Output tokens per second of wall clock over the stretches of an arm. None where none was kept."""
-    numbers = {stretch.number: stretch.wall_s for stretch in stored.stretches if stretch.arm == arm}
-    wall_s = sum(numbers.values())
-    if not wall_s:
-        return None
-    return sum(trial.output_tokens for trial in stored.trials if trial.stretch in numbers and trial.arm == arm) / wall_s
+    """Output tokens per second of an arm. In a closed loop every client is always waiting for an answer, so it is the
+    clients' number times the tokens of a second of waiting (Little's law), whatever requests kept up the load beside
+    the counted ones; in an open loop tokens over the wall clock of the stretches, None where that was not kept."""
+    trials = [trial for trial in stored.trials if trial.arm == arm and trial.stretch is not None]
+    tokens = sum(trial.output_tokens for trial in trials)
+    if arm.load.rate is None:
+        seconds = sum(trial.times.total_s for trial in trials) / arm.load.concurrency
+    else:
+        seconds = sum(stretch.wall_s for stretch in stored.stretches if stretch.arm == arm)
+    return tokens / seconds if seconds else None
 
 
 def metric_of(row: LoadResult, policy: Policy) -> tuple[float, float | None, float | None]:
