@@ -27,7 +27,8 @@ class LoadResult:
     `speedup_e2e` of the whole time of a request, both as a client sees them, over `prompts` prompts; `verdict` follows
     the policy's metric.
 
-    `throughput` is output tokens per second of all clients together, None where an open loop's clock was not kept; `ttft` the time to the first token, `tpot` decoding time per output token of a request."""
+    `throughput` is output tokens per second of all clients together, None where an open loop's clock was not kept;
+    `ttft` the time to the first token, `tpot` decoding time per output token of a request."""
 
     load: str
     concurrency: int | None
