@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from specbench.records import Round, Told, Trial
@@ -87,14 +87,26 @@ def told_counts(told: Told, gamma: int) -> Counts:
 
 def trial_counts(trial: Trial, width: int) -> Counts:
     """Counts of one trial, whose rounds drafted at most `width` tokens: of its rounds where they are listed, else of
-    what the server told."""
+    what the server told. A server may leave out the steps in which it drafted nothing."""
     served = trial.told is not None or trial.times.verify_s is None
-    if trial.drafted or not served or not trial.decode_tokens:
+    if not served or not trial.decode_tokens:
         return count(trial.rounds, width)
     told = trial.told or Told()
-    if told.drafted == 0:  # every token came from a step without a draft
-        return count([Round(0, 0)] * trial.decode_tokens, width)
-    return told_counts(told, width)
+    if trial.drafted:
+        found = count(trial.rounds, width)
+    elif told.drafted == 0:
+        found = count([], width)
+    else:
+        found = told_counts(told, width)
+    return _with_plain_steps(found, trial.decode_tokens)
+
+
+def _with_plain_steps(found: Counts, tokens: int) -> Counts:
+    """Every one of these `tokens` came from a round or was accepted in one; what is left came from steps without a
+    draft, which are rounds of 0 drafted tokens. Too few by what the last round accepted beyond the text's end."""
+    if found.rounds is None or found.accepted is None:
+        return found
+    return replace(found, rounds=found.rounds + max(0, tokens - found.rounds - found.accepted))
 
 
 def pooled(counts: Sequence[Counts]) -> Counts:
