@@ -82,13 +82,16 @@ class RunProgress:
         return f"{left_s / 60:.0f} min left" if left_s >= 90 else f"{left_s:.0f} s left"
 
     def _speedups(self) -> str:
-        """The speedup so far at each gamma, of the draft that is ahead: a hint, not a result."""
-        base = next((spent for arm, spent in self._spent.items() if arm.kind == "baseline"), None)
-        if base is None or not base[1]:
-            return ""
-        shown = [
-            f"{base[0] / base[1] / (seconds / tokens):.2f}x at {arm.gamma}"
-            for arm, (seconds, tokens) in sorted(self._spent.items(), key=lambda item: item[0].gamma or 0)
-            if arm.kind == "speculative" and tokens
-        ]
-        return (", so far " + ", ".join(shown[:4])) if shown else ""
+        """The speedup so far of a few arms, each against the target alone under its own load: a hint, not a result."""
+        alone = {arm.load: spent for arm, spent in self._spent.items() if arm.kind == "baseline" and spent[1]}
+        arms = sorted(
+            (arm for arm, spent in self._spent.items() if arm.gamma is not None and arm.load in alone and spent[1]),
+            key=lambda arm: (arm.draft or "", arm.gamma or 0),
+        )
+        several = len({arm.draft for arm in arms}) > 1 or len(alone) > 1
+        shown = []
+        for arm in arms[:4]:
+            base, spent = alone[arm.load], self._spent[arm]
+            speedup = base[0] / base[1] / (spent[0] / spent[1])
+            shown.append(f"{speedup:.2f}x at {arm.label if several else arm.gamma}")
+        return (", so far " + ", ".join(shown)) if shown else ""

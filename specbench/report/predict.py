@@ -25,6 +25,7 @@ class Predictor:
     def __init__(self, view: DraftView, confidence: float) -> None:
         self._view = view
         self._confidence = confidence
+        self._pairs: dict[tuple[int, int | None], Paired | None] = {}
         if not view.texts:
             return
         self._prompt_tokens = view.base["prompt_tokens"].to_numpy(dtype=float)
@@ -35,6 +36,11 @@ class Predictor:
     def paired(self, gamma: int, batch: int | None = None) -> Paired | None:
         """Decoding by target alone and with the draft, prompt by prompt, at the run's batch size or another; None
         beyond what was probed."""
+        if (gamma, batch) not in self._pairs:
+            self._pairs[gamma, batch] = self._pair(gamma, batch)
+        return self._pairs[gamma, batch]
+
+    def _pair(self, gamma: int, batch: int | None) -> Paired | None:
         view, costs = self._view, self._costs(batch)
         found = view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
