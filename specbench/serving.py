@@ -1,14 +1,15 @@
 """A run on servers: plan -> skip what is done -> start or connect -> ask -> store.
 
-Prompts go in blocks. For each block every arm's server is started in an order drawn anew, so that drift of the machine
-falls on all arms alike; a server that takes long to start gets one block of everything.
+Prompts go in blocks. For each block the servers of all arms are started side by side and take turns prompt by prompt;
+where memory holds but one, they are started one after the other. The order is drawn anew each time, so that drift of
+the machine falls on all arms alike. A server that takes long to start gets one block of everything.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -137,18 +138,29 @@ class _Serve:
                     pass
 
     def _block(self, block: Sequence[Prompt], servings: Sequence[Serving]) -> None:
-        for serving in _in_turn(servings, f"{self.config.seed}/{block[0].id}"):
-            plan = [(arm, self._todo(arm, block)) for arm in serving.arms(self.config)]
-            if any(jobs for _, jobs in plan):
-                with self._server(serving, block) as up:
-                    for arm, jobs in plan:
-                        self.bench.stretch(up, arm, jobs)
+        """Every arm over the block's prompts. Servers that run side by side take turns prompt by prompt."""
+        todo = [s for s in servings if any(self._todo(arm, block) for arm in s.arms(self.config))]
+        with ExitStack() as stack:
+            ups: dict[Serving, Up] = {}
+            if self.provider.at_once:
+                ups = {s: stack.enter_context(self._server(s, block)) for s in self._in_turn(todo, block)}
+            for turn in [[prompt] for prompt in block] if self.provider.at_once else [block]:
+                for serving in self._in_turn(todo, turn):
+                    with nullcontext(ups[serving]) if ups else self._server(serving, turn) as up:
+                        for arm in serving.arms(self.config):
+                            self.bench.stretch(up, arm, self._todo(arm, turn))
         if self.config.sampling.greedy:
             arms = [arm for serving in servings[1:] for arm in serving.arms(self.config)]
             if self.bench.differ(block, arms):
                 with self._server(servings[0], block) as up:
                     self.bench.divergences(up, block, arms)
         self.bench.texts.clear()
+
+    def _in_turn(self, servings: Sequence[Serving], prompts: Sequence[Prompt]) -> list[Serving]:
+        """The servers in an order drawn for these prompts, so that a resumed run keeps its plan."""
+        order = list(servings)
+        random.Random(f"{self.config.seed}/{prompts[0].id}").shuffle(order)
+        return order
 
     def _todo(self, arm: Arm, block: Sequence[Prompt]) -> list[Job]:
         keys: list[tuple[TrialKey, Job]] = [
@@ -191,13 +203,6 @@ class _Serve:
     def _note(self) -> None:
         """Put into run.json what the session noticed."""
         note_losses(self.writer, self.bench.refused, self.bench.failures, self._cautions)
-
-
-def _in_turn(servings: Sequence[Serving], seed: str) -> list[Serving]:
-    """The servers of a block in an order that depends on `seed` alone."""
-    order = list(servings)
-    random.Random(seed).shuffle(order)
-    return order
 
 
 def _next_stretch(stored: StoredRun) -> int:

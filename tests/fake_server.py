@@ -7,11 +7,13 @@ round taking a planted time, and answers in llama.cpp's own fields.
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from specbench.records import Round
@@ -36,6 +38,7 @@ class FakeServer:
     text_of: dict[str, str] = field(default_factory=dict)
     key: str | None = None
     port: int = 0
+    certificate: tuple[Path, Path] | None = None  # and its key: then it speaks https
     fault_on: str | None = None  # a word: every prompt with it gets a 400
     seen: list[dict[str, Any]] = field(default_factory=list)
 
@@ -53,6 +56,10 @@ class FakeServer:
         self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
+        if self.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*self.certificate)
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True)
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
@@ -68,7 +75,7 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'' if self.certificate is None else 's'}://127.0.0.1:{self.port}"
 
     def count(self, rounds: tuple[Round, ...], number: int) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
@@ -120,6 +121,21 @@ def test_no_prompt_is_in_the_folder_and_no_server_is_left(stored):
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
     mine = [p for p in psutil.Process().children(recursive=True) if "specbench.servers" in " ".join(p.cmdline())]
     assert mine == []
+
+
+def test_a_draft_that_is_loaded_and_never_used_is_refused(tmp_path):
+    """The trap of llama.cpp: a draft model without --spec-type leaves the server healthy, and alone."""
+    kept = Path("configs/engines/xllamacpp.yaml").read_text()
+    launch = tmp_path / "forgot.yaml"
+    launch.write_text(kept.replace("--spec-type, draft-simple, ", ""))
+    assert launch.read_text() != kept
+    result = call("sweep", "--launch", launch, "--gamma", "2", "--limit", "1", "--out", tmp_path, "--threads", "1")
+    assert result.exit_code == 2, result.output
+    assert "does not speculate" in result.stderr
+    assert "--spec-type draft-simple" in result.stderr
+    assert len(result.stderr.splitlines()[-1]) > 0
+    (run,) = tmp_path.glob("2*/run.json")
+    assert not [t for t in read_run(run.parent).trials if not t.warmup]
 
 
 def test_a_brief_is_written_from_the_folder_alone(stored):

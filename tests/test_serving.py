@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections import Counter
 
 import pytest
@@ -244,6 +246,18 @@ def test_the_key_comes_from_the_environment_and_stays_there(lab, tmp_path, monke
     assert len(counted(stored)) == 12
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"s3cret-key" not in path.read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_a_certificate_that_nobody_vouches_for_is_refused(lab, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with FakeServer(certificate=(certificate, key)) as alone, speculating() as drafting:
+        assert alone.url.startswith("https://")
+        with pytest.raises(EngineError, match="certificate cannot be verified"):
+            served(lab, tmp_path / "runs", alone, drafting)
+    assert alone.seen == []
 
 
 def test_no_text_is_kept_unless_asked(lab, tmp_path):

@@ -34,7 +34,8 @@ class LaunchFile:
     """A launch file. `engine` names the adapter that reads its answers; `command` starts the target alone, `model` and
     `ngram` are what a draft model and a look-up add to it (None: this engine has no such draft). `models` is what
     {target} and {draft} become, see `modelfiles.model_file`. `context` is in tokens of one sequence; `ready_s` and
-    `stop_s` in seconds; after `prompts_per_start` prompts the next arm's server is started (None: after all).
+    `stop_s` in seconds; after `prompts_per_start` prompts the next arm's server is started (None: after all);
+    `at_once` starts those of all arms together and lets them take turns prompt by prompt.
     `version` is a command whose first output line is the version."""
 
     path: Path
@@ -48,6 +49,7 @@ class LaunchFile:
     ready_s: float = 60.0
     stop_s: float = 10.0
     prompts_per_start: int | None = 8
+    at_once: bool = False
     needs: str | None = None
     install: str | None = None
     version: tuple[str, ...] | None = None
@@ -146,6 +148,12 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
+    return value
+
+
 def _seconds(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or not 0 < value <= 86400:
         raise ValueError(f"{value!r} is not a number of seconds above 0, at most 86400")
@@ -167,6 +175,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "ready_s": _seconds,
     "stop_s": _seconds,
     "prompts_per_start": _optional(_whole),
+    "at_once": _flag,
     "needs": _optional(_text),
     "install": _optional(_text),
     "version": _optional(_arguments),

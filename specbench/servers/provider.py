@@ -40,11 +40,13 @@ class Up:
 
 class Provider(Protocol):
     """`adapter` reads the answers. `prompts_per_start`: after how many prompts the next arm's server is due (None:
-    after all). `models` are the facts of target and drafts for run.json, `where` names the machine if it is not this
-    one. `launch` is the launch file's name, `version` what its own command says."""
+    after all); `at_once`: whether all arms' servers run side by side instead. `models` are the facts of target and
+    drafts for run.json, `where` names the machine if it is not this one. `launch` is the launch file's name, `version`
+    what its own command says."""
 
     adapter: Adapter
     prompts_per_start: int | None
+    at_once: bool
     models: dict[str, Any]
     where: str | None
     launch: str | None
@@ -62,6 +64,7 @@ class Running:
     """Two servers that run already, one with the target alone and one that speculates. The client's view of them is all
     there is: neither their machine nor their models are known but by name."""
 
+    at_once = False
     launch: str | None = None
     version: str | None = None
     threads: int | None = None
@@ -119,6 +122,7 @@ class Starting:
         busiest = max(config.concurrency)
         self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
         self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
+        self.at_once = self.file.at_once and self._slots == 1
         self.models = {
             "target": _facts(config.target, self._target),
             "drafts": {text: _facts(text, path) for text, path in self._drafts.items()},
