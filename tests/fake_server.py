@@ -50,10 +50,10 @@ class FakeServer:
     def __enter__(self) -> FakeServer:
         fake = self
 
-        class Handler(_Handler):
+        class Bound(self.handler()):
             server_of = fake
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", self.port), Bound)
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         if self.certificate is not None:
@@ -65,6 +65,10 @@ class FakeServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def handler(self) -> type[Handler]:
+        """What answers its requests."""
+        return Handler
 
     def stop(self) -> None:
         """Stop listening, as a server that died."""
@@ -150,7 +154,7 @@ class FakeServer:
         }
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server_of: FakeServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -176,6 +180,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         number = fake.next_number(body)
         fault = fake.faults.get(number)
+        whole = None if fault is not None else self.answer_whole(self.path, body)
+        if whole is not None:
+            self._whole(200, whole)
+            return
         if fake.fault_on is not None and fake.fault_on in body["messages"][-1]["content"]:
             fault = 400
         if not body.get("stream"):
@@ -190,6 +198,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
         else:
             self._stream(body, fault, number)
+
+    def answer_whole(self, path: str, body: dict[str, Any]) -> str | None:
+        """Answers of other paths than those of chats, as JSON; None for a path that it does not have."""
+        return None
 
     def _stream(self, body: dict[str, Any], fault: str | None, number: int) -> None:
         self.send_response(200)

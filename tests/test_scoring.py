@@ -1,0 +1,147 @@
+"""Acceptance without speculation: planted agreement comes back at every gamma, and a real server's own counts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import CANARY
+from fake_scorer import END, FakeScorer
+from test_cli import call
+from test_run import FakeObserver
+from test_served_llamacpp import PROMPTS
+
+from specbench.acceptance.replay import replay
+from specbench.config import load_config
+from specbench.errors import ConfigError, EngineError, VocabularyError
+from specbench.positions import read_positions
+from specbench.scoring import score_on_servers
+from specbench.servers import patience
+from specbench.store import read_run
+
+TEXT = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+
+
+def scored(lab, out, target, scorer, **flags):
+    base = {
+        "engine": "llamacpp",
+        "target": "served",
+        "draft": ["served"],
+        "server": target.url,
+        "draft_server": scorer.url,
+        "workload": str(lab.workload),
+        "gamma": "1,2,4",
+        "max_new_tokens": 10,
+        "limit": 3,
+        "out": str(out),
+    }
+    mode = flags.pop("mode", "auto")
+    config = load_config(lab.workload.parent / "lab.yaml", base | flags)
+    return score_on_servers(config, config.gamma, FakeObserver(), mode=mode)
+
+
+def test_planted_slips_are_the_rejections_of_every_gamma(lab, tmp_path):
+    with FakeScorer(text=TEXT) as target, FakeScorer(text=TEXT, slips=frozenset({3, 4})) as draft:
+        folder = scored(lab, tmp_path, target, draft)
+    texts = read_positions(folder)
+    assert len(texts) == 3
+    for text in texts:
+        assert text.accept.tolist() == [1, 1, 0, 0, 1, 1, 1, 1, 1]
+        assert text.confidence == pytest.approx(0.7788, abs=1e-3)
+    # gamma 2: (1,2 accepted, 3 by the target), (4 rejected), (5, 6, 7), (8, 9): places 1 to 9 of the text.
+    assert replay(texts, 2).rounds.tolist() == [4.0] * 3
+    assert replay(texts, 2).accepted.tolist() == [5.0] * 3
+
+
+def test_an_end_of_sequence_ends_the_drafting_too(lab, tmp_path):
+    text = (*TEXT[:5], END)
+    with FakeScorer(text=text) as target, FakeScorer(text=text) as draft:
+        folder = scored(lab, tmp_path, target, draft)
+    (first, *_) = read_positions(folder)
+    assert first.tokens == 6
+    assert first.ends.tolist() == [False] * 4 + [True]
+
+
+def test_a_look_up_needs_no_server_of_its_own(lab, tmp_path):
+    text = (11, 12, 13, 14, 11, 12, 13, 14, 11, 12)
+    with FakeScorer(text=text) as target:
+        folder = scored(lab, tmp_path, target, target, draft=["ngram:n=2"], draft_server=None)
+    (first, *_) = read_positions(folder)
+    assert first.blocks.matched.max() >= 3
+    result = call("replay", folder, "--gamma", "1..4", "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["drafts"][0]["gammas"]
+    assert rows[3]["tokens_per_round"] > rows[0]["tokens_per_round"] > 1
+
+
+def test_another_vocabulary_is_refused_before_anything_is_written(lab, tmp_path):
+    with (
+        FakeScorer(text=TEXT) as target,
+        FakeScorer(text=TEXT, shift=1) as draft,
+        pytest.raises(VocabularyError, match="do not share their token ids: 4 of 4"),
+    ):
+        scored(lab, tmp_path, target, draft)
+    (folder,) = tmp_path.iterdir()
+    assert read_positions(folder) == []
+
+
+def test_what_is_scored_is_kept_and_not_asked_again(lab, tmp_path):
+    faults = dict.fromkeys(range(14, 100), 500)
+    with FakeScorer(text=TEXT) as target, FakeScorer(text=TEXT, faults=faults) as draft:
+        with pytest.raises(EngineError, match="3 requests in a row failed"):
+            scored(lab, tmp_path, target, draft, limit=6)
+        (folder,) = tmp_path.iterdir()
+        before = {text.prompt_id for text in read_positions(folder)}
+        assert before
+        draft.faults.clear()
+        asked = len(draft.seen)
+        assert scored(lab, tmp_path, target, draft, limit=6, mode="resume") == folder
+    texts = read_positions(folder)
+    assert len({text.prompt_id for text in texts}) == len(texts) == 6
+    steps = [body for body in draft.seen[asked:] if body.get("n_probs")]
+    assert len(steps) == (6 - len(before)) * (len(TEXT) - 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"temperature": 0.7}, "whole distributions"),
+        ({"draft_server": None}, "The draft has to be asked"),
+        ({"engine": "openai"}, "does not tell the token ids"),
+        ({"draft": ["skip:layers=2"]}, "No server can be asked"),
+        ({"concurrency": "1,2"}, "A load means nothing"),
+        ({"spec_server": "http://localhost:1"}, "Nothing speculates in a replay"),
+    ],
+)
+def test_what_no_server_can_answer_is_refused(lab, tmp_path, flags, says):
+    with FakeScorer(text=TEXT) as target, FakeScorer(text=TEXT) as draft, pytest.raises(ConfigError, match=says):
+        scored(lab, tmp_path, target, draft, **flags)
+
+
+@pytest.mark.slow
+def test_a_real_server_drafts_what_its_replay_says(tmp_path):
+    """The same prompts on a real llama.cpp: rounds from its draft asked alone against those that it counts live."""
+    workload = tmp_path / "prompts.jsonl"
+    workload.write_text("".join(json.dumps({"id": f"p{i}", "prompt": text}) + "\n" for i, text in enumerate(PROMPTS)))
+    flags = ["--engine", "llamacpp", "--workload", workload, "--gamma", "3", "--max-new-tokens", "20", "--threads", "1"]
+    result = call("sweep", *flags, "--replay-only", "--out", tmp_path / "replay", "--quiet")
+    assert result.exit_code == 0, result.output
+    live = call("measure", *flags, "--out", tmp_path / "live", "--quiet")
+    assert live.exit_code == 0, live.output
+    replayed = next((tmp_path / "replay").iterdir())
+    texts = {text.prompt_id: text for text in read_positions(replayed)}
+    trials = read_run(next((tmp_path / "live").iterdir())).trials
+    counted = {t.prompt_id: t for t in trials if t.arm.kind == "speculative" and not t.warmup}
+    assert set(texts) == set(counted)
+    for name, trial in counted.items():
+        found = replay([texts[name]], 3)
+        assert texts[name].tokens == trial.output_tokens
+        assert found.rounds[0] == len(trial.drafted)
+        assert found.accepted[0] == sum(trial.accepted)
+    for path in replayed.rglob("*"):
+        assert not path.is_file() or CANARY.encode() not in path.read_bytes()
