@@ -21,6 +21,9 @@ from specbench.errors import ConfigError
 from specbench.records import Load, Policy, Sampling
 from specbench.shipped import DEFAULT_WORKLOAD
 
+# Target and draft of servers that run already, where the user does not name them.
+SERVED = "served"
+
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:

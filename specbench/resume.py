@@ -9,6 +9,7 @@ from typing import Any
 
 from specbench.bench import MAX_ATTEMPTS
 from specbench.config import RunConfig
+from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.records import Trial
 from specbench.store import StoredRun, TrialKey, find_runs, read_run, trial_key
@@ -31,6 +32,13 @@ def unfinished(config: RunConfig, kind: str, mode: str) -> StoredRun | None:
             "No unfinished run with this configuration", where=config.out, cure="Leave out --resume to start one."
         )
     return None
+
+
+def threads_of(config: RunConfig, earlier: StoredRun | None) -> int:
+    """CPU threads of a run: as the user says, as in the session that began it, or as many as are free."""
+    if config.threads is not None:
+        return config.threads
+    return free_cores() if earlier is None else int(earlier.run["provenance"]["threads"] or 1)
 
 
 def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.bench import Bench, Encoded, Observer, Unit, text_of, units
 from specbench.config import RunConfig
-from specbench.cost.load import free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
@@ -21,7 +20,7 @@ from specbench.errors import WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.provenance import in_process, provenance
 from specbench.records import Arm, Prompt
-from specbench.resume import progress_of, same_setting, unfinished
+from specbench.resume import progress_of, same_setting, threads_of, unfinished
 from specbench.runfile import marked, run_record
 from specbench.shipped import workload_source
 from specbench.store import RunWriter, StoredRun, TrialKey, new_folder, read_run
@@ -117,7 +116,7 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
         system_prompt=config.system_prompt,
     )
     chosen = select(workload.prompts, config.limit, config.seed)
-    threads = config.threads or (free_cores() if earlier is None else int(earlier.run["provenance"]["threads"]))
+    threads = threads_of(config, earlier)
     from specbench.engines.local import LocalEngine
 
     observer.say(f"Loading {config.target} and {', '.join(config.draft)}")

@@ -18,13 +18,12 @@ from specbench.acceptance.scores import BlockScores, Scores, greedy_scores, matc
 from specbench.bench import Observer, text_of
 from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
-from specbench.cost.load import free_cores
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import DraftSpec, parse_draft, with_cutoff
 from specbench.errors import ConfigError, EngineError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.records import Caution, Prompt
-from specbench.resume import same_setting, unfinished
+from specbench.resume import same_setting, threads_of, unfinished
 from specbench.runfile import marked
 from specbench.servedfile import begun, engine, note_losses, note_server
 from specbench.servers import preflight
@@ -52,8 +51,7 @@ def score_on_servers(config: RunConfig, gammas: Sequence[int], observer: Observe
     specs = {draft: parse_draft(draft) for draft in drafts}
     _scorable(config, specs)
     earlier = unfinished(config, "replay", mode)
-    threads = config.threads or (free_cores() if earlier is None else int(earlier.run["provenance"]["threads"] or 1))
-    provider = provider_of(config, specs, (), threads)
+    provider = provider_of(config, specs, (), partial(threads_of, config, earlier))
     if not isinstance(provider.adapter, Writer):
         raise ConfigError(
             f"{provider.adapter.name} does not tell the token ids of its texts",

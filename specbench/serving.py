@@ -11,15 +11,15 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from specbench.bench import Observer
 from specbench.config import RunConfig
-from specbench.cost.load import free_cores
 from specbench.drafters.spec import DraftSpec, parse_draft, with_cutoff
 from specbench.errors import ConfigError
 from specbench.records import Arm, ArmKind, Caution, Prompt
-from specbench.resume import progress_of, same_setting, unfinished
+from specbench.resume import progress_of, same_setting, threads_of, unfinished
 from specbench.runfile import marked
 from specbench.servedfile import begun, engine, note_losses, note_server
 from specbench.serverbench import Job, ServerBench
@@ -55,8 +55,7 @@ def serve(config: RunConfig, command: str, gammas: Sequence[int], observer: Obse
     specs = {draft: parse_draft(draft) for draft in drafts}
     _askable(config)
     earlier = unfinished(config, command, mode)
-    threads = config.threads or (free_cores() if earlier is None else int(earlier.run["provenance"]["threads"] or 1))
-    provider = provider_of(config, specs, tuple(gammas), threads)
+    provider = provider_of(config, specs, tuple(gammas), partial(threads_of, config, earlier))
     arms = 2 + len(config.draft) * len(config.gamma)
     prompts, record = begun(config, command, provider, arms)
     if earlier is None:
@@ -85,8 +84,6 @@ def _askable(config: RunConfig) -> None:
         raise ConfigError(
             "A server of the draft alone is asked in a replay", where="--draft-server", cure="Add --replay-only."
         )
-    if config.system_prompt is None and config.max_new_tokens < 2:
-        raise ConfigError("One token leaves nothing to speculate on", where="--max-new-tokens", cure="Use 2 or more.")
 
 
 class _Serve:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 from specbench.config import RunConfig
 from specbench.records import Arm, Counters, Load, Policy, Stretch, Times, Told, Trial
@@ -61,7 +63,8 @@ def fake_served(
         "rate": list(rate) or None,
         "dtype": None,
     }
-    with RunWriter(folder, _run(server, stored, gammas)) as writer:
+    # What is lost if the machine dies is no question here.
+    with mock.patch.object(os, "fsync"), RunWriter(folder, _run(server, stored, gammas)) as writer:
         rng, noise = random.Random(seed), random.Random(f"noise {noise_seed}")
         # Rounds belong to the text, so every load has the same.
         accepts = [[rng.random() < server.alpha for _ in range(LIMIT)] for _ in range(prompts)]

@@ -27,6 +27,7 @@ class FakeServer:
     tokens: int = 12
     rounds: tuple[Round, ...] = ()
     speculating: bool | None = None
+    method: str = "none"
     model: str = "/models/fake.gguf"
     step_s: float = 0.002
     prefill_s: float = 0.004
@@ -145,7 +146,8 @@ class FakeServer:
 
     def pages(self) -> dict[str, Any]:
         on = bool(self.rounds) if self.speculating is None else self.speculating
-        slot = {"n_ctx": 4096, "speculative": on, "is_processing": self.busy, "params": {}}
+        slot = {"n_ctx": 4096, "speculative": on, "is_processing": self.busy}
+        slot["params"] = {"speculative.types": self.method}
         return {
             "/health": {"status": "ok"},
             "/v1/models": {"data": [{"id": self.model}], "object": "list"},

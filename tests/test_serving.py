@@ -15,6 +15,7 @@ from test_run import FakeObserver
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
+from specbench.report.summarise import summarise
 from specbench.servers import patience
 from specbench.serving import serve
 from specbench.store import StoredRun, read_run, trial_key
@@ -174,7 +175,7 @@ def test_a_prompt_that_the_server_refuses_is_left_out_everywhere(lab, tmp_path):
         (FakeServer(rounds=ROUNDS), speculating(), "target alone speculates"),
         (FakeServer(), speculating(speculating=False), "does not speculate"),
         (FakeServer(), speculating(model="/models/other.gguf"), "different models: fake.gguf and other.gguf"),
-        (FakeServer(), FakeServer(speculating=True), "drafted nothing"),
+        (FakeServer(), FakeServer(speculating=True, method="draft-simple"), "drafted nothing"),
         (FakeServer(), FakeServer(rounds=(Round(5, 1),)), "Gamma is not honoured: a round drafted 5"),
     ],
 )
@@ -183,6 +184,13 @@ def test_a_wrong_server_is_refused_before_anything_is_measured(lab, tmp_path, al
         served(lab, tmp_path, alone, drafting)
     (folder,) = tmp_path.iterdir()
     assert counted(read_run(folder)) == []
+
+
+def test_a_look_up_that_finds_nothing_in_the_warm_up_is_no_error(lab, tmp_path):
+    with FakeServer() as alone, FakeServer(speculating=True, method="ngram-simple") as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    assert len(counted(stored)) == 12
+    assert "not-speculating" in [warning.code for warning in summarise(stored).warnings]
 
 
 def test_a_busy_server_and_a_prefix_cache_are_named(lab, tmp_path):

@@ -11,9 +11,6 @@ from specbench.cli.app import app
 from specbench.cli.show import show, show_replay
 from specbench.errors import ConfigError
 
-# The model of a server that runs already, where the user does not name it.
-SERVED = "served"
-
 RUN_HELP = {
     "measure": "Time the target alone and target + draft at one gamma, paired and interleaved.",
     "sweep": "Time the target alone and target + draft at every gamma; find the best.",
@@ -95,11 +92,12 @@ def measure_or_sweep(
         flags.pop(own)
     flags["out"] = None if out is None else str(out)
     flags["launch"] = None if launch is None else str(launch)
+    from specbench.config import SERVED, load_config
+
     if server is not None:
         # What runs there is not what the configuration names, unless the user says so.
         flags["target"], flags["draft"] = target or SERVED, draft or [SERVED]
     flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
-    from specbench.config import load_config
     from specbench.shipped import shipped
 
     command = str(ctx.command.name)

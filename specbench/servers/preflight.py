@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from specbench.config import SERVED
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
 from specbench.records import Caution
@@ -58,9 +59,11 @@ def check_drafts(answers: Sequence[Reading], state: State, spec: DraftSpec, gamm
             where=url,
             cure="Start the server with that draft length; requests cannot change it.",
         )
-    if seen or spec.model is None:
+    # A look-up may find nothing in so short a text; of a server that we did not start we may not know that it is one.
+    look_up = spec.model is None or (spec.model == SERVED and state.method is None) or "ngram" in (state.method or "")
+    if seen or (look_up and state.speculating):
         return []
-    if state.speculating is None and not rounds:
+    if state.speculating is None:
         return [
             Caution(
                 "speculation-not-told",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,11 +169,13 @@ class Starting:
                 ) from None
 
 
-def provider_of(config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: int) -> Provider:
-    """The servers that the configuration names."""
+def provider_of(
+    config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: Callable[[], int]
+) -> Provider:
+    """The servers that the configuration names. `threads` are for those that are started, and take time to count."""
     if config.server is not None:
         return Running(config)
-    return Starting(config, specs, gammas, threads)
+    return Starting(config, specs, gammas, threads())
 
 
 def key_of(config: RunConfig) -> str | None:
