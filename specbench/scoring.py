@@ -19,7 +19,7 @@ from specbench.bench import Observer, text_of
 from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters.lookup import NgramLookUp
-from specbench.drafters.spec import DraftSpec, parse_draft, with_cutoff
+from specbench.drafters.spec import DraftSpec, NgramSpec, parse_draft, with_cutoff
 from specbench.errors import ConfigError, EngineError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.records import Caution, Prompt
@@ -136,9 +136,7 @@ class _Scoring:
         finally:
             note_losses(self.writer, self.refused, self.patience.failures, self._noticed())
         if not self.scored:
-            raise WorkloadError(
-                "No prompt could be scored", where=self.config.workload, cure="run.json says why under `skipped`."
-            )
+            raise WorkloadError("No prompt could be scored", where=self.config.workload, cure="Its run.json says why.")
 
     def _block(self, block: Sequence[Prompt]) -> None:
         """Write what some draft has not been asked about, and ask."""
@@ -152,13 +150,12 @@ class _Scoring:
         texts = self._write(missing)
         for draft, left in todo.items():
             known = [(p, texts[p.id]) for p in left if p.id in texts and self._open(p, draft)]
-            if self.specs[draft].model is not None and known:
-                self._ask(draft, known)
-            elif known:
+            spec = self.specs[draft]
+            if spec.model is None and spec.ngram is not None:
                 for prompt, text in known:
-                    blocks = self._looked_up(draft, text)
-                    assert blocks is not None
-                    self._keep(prompt, draft, blocks)
+                    self._keep(prompt, draft, self._looked_up(spec.ngram, text))
+            elif known:
+                self._ask(draft, known)
 
     def _open(self, prompt: Prompt, draft: str) -> bool:
         return prompt.id not in self.refused and (prompt.id, draft) not in self.scored
@@ -201,6 +198,7 @@ class _Scoring:
 
     def _ask(self, draft: str, texts: Sequence[tuple[Prompt, Written]]) -> None:
         """What a draft's server would have said, on disk text by text."""
+        ngram = self.specs[draft].ngram
 
         async def session(up: Up) -> None:
             async with self._session(up, draft) as (client, there):
@@ -213,9 +211,9 @@ class _Scoring:
                     found = await self._tried(attempt, there, prompt, f"the server of {draft}")
                     if found is not None:
                         self.read_again += found.read_again
-                        top, logprob = [one.top for one in found.tops], [one.top_logprob for one in found.tops]
-                        blocks = self._looked_up(draft, text)
-                        self._keep(prompt, draft, greedy_scores(text.output, top, logprob, self._ends, blocks))
+                        judged = [(one.top, one.top_logprob, one.sure) for one in found.tops]
+                        blocks = None if ngram is None else self._looked_up(ngram, text)
+                        self._keep(prompt, draft, greedy_scores(text.output, judged, self._ends, blocks))
 
                 await each(texts, self.config.concurrency[0], score)
 
@@ -278,10 +276,7 @@ class _Scoring:
             return None
         return None if found is None else found[0]
 
-    def _looked_up(self, draft: str, text: Written) -> BlockScores | None:
-        ngram = self.specs[draft].ngram
-        if ngram is None:
-            return None
+    def _looked_up(self, ngram: NgramSpec, text: Written) -> BlockScores:
         return match_blocks(NgramLookUp(ngram, eos=self._ends), text.prompt, text.output, MAX_GAMMA)
 
     def _keep(self, prompt: Prompt, draft: str, scores: Scores | BlockScores) -> None:

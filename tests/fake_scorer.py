@@ -32,7 +32,7 @@ class FakeScorer(FakeServer):
     def step(self, ids: list[int]) -> dict[str, Any]:
         place = len(ids) - len(PROMPT_IDS)
         token = self.text[place] + (100 if place in self.slips else 0)
-        probabilities = [{"top_logprobs": [{"id": token, "logprob": -0.25}]}]
+        probabilities = [{"top_logprobs": [{"id": token, "logprob": -0.25}, {"id": 1, "logprob": -1.75}]}]
         return {"tokens_evaluated": len(ids), "completion_probabilities": probabilities, "timings": {"prompt_n": 1}}
 
 

@@ -188,10 +188,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fake.fault_on is not None and fake.fault_on in body["messages"][-1]["content"]:
             fault = 400
-        if not body.get("stream"):
+        if isinstance(fault, int):
+            # As real servers do: the message quotes what was asked.
+            self._whole(fault, json.dumps({"error": {"message": json.dumps(body)}}))
+        elif not body.get("stream"):
             self._whole(200, json.dumps(self._logprobs(body)))
-        elif isinstance(fault, int):
-            self._whole(fault, json.dumps({"error": {"message": body["messages"][-1]["content"]}}))
         elif fault == "hang":
             time.sleep(3)
         elif fault == "die":

@@ -27,6 +27,8 @@ from specbench.report import (
     served_cautions,
     served_contract,
 )
+from specbench.report.comparison import compared
+from specbench.store import read_run
 from specbench.workload import cautions as workload_cautions
 from specbench.workload.shapes import SHAPES
 
@@ -212,3 +214,9 @@ def test_these_tests_can_fail():
     assert missing(["--gamma", "--top"], "`--gamma` and `--top-p`") == ["--top"]
     assert rows_of("X", "# X\n| `a` | number or null | s |\n# Y\n| `b` | number | |\n") == [("a", "number or null")]
     assert nullable(float | None) and nullable(tuple[float | None, ...]) and not nullable(tuple[float, ...])
+
+
+def test_the_readme_says_of_the_two_engines_what_the_kept_runs_say():
+    found = compared(read_run(ROOT / "reports/drafters"), read_run(ROOT / "reports/llamacpp"))
+    for draft in found.drafts:
+        assert f"> `{draft.draft}`: **{draft.reason}**" in README

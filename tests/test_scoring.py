@@ -49,7 +49,8 @@ def test_planted_slips_are_the_rejections_of_every_gamma(lab, tmp_path):
     assert len(texts) == 3
     for text in texts:
         assert text.accept.tolist() == [1, 1, 0, 0, 1, 1, 1, 1, 1]
-        assert text.confidence == pytest.approx(0.7788, abs=1e-3)
+        # Of the two tokens that the server names; of all it would be 0.7788.
+        assert text.confidence == pytest.approx(0.8176, abs=1e-3)
     # gamma 2: (1,2 accepted, 3 by the target), (4 rejected), (5, 6, 7), (8, 9): places 1 to 9 of the text.
     assert replay(texts, 2).rounds.tolist() == [4.0] * 3
     assert replay(texts, 2).accepted.tolist() == [5.0] * 3

@@ -142,8 +142,9 @@ class Expected:
 
 def replay(texts: Sequence[Text], gamma: int, cutoff: float = 0.0) -> Expected:
     """Expected counts at `gamma` of one draft, over texts in their order. With a `cutoff` a draft model stops before a
-    token whose confidence is below it, as llama.cpp's p-min does; block drafters have no confidence and ignore it. All
-    texts must have been generated under one limit."""
+    token whose confidence is below it, as llama.cpp's p-min does, whose confidence is a share among ten tokens: only a
+    run on its own servers stores that, and by the probability among all tokens drafts stop sooner. Block drafters have
+    no confidence and ignore it. All texts must have been generated under one limit."""
     if len({text.limit for text in texts}) > 1:
         raise ValueError("texts of different max_new_tokens cannot be replayed together")
     parts = []

@@ -60,18 +60,19 @@ def match_blocks(lookup: LookUp, prompt: Sequence[int], output: Sequence[int], l
 
 def greedy_scores(
     output: Sequence[int],
-    top: Sequence[int],
-    top_logprob: Sequence[float],
+    judged: Sequence[tuple[int, float, float]],
     eos: Collection[int],
     blocks: BlockScores | None = None,
 ) -> Scores:
     """Greedy scores of a text of n + 1 output tokens from what the draft finds likeliest in place of each but the first
-    [n], with its log-probability. That of the text's own token is known only where it is the likeliest, else NaN."""
-    same = np.array(top, dtype=np.int64) == np.array(output[1:], dtype=np.int64)
-    logprob, unknown = np.array(top_logprob, dtype=np.float32), np.full(len(top), np.nan, dtype=np.float32)
-    accept, confidence = same.astype(np.float32), np.minimum(np.exp(logprob), 1)
-    ends = np.isin(np.array(top, dtype=np.int64), sorted(eos))
-    return Scores(accept, accept, confidence, unknown, np.where(same, logprob, unknown), ends, blocks)
+    [n]: token, log-probability, and the confidence that a cut-off is about. The log-probability of the text's own
+    token is known only where it is the likeliest, else NaN."""
+    top = np.array([token for token, _, _ in judged], dtype=np.int64)
+    logprob, confidence = (np.array([each[i] for each in judged], dtype=np.float32) for i in (1, 2))
+    same, unknown = top == np.array(output[1:], dtype=np.int64), np.full(len(top), np.nan, dtype=np.float32)
+    accept = same.astype(np.float32)
+    log_q = np.where(same, logprob, unknown)
+    return Scores(accept, accept, confidence, unknown, log_q, np.isin(top, sorted(eos)), blocks)
 
 
 def agreed(tokens: Sequence[int], output: Sequence[int], i: int) -> int:

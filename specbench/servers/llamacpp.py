@@ -8,6 +8,7 @@ beyond that is a step without a draft. /props says "none" even while it speculat
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ from specbench.servers.writing import Post, Written
 
 _COUNTER = "llamacpp:spec_decode_num_"
 _COMPLETION = "/completion"
+
+# A draft's sampler keeps so many tokens, and --spec-draft-p-min is about the likeliest's share of them. Seen with build
+# 11549: with this share a replay has the rounds that the server counts, with the probability itself it has not.
+DRAFT_TOP_K = 10
+
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
@@ -121,20 +127,22 @@ class LlamaCpp:
             "prompt": list(ids),
             "n_predict": 1,
             "temperature": 0.0,
-            "n_probs": 1,
+            "n_probs": DRAFT_TOP_K,
             "cache_prompt": True,
         }
 
     def read_step(self, payload: Json, ids: Sequence[int]) -> Step:
-        """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler."""
+        """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler; the confidence is that
+        among the likeliest few, which is what a draft's p-min is compared with."""
         if count(payload, "tokens_evaluated") != len(ids):
             raise ValueError(f"the answer is about {payload.get('tokens_evaluated')} tokens, not {len(ids)}")
         places = rows(payload, "completion_probabilities")
         tops = rows(places[0], "top_logprobs") if places else []
-        token, logprob = (count(tops[0], "id"), number(tops[0], "logprob")) if tops else (None, None)
-        if token is None or logprob is None:
+        token, logprobs = count(tops[0], "id") if tops else None, [number(each, "logprob") for each in tops]
+        told = [math.exp(each) for each in logprobs if each is not None]
+        if token is None or logprobs[0] is None:
             raise ValueError("the answer has no completion_probabilities[0].top_logprobs[0]")
-        return Step(token, logprob, count(table(payload, "timings"), "prompt_n"))
+        return Step(token, logprobs[0], told[0] / sum(told), count(table(payload, "timings"), "prompt_n"))
 
 
 def rounds_of(timings: Sequence[Json]) -> list[Round] | None:

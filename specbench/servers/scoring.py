@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,11 +14,18 @@ from specbench.servers.writing import Post
 @dataclass(frozen=True, slots=True)
 class Top:
     """One place of a text: the `token` that stands there, and the token `top` that the model finds likeliest after all
-    before it, with its log-probability in nats. They are equal where greedy decoding would have gone on so."""
+    before it, with its log-probability in nats. They are equal where greedy decoding would have gone on so.
+    `confidence` is what the engine holds against its cut-off where that is not the probability itself."""
 
     token: int
     top: int
     top_logprob: float
+    confidence: float | None = None
+
+    @property
+    def sure(self) -> float:
+        """The probability that the engine holds against its cut-off."""
+        return min(1.0, math.exp(self.top_logprob)) if self.confidence is None else self.confidence
 
 
 @runtime_checkable
@@ -34,11 +42,12 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What comes next after a text: the likeliest token with its log-probability in nats, and how many tokens the
-    server had to read for it (None: it does not tell)."""
+    """What comes next after a text: the likeliest token with its log-probability in nats, its probability as the engine
+    holds it against its cut-off, and how many tokens the server had to read for it (None: it does not tell)."""
 
     top: int
     top_logprob: float
+    confidence: float
     read: int | None
 
 
@@ -77,7 +86,7 @@ async def score_output(
     for end in range(len(prompt) + 1, len(ids)):
         path, body = adapter.step_request(ids[:end])
         step = adapter.read_step(await post(path, body), ids[:end])
-        tops.append(Top(ids[end], step.top, step.top_logprob))
+        tops.append(Top(ids[end], step.top, step.top_logprob, step.confidence))
         if len(tops) > 1:
             read_again += (step.read or 1) - 1
     return Scored(tops, read_again)
