@@ -95,5 +95,7 @@ def marked(writer: RunWriter) -> Iterator[None]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         writer.update(status="failed", failure=f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}")
         raise
+    if writer.run["status"] != "started":
+        return  # something is left to do
     finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "load_at_end": load_average()}
     writer.update(status="finished", provenance=writer.run["provenance"] | finished)

@@ -89,8 +89,9 @@ def note_losses(
         said.append(skipped_prompts(skipped))
     if failures:
         said.append(_failed(failures))
+        writer.update(status="interrupted")  # the same command asks again
     unique = {caution.code: asdict(caution) for caution in said}
-    kept = [warning for warning in run["warnings"] if warning["code"] not in unique]
+    kept = [warning for warning in run["warnings"] if warning["code"] not in {*unique, "failed-requests"}]
     writer.update(warnings=[*kept, *unique.values()])
 
 
@@ -108,5 +109,5 @@ def _failed(failures: Sequence[Mapping[str, str]]) -> Caution:
         "failed-requests",
         f"{len(failures)} requests failed for good ({kinds}), the first: prompt {failures[0]['prompt']}, "
         f"{failures[0]['arm']}",
-        "Run the same command with --resume, which asks them again, or see the server's log.",
+        "Run the same command again, which asks them once more, or see the server's log.",
     )

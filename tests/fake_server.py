@@ -22,7 +22,8 @@ from specbench.records import Round
 @dataclass
 class FakeServer:
     """`rounds` are those of every answer (none: no speculation); `faults[n]` befalls the n-th request of the server's
-    life, counted from 0: an HTTP status, "hang", "cut" (breaks off), "garbage", "die" (stops listening)."""
+    life, counted from 0: an HTTP status, "hang", "cut" (breaks off), "garbage", "close" (before a word),
+    "die" (stops listening)."""
 
     tokens: int = 12
     rounds: tuple[Round, ...] = ()
@@ -195,6 +196,9 @@ class Handler(BaseHTTPRequestHandler):
             self._whole(200, json.dumps(self._logprobs(body)))
         elif fault == "hang":
             time.sleep(3)
+        elif fault == "close":
+            self.close_connection = True
+            self.connection.close()
         elif fault == "die":
             threading.Thread(target=fake.stop, daemon=True).start()
             self.close_connection = True

@@ -12,16 +12,14 @@ from conftest import CANARY
 from test_cli import call
 
 from specbench.acceptance.metrics import count, pooled
-from specbench.acceptance.replay import replay
-from specbench.positions import read_positions
 from specbench.report.summarise import summarise
 from specbench.store import StoredRun, read_run
 
 pytestmark = pytest.mark.slow
 
 PROMPTS = [
-    f"{CANARY}. Repeat exactly: one two three four five six one two three four five six one two three four",
-    "List five colours, then list them again in the same order.",
+    f"{CANARY}. Repeat: one two three four five one two three four five one two",
+    "List five colours twice.",
 ]
 
 
@@ -79,7 +77,7 @@ def test_our_counts_are_the_servers_own(stored):
             assert theirs == rounds.survived[: len(theirs)]
             assert sum(rounds.survived[len(theirs) :]) == 0
             drafted += rounds.drafted
-    assert drafted > 25
+    assert drafted > 15
 
 
 def test_both_clocks_agree(stored):
@@ -127,27 +125,16 @@ def test_no_prompt_is_in_the_folder_and_no_server_is_left(stored):
     assert mine == []
 
 
-def test_asked_alone_the_draft_says_what_it_drafts_live(stored, tmp_path):
-    """Acceptance without speculation: rounds from the draft on a server of its own against those counted live."""
-    folder = swept(tmp_path, "--draft", "demo:draft", "--replay-only")
-    texts = {text.prompt_id: text for text in read_positions(folder)}
-    live = {t.prompt_id: t for t in counted(stored) if t.arm.draft == "demo:draft"}
-    assert set(texts) == set(live)
-    for name, trial in live.items():
-        found = replay([texts[name]], 3)
-        assert texts[name].tokens == trial.output_tokens
-        assert (found.rounds[0], found.accepted[0]) == (len(trial.drafted), sum(trial.accepted))
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert not [path for path in files if CANARY.encode() in path.read_bytes()]
-
-
 def test_a_draft_that_is_loaded_and_never_used_is_refused(tmp_path):
     """The trap of llama.cpp: a draft model without --spec-type leaves the server healthy, and alone."""
     kept = Path("configs/engines/xllamacpp.yaml").read_text()
     launch = tmp_path / "forgot.yaml"
     launch.write_text(kept.replace("--spec-type, draft-simple, ", ""))
     assert launch.read_text() != kept
-    result = call("sweep", "--launch", launch, "--gamma", "2", "--limit", "1", "--out", tmp_path, "--threads", "1")
+    workload = tmp_path / "prompts.jsonl"
+    workload.write_text(json.dumps({"prompt": "Hello."}))
+    flags = ["--workload", workload, "--gamma", "2", "--out", tmp_path, "--threads", "1"]
+    result = call("sweep", "--launch", launch, *flags)
     assert result.exit_code == 2, result.output
     assert "does not speculate" in result.stderr
     assert "--spec-type draft-simple" in result.stderr

@@ -136,8 +136,22 @@ def test_a_request_that_keeps_failing_is_marked(lab, tmp_path):
     with FakeServer() as alone, speculating(faults={3: 500, 4: 500, 5: 500}) as drafting:
         stored = served(lab, tmp_path, alone, drafting)
         assert len(counted(stored)) == 11
+        assert stored.status == "interrupted"
         (warning,) = [w for w in stored.run["warnings"] if w["code"] == "failed-requests"]
         assert "HTTP status 500" in warning["message"]
+        again = served(lab, tmp_path, alone, drafting)
+        assert again.folder == stored.folder
+        assert again.status == "finished"
+        assert len(counted(again)) == 12
+        assert "failed-requests" not in codes(again)
+
+
+def test_a_connection_that_closes_before_the_answer_is_no_failure(lab, tmp_path):
+    with FakeServer() as alone, speculating(faults={3: "close", 6: "close"}) as drafting:
+        stored = served(lab, tmp_path, alone, drafting)
+    assert len(counted(stored)) == 12
+    assert len(drafting.seen) == 2 + 4 + 2
+    assert all(stretch.alone for stretch in stored.stretches)
 
 
 def test_a_server_that_only_fails_ends_the_run(lab, tmp_path):

@@ -87,6 +87,17 @@ class Client:
     async def send(self, path: str, body: dict[str, object]) -> list[Chunk]:
         """POST and read the stream to its end. Raises RefusedError, FailedError, or EngineError where no request can
         ever succeed."""
+        try:
+            return await self._stream(path, body)
+        except httpx.RemoteProtocolError:
+            # llama.cpp closes a kept connection now and then just as the next request comes: nothing was asked yet.
+            try:
+                return await self._stream(path, body)
+            except httpx.RemoteProtocolError:
+                raise FailedError("the server closed the connection") from None
+
+    async def _stream(self, path: str, body: dict[str, object]) -> list[Chunk]:
+        """One try. RemoteProtocolError passes where the connection closed before anything came."""
         arrived: list[tuple[float, str]] = []
         sent = time.perf_counter()
         try:
@@ -94,13 +105,13 @@ class Client:
                 self._check(answer.status_code, path)
                 async for event in EventSource(answer).aiter_sse():
                     arrived.append((time.perf_counter() - sent, event.data))
-        except TimeoutError:
-            raise FailedError("timeout") from None
-        except httpx.TimeoutException:
+        except (TimeoutError, httpx.TimeoutException):
             raise FailedError("timeout") from None
         except httpx.ConnectError as error:
             raise self._gone(error) from None
         except (httpx.HTTPError, SSEError) as error:
+            if isinstance(error, httpx.RemoteProtocolError) and not arrived:
+                raise
             raise FailedError(type(error).__name__) from None
         return _parsed(arrived)
 
