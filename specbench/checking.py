@@ -138,6 +138,12 @@ def unsupported(spec: DraftSpec, sampling: Sampling) -> str | None:
 
 def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
     """The trials with a draft that count."""
+    if "served" in stored.run:
+        raise StoreError(
+            "This run's rounds are a server's, which transformers does not repeat",
+            where=str(stored.folder),
+            cure="Its brief holds them against the server's own counters, specbench compare against another run.",
+        )
     if stored.run["command"] in ("replay", "probe"):
         raise StoreError(
             f"A {stored.run['command']} ran no rounds, so there are no counts to check",

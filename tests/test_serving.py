@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 from conftest import CANARY
 from fake_server import FakeServer
+from test_cli import call
 from test_run import FakeObserver
 
 from specbench.config import load_config
@@ -289,6 +290,17 @@ def test_no_text_is_kept_unless_asked(lab, tmp_path):
     for path in stored.folder.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes()
     assert all(CANARY in trial.prompt_text and trial.output_text for trial in kept.trials)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("check", "which transformers does not repeat"), ("replay", "sweep --replay-only on the same server")],
+)
+def test_commands_about_runs_in_process_say_what_to_do_with_others(command, says):
+    result = call(command, "reports/llamacpp")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def measure_or_sweep(
     gammas = settings.gamma
     if strict and replay_only:
         raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
+    if costs is not None and settings.served:
+        raise ConfigError("A server is not predicted from a probe", where="--costs", cure="Leave it out.")
     if costs is not None and replay_only:
         raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
     if command == "measure":

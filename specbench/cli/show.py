@@ -56,7 +56,9 @@ def show_replay(
     if stored.run["command"] == "probe":
         raise StoreError("This folder holds a probe, no run", where=str(folder), cure="Name the folder of a sweep.")
     if not texts:
-        raise StoreError("Nothing to replay in this run yet", where=str(folder), cure="Run specbench sweep.")
+        served = "served" in stored.run
+        cure = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
+        raise StoreError("Nothing to replay in this run yet", where=str(folder), cure=cure)
     readers, points = _prices(stored.run, folder, costs) if best else (None, [])
     confidence = stored.run["config"]["policy"]["confidence"]
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points)
