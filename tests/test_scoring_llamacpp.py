@@ -23,6 +23,7 @@ from specbench.servers.scoring import score_output
 pytestmark = pytest.mark.slow
 
 ASK = Ask((Message("user", "Name three rivers."),), 160, Sampling(), 1)
+TOKENS = 20
 QUESTIONS = (
     "List five colours, then list them again in the same order.",
     "Name three rivers.",
@@ -62,7 +63,7 @@ def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": text, "prompt": text}) + "\n" for text in QUESTIONS))
-    flags = {"engine": "llamacpp", "threads": 1, "workload": str(prompts), "max_new_tokens": 32, "out": str(folder)}
+    flags = {"engine": "llamacpp", "threads": 1, "workload": str(prompts), "max_new_tokens": TOKENS, "out": str(folder)}
     run = score_on_servers(load_config(None, flags | {"draft": ["demo:draft"]}), (4,), FakeObserver())
     return {text.prompt_id: text for text in read_positions(run)}
 
@@ -77,7 +78,7 @@ def test_llama_cpp_drafts_as_a_server_of_the_draft_alone_foretells(texts, tmp_pa
     async def live(url):
         adapter, found = LlamaCpp(), {}
         for name in QUESTIONS:
-            ask = Ask((Message("user", name),), 32, Sampling(), 0)
+            ask = Ask((Message("user", name),), TOKENS, Sampling(), 0)
             async with Client(url, key=None, timeout_s=60) as client:
                 found[name] = adapter.read(await client.send(adapter.path, adapter.body(ask, None)))
         return found
