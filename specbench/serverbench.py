@@ -119,6 +119,8 @@ class ServerBench:
             await drive(
                 jobs, arm.load, send=send, fill=fill, seed=f"{self.config.seed}/{first.prompt.id}/{first.repeat}"
             )
+            if arm.load.concurrency > 1:
+                await _drained(client, up)
             after = await self._counters(client, up)
         self.writer.append_stretch(
             Stretch(

@@ -35,6 +35,7 @@ class FakeServer:
     faults: dict[int, int | str] = field(default_factory=dict)
     cached: int = 0
     busy: bool = False
+    notices_s: float | None = None  # goes on so long with a request that was given up, and counts its tokens
     extra_tokens: int = 0  # of somebody else, in the counters
     restart_at: int | None = None  # the request at which the counters begin anew
     text_of: dict[str, str] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class FakeServer:
     def __post_init__(self) -> None:
         self.counts = {"tokens": 0, "drafts": 0, "drafted": 0, "accepted": 0}
         self._lock = threading.Lock()
+        self.given_up = 0
         self._http: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> FakeServer:
@@ -91,6 +93,15 @@ class FakeServer:
             self.counts["drafts"] += sum(r.drafted > 0 for r in rounds)
             self.counts["drafted"] += sum(r.drafted for r in rounds)
             self.counts["accepted"] += sum(r.accepted for r in rounds)
+
+    def go_on(self, number: int) -> None:
+        """With a request whose client is gone."""
+        if self.notices_s is None:
+            return
+        self.given_up += 1
+        time.sleep(self.notices_s)
+        self.count((), number)
+        self.given_up -= 1
 
     def next_number(self, body: dict[str, Any]) -> int:
         with self._lock:
@@ -147,7 +158,7 @@ class FakeServer:
 
     def pages(self) -> dict[str, Any]:
         on = bool(self.rounds) if self.speculating is None else self.speculating
-        slot = {"n_ctx": 4096, "speculative": on, "is_processing": self.busy}
+        slot = {"n_ctx": 4096, "speculative": on, "is_processing": self.busy or self.given_up > 0}
         slot["params"] = {"speculative.types": self.method}
         return {
             "/health": {"status": "ok"},
@@ -225,6 +236,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
             self.wfile.write(b"data: [DONE]\n\n")
         except (BrokenPipeError, ConnectionResetError):
+            self.server_of.go_on(number)
             return
         self.server_of.count(self.server_of.last_rounds, number)
 

@@ -104,6 +104,17 @@ def test_several_clients_at_once(lab, tmp_path):
     assert {t.stretch for t in together if t.arm.kind == "baseline"}.__len__() == 1
 
 
+def test_requests_that_only_kept_up_the_load_do_not_run_on_into_what_follows(lab, tmp_path):
+    slow = {"notices_s": 0.3, "tokens": 40}
+    with FakeServer(**slow) as alone, speculating(**slow) as drafting:
+        stored = served(lab, tmp_path, alone, drafting, concurrency="3,1", limit=5, max_new_tokens=40)
+    following = [stretch for stretch in stored.stretches if stretch.alone]
+    assert len(following) == 3
+    for stretch in following:
+        mine = [t for t in stored.trials if t.stretch == stretch.number]
+        assert stretch.counters.tokens == sum(t.output_tokens for t in mine)
+
+
 def test_a_server_that_dies_loses_nothing(lab, tmp_path):
     with FakeServer() as alone, speculating(faults={4: "die"}) as drafting:
         with pytest.raises(EngineError, match="No server answers"):
