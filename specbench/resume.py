@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specbench.bench import MAX_ATTEMPTS
+from specbench.bench import MAX_ATTEMPTS, Observer
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.records import Trial
-from specbench.store import StoredRun, TrialKey, find_runs, read_run, trial_key
+from specbench.store import StoredRun, TrialKey, find_runs, new_folder, read_run, trial_key
 
 
 def unfinished(config: RunConfig, kind: str, mode: str) -> StoredRun | None:
@@ -39,6 +39,19 @@ def threads_of(config: RunConfig, earlier: StoredRun | None) -> int:
     if config.threads is not None:
         return config.threads
     return free_cores() if earlier is None else int(earlier.run["provenance"]["threads"] or 1)
+
+
+def opened(
+    config: RunConfig, now: dict[str, Any], earlier: StoredRun | None, observer: Observer
+) -> tuple[Path, dict[str, Any]]:
+    """Where the run goes and the run.json it goes on with, `now` if it is new; refuses to continue what was begun in
+    another setting."""
+    if earlier is None:
+        return new_folder(Path(config.out), config.name or str(now["command"])), now
+    observer.say(f"Continuing {earlier.folder}")
+    same_setting(earlier.run, now, earlier.folder)
+    # What is not measured, such as the policy, may change.
+    return earlier.folder, earlier.run | {"config": now["config"]}
 
 
 def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from specbench.bench import Bench, Encoded, Observer, Unit, text_of, units
 from specbench.config import RunConfig
@@ -20,11 +20,13 @@ from specbench.errors import WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.provenance import in_process, provenance
 from specbench.records import Arm, Prompt
-from specbench.resume import progress_of, same_setting, threads_of, unfinished
+from specbench.resume import opened, progress_of, threads_of, unfinished
 from specbench.runfile import marked, run_record
 from specbench.shipped import workload_source
-from specbench.store import RunWriter, StoredRun, TrialKey, new_folder, read_run
+from specbench.store import RunWriter, StoredRun, TrialKey, read_run
 from specbench.workload import load_workload, select
+
+T = TypeVar("T")
 
 # Texts side by side when nothing is timed.
 REPLAY_BATCH = 16
@@ -39,9 +41,9 @@ def plan_arms(config: RunConfig, gammas: Sequence[int]) -> list[Arm]:
     return [Arm("baseline"), Arm("baseline-again"), *speculative]
 
 
-def shuffled(arms: Sequence[Arm], seed: str) -> list[Arm]:
-    """The arms in an order that depends on `seed` alone, so that a resumed run keeps its plan."""
-    order = list(arms)
+def shuffled(items: Sequence[T], seed: str) -> list[T]:
+    """Arms, or servers, in an order that depends on `seed` alone, so that a resumed run keeps its plan."""
+    order = list(items)
     random.Random(seed).shuffle(order)
     return order
 
@@ -87,7 +89,7 @@ def run(
     earlier = unfinished(config, kind, mode)
     plan = _prepared(config, kind, earlier, observer)
     reused = None if costs is None else stored_costs(costs, plan.record, _probe_plan(plan.encoded, config))
-    folder, record = _folder(config, plan.record, earlier, observer)
+    folder, record = opened(config, plan.record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer):
         if replay_only:
             _replay_only(plan.engine, plan.encoded, config, writer, observer)
@@ -140,18 +142,6 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
         trials_planned=planned,
     )
     return Prepared(engine, encoded, order, record)
-
-
-def _folder(
-    config: RunConfig, now: dict[str, Any], earlier: StoredRun | None, observer: Observer
-) -> tuple[Path, dict[str, Any]]:
-    """Where the run goes and the run.json it goes on with; refuses to continue what was begun in another setting."""
-    if earlier is None:
-        return new_folder(Path(config.out), config.name or str(now["command"])), now
-    observer.say(f"Continuing {earlier.folder}")
-    same_setting(earlier.run, now, earlier.folder)
-    # What is not measured, such as the policy, may change.
-    return earlier.folder, earlier.run | {"config": now["config"]}
 
 
 def _measure(

@@ -23,7 +23,7 @@ from specbench.drafters.spec import DraftSpec, NgramSpec, parse_draft, with_cuto
 from specbench.errors import ConfigError, EngineError, WorkloadError
 from specbench.positions import PositionWriter, read_positions
 from specbench.records import Caution, Prompt
-from specbench.resume import same_setting, threads_of, unfinished
+from specbench.resume import opened, threads_of, unfinished
 from specbench.runfile import marked
 from specbench.servedfile import begun, engine, note_losses, note_server
 from specbench.servers import preflight
@@ -35,7 +35,7 @@ from specbench.servers.sameids import Ids, probed, require_same
 from specbench.servers.scoring import Scorer, StepScorer, score_output
 from specbench.servers.traffic import each
 from specbench.servers.writing import Tokenizing, Writer, Written
-from specbench.store import RunWriter, new_folder
+from specbench.store import RunWriter
 
 # Prompts that are written and then scored where both servers run: as much would be lost if we were killed.
 BLOCK = 16
@@ -59,12 +59,7 @@ def score_on_servers(config: RunConfig, gammas: Sequence[int], observer: Observe
             cure="Serve the target with llama.cpp or vLLM, and name it with --engine.",
         )
     prompts, record = begun(config, "replay", provider, 0)
-    if earlier is None:
-        folder = new_folder(Path(config.out), config.name or "replay")
-    else:
-        observer.say(f"Continuing {earlier.folder}")
-        same_setting(earlier.run, record, earlier.folder)
-        folder, record = earlier.folder, earlier.run | {"config": record["config"]}
+    folder, record = opened(config, record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
         _Scoring(config, specs, provider, writer, positions, observer).run(prompts)
     return folder

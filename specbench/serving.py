@@ -7,7 +7,6 @@ the machine falls on all arms alike. A server that takes long to start gets one 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,14 +18,15 @@ from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec, parse_draft, with_cutoff
 from specbench.errors import ConfigError
 from specbench.records import Arm, ArmKind, Caution, Prompt
-from specbench.resume import progress_of, same_setting, threads_of, unfinished
+from specbench.resume import opened, progress_of, threads_of, unfinished
+from specbench.run import shuffled
 from specbench.runfile import marked
 from specbench.servedfile import begun, engine, note_losses, note_server
 from specbench.serverbench import Job, ServerBench
 from specbench.servers import preflight
 from specbench.servers.adapter import State
 from specbench.servers.provider import Provider, Up, provider_of
-from specbench.store import RunWriter, StoredRun, TrialKey, new_folder, read_run
+from specbench.store import RunWriter, StoredRun, TrialKey, read_run
 
 WARM_UPS = 2
 
@@ -58,12 +58,7 @@ def serve(config: RunConfig, command: str, gammas: Sequence[int], observer: Obse
     provider = provider_of(config, specs, tuple(gammas), partial(threads_of, config, earlier))
     arms = 2 + len(config.draft) * len(config.gamma)
     prompts, record = begun(config, command, provider, arms)
-    if earlier is None:
-        folder = new_folder(Path(config.out), config.name or command)
-    else:
-        observer.say(f"Continuing {earlier.folder}")
-        same_setting(earlier.run, record, earlier.folder)
-        folder, record = earlier.folder, earlier.run | {"config": record["config"]}
+    folder, record = opened(config, record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer):
         _Serve(config, specs, provider, writer, observer).run(prompts)
     return folder
@@ -140,9 +135,9 @@ class _Serve:
         with ExitStack() as stack:
             ups: dict[Serving, Up] = {}
             if self.provider.at_once:
-                ups = {s: stack.enter_context(self._server(s, block)) for s in self._in_turn(todo, block)}
+                ups = {s: stack.enter_context(self._server(s, block)) for s in shuffled(todo, self._turn(block))}
             for turn in [[prompt] for prompt in block] if self.provider.at_once else [block]:
-                for serving in self._in_turn(todo, turn):
+                for serving in shuffled(todo, self._turn(turn)):
                     with nullcontext(ups[serving]) if ups else self._server(serving, turn) as up:
                         for arm in serving.arms(self.config):
                             self.bench.stretch(up, arm, self._todo(arm, turn))
@@ -153,11 +148,9 @@ class _Serve:
                     self.bench.divergences(up, block, arms)
         self.bench.texts.clear()
 
-    def _in_turn(self, servings: Sequence[Serving], prompts: Sequence[Prompt]) -> list[Serving]:
-        """The servers in an order drawn for these prompts, so that a resumed run keeps its plan."""
-        order = list(servings)
-        random.Random(f"{self.config.seed}/{prompts[0].id}").shuffle(order)
-        return order
+    def _turn(self, prompts: Sequence[Prompt]) -> str:
+        """What draws the order of the servers for these prompts."""
+        return f"{self.config.seed}/{prompts[0].id}"
 
     def _todo(self, arm: Arm, block: Sequence[Prompt]) -> list[Job]:
         keys: list[tuple[TrialKey, Job]] = [
