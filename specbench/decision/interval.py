@@ -20,8 +20,12 @@ Floats = NDArray[np.float64]
 
 MIN_PROMPTS = 10
 RESAMPLES = 2000
-# Resample counts held at a time: 8 MB, whatever the number of prompts.
+# Resample counts worked on at a time: 8 MB, whatever the number of prompts.
 PART = 1_000_000
+# Up to this many are kept for the next question over as many prompts: 8 MB.
+KEPT = 4_000_000
+# A smaller standard error of a log ratio than this is rounding.
+_NO_SPREAD = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,8 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...], exces
     parts = [_log_ratio(above, below, weights) for weights in _resamples(len(above[0]))]
     resampled, errors = (np.concatenate(column) for column in zip(*parts, strict=True))
     # A resample without spread (or in which a total vanished) has no distance to measure.
-    usable = np.isfinite(resampled) & (errors > 1e-12)
-    if error > 1e-12 and usable.any():
+    usable = np.isfinite(resampled) & (errors > _NO_SPREAD)
+    if error > _NO_SPREAD and usable.any():
         distances = (resampled[usable] - estimate) / errors[usable] * error
     else:
         distances = np.zeros(RESAMPLES if excess else 1)
@@ -144,35 +148,47 @@ def _estimate(above: tuple[Floats, ...], below: tuple[Floats, ...]) -> tuple[flo
 
 
 def _log_ratio(above: tuple[Floats, ...], below: tuple[Floats, ...], weights: Floats) -> tuple[Floats, Floats]:
-    """Log ratio and its standard error (delta method) under each row of `weights` [resamples, n]."""
-    resamples, n = weights.shape
-    value = np.zeros(resamples)
-    influence = np.zeros((resamples, n))  # of each prompt on the log ratio
+    """Log ratio and its standard error (delta method) under each row of `weights` [resamples, n].
+
+    A prompt's influence on the log ratio is the sum of its signed shares in the totals, so the sum of the influences'
+    squares needs no more than the totals of the columns' products: one matrix product for all resamples.
+    """
+    n = weights.shape[1]
+    signs = np.array([1.0] * len(above) + [-1.0] * len(below))
+    columns = np.stack([column / column.sum() for column in (*above, *below)], axis=1)  # [n, columns]
+    first, second = np.triu_indices(len(signs))
+    sums = weights @ np.hstack((columns, columns[:, first] * columns[:, second]))
+    totals, products = sums[:, : len(signs)], sums[:, len(signs) :]
+    twice = np.where(first == second, 1.0, 2.0) * signs[first] * signs[second]
     with np.errstate(divide="ignore", invalid="ignore"):
-        for columns, sign in ((above, 1.0), (below, -1.0)):
-            for column in columns:
-                totals = weights @ column
-                value += sign * np.log(totals)
-                influence += sign * column / totals[:, None]
-        error = np.sqrt(n / (n - 1) * np.einsum("rn,rn->r", weights, influence**2))
+        scale = math.log(math.prod(float(c.sum()) for c in above) / math.prod(float(c.sum()) for c in below))
+        value = scale + np.log(totals) @ signs
+        squares = (products / (totals[:, first] * totals[:, second])) @ twice
+        error = np.sqrt(n / (n - 1) * np.maximum(squares, 0.0))
     return value, error
 
 
 def _resamples(n: int) -> Iterator[Floats]:
     """How often each of `n` prompts is drawn in each resample, in parts [some, n] of bounded size, RESAMPLES rows in
     all; the same for every question."""
-    if n * RESAMPLES <= PART:
-        yield _few_resamples(n)
+    rows = max(1, PART // n)
+    if n * RESAMPLES <= KEPT:
+        counts = _kept_resamples(n)
+        for begin in range(0, RESAMPLES, rows):
+            yield counts[begin : begin + rows].astype(np.float64)
         return
-    rng, rows = np.random.default_rng(0), max(1, PART // n)
+    rng = np.random.default_rng(0)
     for begin in range(0, RESAMPLES, rows):
-        yield _multinomial(rng, n, min(rows, RESAMPLES - begin))
+        yield _drawn(rng, n, min(rows, RESAMPLES - begin)).astype(np.float64)
 
 
-@lru_cache(maxsize=32)
-def _few_resamples(n: int) -> Floats:
-    return _multinomial(np.random.default_rng(0), n, RESAMPLES)
+@lru_cache(maxsize=16)
+def _kept_resamples(n: int) -> NDArray[np.uint16]:
+    rng, rows = np.random.default_rng(0), max(1, PART // n)
+    return np.concatenate([_drawn(rng, n, min(rows, RESAMPLES - b)) for b in range(0, RESAMPLES, rows)])
 
 
-def _multinomial(rng: np.random.Generator, n: int, rows: int) -> Floats:
-    return rng.multinomial(n, np.full(n, 1 / n), size=rows).astype(np.float64)
+def _drawn(rng: np.random.Generator, n: int, rows: int) -> NDArray[np.uint16]:
+    """`n` prompts drawn with replacement in each of `rows` resamples, counted [rows, n]."""
+    drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.uint16)
