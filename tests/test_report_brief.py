@@ -40,7 +40,7 @@ def test_go_first_page() -> None:
         "target alone (measured over 48 prompts, 95% interval [2.16, 2.34]). The policy asks for at least 1.10x with "
         "95% confidence; the chance of that speedup is above 99%.\n"
         "\n"
-        "**Policy:** on for code, maths and chat."
+        "**Policy:** on for code, maths and chat (few prompts, D1)."
     )
 
 
@@ -53,15 +53,18 @@ def test_no_go_first_page() -> None:
         "confidence; the chance of that speedup is below 1%. The whole interval lies below 1.00x: it is slower than "
         "the target alone.\n"
         "\n"
-        "**Policy:** off for summarise and translate."
+        "**Policy:** off for summarise and translate (few prompts, D1)."
     )
 
 
 def test_mixed_policy_and_tables() -> None:
     text = page(MIXED)
-    assert "**Policy:** on for code and maths; off for summarise; undecided for chat (too few prompts to say)." in text
+    assert (
+        "**Policy:** on for code and maths (few prompts, D2); off for summarise (few prompts, D2); undecided for chat "
+        "(too few prompts to say)."
+    ) in text
     assert section(text, "By category").splitlines()[:6] == [
-        "| category | verdict | speedup, decode | best gamma | prompts |",
+        "| category | verdict | speedup, decode | best gamma | prompts (few prompts, D2) |",
         "| :-- | :-- | --: | --: | --: |",
         "| code | GO | 1.74x [1.53, 1.95] | 4 | 12 |",
         "| maths | GO | 1.42x [1.25, 1.59] | 2 | 10 |",
@@ -76,7 +79,7 @@ def test_mixed_policy_and_tables() -> None:
 def test_few_prompts_get_no_certainty() -> None:
     text = page(FEW)
     assert (
-        "ran 1.55x as fast as the target alone (measured over 6 prompts). There is no interval over so few prompts "
+        "ran 1.55x as fast as the target alone (measured over 6 prompts) (few prompts, D1). There is no interval over so few prompts "
         "(an interval takes 10), so this is what happened on them, not what to expect of others.\n"
     ) in text
     assert "**Policy:** undecided for code and chat (too few prompts to say)." in text

@@ -29,7 +29,7 @@ def test_texts_that_differ_by_rounding_and_by_more() -> None:
     assert "At gamma 1, 40 of 40 prompts give the target's own text, token for token (measured)." in mixed
     assert (
         "4 texts over all 3 gammas differ: all of them where the target's two best tokens nearly tie, which rounding "
-        "can flip. Nearly means within 3.12% of the top logit in bfloat16 (assumed)."
+        "can flip. Nearly means within 3.12% of the top logit in bfloat16 (assumed, D6)."
     ) in mixed
     wide = page(replace(MIXED, margins=(0.002, 0.4)))
     assert "1 at a wide margin, up to 40% of the top logit, **so suspect a bug**" in wide
@@ -54,13 +54,13 @@ def test_sampled_text_is_not_claimed_to_have_been_compared() -> None:
 
 def test_what_to_distrust_comes_from_the_run() -> None:
     doubts = section(page(NO_GO), "What to distrust").splitlines()
-    assert doubts[0] == (
-        "- *measured*: The sample is 40 of the 200 prompts in the workload. What would change it: measuring the other "
-        "160: `specbench sweep --name no-go --fresh --limit 200`"
-    )
+    assert (
+        "*extrapolated*: The sample, 40 of the 200 prompts in the workload, stands for all of them. What would change "
+        "it: measuring the other 160: `specbench sweep --name no-go --fresh --limit 200`"
+    ) in "\n".join(doubts)
     assert any("75% of the target's were cut at 64 tokens" in doubt for doubt in doubts)
     assert any("24% of prompts ran below 0.95x" in doubt for doubt in doubts)
-    assert "- *assumed*: The machine was steady: there is no noise floor to show it." in page(FEW)
+    assert "*assumed*: The machine was steady: there is no noise floor to show it." in page(FEW)
     assert "- *warning* `target-only-tokens`: The target has 12 tokens" in page(MIXED)
 
 

@@ -190,5 +190,4 @@ def _kept_resamples(n: int) -> NDArray[np.uint16]:
 
 def _drawn(rng: np.random.Generator, n: int, rows: int) -> NDArray[np.uint16]:
     """`n` prompts drawn with replacement in each of `rows` resamples, counted [rows, n]."""
-    drawn = rng.integers(n, size=(rows, n)) + np.arange(rows)[:, None] * n
-    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.uint16)
+    return rng.multinomial(n, np.full(n, 1 / n), size=rows).astype(np.uint16)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from specbench.records import Policy
 from specbench.report import text
 from specbench.report.contract import BreakEven, DraftResult, GammaResult
+from specbench.report.marks import mark
 from specbench.report.predict import EXPLAINED
 from specbench.report.wording import best_row
 
@@ -16,9 +17,9 @@ Rows = tuple[tuple[str, ...], ...]
 BATCH_HEADER = ("batch", "target alone, tokens/s", "best gamma", "speedup, decode", "tokens/s with it")
 
 CURVE_NOTE = (
-    "All predicted but the last column: rounds from the replay, costs from the models timed alone before the first "
-    "trial. The intervals are over prompts and take the costs as exact. What the last token adds is the speedup over "
-    "that of one gamma less."
+    f"All but the last column {mark('predicted', 'curve')}: rounds from the replay, costs from the models timed alone "
+    "before the first trial. The intervals are over prompts and take the costs as exact. What the last token adds is "
+    "the speedup over that of one gamma less."
 )
 
 _MISSING = {
@@ -161,8 +162,7 @@ def _batch_note(draft: DraftResult) -> str:
     else:
         head = f"It stops paying at batch {draft.stops_paying_at_batch}"
     return (
-        f"{head} (predicted: the replayed rounds of this run, the models timed alone at each batch; that the work "
-        "outside the models stays the same for a round is assumed, and so is a batch that stays full)."
+        f"{head} {mark('predicted', 'batches')}: the replayed rounds of this run, the models timed alone at each batch."
     )
 
 
@@ -187,6 +187,6 @@ def _money(draft: DraftResult, load: str | None) -> str:
     when = "One sequence at a time" if load is None else f"With requests {load}"
     return (
         f"**Money.** {when}, a million output tokens cost {found.baseline_per_million:,.2f} with the "
-        f"target alone and {found.per_million:,.2f} with the draft, prompts included (measured time, stated price per "
-        "hour)."
+        f"target alone and {found.per_million:,.2f} with the draft, prompts included: "
+        f"measured time, at the stated price of an hour {mark('assumed', 'price')}."
     )

@@ -9,6 +9,7 @@ from specbench.records import Policy
 from specbench.report import text
 from specbench.report.contract import DraftResult, GammaResult, RoundTime, Summary
 from specbench.report.loads import best_by_concurrency, metric_of
+from specbench.report.marks import mark
 from specbench.report.served_contract import LoadResult
 from specbench.report.wording import best_row, by_speedup
 
@@ -86,11 +87,12 @@ def whole_round(draft: DraftResult, policy: Policy) -> tuple[str, ...]:
     if tau < policy.min_speedup:
         lines.append(
             f"**What limits it: acceptance.** Even if a round cost no more than one target step, {tau:.2f} tokens per "
-            f"round could give at most {text.speedup(tau)} (predicted)."
+            f"round could give at most {text.speedup(tau)} {mark('predicted', 'what if')}."
         )
     best = (row.gamma + 1) / steps
     lines.append(
-        f"With every draft accepted and rounds as dear as these, it would be {text.speedup(best)} (predicted)."
+        f"With every draft accepted and rounds as dear as these, it would be {text.speedup(best)} "
+        f"{mark('predicted', 'what if')}."
     )
     return tuple(lines)
 
@@ -124,7 +126,7 @@ def limiting(found: Cost) -> str:
     if found.limit == "acceptance":
         return (
             f"**What limits it: acceptance.** Even if a round cost no more than one target step, {tau:.2f} tokens per "
-            f"round could give at most {text.speedup(tau)} (predicted)."
+            f"round could give at most {text.speedup(tau)} {mark('predicted', 'what if')}."
         )
     term_s = {
         "drafting": found.extra_draft_s,
@@ -149,7 +151,8 @@ def ceilings(found: Cost) -> str:
         ("every draft accepted", (found.row.gamma + 1) / found.steps),
     )
     listed = text.join(f"{name} {text.speedup(value)}" for name, value in cases)
-    return f"With one term made perfect and the others as measured, the speedup would be: {listed} (predicted)."
+    with_one = "With one term made perfect and the others as measured, the speedup would be"
+    return f"{with_one}: {listed} {mark('predicted', 'what if')}."
 
 
 def read_speedup(draft: DraftResult, policy: Policy) -> str:
@@ -171,7 +174,8 @@ def read_speedup(draft: DraftResult, policy: Policy) -> str:
         return head
     worst, gamma = max(off)
     where = f", at gamma {gamma}" if len(off) > 1 else ""
-    return f"{head} The prediction misses the measurement by at most {text.percent(worst)}{where}."
+    miss = f"misses the measurement by at most {text.percent(worst)}{where}."
+    return f"{head} The prediction {mark('predicted', 'curve')} {miss}"
 
 
 def read_survival(draft: DraftResult) -> str:

@@ -11,10 +11,11 @@ from specbench.records import Divergence, Interval, Trial
 from specbench.report import text
 from specbench.report.contract import DraftResult, Summary
 from specbench.report.facts import Facts, differing
+from specbench.report.marks import mark
 from specbench.report.readings import Cost, cost
 from specbench.report.served_steps import server_steps
 from specbench.report.step import Step
-from specbench.report.wording import best_row, by_speedup
+from specbench.report.wording import best_row, by_speedup, recommended
 
 _STEPS = 2
 
@@ -23,10 +24,10 @@ _AFFORDABLE = 50
 
 
 def next_steps(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> list[Step]:
-    """The two most useful next steps for the fastest draft; none without a measurement."""
-    if not summary.drafts:
+    """The two most useful next steps for the draft that was chosen; none without a measurement."""
+    draft = recommended(summary)
+    if draft is None:
         return []
-    draft = max(summary.drafts, key=lambda draft: draft.speedup)
     found = cost(draft, facts.policy)
     order = [_bug(draft, facts, trials), _finish(facts), _more_prompts(draft, facts)]
     if summary.server is not None:
@@ -94,7 +95,8 @@ def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
         why = f"{text.count(n, 'prompt')} give no interval, and without one there can be no GO and no NO-GO."
     else:
         bounds = text.interval(draft.speedup_low, draft.speedup_high)
-        why = f"{bounds} leaves {asked} open; about {needed:,} prompts in all would settle it (predicted)."
+        about = f"about {needed:,} prompts in all would settle it {mark('extrapolated', 'settle')}."
+        why = f"{bounds} leaves {asked} open; {about}"
     if any(category.verdict != draft.verdict for category in draft.categories):
         doubt = "the categories differ, so more prompts sharpen a mean that describes none of them."
     else:
@@ -116,7 +118,8 @@ def _larger_gamma(draft: DraftResult, found: Cost) -> Step | None:
     return Step(
         others if len(draft.gammas) == 1 else above,
         f"the last drafted token still survives in {text.percent(last)} of rounds, and one more would cost about "
-        f"{text.milliseconds(extra_s)} of a {text.milliseconds(found.round_s)} round (predicted).",
+        f"{text.milliseconds(extra_s)} of a {text.milliseconds(found.round_s)} round "
+        f"{mark('predicted', 'another round')}.",
         "each further token survives less often than the one before, so the gain may end at once.",
     )
 
@@ -148,7 +151,7 @@ def _limit(found: Cost) -> Step:
         return Step(
             "Try a cheaper draft: a smaller model, or n-gram look-up where the engine has it.",
             f"drafting is {text.percent(times.draft_s / found.round_s)} of a round; for free, with the same "
-            f"acceptance, it would give {text.speedup(free)} (predicted).",
+            f"acceptance, it would give {text.speedup(free)} {mark('predicted', 'what if')}.",
             f"a cheaper draft is accepted less often, and tokens per round have to stay above "
             f"{(times.verify_s + times.other_s) / found.step_s:.2f} even if it costs nothing.",
         )

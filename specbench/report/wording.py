@@ -12,6 +12,10 @@ from specbench.records import Load, Policy, Sampling
 from specbench.report import text
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.report.facts import Facts, Model
+from specbench.report.marks import mark
+
+# An interval takes MIN_PROMPTS; one over fewer than these is wide and leans on its shape, and is marked.
+FEW_PROMPTS = 30
 
 _ADVICE = {"GO": "turn {} on, at gamma {}", "NO-GO": "leave {} off", "UNCLEAR": "{} is not settled"}
 
@@ -19,6 +23,13 @@ _ADVICE = {"GO": "turn {} on, at gamma {}", "NO-GO": "leave {} off", "UNCLEAR": 
 def best_row(draft: DraftResult) -> GammaResult:
     """The row of the table that `best_gamma` names."""
     return next((row for row in draft.gammas if row.gamma == draft.best_gamma), draft.gammas[0])
+
+
+def recommended(summary: Summary) -> DraftResult | None:
+    """The draft that was chosen among all, else the fastest; None without a measurement."""
+    chosen = summary.choice.draft if summary.choice is not None else None
+    named = [draft for draft in summary.drafts if draft.draft == chosen]
+    return named[0] if named else max(summary.drafts, key=lambda draft: draft.speedup, default=None)
 
 
 def banner(facts: Facts) -> str | None:
@@ -41,11 +52,11 @@ def verdict(draft: DraftResult, policy: Policy, batch_size: int = 1) -> str:
     at = f"gamma {draft.best_gamma}" if len(draft.gammas) == 1 else f"the best gamma ({draft.best_gamma})"
     head = f"**{draft.verdict}: {_ADVICE[draft.verdict].format(text.code(draft.draft), draft.best_gamma)}.**"
     ran = f"With it, {subject} at {at} ran {text.speedup(draft.speedup)} as fast as the target alone"
-    over = f"measured over {text.measured(n, batch_size)}"
+    over, few = f"measured over {text.measured(n, batch_size)}", few_mark(n)
     if draft.speedup_low is None or draft.speedup_high is None:
-        return " ".join([f"{head} {ran} ({over}).", _no_interval(n), *_reasons(draft)])
+        return " ".join([f"{head} {ran} ({over}){few}.", _no_interval(n), *_reasons(draft)])
     bounds = f"{text.percent(policy.confidence)} interval {text.interval(draft.speedup_low, draft.speedup_high)}"
-    return " ".join([f"{head} {ran} ({over}, {bounds}).", _against_policy(draft, policy), *_reasons(draft)])
+    return " ".join([f"{head} {ran} ({over}, {bounds}){few}.", _against_policy(draft, policy), *_reasons(draft)])
 
 
 def choice(summary: Summary, policy: Policy) -> str | None:
@@ -58,7 +69,8 @@ def choice(summary: Summary, policy: Policy) -> str | None:
     head = (
         f"**{found.verdict}, of {len(summary.drafts)} drafts: {advice}.** Chosen among all drafts and gammas on some "
         f"prompts and measured on the others, it ran {text.speedup(found.speedup)} {bounds} as fast as the target "
-        f"alone (measured over {text.count(found.prompts, 'prompt')}; asked for {text.speedup(policy.min_speedup)})."
+        f"alone (measured over {text.count(found.prompts, 'prompt')}; asked for {text.speedup(policy.min_speedup)})"
+        f"{few_mark(found.prompts)}."
     )
     rivals = [
         f"{text.code(rival.draft)} at its gamma {rival.gamma} is "
@@ -75,7 +87,13 @@ def choice(summary: Summary, policy: Policy) -> str | None:
 
 def mix_line(mix: Mapping[str, float]) -> str:
     """`weighed as traffic of 60% code and 40% chat`."""
-    return f"weighed as traffic of {text.join(f'{text.percent(s)} {text.escape(n)}' for n, s in mix.items())} (assumed)"
+    shares = text.join(f"{text.percent(s)} {text.escape(n)}" for n, s in mix.items())
+    return f"weighed as traffic of {shares} {mark('assumed', 'mix')}"
+
+
+def few_mark(prompts: int) -> str:
+    """` (few prompts)` behind a claim that rests on so many; empty where they are enough."""
+    return f" {mark('few prompts', 'few')}" if prompts < FEW_PROMPTS else ""
 
 
 def _no_interval(prompts: int) -> str:
@@ -101,7 +119,12 @@ def _reasons(draft: DraftResult) -> list[str]:
     prompts for an interval."""
     if draft.verdict == "UNCLEAR" and draft.speedup_low is None:
         return []
-    return [text.escape(text.sentence(reason)) for reason in draft.reasons if not reason.startswith("P(")]
+    return [
+        text.escape(text.sentence(reason))[:-1]
+        + (f" {mark('extrapolated', 'settle')}." if "would settle" in reason else ".")
+        for reason in draft.reasons
+        if not reason.startswith("P(")
+    ]
 
 
 def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult]) -> list[str]:
@@ -170,16 +193,11 @@ def from_outside(engine: str, load: Load) -> str:
 
 def carry(served: bool = False) -> str:
     """What it would take to use the verdict elsewhere."""
-    if served:
-        return (
-            "Elsewhere: acceptance comes from prompts, models and sampling, and should be much the same on another "
-            "machine or engine (assumed); the time of a round has to be measured there. Other prompts, models, "
-            "sampling, loads or settings of the server need a new run."
-        )
+    others = "loads or settings of the server" if served else "or batch sizes"
     return (
         "Elsewhere: acceptance comes from prompts, models and sampling, and should be much the same on another machine "
-        "or engine (assumed); the time of a round has to be measured there. Other prompts, models, sampling or batch "
-        "sizes need a new run."
+        f"or engine {mark('assumed', 'carry over')}; the time of a round has to be measured there. Other prompts, "
+        f"models, sampling{',' if served else ''} {others} need a new run."
     )
 
 
@@ -197,7 +215,7 @@ def policy_line(draft: DraftResult, policy: Policy) -> str:
         ("undecided for", [c for c in undecided if c.speedup_low is not None], _open_about(policy)),
         ("undecided for", [c for c in undecided if c.speedup_low is None], " (too few prompts to say)"),
     )
-    apart = "; ".join(f"{word} {_names(group)}{why}" for word, group, why in parts if group) + "."
+    apart = "; ".join(f"{word} {_names(group)}{_few(group)}{why}" for word, group, why in parts if group) + "."
     against = {"GO": "NO-GO", "NO-GO": "GO"}.get(draft.verdict)
     if not undecided or against is None or any(category.verdict == against for category in found):
         return apart
@@ -209,6 +227,12 @@ def policy_line(draft: DraftResult, policy: Policy) -> str:
 
 def _open_about(policy: Policy) -> str:
     return f" (the measurement leaves {text.speedup(policy.min_speedup)} open)"
+
+
+def _few(categories: Sequence[CategoryResult]) -> str:
+    """A mark behind a decision that rests on few prompts; who is undecided claims nothing."""
+    decided = [category.prompts for category in categories if category.verdict != "UNCLEAR"]
+    return few_mark(min(decided)) if decided else ""
 
 
 def _names(categories: Sequence[CategoryResult]) -> str:
