@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,19 +59,23 @@ class Counts:
 
 def count(rounds: Iterable[Round], gamma: int) -> Counts:
     """Count rounds that drafted at most `gamma` tokens each. Raises ValueError for an impossible round."""
-    total = drafted = accepted = rejections = 0
+    return _tallied(Counter((r.drafted, r.accepted) for r in rounds), gamma)
+
+
+def _tallied(rounds: Counter[tuple[int, int]], gamma: int) -> Counts:
+    """How many rounds there were of each (drafted, accepted): few kinds, however many rounds."""
+    drafted = accepted = rejections = 0
     reached, survived = [0] * gamma, [0] * gamma
-    for r in rounds:
-        if not 0 <= r.accepted <= r.drafted <= gamma:
-            raise ValueError(f"a round of gamma {gamma} cannot accept {r.accepted} of {r.drafted}")
-        total += 1
-        drafted += r.drafted
-        accepted += r.accepted
-        rejections += r.accepted < r.drafted
-        for j in range(r.drafted):
-            reached[j] += 1
-            survived[j] += j < r.accepted
-    return Counts(total, drafted, accepted, rejections, tuple(reached), tuple(survived))
+    for (tokens, kept), times in rounds.items():
+        if not 0 <= kept <= tokens <= gamma:
+            raise ValueError(f"a round of gamma {gamma} cannot accept {kept} of {tokens}")
+        drafted += tokens * times
+        accepted += kept * times
+        rejections += (kept < tokens) * times
+        for j in range(tokens):
+            reached[j] += times
+            survived[j] += (j < kept) * times
+    return Counts(rounds.total(), drafted, accepted, rejections, tuple(reached), tuple(survived))
 
 
 def told_counts(told: Told, gamma: int) -> Counts:
@@ -90,10 +95,10 @@ def trial_counts(trial: Trial, width: int) -> Counts:
     what the server told. A server may leave out the steps in which it drafted nothing."""
     served = trial.told is not None or trial.times.verify_s is None
     if not served or not trial.decode_tokens:
-        return count(trial.rounds, width)
+        return _tallied(Counter(zip(trial.drafted, trial.accepted, strict=True)), width)
     told = trial.told or Told()
     if trial.drafted:
-        found = count(trial.rounds, width)
+        found = _tallied(Counter(zip(trial.drafted, trial.accepted, strict=True)), width)
     elif told.drafted == 0:
         found = count([], width)
     else:

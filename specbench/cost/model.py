@@ -120,14 +120,14 @@ def tokens_per_round(alpha: float, gamma: int) -> float:
 def break_even_alpha(gamma: int, c: float, v: float, h: float = 0.0) -> float | None:
     """The alpha at which a round of gamma drafts pays for itself, if a draft step costs c, verifying gamma + 1 tokens v
     and the rest h target steps; None where not even alpha = 1 pays, 0 where drafting costs nothing."""
-    from scipy.optimize import brentq
-
     cost = gamma * c + v + h
     if cost > gamma + 1:
         return None
     if cost <= 1:
         return 0.0
-    return float(brentq(lambda alpha: tokens_per_round(alpha, gamma) - cost, 0.0, 1.0))
+    # 1 + alpha + .. + alpha^gamma rises from 1 to gamma + 1, so it meets the cost once.
+    roots = np.roots([1.0] * gamma + [1.0 - cost])
+    return float(max(root.real for root in roots if abs(root.imag) < 1e-9))
 
 
 def break_even_draft(tau: float, drafted: float, v: float, h: float = 0.0) -> float | None:
@@ -135,18 +135,6 @@ def break_even_draft(tau: float, drafted: float, v: float, h: float = 0.0) -> fl
     even a free draft would not pay."""
     c = (tau - v - h) / drafted
     return c if c >= 0 else None
-
-
-def another_pays(survival: Sequence[float | None], k: int, costs: RoundCosts) -> bool | None:
-    """Whether drafting token k + 1 raises the speedup: s_(k+1) / tau(k) against its extra time over the time of a round
-    of k. None where survival or cost at k + 1 is not known."""
-    known = survival[: k + 1]
-    if len(known) <= k or None in known or len(costs.verify_s) <= k + 1:
-        return None
-    values = [value for value in known if value is not None]
-    tau = 1 + sum(values[:k])
-    extra_s = costs.round_s(k + 1) - costs.round_s(k)
-    return values[k] / tau > extra_s / costs.round_s(k)
 
 
 def _context(point: CostPoint) -> int:
