@@ -48,6 +48,14 @@ def test_the_braces_of_json_stay():
     assert "--per-request-spec-decode-metrics" not in command(file, Setting("t"), 1)
 
 
+def test_a_path_with_a_quote_stays_one_path_in_json_and_out_of_it():
+    odd = 'my "best"\\draft'
+    line = command(read_launch(ENGINES / "vllm.yaml"), Setting("t", parse_draft("d"), odd, 5), 1)
+    assert json.loads(line[line.index("--speculative-config") + 1])["model"] == odd
+    line = command(read_launch(ENGINES / "llamacpp.yaml"), Setting("t", parse_draft("d"), odd, 5), 1)
+    assert line[line.index("--spec-draft-model") + 1] == odd
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

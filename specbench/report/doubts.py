@@ -121,6 +121,12 @@ def _marked() -> Iterator[Doubt]:
     )
     yield Doubt(
         "assumed",
+        "A category's verdict holds on a server of its own, whose batches are others.",
+        "measuring each server under its own load.",
+        "split",
+    )
+    yield Doubt(
+        "assumed",
         "The machine was steady: there is no noise floor to show it.",
         "the target alone measured twice over more prompts.",
         "steady",

@@ -25,6 +25,7 @@ Key = Literal[
     "other engine",
     "price",
     "settle",
+    "split",
     "steady",
     "what if",
 ]

@@ -121,7 +121,7 @@ def code(text: object) -> str:
 
 def escape(text: object) -> str:
     """Markdown prose from a user's name: nothing in it can start markup, a link or a table cell."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", clean(text))
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", clean(text))
 
 
 def cell(markdown: str) -> str:

