@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_summary import summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO
+from matplotlib import rc_context
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from specbench.records import Policy
+from specbench.report.canvas import save
 from specbench.report.contract import Summary
 from specbench.report.figures import available, write_figures
+from specbench.report.figures import draw as drawn
 
 LABELS = {
     "speedup": ("gamma (tokens drafted per round)", "decode speedup over target alone (x)", "break-even", "1.10x"),
@@ -77,3 +82,31 @@ def test_odd_names_and_policies_draw(tmp_path: Path) -> None:
     summary = replace(summary, drafts=(replace(draft, draft="$\\frac{", categories=(odd, *draft.categories[1:])),))
     svg = (draw(summary, tmp_path, Policy(min_speedup=1.0, metric="e2e")) / "speedup.svg").read_text(encoding="utf-8")
     assert "$\\frac{" in svg and "policy minimum" in svg
+
+
+def test_a_figure_object_is_what_its_file_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    summary = summary_of(MIXED)
+    figures = {stem: drawn(stem, summary, Policy(), "bfloat16, greedy") for stem in available(summary)}
+    assert list(tmp_path.iterdir()) == []
+    written = draw(summary, tmp_path / "written")
+    for stem, labels in LABELS.items():
+        said = "\n".join(text.get_text() for text in figures[stem].findobj(Text))
+        assert [label for label in labels if label not in said] == []
+        assert "batch 1; bfloat16, greedy" in said
+        save(figures[stem], tmp_path / "saved", stem)
+        assert (tmp_path / "saved" / f"{stem}.svg").read_bytes() == (written / f"{stem}.svg").read_bytes()
+
+
+def test_names_in_a_figure_object_are_no_formulas_in_anybodys_style() -> None:
+    summary = summary_of(MIXED)
+    draft = summary.drafts[0]
+    odd = replace(draft.categories[0], category="$x_{$")
+    summary = replace(summary, drafts=(replace(draft, draft="$\\frac{", categories=(odd, *draft.categories[1:])),))
+    written = {}
+    for stem in available(summary):
+        with rc_context({"svg.fonttype": "none"}), io.StringIO() as file:
+            drawn(stem, summary, Policy(), "$y_{").savefig(file, format="svg")
+            written[stem] = file.getvalue()
+    assert all("$y_{" in svg for svg in written.values()) and len(written) == 4
+    assert "$x_{$" in written["categories"] and "$\\frac{" in written["speedup"]

@@ -14,7 +14,7 @@ from specbench.errors import StoreError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from specbench.records import CostPoint, Policy
+    from specbench.records import Call, CostPoint, Policy
     from specbench.report.contract import Summary
 
 STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
@@ -94,10 +94,10 @@ def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:
 
         print_parts(sweep_tables(summary, policy), summary.run)
         typer.echo(f"For the decision brief: specbench brief {summary.run}", err=True)
-    exit_strictly(summary, strict)
-
-
-def exit_strictly(summary: Summary, strict: bool) -> None:
-    """The verdict on the whole run decides: on the draft that was chosen among all."""
     if strict:
-        raise typer.Exit(STRICT_EXIT["UNCLEAR" if summary.choice is None else summary.choice.verdict])
+        exit_on(summary.verdict)
+
+
+def exit_on(verdict: Call) -> None:
+    """Under --strict the verdict on the whole run is the exit code."""
+    raise typer.Exit(STRICT_EXIT[verdict])

@@ -1,75 +1,17 @@
-"""Commands that read what is there: `brief` and `replay` a stored run, `workload` a prompt file."""
+"""Commands that read what is there: `replay` a stored run, `workload` a prompt file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.show import exit_strictly, newest, print_parts, show_replay
+from specbench.cli.show import newest, print_parts, show_replay
 from specbench.errors import ConfigError
-
-if TYPE_CHECKING:
-    from specbench.report.contract import Summary
-
-
-@app.command("brief")
-def brief(
-    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
-    min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
-    metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
-    confidence: Annotated[float | None, typer.Option(help="Of intervals and verdicts, such as 0.95.")] = None,
-    mix: Annotated[str | None, typer.Option(help="Your traffic: code=0.6,chat=0.4.")] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine: adds the price per token.")] = None,
-    max_added_gb: Annotated[float | None, typer.Option(help="Memory that the draft may take.")] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of the brief.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
-) -> None:
-    """Write the decision brief (markdown and figures) from a run folder. A policy flag here goes before the run's."""
-    from specbench.config import override_policy
-    from specbench.report.brief import write_brief
-    from specbench.report.summarise import summarise
-    from specbench.store import read_run
-
-    stored = read_run(run or newest(out, timed=True))
-    asked = {
-        "min_speedup": min_speedup,
-        "metric": metric,
-        "confidence": confidence,
-        "mix": mix,
-        "price_per_hour": price_per_hour,
-        "max_added_gb": max_added_gb,
-    }
-    policy = override_policy(stored.run["config"]["policy"], asked)
-    stored = replace(stored, run=stored.run | {"config": stored.run["config"] | {"policy": policy}})
-    summary = summarise(stored)
-    path = write_brief(stored, summary)
-    if as_json:
-        typer.echo(
-            json.dumps(
-                summary.to_json() | {"policy": policy, "break_evens": _break_evens(summary), "brief": str(path)},
-                allow_nan=False,
-            )
-        )
-    else:
-        typer.echo(path.read_text(encoding="utf-8"))
-        typer.echo(f"Written to {path}", err=True)
-    exit_strictly(summary, strict)
-
-
-def _break_evens(summary: Summary) -> list[dict[str, Any]]:
-    """One entry for each draft and gamma, flat, for those who look for nothing else."""
-    return [
-        {"draft": draft.draft, "gamma": row.gamma, **asdict(row.break_even)}
-        for draft in summary.drafts
-        for row in draft.gammas
-        if row.break_even is not None
-    ]
 
 
 @app.command("replay")

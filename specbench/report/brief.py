@@ -21,6 +21,7 @@ from specbench.report.glance import glance
 from specbench.report.marks import Doubt, in_order, numbered
 from specbench.report.sections import section
 from specbench.report.served_words import server_words
+from specbench.report.settings import settings_of
 from specbench.report.templating import template
 from specbench.store import StoredRun
 
@@ -40,7 +41,7 @@ def with_doubts(name: str, values: Mapping[str, Any], every: list[Doubt]) -> str
     more with these listed."""
     page = template(name)
     listed = in_order(every, page.render(values, doubts=[]))
-    return numbered(page.render(values, doubts=listed), listed)
+    return numbered(page.render(values, doubts=listed), listed).rstrip() + "\n"
 
 
 def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None) -> Path:
@@ -102,6 +103,7 @@ def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]
         "figures": captions(summary, facts.policy),
         "figures_folder": FIGURES_FOLDER,
         "cautions": doubts.cautions(summary.warnings),
+        "settings": settings_of(summary, facts),
         "steps": steps.next_steps(summary, facts, trials),
         "checks": steps.checks(facts, text.clean(stored.folder)),
         "public_header": published.HEADER,

@@ -56,24 +56,41 @@ _CAPTION_WIDTH = 120
 
 
 @contextmanager
-def page(
-    folder: Path, stem: str, summary: Summary, note: str = "", *, width: float = 6.6, height: float = 3.9
-) -> Iterator[Figure]:
-    """An empty figure, inches; on leaving it is captioned with what was measured and saved as SVG and PNG.
+def page(summary: Summary, note: str = "", *, width: float = 6.6, height: float = 3.9) -> Iterator[Figure]:
+    """An empty figure, inches; on leaving it is captioned with what was measured."""
+    with sheet(_caption(summary, note), width, height) as figure:
+        yield figure
 
-    The SVG carries no date and no random ids, so that the same Summary gives the same file.
-    """
-    import matplotlib as mpl
+
+@contextmanager
+def sheet(caption: str, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure, inches, with a caption below."""
     from matplotlib.figure import Figure
+
+    with _styled():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.supxlabel(caption, x=0.01, ha="left", fontsize=7, color=GREY)
+
+
+def save(figure: Figure, folder: Path, stem: str) -> None:
+    """Write `<stem>.svg` and `<stem>.png`. The SVG carries no date and no random ids, so that the same Summary gives
+    the same file."""
+    with _styled():
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # it has been laid out, and would be once more
+        figure.savefig(folder / f"{stem}.png", dpi=_DPI)
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """The house style, for drawing and for saving: matplotlib looks some of it up as late as that."""
+    import matplotlib as mpl
 
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
-        figure.supxlabel(_caption(summary, note), x=0.01, ha="left", fontsize=7, color=GREY)
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
-        figure.savefig(folder / f"{stem}.png", dpi=_DPI)
+        yield
 
 
 def name(label: str) -> str:

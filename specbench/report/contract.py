@@ -247,6 +247,11 @@ class Summary:
     server: Server | None = None
     loads: tuple[LoadResult, ...] = ()
 
+    @property
+    def verdict(self) -> Call:
+        """On the whole run: that of the draft which was chosen among all; UNCLEAR where none could be."""
+        return "UNCLEAR" if self.choice is None else self.choice.verdict
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""
         return asdict(self)

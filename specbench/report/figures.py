@@ -1,4 +1,4 @@
-"""The brief's figures: speedup, survival, round time, categories, loads. Each writes `<stem>.svg` and `<stem>.png`.
+"""The brief's figures: speedup, survival, round time, categories, loads; as objects or as `<stem>.svg` and `.png`.
 
 Each is drawn from the Summary alone. Error bars are the interval at the policy's confidence; a point without bars
 has too few prompts for one.
@@ -24,6 +24,7 @@ from specbench.report.canvas import (
     name,
     padded,
     page,
+    save,
     thinned,
 )
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, PredictedGamma, Summary
@@ -33,6 +34,7 @@ from specbench.report.wording import by_speedup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SPEEDUP = "speedup"
 SURVIVAL = "survival"
@@ -57,23 +59,28 @@ def available(summary: Summary) -> tuple[str, ...]:
     return tuple(stem for stem, data in has.items() if data)
 
 
-def write_figures(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
-    """Draw every figure that has data; `note` is added to the captions."""
-    draw = {
+def draw(stem: str, summary: Summary, policy: Policy, note: str = "") -> Figure:
+    """One of the `available` figures, bound to no window; `note` is added to the caption."""
+    known = {
         SPEEDUP: draw_speedup,
         SURVIVAL: draw_survival,
         ROUND_TIME: draw_round_time,
         CATEGORIES: draw_categories,
         LOADS: draw_loads,
     }
+    return known[stem](summary, policy, note)
+
+
+def write_figures(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+    """Write every figure that has data to `folder`."""
     for stem in available(summary):
-        draw[stem](summary, policy, folder, note)
+        save(draw(stem, summary, policy, note), folder, stem)
 
 
-def draw_speedup(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+def draw_speedup(summary: Summary, policy: Policy, note: str = "") -> Figure:
     """Decode speedup against gamma: measured with intervals, predicted (also where nothing was measured) as open
     markers, and the two lines that decide: break-even at 1.00x and the policy's minimum."""
-    with page(folder, SPEEDUP, summary, note) as figure:
+    with page(summary, note) as figure:
         axes = figure.add_subplot()
         rows: list[GammaResult | PredictedGamma] = []
         for draft in summary.drafts:
@@ -90,6 +97,7 @@ def draw_speedup(summary: Summary, policy: Policy, folder: Path, note: str = "")
         axes.set_xlabel("gamma (tokens drafted per round)")
         axes.set_ylabel("decode speedup over target alone (x)")
         legend_above(axes, 2)
+    return figure
 
 
 def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, shift: float, step: float) -> None:
@@ -123,9 +131,9 @@ def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, sh
         )
 
 
-def draw_survival(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+def draw_survival(summary: Summary, policy: Policy, note: str = "") -> Figure:
     """Survival s_j by position j, at each draft's best gamma (filled) and at its largest (open)."""
-    with page(folder, SURVIVAL, summary, note) as figure:
+    with page(summary, note) as figure:
         axes = figure.add_subplot()
         longest = 1
         for index, draft in enumerate(summary.drafts):
@@ -153,14 +161,15 @@ def draw_survival(summary: Summary, policy: Policy, folder: Path, note: str = ""
         axes.set_ylabel("survival s_j (share of rounds\nwith the first j drafts accepted)", linespacing=1.4)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         legend_above(axes, 2)
+    return figure
 
 
-def draw_round_time(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+def draw_round_time(summary: Summary, policy: Policy, note: str = "") -> Figure:
     """Where the mean round's time goes, stacked milliseconds by gamma, beside one step of the target alone."""
     drafts = [replace(draft, gammas=tuple(row for row in draft.gammas if row.round_time)) for draft in summary.drafts]
     drafts = [draft for draft in drafts if draft.gammas]
     count = len(drafts)
-    with page(folder, ROUND_TIME, summary, note, width=max(6.6, 3.4 * count)) as figure:
+    with page(summary, note, width=max(6.6, 3.4 * count)) as figure:
         panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
         steps = [1000 / draft.baseline_tokens_per_s for draft in drafts]
         totals = [1000 * total(row.round_time) for draft in drafts for row in draft.gammas if row.round_time]
@@ -176,6 +185,7 @@ def draw_round_time(summary: Summary, policy: Policy, folder: Path, note: str = 
         panels[0].set_ylabel("time per round (ms)")
         if count == 1:
             legend_above(panels[0], 4)
+    return figure
 
 
 def _round_bars(axes: Axes, draft: DraftResult) -> None:
@@ -202,11 +212,11 @@ def _round_bars(axes: Axes, draft: DraftResult) -> None:
     axes.set_xlim(middle - half, middle + half)
 
 
-def draw_categories(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+def draw_categories(summary: Summary, policy: Policy, note: str = "") -> Figure:
     """Speedup by category at its best gamma, fastest on top; an open marker has too few prompts for an interval."""
     rows = _category_order(summary)
     drafts = summary.drafts
-    with page(folder, CATEGORIES, summary, note, height=1.9 + 0.34 * len(rows) * max(1.0, 0.7 * len(drafts))) as figure:
+    with page(summary, note, height=1.9 + 0.34 * len(rows) * max(1.0, 0.7 * len(drafts))) as figure:
         axes = figure.add_subplot()
         for index, draft in enumerate(drafts):
             shift = (index - (len(drafts) - 1) / 2) * 0.22
@@ -223,6 +233,7 @@ def draw_categories(summary: Summary, policy: Policy, folder: Path, note: str = 
         axes.set_xlabel("speedup over target alone (x)")
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
         legend_above(axes, 2)
+    return figure
 
 
 def _category_points(axes: Axes, draft: DraftResult, rows: list[str], index: int, shift: float) -> None:

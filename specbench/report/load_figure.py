@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench.records import Policy
@@ -16,6 +15,7 @@ from specbench.report.served_contract import LoadResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # More lines than this do not read; the gammas that were best anywhere go first.
 _LINES = 4
@@ -24,12 +24,12 @@ _DASHES = ("-", "--", "-.", ":")
 _DODGE = 0.035
 
 
-def draw_loads(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+def draw_loads(summary: Summary, policy: Policy, note: str = "") -> Figure:
     """Speedup by the policy's metric against concurrency, each with its interval, over the target alone under the same
     load; break-even is where the draft stops paying."""
     kind = "end-to-end" if policy.metric == "e2e" else "decode"
     server = None if summary.server is None else replace(summary.server, load="as on the axis")
-    with page(folder, "loads", replace(summary, server=server), note) as figure:
+    with page(replace(summary, server=server), note) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log", base=2)
         lines = _lines(summary, policy)
@@ -46,6 +46,7 @@ def draw_loads(summary: Summary, policy: Policy, folder: Path, note: str = "") -
         axes.set_xlabel("concurrency (requests at a time)")
         axes.set_ylabel(f"{kind} speedup over target alone\nunder the same load (x)", linespacing=1.4)
         legend_above(axes, 2)
+    return figure
 
 
 def _lines(summary: Summary, policy: Policy) -> list[list[LoadResult]]:

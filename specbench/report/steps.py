@@ -131,7 +131,7 @@ def _by_category(draft: DraftResult) -> Step | None:
         return None
     smallest = min(categories, key=lambda category: (category.prompts, category.category))
     return Step(
-        f"Turn {text.code(draft.draft)} on by category, as the policy above says.",
+        f"Turn {text.code(draft.draft)} on by category, as the verdicts by category say.",
         "the categories get different verdicts under one draft.",
         f"it needs requests whose category is known before they run, and {text.escape(smallest.category)} rests on "
         f"{text.count(smallest.prompts, 'prompt')}.",
@@ -191,16 +191,16 @@ def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
     # transformers' assisted generation knows no batches, and none of what a server runs.
     if facts.batch_size == 1 and not facts.served:
         again = "Drafted and accepted tokens, counted again by assisted generation in transformers."
-        found.append((again, _shell(["specbench", "check", folder])))
+        found.append((again, shell(["specbench", "check", folder])))
     if not facts.argv:
         return found
-    found += [("The same again; the speedup should fall inside the interval most times.", _shell(_fresh(facts.argv)))]
+    found += [("The same again; the speedup should fall inside the interval most times.", shell(_fresh(facts.argv)))]
     available, used = facts.workload.available, facts.workload.used
     if available is not None and used is not None and available > used:
         found.append(("Every prompt of the workload.", limited_command(facts, available) or ""))
     if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
         exact = [*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"]
-        found.append(("In float32, where every text has to equal the target's own; any other is a bug.", _shell(exact)))
+        found.append(("In float32, where every text has to equal the target's own; any other is a bug.", shell(exact)))
     return found
 
 
@@ -208,12 +208,12 @@ def limited_command(facts: Facts, limit: int) -> str | None:
     """The run's own command over `limit` prompts; None where it was not recorded."""
     if not facts.argv:
         return None
-    return _shell([*_without(_fresh(facts.argv), "--limit"), "--limit", str(limit)])
+    return shell([*_without(_fresh(facts.argv), "--limit"), "--limit", str(limit)])
 
 
 def command(facts: Facts) -> str | None:
     """The run's own command, as typed."""
-    return _shell(facts.argv) if facts.argv else None
+    return shell(facts.argv) if facts.argv else None
 
 
 def _fresh(argv: Sequence[str]) -> list[str]:
@@ -233,5 +233,6 @@ def _without(argv: Sequence[str], option: str) -> list[str]:
     return kept
 
 
-def _shell(argv: Sequence[str]) -> str:
+def shell(argv: Sequence[str]) -> str:
+    """The words as a line for a shell."""
     return shlex.join(text.clean(part) for part in argv)

@@ -1,0 +1,113 @@
+"""`specbench brief`: the decision brief of one run, or of several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specbench.cli.app import app
+from specbench.cli.show import exit_on, newest
+from specbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specbench.records import Call
+    from specbench.report.contract import Summary
+    from specbench.store import StoredRun
+
+_NAME_WIDTH = 100
+
+
+@app.command("brief")
+def brief(
+    run: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; several give one brief.  [default: the newest]")
+    ] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
+    confidence: Annotated[float | None, typer.Option(help="Of intervals and verdicts, such as 0.95.")] = None,
+    mix: Annotated[str | None, typer.Option(help="Your traffic: code=0.6,chat=0.4.")] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine: adds the price per token.")] = None,
+    max_added_gb: Annotated[float | None, typer.Option(help="Memory that the draft may take.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write to.  [default: the run's; for several a new one under --out]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of the brief.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="The HTML page on stdout instead of the Markdown.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+) -> None:
+    """Write the decision brief (Markdown, HTML, figures) from run folders. A policy flag here goes before the run's."""
+    if as_json and html:
+        raise ConfigError("Only one can be on stdout", where="--json and --html", cure="Leave one out.")
+    asked = {
+        "min_speedup": min_speedup,
+        "metric": metric,
+        "confidence": confidence,
+        "mix": mix,
+        "price_per_hour": price_per_hour,
+        "max_added_gb": max_added_gb,
+    }
+    stored = [_read(folder, asked) for folder in run or [newest(out, timed=True)]]
+    if len(stored) == 1:
+        path, call, found = _one(stored[0], to)
+    else:
+        path, call, found = _several(stored, to or out / _name(stored))
+    if as_json:
+        typer.echo(json.dumps(found | {"brief": str(path)}, allow_nan=False))
+    else:
+        typer.echo((path.with_suffix(".html") if html else path).read_text(encoding="utf-8"))
+        typer.echo(f"Written to {path} and {path.with_suffix('.html').name}", err=True)
+    if strict:
+        exit_on(call)
+
+
+def _read(folder: Path, asked: Mapping[str, Any]) -> StoredRun:
+    """A run under the policy that is asked for."""
+    from specbench.config import override_policy
+    from specbench.store import read_run
+
+    stored = read_run(folder)
+    policy = override_policy(stored.run["config"]["policy"], dict(asked))
+    return replace(stored, run=stored.run | {"config": stored.run["config"] | {"policy": policy}})
+
+
+def _one(stored: StoredRun, to: Path | None) -> tuple[Path, Call, dict[str, Any]]:
+    """Path of the brief, the verdict on the whole run, and what `--json` prints."""
+    from specbench.report.brief import write_brief
+    from specbench.report.summarise import summarise
+
+    summary = summarise(stored)
+    path = write_brief(stored, summary, to)
+    return path, summary.verdict, _object(stored, summary)
+
+
+def _several(stored: Sequence[StoredRun], to: Path) -> tuple[Path, Call, dict[str, Any]]:
+    """The same of several runs; the verdict is that of the first run on a server, or of the first."""
+    from specbench.report.several import write_several
+
+    runs, path = write_several(stored, to)
+    return path, runs[0].call, {"runs": [_object(run.stored, run.summary) for run in runs]}
+
+
+def _object(stored: StoredRun, summary: Summary) -> dict[str, Any]:
+    return summary.to_json() | {"policy": stored.run["config"]["policy"], "break_evens": _break_evens(summary)}
+
+
+def _break_evens(summary: Summary) -> list[dict[str, Any]]:
+    """One entry for each draft and gamma, flat, for those who look for nothing else."""
+    return [
+        {"draft": draft.draft, "gamma": row.gamma, **asdict(row.break_even)}
+        for draft in summary.drafts
+        for row in draft.gammas
+        if row.break_even is not None
+    ]
+
+
+def _name(stored: Sequence[StoredRun]) -> str:
+    """The same folder for the same runs, so that a brief made again replaces itself."""
+    return f"brief-{'-'.join(each.folder.name for each in stored)}"[:_NAME_WIDTH]
