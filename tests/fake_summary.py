@@ -33,7 +33,7 @@ def summary_of(world: World) -> Summary:
     # Choosing gamma on other prompts costs a little against the best row.
     expected = _interval(best.speedup - (0.01 if len(gammas) > 1 else 0), world.half, world.prompts)
     trials = _trials(world, world.gammas)
-    verdict = judge(expected, Policy(), Gates(best.slower_share, lossy_reason(trials, "bfloat16")))
+    verdict = judge(expected, Policy(), Gates(best.slower_share, lossy=lossy_reason(trials, "bfloat16")))
     draft = DraftResult(
         draft=DRAFT,
         verdict=verdict.call,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import typer
 from conftest import CANARY
+from fake_summary import summary_of
+from fake_worlds import GO
 from typer.testing import CliRunner
 
 from specbench import __version__
 from specbench.cli import app
-from specbench.cli.show import exit_strictly
+from specbench.cli.show import exit_on
+from specbench.report.contract import Choice
 
 runner = CliRunner()
 
@@ -111,9 +114,10 @@ def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
     [("GO", 0), ("NO-GO", 3), ("UNCLEAR", 4), (None, 4)],
 )
 def test_the_verdict_on_the_whole_run_decides_the_exit_code(verdict, code):
-    fake_summary = SimpleNamespace(choice=None if verdict is None else SimpleNamespace(verdict=verdict))
+    choice = None if verdict is None else Choice("d", 1, verdict, (), 1.0, None, None, None, 1)
+    summary = replace(summary_of(GO), choice=choice)
     with pytest.raises(typer.Exit) as caught:
-        exit_strictly(fake_summary, True)
+        exit_on(summary.verdict)
     assert caught.value.exit_code == code
 
 

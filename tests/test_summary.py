@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 from fake_run import PREFILL_S, STEP_S, FakeDraft, FakeMachine, fake_run
+from fake_served import FakeServer, fake_served
 
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
@@ -199,7 +200,7 @@ def test_a_policy_with_everything_still_reads_well(tmp_path):
     policy = {"mix": {"code": 0.7, "chat": 0.3}, "price_per_hour": 2.0, "max_added_gb": 1.0}
     page = render_brief(with_policy(stored, **policy), summarise(with_policy(stored, **policy)))
     for part in (
-        "weighed as traffic of 70% code and 30% chat (assumed)",
+        "weighed as traffic of 70% code and 30% chat (assumed, D",
         "**Memory.** The draft adds 30.2 MB",
         "**Money.** One sequence at a time, a million output tokens cost",
         "## At larger batches",
@@ -210,3 +211,54 @@ def test_a_policy_with_everything_still_reads_well(tmp_path):
 
 def test_policy_defaults_ask_for_none_of_it():
     assert (Policy().mix, Policy().price_per_hour, Policy().max_added_gb) == (None, None, None)
+
+
+class TestIdleArms:
+    """An arm that never drafted is the target alone under another name."""
+
+    def served(self, tmp_path, drafts):
+        return fake_served(tmp_path / "r", FakeServer(drafts=drafts, round_s=0.0095, alpha=0.05), gammas=(2, 4))
+
+    def test_it_is_not_chosen_where_another_gamma_drafts(self, tmp_path):
+        stored = self.served(tmp_path, lambda gamma: 0 if gamma == 2 else gamma)
+        slower = tuple(
+            replace(t, times=replace(t.times, total_s=t.times.total_s * 1.3)) if t.arm.gamma == 4 else t
+            for t in stored.trials
+        )
+        stored = replace(stored, trials=slower)
+        (draft,) = summarise(stored).drafts
+        idle, other = draft.gammas
+        assert idle.drafted == 0 and other.drafted > 0
+        assert idle.speedup > other.speedup  # else nothing is shown
+        assert draft.best_gamma == 4 and summarise(stored).choice.gamma == 4
+        assert {category.best_gamma for category in draft.categories} == {4}
+
+    def test_a_draft_that_never_drafts_is_refused(self, tmp_path):
+        found = summarise(self.served(tmp_path, lambda gamma: 0))
+        assert found.drafts[0].verdict == "NO-GO" == found.choice.verdict
+        assert "never drafted a token" in found.drafts[0].reasons[0]
+
+    def test_it_loses_to_a_draft_that_is_slower_but_drafts(self, tmp_path):
+        slow = FakeDraft({"code": 0.02, "chat": 0.02}, draft_s=0.004)
+        stored = fake_run(tmp_path / "r", {"idle": GOOD, "slow": slow})
+        idle = tuple(
+            replace(t, drafted=(0,) * 64, accepted=(0,) * 64, times=replace(t.times, draft_s=0.0))
+            if t.arm.draft == "idle" and not t.warmup
+            else t
+            for t in stored.trials
+        )
+        found = summarise(replace(stored, trials=idle))
+        assert found.drafts[0].speedup > found.drafts[1].speedup
+        assert found.choice.draft == "slow" and found.choice.rivals == ()
+
+
+def test_slower_prompts_of_a_draft_are_those_that_its_verdict_rests_on(tmp_path):
+    """Cross-fitted, weighed by the mix: not those of the best row."""
+    stored = fake_run(tmp_path / "r", {"d": FakeDraft({"code": 0.9, "chat": 0.05})}, machine=FakeMachine(noise=0.02))
+    even = summarise(stored).drafts[0]
+    chatty = summarise(with_policy(stored, mix={"code": 0.1, "chat": 0.9})).drafts[0]
+    assert chatty.slower_share > even.slower_share
+    assert f"| requests below 0.95x | - | {chatty.slower_share:.0%} |" in render_brief(
+        with_policy(stored, mix={"code": 0.1, "chat": 0.9}),
+        summarise(with_policy(stored, mix={"code": 0.1, "chat": 0.9})),
+    )

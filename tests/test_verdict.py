@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from specbench.decision.verdict import Gates, judge, prompts_to_settle
+from specbench.decision.verdict import Gates, judge, least_share, prompts_to_settle
 from specbench.records import Interval, Policy
 
 POLICY = Policy(min_speedup=1.10, confidence=0.95)
@@ -37,6 +37,28 @@ def test_too_many_slower_prompts_forbid_a_go():
     assert verdict.call == "NO-GO"
     assert verdict.reasons[0] == "40% of prompts run below 0.95x (at most 25% allowed)"
     assert judge(SURE, POLICY, Gates(slower_share=0.25)).call == "GO"
+
+
+@pytest.mark.parametrize(("slower", "prompts", "call"), [(4, 12, "UNCLEAR"), (16, 48, "UNCLEAR"), (40, 120, "NO-GO")])
+def test_a_third_of_few_prompts_does_not_forbid_a_go_and_a_third_of_many_does(slower, prompts, call):
+    gates = Gates(slower / prompts, least_share(slower / prompts, prompts, POLICY.confidence))
+    verdict = judge(SURE, POLICY, gates)
+    assert verdict.call == call
+    assert ("may be chance" in verdict.reasons[0]) == (call == "UNCLEAR")
+    # where speed says no, slower prompts make it no less sure
+    assert judge(SLOW, POLICY, gates).call == "NO-GO"
+
+
+@pytest.mark.parametrize(("share", "prompts"), [(0.3, 20), (1.0, 12), (0.05, 200)])
+def test_the_least_share_is_that_of_the_binomial(share, prompts):
+    """From such a share on, as many as were seen are at least as likely as the confidence leaves open."""
+    low = least_share(share, prompts, 0.95)
+    assert stats.binom.sf(round(share * prompts) - 1, prompts, low) == pytest.approx(0.05, abs=1e-6)
+    assert least_share(0.0, prompts, 0.95) == 0.0
+
+
+def test_a_draft_that_never_drafted_is_refused_and_says_so():
+    assert judge(SURE, POLICY, Gates(idle="it never drafted a token")).reasons == ("it never drafted a token",)
 
 
 def test_a_lossy_loop_is_a_no_go_however_fast():

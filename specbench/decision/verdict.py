@@ -1,6 +1,6 @@
 """GO, NO-GO or UNCLEAR, by the user's policy.
 
-GO: P(speedup >= minimum) >= confidence and no gate fails. NO-GO: P <= 1 - confidence, or a gate fails.
+GO: P(speedup >= minimum) >= confidence and no gate fails. NO-GO: P <= 1 - confidence, or a gate surely fails.
 UNCLEAR: everything else, and always without an interval.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import prompts_for_verdict
@@ -18,17 +18,20 @@ from specbench.records import Interval, Policy, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """What can forbid a GO whatever the speed. `slower_share` of prompts ran below `policy.slower_than`;
-    `lossy` says why the output is not the target's, None if it is; `memory` why the draft does not fit."""
+    """What can forbid a GO whatever the speed. `slower_share` of prompts ran below `policy.slower_than`, and at least
+    `slower_low` would of all such prompts (None: the share is exact); `lossy` says why the output is not the target's,
+    None if it is; `memory` why the draft does not fit; `idle` that it never drafted."""
 
     slower_share: float | None = None
+    slower_low: float | None = None
     lossy: str | None = None
     memory: str | None = None
+    idle: str | None = None
 
 
 def judge(speedup: Interval, policy: Policy, gates: Gates) -> Verdict:
     """The verdict on one speedup, decode-only or end to end as `policy.metric` says."""
-    for closed in (gates.lossy, gates.memory):
+    for closed in (gates.lossy, gates.memory, gates.idle):
         if closed is not None:
             return Verdict("NO-GO", (closed,))
     probability = speedup.probability_at_least(policy.min_speedup)
@@ -40,10 +43,19 @@ def judge(speedup: Interval, policy: Policy, gates: Gates) -> Verdict:
     if probability <= 1 - policy.confidence:
         return Verdict("NO-GO", tuple(filter(None, (odds, slow))), probability)
     if slow is not None:
-        return Verdict("NO-GO", (slow, odds), probability)
+        if gates.slower_low is None or gates.slower_low > policy.max_slower_share:
+            return Verdict("NO-GO", (slow, odds), probability)
+        return Verdict("UNCLEAR", (f"{slow}, which over so few prompts may be chance", odds), probability)
     if probability >= policy.confidence:
         return Verdict("GO", (odds,), probability)
     return Verdict("UNCLEAR", (odds, _more(speedup, policy)), probability)
+
+
+def least_share(share: float, prompts: float, confidence: float) -> float:
+    """What the share of all such prompts is at least, with `confidence` (one side), where `share` of so many had it:
+    Clopper and Pearson 1934, Biometrika 26, 404-413. `prompts` may be a fraction, as an effective number is."""
+    had = share * prompts
+    return float(betaincinv(had, prompts - had + 1, 1 - confidence)) if had > 0 else 0.0
 
 
 def prompts_to_settle(speedup: Interval, policy: Policy) -> int | None:

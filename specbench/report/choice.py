@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired
-from specbench.decision.verdict import Gates, judge
+from specbench.decision.verdict import judge
 from specbench.records import Policy
 from specbench.report.contract import Choice, Rival
-from specbench.report.results import Judged, slower_share
+from specbench.report.results import Judged
 
 
 def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
@@ -23,14 +23,15 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     pairs: dict[tuple[int, int], Paired] = {}  # (draft's index, gamma)
     for index, one in enumerate(judged):
         kept = one.view.prompts.isin(shared)
-        pairs |= {(index, gamma): one.view.paired(gamma, policy.metric).take(kept) for gamma in one.view.arms}
+        if one.gates.idle is None or all(each.gates.idle for each in judged):
+            pairs |= {(index, gamma): one.view.paired(gamma, policy.metric).take(kept) for gamma in one.choosable}
     keys = list(pairs)
     found = choose_gamma({number: pairs[key] for number, key in enumerate(keys)})
     index, gamma = keys[found.best]
     best = judged[index]
     speedup = best.interval(found.paired)
-    slower = slower_share(found.paired, best.view, policy) if len(shared) == len(best.view.prompts) else None
-    verdict = judge(speedup, policy, Gates(slower, best.gates.lossy, best.gates.memory))
+    gates = best.with_slower(found.paired) if len(shared) == len(best.view.prompts) else best.gates
+    verdict = judge(speedup, policy, gates)
     return Choice(
         draft=best.view.spec,
         gamma=gamma,
@@ -44,7 +45,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
         rivals=tuple(
             _rival(one, pairs, number, pairs[index, gamma], policy)
             for number, one in enumerate(judged)
-            if number != index
+            if number != index and any(key[0] == number for key in pairs)
         ),
     )
 

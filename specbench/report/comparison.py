@@ -179,10 +179,12 @@ def _side(run: _Run, view: DraftView, gamma: int, paired: Paired, rows: Rows, co
     interval = speedup_interval(paired, confidence, run.excess)
     alone = float(paired.base_tokens.sum() / paired.base_s.sum())
     with_draft = float(paired.spec_tokens.sum() / paired.spec_s.sum())
-    tau = view.counts(gamma, rows).tokens_per_round
+    counts = view.counts(gamma, rows)
+    tau = counts.tokens_per_round
     round_s = None if tau is None else tau / with_draft
     steps = None if round_s is None else round_s * alone
-    return ComparedSide(interval.value, interval.low, interval.high, alone, with_draft, tau, round_s, steps)
+    ends = (interval.value, interval.low, interval.high)
+    return ComparedSide(*ends, alone, with_draft, tau, round_s, steps, counts.drafted)
 
 
 def _categories(

@@ -28,7 +28,7 @@ class ComparedRun:
 @dataclass(frozen=True, slots=True)
 class ComparedSide:
     """One arm in one run, over the prompts that both runs have. `round_s` is a round in seconds, `round_steps` in steps
-    of the target alone in the same run; None where the engine does not tell its rounds."""
+    of the target alone in the same run; None where the engine does not tell its rounds, as is `drafted`, tokens."""
 
     speedup: float
     speedup_low: float | None
@@ -38,6 +38,7 @@ class ComparedSide:
     tokens_per_round: float | None
     round_s: float | None
     round_steps: float | None
+    drafted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ def term_that_moved(a: ComparedSide, b: ComparedSide) -> Moved | None:
 
 def reason(a: ComparedSide, b: ComparedSide, same: bool, moved: Moved | None, names: tuple[str, str]) -> str:
     """The sentence without its end: what became of the speedup comes after it. Numbers of the second run first."""
+    idle = [name for name, side in zip(names, (a, b), strict=True) if side.drafted == 0]
+    if idle:
+        return f"Nothing was drafted on {text.join(idle)}: there the target alone was measured against itself"
     head = ""
     if same:
         head = "The same within noise: " if a.speedup_low is not None else "Too few prompts to tell the two apart: "

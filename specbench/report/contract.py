@@ -171,6 +171,7 @@ class DraftResult:
 
     `speedup`, `speedup_low`, `speedup_high` are what the verdict rests on: with several gammas they are
     cross-fitted (gamma chosen on other prompts than those reported), so they may lie below the best row.
+    `slower_share` of prompts are slower than the policy has it, by the same speedups.
     """
 
     draft: str
@@ -193,6 +194,7 @@ class DraftResult:
     memory: Memory | None = None
     money: Money | None = None
     stops_paying_at_concurrency: int | None = None
+    slower_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

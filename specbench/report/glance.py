@@ -27,7 +27,7 @@ def glance(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> tuple[tup
         _answer(facts, trials, draft.draft, row.gamma),
         ("price of a million tokens", *_money(draft)),
         (f"chance of {text.speedup(facts.policy.min_speedup)} or more", text.UNKNOWN, _chance(draft)),
-        (f"requests below {text.speedup(facts.policy.slower_than)}", text.UNKNOWN, text.percent(row.slower_share)),
+        (f"requests below {text.speedup(facts.policy.slower_than)}", text.UNKNOWN, text.percent(draft.slower_share)),
         ("texts that are the target's own", text.UNKNOWN, _texts(row, draft, facts, trials)),
         ("memory added", text.UNKNOWN, _memory(draft)),
         ("stops paying at", text.UNKNOWN, _stops(draft)),

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from specbench.decision.interval import Paired, excess_variance, speedup_interval
-from specbench.decision.verdict import Gates, judge
+from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial
 from specbench.report.contract import DraftResult, Money
 from specbench.report.frame import at_load, loads_of, prompt_frame
-from specbench.report.results import Judged, slower_share
+from specbench.report.results import Judged
 from specbench.report.served_contract import LoadResult, Percentiles
 from specbench.report.views import DraftView, a_a, arm
 from specbench.store import StoredRun
@@ -49,8 +49,7 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, frame: pd.Dat
     pairs = {metric: view.paired(gamma, metric) for metric in ("decode", "e2e")}
     # The target alone under this load against itself says how far two equal arms lie apart here.
     found = {metric: _interval(pairs[metric], a_a(frame, arm(frame, "baseline"), metric), policy) for metric in pairs}
-    slower = slower_share(pairs[policy.metric], view, policy)
-    verdict = judge(found[policy.metric], policy, Gates(slower, judged.gates.lossy, judged.gates.memory))
+    verdict = judge(found[policy.metric], policy, judged.with_slower(pairs[policy.metric]))
     alone = throughput(stored, Arm("baseline", load=load))
     with_draft = throughput(stored, Arm("speculative", view.spec, gamma, load))
     base, spec = (list(_trials(rows)) for rows in (view.base, view.arms[gamma]))

@@ -11,8 +11,8 @@ import pandas as pd
 from specbench.acceptance.metrics import Counts
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, share_interval, speedup_interval
-from specbench.decision.verdict import Gates, judge
+from specbench.decision.interval import Floats, Paired, share_interval, speedup_interval
+from specbench.decision.verdict import Gates, judge, least_share
 from specbench.records import Interval, Policy
 from specbench.report import text
 from specbench.report.contract import (
@@ -39,7 +39,11 @@ class Judged:
         self.excess = excess
         self.predictor = Predictor(view, policy.confidence)
         self.memory = _memory(view, facts)
-        self.gates = Gates(None, view.lossy, _too_large(self.memory, policy))
+        drafting = tuple(gamma for gamma in view.arms if view.counts(gamma).drafted != 0)
+        # An arm that never drafted is the target alone under another name, and is no choice where there is another.
+        self.choosable = drafting or tuple(view.arms)
+        idle = None if drafting else "it never drafted a token, so the target alone was measured against itself"
+        self.gates = Gates(lossy=view.lossy, memory=_too_large(self.memory, policy), idle=idle)
 
     def interval(self, paired: Paired) -> Interval:
         """The speedup with everything that makes it uncertain."""
@@ -47,10 +51,10 @@ class Judged:
 
     def result(self) -> DraftResult:
         view, policy = self.view, self.policy
-        choice = choose_gamma({g: view.paired(g, policy.metric) for g in view.arms})
+        choice = choose_gamma({g: view.paired(g, policy.metric) for g in self.choosable})
         speedup = self.interval(choice.paired)
-        slower = slower_share(choice.paired, view, policy)
-        verdict = judge(speedup, policy, Gates(slower, self.gates.lossy, self.gates.memory))
+        gates = self.with_slower(choice.paired)
+        verdict = judge(speedup, policy, gates)
         alpha = self._alpha(choice.best)
         batches = self.predictor.batches()
         return DraftResult(
@@ -73,7 +77,17 @@ class Judged:
             stops_paying_at_batch=stops_paying(batches),
             memory=self.memory,
             money=_money(view, choice.best, policy.price_per_hour),
+            slower_share=gates.slower_share,
         )
+
+    def with_slower(self, paired: Paired) -> Gates:
+        """The gates with the share of slower prompts, and how large it surely is."""
+        share = slower_share(paired, self.view, self.policy)
+        if share is None:
+            return self.gates
+        weights = _decoded_weights(paired, self.view)
+        effective = weights.sum() ** 2 / (weights**2).sum()  # Kish: so many equally weighed prompts tell as much
+        return replace(self.gates, slower_share=share, slower_low=least_share(share, effective, self.policy.confidence))
 
     def _gamma(self, gamma: int) -> GammaResult:
         view, rows = self.view, self.view.arms[gamma]
@@ -127,7 +141,7 @@ class Judged:
     def _category(self, name: str) -> CategoryResult:
         view, metric = self.view, self.policy.metric
         mine = (view.base["category"] == name).to_numpy()
-        choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in view.arms})
+        choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
         speedup = self.interval(choice.paired)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
         verdict = judge(speedup, self.policy, self.gates)
@@ -173,10 +187,13 @@ class Judged:
 
 def slower_share(paired: Paired, view: DraftView, policy: Policy) -> float | None:
     """Share of prompts (of traffic, under a mix) that the draft makes slower than the policy's `slower_than`."""
-    decoded = (paired.base_tokens > 0) & (paired.spec_tokens > 0)
-    if not decoded.any():
-        return None
-    return float(np.average(paired.by_prompt < policy.slower_than, weights=view.weights[decoded]))
+    weights = _decoded_weights(paired, view)
+    return float(np.average(paired.by_prompt < policy.slower_than, weights=weights)) if len(weights) else None
+
+
+def _decoded_weights(paired: Paired, view: DraftView) -> Floats:
+    """Of the prompts in which both arms decoded anything."""
+    return view.weights[(paired.base_tokens > 0) & (paired.spec_tokens > 0)]
 
 
 def _round_time(rows: pd.DataFrame, counts: Counts) -> RoundTime | None:

@@ -86,6 +86,8 @@ def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
     needed = prompts_to_settle(measured, facts.policy)
     if draft.verdict != "UNCLEAR" or needed is None or needed > _AFFORDABLE * n:
         return None
+    if draft.probability is not None and draft.probability >= facts.policy.confidence:
+        return _more_for_the_slow(draft, facts, n)
     if work.available is not None and work.used is not None and work.available > work.used:
         do = f"Measure all {work.available:,} prompts of the workload, not {work.used:,}."
     else:
@@ -102,6 +104,17 @@ def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
     else:
         doubt = f"the {text.speedup(draft.speedup)} of so few prompts may move, and near {asked} it takes many more."
     return Step(do, why, doubt)
+
+
+def _more_for_the_slow(draft: DraftResult, facts: Facts, n: int) -> Step:
+    """The speedup is settled, and whether too many prompts get slower is not."""
+    policy = facts.policy
+    return Step(
+        f"Measure more prompts than these {n:,}, several times as many.",
+        f"{text.percent(draft.slower_share)} of them ran below {text.speedup(policy.slower_than)}, where at most "
+        f"{text.percent(policy.max_slower_share)} may, and so few do not show whether that is chance.",
+        "single prompts are timed less surely than their sum, so noise alone makes some of them slower.",
+    )
 
 
 def _larger_gamma(draft: DraftResult, found: Cost) -> Step | None:
