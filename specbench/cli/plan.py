@@ -14,7 +14,9 @@ from specbench.cli.show import newest, print_parts
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from specbench.records import Policy
     from specbench.report.plan_contract import Plan
+    from specbench.store import StoredRun
 
 
 @app.command("plan")
@@ -49,6 +51,8 @@ def plan(
     speedup: Annotated[float | None, typer.Option(help="Assume this true speedup.")] = None,
     out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The plan as a page to agree on, on stdout.")] = False,
+    write: Annotated[Path | None, typer.Option(help="Write that page to this file.")] = None,
 ) -> None:
     """How many prompts and minutes an interval or a verdict will take, from a pilot or from assumptions."""
     _number("--half-width", half_width, 1, "Write 0.03 for 3 %.")
@@ -57,8 +61,10 @@ def plan(
     _number("--speedup", speedup, 100)
     if drafts is not None and not 1 <= drafts <= 100:
         raise ConfigError(f"{drafts} is not a whole number from 1 to 100", where="--drafts")
+    if as_json and markdown:
+        raise ConfigError("Both --json and --markdown want stdout", cure="Leave one out, or use --write FILE.")
     asked = {"min_speedup": min_speedup, "confidence": confidence, "gamma": gamma, "repeats": repeats}
-    found = _plan(
+    found, policy, pilot = _plan(
         None if spread is not None and run is None else run or newest(out, timed=True),
         {key: value for key, value in asked.items() if value is not None},
         {
@@ -69,6 +75,16 @@ def plan(
             "speedup": speedup,
         },
     )
+    if markdown or write is not None:
+        from specbench.report.plan_document import plan_document, write_document
+
+        page = plan_document(found, policy, pilot)
+        if write is not None:
+            write_document(page, write)
+            typer.echo(f"Written to {write}", err=True)
+        if markdown:
+            typer.echo(page, nl=False)
+            return
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
@@ -77,8 +93,9 @@ def plan(
     print_parts(plan_tables(found))
 
 
-def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -> Plan:
-    """`asked` are keys of the configuration, checked as those of a run are."""
+def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -> tuple[Plan, Policy, StoredRun | None]:
+    """The plan, its policy, and its pilot under that policy. `asked` are keys of the configuration, checked as those
+    of a run are."""
     from specbench.config import load_config
 
     settings = load_config(None, asked)
@@ -87,7 +104,7 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
         "gammas": settings.gamma if "gamma" in asked else None,
         "repeats": settings.repeats if "repeats" in asked else None,
     }
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from specbench.records import Policy
     from specbench.report.pilot import read_pilot
@@ -95,12 +112,14 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
     from specbench.store import read_run
 
     if folder is None:
-        return plan_of(Wanted(settings.policy, **wanted), None)
+        return plan_of(Wanted(settings.policy, **wanted), None), settings.policy, None
     stored = read_run(folder)
     kept = {key: getattr(settings.policy, key) for key in ("min_speedup", "confidence") if key in asked}
     policy = replace(Policy(**stored.run["config"]["policy"]), **kept)
     pilot = read_pilot(stored, policy, wanted["gammas"])
-    return plan_of(Wanted(policy, **wanted), pilot, str(folder), stored.run["workload"]["prompts_available"])
+    found = plan_of(Wanted(policy, **wanted), pilot, str(folder), stored.run["workload"]["prompts_available"])
+    config = stored.run["config"] | {"policy": asdict(policy)}
+    return found, policy, replace(stored, run=stored.run | {"config": config})
 
 
 def _number(flag: str, value: float | None, most: float, cure: str | None = None) -> None:

@@ -93,8 +93,8 @@ def _categories(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]
         Column(
             "spread", "spread", tuple(f"{row.spread.value:.3f}{'*' if row.shared_spread else ' '}" for row in rows), 1
         ),
-        Column("prompts", f"prompts for\n+-{100 * plan.half_width:g}%", tuple(map(_prompts, needs))),
-        Column("minutes", "minutes", tuple(map(_minutes, needs)), 3),
+        Column("prompts", f"prompts for\n+-{100 * plan.half_width:g}%", tuple(map(prompts_cell, needs))),
+        Column("minutes", "minutes", tuple(map(minutes_cell, needs)), 3),
         Column("settled", "prompts for\na verdict", tuple(_verdict(row.verdict) for row in rows)),
     ]
     yield Text("\nEach category on its own")
@@ -106,25 +106,25 @@ def _categories(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]
 def _verdict(truth: Truth | None) -> str:
     if truth is None:
         return text.UNKNOWN
-    return f"{_prompts(truth.need)} at {text.speedup(truth.speedup)}"
+    return f"{prompts_cell(truth.need)} at {text.speedup(truth.speedup)}"
 
 
 def _need_columns(needs: list[Need]) -> list[Column]:
     columns = [
-        Column("prompts", "prompts", tuple(map(_prompts, needs))),
-        Column("minutes", "minutes", tuple(map(_minutes, needs))),
+        Column("prompts", "prompts", tuple(map(prompts_cell, needs))),
+        Column("minutes", "minutes", tuple(map(minutes_cell, needs))),
     ]
     return [column for column in columns if set(column.cells) != {text.UNKNOWN}]
 
 
-def _prompts(need: Need) -> str:
+def prompts_cell(need: Need) -> str:
     if need.prompts is None:
         return "no number"
     ends = "" if need.prompts_low is None else f" {_range(need.prompts_low, need.prompts_high)}"
     return f"{need.prompts:,}{ends}"
 
 
-def _minutes(need: Need) -> str:
+def minutes_cell(need: Need) -> str:
     if need.minutes is None:
         return text.UNKNOWN
     low = "" if need.minutes_low is None else f" {_range(need.minutes_low, need.minutes_high)}"
