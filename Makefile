@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
-.PHONY: help demo test test-gemma test-vllm check bench clean
+.PHONY: help demo test test-gemma test-vllm check docs bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-gemma  tests of the real cross-tokenizer pair (fetches 238 MB once)"
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
 	@echo "make check  formatting, lint, types, imports"
+	@echo "make docs   write docs/reference.md and docs/glossary.md anew from the command line and the terms"
 	@echo "make bench  performance as ratios against named peers"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -48,6 +49,10 @@ $(VLLM)/.installed:
 test-vllm: $(STAMP) $(if $(SPECBENCH_VLLM_PYTHON),,$(VLLM)/.installed)
 	SPECBENCH_TEST_VLLM=1 SPECBENCH_VLLM_PYTHON=$(or $(SPECBENCH_VLLM_PYTHON),$(abspath $(VLLM)/bin/python)) \
 		$(BIN)/python -m pytest tests/test_vllm.py
+
+docs: $(STAMP)
+	$(BIN)/python -m specbench.cli.reference docs/reference.yaml docs/reference.md
+	$(BIN)/python -m specbench.report.glossary > docs/glossary.md
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

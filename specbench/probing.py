@@ -16,9 +16,8 @@ from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError
 from specbench.provenance import in_process, provenance
 from specbench.records import Caution
-from specbench.shipped import workload_source
+from specbench.runfile import prompts_of
 from specbench.store import SCHEMA, RunWriter, new_folder
-from specbench.workload import load_workload, select
 
 if TYPE_CHECKING:
     from specbench.models import LoadedModel
@@ -160,14 +159,7 @@ def _encoded(config: RunConfig, target: LoadedModel) -> list[list[int]]:
     """The prompts that a run would use, as token ids; none that it would leave out as too long."""
     from specbench.models.prompts import encode
 
-    source = workload_source(config.workload)
-    workload = load_workload(
-        source,
-        column=config.column,
-        category_column=config.category_column,
-        system_prompt=config.system_prompt,
-    )
-    prompts = [encode(target, prompt) for prompt in select(workload.prompts, config.limit, config.seed)]
+    prompts = [encode(target, prompt) for prompt in prompts_of(config)[1]]
     longest = (target.max_context or 2**62) - config.max_new_tokens - max(config.gamma) - 1
     return [ids for ids in prompts if len(ids) <= longest]
 

@@ -21,10 +21,8 @@ from specbench.positions import PositionWriter, read_positions
 from specbench.provenance import in_process, provenance
 from specbench.records import Arm, Prompt
 from specbench.resume import opened, progress_of, threads_of, unfinished
-from specbench.runfile import marked, run_record
-from specbench.shipped import workload_source
+from specbench.runfile import marked, prompts_of, run_record
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run
-from specbench.workload import load_workload, select
 
 T = TypeVar("T")
 
@@ -111,17 +109,12 @@ class Prepared:
 
 def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer: Observer) -> Prepared:
     """Read the prompts, load the models, see what fits."""
-    workload = load_workload(
-        workload_source(config.workload),
-        column=config.column,
-        category_column=config.category_column,
-        system_prompt=config.system_prompt,
-    )
-    chosen = select(workload.prompts, config.limit, config.seed)
+    workload, chosen = prompts_of(config)
     threads = threads_of(config, earlier)
     from specbench.engines.local import LocalEngine
 
-    observer.say(f"Loading {config.target} and {', '.join(config.draft)}")
+    used = f"{len(chosen):,} of {len(workload.prompts):,} prompts"
+    observer.say(f"Loading {', '.join((config.target, *config.draft))} for {used}")
     engine = LocalEngine(config, threads)
     encoded, skipped = _fit(engine, chosen, config)
     order: list[Unit] = []

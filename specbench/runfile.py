@@ -13,9 +13,32 @@ from typing import Any
 
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
+from specbench.errors import ConfigError
 from specbench.records import Caution, Prompt
+from specbench.shipped import workload_source
 from specbench.store import SCHEMA, RunWriter
-from specbench.workload import Workload
+from specbench.workload import Workload, load_workload, select
+
+
+def prompts_of(config: RunConfig) -> tuple[Workload, tuple[Prompt, ...]]:
+    """The workload and the prompts of it that a run takes. Raises ConfigError where the traffic mix names a category of
+    which none is among them: the run would have no verdict."""
+    workload = load_workload(
+        workload_source(config.workload),
+        column=config.column,
+        category_column=config.category_column,
+        system_prompt=config.system_prompt,
+    )
+    chosen = select(workload.prompts, config.limit, config.seed)
+    known = {prompt.category or "all" for prompt in chosen}
+    strange = sorted(set(config.policy.mix or {}) - known)
+    if strange:
+        raise ConfigError(
+            f"The traffic mix names {', '.join(strange)}, of which there is no prompt",
+            where="mix",
+            cure=f"The categories are {', '.join(sorted(known))}.",
+        )
+    return workload, chosen
 
 
 def run_record(

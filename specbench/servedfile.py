@@ -12,12 +12,10 @@ from specbench.config import RunConfig
 from specbench.errors import ConfigError, StoreError
 from specbench.provenance import provenance
 from specbench.records import Caution, Prompt
-from specbench.runfile import run_record, skipped_prompts
+from specbench.runfile import prompts_of, run_record, skipped_prompts
 from specbench.servers.adapter import Ask, State
 from specbench.servers.provider import Provider
-from specbench.shipped import workload_source
 from specbench.store import RunWriter
-from specbench.workload import load_workload, select
 
 # What may not change between two sessions of a run; the method is told only after the first request.
 IDENTITY = ("model", "version", "speculating", "gamma", "context")
@@ -26,13 +24,8 @@ IDENTITY = ("model", "version", "speculating", "gamma", "context")
 def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tuple[list[Prompt], dict[str, Any]]:
     """The prompts in the order in which they are measured, and run.json as it would begin; `arms` times is each prompt
     to be timed."""
-    workload = load_workload(
-        workload_source(config.workload),
-        column=config.column,
-        category_column=config.category_column,
-        system_prompt=config.system_prompt,
-    )
-    prompts = list(select(workload.prompts, config.limit, config.seed))
+    workload, chosen = prompts_of(config)
+    prompts = list(chosen)
     random.Random(config.seed).shuffle(prompts)
     try:
         provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)

@@ -153,7 +153,7 @@ def test_bad_workloads(lab, tmp_path):
         assert CANARY not in result.stderr
         return result.stderr.replace(str(path), "W")
 
-    assert "no such workload file (W)" in complaint(None)
+    assert "No such workload file (W)" in complaint(None)
     assert "W" in complaint("")
     assert "line 2" in complaint(f'{{"prompt": "ok"}}\n{{"prompt": "{CANARY}"\n')
     assert "nope" in complaint(f'{{"prompt": "{CANARY}"}}\n', "--column", "nope")

@@ -15,10 +15,11 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS
 from specbench import records
+from specbench.checks import POLICY_CHECKS, RUN_CHECKS
 from specbench.cli import app
 from specbench.cli.compare import SLOWER_EXIT
 from specbench.cli.show import STRICT_EXIT
-from specbench.config import RunConfig
+from specbench.config import RunConfig, load_config
 from specbench.report import (
     cautions,
     comparison,
@@ -44,9 +45,7 @@ ALL = "\n".join(PAGES.values())
 
 def flags_by_command():
     """{"sweep": {"--gamma", ...}, ...}, with the program's own flags under ""."""
-    program = typer.main.get_command(app)
-    found = {"": options_of(program)}
-    return found | {name: options_of(command) for name, command in program.commands.items()}
+    return {"": options_of(PROGRAM)} | {name: options_of(command) for name, command in PROGRAM.commands.items()}
 
 
 def options_of(command):
@@ -54,7 +53,10 @@ def options_of(command):
     return {name for name in names if name.startswith("--")}
 
 
+PROGRAM = typer.main.get_command(app)
 FLAGS = flags_by_command()
+# Flags of other programs: benchmarks, llama.cpp, vLLM, SGLang.
+OTHERS = re.compile("--(quick|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*)")
 
 
 def named(word, text):
@@ -69,17 +71,17 @@ def test_every_command_has_a_row():
     assert [name for name in FLAGS if name and f"| `specbench {name}" not in README] == []
 
 
-@pytest.mark.parametrize("command", FLAGS)
-def test_every_flag_is_named(command):
-    assert missing(sorted(FLAGS[command]), README) == []
+def typed(text):
+    """The words of every `specbench ...` line of the blocks of shell, without the program's name."""
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    return [shlex.split(line, comments=True)[1:] for line in blocks.splitlines() if line.startswith("specbench ")]
 
 
 def wrong_flags(text):
     """(command, flag) of every `specbench COMMAND ...` in code spans and blocks that the command line has not."""
-    spans = re.findall(r"```sh\n(.*?)```", text, re.DOTALL) + re.findall(r"`(specbench [^`\n]+)`", text)
-    lines = [shlex.split(line) for span in spans for line in span.splitlines() if line.startswith("specbench ")]
+    spans = [shlex.split(span)[1:] for span in re.findall(r"`(specbench [^`\n]+)`", text)]
     wrong = []
-    for _, first, *rest in lines:
+    for first, *rest in typed(text) + spans:
         command, words = ("", [first, *rest]) if first.startswith("-") else (first, rest)
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         unknown = given - FLAGS.get(command, set()) - {"--help"}
@@ -92,22 +94,47 @@ def test_no_example_uses_a_flag_that_does_not_exist(page):
     assert wrong_flags(PAGES[page]) == []
 
 
-def test_the_flag_table_names_no_flag_that_does_not_exist():
-    known = set().union(*FLAGS.values()) | {"--help", "--quick"}
-    assert [flag for flag in re.findall(r"`(--[\w-]+)", README) if flag not in known] == []
+def refused(text):
+    """(line, what is wrong with it) of every line of the blocks of shell that specbench would not take: an option or an
+    argument too many or too few, or a value that no run may have. Nothing is run."""
+    wrong = []
+    for words in typed(text):
+        command = PROGRAM.commands.get(words[0])
+        try:
+            given = command.make_context(words[0], [*words[1:]]).params
+            keys = {key: value for key, value in given.items() if key in RUN_CHECKS or key in POLICY_CHECKS}
+            load_config(None, {key: value for key, value in keys.items() if isinstance(value, str | int | float)})
+        except Exception as error:
+            wrong.append((" ".join(words), str(error)))
+    return wrong
 
 
-def lost_paths(text):
-    """Links, and code spans that name a file of ours, which do not exist."""
+@pytest.mark.parametrize("page", PAGES)
+def test_every_line_of_shell_can_be_typed(page):
+    assert refused(PAGES[page]) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_names_a_flag_that_does_not_exist(page):
+    known = set().union(*FLAGS.values()) | {"--help"}
+    found = re.findall(r"`(--[\w-]+)", PAGES[page])
+    assert [flag for flag in found if flag not in known and not OTHERS.fullmatch(flag)] == []
+
+
+def lost_paths(text, page="README.md"):
+    """Links, seen from the page, and code spans that name a file of ours, which do not exist."""
     folders = "|".join(("benchmarks", "configs", "docs", "reports", "specbench", "tests", "workloads"))
     paths = re.findall(rf"`((?:{folders})/[\w./-]+|LICENSE|Makefile|[A-Z]+\.md)`", text)
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-    return [path for path in (*paths, *links) if not (ROOT / path).exists()]
+    home = ROOT if page == "README.md" else ROOT / "docs"
+    return [path for path in paths if not (ROOT / path).exists()] + [
+        link for link in links if not (home / link).exists()
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_path_exists(page):
-    assert lost_paths(PAGES[page]) == []
+    assert lost_paths(PAGES[page], page) == []
 
 
 def test_every_test_and_benchmark_of_the_proofs_is_there():
@@ -123,13 +150,37 @@ def test_every_make_target_exists():
     assert [name for name in named_targets if not re.search(rf"^{name}:", makefile, re.MULTILINE)] == []
 
 
-def test_every_configuration_key_is_known_and_documented():
+def test_the_default_configuration_has_every_key():
     values = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
     policy = values.pop("policy")
     assert set(values) | {"policy"} == {field.name for field in fields(RunConfig)}
     assert set(policy) == {field.name for field in fields(records.Policy)}
-    without_flag = [key for key in (*values, *policy) if "--" + key.replace("_", "-") not in FLAGS["sweep"]]
-    assert [key for key in without_flag if f"`{key}`" not in README] == []
+
+
+def test_the_readme_leads_to_every_page():
+    links = re.findall(r"\]\((docs/\w+\.md)\)", README)
+    assert {f"docs/{name}" for name in PAGES if name != "README.md"} == set(links)
+
+
+def test_every_answer_has_causes_and_a_command_that_tells_them_apart():
+    answers = re.split(r"^## (.+)$", PAGES["faq.md"], flags=re.MULTILINE)
+    for title, answer in zip(answers[1::2], answers[2::2], strict=True):
+        assert re.search(r"\n1\. .*\n(?:.*\n)*2\. ", answer), title
+        assert typed(answer), title
+        assert answer.rstrip().rpartition("```")[2].strip(), f"{title}: no cure after the commands"
+
+
+def anchors(text):
+    """What headings can be linked by, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_into_a_page_finds_its_heading(page):
+    links = re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", PAGES[page])
+    lost = [(file, mark) for file, mark in links if mark not in anchors(PAGES[Path(file).name if file else page])]
+    assert lost == []
 
 
 def test_every_shape_of_a_prompt_is_named_in_the_order_in_which_they_are_tried():
@@ -214,7 +265,14 @@ def test_these_tests_can_fail():
         "docs/nowhere.md",
         "gone.md",
     ]
+    assert lost_paths("[this](measuring.md) and [that](docs/measuring.md)", "faq.md") == ["docs/measuring.md"]
     assert missing(["--gamma", "--top"], "`--gamma` and `--top-p`") == ["--top"]
+    assert refused("```sh\nspecbench compare one\n```")[0][0] == "compare one"
+    assert refused("```sh\nspecbench sweep --gamma 0..3 \\\n  --limit 3\n```")[0][0] == "sweep --gamma 0..3 --limit 3"
+    assert refused("```sh\nspecbench sweep --mix code=0.6\nspecbench plan --gamma 1..3 # why\n```") == [
+        ("sweep --mix code=0.6", "`mix`: the shares add up to 0.6, not 1 (flags).")
+    ]
+    assert anchors("## Which gamma?\n```\n# none\n```\n") == {"which-gamma"}
     assert rows_of("X", "# X\n| `a` | number or null | s |\n# Y\n| `b` | number | |\n") == [("a", "number or null")]
     assert nullable(float | None) and nullable(tuple[float | None, ...]) and not nullable(tuple[float, ...])
 

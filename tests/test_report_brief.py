@@ -79,8 +79,8 @@ def test_mixed_policy_and_tables() -> None:
 def test_few_prompts_get_no_certainty() -> None:
     text = page(FEW)
     assert (
-        "ran 1.55x as fast as the target alone (measured over 6 prompts) (few prompts, D1). There is no interval over so few prompts "
-        "(an interval takes 10), so this is what happened on them, not what to expect of others.\n"
+        "ran 1.55x as fast as the target alone (measured over 6 prompts) (few prompts, D1). There is no interval over "
+        "so few prompts (an interval takes 10), so this is what happened on them, not what to expect of others.\n"
     ) in text
     assert "**Policy:** undecided for code and chat (too few prompts to say)." in text
     assert "alpha, the chance that a drafted token is accepted if all before it were, is 0.66 (no interval)." in text
@@ -157,7 +157,7 @@ def test_end_to_end_policy_is_named() -> None:
 
 def test_two_drafts_have_two_verdicts_and_two_policies() -> None:
     text = render_brief(stored_of(GO, HERE), with_second_draft(summary_of(GO)))
-    assert "**GO: turn `demo:draft` on" in text and "**NO-GO: leave `ngram:n=3` off.**" in text
+    assert "**`demo:draft` alone: GO.** With it" in text and "**`ngram:n=3` alone: NO-GO.** With it" in text
     assert "- `ngram:n=3`: on for" in text and "### `ngram:n=3`" in text and "- draft `ngram:n=3`\n" in text
 
 

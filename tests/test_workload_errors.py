@@ -99,7 +99,7 @@ def test_content(tmp_path: Path, name: str, data: bytes, what: str, cure: str) -
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    assert "no such workload file" in failure(tmp_path / "none.jsonl")
+    assert "No such workload file" in failure(tmp_path / "none.jsonl")
 
 
 def test_path_through_a_file(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ from __future__ import annotations
 import os
 
 # Commands appear in --help in the order in which their modules are imported.
-from specbench.cli import check, compare, doctor, measure, plan, probe, stored  # noqa: F401
+# isort: off
+from specbench.cli import measure, brief, explain, compare, check, stored, plan, doctor, probe  # noqa: F401
+
+# isort: on
 from specbench.cli.app import app
 
 

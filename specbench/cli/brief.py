@@ -41,7 +41,8 @@ def brief(
     html: Annotated[bool, typer.Option("--html", help="The HTML page on stdout instead of the Markdown.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
 ) -> None:
-    """Write the decision brief (Markdown, HTML, figures) from run folders. A policy flag here goes before the run's."""
+    """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
+    policy flag here goes before the run's."""
     if as_json and html:
         raise ConfigError("Only one can be on stdout", where="--json and --html", cure="Leave one out.")
     asked = {

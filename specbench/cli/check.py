@@ -30,7 +30,7 @@ def check(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if counts differ, 4 if undecided.")] = False,
 ) -> None:
-    """Measure a run's acceptance again with transformers' own assisted generation, and compare every round."""
+    """Count a run's acceptance again with transformers. Its own assisted generation, compared round by round."""
     from specbench.checks import parse_gammas
 
     if against != "transformers":

@@ -26,7 +26,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Markdown on stdout instead of tables.")] = False,
 ) -> None:
-    """Say what changed between two runs of the same prompts, with intervals, and why."""
+    """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
     from specbench.report.comparison import compared, slower_by
     from specbench.report.comparison_tables import comparison_markdown, comparison_tables

@@ -34,7 +34,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
-    """Find a broken set-up and say so, before a sweep shows it as a poor draft. Exits 1 if something is broken."""
+    """Find a broken set-up before a sweep calls it a poor draft. Exits 1 if something is broken."""
     flags = {
         "target": target,
         "draft": draft or None,

@@ -12,8 +12,8 @@ from specbench.cli.show import show, show_replay
 from specbench.errors import ConfigError
 
 RUN_HELP = {
-    "measure": "Time the target alone and target + draft at one gamma, paired and interleaved.",
-    "sweep": "Time the target alone and target + draft at every gamma; find the best.",
+    "measure": "Time the target alone and with a draft, at one gamma. Arms take turns prompt by prompt.",
+    "sweep": "The same at every gamma, and find the best.",
 }
 
 
@@ -25,7 +25,10 @@ def measure_or_sweep(
         Path | None, typer.Option(help="YAML file; flags override it.  [default: configs/default.yaml]")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Model id or directory.")] = None,
-    draft: Annotated[list[str] | None, typer.Option(help="Draft model id or directory; repeatable.")] = None,
+    draft: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help="A model, ngram:n=3, skip:layers=8 or cross:MODEL; repeatable."),
+    ] = None,
     workload: Annotated[str | None, typer.Option(help="Prompt file, or hub:ID for a data set.")] = None,
     gamma: Annotated[
         str | None, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.")

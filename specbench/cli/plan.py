@@ -54,7 +54,7 @@ def plan(
     markdown: Annotated[bool, typer.Option("--markdown", help="The plan as a page to agree on, on stdout.")] = False,
     write: Annotated[Path | None, typer.Option(help="Write that page to this file.")] = None,
 ) -> None:
-    """How many prompts and minutes an interval or a verdict will take, from a pilot or from assumptions."""
+    """How many prompts and minutes a verdict will take. From a pilot, or from assumptions."""
     _number("--half-width", half_width, 1, "Write 0.03 for 3 %.")
     _number("--spread", spread, 10, "A spread is a fraction, such as 0.25.")
     _number("--seconds-per-prompt", seconds_per_prompt, 1e6)

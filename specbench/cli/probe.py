@@ -42,7 +42,7 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
-    """Time the models alone: a step, several tokens at once, a draft phase, a prefill, at each batch size."""
+    """Time the models alone, at several batch sizes. A step, several tokens at once, a draft phase, a prefill."""
     if target_config is not None and target is not None:
         raise ConfigError("The target is named twice", where="--target-config", cure="Drop --target.")
     contexts = None if context is None else _numbers(context, "--context", 1, 10_000_000)

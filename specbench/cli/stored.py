@@ -1,4 +1,4 @@
-"""Commands that read what is there: `replay` a stored run, `workload` a prompt file."""
+"""Commands that read what is there: `show` and `replay` a stored run, `workload` a prompt file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,24 @@ from typing import Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.show import newest, print_parts, show_replay
+from specbench.cli.show import newest, print_parts, show, show_replay
 from specbench.errors import ConfigError
+
+
+@app.command("show")
+def show_run(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+) -> None:
+    """The tables of a stored run, as sweep prints them."""
+    from specbench.records import Policy
+    from specbench.report.summarise import summarise
+    from specbench.store import read_run
+
+    stored = read_run(run or newest(out, timed=True))
+    show(summarise(stored), Policy(**stored.run["config"]["policy"]), as_json, strict)
 
 
 @app.command("replay")
@@ -24,7 +40,7 @@ def replay(
     out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Acceptance at any draft length and cut-off, from a stored run, without a model."""
+    """Acceptance at any draft length, from a stored run. And at any cut-off, without a model."""
     from specbench.checks import parse_gammas
 
     try:

@@ -60,7 +60,7 @@ def vocabulary_meaning(bed: Bed, draft: Draft, samples: Sequence[Sequence[int]])
         cure = "The draft reads these ids as other tokens, or has no trained weights. Use one of the target's family."
         return Finding("vocabulary-meaning", "broken", evidence, cure, name)
     if plain > LANGUAGE * chance:
-        cure = "The draft hardly knows this kind of text: expect little, and look for another draft."
+        cure = "The draft predicts this kind of text poorly by itself. A sweep says how much is accepted all the same."
         return Finding("vocabulary-meaning", "note", evidence, cure, name)
     return Finding("vocabulary-meaning", "ok", evidence, draft=name)
 

@@ -50,7 +50,7 @@ def same_text(bed: Bed, draft: Draft) -> Finding:
         wide += not is_near_tie(margin, bed.dtype)
     evidence = f"{len(bed.prompts) - parted} of {len(bed.prompts)} texts ({lengths} tokens) are the target's own"
     if parted:
-        evidence += f"; largest top-2 margin where one parts {worst:.1%}, rounding explains {NEAR_TIE[bed.dtype]:.1g}"
+        evidence += f"; largest top-2 margin where one parts {worst:.1%}, rounding explains {NEAR_TIE[bed.dtype]:.1%}"
     evidence += f" ({bed.dtype})"
     if not wide:
         return Finding("same-text", "ok", evidence, draft=draft.spec.text)

@@ -86,7 +86,7 @@ def _memory(draft: DraftResult) -> str:
 
 def _stops(draft: DraftResult) -> str:
     if draft.stops_paying_at_concurrency is not None:
-        return f"{draft.stops_paying_at_concurrency:,} requests at a time (measured)"
+        return f"{text.count(draft.stops_paying_at_concurrency, 'request')} at a time (measured)"
     if draft.stops_paying_at_batch is not None:
         return f"batch {draft.stops_paying_at_batch} {mark('predicted', 'batches')}"
     return text.UNKNOWN

@@ -101,7 +101,10 @@ def category_table(plan: Plan, found: Amounts) -> tuple[tuple[str, ...], Rows]:
             ("collect", [text.whole(n) for n in (*(row.prompts for row in rows), found.prompts)]),
             (own, [*(prompts for prompts, _ in sides), text.UNKNOWN]),
             ("minutes", [*(minutes for _, minutes in sides), text.UNKNOWN]),
-            ("for a verdict of its own", [*(_own(row.plan.verdict if row.plan else None) for row in rows), text.UNKNOWN]),
+            (
+                "for a verdict of its own",
+                [*(_own(row.plan.verdict if row.plan else None) for row in rows), text.UNKNOWN],
+            ),
         ]
     )
 

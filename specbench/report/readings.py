@@ -182,6 +182,8 @@ def read_survival(draft: DraftResult) -> str:
     """The survival figure: first token, last token."""
     row = max((row for row in draft.gammas if row.survival), key=lambda row: row.gamma)
     first, last = row.survival[0], row.survival[-1]
+    if first is None:
+        return f"At gamma {row.gamma} no round drafted anything."
     if row.gamma == 1 or last is None:
         return f"At gamma {row.gamma} the first drafted token is accepted in {text.percent(first)} of rounds."
     return (

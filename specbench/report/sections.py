@@ -47,7 +47,7 @@ def section(draft: DraftResult, facts: Facts, trials: Sequence[Trial], summary: 
     return Section(
         draft=draft,
         title=text.code(draft.draft),
-        verdict=wording.verdict(draft, facts.policy, facts.batch_size),
+        verdict=wording.verdict(draft, facts.policy, facts.batch_size, one_of_several=len(summary.drafts) > 1),
         policy=wording.policy_line(draft, facts.policy),
         category_header=categories[0],
         category_rows=categories[1],
@@ -84,7 +84,7 @@ def _category_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...]
                 wording.metric_column(policy),
                 [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in rows],
             ),
-            (mark("predicted", "category"), predicted),
+            (f"decode {mark('predicted', 'category')}", predicted),
             ("best gamma", [str(row.best_gamma) for row in rows]),
             _prompts(rows),
         ]
@@ -108,7 +108,7 @@ def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], R
         ("round's cost, steps", [_own_cost(row) for row in draft.gammas]),
         ("tau, replayed", [_two_digits(row.replay_tokens_per_round) for row in draft.gammas]),
         ("speedup, decode", [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in draft.gammas]),
-        (mark("predicted", "curve"), [text.speedup(row.predicted_speedup) for row in draft.gammas]),
+        (f"decode {mark('predicted', 'curve')}", [text.speedup(row.predicted_speedup) for row in draft.gammas]),
         ("speedup, end to end", [text.speedup(row.speedup_e2e) for row in draft.gammas]),
         ("tokens/s", [f"{row.tokens_per_s:.1f}" for row in draft.gammas]),
         (f"prompts below {text.speedup(policy.slower_than)}", [text.percent(row.slower_share) for row in draft.gammas]),

@@ -29,7 +29,7 @@ def next_steps(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> list[
     if draft is None:
         return []
     found = cost(draft, facts.policy)
-    order = [_bug(draft, facts, trials), _finish(facts), _more_prompts(draft, facts)]
+    order = [_bug(draft, facts, trials), _idle(draft), _finish(facts), _more_prompts(draft, facts)]
     if summary.server is not None:
         order += [_by_category(draft), *server_steps(summary, draft, facts)]
     elif found is None:
@@ -61,6 +61,16 @@ def _bug(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> Step | No
         f"{text.count(len(wide), 'text')} left the target's own where its two best tokens lie up to "
         f"{_apart(wide)} apart: no speedup makes up for other output.",
         doubt,
+    )
+
+
+def _idle(draft: DraftResult) -> Step | None:
+    if best_row(draft).drafted != 0:
+        return None
+    return Step(
+        f"Find out why {text.code(draft.draft)} never drafts.",
+        "the run drafted nothing, so it measured the target alone against itself.",
+        "a look-up drafts nothing where no text repeats itself, and then nothing is broken.",
     )
 
 

@@ -81,10 +81,9 @@ def _choice(choice: Choice, policy: Policy, width: int, plain: bool) -> Iterator
     yield line
     for rival in choice.rivals:
         ratio = text.estimate(rival.ratio, rival.ratio_low, rival.ratio_high)
-        word = "the same within noise as" if rival.same else "as fast as"
-        yield note(
-            f"{ratio} {word} {readable(rival.draft, plain)}, gamma {rival.gamma}", width, plain, indent="  ", style=""
-        )
+        same = ", the same within noise" if rival.same else ""
+        against = f"against {readable(rival.draft, plain)}, gamma {rival.gamma}: {ratio}{same}"
+        yield note(against, width, plain, indent="  ", style="")
 
 
 def _by_gamma(

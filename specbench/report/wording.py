@@ -45,12 +45,15 @@ def banner(facts: Facts) -> str | None:
     )
 
 
-def verdict(draft: DraftResult, policy: Policy, batch_size: int = 1) -> str:
-    """The verdict sentence: call, speedup with interval, over how many prompts, against what was asked."""
+def verdict(draft: DraftResult, policy: Policy, batch_size: int = 1, *, one_of_several: bool = False) -> str:
+    """The verdict sentence: call, speedup with interval, over how many prompts, against what was asked. For one of
+    several drafts it gives no advice, which the choice among them does."""
     subject = "generation with prefill" if policy.metric == "e2e" else "decoding"
     n = best_row(draft).prompts
     at = f"gamma {draft.best_gamma}" if len(draft.gammas) == 1 else f"the best gamma ({draft.best_gamma})"
     head = f"**{draft.verdict}: {_ADVICE[draft.verdict].format(text.code(draft.draft), draft.best_gamma)}.**"
+    if one_of_several:
+        head = f"**{text.code(draft.draft)} alone: {draft.verdict}.**"
     ran = f"With it, {subject} at {at} ran {text.speedup(draft.speedup)} as fast as the target alone"
     over, few = f"measured over {text.measured(n, batch_size)}", few_mark(n)
     if draft.speedup_low is None or draft.speedup_high is None:

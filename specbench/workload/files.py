@@ -29,7 +29,7 @@ def read_rows(path: Path) -> Iterator[Row]:
         status = path.stat()
     except FileNotFoundError:
         raise WorkloadError(
-            "no such workload file", where=str(path), cure="Check the path; data sets of the hub are hub:ID."
+            "No such workload file", where=str(path), cure="Check the path; data sets of the hub are hub:ID."
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or "not a path"

@@ -1,0 +1,100 @@
+"""`specbench explain`: what speculative decoding is, what a run says about it, and what the words mean."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specbench.cli.app import app
+from specbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specbench.report.explain import Explanation, Level
+
+# Wider lines than this are hard to read.
+_WIDEST = 100
+
+
+@app.command("explain")
+def explain(
+    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: none; the subject itself]")] = None,
+    level: Annotated[str, typer.Option(help="For whom: manager (no formulas) or engineer.")] = "manager",
+    term: Annotated[str | None, typer.Option(help="Only what this word means, such as tau.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """What speculative decoding is, or what a run's numbers mean."""
+    if term is not None:
+        _show_term(term, run, as_json)
+        return
+    found = _explanation(run, level)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    _print(found.text)
+    if run is None:
+        typer.echo(f"For a run's own numbers: specbench explain {_example()}", err=True)
+
+
+def _explanation(run: Path | None, level: str) -> Explanation:
+    checked = _level(level)
+    if run is None:
+        from specbench.report import explain as pages
+
+        return pages.explain(checked)
+    from specbench.report.explained import explain_run
+    from specbench.report.summarise import summarise
+    from specbench.store import read_run
+
+    stored = read_run(run)
+    return explain_run(stored, summarise(stored), checked)
+
+
+def _level(level: str) -> Level:
+    levels: dict[str, Level] = {"manager": "manager", "engineer": "engineer"}
+    if level not in levels:
+        raise ConfigError(f"No level {level!r}", where="--level", cure="Use manager or engineer.")
+    return levels[level]
+
+
+def _example() -> str:
+    """The newest run, where there is one to name."""
+    from specbench.store import find_runs
+
+    return str(next(iter(find_runs(Path("reports"))), "RUN"))
+
+
+def _show_term(word: str, run: Path | None, as_json: bool) -> None:
+    from specbench.report.glossary import find, term_markdown
+
+    if run is not None:
+        raise ConfigError("A word means the same in every run", where="--term", cure="Leave out the run, or --term.")
+    term = find(word)
+    if as_json:
+        typer.echo(json.dumps(asdict(term)))
+    else:
+        _print(term_markdown(term))
+
+
+def _print(markdown: str) -> None:
+    """Laid out on a terminal; anywhere else the Markdown itself."""
+    from rich.console import Console
+
+    console = Console()
+    # An ASCII terminal has no bullets, and its reader can read Markdown.
+    if not sys.stdout.isatty() or console.options.ascii_only:
+        typer.echo(markdown, nl=False)
+        return
+    from rich.markdown import Markdown
+
+    console.print(Markdown(_without_links(markdown)), width=min(console.width, _WIDEST))
+
+
+def _without_links(markdown: str) -> str:
+    """Links within the text, and their anchors, lead nowhere on a terminal."""
+    return re.sub(r'\[([^\]\n]+)\]\(#[\w-]+\)|<a id="[\w-]+"></a>', r"\1", markdown)

@@ -1,0 +1,163 @@
+"""docs/reference.md is what the command line and the configuration say now, and its notes are on what is there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+import typer.main
+import yaml
+
+from specbench.cli import app, reference
+from specbench.cli.reference import CommandNotes, Notes, read_notes, read_settings
+from specbench.config import RunConfig
+from specbench.records import Policy
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+PROGRAM = typer.main.get_command(app)
+
+
+def sections(page=PAGE):
+    """{"sweep and measure": text, ...}; what stands before the first heading under ""."""
+    parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def rows(text):
+    """The first cell of each row of the tables, its code spans apart, -> the other cells."""
+    found = {}
+    for line in re.findall(r"^\| (`.+) \|$", text, flags=re.MULTILINE):
+        cells = re.split(r"(?<!\\) \| ", line)
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1:])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_page_is_what_the_command_line_says_now():
+    page = reference.page(Path("docs/reference.yaml"))
+    assert page == PAGE, "docs/reference.md is out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("command", PROGRAM.commands)
+def test_every_option_has_a_row_in_the_section_of_its_command(command):
+    section = next(text for title, text in sections().items() if command in title.split(" and "))
+    options = [name for param in PROGRAM.commands[command].params for name in (*param.opts, *param.secondary_opts)]
+    assert {name for name in options if name.startswith("--")} <= set(rows(section))
+    assert f"`specbench {command}" in section
+
+
+def test_every_key_of_the_configuration_has_a_row_and_its_value():
+    found = rows(sections()["settings"])
+    assert set(found) == {field.name for kind in (RunConfig, Policy) for field in fields(kind)} - {"policy"}
+    values = yaml.safe_load((ROOT / "configs/default.yaml").read_text(encoding="utf-8"))
+    for key, value in (values | values["policy"]).items():
+        if key != "policy":
+            assert yaml.safe_load(found[key][0].split("`")[1]) == value
+    assert "`null` where your file leaves it out" in found["limit"][0]
+    assert "`64` where your file leaves it out" in found["max_new_tokens"][0]
+    assert [key for key, cells in found.items() if "leaves it out" in cells[0]] == ["limit", "max_new_tokens"]
+
+
+def test_every_key_names_its_flag_or_says_that_it_has_none():
+    flags = {name for param in PROGRAM.commands["sweep"].params for name in param.opts}
+    for key, cells in rows(sections()["settings"]).items():
+        flag = "--" + key.replace("_", "-")
+        assert cells[1] == (f"`{flag}`" if flag in flags else "no flag")
+
+
+def test_every_environment_variable_of_the_code_is_there():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "specbench").rglob("*.py"))
+    assert set(rows(sections()["environment"])) == set(re.findall(r"SPECBENCH_[A-Z]+(?:_[A-Z]+)*", code))
+
+
+def small_program():
+    """A program with everything that the page has to show."""
+    small = typer.Typer(help="A program.")
+
+    @small.command("count")
+    def count(
+        files: Annotated[list[Path], typer.Argument(help="What to count.")],
+        config: Annotated[Path | None, typer.Option(help="Settings.  [default: configs/default.yaml]")] = None,
+        gamma: Annotated[str | None, typer.Option(help="Lengths: 1|2 or <n>.")] = None,
+        rate: Annotated[float, typer.Option(help="A rate.")] = 0.5,
+        name: Annotated[str | None, typer.Option(help="A name.")] = None,
+        loud: Annotated[bool, typer.Option("--loud/--quiet", help="How loud.")] = True,
+        json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+        draft: Annotated[list[str] | None, typer.Option(help="Drafts.")] = None,
+        secret: Annotated[bool, typer.Option("--secret", hidden=True)] = False,
+    ) -> None:
+        """Count the files."""
+
+    @small.command("again")
+    def again() -> None:
+        """Once more."""
+
+    return typer.main.get_command(small)
+
+
+def small_page(notes):
+    settings = read_settings("# --- first\ngamma: 1,2 # lengths\npolicy:\n  metric: decode # of what\n")
+    return reference.reference(small_program(), notes, settings)
+
+
+def test_arguments_defaults_repeats_and_flags_are_read_from_the_program():
+    notes = Notes({"again": CommandNotes(), "count": CommandNotes("Said\n\ntwice.", "the run's", {"--rate": "Noted."})})
+    found = sections(small_page(notes))
+    assert list(found) == ["", "again", "count", "settings", "environment"]  # in the order of the notes
+    assert "`specbench count FILES...`: Count the files.\n\nSaid\n\ntwice.\n\n| option" in found["count"]
+    assert rows(found["count"]) == {
+        "FILES": ["path, repeatable", "must be given", "What to count."],
+        "--config": ["path", "configs/default.yaml", "Settings."],
+        "--gamma": ["text", "`1,2`", r"Lengths: 1\|2 or &lt;n>."],  # the configuration's, since it takes one
+        "--rate": ["number", "`0.5`", "A rate. Noted."],
+        "--name": ["text", "the run's", "A name."],
+        "--loud": ["flag", "on", "How loud."],
+        "--quiet": ["flag", "on", "How loud."],
+        "--json": ["flag", "off", "For scripts."],
+        "--draft": ["text, repeatable", "the run's", "Drafts."],
+    }
+
+
+def test_a_note_on_every_command_gives_way_to_the_command_own():
+    notes = Notes({"count": CommandNotes(options={"--rate": "Own."})}, every={"--rate": "All.", "--name": "All."})
+    found = rows(sections(small_page(notes))["count"])
+    assert found["--rate"][2] == "A rate. Own."
+    assert found["--name"][2] == "A name. All."
+
+
+@pytest.mark.parametrize(
+    ("notes", "stale"),
+    [
+        (Notes({"gone": CommandNotes("Text.")}), "gone"),
+        (Notes({"count": CommandNotes(options={"--gone": "Text."})}), "count --gone"),
+        (Notes(every={"--gone": "Text."}), "--gone"),
+    ],
+)
+def test_a_note_on_what_is_not_there_is_an_error(notes, stale):
+    with pytest.raises(ValueError, match=f"notes on what is not there: {stale}$"):
+        small_page(notes)
+
+
+def test_commands_without_notes_come_after_those_with():
+    assert list(sections(small_page(Notes({"count": CommandNotes()}))))[1:3] == ["count", "again"]
+    assert list(sections(small_page(Notes({"again": CommandNotes()}))))[1:3] == ["again", "count"]
+
+
+def test_a_key_without_a_comment_is_an_error():
+    with pytest.raises(ValueError, match="top_p has no comment"):
+        read_settings("top_p: 1.0\npolicy: {}\n")
+
+
+def test_an_unknown_kind_of_note_is_an_error(tmp_path):
+    (tmp_path / "notes.yaml").write_text("commands:\n  brief: {text: hello}\n")
+    with pytest.raises(TypeError):
+        read_notes(tmp_path / "notes.yaml")
