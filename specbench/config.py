@@ -101,15 +101,16 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     """
     values = _read_yaml(path) if path is not None else {}
     where = str(path) if path is not None else "defaults"
-    policy_flags = {key: value for key, value in flags.items() if key in POLICY_CHECKS and value is not None}
-    run_flags = {key: value for key, value in flags.items() if key not in POLICY_CHECKS and value is not None}
+    given = _check({k: v for k, v in flags.items() if v is not None}, RUN_CHECKS | POLICY_CHECKS, "flags")
     policy_values = values.pop("policy", None)
     if policy_values is None:
         policy_values = {}
     if not isinstance(policy_values, dict):
         raise ConfigError("`policy` must be a mapping of keys to values", where=where, cure="Indent its keys below it.")
-    policy = _check(policy_values, POLICY_CHECKS, f"{where}, policy") | _check(policy_flags, POLICY_CHECKS, "flags")
-    run = _check(values, RUN_CHECKS, where) | _check(run_flags, RUN_CHECKS, "flags")
+    policy = _check(policy_values, POLICY_CHECKS, f"{where}, policy")
+    run = _check(values, RUN_CHECKS, where)
+    for key, value in given.items():
+        (policy if key in POLICY_CHECKS else run)[key] = value
     config = RunConfig(**run, policy=Policy(**policy))
     if len(set(config.draft)) != len(config.draft):
         raise ConfigError("The same draft is named twice", where=where, cure="Name each draft once.")

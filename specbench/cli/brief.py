@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,9 @@ def brief(
         "price_per_hour": price_per_hour,
         "max_added_gb": max_added_gb,
     }
-    stored = [_read(folder, asked) for folder in run or [newest(out, timed=True)]]
+    from specbench.api import load_run
+
+    stored = [load_run(folder, **asked).stored for folder in run or [newest(out, timed=True)]]
     if len(stored) == 1:
         path, call, found = _one(stored[0], to)
     else:
@@ -65,16 +67,6 @@ def brief(
         typer.echo(f"Written to {path} and {path.with_suffix('.html').name}", err=True)
     if strict:
         exit_on(call)
-
-
-def _read(folder: Path, asked: Mapping[str, Any]) -> StoredRun:
-    """A run under the policy that is asked for."""
-    from specbench.config import override_policy
-    from specbench.store import read_run
-
-    stored = read_run(folder)
-    policy = override_policy(stored.run["config"]["policy"], dict(asked))
-    return replace(stored, run=stored.run | {"config": stored.run["config"] | {"policy": policy}})
 
 
 def _one(stored: StoredRun, to: Path | None) -> tuple[Path, Call, dict[str, Any]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specbench.cli.app import app
 from specbench.cli.show import show, show_replay
 from specbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specbench.commands import Command
 
 RUN_HELP = {
     "measure": "Time the target alone and with a draft, at one gamma. Arms take turns prompt by prompt.",
@@ -95,51 +98,18 @@ def measure_or_sweep(
         flags.pop(own)
     flags["out"] = None if out is None else str(out)
     flags["launch"] = None if launch is None else str(launch)
-    from specbench.config import SERVED, load_config
-
-    if server is not None:
-        # What runs there is not what the configuration names, unless the user says so.
-        flags["target"], flags["draft"] = target or SERVED, draft or [SERVED]
     flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
-    from specbench.shipped import shipped
-
-    command = str(ctx.command.name)
-    settings = load_config(config or shipped("configs/default.yaml"), flags)
-    gammas = settings.gamma
     if strict and replay_only:
         raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
-    if costs is not None and settings.served:
-        raise ConfigError("A server is not predicted from a probe", where="--costs", cure="Leave it out.")
-    if costs is not None and replay_only:
-        raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
-    if command == "measure":
-        if replay_only:
-            raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
-        if gamma is None:
-            gammas = (settings.measure_gamma,)
-        elif len(gammas) != 1:
-            raise ConfigError(
-                f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
-            )
-    from specbench.progress import RunProgress
+    from specbench.commands import carry_out, task_of
+
+    command: Command = "measure" if ctx.command.name == "measure" else "sweep"
+    task = task_of(command, flags, config=config, costs=costs, resume=resume, replay_only=replay_only)
+    folder = carry_out(task, quiet=quiet)
+    if replay_only:
+        show_replay(folder, task.gammas, 0.0, as_json)
+        return
     from specbench.report.summarise import summarise
     from specbench.store import read_run
 
-    mode = {None: "auto", True: "resume", False: "fresh"}[resume]
-    with RunProgress(quiet=quiet) as progress:
-        if settings.served and replay_only:
-            from specbench.scoring import score_on_servers
-
-            folder = score_on_servers(settings, gammas, progress, mode=mode)
-        elif settings.served:
-            from specbench.serving import serve
-
-            folder = serve(settings, command, gammas, progress, mode=mode)
-        else:
-            from specbench.run import run
-
-            folder = run(settings, command, gammas, progress, mode=mode, replay_only=replay_only, costs=costs)
-    if replay_only:
-        show_replay(folder, gammas, 0.0, as_json)
-        return
-    show(summarise(read_run(folder)), settings.policy, as_json, strict)
+    show(summarise(read_run(folder)), task.config.policy, as_json, strict)

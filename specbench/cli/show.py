@@ -47,18 +47,12 @@ def show_replay(
 ) -> None:
     """Print the replay of a stored run; with `best` also the search over cut-offs, priced by the run's own probe or by
     that of the folder `costs`."""
-    from specbench.positions import read_positions
+    from specbench.api import texts_of
     from specbench.report.replayed import replayed
     from specbench.store import read_run
 
     stored = read_run(folder)
-    texts = read_positions(folder)
-    if stored.run["command"] == "probe":
-        raise StoreError("This folder holds a probe, no run", where=str(folder), cure="Name the folder of a sweep.")
-    if not texts:
-        served = "served" in stored.run
-        cure = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
-        raise StoreError("Nothing to replay in this run yet", where=str(folder), cure=cure)
+    texts = texts_of(stored, gammas)
     readers, points = _prices(stored.run, folder, costs) if best else (None, [])
     confidence = stored.run["config"]["policy"]["confidence"]
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points)

@@ -1,0 +1,284 @@
+"""The public Python interface, for notebooks and scripts: `measure` and `sweep` run, `load_run` opens what was run.
+
+Everything comes from the code behind the command line, so that both say the same. Errors are those of
+specbench.errors. docs/api.md has examples and every column.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specbench.commands import Task, carry_out, task_of
+from specbench.config import load_config, override_policy
+from specbench.errors import ConfigError, SpecbenchError, StoreError
+from specbench.records import Call, CostPoint, Policy
+from specbench.store import StoredRun, read_run
+from specbench.typed import as_typed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from specbench.acceptance.replay import Text
+    from specbench.report.contract import Summary
+    from specbench.report.facts import Facts
+
+Location = str | os.PathLike[str]
+
+# Private texts, which no message may quote.
+_PRIVATE = {
+    "workload": "Name a file or hub:ID. A frame's to_json(FILE, orient='records', lines=True) writes one.",
+    "system_prompt": "Give one text.",
+}
+
+
+def sweep(
+    *,
+    config: Location | None = None,
+    costs: Location | None = None,
+    resume: bool | None = None,
+    replay_only: bool = False,
+    quiet: bool = False,
+    **keys: object,
+) -> Run:
+    """`specbench sweep`: time the target alone and target + draft at every gamma, and open the run.
+
+    `keys` are the flags with underscores, which are the keys of configs/default.yaml and of its policy: `target`,
+    `draft`, `workload`, `gamma` ("1..4" or [1, 2, 4]), `limit`, `min_speedup` and so on; None is not given. They go
+    over those of the YAML file `config` (None: configs/default.yaml). `resume`: True demands an unfinished run, False
+    starts anew, None goes on with one if there is one. `costs` is the folder of a probe. Progress goes to stderr unless
+    `quiet`.
+
+    Raises SpecbenchError. KeyboardInterrupt passes through; what was finished is kept, and the same call continues.
+    """
+    given = _plain(keys)
+    task = task_of("sweep", given, config=_path(config), costs=_path(costs), resume=resume, replay_only=replay_only)
+    return _done(task, given, config, quiet)
+
+
+def measure(
+    *,
+    config: Location | None = None,
+    costs: Location | None = None,
+    resume: bool | None = None,
+    quiet: bool = False,
+    **keys: object,
+) -> Run:
+    """`specbench measure`: the same at one gamma."""
+    given = _plain(keys)
+    task = task_of("measure", given, config=_path(config), costs=_path(costs), resume=resume)
+    return _done(task, given, config, quiet)
+
+
+def load_run(folder: Location, **policy: object) -> Run:
+    """Open a run folder, finished or not. Keys of the policy, such as `min_speedup=1.2` or `mix={"code": 1.0}`, go over
+    those that the run was started with. Raises StoreError, and ConfigError for a key or value that is not known."""
+    stored = read_run(Path(folder))
+    asked = override_policy(stored.run["config"]["policy"], policy)
+    return Run(replace(stored, run=stored.run | {"config": stored.run["config"] | {"policy": asked}}))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A run as it lies on disk, and what follows from it. Frames are made anew each time, so that changing one changes
+    nothing here. Raises StoreError where the run has not measured what is asked for."""
+
+    stored: StoredRun
+
+    @property
+    def folder(self) -> Path:
+        return self.stored.folder
+
+    @property
+    def status(self) -> str:
+        """ "finished", "interrupted", "failed", or "started" while it runs."""
+        return self.stored.status
+
+    @property
+    def policy(self) -> Policy:
+        """What the verdict is held against."""
+        return Policy(**self.stored.run["config"]["policy"])
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The object that `--json` prints (docs/contract.md)."""
+        from specbench.report.summarise import summarise
+
+        return summarise(self.stored)
+
+    @property
+    def verdict(self) -> Call:
+        """On the whole run: that of the draft chosen among all, as `--strict` has it."""
+        return self.summary.verdict
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row for each trial that counts, at every load."""
+        from specbench.report.frame import counted
+        from specbench.report.notebook import TrialRow, frame, trial_rows
+
+        return frame(TrialRow, trial_rows(counted(self.stored.trials)))
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """One row for each round of these trials."""
+        from specbench.report.frame import counted
+        from specbench.report.notebook import RoundRow, frame, round_rows
+
+        return frame(RoundRow, round_rows(counted(self.stored.trials)))
+
+    @property
+    def gammas(self) -> pd.DataFrame:
+        """One row for each draft and gamma."""
+        from specbench.report.contract import GammaResult
+        from specbench.report.notebook import frame
+
+        drafts = self.summary.drafts
+        names = [draft.draft for draft in drafts for _ in draft.gammas]
+        return frame(GammaResult, [row for draft in drafts for row in draft.gammas], drafts=names)
+
+    @property
+    def categories(self) -> pd.DataFrame:
+        """One row for each draft and category, at the category's own best gamma."""
+        from specbench.report.contract import CategoryResult
+        from specbench.report.notebook import frame
+
+        drafts = self.summary.drafts
+        names = [draft.draft for draft in drafts for _ in draft.categories]
+        rows = [row for draft in drafts for row in draft.categories]
+        return frame(CategoryResult, rows, drafts=names, without=("gammas",))
+
+    @property
+    def loads(self) -> pd.DataFrame:
+        """One row for each load, draft and gamma of a run on a server; none of a run in process."""
+        from specbench.report.notebook import frame
+        from specbench.report.served_contract import LoadResult
+
+        return frame(LoadResult, self.summary.loads)
+
+    @property
+    def costs(self) -> pd.DataFrame:
+        """One row for each point at which a model was timed alone; none where none was."""
+        from specbench.report.notebook import frame
+
+        return frame(CostPoint, [CostPoint(**point) for point in self.stored.run.get("probe") or []])
+
+    def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
+        """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
+        before a token of which the draft is less sure than `cutoff`."""
+        from specbench.report.notebook import frame
+        from specbench.report.replayed import ReplayGamma, replayed
+
+        asked = load_config(None, {"gamma": _plain_value(gammas), "cutoff": cutoff})
+        texts = texts_of(self.stored, asked.gamma)
+        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence)
+        names = [draft.draft for draft in found.drafts for _ in draft.gammas]
+        return frame(ReplayGamma, [row for draft in found.drafts for row in draft.gammas], drafts=names)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of the figures that this run has data for."""
+        from specbench.report.figures import available
+
+        return available(self.summary)
+
+    def figure(self, name: str) -> Figure:
+        """One of the brief's `figures`; nothing is written."""
+        from specbench.report.figures import draw
+        from specbench.report.wording import circumstances
+
+        if name not in self.figures:
+            near = difflib.get_close_matches(str(name), self.figures, n=1)
+            cure = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(self.figures)}."
+            raise ConfigError(f"This run has no figure {name!r}", where=str(self.folder), cure=cure)
+        return draw(name, self.summary, self.policy, circumstances(self._facts))
+
+    def brief(self) -> str:
+        """The decision brief as Markdown; its figures are named, not written."""
+        from specbench.report.brief import render_brief
+
+        return render_brief(self.stored, self.summary)
+
+    def write_brief(self, folder: Location | None = None) -> Path:
+        """Write brief.md and figures/ to `folder` (None: the run folder); returns the path of the brief."""
+        from specbench.report.brief import write_brief
+
+        return write_brief(self.stored, self.summary, _path(folder))
+
+    @property
+    def _facts(self) -> Facts:
+        from specbench.report.facts import read_facts
+
+        return read_facts(self.stored)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        from specbench.report import text
+        from specbench.report.notebook import verdict_table
+
+        try:
+            return verdict_table(self.summary, self._facts)
+        except SpecbenchError as error:
+            return text.escape(error.line())
+
+
+def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
+    """What a replay of this run at these gammas is made from. Raises StoreError where it cannot be made."""
+    from specbench.acceptance.replay import Blocks
+    from specbench.positions import read_positions
+
+    where = str(stored.folder)
+    if stored.run["command"] == "probe":
+        raise StoreError("This folder holds a probe, no run", where=where, cure="Name the folder of a sweep.")
+    texts = read_positions(stored.folder)
+    if not texts:
+        served = "served" in stored.run
+        cure = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
+        raise StoreError("Nothing to replay in this run yet", where=where, cure=cure)
+    for text in texts:
+        if isinstance(text, Blocks) and text.proposed.ndim == 2 and text.proposed.shape[1] < max(gammas):
+            scored = text.proposed.shape[1]
+            raise StoreError(
+                f"{text.draft} was scored up to gamma {scored} alone",
+                where=where,
+                cure=f"Name gammas up to {scored}, or measure a larger one.",
+            )
+    return texts
+
+
+def _done(task: Task, keys: Mapping[str, object], config: Location | None, quiet: bool) -> Run:
+    with as_typed(task, {"config": config} | dict(keys)):
+        try:
+            folder = carry_out(task, quiet=quiet)
+        except KeyboardInterrupt as stop:
+            stop.add_note("specbench: what was finished is kept, and the same call continues where it stopped.")
+            raise
+    return load_run(folder)
+
+
+def _plain(keys: Mapping[str, object]) -> dict[str, object]:
+    """Keys as YAML has them, paths as text. Raises ConfigError for a private text that is no text, unquoted."""
+    given = {key: _plain_value(value) for key, value in keys.items()}
+    for key, cure in _PRIVATE.items():
+        if not isinstance(given.get(key), str | None):
+            raise ConfigError(f"`{key}` is a {type(given[key]).__name__}, not a text", where="arguments", cure=cure)
+    return given
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, list | tuple | range):
+        return [_plain_value(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _path(location: Location | None) -> Path | None:
+    return None if location is None else Path(location)

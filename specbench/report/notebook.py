@@ -1,0 +1,210 @@
+"""A stored run for a notebook: pandas frames of what was measured, and its verdict as a short table in Markdown.
+
+A frame's columns are the fields of one record, by its names and in its order; a record within it is spelt out as
+`name_field`. What is absent is missing (pd.NA, NaN among floats, None among tuples), never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pandas as pd
+
+from specbench.acceptance.metrics import trial_counts
+from specbench.records import ArmKind, Divergence, Finish, Load, Told, Trial
+from specbench.report import text, wording
+from specbench.report.contract import Summary
+from specbench.report.facts import Facts
+
+_DTYPES = {int: "int64", float: "float64", bool: "bool", str: "string", Literal: "string"}
+_WITH_ROOM = {"int64": "Int64", "bool": "boolean"}  # for what is missing; the others have it
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """A counted trial, without any text. `rounds`, `drafted` and `accepted` are totals of the trial, None for the
+    target alone and where a server does not tell them. `concurrency` is None where requests arrive at a `rate`."""
+
+    prompt_id: str
+    prompt_sha256: str
+    category: str
+    kind: ArmKind
+    draft: str | None
+    gamma: int | None
+    concurrency: int | None
+    rate: float | None
+    repeat: int
+    prompt_tokens: int
+    output_tokens: int
+    decode_tokens: int
+    finish: Finish
+    rounds: int | None
+    drafted: int | None
+    accepted: int | None
+    prefill_s: float
+    draft_prefill_s: float | None
+    draft_s: float | None
+    verify_s: float | None
+    other_s: float | None
+    decode_s: float
+    total_s: float
+    identical: bool | None
+    diverged: Divergence | None
+    output_sha256: str
+    members: tuple[str, ...]
+    load_before: float | None
+    load_after: float | None
+    other_cores: float | None
+    disturbed: bool
+    attempt: int
+    told: Told | None
+    begun_s: float | None
+    stretch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """A round of a counted trial; `round` counts from 0. In a batch the rounds of its prompts follow one another."""
+
+    prompt_id: str
+    category: str
+    draft: str
+    gamma: int
+    round: int
+    drafted: int
+    accepted: int
+    repeat: int
+    concurrency: int | None
+    rate: float | None
+
+
+def trial_rows(trials: Iterable[Trial]) -> Iterator[TrialRow]:
+    """A row for each of these `counted` trials."""
+    for trial in trials:
+        arm, times = trial.arm, trial.times
+        counts = None if arm.gamma is None else trial_counts(trial, max([arm.gamma, *trial.drafted]))
+        yield TrialRow(
+            prompt_id=trial.prompt_id,
+            prompt_sha256=trial.prompt_sha256,
+            category=trial.category or "all",
+            kind=arm.kind,
+            draft=arm.draft,
+            gamma=arm.gamma,
+            concurrency=_concurrency(arm.load),
+            rate=arm.load.rate,
+            repeat=trial.repeat,
+            prompt_tokens=trial.prompt_tokens,
+            output_tokens=trial.output_tokens,
+            decode_tokens=trial.decode_tokens,
+            finish=trial.finish,
+            rounds=None if counts is None else counts.rounds,
+            drafted=None if counts is None else counts.drafted,
+            accepted=None if counts is None else counts.accepted,
+            prefill_s=times.prefill_s,
+            draft_prefill_s=times.draft_prefill_s,
+            draft_s=times.draft_s,
+            verify_s=times.verify_s,
+            other_s=times.other_s,
+            decode_s=times.decode_s,
+            total_s=times.total_s,
+            identical=trial.identical,
+            diverged=trial.diverged,
+            output_sha256=trial.output_sha256,
+            members=trial.members or (trial.prompt_id,),
+            load_before=trial.load_before,
+            load_after=trial.load_after,
+            other_cores=trial.other_cores,
+            disturbed=trial.disturbed,
+            attempt=trial.attempt,
+            told=trial.told,
+            begun_s=trial.begun_s,
+            stretch=trial.stretch,
+        )
+
+
+def round_rows(trials: Iterable[Trial]) -> Iterator[RoundRow]:
+    """A row for each round of these `counted` trials; none of a trial whose server lists no rounds."""
+    for trial in trials:
+        arm = trial.arm
+        if arm.draft is None or arm.gamma is None:
+            continue
+        for number, found in enumerate(trial.rounds):
+            yield RoundRow(
+                prompt_id=trial.prompt_id,
+                category=trial.category or "all",
+                draft=arm.draft,
+                gamma=arm.gamma,
+                round=number,
+                drafted=found.drafted,
+                accepted=found.accepted,
+                repeat=trial.repeat,
+                concurrency=_concurrency(arm.load),
+                rate=arm.load.rate,
+            )
+
+
+def _concurrency(load: Load) -> int | None:
+    return load.concurrency if load.rate is None else None
+
+
+def frame(
+    kind: type, records: Iterable[Any], *, drafts: Sequence[str] | None = None, without: Container[str] = ()
+) -> pd.DataFrame:
+    """Records of the dataclass `kind` as a frame, also where there are none. `drafts` names the draft of each, in a
+    column before the others; the fields named in `without` are left out."""
+    rows = list(records)
+    columns = {} if drafts is None else {"draft": pd.Series(drafts, dtype="string")}
+    for path, dtype in _columns(kind):
+        if path[0] not in without:
+            columns["_".join(path)] = pd.Series([_value(row, path) for row in rows], dtype=dtype)
+    return pd.DataFrame(columns)
+
+
+def _columns(kind: type, above: tuple[str, ...] = (), optional: bool = False) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path of the field, pandas type) for every field of a dataclass and of the dataclasses in it."""
+    for name, hint in get_type_hints(kind).items():
+        parts = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
+        missing = optional or NoneType in parts
+        (core,) = parts - {NoneType}
+        if isinstance(core, type) and is_dataclass(core):
+            yield from _columns(core, (*above, name), missing)
+        else:
+            dtype = _DTYPES.get(get_origin(core) or core, "object")
+            yield (*above, name), _WITH_ROOM.get(dtype, dtype) if missing else dtype
+
+
+def _value(record: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        record = None if record is None else getattr(record, name)
+    return record
+
+
+def verdict_table(summary: Summary, facts: Facts) -> str:
+    """What a notebook shows of a run: its verdict for each draft, in Markdown that no name in it can break."""
+    policy, drafts = facts.policy, summary.drafts
+    header, rows = text.table(
+        [
+            ("draft", [text.cell(text.code(draft.draft)) for draft in drafts]),
+            ("verdict", [draft.verdict for draft in drafts]),
+            (
+                wording.metric_column(policy),
+                [text.estimate(draft.speedup, draft.speedup_low, draft.speedup_high) for draft in drafts],
+            ),
+            ("best gamma", [str(draft.best_gamma) for draft in drafts]),
+            ("prompts", [f"{wording.best_row(draft).prompts:,}" for draft in drafts]),
+        ]
+    )
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows)]
+    asked = f"Asked for at least {text.speedup(policy.min_speedup)} with {text.percent(policy.confidence)} confidence."
+    codes = text.join(text.code(caution.code) for caution in summary.warnings)
+    parts = (
+        wording.banner(facts),
+        wording.choice(summary, policy),
+        "\n".join(lines),
+        f"{text.code(summary.target)} on {text.code(summary.hardware)}, {text.code(summary.engine)}. {asked}",
+        f"Warnings: {codes}." if codes else None,
+    )
+    return "\n\n".join(part for part in parts if part)
