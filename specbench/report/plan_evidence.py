@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scipy.special import betaincinv
-
 from specbench.acceptance.lossless import explained
 from specbench.decision.interval import MIN_PROMPTS
+from specbench.decision.verdict import least_share
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report import text
@@ -81,11 +80,10 @@ def slower_shares(pilot: Evidence, policy: Policy, confidence: float) -> list[Fo
 def _share(draft: str, own: Pilot, policy: Policy, confidence: float) -> Found:
     """Met where even the lower end of the share's exact interval (Clopper and Pearson 1934) is too much."""
     share, n = own.whole.slower_share, own.whole.n
-    slow = round(share * n)
     told = f"{text.percent(share)} of {text.count(n, 'prompt')}"
     if share <= policy.max_slower_share:
         return Found("not met", told, draft)
-    least = float(betaincinv(slow, n - slow + 1, 1 - confidence))
+    least = least_share(share, n, confidence)
     if least > policy.max_slower_share:
         return Found("met", told, draft)
     return Found("perhaps", f"{told}, which may be as few as {text.percent(least)} of all such prompts", draft)
