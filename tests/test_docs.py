@@ -29,8 +29,6 @@ from specbench.report import (
     served_cautions,
     served_contract,
 )
-from specbench.report.comparison import compared
-from specbench.store import read_run
 from specbench.workload import cautions as workload_cautions
 from specbench.workload.shapes import SHAPES
 
@@ -275,9 +273,3 @@ def test_these_tests_can_fail():
     assert anchors("## Which gamma?\n```\n# none\n```\n") == {"which-gamma"}
     assert rows_of("X", "# X\n| `a` | number or null | s |\n# Y\n| `b` | number | |\n") == [("a", "number or null")]
     assert nullable(float | None) and nullable(tuple[float | None, ...]) and not nullable(tuple[float, ...])
-
-
-def test_the_readme_says_of_the_two_engines_what_the_kept_runs_say():
-    found = compared(read_run(ROOT / "reports/drafters"), read_run(ROOT / "reports/llamacpp"))
-    for draft in found.drafts:
-        assert f"> `{draft.draft}`: **{draft.reason}**" in README

@@ -1,0 +1,59 @@
+"""The kept runs and what the README shows of them are what the code writes of them today."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from specbench.cli import app
+from specbench.report.brief import render_brief
+from specbench.report.comparison import compared
+from specbench.report.page import to_html
+from specbench.report.summarise import summarise
+from specbench.store import read_run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+KEPT = sorted(path.parent.name for path in ROOT.glob("reports/[a-z]*/run.json"))
+VERDICTS = {"example": "GO", "drafters": "GO", "llamacpp": "NO-GO", "mixed": "NO-GO", "unclear": "UNCLEAR"}
+
+
+def example(name):
+    """The block of the README between its two comments, without its fence."""
+    block = README.split(f"<!-- example:{name} -->\n")[1].split(f"<!-- /example:{name} -->")[0]
+    return block.removeprefix("```text\n").removesuffix("```\n")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_brief_is_what_the_code_writes(name, monkeypatch):
+    """Else: specbench brief reports/NAME"""
+    monkeypatch.chdir(ROOT)
+    folder = Path("reports") / name
+    stored = read_run(folder)
+    summary = summarise(stored)
+    assert summary.verdict == VERDICTS[name]
+    page = render_brief(stored, summary)
+    assert page == (folder / "brief.md").read_text(encoding="utf-8")
+    html = to_html(page, folder, f"Should {summary.target} decode speculatively?")
+    assert html == (folder / "brief.html").read_text(encoding="utf-8")
+
+
+def test_every_verdict_is_among_the_kept_runs():
+    assert set(KEPT) == set(VERDICTS) and set(VERDICTS.values()) == {"GO", "NO-GO", "UNCLEAR"}
+
+
+def test_the_readme_shows_the_table_and_the_beginning_of_a_kept_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["show", "reports/example"]).stdout
+    table = shown.split("\nwarning ")[0].strip().splitlines()
+    assert [line.rstrip() for line in table] == example("table").strip().splitlines()
+    brief = (ROOT / "reports/example/brief.md").read_text(encoding="utf-8").split("\n\n")
+    assert example("brief").strip() == f"> {brief[1]}\n>\n> {brief[2]}"
+
+
+def test_the_readme_says_of_the_two_engines_what_the_kept_runs_say():
+    found = compared(read_run(ROOT / "reports/drafters"), read_run(ROOT / "reports/llamacpp"))
+    for draft in found.drafts:
+        assert f"> `{draft.draft}`: **{draft.reason}**" in README
