@@ -52,7 +52,7 @@ test-vllm: $(STAMP) $(if $(SPECBENCH_VLLM_PYTHON),,$(VLLM)/.installed)
 
 docs: $(STAMP)
 	$(BIN)/python -m specbench.cli.reference docs/reference.yaml docs/reference.md
-	$(BIN)/python -m specbench.report.glossary > docs/glossary.md
+	$(BIN)/python -m specbench.report.explain.glossary > docs/glossary.md
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

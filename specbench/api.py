@@ -158,7 +158,7 @@ class Run:
     def loads(self) -> pd.DataFrame:
         """One row for each load, draft and gamma of a run on a server; none of a run in process."""
         from specbench.report.notebook import frame
-        from specbench.report.served_contract import LoadResult
+        from specbench.report.served.contract import LoadResult
 
         return frame(LoadResult, self.summary.loads)
 
@@ -201,13 +201,13 @@ class Run:
 
     def brief(self) -> str:
         """The decision brief as Markdown; its figures are named, not written."""
-        from specbench.report.brief import render_brief
+        from specbench.report.brief.brief import render_brief
 
         return render_brief(self.stored, self.summary)
 
     def write_brief(self, folder: Location | None = None) -> Path:
         """Write brief.md and figures/ to `folder` (None: the run folder); returns the path of the brief."""
-        from specbench.report.brief import write_brief
+        from specbench.report.brief.brief import write_brief
 
         return write_brief(self.stored, self.summary, _path(folder))
 

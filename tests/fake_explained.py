@@ -18,8 +18,8 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 
 from specbench.records import Divergence, Policy
 from specbench.report.contract import BreakEven, GammaResult, Memory, Money, Summary
-from specbench.report.explain import Explanation, Level, explain
-from specbench.report.explained import explain_run
+from specbench.report.explain.explain import Explanation, Level, explain
+from specbench.report.explain.explained import explain_run
 from specbench.report.summarise import summarise
 from specbench.store import StoredRun, read_run
 

@@ -20,15 +20,11 @@ from specbench.cli import app
 from specbench.cli.compare import SLOWER_EXIT
 from specbench.cli.show import STRICT_EXIT
 from specbench.config import RunConfig, load_config
-from specbench.report import (
-    cautions,
-    comparison,
-    comparison_contract,
-    contract,
-    replayed,
-    served_cautions,
-    served_contract,
-)
+from specbench.report import cautions, contract, replayed
+from specbench.report.compare import comparison
+from specbench.report.compare import contract as comparison_contract
+from specbench.report.served import cautions as served_cautions
+from specbench.report.served import contract as served_contract
 from specbench.workload import cautions as workload_cautions
 from specbench.workload.shapes import SHAPES
 

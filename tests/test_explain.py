@@ -16,9 +16,9 @@ from test_imports import command, loaded
 from typer.testing import CliRunner
 
 from specbench.cli import app
-from specbench.report.explain import Level, explain
-from specbench.report.explained_story import add, divide, multiply
-from specbench.report.glossary import Term, terms, used_in
+from specbench.report.explain.explain import Level, explain
+from specbench.report.explain.glossary import Term, terms, used_in
+from specbench.report.explain.story import add, divide, multiply
 
 runner = CliRunner()
 

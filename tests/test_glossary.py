@@ -12,8 +12,17 @@ from specbench.acceptance.metrics import count
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.errors import ConfigError
 from specbench.records import Policy, Round
-from specbench.report import glossary
-from specbench.report.glossary import find, glossary_markdown, linked, slug, term_markdown, terms, used_in, words
+from specbench.report.explain import glossary
+from specbench.report.explain.glossary import (
+    find,
+    glossary_markdown,
+    linked,
+    slug,
+    term_markdown,
+    terms,
+    used_in,
+    words,
+)
 from specbench.report.marks import Kind
 from specbench.report.wording import FEW_PROMPTS
 
@@ -159,7 +168,7 @@ def github_slug(heading: str) -> str:
 
 def test_the_page_is_made_from_the_source_and_every_link_in_it_leads_somewhere() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page == glossary_markdown(), "run: python -m specbench.report.glossary > docs/glossary.md"
+    assert page == glossary_markdown(), "run: python -m specbench.report.explain.glossary > docs/glossary.md"
     anchors = [github_slug(heading) for heading in re.findall(r"^## (.+)$", page, re.MULTILINE)]
     assert sorted(anchors) == sorted(slug(term) for term in terms().values())
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= set(anchors)

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from specbench.cli import app
-from specbench.report.brief import render_brief
-from specbench.report.comparison import compared
-from specbench.report.page import to_html
+from specbench.report.brief.brief import render_brief
+from specbench.report.brief.page import to_html
+from specbench.report.compare.comparison import compared
 from specbench.report.summarise import summarise
 from specbench.store import read_run
 

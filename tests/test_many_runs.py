@@ -6,7 +6,7 @@ import pytest
 from test_run import FakeObserver, sweep
 
 from specbench.errors import ConfigError, WorkloadError
-from specbench.report.brief import render_brief
+from specbench.report.brief.brief import render_brief
 from specbench.report.summarise import summarise
 from specbench.store import read_run
 

@@ -23,11 +23,11 @@ from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import prompts_for_width
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report.pilot import read_pilot
-from specbench.report.plan_amounts import amounts, half_width_of, minutes_for
-from specbench.report.plan_cautions import assumptions
-from specbench.report.plan_document import CHANGES, TITLE, plan_document, write_document
-from specbench.report.planned import Wanted, plan_of
+from specbench.report.plan.amounts import amounts, half_width_of, minutes_for
+from specbench.report.plan.cautions import assumptions
+from specbench.report.plan.document import CHANGES, TITLE, plan_document, write_document
+from specbench.report.plan.pilot import read_pilot
+from specbench.report.plan.planned import Wanted, plan_of
 from specbench.workload import load_workload, profile
 
 REPORTS = EXAMPLE.parent

@@ -17,11 +17,11 @@ from test_planned import pilot_of
 
 from specbench.records import Divergence, Policy
 from specbench.report.facts import read_facts
-from specbench.report.pilot import read_pilot
-from specbench.report.plan_document import plan_document
-from specbench.report.plan_evidence import read_evidence, slower_shares
-from specbench.report.plan_stops import any_time, before_the_sweep, too_few
-from specbench.report.planned import Wanted, plan_of
+from specbench.report.plan.document import plan_document
+from specbench.report.plan.evidence import read_evidence, slower_shares
+from specbench.report.plan.pilot import read_pilot
+from specbench.report.plan.planned import Wanted, plan_of
+from specbench.report.plan.stops import any_time, before_the_sweep, too_few
 from specbench.report.summarise import summarise
 
 

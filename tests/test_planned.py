@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from specbench.cli import app
 from specbench.decision.plan import Spread, influence
 from specbench.records import Policy
-from specbench.report import plan_contract
-from specbench.report.pilot import Cost, Part, Pilot, read_pilot
-from specbench.report.planned import Wanted, plan_of
+from specbench.report.plan import contract as plan_contract
+from specbench.report.plan.pilot import Cost, Part, Pilot, read_pilot
+from specbench.report.plan.planned import Wanted, plan_of
 from specbench.store import read_run
 
 EXAMPLE = Path(__file__).parent.parent / "reports" / "example"

@@ -13,7 +13,7 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report.brief import render_brief, write_brief
+from specbench.report.brief.brief import render_brief, write_brief
 from specbench.report.contract import Summary
 from specbench.store import StoredRun
 
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> Non
 def test_reporting_loads_no_model_library() -> None:
     code = (
         "import pkgutil, importlib, sys, specbench.report as r\n"
-        "[importlib.import_module(m.name) for m in pkgutil.iter_modules(r.__path__, 'specbench.report.')]\n"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(r.__path__, 'specbench.report.')]\n"
         "print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

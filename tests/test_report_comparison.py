@@ -13,9 +13,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specbench.errors import StoreError
-from specbench.report.comparison import compared, slower_by
-from specbench.report.comparison_contract import Comparison
-from specbench.report.comparison_tables import comparison_markdown, comparison_tables
+from specbench.report.compare.comparison import compared, slower_by
+from specbench.report.compare.contract import Comparison
+from specbench.report.compare.tables import comparison_markdown, comparison_tables
 from specbench.store import StoredRun
 
 SLOW = FakeServer(step_s=0.046, round_s=0.060, adapter="vLLM")

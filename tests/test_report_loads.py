@@ -14,12 +14,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specbench.records import Arm, Load, Policy
-from specbench.report.brief import render_brief
+from specbench.report.brief.brief import render_brief
 from specbench.report.contract import Summary
 from specbench.report.figures import available, write_figures
 from specbench.report.frame import loads_of, main_trials
-from specbench.report.loads import percentiles, stops_paying_at, throughput
-from specbench.report.pilot import read_pilot
+from specbench.report.plan.pilot import read_pilot
+from specbench.report.served.loads import percentiles, stops_paying_at, throughput
 from specbench.report.summarise import summarise
 from specbench.report.tables import sweep_tables
 

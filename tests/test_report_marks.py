@@ -14,8 +14,8 @@ from fake_summary import stored_of, summary_of
 from fake_worlds import WORLDS, World
 
 from specbench.records import Policy
-from specbench.report.brief import render_brief
-from specbench.report.doubts import doubts
+from specbench.report.brief.brief import render_brief
+from specbench.report.brief.doubts import doubts
 from specbench.report.facts import read_facts
 from specbench.report.marks import Doubt, Key, in_order, mark, numbered, unmarked
 from specbench.report.summarise import summarise

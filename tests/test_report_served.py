@@ -15,7 +15,7 @@ from rich.console import Console
 from specbench.acceptance.lossless import NEAR_TIE_NATS, lossy_reason
 from specbench.acceptance.metrics import count, told_counts
 from specbench.records import Counters, Divergence, Load, Policy, Round, Stretch, Told
-from specbench.report.brief import render_brief, write_brief
+from specbench.report.brief.brief import render_brief, write_brief
 from specbench.report.contract import Summary
 from specbench.report.summarise import summarise
 from specbench.report.tables import sweep_tables

@@ -11,7 +11,7 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, World
 
 from specbench.records import Policy
 from specbench.report import wording
-from specbench.report.brief import render_brief
+from specbench.report.brief.brief import render_brief
 
 HERE = Path("reports")
 

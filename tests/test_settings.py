@@ -35,9 +35,9 @@ from specbench.records import Sampling
 from specbench.report.contract import Choice, Rival, Summary
 from specbench.report.facts import Facts, read_facts
 from specbench.report.marks import unmarked
-from specbench.report.served_contract import Server
-from specbench.report.settings import EngineSettings, Settings, settings_of
-from specbench.report.settings_engines import ENGINES
+from specbench.report.served.contract import Server
+from specbench.report.settings.engines import ENGINES
+from specbench.report.settings.section import EngineSettings, Settings, settings_of
 from specbench.report.templating import template
 from specbench.servers.launch import Setting, command, require_draft
 from specbench.servers.launchfile import LaunchFile, read_launch

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from specbench.cli import app
 from specbench.errors import StoreError
-from specbench.report.brief import write_brief
-from specbench.report.several import render_several, runs_of, write_several
+from specbench.report.brief.brief import write_brief
+from specbench.report.brief.several import render_several, runs_of, write_several
 from specbench.report.summarise import summarise
 from specbench.store import read_run
 

@@ -12,7 +12,7 @@ from fake_served import FakeServer, fake_served
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Policy
-from specbench.report.brief import render_brief
+from specbench.report.brief.brief import render_brief
 from specbench.report.predict import stops_paying
 from specbench.report.summarise import summarise
 

@@ -71,7 +71,7 @@ def brief(
 
 def _one(stored: StoredRun, to: Path | None) -> tuple[Path, Call, dict[str, Any]]:
     """Path of the brief, the verdict on the whole run, and what `--json` prints."""
-    from specbench.report.brief import write_brief
+    from specbench.report.brief.brief import write_brief
     from specbench.report.summarise import summarise
 
     summary = summarise(stored)
@@ -81,7 +81,7 @@ def _one(stored: StoredRun, to: Path | None) -> tuple[Path, Call, dict[str, Any]
 
 def _several(stored: Sequence[StoredRun], to: Path) -> tuple[Path, Call, dict[str, Any]]:
     """The same of several runs; the verdict is that of the first run on a server, or of the first."""
-    from specbench.report.several import write_several
+    from specbench.report.brief.several import write_several
 
     runs, path = write_several(stored, to)
     return path, runs[0].call, {"runs": [_object(run.stored, run.summary) for run in runs]}

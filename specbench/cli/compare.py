@@ -28,8 +28,8 @@ def compare(
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
-    from specbench.report.comparison import compared, slower_by
-    from specbench.report.comparison_tables import comparison_markdown, comparison_tables
+    from specbench.report.compare.comparison import compared, slower_by
+    from specbench.report.compare.tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 
     found = compared(read_run(first), read_run(second))

@@ -15,7 +15,7 @@ from specbench.cli.app import app
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.report.explain import Explanation, Level
+    from specbench.report.explain.explain import Explanation, Level
 
 # Wider lines than this are hard to read.
 _WIDEST = 100
@@ -44,10 +44,10 @@ def explain(
 def _explanation(run: Path | None, level: str) -> Explanation:
     checked = _level(level)
     if run is None:
-        from specbench.report import explain as pages
+        from specbench.report.explain import explain as pages
 
         return pages.explain(checked)
-    from specbench.report.explained import explain_run
+    from specbench.report.explain.explained import explain_run
     from specbench.report.summarise import summarise
     from specbench.store import read_run
 
@@ -70,7 +70,7 @@ def _example() -> str:
 
 
 def _show_term(word: str, run: Path | None, as_json: bool) -> None:
-    from specbench.report.glossary import find, term_markdown
+    from specbench.report.explain.glossary import find, term_markdown
 
     if run is not None:
         raise ConfigError("A word means the same in every run", where="--term", cure="Leave out the run, or --term.")

@@ -15,7 +15,7 @@ from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from specbench.records import Policy
-    from specbench.report.plan_contract import Plan
+    from specbench.report.plan.contract import Plan
     from specbench.store import StoredRun
 
 
@@ -76,7 +76,7 @@ def plan(
         },
     )
     if markdown or write is not None:
-        from specbench.report.plan_document import plan_document, write_document
+        from specbench.report.plan.document import plan_document, write_document
 
         page = plan_document(found, policy, pilot)
         if write is not None:
@@ -88,7 +88,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
-    from specbench.report.plan_tables import plan_tables
+    from specbench.report.plan.tables import plan_tables
 
     print_parts(plan_tables(found))
 
@@ -107,8 +107,8 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
     from dataclasses import asdict, replace
 
     from specbench.records import Policy
-    from specbench.report.pilot import read_pilot
-    from specbench.report.planned import Wanted, plan_of
+    from specbench.report.plan.pilot import read_pilot
+    from specbench.report.plan.planned import Wanted, plan_of
     from specbench.store import read_run
 
     if folder is None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specbench.records import Call, Caution
-from specbench.report.served_contract import LoadResult, Server
+from specbench.report.served.contract import LoadResult, Server
 
 SCHEMA = 1
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from specbench.records import Divergence, Load, Policy, Sampling, Trial
 from specbench.report.frame import at_load, counted, loads_of
-from specbench.report.served import is_served
+from specbench.report.served.server import is_served
 from specbench.store import StoredRun
 
 

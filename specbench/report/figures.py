@@ -28,8 +28,8 @@ from specbench.report.canvas import (
     thinned,
 )
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, PredictedGamma, Summary
-from specbench.report.load_figure import draw_loads
 from specbench.report.readings import total
+from specbench.report.served.load_figure import draw_loads
 from specbench.report.wording import by_speedup
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Literal
 from specbench.records import Policy
 from specbench.report import text
 from specbench.report.contract import DraftResult, GammaResult, RoundTime, Summary
-from specbench.report.loads import best_by_concurrency, metric_of
 from specbench.report.marks import mark
-from specbench.report.served_contract import LoadResult
+from specbench.report.served.contract import LoadResult
+from specbench.report.served.loads import best_by_concurrency, metric_of
 from specbench.report.wording import best_row, by_speedup
 
 Limit = Literal["acceptance", "drafting", "verifying", "the rest"]

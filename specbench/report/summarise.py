@@ -13,11 +13,11 @@ from specbench.report.cautions import run_cautions
 from specbench.report.choice import choose
 from specbench.report.contract import SCHEMA, Summary
 from specbench.report.frame import counted, main_trials, prompt_frame
-from specbench.report.loads import load_results, with_loads
 from specbench.report.results import Judged
-from specbench.report.served import server_of
-from specbench.report.served_cautions import server_cautions
-from specbench.report.served_contract import LoadResult
+from specbench.report.served.cautions import server_cautions
+from specbench.report.served.contract import LoadResult
+from specbench.report.served.loads import load_results, with_loads
+from specbench.report.served.server import server_of
 from specbench.report.views import DraftView, a_a, arm
 from specbench.store import StoredRun, cautions_of
 

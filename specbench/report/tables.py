@@ -17,7 +17,7 @@ from specbench.records import Call, Policy
 from specbench.report import text
 from specbench.report.contract import Choice, DraftResult, GammaResult, Summary
 from specbench.report.layout import Block, Column, digits, fit, note, readable, table, warnings
-from specbench.report.load_tables import load_shown, load_table
+from specbench.report.served.load_tables import load_shown, load_table
 from specbench.report.wording import by_speedup
 
 _COLOUR: dict[Call, str] = {"GO": "bold green", "NO-GO": "bold red", "UNCLEAR": "bold yellow"}

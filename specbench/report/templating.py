@@ -1,4 +1,4 @@
-"""Where the Markdown pages come from: jinja2 templates beside this file."""
+"""Where the pages come from: jinja2 templates beside this file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from specbench.report import text
 
 
-def template(name: str) -> Template:
+def template(name: str, *, html: bool = False) -> Template:
     """The template `name` below `templates/`; a value that it misses is an error."""
     environment = Environment(
         loader=PackageLoader("specbench.report"),
@@ -15,7 +15,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # Markdown; names are escaped where they enter a sentence
+        autoescape=html,  # in Markdown, names are escaped where they enter a sentence
     )
     environment.filters["cell"] = text.cell
     return environment.get_template(name)

@@ -1,0 +1,144 @@
+"""The decision brief: one page for the person who decides, then the evidence for the one who checks.
+
+Everything comes from the run folder and its Summary; no model is loaded and no prompt text is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from specbench.errors import StoreError
+from specbench.report import text, wording
+from specbench.report.brief import doubts, published, steps, trust
+from specbench.report.brief.captions import captions
+from specbench.report.brief.glance import glance
+from specbench.report.brief.sections import section
+from specbench.report.contract import Summary
+from specbench.report.economics import BATCH_HEADER, CURVE_NOTE
+from specbench.report.facts import Facts, read_facts
+from specbench.report.frame import main_trials
+from specbench.report.marks import Doubt, in_order, numbered
+from specbench.report.served.words import server_words
+from specbench.report.settings.section import settings_of
+from specbench.report.templating import template
+from specbench.store import StoredRun
+
+BRIEF_FILE = "brief.md"
+PAGE_FILE = "brief.html"
+FIGURES_FOLDER = "figures"
+
+
+def render_brief(stored: StoredRun, summary: Summary) -> str:
+    """The brief as Markdown; figures are referred to below `figures/`. The same run renders to the same text."""
+    facts = read_facts(stored)
+    return with_doubts("brief.md.j2", _values(stored, summary, facts), doubts.doubts(summary, facts))
+
+
+def with_doubts(name: str, values: Mapping[str, Any], every: list[Doubt]) -> str:
+    """The page of a template with its marks numbered: rendered once to see which doubts the text refers to, and once
+    more with these listed."""
+    page = template(name)
+    listed = in_order(every, page.render(values, doubts=[]))
+    return numbered(page.render(values, doubts=listed), listed).rstrip() + "\n"
+
+
+def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None) -> Path:
+    """Write `brief.md`, `brief.html` and `figures/` to `folder` (default: the run folder) and return the path of the
+    Markdown. Raises StoreError where they cannot be written."""
+    from specbench.report.figures import write_figures
+
+    folder = stored.folder if folder is None else folder
+    facts = read_facts(stored)
+    with writing(folder):
+        write_figures(summary, facts.policy, folder / FIGURES_FOLDER, wording.circumstances(facts))
+    title = f"Should {summary.target} decode speculatively?"
+    return write_pages(folder, render_brief(stored, summary), title)
+
+
+def write_pages(folder: Path, page: str, title: str) -> Path:
+    """The Markdown, and beside it the same as one HTML file with the figures inside."""
+    from specbench.report.brief.page import to_html
+
+    with writing(folder):
+        html = to_html(page, folder, title)
+        (folder / BRIEF_FILE).write_text(page, encoding="utf-8")
+        (folder / PAGE_FILE).write_text(html, encoding="utf-8")
+    return folder / BRIEF_FILE
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Makes the folder; what goes wrong there is said in one line."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the brief: {error.strerror}", where=str(folder), cure="Name another folder for it."
+        ) from None
+
+
+def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]:
+    trials = main_trials(stored)
+    glance_header, glance_rows = glance(summary, facts, trials)
+    public_rows, public_note = published.public_figures(summary.drafts)
+    return {
+        "target": text.code(summary.target),
+        "banner": wording.banner(facts),
+        "glance_header": glance_header,
+        "glance_rows": glance_rows,
+        "sections": [section(draft, facts, trials, summary) for draft in summary.drafts],
+        "outside": wording.from_outside(summary.engine, facts.loads[0]) if facts.served else "",
+        "server": None if summary.server is None else server_words(summary.server),
+        "scope": wording.scope(facts, summary.engine, summary.hardware, summary.drafts),
+        "carry": wording.carry(facts.served),
+        "category_note": wording.category_note(summary.drafts, facts.policy),
+        "gamma_words": wording.gamma_words(summary.drafts),
+        "choice": wording.choice(summary, facts.policy),
+        "curve_note": CURVE_NOTE,
+        "batch_header": BATCH_HEADER,
+        "noise": trust.noise(summary),
+        "figures": captions(summary, facts.policy),
+        "figures_folder": FIGURES_FOLDER,
+        "cautions": doubts.cautions(summary.warnings),
+        "settings": settings_of(summary, facts),
+        "steps": steps.next_steps(summary, facts, trials),
+        "checks": steps.checks(facts, text.clean(stored.folder)),
+        "public_header": published.HEADER,
+        "public_rows": public_rows,
+        "public_note": public_note,
+        "provenance": provenance(stored, summary, facts),
+    }
+
+
+def provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple[str, str]]:
+    """(what, value) pairs; what the run did not record is left out."""
+    origin = facts.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in dict(origin.get("versions") or {}).items())
+    load = [f"{origin[key]:.2f} at the {end}" for key, end in _LOADS if isinstance(origin.get(key), int | float)]
+    times = [f"{word} {origin[word]}" for word in ("started", "finished") if origin.get(word)]
+    pairs = (
+        ("run", text.code(stored.folder.name)),
+        ("status", f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials"),
+        ("time", text.escape(", ".join(times))),
+        ("command", text.code(steps.command(facts)) if facts.argv else ""),
+        ("versions", text.escape(versions)),
+        ("commit", text.code(origin["commit"]) if origin.get("commit") else ""),
+        ("machine", text.escape(f"{summary.hardware}; {origin.get('platform') or ''}".rstrip("; "))),
+        ("load average", text.escape(", ".join(load))),
+        ("revisions", text.escape(_revisions(facts))),
+        ("workload sha256", text.code(facts.workload.sha256) if facts.workload.sha256 else ""),
+        ("fingerprint", text.code(facts.fingerprint) if facts.fingerprint else ""),
+    )
+    return [(what, value) for what, value in pairs if value]
+
+
+def _revisions(facts: Facts) -> str:
+    models = (facts.target, *facts.drafts.values())
+    return ", ".join(f"{model.spec} {model.revision}" for model in models if model.revision)
+
+
+_LOADS = (("load_at_start", "start"), ("load_at_end", "end"))

@@ -1,0 +1,144 @@
+"""One draft of a brief in words and rows, ready for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specbench.records import Policy, Trial
+from specbench.report import readings, text, wording
+from specbench.report.brief import trust
+from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
+from specbench.report.economics import Economics, economics
+from specbench.report.facts import Facts
+from specbench.report.marks import mark
+from specbench.report.served.load_tables import load_note, load_rows, load_shown
+
+Rows = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One draft in words and rows, ready for the template."""
+
+    draft: DraftResult
+    title: str
+    verdict: str
+    policy: str
+    category_header: tuple[str, ...]
+    category_rows: Rows
+    gamma_header: tuple[str, ...]
+    gamma_rows: Rows
+    gamma_note: str
+    best_note: str | None
+    load_header: tuple[str, ...]
+    load_rows: Rows
+    load_note: str
+    cost: tuple[str, ...]
+    economics: Economics
+    end_to_end: str
+    lossless: str
+
+
+def section(draft: DraftResult, facts: Facts, trials: Sequence[Trial], summary: Summary) -> Section:
+    """Everything the page says of one draft."""
+    loads = load_rows(summary, draft, facts.policy) if load_shown(summary) else ((), ())
+    header, rows = _gamma_table(draft, facts.policy)
+    categories = _category_table(draft, facts.policy)
+    return Section(
+        draft=draft,
+        title=text.code(draft.draft),
+        verdict=wording.verdict(draft, facts.policy, facts.batch_size, one_of_several=len(summary.drafts) > 1),
+        policy=wording.policy_line(draft, facts.policy),
+        category_header=categories[0],
+        category_rows=categories[1],
+        gamma_header=header,
+        gamma_rows=rows,
+        gamma_note=wording.gamma_note(draft),
+        best_note=wording.best_note(draft, facts.policy),
+        load_header=loads[0],
+        load_rows=loads[1],
+        load_note=load_note(summary, draft, facts.policy) if loads[1] else "",
+        cost=_cost(draft, facts),
+        economics=economics(draft, facts.policy, summary.server.load if summary.server else None),
+        end_to_end=_end_to_end(draft, facts),
+        lossless=trust.losslessness(draft, facts, trials),
+    )
+
+
+def _cost(draft: DraftResult, facts: Facts) -> tuple[str, ...]:
+    found = readings.cost(draft, facts.policy)
+    if found is not None:
+        return readings.round_time(found), readings.limiting(found), readings.ceilings(found)
+    return readings.whole_round(draft, facts.policy) if facts.served else ()
+
+
+def _category_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], Rows]:
+    rows = wording.by_speedup(draft)
+    # The prediction by category is of decoding; beside an end-to-end speedup it would mislead.
+    predicted = [text.speedup(row.predicted_speedup if policy.metric == "decode" else None) for row in rows]
+    return text.table(
+        [
+            ("category", [text.escape(row.category) for row in rows]),
+            ("verdict", [row.verdict for row in rows]),
+            (
+                wording.metric_column(policy),
+                [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in rows],
+            ),
+            (f"decode {mark('predicted', 'category')}", predicted),
+            ("best gamma", [str(row.best_gamma) for row in rows]),
+            _prompts(rows),
+        ]
+    )
+
+
+def _prompts(rows: Sequence[CategoryResult]) -> tuple[str, list[str]]:
+    """The column of prompts: few ones are marked row by row, or once where all are few."""
+    marks = [wording.few_mark(row.prompts) for row in rows]
+    if rows and all(marks):
+        return f"prompts{marks[0]}", [f"{row.prompts:,}" for row in rows]
+    return "prompts", [f"{row.prompts:,}{few}" for row, few in zip(rows, marks, strict=True)]
+
+
+def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], Rows]:
+    columns = [
+        ("gamma", [str(row.gamma) for row in draft.gammas]),
+        ("rounds", [text.whole(row.rounds) for row in draft.gammas]),
+        ("r", [text.percent(row.acceptance_rate) for row in draft.gammas]),
+        ("tau", [_two_digits(row.tokens_per_round) for row in draft.gammas]),
+        ("round's cost, steps", [_own_cost(row) for row in draft.gammas]),
+        ("tau, replayed", [_two_digits(row.replay_tokens_per_round) for row in draft.gammas]),
+        ("speedup, decode", [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in draft.gammas]),
+        (f"decode {mark('predicted', 'curve')}", [text.speedup(row.predicted_speedup) for row in draft.gammas]),
+        ("speedup, end to end", [text.speedup(row.speedup_e2e) for row in draft.gammas]),
+        ("tokens/s", [f"{row.tokens_per_s:.1f}" for row in draft.gammas]),
+        (f"prompts below {text.speedup(policy.slower_than)}", [text.percent(row.slower_share) for row in draft.gammas]),
+        ("same text", [_same(row.identical_prompts, row.prompts) for row in draft.gammas]),
+    ]
+    return text.table(columns)
+
+
+def _own_cost(row: GammaResult) -> str:
+    """Where its parts are not known, which say more."""
+    return text.UNKNOWN if row.round_time is not None else _two_digits(row.round_steps)
+
+
+def _two_digits(value: float | None) -> str:
+    return text.UNKNOWN if value is None else f"{value:.2f}"
+
+
+def _same(identical: int | None, prompts: int) -> str:
+    return text.UNKNOWN if identical is None else f"{identical:,} of {prompts:,}"
+
+
+def _end_to_end(draft: DraftResult, facts: Facts) -> str:
+    row = wording.best_row(draft)
+    share = ""
+    if facts.prefill_share is not None:
+        what = "The time to the first token is" if facts.served else "Reading the prompt takes"
+        share = f" {what} {text.percent(facts.prefill_share)} of the time of the target alone."
+    both = "the time to the first token" if facts.served else "both models reading the prompt"
+    return (
+        f"At gamma {row.gamma} the speedup is {text.speedup(row.speedup)} for decoding alone and "
+        f"{text.speedup(row.speedup_e2e)} with {both} (measured; the latter without an interval).{share}"
+    )

@@ -1,0 +1,148 @@
+"""What makes each server draft as measured, or why nothing would: options of a command line.
+
+They are those of configs/engines/*.yaml, without what serves measuring alone; a test holds them equal. They are written
+out here because a brief must not depend on files in the reader's folder, and because a name goes into JSON only through
+`json.dumps`. What is said of the servers beside those files is from:
+
+- vLLM: its pages README.md, draft_model.md and n_gram.md of docs/features/speculative_decoding/ (methods,
+  `use_heterogeneous_vocab`, `draft_sample_method`); vllm/v1/spec_decode/ngram_proposer.py (earliest of the longest
+  matches); github.com/vllm-project/vllm/pull/35301 (a cut-off, open)
+- SGLang: docs/advanced_features/speculative_decoding.md of github.com/sgl-project/sglang
+- llama.cpp: `llama-server --help` of build 11434; docs/speculative.md of github.com/ggml-org/llama.cpp (the latest
+  match; a look-up goes before a draft model); a test runs both together in xllamacpp 2026.10.11549
+- TGI: docs/source/reference/launcher.md of github.com/huggingface/text-generation-inference, its issue 2997, and in its
+  server/text_generation_server/utils/tokens.py `create_n_gram_speculation` (one token, the first match)
+"""
+
+from __future__ import annotations
+
+import json
+
+from specbench.report.settings.plan import Given, Named, Plan, directory, gguf, printable, sampled_drafts, shell
+
+
+def vllm(plan: Plan) -> Given | str:
+    """`vllm serve` with a speculative config. As a server that was measured it ran as a module, with the same flags."""
+    spec, ngram = plan.spec, plan.spec.ngram
+    if spec.kind == "skip":
+        return "vLLM has no draft made of the target's own first layers."
+    if spec.kind == "cross":
+        return (
+            "vLLM's draft with another vocabulary (`use_heterogeneous_vocab`) says only tokens that both models share; "
+            "measured was one that goes over through text."
+        )
+    if spec.kind is not None and ngram is not None:
+        return "vLLM takes one method, a look-up or a model."
+    if spec.cutoff:
+        return "vLLM has no confidence cut-off for a draft model (proposed in vllm-project/vllm#35301, not merged)."
+    target = directory(plan, "target")
+    differs, legends = list[str](), [target.legend]
+    config: dict[str, object]
+    if ngram is None:
+        draft = directory(plan, "draft")
+        legends.append(draft.legend)
+        config = {"method": "draft_model", "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
+        config |= {"revision": draft.revision} if draft.revision else {}
+        differs += sampled_drafts(plan, "vLLM", '`"draft_sample_method":"probabilistic"` in the config')
+    else:
+        config = {"method": "ngram", "num_speculative_tokens": plan.proposed}
+        config |= {"prompt_lookup_min": plan.down_to, "prompt_lookup_max": ngram.n}
+        if plan.latest:
+            differs.append("vLLM copies the earliest match, the run copied the latest.")
+        if not plan.sampling.greedy:
+            differs.append("On a CPU, vLLM 0.32.0 ended at a sampled request with n-gram look-up.")
+    written = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
+    options = [["vllm", "serve", target.name], *_revision(target), ["--speculative-config", written]]
+    return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))
+
+
+def sglang(plan: Plan) -> Given | str:
+    """With topk 1 the draft is one chain; a pass of the target reads its gamma tokens and the one before."""
+    spec = plan.spec
+    if spec.ngram is not None:
+        also = ", and it takes no draft model beside it" if spec.kind is not None else ""
+        return f"SGLang's NGRAM drafts from all texts that it has written, not by a look-up in this one{also}."
+    if spec.kind == "skip":
+        return "SGLang has no draft made of the target's own first layers."
+    if spec.kind == "cross":
+        return "SGLang's draft model needs the target's vocabulary."
+    if spec.cutoff:
+        return "SGLang's documentation has no confidence cut-off for a draft model."
+    target, draft = directory(plan, "target"), directory(plan, "draft")
+    options = [
+        ["python", "-m", "sglang.launch_server", "--model-path", target.name],
+        *_revision(target),
+        ["--speculative-algorithm", "STANDALONE"],
+        ["--speculative-draft-model-path", draft.name],
+        *([["--speculative-draft-model-revision", draft.revision]] if draft.revision else []),
+        ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"],
+        ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
+    ]
+    drawn = sampled_drafts(plan, "SGLang", None)
+    return Given("sh", shell(options), tuple(drawn), tuple(filter(None, (target.legend, draft.legend))))
+
+
+def llamacpp(plan: Plan) -> Given | str:
+    """llama-server. Of several types the look-up goes first, and the model where it finds nothing."""
+    spec, ngram = plan.spec, plan.spec.ngram
+    if spec.kind == "skip":
+        return "llama.cpp has no draft made of the target's own first layers."
+    if spec.kind == "cross":
+        return "llama.cpp starts with a draft whose vocabulary does not fit, and then never uses it."
+    target = gguf(plan, "target")
+    differs, legends = list[str](), [target.legend]
+    if plan.on != "llama.cpp":
+        differs.append(f"A quantised GGUF is another model than the {plan.precision or 'one'} that was measured.")
+    types = [*(["ngram-simple"] if ngram is not None else []), *(["draft-simple"] if spec.kind is not None else [])]
+    options = [["llama-server", "--model", target.name], ["--spec-type", ",".join(types)]]
+    if ngram is not None:
+        options.append(["--spec-ngram-simple-size-n", str(ngram.n), "--spec-ngram-simple-size-m", str(plan.proposed)])
+        options.append(["--spec-ngram-simple-min-hits", "1"])
+        differs += _llamacpp_lookup(plan, ngram.n)
+    if spec.kind is not None:
+        draft = gguf(plan, "draft")
+        legends.append(draft.legend)
+        options.append(["--spec-draft-model", draft.name])
+        options.append(["--spec-draft-n-max", str(plan.gamma), "--spec-draft-n-min", "0"])
+        options[-1] += ["--spec-draft-p-min", f"{spec.cutoff:g}"]
+        if spec.cutoff and plan.on != "llama.cpp":
+            differs.append(
+                "Its cut-off is on the likeliest token's share of the ten likeliest, not on its probability."
+            )
+        differs += sampled_drafts(plan, "llama.cpp", "`--spec-draft-sampling probabilistic`")
+    if len(types) > 1:
+        differs.append("specbench starts no such pair; its tests ran one in xllamacpp 2026.10.")
+    return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))
+
+
+def tgi(plan: Plan) -> Given | str:
+    """text-generation-launcher, whose look-up matches a single token."""
+    spec, ngram = plan.spec, plan.spec.ngram
+    if ngram is None or spec.kind is not None:
+        return "TGI drafts by look-up or with Medusa heads, never with a model of its own."
+    target = directory(plan, "target")
+    differs = (
+        f"TGI matches the last token alone, the run {_matched(plan, ngram.n)}; TGI drafts in every step, found or not.",
+        "An open report has TGI 3.0 and 3.1 answer nonsense with it (huggingface/text-generation-inference#2997): "
+        "compare texts first.",
+    )
+    options = [["text-generation-launcher", "--model-id", target.name], *_revision(target)]
+    options.append(["--speculate", str(plan.proposed)])
+    return Given("sh", shell(options), differs, tuple(filter(None, (target.legend,))))
+
+
+def _revision(model: Named) -> list[list[str]]:
+    return [["--revision", model.revision]] if model.revision else []
+
+
+def _matched(plan: Plan, n: int) -> str:
+    return f"{n} tokens" if plan.down_to == n else f"{n} tokens or fewer, down to {plan.down_to}"
+
+
+def _llamacpp_lookup(plan: Plan, n: int) -> list[str]:
+    found = []
+    if plan.down_to < n:
+        found.append(f"llama.cpp matches {n} tokens and no fewer, the run went down to {plan.down_to}.")
+    if not plan.latest:
+        found.append("llama.cpp copies the latest match, the run copied the earliest.")
+    return found
