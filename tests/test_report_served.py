@@ -17,6 +17,8 @@ from specbench.acceptance.metrics import count, told_counts
 from specbench.records import Counters, Divergence, Load, Policy, Round, Stretch, Told
 from specbench.report.brief.brief import render_brief, write_brief
 from specbench.report.contract import Summary
+from specbench.report.facts import read_facts
+from specbench.report.served.steps import server_steps
 from specbench.report.summarise import summarise
 from specbench.report.tables import sweep_tables
 from specbench.store import StoredRun
@@ -272,3 +274,13 @@ def test_a_run_in_process_has_neither_server_nor_loads(tmp_path: Path) -> None:
 def test_the_fake_drafts_as_it_says() -> None:
     drafted, accepted = rounds([True] * LIMIT, 4)
     assert len(drafted) + sum(accepted) == LIMIT - 1
+
+
+def test_a_look_up_is_not_told_to_try_a_look_up(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r", FakeServer(round_s=0.013))
+    summary = summarise(stored)
+    model, facts = replace(summary.drafts[0], verdict="NO-GO"), read_facts(stored)
+    told = [step.do for step in server_steps(summary, model, facts)]
+    assert any("such as n-gram look-up" in do for do in told)
+    told = [step.do for step in server_steps(summary, replace(model, draft="ngram:n=3"), facts)]
+    assert any("a look-up of more tokens" in do for do in told) and not any("such as n-gram" in do for do in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specbench.drafters import parse_draft
 from specbench.report import text
 from specbench.report.brief.step import Step
 from specbench.report.contract import DraftResult, GammaResult, Summary
@@ -75,6 +76,13 @@ def _acceptance(draft: DraftResult, row: GammaResult, facts: Facts) -> Step | No
     tau, steps, asked = row.tokens_per_round, row.round_steps, facts.policy.min_speedup
     if tau is None or steps is None or draft.verdict == "GO":
         return None
+    if _looks_up(draft):
+        return Step(
+            "Try a look-up of more tokens, or a draft model where the texts do not repeat themselves.",
+            f"drafting costs next to nothing here, so it is verifying {row.gamma + 1} tokens that makes a round cost "
+            f"{steps:.2f} target steps, for {tau:.2f} tokens: drafts that are rarer and right more often cost less.",
+            "a longer look-up also misses some of what this one finds.",
+        )
     if tau < asked:
         return Step(
             "Try a draft that agrees with the target more: a larger one, or one trained on this traffic.",
@@ -87,6 +95,12 @@ def _acceptance(draft: DraftResult, row: GammaResult, facts: Facts) -> Step | No
         f"most {tau / asked:.2f}.",
         "how much of the round is drafting is not known, so a cheaper draft may save little.",
     )
+
+
+def _looks_up(draft: DraftResult) -> bool:
+    """Whether nothing but a look-up drafts."""
+    spec = parse_draft(draft.draft)
+    return spec.ngram is not None and spec.kind is None
 
 
 def _other_engine(row: GammaResult, facts: Facts) -> Step:
