@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import specbench
 from specbench.cli import app
 from specbench.report.brief.brief import render_brief
 from specbench.report.brief.page import to_html
@@ -17,7 +18,8 @@ from specbench.store import read_run
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 KEPT = sorted(path.parent.name for path in ROOT.glob("reports/[a-z]*/run.json"))
-VERDICTS = {"example": "GO", "drafters": "GO", "llamacpp": "NO-GO", "mixed": "NO-GO", "unclear": "UNCLEAR"}
+VERDICTS = {"example": "GO", "drafters": "GO", "llamacpp": "NO-GO"}
+MIX = {"code-edit": 0.6, "chat": 0.4}
 
 
 def example(name):
@@ -40,8 +42,25 @@ def test_a_kept_brief_is_what_the_code_writes(name, monkeypatch):
     assert html == (folder / "brief.html").read_text(encoding="utf-8")
 
 
-def test_every_verdict_is_among_the_kept_runs():
-    assert set(KEPT) == set(VERDICTS) and set(VERDICTS.values()) == {"GO", "NO-GO", "UNCLEAR"}
+def test_the_kept_mixed_brief_is_the_server_run_under_another_traffic(monkeypatch):
+    """Else: specbench brief reports/llamacpp --mix code-edit=0.6,chat=0.4 --to reports/mixed"""
+    monkeypatch.chdir(ROOT)
+    run = specbench.load_run("reports/llamacpp", mix=MIX)
+    assert run.brief() == Path("reports/mixed/brief.md").read_text(encoding="utf-8")
+    looked_up = next(draft for draft in run.summary.drafts if draft.draft == "ngram:n=3")
+    assert {row.category: row.verdict for row in looked_up.categories} == {"code-edit": "GO", "chat": "NO-GO"}
+
+
+def test_the_kept_unclear_brief_is_the_example_under_a_stricter_policy(monkeypatch):
+    """Else: specbench brief reports/example --min-speedup 1.15 --to reports/unclear"""
+    monkeypatch.chdir(ROOT)
+    run = specbench.load_run("reports/example", min_speedup=1.15)
+    assert run.verdict == "UNCLEAR"
+    assert run.brief() == Path("reports/unclear/brief.md").read_text(encoding="utf-8")
+
+
+def test_every_kept_run_has_its_verdict_here():
+    assert set(KEPT) == set(VERDICTS)
 
 
 def test_the_readme_shows_the_table_and_the_beginning_of_a_kept_run(monkeypatch):
