@@ -22,8 +22,8 @@ MIN_PROMPTS = 10
 RESAMPLES = 2000
 # Resample counts worked on at a time: 8 MB, whatever the number of prompts.
 PART = 1_000_000
-# Up to this many are kept for the next question over as many prompts: 8 MB.
-KEPT = 4_000_000
+# Up to this many are kept for the next question over as many prompts: 16 MB.
+KEPT = 2_000_000
 # A smaller standard error of a log ratio than this is rounding.
 _NO_SPREAD = 1e-7
 
@@ -171,23 +171,18 @@ def _log_ratio(above: tuple[Floats, ...], below: tuple[Floats, ...], weights: Fl
 def _resamples(n: int) -> Iterator[Floats]:
     """How often each of `n` prompts is drawn in each resample, in parts [some, n] of bounded size, RESAMPLES rows in
     all; the same for every question."""
-    rows = max(1, PART // n)
     if n * RESAMPLES <= KEPT:
-        counts = _kept_resamples(n)
-        for begin in range(0, RESAMPLES, rows):
-            yield counts[begin : begin + rows].astype(np.float64)
-        return
-    rng = np.random.default_rng(0)
-    for begin in range(0, RESAMPLES, rows):
-        yield _drawn(rng, n, min(rows, RESAMPLES - begin)).astype(np.float64)
+        yield from _kept_resamples(n)
+    else:
+        yield from _drawn(n)
 
 
-@lru_cache(maxsize=16)
-def _kept_resamples(n: int) -> NDArray[np.uint16]:
+@lru_cache(maxsize=8)
+def _kept_resamples(n: int) -> tuple[Floats, ...]:
+    return tuple(_drawn(n))
+
+
+def _drawn(n: int) -> Iterator[Floats]:
     rng, rows = np.random.default_rng(0), max(1, PART // n)
-    return np.concatenate([_drawn(rng, n, min(rows, RESAMPLES - b)) for b in range(0, RESAMPLES, rows)])
-
-
-def _drawn(rng: np.random.Generator, n: int, rows: int) -> NDArray[np.uint16]:
-    """`n` prompts drawn with replacement in each of `rows` resamples, counted [rows, n]."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=rows).astype(np.uint16)
+    for begin in range(0, RESAMPLES, rows):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(rows, RESAMPLES - begin)).astype(np.float64)

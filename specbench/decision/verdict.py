@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.special import betaincinv, stdtrit
-
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import prompts_for_verdict
 from specbench.records import Interval, Policy, Verdict
@@ -54,6 +52,8 @@ def judge(speedup: Interval, policy: Policy, gates: Gates) -> Verdict:
 def least_share(share: float, prompts: float, confidence: float) -> float:
     """What the share of all such prompts is at least, with `confidence` (one side), where `share` of so many had it:
     Clopper and Pearson 1934, Biometrika 26, 404-413. `prompts` may be a fraction, as an effective number is."""
+    from scipy.special import betaincinv
+
     had = share * prompts
     return float(betaincinv(had, prompts - had + 1, 1 - confidence)) if had > 0 else 0.0
 
@@ -63,6 +63,8 @@ def prompts_to_settle(speedup: Interval, policy: Policy) -> int | None:
     `specbench plan` counts them; None if it lies on the minimum, where no number would."""
     if speedup.low is None or speedup.high is None:
         return MIN_PROMPTS
+    from scipy.special import stdtrit
+
     # The spread of prompts that this interval's width tells of.
     reach = math.log(speedup.high / speedup.low) / 2
     spread = reach * math.sqrt(speedup.n) / float(stdtrit(speedup.n - 1, (1 + speedup.confidence) / 2))

@@ -76,11 +76,16 @@ def sheet(caption: str, width: float, height: float) -> Iterator[Figure]:
 def save(figure: Figure, folder: Path, stem: str) -> None:
     """Write `<stem>.svg` and `<stem>.png`. The SVG carries no date and no random ids, so that the same Summary gives
     the same file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     with _styled():
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{stem}.svg", metadata={"Date": None})
+        # savefig would draw everything twice for each format.
+        FigureCanvasSVG(figure).print_svg(folder / f"{stem}.svg", metadata={"Date": None})  # type: ignore[no-untyped-call]
         figure.set_layout_engine("none")  # it has been laid out, and would be once more
-        figure.savefig(folder / f"{stem}.png", dpi=_DPI)
+        figure.set_dpi(_DPI)
+        FigureCanvasAgg(figure).print_png(folder / f"{stem}.png")  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -85,6 +85,8 @@ class Judged:
         share = slower_share(paired, self.view, self.policy)
         if share is None:
             return self.gates
+        if share <= self.policy.max_slower_share:
+            return replace(self.gates, slower_share=share)
         weights = _decoded_weights(paired, self.view)
         effective = weights.sum() ** 2 / (weights**2).sum()  # Kish: so many equally weighed prompts tell as much
         return replace(self.gates, slower_share=share, slower_low=least_share(share, effective, self.policy.confidence))
