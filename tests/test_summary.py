@@ -262,3 +262,17 @@ def test_slower_prompts_of_a_draft_are_those_that_its_verdict_rests_on(tmp_path)
         with_policy(stored, mix={"code": 0.1, "chat": 0.9}),
         summarise(with_policy(stored, mix={"code": 0.1, "chat": 0.9})),
     )
+
+
+def test_the_answer_at_a_glance_is_over_the_prompts_of_the_mix(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD})
+    long = tuple(
+        replace(t, times=replace(t.times, prefill_s=t.times.prefill_s + 10, total_s=t.times.total_s + 10))
+        if t.category == "chat"
+        else t
+        for t in stored.trials
+    )
+    stored = with_policy(replace(stored, trials=long), mix={"code": 1.0})
+    page = render_brief(stored, summarise(stored))
+    alone = [t.times.total_s for t in stored.trials if t.category == "code" and t.arm.kind == "baseline"]
+    assert f"| {sum(alone) / len(alone):.2f} s |" in page and "not weighed by the mix" in page

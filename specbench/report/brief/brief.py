@@ -88,6 +88,7 @@ def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]
     return {
         "target": text.code(summary.target),
         "banner": wording.banner(facts),
+        "mixed": bool(facts.policy.mix),
         "glance_header": glance_header,
         "glance_rows": glance_rows,
         "sections": [section(draft, facts, trials, summary) for draft in summary.drafts],

@@ -20,7 +20,8 @@ def glance(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> tuple[tup
     draft = recommended(summary)
     if draft is None:
         return (), ()
-    row = best_row(draft)
+    row, mix = best_row(draft), facts.policy.mix
+    trials = [trial for trial in trials if not mix or (trial.category or "all") in mix]
     name = f"with {text.code(draft.draft)}, gamma {row.gamma}"
     rows = [
         ("decoding, tokens/s", f"{draft.baseline_tokens_per_s:.1f}", f"{row.tokens_per_s:.1f}"),
