@@ -24,9 +24,99 @@ _CLOSE = 0.05
 _SAID_ABOVE = {"unfinished-run"}
 
 
+# One for each mark that a sentence may carry.
+_MARKED = (
+    Doubt(
+        "assumed",
+        "Acceptance is much the same on another machine or engine, with the same models, prompts and sampling.",
+        "counting it there: `specbench sweep` on that engine, then `specbench compare`.",
+        "carry over",
+    ),
+    Doubt(
+        "assumed",
+        "Your traffic has the shares of categories that were stated, and its prompts are like these.",
+        "shares counted in your logs, given with `--mix`.",
+        "mix",
+    ),
+    Doubt(
+        "predicted",
+        "What one term made perfect, or a draft that costs nothing, would give: all else is held as measured here.",
+        "measuring a draft or an engine that comes near it.",
+        "what if",
+    ),
+    Doubt(
+        "predicted",
+        "What one more drafted token would cost and give: its time is taken as the mean of those before it.",
+        "sweeping the larger gammas.",
+        "another round",
+    ),
+    Doubt(
+        "predicted",
+        "Speedups from the replay's rounds and the models timed alone, before the first trial.",
+        "measuring those gammas.",
+        "curve",
+    ),
+    Doubt(
+        "predicted",
+        "Speedups by category, from the same replay and the same costs.",
+        "measuring them: the column beside it, where there is one.",
+        "category",
+    ),
+    Doubt(
+        "predicted",
+        "Larger batches: the rounds of this run, the models timed alone at each batch. That work outside the models "
+        "stays the same for a round is assumed, and so is a batch that stays full.",
+        "a sweep with `--batch-size`, or `--concurrency` on your server.",
+        "batches",
+    ),
+    Doubt(
+        "extrapolated",
+        "How many prompts would settle it: from the spread of these, if the speedup stays where it is.",
+        "measuring them; `specbench plan` shows how the number comes about.",
+        "settle",
+    ),
+    Doubt(
+        "assumed",
+        "The price of an hour, as it was stated, paid whether the machine is busy or not.",
+        "your bill, and how busy the machine is.",
+        "price",
+    ),
+    Doubt(
+        "assumed",
+        "Sampled text follows the target's own distribution: that rests on the rejection rule.",
+        "comparing many sampled answers, or a greedy run, which can be compared token for token.",
+        "lossless",
+    ),
+    Doubt(
+        "assumed",
+        "How near a tie must be for rounding to flip it: a rule of thumb.",
+        "the same run in float32, where hardly any text should differ.",
+        "near-tie",
+    ),
+    Doubt(
+        "assumed",
+        "Settings for engines that were not measured do there what was measured here.",
+        "running them: the counters named beside each must show these drafts.",
+        "other engine",
+    ),
+    Doubt(
+        "assumed",
+        "A category's verdict holds on a server of its own, whose batches are others.",
+        "measuring each server under its own load.",
+        "split",
+    ),
+    Doubt(
+        "assumed",
+        "The machine was steady: there is no noise floor to show it.",
+        "the target alone measured twice over more prompts.",
+        "steady",
+    ),
+)
+
+
 def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
     """All there may be; a page keeps those that it refers to and those that need no mark."""
-    found = [*_marked(), *_few(summary), *_run(summary, facts)]
+    found = [*_MARKED, *_few(summary), *_run(summary, facts)]
     for draft in summary.drafts:
         name = f" ({text.code(draft.draft)})" if len(summary.drafts) > 1 else ""
         found += _draft(draft, facts.policy, name)
@@ -42,95 +132,6 @@ def cautions(warnings: Sequence[Caution]) -> list[str]:
         for w in warnings
         if w.code not in _SAID_ABOVE
     ]
-
-
-def _marked() -> Iterator[Doubt]:
-    """One for each mark that a sentence may carry."""
-    yield Doubt(
-        "assumed",
-        "Acceptance is much the same on another machine or engine, with the same models, prompts and sampling.",
-        "counting it there: `specbench sweep` on that engine, then `specbench compare`.",
-        "carry over",
-    )
-    yield Doubt(
-        "assumed",
-        "Your traffic has the shares of categories that were stated, and its prompts are like these.",
-        "shares counted in your logs, given with `--mix`.",
-        "mix",
-    )
-    yield Doubt(
-        "predicted",
-        "What one term made perfect, or a draft that costs nothing, would give: all else is held as measured here.",
-        "measuring a draft or an engine that comes near it.",
-        "what if",
-    )
-    yield Doubt(
-        "predicted",
-        "What one more drafted token would cost and give: its time is taken as the mean of those before it.",
-        "sweeping the larger gammas.",
-        "another round",
-    )
-    yield Doubt(
-        "predicted",
-        "Speedups from the replay's rounds and the models timed alone, before the first trial.",
-        "measuring those gammas.",
-        "curve",
-    )
-    yield Doubt(
-        "predicted",
-        "Speedups by category, from the same replay and the same costs.",
-        "measuring them: the column beside it, where there is one.",
-        "category",
-    )
-    yield Doubt(
-        "predicted",
-        "Larger batches: the rounds of this run, the models timed alone at each batch. That work outside the models "
-        "stays the same for a round is assumed, and so is a batch that stays full.",
-        "a sweep with `--batch-size`, or `--concurrency` on your server.",
-        "batches",
-    )
-    yield Doubt(
-        "extrapolated",
-        "How many prompts would settle it: from the spread of these, if the speedup stays where it is.",
-        "measuring them; `specbench plan` shows how the number comes about.",
-        "settle",
-    )
-    yield Doubt(
-        "assumed",
-        "The price of an hour, as it was stated, paid whether the machine is busy or not.",
-        "your bill, and how busy the machine is.",
-        "price",
-    )
-    yield Doubt(
-        "assumed",
-        "Sampled text follows the target's own distribution: that rests on the rejection rule.",
-        "comparing many sampled answers, or a greedy run, which can be compared token for token.",
-        "lossless",
-    )
-    yield Doubt(
-        "assumed",
-        "How near a tie must be for rounding to flip it: a rule of thumb.",
-        "the same run in float32, where hardly any text should differ.",
-        "near-tie",
-    )
-    yield Doubt(
-        "assumed",
-        "Settings for engines that were not measured do there what was measured here.",
-        "running them: the counters named beside each must show these drafts.",
-        "other engine",
-    )
-    yield Doubt(
-        "assumed",
-        "A category's verdict holds on a server of its own, whose batches are others.",
-        "measuring each server under its own load.",
-        "split",
-    )
-    yield Doubt(
-        "assumed",
-        "The machine was steady: there is no noise floor to show it.",
-        "the target alone measured twice over more prompts.",
-        "steady",
-    )
 
 
 def _few(summary: Summary) -> Iterator[Doubt]:
