@@ -118,7 +118,10 @@ class Client:
     async def post(self, path: str, body: dict[str, object]) -> dict[str, object]:
         """POST without a stream. Raises as `send` does."""
         try:
-            answer = await self._http.post(path, json=body)
+            try:
+                answer = await self._http.post(path, json=body)
+            except httpx.RemoteProtocolError:  # as in `send`
+                answer = await self._http.post(path, json=body)
         except httpx.TimeoutException:
             raise FailedError("timeout") from None
         except httpx.ConnectError as error:

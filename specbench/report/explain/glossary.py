@@ -30,7 +30,7 @@ _HEAD = """\
 # Glossary
 
 The words that specbench uses, in its output and in these pages. `specbench explain --term tau` prints one of them.
-Generated from `specbench/report/glossary.yaml`; `docs/measuring.md` has the reasons.
+Generated from `specbench/report/explain/glossary.yaml`; `docs/measuring.md` has the reasons.
 
 In the formulas D, A and E are tokens drafted, accepted and emitted, s is the number of rounds, R the number of rounds
 that ended in a rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's.
