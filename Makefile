@@ -13,7 +13,7 @@ help:
 	@echo "make test   install into $(VENV), run the checks and the tests"
 	@echo "make test-gemma  tests of the real cross-tokenizer pair (fetches 238 MB once)"
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
-	@echo "make check  formatting, lint, types, imports"
+	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md and docs/glossary.md anew from the command line and the terms"
 	@echo "make bench  performance as ratios against named peers"
 
@@ -31,6 +31,8 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/deptry specbench benchmarks
+	$(BIN)/python -m pip check --disable-pip-version-check
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 test: check

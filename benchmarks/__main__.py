@@ -9,6 +9,7 @@ BENCHMARKS = {
     "baseline": "our loop against transformers generate: the target alone, and with a draft at gamma 1, 2 and 4",
     "replay": "the whole acceptance curve from one text, against re-running transformers for every gamma",
     "calibration": "intervals and verdicts on fake traffic whose true speedup is planted: how often they are right",
+    "soak": "thousands of prompts through a whole run: whether its memory stays flat, and no cache outlives its trial",
 }
 
 

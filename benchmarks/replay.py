@@ -24,9 +24,9 @@ from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.drafters import parse_draft
 from specbench.engines.local import LocalEngine
+from specbench.engines.room import REPLAY_BATCH
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm, Prompt
-from specbench.run import REPLAY_BATCH
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from specbench.acceptance.replay import Text
 from specbench.acceptance.scores import BlockScores, Scores, as_text
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
+from specbench.errors import EngineError
 from specbench.positions import PositionWriter
-from specbench.records import Arm, Divergence, Prompt, Trial
+from specbench.records import Arm, Caution, Divergence, Prompt, Trial
 from specbench.store import RunWriter, TrialKey
 
 if TYPE_CHECKING:
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 3
 WARMUP_TOKENS = 8
+
+# How the reason of a prompt begins that was left out because memory ran out, and how many such in a row end a run whose
+# prompts come in no order: then it is not the prompts.
+OUT_OF_MEMORY = "out of memory"
+MOST_IN_A_ROW = 5
 
 
 class Observer(Protocol):
@@ -94,10 +102,12 @@ class Bench:
 
     def warm_up(self, item: Unit, arms: Sequence[Arm]) -> None:
         """Every shape once and every arm briefly; kept in the folder, marked, and counted nowhere."""
+        # Caches have room for as many tokens as a trial has.
+        tokens = min(WARMUP_TOKENS, self.config.max_new_tokens)
         widest = max((arm.gamma or 0) for arm in arms) + 1
         self.engine.warm(item.items[0].ids, range(1, widest + 1))
         for arm in arms:
-            trial, _ = self._run(item, arm, 0, WARMUP_TOKENS)
+            trial, _ = self._run(item, arm, 0, tokens)
             self.writer.append(replace(trial, warmup=True))
 
     def trial(self, item: Unit, arm: Arm, repeat: int) -> None:
@@ -131,6 +141,10 @@ class Bench:
             one = item.items[row]
             scores = self.engine.score(one.ids, self._rows(item, arms[0], repeat)[row], draft)
             self.positions.append(text_of(one.prompt, draft, repeat, self.config, scores))
+        self._texts.clear()
+
+    def drop(self) -> None:
+        """Forget the texts of a unit that is not finished."""
         self._texts.clear()
 
     def _note_divergences(self, item: Unit, arms: Sequence[Arm]) -> None:
@@ -193,6 +207,82 @@ class Bench:
             members=tuple(one.prompt.id for one in item.items) if len(item.items) > 1 else (),
         )
         return trial, rows
+
+
+class LeftOut:
+    """Prompts that count in no arm because memory ran out on them: `ids`, as stored in run.json, so that a session that
+    resumes the run leaves them out too. They are stored when a later prompt has fitted: where none does, memory is
+    short for another reason, and they are tried again."""
+
+    def __init__(self, writer: RunWriter, most_in_a_row: int | None = MOST_IN_A_ROW) -> None:
+        self._writer = writer
+        self._most = most_in_a_row
+        self._waiting: list[dict[str, str]] = []
+        self._any_fitted = False
+        skipped = writer.run["workload"]["skipped"]
+        self.ids = {one["id"] for one in skipped if one["reason"].startswith(OUT_OF_MEMORY)}
+
+    def fitted(self) -> None:
+        """A prompt was measured in every arm."""
+        self._any_fitted = True
+        self._store()
+
+    def add(self, prompt_id: str, tokens: int) -> None:
+        """Memory ran out on a prompt of `tokens` tokens, those to be generated included. Raises EngineError where it
+        did on the ones before as well."""
+        self._waiting.append({"id": prompt_id, "reason": f"{OUT_OF_MEMORY} at {tokens:,} tokens, its answer included"})
+        if len(self._waiting) == self._most:
+            raise self._error(f"Out of memory on {self._most} prompts in a row")
+
+    def end(self) -> None:
+        """After the last prompt. Raises EngineError where not one fitted."""
+        if self._waiting and not self._any_fitted:
+            raise self._error("Out of memory on every prompt")
+        self._store()
+
+    def _error(self, what: str) -> EngineError:
+        lengths = _lengths(self._waiting)
+        return EngineError(
+            what,
+            where=f"at {min(lengths):,} to {max(lengths):,} tokens",
+            cure="What was measured is kept. Free memory and run the same command again, or use shorter prompts or a "
+            "smaller model.",
+        )
+
+    def _store(self) -> None:
+        if not self._waiting:
+            return
+        workload = self._writer.run["workload"]
+        skipped = [*workload["skipped"], *self._waiting]
+        self.ids |= {one["id"] for one in self._waiting}
+        self._waiting.clear()
+        lengths = _lengths(skipped)
+        warning = Caution(
+            "out-of-memory",
+            f"{len(lengths)} prompt{'s were' if len(lengths) > 1 else ' was'} left out of every arm because memory ran "
+            f"out, at {min(lengths):,} tokens and more, answers included: no number here is about prompts as long",
+            "Free memory, or use a smaller model or --dtype bfloat16, and run again with --fresh.",
+        )
+        others = [one for one in self._writer.run["warnings"] if one["code"] != warning.code]
+        self._writer.update(workload=workload | {"skipped": skipped}, warnings=[*others, asdict(warning)])
+
+
+def _lengths(skipped: Iterable[dict[str, str]]) -> list[int]:
+    """Tokens at which memory ran out, of the prompts that were left out for that."""
+    found = (re.match(rf"{OUT_OF_MEMORY} at ([\d,]+) tokens", one["reason"]) for one in skipped)
+    return [int(at[1].replace(",", "")) for at in found if at is not None]
+
+
+def batch_too_large(batch_size: int, folder: Path) -> EngineError:
+    """A batch is not left out as a prompt is: every cache has room for the longest prompt, so the next one would not
+    fit either. And it is not made smaller on the way: a step of a smaller batch takes another time, and the run would
+    be two measurements under one name."""
+    half = batch_size // 2
+    return EngineError(
+        f"Out of memory in a batch of {batch_size}",
+        where=str(folder),
+        cure=f"Run the same command with --batch-size {half}. That is a run of its own; what was measured is kept.",
+    )
 
 
 def joined(prompt: Prompt) -> str:

@@ -1,7 +1,7 @@
 """What to run: a YAML file plus flags, checked once, frozen after.
 
 Every key of the file is a field of RunConfig (or of its `policy`), by the same name; an unknown key is an error
-with a suggestion. Values are checked here, by the rules of checks.py, and nowhere else.
+with a suggestion. Values are checked here, by the rules of checks/keys.py, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from specbench.checks import POLICY_CHECKS, RUN_CHECKS
+from specbench.checks.keys import shown
 from specbench.errors import ConfigError
 from specbench.records import Load, Policy, Sampling
 from specbench.shipped import DEFAULT_WORKLOAD
+
+LARGEST_FILE = 256 << 10  # bytes
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,39}")
 
 # Target and draft of servers that run already, where the user does not name them.
 SERVED = "served"
@@ -145,9 +151,15 @@ def _one_engine(config: RunConfig, where: str) -> None:
 
 
 def _check_url(flag: str, url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{url!r} is no http or https address", where=flag, cure="Write http://host:port.")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port that is no number
+        usable = False
+    if not usable:
+        # What stands before an @ may be a password.
+        name = "This" if "@" in url else shown(url)
+        raise ConfigError(f"{name} is no http or https address", where=flag, cure="Write http://host:port.")
     if parts.username or parts.password or parts.query:
         raise ConfigError(
             "An address may hold no key or password: it is stored with the run",
@@ -163,17 +175,30 @@ def override_policy(stored: Mapping[str, Any], flags: Mapping[str, Any]) -> dict
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
+    from specbench.checks.strict_yaml import YamlError, read_yaml
 
     if not path.is_file():
-        raise ConfigError("No such configuration file", where=str(path), cure="Check the path given to --config.")
+        what = "The configuration is not a file" if path.exists() else "No such configuration file"
+        raise ConfigError(what, where=str(path), cure="Check the path given to --config.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise ConfigError(f"Not readable as YAML: {problem}", where=where, cure="Mend that line.") from None
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise ConfigError(
+                f"A configuration is no larger than {LARGEST_FILE >> 10} KiB", where=str(path), cure="Check the path."
+            )
+        values = read_yaml(data.decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read the configuration: {error.strerror}", where=str(path), cure="Check its permissions."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"Not UTF-8: byte {error.start}", where=str(path), cure="Save the file as UTF-8, for example with iconv."
+        ) from None
+    except YamlError as error:
+        where, cure = (str(path), "the file") if error.line is None else (f"{path}, line {error.line}", "that line")
+        raise ConfigError(f"Not readable as YAML: {error}", where=where, cure=f"Mend {cure}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -185,9 +210,12 @@ def _check(values: Mapping[Any, Any], checks: Mapping[str, Callable[[Any], Any]]
     checked = {}
     for key, value in values.items():
         if key not in checks:
-            near = difflib.get_close_matches(str(key), checks, n=1)
+            # Anything but a plain name may be a line of a prompt whose indentation went wrong.
+            plain = isinstance(key, str) and _PLAIN_NAME.fullmatch(key) is not None
+            near = difflib.get_close_matches(key, checks, n=1) if plain else []
             cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(checks)}."
-            raise ConfigError(f"Unknown key `{key}`", where=where, cure=cure)
+            what = f"Unknown key `{key}`" if plain else "A key that is no plain word"
+            raise ConfigError(what, where=where, cure=cure)
         try:
             checked[key] = checks[key](value)
         except ValueError as error:

@@ -30,8 +30,9 @@ class SpecbenchError(Exception):
         """The error as one line of plain text."""
         place = f" ({self.where})" if self.where else ""
         cure = f" {self.cure}" if self.cure else ""
-        # Two short sentences on one line: whatever came from a library may span several.
-        return " ".join(f"{self.what.rstrip('.')}{place}.{cure}".split())
+        # Two short sentences on one line: whatever came from a library may span several, and a path may hold anything.
+        words = f"{self.what.rstrip('.')}{place}.{cure}"
+        return " ".join("".join(c if c.isprintable() else " " for c in words).split())
 
 
 class EngineError(SpecbenchError):

@@ -5,6 +5,8 @@ An Arrow stream is readable up to wherever writing stopped; each session of a ru
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +17,10 @@ from pyarrow import ipc
 
 from specbench.acceptance.replay import Blocks, Positions, Text
 from specbench.errors import StoreError
+from specbench.store import unwritable
+
+_START = b"\xff" * 4  # of every Arrow stream
+_NUMBERED = re.compile(r"positions-[0-9]{1,9}\.arrow")
 
 COMMON = ("prompt_id", "category", "draft", "repeat", "limit")
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q")
@@ -40,7 +46,8 @@ class PositionWriter:
     """Appends texts to the next free positions-N.arrow of a run folder, which it makes with the first text."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / f"positions-{len(_files(folder))}.arrow"
+        number = max(map(_number, _files(folder)), default=-1) + 1
+        self._path = folder / f"positions-{number}.arrow"
         self._sink: pa.OSFile | None = None
         self._stream: ipc.RecordBatchStreamWriter | None = None
 
@@ -48,9 +55,14 @@ class PositionWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._stream is not None and self._sink is not None:
-            self._stream.close()
-            self._sink.close()
+        """The end of the stream. Raises StoreError where it cannot be written, unless something failed before."""
+        try:
+            for file in (self._stream, self._sink):
+                if file is not None:
+                    file.close()
+        except OSError as failed:
+            if error is None:
+                raise unwritable(failed, self._path) from None
 
     def append(self, text: Text) -> None:
         """Put one text on disk. Raises StoreError where it cannot be written."""
@@ -63,25 +75,70 @@ class PositionWriter:
                 pa.record_batch([pa.array([row.get(field.name)], field.type) for field in SCHEMA], schema=SCHEMA)
             )
         except OSError as error:
-            raise StoreError(
-                f"Cannot write to the run folder: {error.strerror}", where=str(self._path), cure="Free some space."
-            ) from None
+            raise unwritable(error, self._path) from None
 
 
 def read_positions(folder: Path) -> list[Text]:
     """Every text of a run, the last one where a text was scored twice; [] where nothing was scored. What follows a
-    torn end is dropped."""
+    torn end is dropped. Raises StoreError for what no run writes: other columns, or numbers that do not fit."""
     found: dict[tuple[str, str, int], Text] = {}
     for path in _files(folder):
         try:
-            with pa.memory_map(str(path)) as source, ipc.open_stream(source) as stream:
-                for batch in stream:
-                    for row in batch.to_pylist():
-                        text = _text(row)
-                        found[text.prompt_id, text.draft, text.repeat] = text
-        except (pa.ArrowInvalid, OSError):
-            continue  # a stream that a killed session left open ends here
+            for row in _rows(path):
+                text = _text(row)
+                _check(text)
+                found[text.prompt_id, text.draft, text.repeat] = text
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            what = str(error) if type(error) is ValueError else "columns or values of another kind"
+            raise StoreError(
+                f"Not positions that specbench wrote: {what}",
+                where=str(path),
+                cure="Copy the folder again, or remove that file: acceptance is then that of the rounds alone.",
+            ) from None
     return list(found.values())
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows up to wherever a session was killed. ValueError where a batch is there and holds nonsense."""
+    with path.open("rb") as file:
+        if not _START.startswith(file.read(len(_START))):
+            raise ValueError("no Arrow stream")
+    try:
+        with pa.memory_map(str(path)) as source, ipc.open_stream(source) as stream:
+            if any(
+                field.type != SCHEMA.field(field.name).type for field in stream.schema if field.name in SCHEMA.names
+            ):
+                raise ValueError("a column is of another type")
+            for batch in stream:
+                try:
+                    # Offsets that point outside a damaged file would be followed.
+                    batch.validate(full=True)
+                except pa.ArrowException:
+                    raise ValueError("damaged") from None
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError):
+        return  # a stream that a killed session left open ends here
+
+
+def _check(text: Text) -> None:
+    """Raises ValueError where the numbers of a text cannot be."""
+    blocks = text if isinstance(text, Blocks) else text.blocks
+    if blocks is not None:
+        if blocks.proposed.shape != blocks.matched.shape:
+            raise ValueError("its arrays are not of one length")
+        if (blocks.matched < 0).any() or (blocks.matched > blocks.proposed).any():
+            raise ValueError("more is matched than proposed")
+    if isinstance(text, Positions):
+        numbers = [getattr(text, name) for name in (*NUMBERS, "ends")]
+        lengths = {len(each) for each in numbers} | (set() if blocks is None else {len(blocks.matched)})
+        if len(lengths) > 1:
+            raise ValueError("its arrays are not of one length")
+        for name in ("accept", "overlap", "confidence"):
+            # Sums of rounded probabilities exceed 1 by a little; a NaN is outside.
+            if not ((getattr(text, name) >= 0) & (getattr(text, name) <= 1 + 1e-3)).all():
+                raise ValueError(f"{name} is no probability")
+    if text.prompt_id is None or text.draft is None or text.repeat < 0 or text.limit < 1:
+        raise ValueError("a text lacks its prompt, draft, repeat or limit")
 
 
 def _row(text: Text) -> dict[str, Any]:
@@ -110,4 +167,8 @@ def _text(row: dict[str, Any]) -> Text:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("positions-*.arrow"), key=lambda path: int(path.stem.partition("-")[2]))
+    return sorted((path for path in folder.glob("positions-*.arrow") if _NUMBERED.fullmatch(path.name)), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.partition("-")[2])

@@ -6,17 +6,21 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from specbench.bench import Bench, Encoded, Observer, Unit, text_of, units
+from specbench.acceptance.replay import Text
+from specbench.bench import Bench, Encoded, LeftOut, Observer, Unit, batch_too_large, text_of, units
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
+from specbench.engines.room import REPLAY_BATCH, require_disk, require_memory
 from specbench.errors import WorkloadError
+from specbench.models import resolve_device
+from specbench.models.memory import is_out_of_memory, memory_errors
 from specbench.positions import PositionWriter, read_positions
 from specbench.provenance import in_process, provenance
 from specbench.records import Arm, Prompt
@@ -25,9 +29,6 @@ from specbench.runfile import marked, prompts_of, run_record
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run
 
 T = TypeVar("T")
-
-# Texts side by side when nothing is timed.
-REPLAY_BATCH = 16
 
 if TYPE_CHECKING:
     from specbench.engines.local import LocalEngine
@@ -88,7 +89,7 @@ def run(
     plan = _prepared(config, kind, earlier, observer)
     reused = None if costs is None else stored_costs(costs, plan.record, _probe_plan(plan.encoded, config))
     folder, record = opened(config, plan.record, earlier, observer)
-    with RunWriter(folder, record) as writer, marked(writer):
+    with RunWriter(folder, record) as writer, marked(writer), memory_errors():
         if replay_only:
             _replay_only(plan.engine, plan.encoded, config, writer, observer)
         else:
@@ -111,6 +112,8 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
     """Read the prompts, load the models, see what fits."""
     workload, chosen = prompts_of(config)
     threads = threads_of(config, earlier)
+    replay_only = kind == "replay"
+    require_memory(config, chosen, resolve_device(config.device), replay_only=replay_only)
     from specbench.engines.local import LocalEngine
 
     used = f"{len(chosen):,} of {len(workload.prompts):,} prompts"
@@ -118,11 +121,12 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
     engine = LocalEngine(config, threads)
     encoded, skipped = _fit(engine, chosen, config)
     order: list[Unit] = []
-    if kind != "replay":
+    if not replay_only:
         order, short = plan_units(encoded, config)
         skipped += short
     engine.settle([item.ids for item in encoded], {} if earlier is None else _layers(earlier))
     planned = len(order) * len(plan_arms(config, config.gamma)) * config.repeats
+    require_disk(config, chosen, planned - (len(earlier.trials) if earlier else 0))
     record = run_record(
         config,
         kind,
@@ -159,15 +163,45 @@ def _measure(
             encoded = [one for item in order for one in item.items]
             costs = engine.probe(encoded[0].ids, _probe_plan(encoded, config)) if reused is None else reused
             cautions = [asdict(caution) for caution in costs.cautions]
-            writer.update(probe=[asdict(point) for point in costs.points], probe_from=costs.source)
-            writer.update(warnings=[*writer.run["warnings"], *cautions])
+            # At once: a kill in between would leave the costs without what is wrong with them.
+            writer.update(
+                probe=[asdict(point) for point in costs.points],
+                probe_from=costs.source,
+                warnings=[*writer.run["warnings"], *cautions],
+            )
         observer.begin(total, len(done))
+        left_out = LeftOut(writer)
         for item in order:
-            for repeat in range(config.repeats):
-                for arm in shuffled(arms, f"{config.seed}/{item.id}/{repeat}"):
-                    if (item.id, arm, repeat) not in done:
-                        bench.trial(item, arm, repeat)
-            bench.close(item, arms, scored)
+            if item.id in left_out.ids:
+                continue
+            if _whole(bench, item, arms, done, scored):
+                left_out.fitted()
+                continue
+            bench.drop()
+            engine.release()
+            if config.batch_size > 1:
+                raise batch_too_large(config.batch_size, writer.folder)
+            left_out.add(item.id, len(item.items[0].ids) + config.max_new_tokens)
+        left_out.end()
+
+
+def _whole(
+    bench: Bench, item: Unit, arms: Sequence[Arm], done: Container[TrialKey], scored: Container[TrialKey]
+) -> bool:
+    """One unit through every arm, and its positions; False where memory ran out in the middle. The error is not kept:
+    its frames hold the tensors that filled the memory."""
+    config = bench.config
+    try:
+        for repeat in range(config.repeats):
+            for arm in shuffled(arms, f"{config.seed}/{item.id}/{repeat}"):
+                if (item.id, arm, repeat) not in done:
+                    bench.trial(item, arm, repeat)
+        bench.close(item, arms, scored)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _probe_plan(encoded: Sequence[Encoded], config: RunConfig) -> ProbePlan:
@@ -183,19 +217,47 @@ def _replay_only(
     order = sorted(encoded, key=lambda item: len(item.ids), reverse=True)
     texts = 1 if config.sampling.greedy else config.repeats
     observer.begin(len(order) * texts, 0)
+    left_out = LeftOut(writer, most_in_a_row=None)  # the longest come first
     with PositionWriter(writer.folder) as positions:
         for repeat in range(texts):
             for begin in range(0, len(order), REPLAY_BATCH):
-                batch = order[begin : begin + REPLAY_BATCH]
+                batch = [item for item in order[begin : begin + REPLAY_BATCH] if item.prompt.id not in left_out.ids]
                 keys = [(item.prompt.id, Arm("baseline", d), repeat) for item in batch for d in config.draft]
                 if not all(key in scored for key in keys):
-                    prompts = [item.ids for item in batch]
-                    outputs = engine.texts(prompts, config.max_new_tokens, f"{repeat}/{batch[0].prompt.id}")
-                    for draft in config.draft:
-                        scores = engine.score_texts(prompts, outputs, draft)
-                        for item, one in zip(batch, scores, strict=True):
-                            positions.append(text_of(item.prompt, draft, repeat, config, one))
+                    for text in _score_batch(engine, batch, repeat, config, left_out):
+                        positions.append(text)
                 observer.advance(len(batch))
+    left_out.end()
+
+
+def _score_batch(
+    engine: LocalEngine, batch: Sequence[Encoded], repeat: int, config: RunConfig, left_out: LeftOut
+) -> list[Text]:
+    """Texts of the target alone for these prompts and their positions under every draft. A batch that does not fit is
+    halved: nothing is timed here, so its size is free. A prompt that does not fit alone is left out."""
+    try:
+        prompts = [item.ids for item in batch]
+        outputs = engine.texts(prompts, config.max_new_tokens, f"{repeat}/{batch[0].prompt.id}")
+        found = {draft: engine.score_texts(prompts, outputs, draft) for draft in config.draft}
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        found = None
+    if found is not None:
+        left_out.fitted()
+        return [
+            text_of(item.prompt, draft, repeat, config, one)
+            for draft, scores in found.items()
+            for item, one in zip(batch, scores, strict=True)
+        ]
+    engine.release()
+    if len(batch) == 1:
+        left_out.add(batch[0].prompt.id, len(batch[0].ids) + config.max_new_tokens)
+        return []
+    half = len(batch) // 2
+    return [
+        text for part in (batch[:half], batch[half:]) for text in _score_batch(engine, part, repeat, config, left_out)
+    ]
 
 
 def _layers(earlier: StoredRun) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Any
 
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
-from specbench.errors import ConfigError
+from specbench.errors import ConfigError, StoreError
 from specbench.records import Caution, Prompt
 from specbench.shipped import workload_source
-from specbench.store import SCHEMA, RunWriter
+from specbench.store import RUN_FILE, SCHEMA, RunWriter, busy, find_runs, in_use, one_at_a_time, read_run
 from specbench.workload import Workload, load_workload, select
 
 
@@ -61,7 +61,7 @@ def run_record(
         "status": "started",
         "command": command,
         "name": config.name or command,
-        "config": _stored_config(config),
+        "config": stored_config(config),
         "fingerprint": config.fingerprint(),
         "provenance": setting,
         **models,
@@ -88,7 +88,7 @@ def skipped_prompts(left_out: Sequence[dict[str, str]]) -> Caution:
     )
 
 
-def _stored_config(config: RunConfig) -> dict[str, Any]:
+def stored_config(config: RunConfig) -> dict[str, Any]:
     """The configuration as it may be stored: a system prompt is private text, of which only the hash is kept."""
     values = config.as_dict()
     if config.system_prompt is not None and not config.keep_text:
@@ -106,19 +106,50 @@ def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[st
 
 @contextmanager
 def marked(writer: RunWriter) -> Iterator[None]:
-    """Keep the run's status true while it is measured: started, then finished, interrupted or failed."""
-    writer.update(status="started")
+    """Keep the run's status true while it is measured: started, then finished, interrupted or failed. Raises StoreError
+    where another process measures the same just now."""
+    _begin(writer)
     try:
         yield
     except KeyboardInterrupt:
-        writer.update(status="interrupted")
+        _note(writer, status="interrupted")
         raise
     except BaseException as error:
         # The type and place of a failure, never its message: messages may quote prompts.
         last = traceback.extract_tb(error.__traceback__)[-1]
-        writer.update(status="failed", failure=f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}")
+        _note(writer, status="failed", failure=f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}")
         raise
     if writer.run["status"] != "started":
         return  # something is left to do
     finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "load_at_end": load_average()}
     writer.update(status="finished", provenance=writer.run["provenance"] | finished)
+
+
+def _begin(writer: RunWriter) -> None:
+    """Mark the run as started. A new one stands back where the same command began meanwhile: the two would share the
+    machine, and neither would know which is the run."""
+    writer.run.pop("failure", None)
+    out = writer.folder.parent
+    if (writer.folder / RUN_FILE).exists():
+        writer.update(status="started")
+        return
+    with one_at_a_time(out):
+        for folder in find_runs(out):
+            if in_use(folder) and _same(folder, writer.run):
+                raise busy(folder)
+        writer.update(status="started")
+
+
+def _same(folder: Path, run: dict[str, Any]) -> bool:
+    try:
+        there = read_run(folder).run
+    except StoreError:
+        return False
+    return all(there.get(key) == run.get(key) for key in ("command", "fingerprint"))
+
+
+def _note(writer: RunWriter, **changes: Any) -> None:
+    """Store how a session ended, if that can be: what stopped it is the thing to say, and a run that could not even
+    note it still counts as unfinished."""
+    with suppress(StoreError):
+        writer.update(**changes)

@@ -12,13 +12,15 @@ from specbench.config import RunConfig
 from specbench.errors import ConfigError, StoreError
 from specbench.provenance import provenance
 from specbench.records import Caution, Prompt
+from specbench.report.text import clean
 from specbench.runfile import prompts_of, run_record, skipped_prompts
 from specbench.servers.adapter import Ask, State
 from specbench.servers.provider import Provider
 from specbench.store import RunWriter
 
-# What may not change between two sessions of a run; the method is told only after the first request.
-IDENTITY = ("model", "version", "speculating", "gamma", "context")
+# What may not change between two sessions of a run, the last where both tell it: some servers do so only after the
+# first request.
+IDENTITY = ("model", "version", "speculating", "gamma", "context", "method")
 
 
 def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tuple[list[Prompt], dict[str, Any]]:
@@ -55,7 +57,13 @@ def note_server(writer: RunWriter, label: str, state: State, name: str | None) -
     # Whoever reads the run need not know where on a disk the model lay.
     model = PurePath(state.model).name if state.model and state.model.startswith("/") else state.model
     now = asdict(state) | {"busy": None, "model": model}
-    changed = [] if earlier is None else [key for key in IDENTITY if earlier.get(key) != now[key]]
+    was = {} if earlier is None else {key: earlier.get(key) for key in IDENTITY}
+    if was.get("method") is None or now["method"] is None:
+        was.pop("method", None)
+    changed = [f"{key}: {clean(was[key])} -> {clean(now[key])}" for key in was if was[key] != now[key]]
+    engine_was = writer.run["provenance"]["engine"]
+    if earlier is not None and name not in (None, engine_was):
+        changed.append(f"{clean(engine_was)} -> {clean(name)}")
     if changed:
         raise StoreError(
             f"The server of {label} is another than when this run began: {', '.join(changed)}",
@@ -76,16 +84,18 @@ def note_losses(
     known = {skipped["id"] for skipped in run["workload"]["skipped"]}
     new = [{"id": name, "reason": why} for name, why in refused.items() if name not in known]
     said = list(cautions)
+    changes: dict[str, Any] = {}
     if new:
         skipped = run["workload"]["skipped"] + new
-        writer.update(workload=run["workload"] | {"skipped": skipped})
+        changes["workload"] = run["workload"] | {"skipped": skipped}
         said.append(skipped_prompts(skipped))
     if failures:
         said.append(_failed(failures))
-        writer.update(status="interrupted")  # the same command asks again
+        changes["status"] = "interrupted"  # the same command asks again
     unique = {caution.code: asdict(caution) for caution in said}
     kept = [warning for warning in run["warnings"] if warning["code"] not in {*unique, "failed-requests"}]
-    writer.update(warnings=[*kept, *unique.values()])
+    # At once: a kill in between would leave prompts out without a word.
+    writer.update(**changes, warnings=[*kept, *unique.values()])
 
 
 def engine(provider: Provider, state: State | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from specbench.bench import MAX_ATTEMPTS, WARMUP_TOKENS, Observer, joined
@@ -103,7 +103,8 @@ class ServerBench:
     async def _stretch(self, up: Up, arm: Arm, jobs: Sequence[Job]) -> None:
         async with self._client(up) as client:
             before = await self._counters(client, up)
-            course = Course(self._next, asyncio.get_running_loop().time())
+            began_s = asyncio.get_running_loop().time()
+            course = Course(self._next, began_s, ended_s=began_s)  # nothing answered takes no time
             self._next += 1
 
             async def send(job: Job, due_s: float) -> None:
@@ -210,7 +211,7 @@ class ServerBench:
             repeat=job.repeat,
             prompt_tokens=reading.prompt_tokens or 0,
             output_tokens=reading.output_tokens,
-            output_sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
+            output_sha256=_hash(reading.text),
             finish=reading.finish,
             drafted=reading.drafted if arm.draft else (),
             accepted=reading.accepted if arm.draft else (),
@@ -219,6 +220,20 @@ class ServerBench:
             output_text=reading.text if kept else None,
             told=reading.told,
         )
+
+    def recall(self, up: Up, arm: Arm, prompts: Sequence[Prompt], hashes: Mapping[TrialKey, str]) -> None:
+        """Texts that an earlier session measured, asked again, untimed and uncounted. `hashes` are their sha256: a text
+        that is not as it was is not taken."""
+
+        async def ask() -> None:
+            async with self._client(up) as client:
+                for prompt in prompts:
+                    key = (prompt.id, arm, 0)
+                    answer = await self._answer(client, up, Job(prompt, 0), self.config.max_new_tokens, arm)
+                    if answer is not None and _hash(answer[0].text) == hashes[key]:
+                        self.texts[key] = answer[0].text
+
+        asyncio.run(ask())
 
     def divergences(self, up: Up, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> None:
         """Where greedy texts of these prompts differ from the target alone: at which token, and how near a tie it was
@@ -262,6 +277,10 @@ class ServerBench:
 
     def _client(self, up: Up) -> Client:
         return Client(up.url, key=key_of(self.config), timeout_s=self.config.request_timeout_s)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 async def _drained(client: Client, up: Up) -> None:

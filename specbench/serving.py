@@ -26,7 +26,7 @@ from specbench.serverbench import Job, ServerBench
 from specbench.servers import preflight
 from specbench.servers.adapter import State
 from specbench.servers.provider import Provider, Up, provider_of
-from specbench.store import RunWriter, StoredRun, TrialKey, read_run
+from specbench.store import RunWriter, StoredRun, TrialKey, read_run, trial_key
 
 WARM_UPS = 2
 
@@ -99,6 +99,7 @@ class _Serve:
         self.observer = observer
         stored = read_run(writer.folder)
         attempts, self.done = progress_of(stored.trials)
+        self._noted = {trial_key(trial) for trial in stored.trials if trial.diverged is not None}
         total = int(writer.run["trials_planned"])
         self.bench = ServerBench(config, writer, observer, attempts, 3 + total // 10, _next_stretch(stored))
         self.bench.refused = {s["id"]: s["reason"] for s in writer.run["workload"]["skipped"]}
@@ -143,10 +144,31 @@ class _Serve:
                             self.bench.stretch(up, arm, self._todo(arm, turn))
         if self.config.sampling.greedy:
             arms = [arm for serving in servings[1:] for arm in serving.arms(self.config)]
+            self._recall(block, servings, arms)
             if self.bench.differ(block, arms):
                 with self._server(servings[0], block) as up:
                     self.bench.divergences(up, block, arms)
         self.bench.texts.clear()
+
+    def _recall(self, block: Sequence[Prompt], servings: Sequence[Serving], arms: Sequence[Arm]) -> None:
+        """Ask again for texts of an earlier session that part from the target's own, where that ended before anybody
+        noted at which token: of a text no more is stored than its hash."""
+        if not self.done:
+            return
+        now = {trial_key(t): t.output_sha256 for t in read_run(self.writer.folder).trials if not t.warmup}
+        lost: set[TrialKey] = set()
+        for prompt in block:
+            for arm in arms:
+                pair = ((prompt.id, Arm("baseline", load=arm.load), 0), (prompt.id, arm, 0))
+                own, other = (now.get(key) for key in pair)
+                if None not in (own, other) and own != other and pair[1] not in self._noted:
+                    lost |= {key for key in pair if key not in self.bench.texts}
+        for serving in servings:
+            for arm in serving.arms(self.config):
+                again = [prompt for prompt in block if (prompt.id, arm, 0) in lost]
+                if again:
+                    with self._server(serving, block) as up:
+                        self.bench.recall(up, arm, again, now)
 
     def _turn(self, prompts: Sequence[Prompt]) -> str:
         """What draws the order of the servers for these prompts."""

@@ -244,13 +244,28 @@ def test_texts_that_differ_get_their_gap(lab, tmp_path):
     assert all(t.diverged.gap == pytest.approx(0.2) for t in spec)
 
 
+@pytest.mark.parametrize("after", [1, 5, 8, 12])
+def test_texts_that_differ_get_their_gap_in_a_resumed_run_too(lab, tmp_path, after):
+    """Of the texts of an earlier session only hashes are left: they are asked again."""
+    other = " ".join(["w0", "w1", "elsewhere", *(f"w{i}" for i in range(3, 12))])
+    prompts = [json.loads(line)["prompt"] for line in lab.workload.read_text().splitlines()]
+    with FakeServer() as alone, speculating(text_of=dict.fromkeys(prompts, other)) as drafting:
+        with pytest.raises(KeyboardInterrupt):
+            served(lab, tmp_path, alone, drafting, observer=FakeObserver(interrupt_after=after))
+        stored = served(lab, tmp_path, alone, drafting)
+    spec = [t for t in counted(stored) if t.arm.kind == "speculative"]
+    assert len(counted(stored)) == 12
+    assert [t.identical for t in spec] == [False] * 4
+    assert [t.diverged.index for t in spec] == [2] * 4
+
+
 def test_another_server_at_the_address_is_not_continued(lab, tmp_path):
     with FakeServer() as alone, speculating(faults={4: "die"}) as drafting:
         with pytest.raises(EngineError):
             served(lab, tmp_path, alone, drafting)
         with (
             speculating(port=drafting.port, model="/models/other.gguf") as again,
-            pytest.raises(SpecbenchError, match="another than when this run began: model"),
+            pytest.raises(SpecbenchError, match=r"another than when this run began: model: fake\.gguf -> other\.gguf"),
         ):
             served(lab, tmp_path, alone, again, mode="resume")
 

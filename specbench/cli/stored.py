@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specbench.cli.app import app
 from specbench.cli.show import newest, print_parts, show, show_replay
 from specbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specbench.workload import Workload
+
+# More are counted, not listed.
+_CATEGORIES_SHOWN = 20
 
 
 @app.command("show")
@@ -59,13 +65,23 @@ def workload_profile(
     file: Annotated[str, typer.Argument(help="Prompt file, or hub:ID for a data set.")],
     column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
     category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
+    anonymise: Annotated[
+        bool, typer.Option("--anonymise", help="Categories and lengths alone, a JSON line a prompt, to share.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="New file for these lines.  [default: stdout]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Check a prompt file and say what is in it."""
-    from specbench.report.replay_tables import workload_tables
+    if out is not None and not anonymise:
+        raise ConfigError("Only the outline is written to a file", where="--out", cure="Add --anonymise.")
+    if anonymise and as_json:
+        raise ConfigError("Only one can be on stdout", where="--json and --anonymise", cure="Leave one out.")
     from specbench.workload import load_workload, profile
 
     loaded = load_workload(file, column=column, category_column=category_column)
+    if anonymise:
+        _outline(loaded, out)
+        return
     found = profile(loaded)
     if as_json:
         cautions = [asdict(caution) for caution in loaded.cautions]
@@ -75,4 +91,24 @@ def workload_profile(
             )
         )
         return
+    from specbench.report.replay_tables import workload_tables
+
     print_parts(workload_tables(loaded, found))
+
+
+def _outline(workload: Workload, out: Path | None) -> None:
+    """Lines without text on stdout or in a new file, and on stderr what is still in them."""
+    from specbench.report.text import clean, count
+    from specbench.workload.anonymise import outline_lines, write_new
+
+    lines = outline_lines(workload.prompts)
+    if out is None:
+        typer.echo(lines, nl=False)
+    else:
+        write_new(lines, out)
+        typer.echo(f"{count(len(workload.prompts), 'prompt')} outlined in {out}", err=True)
+    categories = sorted({clean(prompt.category) for prompt in workload.prompts if prompt.category is not None})
+    if categories:
+        named = ", ".join(categories[:_CATEGORIES_SHOWN])
+        more = "" if len(categories) <= _CATEGORIES_SHOWN else f" and {len(categories) - _CATEGORIES_SHOWN} more"
+        typer.echo(f"Categories stand in it as they are, so look at them first: {named}{more}", err=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from specbench.checks.stored import check_probe
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import StoreError
 from specbench.records import Caution, CostPoint
@@ -39,8 +40,14 @@ def stored_costs(folder: Path, record: Mapping[str, Any], plan: ProbePlan) -> Co
 def require_probe(folder: Path) -> dict[str, Any]:
     """run.json of a probe's folder; raises StoreError for any other folder."""
     record = read_run(folder).run
-    if record.get("command") != "probe":
+    if record["command"] != "probe":
         raise StoreError("This folder holds no probe", where=str(folder), cure="Name one that specbench probe made.")
+    try:
+        check_probe(record)
+    except ValueError as error:
+        raise StoreError(
+            f"run.json is not that of a probe: {error}", where=str(folder), cure="Run specbench probe again."
+        ) from None
     return record
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specbench.engines.cache import RewindableCache
 from specbench.errors import EngineError
-from specbench.models.memory import ModelMemoryError
+from specbench.models.memory import ModelMemoryError, is_out_of_memory
 
 
 class CachedModel:
@@ -59,8 +59,8 @@ class CachedModel:
                 use_cache=True,
                 logits_to_keep=keep,
             )
-        except RuntimeError as error:  # a GPU's OutOfMemoryError is one; a CPU has no class of its own for it
-            if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             tokens = f"{self.length + len(rows[0])} tokens"
             raise ModelMemoryError(self, tokens if self.batch == 1 else f"{tokens}, batch {self.batch}") from error

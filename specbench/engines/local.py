@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,6 @@ import torch
 from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import ManyDrafter, generate_many
 from specbench.acceptance.scores import BlockScores, Scores
-from specbench.checks import MAX_GAMMA
 from specbench.clock import Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
@@ -23,13 +23,11 @@ from specbench.engines.drafting import Draft, Setting, facts, load_drafts, refus
 from specbench.engines.layers import choose_layers
 from specbench.engines.prober import Prober
 from specbench.engines.ragged import RaggedModel
+from specbench.engines.room import WIDEST
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.prompts import encode, end_tokens
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Caution, Prompt, Sampling
-
-# Tokens that a pass of a batch may be wider than the last room of a row: drafts, and what a draft model has missed.
-WIDEST = 2 * (MAX_GAMMA + 1)
 
 
 class LocalEngine:
@@ -179,6 +177,12 @@ class LocalEngine:
     ) -> Sequence[Scores | BlockScores]:
         """`score` for several texts at once."""
         return self.drafts[draft].score_texts(prompts, outputs)
+
+    def release(self) -> None:
+        """Give back what a pass that ran out of memory left behind. Caches stay: the next text begins them anew."""
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
 
     def _seed(self, text: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")

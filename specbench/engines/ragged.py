@@ -18,59 +18,70 @@ from specbench.engines.cached import packed_head
 from specbench.errors import EngineError
 
 
+class _Places:
+    """Where the tokens of a pass go, for all layers of a cache: `lengths[b]` tokens of row b are valid, `at` [batch, n]
+    are the positions of the pass, and `end` is one past the last that any row of it may see."""
+
+    def __init__(self, capacity: int, batch: int) -> None:
+        self.capacity = capacity
+        self.lengths = [0] * batch
+        self.rows = self.at = torch.empty(0)
+        self.end = 0
+
+
 class _RaggedLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """Keys and values [batch, heads, capacity, head_dim]. `cache.at` says where each row's new tokens go."""
+    """Keys and values [batch, heads, capacity, head_dim]. It knows the places and not the cache: with a reference back
+    a cache would outlive its trial, until Python looks for cycles."""
 
     is_sliding = False
 
-    def __init__(self, cache: RaggedCache) -> None:
+    def __init__(self, places: _Places) -> None:
         super().__init__()
-        self.cache = cache
+        self.places = places
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, heads, _, width = key_states.shape
         # Zeros and not whatever was there: a masked NaN is still a NaN.
-        self.keys = key_states.new_zeros(batch, heads, self.cache.capacity, width)
-        self.values = value_states.new_zeros(batch, heads, self.cache.capacity, value_states.shape[-1])
+        self.keys = key_states.new_zeros(batch, heads, self.places.capacity, width)
+        self.values = value_states.new_zeros(batch, heads, self.places.capacity, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows, at, end = self.cache.rows, self.cache.at, self.cache.end
+        rows, at, end = self.places.rows, self.places.at, self.places.end
         self.keys[rows, :, at] = key_states.transpose(1, 2)
         self.values[rows, :, at] = value_states.transpose(1, 2)
         return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.end, 0
+        return self.places.end, 0
 
     def get_seq_length(self) -> int:
-        return max(self.cache.lengths, default=0)
+        return max(self.places.lengths, default=0)
 
     def get_max_length(self) -> int:
-        return self.cache.capacity
+        return self.places.capacity
 
 
 class RaggedCache(Cache):  # type: ignore[misc]
-    """`lengths[b]` tokens of row b are valid. `place` says where the next pass writes: `at` [batch, n], and `end`, one
-    past the last position that any row of this pass may see."""
+    """A cache whose rows have lengths of their own. `place` says where the next pass writes."""
 
     def __init__(self, layers: int, capacity: int, batch: int) -> None:
-        self.capacity = capacity
-        self.lengths = [0] * batch
-        super().__init__(layers=[_RaggedLayer(self) for _ in range(layers)])
+        self.places = _Places(capacity, batch)
+        super().__init__(layers=[_RaggedLayer(self.places) for _ in range(layers)])
 
     def place(self, width: int, device: str) -> Tensor:
         """Positions [batch, width] of the next pass."""
-        self.rows = torch.arange(len(self.lengths), device=device)[:, None]
-        self.at = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(width, device=device)
-        self.end = max(self.lengths) + width
-        return self.at
+        places = self.places
+        places.rows = torch.arange(len(places.lengths), device=device)[:, None]
+        places.at = torch.tensor(places.lengths, device=device)[:, None] + torch.arange(width, device=device)
+        places.end = max(places.lengths) + width
+        return places.at
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows, in this order."""
-        self.lengths = [self.lengths[row] for row in rows]
+        self.places.lengths = [self.places.lengths[row] for row in rows]
         chosen = torch.tensor(rows)
         for layer in self.layers:
             if layer.is_initialized:
@@ -117,17 +128,17 @@ class RaggedModel:
             logits_to_keep=0 if every else wanted,
         )
         for row, tokens in enumerate(rows):
-            self._cache.lengths[row] += len(tokens)
+            self._cache.places.lengths[row] += len(tokens)
         logits: Tensor = out.logits if every else out.logits[torch.arange(len(rows), device=self.device), where]
         return logits
 
     def _visible(self, at: Tensor) -> Tensor:
         """Mask [batch, 1, n, end]: a token sees every position of its row up to its own."""
-        return torch.arange(self._cache.end, device=self.device) <= at[:, None, :, None]
+        return torch.arange(self._cache.places.end, device=self.device) <= at[:, None, :, None]
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep only so many tokens of each sequence."""
-        self._cache.lengths = list(lengths)
+        self._cache.places.lengths = list(lengths)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences only."""

@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from specbench.errors import ModelError
+from specbench.models.memory import is_out_of_memory
 
 
 def explain(error: BaseException, name: str) -> ModelError:
@@ -56,10 +57,7 @@ def _of_hub(chain: list[BaseException], name: str) -> ModelError | None:
 
 
 def _of_memory(chain: list[BaseException], name: str) -> ModelError | None:
-    import torch
-
-    refused = any(isinstance(link, RuntimeError) and "can't allocate memory" in str(link) for link in chain)
-    if refused or _any(chain, torch.OutOfMemoryError, MemoryError):
+    if any(map(is_out_of_memory, chain)):
         return ModelError(
             f"out of memory while loading {name}",
             where=_first_line(chain[0]),

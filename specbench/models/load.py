@@ -86,7 +86,7 @@ def resolve_device(device: str) -> str:
 def load_tokenizer(name: str, *, trust_remote_code: Collection[str] = ()) -> Any:
     """The tokenizer alone, without reading weights. Raises ModelError as `load_model` does."""
     source = resolve(name)
-    location, state = _locate(source)
+    location, state = locate(source)
     return _tokenizer(source, location, state, name in trust_remote_code)
 
 
@@ -100,7 +100,7 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
         raise ConfigError(f"there is no dtype {dtype}", cure=f"Use {', '.join(DTYPES)}.")
     device = resolve_device(device)
     source = resolve(name)
-    location, state = _locate(source)
+    location, state = locate(source)
     if source.kind == "directory":
         require_safetensors([path.name for path in Path(location).iterdir()], name)
     trusted = name in trust_remote_code
@@ -122,7 +122,7 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
 
 
-def _locate(source: ModelSource) -> tuple[str, HubState]:
+def locate(source: ModelSource) -> tuple[str, HubState]:
     """The place to load from, made or checked first, and the revision there."""
     if source.kind == "hub":
         return source.location, look_up(source.location, source.revision)
@@ -132,7 +132,7 @@ def _locate(source: ModelSource) -> tuple[str, HubState]:
     return source.location, HubState(source.revision, local_only=True)
 
 
-def _arguments(source: ModelSource, state: HubState, trusted: bool) -> dict[str, Any]:
+def arguments(source: ModelSource, state: HubState, trusted: bool) -> dict[str, Any]:
     # Always a bool: with None transformers would ask on the terminal.
     revision = {"revision": state.revision} if source.kind == "hub" and state.revision else {}
     return {"trust_remote_code": trusted, "local_files_only": state.local_only, **revision}
@@ -143,7 +143,7 @@ def _tokenizer(source: ModelSource, location: str, state: HubState, trusted: boo
 
     try:
         with quiet_transformers(show_downloads=sys.stderr.isatty()):
-            return AutoTokenizer.from_pretrained(location, **_arguments(source, state, trusted))
+            return AutoTokenizer.from_pretrained(location, **arguments(source, state, trusted))
     except Exception as error:
         raise explain(error, source.name) from error
 
@@ -162,7 +162,7 @@ def _weights(source: ModelSource, location: str, state: HubState, trusted: bool,
                 # Straight onto the device: a copy in main memory first may not fit.
                 device_map=None if device == "cpu" else {"": device},
                 output_loading_info=True,
-                **_arguments(source, state, trusted),
+                **arguments(source, state, trusted),
             )
     except Exception as error:
         raise explain(error, source.name) from error

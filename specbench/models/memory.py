@@ -5,12 +5,17 @@ On a CPU this cannot be left to the allocator: the system promises more than it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from specbench.errors import EngineError
+from specbench.errors import EngineError, SpecbenchError
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+# How torch and the libraries below it say that an allocation failed, where there is no class for it.
+_WORDS = ("allocate memory", "not enough memory", "out of memory", "alloc_cpu", "alloc_failed", "bad_alloc")
 
 
 class ModelMemoryError(EngineError):
@@ -19,6 +24,28 @@ class ModelMemoryError(EngineError):
     def __init__(self, reader: object, where: str) -> None:
         super().__init__("Out of memory", where=where, cure="Use shorter prompts or --limit.")
         self.reader = reader
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: a GPU has a class of its own for it, a CPU only says it in words."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | ModelMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a failed allocation inside the block into EngineError; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SpecbenchError) or not is_out_of_memory(error):
+            raise
+        raise EngineError(
+            "Out of memory", cure="What was measured is kept. Use shorter prompts, smaller models or a smaller batch."
+        ) from None
 
 
 def cache_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:

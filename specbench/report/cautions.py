@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbench.decision.interval import MIN_PROMPTS
+from specbench.drafters import parse_draft
 from specbench.records import Caution, Interval, Policy, Trial
 from specbench.report.contract import DraftResult
 from specbench.report.frame import main_trials
+from specbench.report.served.server import is_served
+from specbench.report.timing import timing_cautions
 from specbench.store import StoredRun
 
 DOMINANT_SHARE = 0.25
@@ -16,6 +19,9 @@ DOMINANT_SHARE = 0.25
 # Rounds of equal texts may differ by so much where the draft's own arg-max is subject to rounding: 0.3 % was seen in
 # bfloat16 at gamma 4.
 ROUNDING_SHARE = 0.02
+
+# Rounds in which a draft might have ended the text and did not: in so many it would not always have done so.
+ROUNDS_TO_TELL = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,9 @@ def run_cautions(
         _floor(drafts, floor, policy),
     ]
     found += [_broken(draft) for draft in drafts]
-    found += [_dominant(main_trials(stored)), _replay(stored, gaps)]
-    return [caution for caution in found if caution is not None]
+    main = main_trials(stored)
+    found += [_dominant(main), _replay(stored, gaps), _gamma(stored, main)]
+    return [*(caution for caution in found if caution is not None), *timing_cautions(stored, main)]
 
 
 def _unfinished(stored: StoredRun, done: int) -> Caution | None:
@@ -142,6 +149,39 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
         f"rounds of the loop and of the replay differ by more than chance and rounding allow: {what}",
         "Run once with --dtype float32 and temperature 0, where the two must agree exactly; if they do not, report it.",
     )
+
+
+def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Caution | None:
+    """A draft model proposes as many tokens as it is asked for, but where it ends the text. Look-up and what stops
+    early by design are only held to the most."""
+    if is_served(stored.run):
+        return None
+    wrong = []
+    for arm in sorted({t.arm for t in trials if t.arm.kind == "speculative"}, key=lambda arm: arm.label):
+        own, gamma, spec = [t for t in trials if t.arm == arm], arm.gamma or 0, parse_draft(arm.draft or "")
+        widest = max((drafted for trial in own for drafted in trial.drafted), default=0)
+        steady = spec.kind in ("model", "skip") and spec.ngram is None and not spec.cutoff
+        if widest > gamma:
+            wrong.append(f"{arm.label}: rounds drafted up to {widest}")
+        elif widest < gamma and steady and sum(_roomy(trial, gamma) for trial in own) >= ROUNDS_TO_TELL:
+            wrong.append(f"{arm.label}: no round drafted more than {widest}")
+    if not wrong:
+        return None
+    return Caution(
+        "gamma-not-honoured",
+        f"rounds did not draft as many tokens as they should ({'; '.join(wrong)})",
+        "A fault of specbench: report it, and do not use these rows.",
+    )
+
+
+def _roomy(trial: Trial, gamma: int) -> int:
+    """Rounds after which the text went on for as long as a full draft and its bonus; none known in a batch, whose
+    rounds do not say which sequence they are of."""
+    out, found = 1, 0
+    for accepted in () if trial.members else trial.accepted:
+        found += out + gamma + 1 <= trial.output_tokens
+        out += accepted + 1
+    return found
 
 
 def _dominant(trials: Sequence[Trial]) -> Caution | None:

@@ -79,7 +79,6 @@ def workload_tables(workload: Workload, profile: WorkloadProfile) -> list[Render
     """What `workload` prints: counts and lengths by category, then what was left out and what to distrust."""
     rows = profile.categories
     columns = [
-        Column("category", "category", tuple(row.category or "all" for row in rows), left=True),
         Column("prompts", "prompts", tuple(f"{row.prompts:,}" for row in rows)),
         Column("shortest", "shortest\n(characters)", tuple(f"{row.characters_min:,}" for row in rows), 2),
         Column("median", "median\n(characters)", tuple(f"{row.characters_median:,.0f}" for row in rows)),
@@ -92,7 +91,8 @@ def workload_tables(workload: Workload, profile: WorkloadProfile) -> list[Render
         yield note(f"{workload.source}: {text.count(profile.prompts, 'prompt')}", width, plain, style="")
         yield note(f"sha256 of the content {workload.sha256}", width, plain)
         yield Text("")
-        yield table(fit(columns, width), plain)
+        names = tuple(readable(row.category or "all", plain) for row in rows)
+        yield table(fit([Column("category", "category", names, left=True), *columns], width), plain)
         for skipped in workload.skipped:
             yield note(f"left out: {skipped.where}, {skipped.reason}", width, plain, style="")
         yield from warnings(workload.cautions, width, plain)

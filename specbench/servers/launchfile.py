@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from specbench.checks.strict_yaml import YamlError, read_yaml
 from specbench.errors import ConfigError
 
 Models = Literal["gguf", "directory", "name"]
@@ -95,19 +96,17 @@ def _check_placeholders(key: str, parts: Iterable[str], path: Path) -> None:
 
 
 def _yaml(path: Path) -> dict[Any, Any]:
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        values = read_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             f"Cannot read the launch file: {error.strerror}", where=str(path), cure="Check its path."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise ConfigError(f"Not readable as YAML: {problem}", where=where, cure="Mend that line.") from None
+    except UnicodeDecodeError:
+        raise ConfigError("The launch file is not UTF-8", where=str(path), cure="Store it as UTF-8.") from None
+    except YamlError as error:
+        where = f"{path}, line {error.line}" if error.line is not None else str(path)
+        raise ConfigError(f"Not readable as YAML: {error}", where=where, cure="Mend that line.") from None
     if not isinstance(values, dict):
         raise ConfigError("A launch file is a mapping of keys to values", where=str(path), cure="Write `key: value`.")
     return values

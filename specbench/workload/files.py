@@ -9,15 +9,14 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import TypeAlias
 
+from specbench.checks.fields import kind_of
 from specbench.errors import WorkloadError
-from specbench.workload.naming import kind_of, list_names
-from specbench.workload.text import text_lines
+from specbench.workload.naming import list_names
+from specbench.workload.text import LONGEST_LINE, text_lines
 
 Row: TypeAlias = tuple[str, object]  # "line 12" or "row 12", and the parsed value
 
-# The csv module's own limit of 128 KiB a cell is below a long-context prompt; this is the largest C long
-# that every platform has.
-_LARGEST_CELL = 2**31 - 1
+LARGEST_DOCUMENT = 256 << 20  # bytes of a .json file, which is held in memory whole
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -39,7 +38,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     if S_ISDIR(status.st_mode):
         raise WorkloadError("the workload is a directory", where=str(path), cure="Name a file in it.")
     read = _reader(path)
-    if S_ISREG(status.st_mode) and status.st_size == 0:
+    if not S_ISREG(status.st_mode):  # reading one may wait or go on for ever
+        raise WorkloadError("the workload is a pipe or a device", where=str(path), cure="Write it to a file first.")
+    if status.st_size == 0:
         raise WorkloadError("the workload file is empty", where=str(path), cure="Put at least one prompt in it.")
     return read(path)
 
@@ -61,15 +62,28 @@ def _parse_json(text: str, where: str, cure: str, *, name_line: bool = False) ->
     """json.loads whose every failure is a WorkloadError without the text. `name_line` adds the line number,
     for a text of many lines."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}" if name_line else f"column {error.colno}"
-        what = f"not JSON: {error.msg} at {place}"
+        what = f"not JSON: {error.msg.removesuffix(' at')} at {place}"
     except RecursionError:
         what = "the JSON is nested too deeply"
+    except _TwiceError:
+        what = "a key is there twice in one object"
     except ValueError:  # Python refuses integers of more than 4,300 digits
         what = "the JSON holds a number of too many digits"
     raise WorkloadError(what, where=where, cure=cure)
+
+
+class _TwiceError(ValueError):
+    """Python keeps the last of several equal keys; which one was meant is not ours to guess."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError
+    return found
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -81,7 +95,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     cure = "Mend the JSON, or use .jsonl for one object a line."
-    text = "".join(line for _, line in text_lines(path))
+    lines = text_lines(path, longest=LARGEST_DOCUMENT, largest=LARGEST_DOCUMENT)
+    text = "".join(line for _, line in lines)
     document = _parse_json(text, str(path), cure, name_line=True)
     name, rows = "", document
     if isinstance(document, dict):
@@ -111,16 +126,12 @@ def _text_rows(path: Path) -> Iterator[Row]:
 def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     # Not pandas: it would read "NA" as missing and "007" as 7, and hold the whole file.
     reader = csv.reader((line for _, line in text_lines(path)), delimiter=delimiter, strict=True)
-    usual_limit = csv.field_size_limit(_LARGEST_CELL)
+    # The csv module's own limit of 128 KiB a cell is below a long-context prompt.
+    usual_limit = csv.field_size_limit(LONGEST_LINE)
     line = 1
     try:
         header = next((cells for cells in reader if cells), [])
-        if len(set(header)) < len(header):
-            raise WorkloadError(
-                "two columns of the header share a name",
-                where=f"{path}, line {reader.line_num}",
-                cure="Name each column once; the first line of a CSV file is its header.",
-            )
+        _check_columns(header, f"{path}, line {reader.line_num}")
         while True:
             line = reader.line_num + 1  # where the row starts: a quoted cell may span lines
             cells = next(reader, None)
@@ -134,6 +145,15 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
         ) from None
     finally:
         csv.field_size_limit(usual_limit)
+
+
+def _check_columns(names: list[str], where: str) -> None:
+    if len(set(names)) < len(names):
+        raise WorkloadError(
+            "two columns of the header share a name",
+            where=where,
+            cure="Name each column once; the first line of a CSV file is its header.",
+        )
 
 
 def _csv_row(header: list[str], cells: list[str], where: str) -> dict[str, str | None]:
@@ -158,11 +178,12 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, str(path))
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-    except (arrow.ArrowException, OSError, UnicodeDecodeError):
+    except (arrow.ArrowException, OSError, ValueError, OverflowError):  # dates beyond Python's, not UTF-8
         raise WorkloadError(
             "not a Parquet file, or damaged or cut short",
             where=f"{path}, after row {number}" if number else str(path),

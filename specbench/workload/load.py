@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from specbench.checks.fields import kind_of
 from specbench.errors import WorkloadError
 from specbench.records import Caution, Message, Prompt
 from specbench.workload.cautions import cautions_of
 from specbench.workload.files import read_rows
 from specbench.workload.hub import PREFIX, read_hub
-from specbench.workload.naming import kind_of, list_names
+from specbench.workload.naming import list_names
 from specbench.workload.randomness import looks_random
 from specbench.workload.shapes import MalformedRowError, SkipRowError, messages_of
 
 _ID_KEYS = ("id", "question_id", "custom_id", "uid")
 _CATEGORY_KEYS = ("category", "task")
 _LONGEST_LABEL = 64  # a `task` longer than this is an instruction, not a category
+_LONGEST_ID = 256  # longer, or of several lines, it is text, which a report may not show
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,14 @@ def load_workload(
             messages = _opened(messages_of(row, column), system_prompt)
             sha256 = _content_sha256(messages)
             category = _category(row, category_column, column)
+            wanted = _wanted_id(row)
+            _check_unicode(f"{wanted}{category}")
         except SkipRowError as skip:
             skipped.append(Skipped(place, str(skip)))
             continue
         except MalformedRowError as error:
             raise WorkloadError(error.what, where=f"{source}, {place}", cure=error.cure) from None
-        prompts.append(Prompt(ids.take(_wanted_id(row), sha256), messages, sha256, category))
+        prompts.append(Prompt(ids.take(wanted, sha256), messages, sha256, category))
     _check_not_empty(source, prompts, skipped)
     if not category_seen:
         raise WorkloadError(
@@ -103,7 +108,13 @@ def fingerprint(prompts: Iterable[Prompt]) -> str:
 
 
 def _rows(source: str) -> Iterator[tuple[str, object]]:
-    return read_hub(source) if source.startswith(PREFIX) else read_rows(Path(source).expanduser())
+    if source.startswith(PREFIX):
+        return read_hub(source)
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # ~nobody
+        raise WorkloadError("no such home directory", where=source, cure="Write the path in full.") from None
+    return read_rows(path)
 
 
 def _check_not_empty(source: str, prompts: list[Prompt], skipped: list[Skipped]) -> None:
@@ -126,9 +137,13 @@ def _content_sha256(messages: tuple[Message, ...]) -> str:
     """Over the canonical JSON of [[role, content], ...]: UTF-8, no spaces."""
     pairs = [[message.role, message.content] for message in messages]
     text = json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(_check_unicode(text)).hexdigest()
+
+
+def _check_unicode(text: str) -> bytes:
     try:
-        return hashlib.sha256(text.encode()).hexdigest()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it
+        return text.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it, no file hold it
         raise SkipRowError("not valid Unicode: half a surrogate pair") from None
 
 
@@ -141,12 +156,20 @@ def _category(row: object, category_column: str | None, column: str | None) -> s
             raise MalformedRowError(
                 f"the category is {kind_of(value)}, not text", "Choose a --category-column of labels."
             )
-        return None if value is None else str(value).strip() or None
+        if value is None or (isinstance(value, float) and math.isnan(value)):  # data frames write NaN for "absent"
+            return None
+        label = str(value).strip()
+        if len(label) > _LONGEST_LABEL or len(label.splitlines()) > 1:
+            raise MalformedRowError(
+                f"the category is longer than {_LONGEST_LABEL} characters or one line",
+                "Choose a --category-column of labels.",
+            )
+        return label or None
     for key in _CATEGORY_KEYS:
         value = row.get(key)
         if key != column and isinstance(value, str | int) and not isinstance(value, bool):
             label = str(value).strip()
-            if 0 < len(label) <= _LONGEST_LABEL and "\n" not in label:
+            if 0 < len(label) <= _LONGEST_LABEL and len(label.splitlines()) == 1:
                 return label
     return None
 
@@ -156,7 +179,8 @@ def _wanted_id(row: object) -> str | None:
         for key in _ID_KEYS:
             value = row.get(key)
             if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
-                return str(value)
+                text = str(value)
+                return text if len(text) <= _LONGEST_ID and len(text.splitlines()) == 1 else None
     return None
 
 

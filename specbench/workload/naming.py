@@ -1,4 +1,4 @@
-"""Names that are safe to show: error messages may hold keys and kinds of values, never prompt text."""
+"""Names that are safe to show: error messages may hold keys, and kinds of values, never prompt text."""
 
 from __future__ import annotations
 
@@ -6,21 +6,6 @@ import re
 from collections.abc import Iterable
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,39}")
-
-_KINDS: dict[type, str] = {
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    type(None): "null",
-}
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words: "text", "a number", "a list"."""
-    return _KINDS.get(type(value), f"of type {type(value).__name__}")
 
 
 def list_names(names: Iterable[object]) -> str:

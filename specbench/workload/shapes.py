@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from specbench.checks.fields import kind_of
 from specbench.records import Message, Role
-from specbench.workload.naming import kind_of, list_names
+from specbench.workload.naming import list_names
 
 Messages: TypeAlias = tuple[Message, ...]
 

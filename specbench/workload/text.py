@@ -11,19 +11,27 @@ from typing import IO
 
 from specbench.errors import WorkloadError
 
+# A prompt of a million tokens is some 4 MiB. Beyond these a file is broken, or would not fit into memory.
+LONGEST_LINE = 64 << 20  # bytes of one line, and of one cell of a CSV file
+LARGEST_FILE = 4 << 30  # bytes of text, unpacked
+
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, *, longest: int | None = None, largest: int | None = None) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line, line end kept, one line in memory at a time.
 
     Only "\\n" ends a line: a prompt may hold U+2028 and its like. A byte-order mark is dropped; `.gz` is
-    unpacked. Byte offsets in errors count from 0 in the unpacked file.
+    unpacked. Byte offsets in errors count from 0 in the unpacked file. Refused are a line of more than `longest` bytes
+    (None: LONGEST_LINE), before it is read further, and a file of more than `largest` (None: LARGEST_FILE).
     """
+    longest, largest = longest or LONGEST_LINE, largest or LARGEST_FILE
     try:
         with _open(path) as stream:
-            offset = 0
-            for number, raw in enumerate(stream, start=1):
+            offset = number = 0
+            while raw := stream.readline(longest + 1):
+                number += 1
+                _check_size(raw, offset, path, number, longest, largest)
                 yield number, _decode(raw, offset, path, number)
                 offset += len(raw)
     except (gzip.BadGzipFile, zlib.error, EOFError):
@@ -36,6 +44,24 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             where=str(path),
             cure="Check the disk and the permissions.",
         ) from None
+
+
+def _check_size(raw: bytes, offset: int, path: Path, number: int, longest: int, largest: int) -> None:
+    # A UTF-16 file has few line ends that are bytes; what it is says more than how long its lines are.
+    if len(raw) > longest and not (offset == 0 and raw.startswith(_UTF16)) and raw.find(b"\0") < 0:
+        raise WorkloadError(
+            f"the line is longer than {_size(longest)}",
+            where=f"{path}, line {number}",
+            cure="One prompt a line; cut or drop what is longer.",
+        )
+    if offset + len(raw) > largest:
+        raise WorkloadError(
+            f"the file holds more than {_size(largest)} of text", where=str(path), cure="Cut it into smaller files."
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count >> 20:,} MiB" if count >= 1 << 20 else f"{count:,} bytes"
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
+from specbench.checks.fields import kind_of
+
 MAX_GAMMA = 64
 MAX_BATCH = 1024
+
+_shorten = reprlib.Repr()
+_shorten.maxlevel, _shorten.maxlist, _shorten.maxdict, _shorten.maxstring = 2, 4, 4, 60
+
+
+def shown(value: object) -> str:
+    """A value for an error's one line: short, whatever was given."""
+    return _shorten.repr(value)
 
 
 def parse_gammas(text: object) -> tuple[int, ...]:
@@ -20,16 +31,16 @@ def parse_gammas(text: object) -> tuple[int, ...]:
         try:
             numbers = [int(end) for end in ends]
         except ValueError:
-            raise ValueError(f"{part!r} is no draft length; write 1..8, 1..8..2 or 1,2,4") from None
+            raise ValueError(f"{shown(part)} is no draft length; write 1..8, 1..8..2 or 1,2,4") from None
         if len(numbers) > 3:
-            raise ValueError(f"{part!r} has too many '..'; write first..last..step")
+            raise ValueError(f"{shown(part)} has too many '..'; write first..last..step")
         first, last, step = numbers[0], numbers[min(1, len(numbers) - 1)], numbers[2] if len(numbers) == 3 else 1
         if step < 1 or last < first:
             raise ValueError(
-                f"{part!r} is an empty range; write first..last with first <= last and a step of 1 or more"
+                f"{shown(part)} is an empty range; write first..last with first <= last and a step of 1 or more"
             )
         if first < 1 or last > MAX_GAMMA:
-            raise ValueError(f"{part!r} is outside 1..{MAX_GAMMA}: a draft has between 1 and {MAX_GAMMA} tokens")
+            raise ValueError(f"{shown(part)} is outside 1..{MAX_GAMMA}: a draft has between 1 and {MAX_GAMMA} tokens")
         gammas.update(range(first, last + 1, step))
     return tuple(sorted(gammas))
 
@@ -39,7 +50,7 @@ def _whole(low: int, high: int, *, optional: bool = False) -> Callable[[Any], in
         if value is None and optional:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{value!r} is not a whole number from {low} to {high}")
+            raise ValueError(f"{shown(value)} is not a whole number from {low} to {high}")
         return value
 
     return check
@@ -47,9 +58,10 @@ def _whole(low: int, high: int, *, optional: bool = False) -> Callable[[Any], in
 
 def _number(low: float, high: float, *, above: bool = False) -> Callable[[Any], float]:
     def check(value: Any) -> float:
-        bad = isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)
+        # A NaN is in no range.
+        bad = isinstance(value, bool) or not isinstance(value, int | float)
         if bad or not low <= value <= high or (above and value == low):
-            raise ValueError(f"{value!r} is not a number {'above' if above else 'from'} {low:g} to {high:g}")
+            raise ValueError(f"{shown(value)} is not a number {'above' if above else 'from'} {low:g} to {high:g}")
         return float(value)
 
     return check
@@ -59,12 +71,16 @@ def _text(*, optional: bool = False, choices: tuple[str, ...] = ()) -> Callable[
     def check(value: Any) -> str | None:
         if value is None and optional:
             return None
+        # Not the value: a system prompt is private, and so are prompts given for their file.
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{value!r} is not a text")
+            found = "an empty text" if isinstance(value, str) else kind_of(value)
+            raise ValueError(f"{found} is not a text; write one, in quotes if need be")
+        if "\0" in value or not _encodable(value):
+            raise ValueError("the text holds a NUL or half a surrogate pair; leave it out")
         if choices and value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{value!r} is none of {', '.join(choices)}{hint}")
+            raise ValueError(f"{shown(value)} is none of {', '.join(choices)}{hint}")
         return value
 
     return check
@@ -73,8 +89,14 @@ def _text(*, optional: bool = False, choices: tuple[str, ...] = ()) -> Callable[
 def _texts(value: Any) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     if any(not isinstance(item, str) or not item.strip() for item in items):
-        raise ValueError(f"{value!r} is not a text or a list of texts")
+        raise ValueError(f"{shown(value)} is not a text or a list of texts")
+    if any("\0" in item or not _encodable(item) for item in items):
+        raise ValueError("a text holds a NUL or half a surrogate pair; leave it out")
     return tuple(items)
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _drafts(value: Any) -> tuple[str, ...]:
@@ -86,7 +108,7 @@ def _drafts(value: Any) -> tuple[str, ...]:
 
 def _gammas(value: Any) -> tuple[int, ...]:
     if isinstance(value, bool | float) or value in ([], (), None):
-        raise ValueError(f"{value!r} is no draft length; write 1..8, 1..8..2 or 1,2,4")
+        raise ValueError(f"{shown(value)} is no draft length; write 1..8, 1..8..2 or 1,2,4")
     return parse_gammas(value)
 
 
@@ -98,11 +120,11 @@ def _counts(what: str) -> Callable[[Any], tuple[int, ...]]:
         try:
             found = [part if isinstance(part, int) else int(str(part)) for part in parts]
         except ValueError:
-            raise ValueError(f"{value!r} is no list of {what}; write 1,2,4,8") from None
+            raise ValueError(f"{shown(value)} is no list of {what}; write 1,2,4,8") from None
         if not found or any(isinstance(count, bool) or not 1 <= count <= MAX_BATCH for count in found):
-            raise ValueError(f"{value!r}: {what} go from 1 to {MAX_BATCH}")
+            raise ValueError(f"{shown(value)}: {what} go from 1 to {MAX_BATCH}")
         if len(set(found)) != len(found):
-            raise ValueError(f"{value!r} names one of its {what} twice")
+            raise ValueError(f"{shown(value)} names one of its {what} twice")
         return tuple(found)
 
     return check
@@ -114,24 +136,34 @@ def _rates(value: Any) -> tuple[float, ...]:
         return ()
     parts = value if isinstance(value, list | tuple) else str(value).split(",")
     try:
-        rates = tuple(_number(0, 1e6, above=True)(float(part)) for part in parts)
+        rates = tuple(_number(0, 1e6, above=True)(_as_float(part)) for part in parts)
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is no list of requests per second; write 0.5,1,2") from None
+        raise ValueError(f"{shown(value)} is no list of requests per second; write 0.5,1,2") from None
     if len(set(rates)) != len(rates):
-        raise ValueError(f"{value!r} names a rate twice")
+        raise ValueError(f"{shown(value)} names a rate twice")
     return rates
+
+
+def _as_float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError("no number")
+    return float(value) if not isinstance(value, int) or abs(value) < 1e9 else math.inf
 
 
 def _name(value: Any) -> str | None:
     text = _text(optional=True)(value)
-    if text is not None and (any(c in text for c in '/\\\0:*?"<>|') or text.startswith(".") or len(text) > 80):
-        raise ValueError(f"{text[:80]!r} cannot be part of a folder name; use letters, digits, '-' and '_'")
+    if text is None:
+        return None
+    strange = any(c in '/\\:*?"<>|' or not c.isprintable() for c in text)
+    # 80 letters, or as many bytes of other scripts: a folder's name has 255 at most.
+    if strange or text.startswith(".") or text.endswith((".", " ")) or len(text) > 80 or len(text.encode()) > 160:
+        raise ValueError(f"{shown(text)} cannot be part of a folder name; use letters, digits, '-' and '_'")
     return text
 
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is not true or false")
+        raise ValueError(f"{shown(value)} is not true or false")
     return value
 
 
@@ -158,9 +190,11 @@ def _mix(value: Any) -> dict[str, float] | None:
     shares: dict[str, float] = {}
     for name, share in value.items():
         try:
-            shares[name] = _number(0, 1e9, above=True)(float(share))
+            shares[name] = _number(0, 1e9, above=True)(_as_float(share))
         except (TypeError, ValueError):
-            raise ValueError(f"{name}={share!s}: a share is a number above 0; write code=0.6,chat=0.4") from None
+            raise ValueError(
+                f"{shown(name)}={shown(share)}: a share is a number above 0; write code=0.6,chat=0.4"
+            ) from None
     total = sum(shares.values())
     if abs(total - 1) > 0.011:
         raise ValueError(f"the shares add up to {total:g}, not 1")

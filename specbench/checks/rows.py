@@ -1,0 +1,69 @@
+"""Lines of a run folder -> trials, divergences and stretches that hold together; ValueError says what does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specbench.checks.fields import read_as
+from specbench.checks.keys import MAX_GAMMA
+from specbench.records import Arm, Divergence, Stretch, Trial
+
+MOST_DRAFTED = 4096  # in a round; a server may draft more than it was asked for
+_CLOCK_S = 1e-6  # by which parts of a time, rounded, may exceed the whole
+
+
+def trial_from_json(row: object) -> Trial:
+    """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has."""
+    trial = read_as(Trial, row, "the line")
+    _check_arm(trial.arm)
+    times = trial.times
+    if len(trial.drafted) != len(trial.accepted):
+        raise ValueError("drafted and accepted are not of one length")
+    if any(kept > tried for tried, kept in zip(trial.drafted, trial.accepted, strict=True)):
+        raise ValueError("more is accepted than drafted")
+    if max(trial.drafted, default=0) > MOST_DRAFTED:
+        raise ValueError(f"a round drafted more than {MOST_DRAFTED} tokens")
+    parts = (times.prefill_s, times.draft_prefill_s, times.draft_s, times.verify_s, times.total_s)
+    if min(part for part in parts if part is not None) < 0 or times.decode_s < -_CLOCK_S:
+        raise ValueError("times are below 0, or their parts more than the whole")
+    if times.decode_s <= 0 < trial.decode_tokens and not trial.warmup:
+        raise ValueError("tokens were decoded in no time")
+    if trial.told is not None and len(trial.told.survived or ()) > MOST_DRAFTED:
+        raise ValueError(f"told.survived has more than {MOST_DRAFTED} entries")
+    return trial
+
+
+def _check_arm(arm: Arm) -> None:
+    """Runs that were stored before servers could be measured say nothing of a load: that is the default."""
+    if arm.kind == "speculative" and (arm.draft is None or not 1 <= (arm.gamma or 0) <= MAX_GAMMA):
+        raise ValueError(f"arm speculates without a draft, or without a gamma from 1 to {MAX_GAMMA}")
+    if arm.kind != "speculative" and arm.gamma is not None:
+        raise ValueError("arm has a gamma and does not speculate")
+    if arm.load.concurrency < 1 or (arm.load.rate is not None and arm.load.rate <= 0):
+        raise ValueError("arm.load is not above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class _DivergenceRow:
+    prompt_id: str
+    arm: Arm
+    repeat: int
+    index: int
+    margin: float | None
+    gap: float | None = None
+
+
+def divergence_from_json(row: object) -> tuple[tuple[str, Arm, int], Divergence]:
+    """A line of divergences.jsonl: the trial's key and where its text left the target's. ValueError as above."""
+    found = read_as(_DivergenceRow, row, "the line")
+    _check_arm(found.arm)
+    return (found.prompt_id, found.arm, found.repeat), Divergence(found.index, found.margin, found.gap)
+
+
+def stretch_from_json(row: object) -> Stretch:
+    """The inverse of `asdict(stretch)`. ValueError as above."""
+    stretch = read_as(Stretch, row, "the line")
+    _check_arm(stretch.arm)
+    if stretch.counters is not None and len(stretch.counters.survived or ()) > MOST_DRAFTED:
+        raise ValueError(f"counters.survived has more than {MOST_DRAFTED} entries")
+    return stretch

@@ -1,0 +1,92 @@
+"""How large a model is before anything of it is loaded: its configuration, and the headers of its weight files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specbench.errors import SpecbenchError
+from specbench.models.convert import quiet_transformers
+from specbench.models.hub import HubState
+from specbench.models.load import ModelSource, arguments, locate, resolve
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Weights in these are converted to the precision that is asked for; others, such as packed integers, stay as they are.
+_CONVERTED = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """A model that is not loaded: its transformers configuration, and the bytes of its weights in the precision that
+    was asked for."""
+
+    config: Any
+    weight_bytes: int
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens that it can read; None where it does not say."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+
+def size_of(name: str, *, dtype: str, trust_remote_code: Collection[str] = ()) -> ModelSize | None:
+    """The size of `name` in `dtype`; None where that cannot be told. What is wrong with such a model is for
+    `load_model` to say, but for a name that stands for nothing, which raises ModelError here already."""
+    from transformers import AutoConfig
+
+    source = resolve(name)
+    location, state = locate(source)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(location, **arguments(source, state, name in trust_remote_code))
+        counted = _stored(source, location, state)
+        if not counted:
+            return None
+        return ModelSize(config, int(sum(count * _bytes(kind, dtype) for kind, count in counted)))
+    except SpecbenchError:
+        raise
+    except Exception:  # transformers, the hub and safetensors raise what they like
+        return None
+
+
+def _stored(source: ModelSource, location: str, state: HubState) -> list[tuple[str, int]]:
+    """Kind and number of elements, for each weight or all of a kind."""
+    if source.kind != "hub":
+        return list(_headers(Path(location)))
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    kept = try_to_load_from_cache(location, "config.json", revision=state.revision)
+    found = list(_headers(Path(kept).parent)) if isinstance(kept, str) else []
+    if found or state.local_only:
+        return found
+    # The headers alone, before gigabytes are fetched.
+    return list(HfApi().get_safetensors_metadata(location, revision=state.revision).parameter_count.items())
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, int]]:
+    """Of the files that transformers would load: those that the index names, else the one file."""
+    from safetensors import safe_open
+
+    index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    names = [one.name] if one.is_file() else []
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for name in names:
+        with safe_open(str(folder / name), framework="numpy") as weights:
+            for key in weights.keys():  # noqa: SIM118  # it is no mapping
+                part = weights.get_slice(key)
+                yield part.get_dtype(), math.prod(part.get_shape())
+
+
+def _bytes(kind: str, dtype: str) -> float:
+    """Of one element: the name of a kind ends in its bits, or has them before what else it says (F8_E4M3)."""
+    if kind in _CONVERTED:
+        return ELEMENT_BYTES[dtype]
+    bits = re.match(r"[A-Z]+(\d+)", kind)
+    return int(bits[1]) / 8 if bits else 1
