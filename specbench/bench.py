@@ -16,7 +16,7 @@ from specbench.cost.load import OthersMeter, load_average
 from specbench.errors import EngineError
 from specbench.positions import PositionWriter
 from specbench.records import Arm, Caution, Divergence, Prompt, Trial
-from specbench.store import RunWriter, TrialKey
+from specbench.store import OUT_OF_MEMORY, RunWriter, TrialKey
 
 if TYPE_CHECKING:
     from specbench.acceptance.loop import Generation
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 3
 WARMUP_TOKENS = 8
 
-# How the reason of a prompt begins that was left out because memory ran out, and how many such in a row end a run whose
-# prompts come in no order: then it is not the prompts.
-OUT_OF_MEMORY = "out of memory"
+# So many prompts in a row on which memory ran out end a run whose prompts come in no order: then it is not the prompts.
 MOST_IN_A_ROW = 5
 
 

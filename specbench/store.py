@@ -42,6 +42,9 @@ LOCK_FILE = ".lock"
 LARGEST_RECORD = 64 << 20
 LONGEST_LINE = 64 << 20
 
+# How the reason begins of a prompt that was left out because memory ran out on it.
+OUT_OF_MEMORY = "out of memory"
+
 STAMP = "%Y%m%dT%H%M%SZ"
 STAMPED = re.compile(r"\d{8}T\d{6}Z-")
 
@@ -98,6 +101,9 @@ def read_run(folder: Path) -> StoredRun:
     """Read a run folder. Raises StoreError naming the file and line that cannot be read."""
     run = _read_record(folder)
     rows, torn = _read_lines(folder / TRIALS_FILE, trial_from_json)
+    # What was measured of a prompt before memory ran out on it stays on disk, and counts in no arm.
+    out = {s["id"] for s in run.get("workload", {}).get("skipped", ()) if s["reason"].startswith(OUT_OF_MEMORY)}
+    rows = [row for row in rows if row.warmup or row.prompt_id not in out]
     divergences = dict(_read_lines(folder / DIVERGENCES_FILE, divergence_from_json)[0])
     greedy = run["config"].get("temperature") == 0.0
     stretches, _ = _read_lines(folder / STRETCHES_FILE, stretch_from_json)

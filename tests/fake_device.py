@@ -35,12 +35,13 @@ def quick_probe(patch: Any) -> None:
 
 class FakeDevice:
     """`slow` multiplies what the target costs without a draft, in `reading` prompts and in its `steps`; `idle_s` is
-    what the program then does for nothing after each pass."""
+    what the program then does for nothing after each step."""
 
     def __init__(self, *, slow: float = 1.0, reading: bool = True, steps: bool = True, idle_s: float = 0.0) -> None:
         self.now_s = self.done_s = 0.0
         self.slow, self.reading, self.steps, self.idle_s = slow, reading, steps, idle_s
         self.arm: Arm | None = None
+        self.in_prompt = False
 
     def now(self) -> int:
         return round(self.now_s * 1e9)
@@ -56,7 +57,7 @@ class FakeDevice:
     def _cost_s(self, reader: CachedModel, tokens: int) -> float:
         if not reader.model.name_or_path.endswith("target"):
             return DRAFT_S * tokens
-        whole = tokens > 16
+        self.in_prompt = whole = tokens > 16
         cost_s = READ_S * tokens if whole else STEP_S + MORE_S * (tokens - 1)
         handicapped = self.arm is not None and self.arm.draft is None and (self.reading if whole else self.steps)
         return cost_s * (self.slow if handicapped else 1.0)
@@ -79,7 +80,8 @@ class FakeDevice:
         def accepted(*args: Any) -> Any:
             # Whoever looks at a number waits for it, on every device.
             self.sync()
-            self.now_s += ACCEPT_S + (self.idle_s if self.arm is not None and self.arm.draft is None else 0.0)
+            needless = self.arm is not None and self.arm.draft is None and not self.in_prompt
+            self.now_s += ACCEPT_S + (self.idle_s if needless else 0.0)
             return accept(*args)
 
         def waits(_: str) -> Callable[[], None]:

@@ -331,3 +331,21 @@ def test_no_cache_outlives_its_trial(lab, tmp_path, batch_size):
     assert len(looks) >= 8
     assert max(looks[4:]) <= max(looks[:4])  # a batch holds less where rows have ended
     assert len(set(looks)) == 1 or batch_size > 1
+
+
+def test_a_prompt_that_fails_when_it_is_scored_counts_in_no_arm(lab, tmp_path, monkeypatch):
+    """Its trials are on disk by then."""
+    score, calls = local.LocalEngine.score, []
+
+    def refuse(self, ids, output, draft):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError(CPU_SAYS)
+        return score(self, ids, output, draft)
+
+    monkeypatch.setattr(local.LocalEngine, "score", refuse)
+    stored = sweep(lab, tmp_path, gammas=(2,), probe_batch_sizes="1", max_new_tokens=6)
+    (lost,) = stored.run["workload"]["skipped"]
+    row = summarise(stored).drafts[0].gammas[0]
+    assert lost["id"] not in {t.prompt_id for t in stored.trials if not t.warmup}
+    assert row.prompts == 11 and row.replay_rounds == row.rounds

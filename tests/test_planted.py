@@ -142,9 +142,9 @@ def lossy_loop(world: World, planted: bool) -> set[str]:
 
 
 def more_than_rounding(world: World, planted: bool) -> set[str]:
-    """In bfloat16. The healthy twin is off by one unit in the last place, which flips near-ties: that is numerics."""
+    """In bfloat16. The healthy twin is off by a unit in the last place, which flips near-ties: that is numerics."""
     forward, noise = CachedModel.forward_rows, torch.Generator().manual_seed(0)
-    off = 0.2 if planted else 2.0**-8
+    off = 0.2 if planted else 2.0**-7
 
     def verified_otherwise(reader: CachedModel, rows: Any, keep: int) -> torch.Tensor:
         logits = forward(reader, rows, keep)
@@ -154,7 +154,8 @@ def more_than_rounding(world: World, planted: bool) -> set[str]:
 
     world.patch.setattr(CachedModel, "forward_rows", verified_otherwise)
     stored = world.run(dtype="bfloat16", max_new_tokens=16)
-    assert any(trial.identical is False for trial in stored.trials if trial.arm.draft), "nothing was flipped"
+    margins = [trial.diverged.margin for trial in stored.trials if trial.diverged is not None]
+    assert max(margins, default=0) > 0, "nothing but exact ties was flipped"
     return named(stored)
 
 

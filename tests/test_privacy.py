@@ -21,7 +21,7 @@ from test_serving import ROUNDS
 import specbench
 from specbench import progress
 from specbench.cost import bandwidth
-from specbench.doctor import sampled
+from specbench.doctor import machine, sampled
 from specbench.engines.local import LocalEngine
 from specbench.errors import ConfigError, EngineError
 from specbench.store import find_runs, read_run
@@ -98,6 +98,7 @@ def session(tmp_path_factory):
             patch.setenv(name, KEY)
         # What is measured is not looked at.
         patch.setattr(bandwidth, "_LARGEST_BYTES", 1 << 16)
+        patch.setattr(machine.quiet_cores, "__defaults__", (0.01,))
         patch.setattr(sampled, "DRAWS", 20)
         patch.setattr(sampled, "TEXTS", 20)
         yield played(folder, patch)
@@ -278,6 +279,7 @@ def test_what_a_chat_template_complains_of_is_not_quoted(session, tmp_path):
     (target / "chat_template.jinja").write_text("{{ raise_exception('No: ' + messages[-1]['content']) }}")
     for command in ("sweep", "doctor"):
         models = ["--target", target, "--draft", session.folder / "draft", "--dtype", "float32", "--device", "cpu"]
+        models += ["--threads", "1"]  # not counted, which takes a second
         result = call(command, *models, "--workload", session.folder / "prompts.jsonl")
         assert result.exit_code == 1, result.output
         assert heard_in(result.output.encode()) == set()

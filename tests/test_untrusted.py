@@ -9,6 +9,7 @@ import pickle
 import shutil
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -156,11 +157,12 @@ PLANTED = {
 def test_code_of_a_model_does_not_run_unless_that_model_is_named(model, trap, lab, tmp_path, planted):
     PLANTED[planted](model, trap)
     for trusted in ((), (lab.near,), (model.name,), (f"{model}/",)):
-        try:
-            load(model, trusted)
-            load_tokenizer(str(model), trust_remote_code=frozenset(map(str, trusted)))
-        except ModelError as error:
-            assert f"--trust-remote-code {model}" in error.line()
+        named = frozenset(map(str, trusted))
+        for read in (load_tokenizer, partial(load_model, dtype="float32", device="cpu")):
+            try:
+                read(str(model), trust_remote_code=named)
+            except ModelError as error:
+                assert f"--trust-remote-code {model}" in error.line()
     assert not trap.exists()
 
 
