@@ -16,7 +16,7 @@ from specbench.cost.load import OthersMeter, load_average
 from specbench.errors import EngineError
 from specbench.positions import PositionWriter
 from specbench.records import Arm, Caution, Divergence, Prompt, Trial
-from specbench.store import OUT_OF_MEMORY, RunWriter, TrialKey
+from specbench.store import OUT_OF_MEMORY, RunWriter, TrialKey, left_out
 
 if TYPE_CHECKING:
     from specbench.acceptance.loop import Generation
@@ -217,8 +217,7 @@ class LeftOut:
         self._most = most_in_a_row
         self._waiting: list[dict[str, str]] = []
         self._any_fitted = False
-        skipped = writer.run["workload"]["skipped"]
-        self.ids = {one["id"] for one in skipped if one["reason"].startswith(OUT_OF_MEMORY)}
+        self.ids = left_out(writer.run)
 
     def fitted(self) -> None:
         """A prompt was measured in every arm."""

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -102,12 +102,18 @@ def read_run(folder: Path) -> StoredRun:
     run = _read_record(folder)
     rows, torn = _read_lines(folder / TRIALS_FILE, trial_from_json)
     # What was measured of a prompt before memory ran out on it stays on disk, and counts in no arm.
-    out = {s["id"] for s in run.get("workload", {}).get("skipped", ()) if s["reason"].startswith(OUT_OF_MEMORY)}
+    out = left_out(run)
     rows = [row for row in rows if row.warmup or row.prompt_id not in out]
     divergences = dict(_read_lines(folder / DIVERGENCES_FILE, divergence_from_json)[0])
     greedy = run["config"].get("temperature") == 0.0
     stretches, _ = _read_lines(folder / STRETCHES_FILE, stretch_from_json)
     return StoredRun(folder, run, tuple(_compared(rows, divergences) if greedy else rows), torn, tuple(stretches))
+
+
+def left_out(run: Mapping[str, Any]) -> set[str]:
+    """Ids of the prompts on which memory ran out, by run.json."""
+    skipped = (run.get("workload") or {}).get("skipped", ())
+    return {one["id"] for one in skipped if one["reason"].startswith(OUT_OF_MEMORY)}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def check_run(run: dict[str, Any]) -> None:
     for name, kinds in (("provenance", _PROVENANCE), ("target", _MODEL), ("workload", _WORKLOAD), ("served", _SERVED)):
         if run.get(name) is not None:
             check_fields(run[name], kinds, name)
+    for skipped in (run.get("workload") or {}).get("skipped", ()):
+        _needs(skipped, ("id", "reason"), "workload.skipped[].")
     for facts in run.get("drafts", {}).values():
         check_fields(facts, _MODEL, "drafts[]")
     for point in run.get("probe") or ():

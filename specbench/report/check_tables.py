@@ -11,7 +11,7 @@ from rich.text import Text
 
 from specbench.report import text
 from specbench.report.checked import Agreement, Checked, CheckedDraft, CheckedGamma, Tally
-from specbench.report.layout import Block, Column, digits, fit, note, readable, table
+from specbench.report.layout import Block, Column, fit, note, readable, table
 
 _WORDS: dict[Agreement, str] = {
     "same": "THE SAME",
@@ -89,7 +89,7 @@ def _columns(rows: tuple[CheckedGamma, ...]) -> list[Column]:
         Column(
             "tau",
             "tokens per\nround, tau",
-            tuple(digits(t.tokens_per_round) for t in tallies),
+            tuple(text.digits(t.tokens_per_round) for t in tallies),
             1,
             ("tau", _taus(tallies)),
         ),
@@ -98,7 +98,7 @@ def _columns(rows: tuple[CheckedGamma, ...]) -> list[Column]:
 
 
 def _taus(tallies: list[Tally]) -> tuple[str, ...]:
-    return tuple(digits(tally.tokens_per_round) for tally in tallies)
+    return tuple(text.digits(tally.tokens_per_round) for tally in tallies)
 
 
 def _texts(row: CheckedGamma) -> str:

@@ -6,14 +6,18 @@ An older or interrupted run may lack any key but `status`; what is absent is Non
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specbench.acceptance.lossless import explained
 from specbench.records import Divergence, Load, Policy, Sampling, Trial
 from specbench.report.frame import at_load, counted, loads_of
 from specbench.report.served.server import is_served
 from specbench.store import StoredRun
+
+# With more of the answers cut than this, a run says little about how long answers go on.
+MANY_CUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,23 @@ def differing(trials: Iterable[Trial], draft: str | None) -> list[Divergence | N
             key = (trial.prompt_id, trial.arm.gamma)
             found[key] = trial.diverged or found.get(key)
     return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """Texts that differ, sorted: `ties` that rounding explains, `wide` that it does not, `unknown` without a distance
+    of the two best tokens."""
+
+    ties: int
+    wide: tuple[Divergence, ...]
+    unknown: int
+
+
+def parted(found: Sequence[Divergence | None], precision: str | None) -> Parted:
+    """What `differing` found, by whether rounding explains it."""
+    known = [each for each in found if each is not None and (each.margin is not None or each.gap is not None)]
+    wide = tuple(each for each in known if not explained(each, precision))
+    return Parted(len(known) - len(wide), wide, len(found) - len(known))
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -111,8 +111,3 @@ def note(words: str, width: int, plain: bool, *, indent: str = "", style: str = 
 def readable(words: str, plain: bool) -> str:
     """One line without control characters; in ASCII where the terminal has nothing else."""
     return text.ascii_text(text.clean(words)) if plain else text.clean(words)
-
-
-def digits(value: float | None) -> str:
-    """Two digits, or the mark for what is not known."""
-    return text.UNKNOWN if value is None else f"{value:.2f}"

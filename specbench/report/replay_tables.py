@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench.report import text
-from specbench.report.layout import Block, Column, digits, fit, note, readable, table, warnings
+from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 from specbench.report.replayed import ReplayDraft, Replayed
 from specbench.report.search import BestPair
 from specbench.workload import Workload, WorkloadProfile
@@ -30,7 +30,7 @@ def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Ite
     lines = tuple(text.sparkline(row.survival, ascii_only=plain) for row in rows)
     columns = [
         Column("gamma", "gamma", tuple(str(row.gamma) for row in rows)),
-        Column("tau", "tokens per\nround, tau", tuple(digits(row.tokens_per_round) for row in rows)),
+        Column("tau", "tokens per\nround, tau", tuple(text.digits(row.tokens_per_round) for row in rows)),
         Column("rounds", "rounds", tuple(f"{row.rounds:,.0f}" for row in rows), 3),
         Column("accepted", "accepted", tuple(f"{row.accepted:,.0f}" for row in rows), 2),
         Column("drafted", "drafted\n(at most)", tuple(f"{row.drafted_high:,.0f}" for row in rows), 1),
@@ -47,7 +47,7 @@ def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Ite
     if len(names) > 1:
         shown = [Column("category", "tau of", tuple(readable(name, plain) for name in names), left=True)]
         for index, row in enumerate(rows):
-            cells = tuple(digits(draft.categories[name][index].tokens_per_round) for name in names)
+            cells = tuple(text.digits(draft.categories[name][index].tokens_per_round) for name in names)
             shown.append(Column(f"gamma {row.gamma}", f"gamma\n{row.gamma}", cells, index + 1))
         yield Text("")
         yield table(fit(shown, width), plain)
@@ -59,7 +59,7 @@ def _best(best: BestPair, width: int, plain: bool) -> Iterator[RenderableType]:
     columns = [
         Column("cutoff", "cut-off", tuple(f"{row.cutoff:.2f}" for row in rows)),
         Column("gamma", "best\ngamma", tuple(str(row.gamma) for row in rows)),
-        Column("tau", "tokens per\nround, tau", tuple(digits(row.tokens_per_round) for row in rows)),
+        Column("tau", "tokens per\nround, tau", tuple(text.digits(row.tokens_per_round) for row in rows)),
         Column("drafted", "drafted\n(at most)", tuple(f"{row.drafted_high:,.0f}" for row in rows), 1),
         Column("speedup", "predicted\nspeedup", tuple(text.speedup(row.speedup) for row in rows)),
     ]

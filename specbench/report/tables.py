@@ -16,7 +16,7 @@ from rich.text import Text
 from specbench.records import Call, Policy
 from specbench.report import text
 from specbench.report.contract import Choice, DraftResult, GammaResult, Summary
-from specbench.report.layout import Block, Column, digits, fit, note, readable, table, warnings
+from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 from specbench.report.served.load_tables import load_shown, load_table
 from specbench.report.wording import by_speedup
 
@@ -122,7 +122,7 @@ def _how(summary: Summary) -> str:
 
 def _own_cost(row: GammaResult) -> str:
     """Where its parts are not known, which say more."""
-    return text.UNKNOWN if row.round_time is not None else digits(row.round_steps)
+    return text.UNKNOWN if row.round_time is not None else text.digits(row.round_steps)
 
 
 def _gamma_columns(draft: DraftResult, policy: Policy, plain: bool) -> list[Column]:
@@ -140,9 +140,9 @@ def _gamma_columns(draft: DraftResult, policy: Policy, plain: bool) -> list[Colu
         column("gamma", "gamma", lambda row: str(row.gamma)),
         column("rounds", "rounds", lambda row: text.whole(row.rounds), 8),
         column("r", "acceptance\nr", lambda row: text.percent(row.acceptance_rate), 1, "r"),
-        column("tau", "tokens per\nround, tau", lambda row: digits(row.tokens_per_round), 1, "tau"),
+        column("tau", "tokens per\nround, tau", lambda row: text.digits(row.tokens_per_round), 1, "tau"),
         column("round's cost", "round's\ncost", _own_cost, 5, "cost"),
-        column("tau replayed", "tau\nreplayed", lambda row: digits(row.replay_tokens_per_round), 6),
+        column("tau replayed", "tau\nreplayed", lambda row: text.digits(row.replay_tokens_per_round), 6),
         _survival(rows, plain),
         column("speedup", interval, lambda row: text.estimate(row.speedup, row.speedup_low, row.speedup_high)),
         column("predicted", "pre-\ndicted", lambda row: text.speedup(row.predicted_speedup), 9),

@@ -96,6 +96,16 @@ def whole(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
 
 
+def digits(value: float | None) -> str:
+    """Two digits, or the mark for what is not known."""
+    return UNKNOWN if value is None else f"{value:.2f}"
+
+
+def out_of(part: int | None, whole: int) -> str:
+    """`73 of 115`."""
+    return UNKNOWN if part is None else f"{part:,} of {whole:,}"
+
+
 def sparkline(values: Sequence[float | None], *, ascii_only: bool = False, width: int = 8) -> str:
     """Shares in 0..1 as bars; in ASCII as tenths (`8` is 0.8 to 0.9). At most `width` marks, evenly chosen."""
     if len(values) > width:

@@ -172,8 +172,18 @@ def prompts(facts: Facts) -> str:
     return f"{used}{of}{source}{sha}"
 
 
+def model_name(model: Model) -> str:
+    """With the name that it bears itself where that is another, such as a quantised file's."""
+    return text.code(model.spec) + (f" ({text.escape(model.name)})" if model.name != model.spec else "")
+
+
+def load(facts: Facts) -> str:
+    """`requests 1 at a time` of a server, `batch 1` in process."""
+    return f"requests {facts.loads[0].label}" if facts.served else f"batch {facts.batch_size}"
+
+
 def _model(model: Model) -> str:
-    name = text.code(model.spec) + (f" ({text.escape(model.name)})" if model.name != model.spec else "")
+    name = model_name(model)
     if model.parameters == 0:
         return f"{name}, no weights of its own"
     sizes = [text.size(model.parameters, "parameters"), text.size(model.weight_bytes, "B")]

@@ -133,6 +133,11 @@ RUNS: list[tuple[str, Callable[[Path], None], str]] = [
         changed("config.policy.confidence", 2),
         f"{MINE}config.policy.confidence is not what a policy may hold{UNDO}",
     ),
+    (
+        "a skipped prompt without a reason",
+        changed("workload.skipped", [{"id": "a"}]),
+        f"{MINE}it lacks workload.skipped[].reason{UNDO}",
+    ),
     ("no provenance", without("provenance"), f"{MINE}it lacks provenance{UNDO}"),
     ("hardware text", changed("provenance.hardware", CANARY), f"{MINE}provenance.hardware is text, not an object{UNDO}"),
     ("drafts a list", changed("drafts", []), f"{MINE}drafts is a list, not an object{UNDO}"),

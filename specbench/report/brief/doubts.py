@@ -9,12 +9,9 @@ from specbench.records import Caution, Policy
 from specbench.report import text
 from specbench.report.brief.steps import limited_command
 from specbench.report.contract import CategoryResult, DraftResult, Summary
-from specbench.report.facts import Facts
+from specbench.report.facts import MANY_CUT, Facts
 from specbench.report.marks import Doubt
 from specbench.report.wording import FEW_PROMPTS, best_row, by_speedup
-
-# With more of the answers cut than this, the run says little about how long answers go on.
-_MANY_CUT = 0.5
 
 # Fewer slow prompts than this are not worth a line, and an interval that ends nearer than this is a close call.
 _MENTIONED = 0.05
@@ -160,7 +157,7 @@ def _run(summary: Summary, facts: Facts) -> Iterator[Doubt]:
             f"The sample, {work.used:,} of the {work.available:,} prompts in the workload, stands for all of them.",
             f"{rest}: {text.code(command)}" if command else f"{rest}.",
         )
-    if facts.cut_share is not None and facts.cut_share > _MANY_CUT and facts.max_new_tokens:
+    if facts.cut_share is not None and facts.cut_share > MANY_CUT and facts.max_new_tokens:
         yield Doubt(
             "extrapolated",
             f"Answers go on as they begin: {text.percent(facts.cut_share)} of the target's were cut at "

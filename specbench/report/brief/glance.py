@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specbench.acceptance.lossless import explained
 from specbench.records import Trial
 from specbench.report import text
 from specbench.report.contract import DraftResult, GammaResult, Summary
-from specbench.report.facts import Facts, differing
+from specbench.report.facts import Facts, differing, parted
 from specbench.report.marks import mark
 from specbench.report.wording import best_row, recommended
 
@@ -65,15 +64,14 @@ def _texts(row: GammaResult, draft: DraftResult, facts: Facts, trials: Sequence[
     if row.identical_prompts is None:
         return "not compared"
     found = differing([t for t in trials if t.arm.gamma == row.gamma], draft.draft)
-    same = f"{row.identical_prompts:,} of {row.prompts:,}"
+    same = text.out_of(row.identical_prompts, row.prompts)
     if not found:
         return same
-    known = [each for each in found if each is not None and (each.margin is not None or each.gap is not None)]
-    ties = sum(explained(each, facts.precision) for each in known)
+    by = parted(found, facts.precision)
     parts = [
-        f"{ties:,} differ by rounding {mark('assumed', 'near-tie')}" if ties else "",
-        f"**{len(known) - ties:,} by more than rounding**" if ties < len(known) else "",
-        f"{len(found) - len(known):,} for reasons not recorded" if len(known) < len(found) else "",
+        f"{by.ties:,} differ by rounding {mark('assumed', 'near-tie')}" if by.ties else "",
+        f"**{len(by.wide):,} by more than rounding**" if by.wide else "",
+        f"{by.unknown:,} for reasons not recorded" if by.unknown else "",
     ]
     return "; ".join([same, *filter(None, parts)])
 

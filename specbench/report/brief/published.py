@@ -95,12 +95,8 @@ def _kind(spec: str) -> str | None:
 def _own(draft: DraftResult) -> tuple[str, ...]:
     row = best_row(draft)
     case = f"{text.code(draft.draft)}, gamma {row.gamma}"
-    return _HERE, case, _digits(row.tokens_per_round), _digits(draft.alpha), text.speedup(row.speedup)
+    return _HERE, case, text.digits(row.tokens_per_round), text.digits(draft.alpha), text.speedup(row.speedup)
 
 
 def _row(found: Published) -> tuple[str, ...]:
-    return found.source, found.case, _digits(found.tau), _digits(found.alpha), f"{found.speedup:g}x"
-
-
-def _digits(value: float | None) -> str:
-    return text.UNKNOWN if value is None else f"{value:.2f}"
+    return found.source, found.case, text.digits(found.tau), text.digits(found.alpha), f"{found.speedup:g}x"

@@ -105,30 +105,22 @@ def _gamma_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], R
         ("gamma", [str(row.gamma) for row in draft.gammas]),
         ("rounds", [text.whole(row.rounds) for row in draft.gammas]),
         ("r", [text.percent(row.acceptance_rate) for row in draft.gammas]),
-        ("tau", [_two_digits(row.tokens_per_round) for row in draft.gammas]),
+        ("tau", [text.digits(row.tokens_per_round) for row in draft.gammas]),
         ("round's cost, steps", [_own_cost(row) for row in draft.gammas]),
-        ("tau, replayed", [_two_digits(row.replay_tokens_per_round) for row in draft.gammas]),
+        ("tau, replayed", [text.digits(row.replay_tokens_per_round) for row in draft.gammas]),
         ("speedup, decode", [text.estimate(row.speedup, row.speedup_low, row.speedup_high) for row in draft.gammas]),
         (f"decode {mark('predicted', 'curve')}", [text.speedup(row.predicted_speedup) for row in draft.gammas]),
         ("speedup, end to end", [text.speedup(row.speedup_e2e) for row in draft.gammas]),
         ("tokens/s", [f"{row.tokens_per_s:.1f}" for row in draft.gammas]),
         (f"prompts below {text.speedup(policy.slower_than)}", [text.percent(row.slower_share) for row in draft.gammas]),
-        ("same text", [_same(row.identical_prompts, row.prompts) for row in draft.gammas]),
+        ("same text", [text.out_of(row.identical_prompts, row.prompts) for row in draft.gammas]),
     ]
     return text.table(columns)
 
 
 def _own_cost(row: GammaResult) -> str:
     """Where its parts are not known, which say more."""
-    return text.UNKNOWN if row.round_time is not None else _two_digits(row.round_steps)
-
-
-def _two_digits(value: float | None) -> str:
-    return text.UNKNOWN if value is None else f"{value:.2f}"
-
-
-def _same(identical: int | None, prompts: int) -> str:
-    return text.UNKNOWN if identical is None else f"{identical:,} of {prompts:,}"
+    return text.UNKNOWN if row.round_time is not None else text.digits(row.round_steps)
 
 
 def _end_to_end(draft: DraftResult, facts: Facts) -> str:

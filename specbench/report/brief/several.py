@@ -129,17 +129,12 @@ def _verdict(run: Run) -> str:
     value, low, high = run.speedup
     kind = "end to end" if run.facts.policy.metric == "e2e" else "decoding"
     measured = text.measured(run.prompts, run.summary.batch_size)
+    load = wording.load(run.facts)
     return (
-        f"**{run.call}: {text.code(run.name)}, {advice}.** {text.escape(run.summary.engine)}, {_load(run)}: {draft} "
+        f"**{run.call}: {text.code(run.name)}, {advice}.** {text.escape(run.summary.engine)}, {load}: {draft} "
         f"ran {text.estimate(value, low, high)} as fast as the target alone, {kind} (measured over {measured}"
         f"{wording.few_mark(run.prompts)}; asked for {text.speedup(run.facts.policy.min_speedup)})."
     )
-
-
-def _load(run: Run) -> str:
-    if run.facts.served:
-        return f"requests {run.facts.loads[0].label}"
-    return f"batch {run.facts.batch_size}"
 
 
 def _rests_on(runs: Sequence[Run]) -> str:
@@ -168,35 +163,22 @@ def _rows(runs: Sequence[Run]) -> Rows:
         ("verdict", [run.call for run in runs]),
         ("engine", [text.escape(run.summary.engine) for run in runs]),
         ("machine", [text.escape(run.summary.hardware) for run in runs]),
-        ("target", [_target(run) for run in runs]),
+        ("target", [wording.model_name(run.facts.target) for run in runs]),
         ("precision", [run.facts.precision or text.UNKNOWN for run in runs]),
-        ("load", [_load(run) for run in runs]),
+        ("load", [wording.load(run.facts) for run in runs]),
         ("sampling", [wording.sampling(run.facts.sampling) for run in runs]),
         ("prompts", [f"{run.prompts:,}{wording.few_mark(run.prompts)}" for run in runs]),
         ("draft, gamma", [f"{text.code(run.draft.draft)}, {run.draft.best_gamma}" for run in runs]),
         ("speedup", [text.estimate(*run.speedup) for run in runs]),
         ("tokens/s, target alone", [f"{run.draft.baseline_tokens_per_s:.1f}" for run in runs]),
         ("tokens/s, with the draft", [f"{row.tokens_per_s:.1f}" for row in rows]),
-        ("tau", [text.UNKNOWN if row.tokens_per_round is None else f"{row.tokens_per_round:.2f}" for row in rows]),
-        (
-            "round's cost, steps",
-            [text.UNKNOWN if row.round_steps is None else f"{row.round_steps:.2f}" for row in rows],
-        ),
+        ("tau", [text.digits(row.tokens_per_round) for row in rows]),
+        ("round's cost, steps", [text.digits(row.round_steps) for row in rows]),
         ("prompts slower", [text.percent(row.slower_share) for row in rows]),
-        ("same text", [_same(row.identical_prompts, row.prompts) for row in rows]),
+        ("same text", [text.out_of(row.identical_prompts, row.prompts) for row in rows]),
         ("noise floor", [_floor(run.summary.noise_floor) for run in runs]),
     ]
     return [(name, *cells) for name, cells in lines if set(cells) != {text.UNKNOWN}]
-
-
-def _target(run: Run) -> str:
-    """With the file's name where that is another: a quantised model is not the same numbers."""
-    target = run.facts.target
-    return text.code(target.spec) + (f" ({text.escape(target.name)})" if target.name != target.spec else "")
-
-
-def _same(identical: int | None, prompts: int) -> str:
-    return text.UNKNOWN if identical is None else f"{identical:,} of {prompts:,}"
 
 
 def _floor(share: float | None) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from specbench.acceptance.lossless import explained
 from specbench.decision.verdict import prompts_to_settle
 from specbench.records import Divergence, Interval, Trial
 from specbench.report import text
 from specbench.report.brief.step import Step
 from specbench.report.contract import DraftResult, Summary
-from specbench.report.facts import Facts, differing
+from specbench.report.facts import Facts, differing, parted
 from specbench.report.marks import mark
 from specbench.report.readings import Cost, cost
 from specbench.report.served.steps import server_steps
@@ -46,8 +45,7 @@ def _settled_go(draft: DraftResult) -> bool:
 
 
 def _bug(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> Step | None:
-    found = differing(trials, draft.draft)
-    wide = [each for each in found if each is not None and not explained(each, facts.precision)]
+    wide = parted(differing(trials, draft.draft), facts.precision).wide
     if not wide:
         return None
     if facts.served:

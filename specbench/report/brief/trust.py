@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, explained, near_tie_limit
+from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limit
 from specbench.records import Divergence, Trial
 from specbench.report import text
 from specbench.report.contract import DraftResult, Summary
-from specbench.report.facts import Facts, differing
+from specbench.report.facts import Facts, differing, parted
 from specbench.report.marks import mark
 from specbench.report.wording import best_row
 
@@ -42,17 +42,17 @@ def _margins(found: list[Divergence | None], facts: Facts, draft: DraftResult) -
         return ""
     over = "" if len(draft.gammas) == 1 else f" over all {len(draft.gammas)} gammas"
     head = f"{text.count(len(found), 'text')}{over} {'differs' if len(found) == 1 else 'differ'}:"
-    known = [each for each in found if each is not None and (each.margin is not None or each.gap is not None)]
-    wide = [each for each in known if not explained(each, facts.precision)]
+    by, all_of_them = parted(found, facts.precision), len(found)
     parts = []
-    if len(wide) < len(known):
-        near_ties = _of(len(known) - len(wide), len(found))
+    if by.ties:
+        near_ties = _of(by.ties, all_of_them)
         parts.append(f"{near_ties}where the target's two best tokens nearly tie, which rounding can flip")
-    if wide:
-        parts.append(f"{_of(len(wide), len(found))}at a wide margin, up to {widest(wide)}, **so suspect a bug**")
-    if len(known) < len(found):
-        parts.append(f"{_of(len(found) - len(known), len(found))}without a recorded margin")
-    return f"{head} {'; '.join(parts)}. {_nearly(known, facts)}".rstrip()
+    if by.wide:
+        wide = _of(len(by.wide), all_of_them)
+        parts.append(f"{wide}at a wide margin, up to {widest(by.wide)}, **so suspect a bug**")
+    if by.unknown:
+        parts.append(f"{_of(by.unknown, all_of_them)}without a recorded margin")
+    return f"{head} {'; '.join(parts)}. {_nearly(by.unknown < all_of_them, facts)}".rstrip()
 
 
 def widest(found: Sequence[Divergence]) -> str:
@@ -63,8 +63,8 @@ def widest(found: Sequence[Divergence]) -> str:
     return f"{max(each.gap or 0.0 for each in found):.2f} nats between them"
 
 
-def _nearly(known: Sequence[Divergence], facts: Facts) -> str:
-    """What counts as a near-tie, and on what ground."""
+def _nearly(known: bool, facts: Facts) -> str:
+    """What counts as a near-tie, and on what ground; `known` says that some distance is."""
     if facts.served:
         if not known:
             return ""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specbench.acceptance.lossless import explained
 from specbench.report import readings, text, wording
 from specbench.report.brief import steps
 from specbench.report.brief.glance import glance
 from specbench.report.economics import economics
 from specbench.report.explain.story import Story, apart, asked, drafts, number, reaches, verdict
-from specbench.report.facts import differing
+from specbench.report.facts import differing, parted
 from specbench.report.marks import mark
 
 
@@ -77,10 +76,9 @@ def _measured(story: Story) -> str:
     if story.several:
         ways = f"with each of {len(summary.drafts)} drafts and without any"
     limit = f" Answers ended after {facts.max_new_tokens:,} tokens at most." if facts.max_new_tokens else ""
-    served = f", requests {facts.loads[0].label}" if facts.served else f", batch {facts.batch_size}"
     return (
         f"{text.measured(story.row.prompts, facts.batch_size)} were answered {ways}, on "
-        f"{text.code(summary.hardware)} with {text.code(summary.engine)}{served}.{limit}"
+        f"{text.code(summary.hardware)} with {text.code(summary.engine)}, {wording.load(facts)}.{limit}"
     )
 
 
@@ -166,15 +164,15 @@ def _same(story: Story) -> str:
     if row.identical_prompts == row.prompts:
         return f"Yes: all {row.prompts:,} are what the target alone wrote (measured)."
     found = differing([t for t in story.trials if t.arm.gamma == row.gamma], story.draft.draft)
-    known = [each for each in found if each is not None and (each.margin is not None or each.gap is not None)]
-    wide = sum(not explained(each, facts.precision) for each in known)
+    by = parted(found, facts.precision)
+    wide = len(by.wide)
     head = f"{row.identical_prompts:,} of {row.prompts:,} are word for word what the target alone wrote (measured)."
     if wide:
         return (
             f"{head} {text.count(wide, 'text')} {'parts' if wide == 1 else 'part'} from it where rounding is no "
             "explanation, so there may be a bug; until it is found no speed counts."
         )
-    if len(known) < row.prompts - row.identical_prompts:
+    if len(found) - by.unknown < row.prompts - row.identical_prompts:
         return f"{head} Why the others part from it was not recorded for all of them."
     return (
         f"{head} The others part from it at a near-tie, where rounding decides between two words that the target finds "

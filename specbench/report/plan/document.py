@@ -12,7 +12,7 @@ from specbench.decision.interval import MIN_PROMPTS
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report import text, wording
-from specbench.report.facts import Facts, Model, read_facts
+from specbench.report.facts import MANY_CUT, Facts, Model, read_facts
 from specbench.report.plan import numbers as plan_numbers
 from specbench.report.plan.amounts import Amounts, amounts
 from specbench.report.plan.commands import FILE, on_shipped_prompts, steps
@@ -28,9 +28,6 @@ from specbench.workload.cautions import TOLERATED_SHARE
 
 TITLE = "# Measurement plan"
 BLANK = "\\_\\_\\_\\_\\_\\_"
-
-# With more of the pilot's answers cut than this, its output limit is not that of the traffic.
-MANY_CUT = 0.5
 
 # Words of each assumption of a plan, and what would change it.
 CHANGES = (
@@ -205,7 +202,7 @@ def _settings(plan: Plan, pilot: Evidence | None) -> Rows:
 
 
 def _model(model: Model) -> str:
-    name = text.code(model.spec) + (f" ({text.escape(model.name)})" if model.name != model.spec else "")
+    name = wording.model_name(model)
     return f"{name}, revision {text.code(model.revision)}" if model.revision else name
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from specbench.acceptance.lossless import explained
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.verdict import least_share
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report import text
 from specbench.report.contract import DraftResult, GammaResult, Summary
-from specbench.report.facts import Facts, differing
+from specbench.report.facts import Facts, differing, parted
 from specbench.report.frame import main_trials
 from specbench.report.plan.contract import Plan
 from specbench.report.plan.pilot import Pilot, read_pilot
@@ -65,7 +64,7 @@ def _texts(draft: str, pilot: Evidence) -> Found:
     if not compared:
         return Found("not known", "no text was compared", draft)
     found = differing(trials, draft)
-    wide = sum(each is not None and not explained(each, pilot.facts.precision) for each in found)
+    wide = len(parted(found, pilot.facts.precision).wide)
     told = f"{len(found):,} of {text.count(len(compared), 'text')} differ"
     if wide:
         return Found("met", f"{told}, {wide:,} of them by more than that", draft)
