@@ -95,6 +95,7 @@ def _busy(others: float) -> Caution:
 
 
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
+    from specbench.engines.lean import make_lean
     from specbench.models import load_model
     from specbench.models.shapes import load_shape
 
@@ -103,11 +104,15 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
     def real(name: str) -> LoadedModel:
         say(f"Loading {name}")
         trusted = frozenset(config.trust_remote_code)
-        return load_model(name, dtype=config.dtype, device=device, trust_remote_code=trusted)
+        return lean(load_model(name, dtype=config.dtype, device=device, trust_remote_code=trusted))
 
     def shape(path: Path) -> LoadedModel:
         say(f"Building {path} with random weights")
-        return load_shape(path, dtype=config.dtype, device=device, context=longest)
+        return lean(load_shape(path, dtype=config.dtype, device=device, context=longest))
+
+    def lean(loaded: LoadedModel) -> LoadedModel:
+        make_lean(loaded.model)  # as a run does
+        return loaded
 
     target = real(config.target) if request.target_config is None else shape(request.target_config)
     drafts = {}
@@ -122,12 +127,12 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
 def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:
     """The target's own first layers, which need no loading."""
     from specbench.drafters.skip import first_layers
-    from specbench.models.memory import weight_bytes
+    from specbench.models.memory import weight_bytes, weights
 
     if spec.layers is None:
         raise ConfigError("A probe does not look for layers", where=spec.text, cure="Write skip:layers=8.")
     model = first_layers(target.model, spec.layers)
-    parameters = sum(weight.numel() for weight in model.parameters())
+    parameters = sum(weight.numel() for weight in weights(model))
     # With the target's tokenizer or none, and its revision: it is a part of it.
     return replace(target, name=spec.text, model=model, parameters=parameters, weight_bytes=weight_bytes(model))
 

@@ -12,7 +12,7 @@ from tiny import run
 
 from specbench.acceptance import loop
 from specbench.acceptance.loop import Proposal
-from specbench.acceptance.rules import accept_sampled, distribution, draw, residual
+from specbench.acceptance.rules import accept_sampled, best, distribution, draw, residual
 from specbench.drafters.model import ModelDrafter
 from specbench.records import Sampling
 
@@ -128,3 +128,13 @@ def test_warping_follows_temperature_then_top_k_then_top_p():
     squared = torch.tensor([16, 9, 4, 1]) / 30
     assert distribution(logits, Sampling(0.5))[0].tolist() == pytest.approx(squared.tolist())
     assert distribution(logits, Sampling())[0].tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_best_token_is_that_of_torch_also_where_logits_tie(dtype):
+    torch.manual_seed(0)
+    logits = (torch.randn(40, 300) * 2).round().to(dtype)  # many equal
+    assert (logits == logits.amax(-1, keepdim=True)).sum(-1).max() > 1
+    with torch.inference_mode():
+        assert best(logits) == logits.argmax(-1).tolist()
+        assert best(logits[3:4, ::2]) == logits[3:4, ::2].argmax(-1).tolist()

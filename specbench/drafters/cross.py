@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
+from specbench.acceptance.rules import best
 from specbench.acceptance.scores import until_end
 from specbench.drafters.step import agreeing
 
@@ -69,10 +70,10 @@ class CrossDrafter:
     def _continue(self, ids: list[int], k: int) -> list[int]:
         """At most `k` greedy draft tokens after `ids`, ending with an end of sequence."""
         logits = self._catch_up(ids)
-        drafts = [int(logits.argmax(-1))]
+        drafts = best(logits)
         while len(drafts) < k and drafts[-1] not in self._draft_eos and len(self._read) < self._room:
             self._read.append(drafts[-1])
-            drafts.append(int(self._model.forward(drafts[-1:], keep=1).argmax(-1)))
+            drafts += best(self._model.forward(drafts[-1:], keep=1))
         return drafts
 
     def _catch_up(self, ids: list[int]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal
-from specbench.acceptance.rules import align, confidence, distribution, draw
+from specbench.acceptance.rules import align, best, confidence, distribution, draw
 from specbench.records import Sampling
 
 
@@ -28,7 +28,7 @@ class DraftRule:
         if self._cutoff and confidence(logits) < self._cutoff:
             return False
         if self._sampling.greedy:
-            token = int(logits.argmax(-1))
+            token = best(logits)[0]
         else:
             draft.q.append(distribution(logits, self._sampling))
             token = draw(draft.q[-1][0], generator)

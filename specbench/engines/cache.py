@@ -59,6 +59,9 @@ class RewindableCache(Cache):  # type: ignore[misc]
         self.capacity = capacity
         super().__init__(layers=[RewindableLayer(capacity) for _ in range(layers)])
 
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return int(self.layers[layer_idx].length)
+
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on."""
         for layer in self.layers:

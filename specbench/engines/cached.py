@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from specbench.engines.cache import RewindableCache
+from specbench.engines.lean import decoder_of
+from specbench.engines.packed import Packed
 from specbench.errors import EngineError
 from specbench.models.memory import ModelMemoryError, is_out_of_memory
 
@@ -35,6 +37,7 @@ class CachedModel:
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
         self._cache = RewindableCache(int(config.num_hidden_layers), capacity)
+        self._lean = decoder_of(model)
         self.length = 0
         packed_head(model)
 
@@ -53,25 +56,26 @@ class CachedModel:
                 cure="Choose a draft with the target's vocabulary.",
             )
         try:
-            out = self.model(
-                input_ids=torch.tensor(rows, device=self.device),
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=keep,
-            )
+            logits = self._read(torch.tensor(rows, device=self.device), keep)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             tokens = f"{self.length + len(rows[0])} tokens"
             raise ModelMemoryError(self, tokens if self.batch == 1 else f"{tokens}, batch {self.batch}") from error
         self.length += len(rows[0])
+        return logits
+
+    def _read(self, ids: Tensor, keep: int) -> Tensor:
+        if self._lean is not None:
+            return self._lean(ids, self._cache, keep)
+        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
         logits: Tensor = out.logits
         return logits
 
     def sharing(self, cut: Any) -> CachedModel:
         """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
         twin = copy.copy(self)
-        twin.model = cut
+        twin.model, twin._lean = cut, decoder_of(cut)
         twin._cache = self._cache.first(len(cut.get_decoder().layers))
         return twin
 
@@ -84,7 +88,7 @@ class CachedModel:
 def packed_head(model: Any) -> None:
     """See to it that the head of a model gets packed hidden states; once for each model."""
     head = model.get_output_embeddings()
-    if head is not None and not head._forward_pre_hooks:
+    if head is not None and not isinstance(head, Packed) and not head._forward_pre_hooks:
         head.register_forward_pre_hook(_packed)
 
 

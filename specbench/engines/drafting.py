@@ -21,6 +21,7 @@ from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.engines.batch import score_batch
 from specbench.engines.cached import CachedModel
+from specbench.engines.lean import forward_of
 from specbench.engines.ragged import RaggedModel
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel
@@ -184,10 +185,11 @@ def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[
 
 
 def facts(loaded: LoadedModel) -> dict[str, Any]:
-    """What identifies a loaded model in run.json."""
+    """What identifies a loaded model in run.json, and what runs its layers."""
     return {
         "name": loaded.name,
         "revision": loaded.revision,
         "parameters": loaded.parameters,
         "weight_bytes": loaded.weight_bytes,
+        "forward": forward_of(loaded.model),
     }

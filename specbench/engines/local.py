@@ -21,6 +21,7 @@ from specbench.engines.batch import generate_batch
 from specbench.engines.cached import CachedModel
 from specbench.engines.drafting import Draft, Setting, facts, load_drafts, refuse_batches
 from specbench.engines.layers import choose_layers
+from specbench.engines.lean import make_lean
 from specbench.engines.prober import Prober
 from specbench.engines.ragged import RaggedModel
 from specbench.engines.room import WIDEST
@@ -60,9 +61,10 @@ class LocalEngine:
         self.eos = end_tokens(self.target)
 
     def _load(self, config: RunConfig, name: str) -> LoadedModel:
-        return load_model(
-            name, dtype=config.dtype, device=self.device, trust_remote_code=frozenset(config.trust_remote_code)
-        )
+        trusted = frozenset(config.trust_remote_code)
+        loaded = load_model(name, dtype=config.dtype, device=self.device, trust_remote_code=trusted)
+        make_lean(loaded.model)
+        return loaded
 
     @property
     def max_context(self) -> int | None:

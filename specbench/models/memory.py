@@ -71,7 +71,14 @@ def pass_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:
 
 def weight_bytes(model: Any) -> int:
     """Bytes of all weights, tied ones once; also of a model on the meta device."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return sum(weight.numel() * weight.element_size() for weight in weights(model))
+
+
+def weights(model: Any) -> list[Any]:
+    """The weights of a model, tied ones once: also where its head is a copy of the embedding in another order."""
+    head = model.get_output_embeddings()
+    copy = head.weight if getattr(head, "copies", False) else None
+    return [weight for weight in model.parameters() if weight is not copy]
 
 
 def step_bytes(model: Any) -> int:
