@@ -1,7 +1,7 @@
-"""Time spent by name, from one monotonic clock, with the device drained at span edges only.
+"""Time spent by name, from one clock.
 
-A GPU runs behind the Python that feeds it, so a span is only true if the device is idle at both ends; draining
-it more often than that would slow down what is timed.
+A GPU runs behind the Python that feeds it. So either the device is drained at both ends of a span, and never in
+between, or the device itself notes when it came to each end: then nothing waits, and what is timed runs as it would.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any, Protocol
 
 
 def device_sync(device: str) -> Callable[[], None]:
@@ -22,6 +23,20 @@ def device_sync(device: str) -> Callable[[], None]:
 
         return torch.mps.synchronize
     return lambda: None
+
+
+class Clock(Protocol):
+    """Charges time to names."""
+
+    def lap(self, name: str) -> None:
+        """End the span that began at the last lap (or at the start) and charge it to `name`."""
+
+    def seconds(self, name: str) -> float:
+        """Seconds charged to `name` so far; 0.0 where nothing was."""
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from the start to the last lap: the sum of all names, by construction."""
 
 
 class Stopwatch:
@@ -49,3 +64,38 @@ class Stopwatch:
     def total_s(self) -> float:
         """Seconds from the start to the last lap: the sum of all names, by construction."""
         return (self._last_ns - self._started_ns) / 1e9
+
+
+class EventStopwatch:
+    """The same by marks in the device's queue, as CUDA events are. `event` makes one, with `record()`, `synchronize()`
+    and `elapsed_time(later)` in milliseconds. A mark behind an empty queue is passed at once, so time that only Python
+    took is in its span as well. Reading a time waits for the last mark."""
+
+    def __init__(self, event: Callable[[], Any]) -> None:
+        self._event = event
+        self._marks = [("", self._mark())]
+
+    def lap(self, name: str) -> None:
+        """End the span that began at the last lap (or at the start) and charge it to `name`."""
+        self._marks.append((name, self._mark()))
+
+    def seconds(self, name: str) -> float:
+        """Seconds charged to `name` so far; 0.0 where nothing was."""
+        return self._spent().get(name, 0.0)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from the start to the last lap, as the sum of all names."""
+        return sum(self._spent().values())
+
+    def _mark(self) -> Any:
+        mark = self._event()
+        mark.record()
+        return mark
+
+    def _spent(self) -> dict[str, float]:
+        self._marks[-1][1].synchronize()
+        found: defaultdict[str, float] = defaultdict(float)
+        for (_, before), (name, mark) in zip(self._marks, self._marks[1:], strict=False):
+            found[name] += before.elapsed_time(mark) / 1e3
+        return found

@@ -14,28 +14,37 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specbench.acceptance.rules import accept_greedy, accept_sampled, distribution
-from specbench.clock import Stopwatch
+from specbench.acceptance.rules import accept_greedy, accept_sampled, distribution, judged_greedy, judged_sampled
+from specbench.acceptance.scores import until_end
+from specbench.clock import Clock
 from specbench.records import Finish, Round, Sampling, Times
 
 
 class Target(Protocol):
     """A language model with a rewindable memory of the tokens it has read."""
 
-    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
-        """Read `ids`; logits [keep, V] after each of the last `keep`."""
+    def forward(self, ids: Sequence[int] | Tensor, keep: int) -> Tensor:
+        """Read `ids`, numbers or a tensor [n] of them; logits [keep, V] after each of the last `keep`."""
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens read; 0 starts a new sequence."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proposal:
     """Drafted tokens, and the distributions q [k, V] they were drawn from; None if they were not drawn (greedy
-    drafts, n-grams), which the acceptance rule takes as one-hot."""
+    drafts, n-grams), which the acceptance rule takes as one-hot.
 
-    tokens: list[int]
+    Tokens may still be on a device, as a tensor [k]: then the target's pass is queued behind the draft's, nobody waits
+    in between, and `accept` puts the numbers in their place. Such drafts may run on past an end of sequence."""
+
+    tokens: list[int] | Tensor
     q: Tensor | None = None
+
+    @property
+    def numbers(self) -> list[int]:
+        """The tokens as numbers, waited for where they are not here yet."""
+        return self.tokens.tolist() if isinstance(self.tokens, Tensor) else self.tokens
 
 
 class Drafter(Protocol):
@@ -69,7 +78,7 @@ def generate(
     eos: Collection[int],
     max_new_tokens: int,
     generator: torch.Generator,
-    clock: Stopwatch,
+    clock: Clock,
 ) -> Generation:
     """Generate up to `max_new_tokens` tokens after `prompt`; without a `drafter` (gamma unused) the target alone.
 
@@ -94,26 +103,41 @@ def generate(
             if k > 0:
                 d = drafter.propose(x, k, generator)
             clock.lap("draft")
-        logits = target.forward([x[-1], *d.tokens], keep=len(d.tokens) + 1)  # [k+1, V]
+        logits = target.forward(to_verify(x[-1], d), keep=len(d.tokens) + 1)  # [k+1, V]
         clock.lap("verify")
         n, token = accept(logits, d, sampling, generator)
-        x += d.tokens[:n]
+        drafts = until_end(d.numbers, eos)
+        n = min(n, len(drafts))
+        x += drafts[:n]
         if x[-1] not in eos:  # an accepted end of sequence leaves no room for a bonus
             x.append(token)
         target.rewind(len(x) - 1)  # the newest token is read by the next round
-        rounds.append(Round(len(d.tokens), n))
+        rounds.append(Round(len(drafts), n))
         clock.lap("other")
     return Generation(x[len(prompt) :], rounds, "eos" if x[-1] in eos else "length", times_of(clock))
 
 
+def to_verify(last: int, d: Proposal) -> Sequence[int] | Tensor:
+    """What the target reads in a round: the last emitted token and the drafts."""
+    if isinstance(d.tokens, Tensor):
+        return torch.cat((torch.tensor([last], device=d.tokens.device), d.tokens))
+    return [last, *d.tokens]
+
+
 def accept(logits: Tensor, d: Proposal, sampling: Sampling, generator: torch.Generator) -> tuple[int, int]:
-    """How many of the k drafts the target's logits [k+1, V] keep, and the token that follows them."""
+    """How many of the k drafts the target's logits [k+1, V] keep, and the token that follows them. Drafts that are on
+    a device are fetched together with these, in the one wait of the round."""
+    if isinstance(d.tokens, Tensor):
+        p = None if sampling.greedy else distribution(logits, sampling)
+        found = judged_greedy(logits, d.tokens) if p is None else judged_sampled(p, d.q, d.tokens, generator)
+        n, token, *d.tokens = found.tolist()
+        return n, token
     if sampling.greedy:
         return accept_greedy(logits, d.tokens)
     return accept_sampled(distribution(logits, sampling), d.q, d.tokens, generator)
 
 
-def times_of(clock: Stopwatch) -> Times:
+def times_of(clock: Clock) -> Times:
     """The spans of a trial."""
     return Times(
         prefill_s=clock.seconds("prefill"),

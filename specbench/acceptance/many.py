@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Generation, Proposal, accept, times_of
-from specbench.clock import Stopwatch
+from specbench.clock import Clock
 from specbench.records import Round, Sampling
 
 
@@ -59,7 +59,7 @@ def generate_many(
     eos: Collection[int],
     max_new_tokens: int,
     generators: Sequence[torch.Generator],
-    clock: Stopwatch,
+    clock: Clock,
 ) -> list[Generation]:
     """`loop.generate` for several prompts at once; every Generation carries the times of the whole batch."""
     target.begin(len(prompts))

@@ -99,3 +99,26 @@ def residual(p: Tensor, q: Tensor | None, rejected: int) -> Tensor:
 def confidence(logits: Tensor) -> float:
     """The draft's top probability at temperature 1, from logits [1, V]: what a cut-off is held against."""
     return float(torch.softmax(logits[0].float(), -1).max())
+
+
+def judged_greedy(logits: Tensor, drafts: Tensor) -> Tensor:
+    """`accept_greedy` without waiting for the device: logits [k+1, V] and drafts [k] -> accepted, the next token and
+    the drafts, as one tensor [2 + k]."""
+    choices = logits.argmax(-1)
+    accepted = (choices[:-1] == drafts).cumprod(0).sum()
+    return torch.cat((accepted[None], choices[accepted][None], drafts))
+
+
+def judged_sampled(p: Tensor, q: Tensor | None, drafts: Tensor, generator: torch.Generator) -> Tensor:
+    """`accept_sampled` without waiting for the device, from p [k+1, V] and q [k, V], as `judged_greedy` returns it. It
+    draws the same random numbers in the same order."""
+    k, x = len(drafts), drafts[:, None]
+    p_x = p[:k].gather(1, x)[:, 0]
+    q_x = torch.ones_like(p_x) if q is None else q.gather(1, x)[:, 0]
+    u = torch.rand(k, generator=generator, device=p.device)
+    accepted = (u * q_x < p_x).cumprod(0).sum()
+    left = p[:k].scatter(1, x, 0.0) if q is None else (p[:k] - q).clamp_min(0.0)
+    total = left.sum(-1, keepdim=True)
+    rows = torch.cat((torch.where(total > 0, left / total, p[:k]), p[k:]))
+    token = torch.multinomial(rows[accepted], 1, generator=generator)
+    return torch.cat((accepted[None], token, drafts))

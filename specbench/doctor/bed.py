@@ -133,7 +133,7 @@ class Recorder:
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
         proposal = self._drafter.propose(x, k, generator)
-        self.turns.append(Turn(list(x), k, list(proposal.tokens)))
+        self.turns.append(Turn(list(x), k, list(proposal.numbers)))
         return proposal
 
 

@@ -93,4 +93,4 @@ def draft_history(bed: Bed, draft: Draft) -> Finding:
 @torch.inference_mode()
 def _anew(bed: Bed, draft: Draft, turn: Turn) -> list[int]:
     bed.settle(draft, turn.x)
-    return drafter_of(draft).propose(turn.x, turn.k, bed.generator()).tokens
+    return drafter_of(draft).propose(turn.x, turn.k, bed.generator()).numbers

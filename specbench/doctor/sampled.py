@@ -79,7 +79,7 @@ def q_of_these_settings(bed: Bed, draft: Draft) -> Finding | None:
         bed.settle(draft, place.x)
         proposal = drafter_of(draft).propose(place.x, 3, bed.generator())
         for j, row in enumerate([] if proposal.q is None else proposal.q):
-            logits = bare_logits(draft.loaded.model, [*place.x, *proposal.tokens[:j]], 1)
+            logits = bare_logits(draft.loaded.model, [*place.x, *proposal.numbers[:j]], 1)
             q = distribution(align(logits, bed.vocab_size), bed.sampling)[0]
             apart[j > 0].append(float((row - q).abs().sum()) / 2)
     first, later = (sum(part) / len(part) if part else 0.0 for part in apart)
@@ -131,7 +131,7 @@ class _FixedTarget:
     def __init__(self, p: Tensor) -> None:
         self._logits = p.log()
 
-    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
+    def forward(self, ids: Sequence[int] | Tensor, keep: int) -> Tensor:
         return self._logits.expand(keep, -1)
 
     def rewind(self, length: int) -> None:
@@ -166,7 +166,7 @@ def _draws(bed: Bed, draft: Draft, x: list[int]) -> list[int]:
     bed.settle(draft, x)
     drafter, generator = drafter_of(draft), bed.generator()
     proposals = [drafter.propose(x, 1, generator) for _ in range(DRAWS)]
-    return [proposal.tokens[0] for proposal in proposals if proposal.tokens]
+    return [proposal.numbers[0] for proposal in proposals if len(proposal.tokens)]
 
 
 def chi_square(seen: Sequence[int], p: Tensor) -> float:

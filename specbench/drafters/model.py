@@ -16,13 +16,23 @@ class ModelDrafter:
     sequence is kept, the rest is forgotten when the next round begins.
 
     After a fully accepted round the model has not read its own last draft, so it reads two tokens next. With a `cutoff`
-    it stops before a token of which it is less sure than that.
+    it stops before a token of which it is less sure than that. `chained` drafts stay on the device until the round is
+    judged, which a cut-off forbids: it has to look at every token.
     """
 
     def __init__(
-        self, model: Target, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
+        self,
+        model: Target,
+        *,
+        vocab_size: int,
+        sampling: Sampling,
+        eos: Collection[int],
+        cutoff: float = 0.0,
+        chained: bool = False,
     ) -> None:
         self._model = model
+        self._chained = chained and not cutoff
+        self._last: Proposal | None = None
         self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
         self._read: list[int] = []
 
@@ -30,14 +40,23 @@ class ModelDrafter:
         self._model.rewind(0)
         self._model.forward(prompt, keep=1)
         self._read = list(prompt)
+        self._last = None
         self._known = len(prompt)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        if self._last is not None:  # all but its last token was read, and by now the numbers are here
+            self._read += self._last.numbers[:-1]
+            self._last = None
         # Only what was drafted since the last round can differ from `x`.
         keep = agreeing(self._read, x, self._known)
         del self._read[keep:]
         self._model.rewind(keep)
         unread = list(x[keep:])
+        if self._chained:
+            self._last = self._rule.chain(lambda ids: self._model.forward(ids, keep=1), unread, k, generator)
+            self._read += unread
+            self._known = len(x)
+            return self._last
         draft = Drafted()
         for _ in range(k):
             logits = self._model.forward(unread, keep=1)  # [1, V]

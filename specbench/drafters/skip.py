@@ -55,18 +55,30 @@ def _shallow(module: nn.Module) -> Any:
 
 class SkipDrafter:
     """Drafts with a model that shares the target's cache. Both must be as far as all but the last token when a round
-    begins, which the loop sees to."""
+    begins, which the loop sees to. `chained` as in ModelDrafter."""
 
     def __init__(
-        self, model: Target, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
+        self,
+        model: Target,
+        *,
+        vocab_size: int,
+        sampling: Sampling,
+        eos: Collection[int],
+        cutoff: float = 0.0,
+        chained: bool = False,
     ) -> None:
         self._model = model
+        self._chained = chained and not cutoff
         self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Nothing to read: the target has read the prompt with the layers that are shared."""
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        if self._chained:
+            found = self._rule.chain(lambda ids: self._model.forward(ids, keep=1), x[-1:], k, generator)
+            self._model.rewind(len(x) - 1)
+            return found
         draft = Drafted()
         for _ in range(k):
             logits = self._model.forward([(draft.tokens or x)[-1]], keep=1)  # [1, V]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,27 @@ class DraftRule:
             token = draw(draft.q[-1][0], generator)
         draft.tokens.append(token)
         return token not in self._eos
+
+    def chain(
+        self,
+        read: Callable[[Sequence[int] | Tensor], Tensor],
+        unread: Sequence[int] | Tensor,
+        k: int,
+        generator: torch.Generator,
+    ) -> Proposal:
+        """Draft `k` tokens without looking at one: each goes from the logits [1, V] that `read` gives into the next
+        step on the device, which Python only keeps supplied. There is no cut-off, and no end stops it."""
+        tokens: list[Tensor] = []
+        q: list[Tensor] = []
+        for _ in range(k):
+            logits = align(read(unread), self._vocab_size)
+            if self._sampling.greedy:
+                unread = logits.argmax(-1)
+            else:
+                q.append(distribution(logits, self._sampling))
+                unread = torch.multinomial(q[-1][0], 1, generator=generator)
+            tokens.append(unread)
+        return Proposal(torch.cat(tokens), torch.cat(q) if q else None)
 
 
 class Drafted:

@@ -41,9 +41,10 @@ class CachedModel:
         self.length = 0
         packed_head(model)
 
-    def forward(self, ids: Sequence[int], keep: int) -> Tensor:
-        """Read `ids`, return logits [keep, V] after the last `keep` of them. For a batch of one."""
-        return self.forward_rows([ids], keep)[0]
+    def forward(self, ids: Sequence[int] | Tensor, keep: int) -> Tensor:
+        """Read `ids`, return logits [keep, V] after the last `keep` of them. For a batch of one. Ids that are a tensor
+        [n] on the device come from a model, and are not looked at."""
+        return self._forward(ids[None], keep)[0] if isinstance(ids, Tensor) else self.forward_rows([ids], keep)[0]
 
     def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
         """Read one row of ids, all of one length, in each of the `batch` sequences; logits [batch, keep, V]."""
@@ -55,14 +56,17 @@ class CachedModel:
                 f"The text holds token id {highest}, the model knows only {self.vocab_size}",
                 cure="Choose a draft with the target's vocabulary.",
             )
+        return self._forward(torch.tensor(rows, device=self.device), keep)
+
+    def _forward(self, ids: Tensor, keep: int) -> Tensor:
         try:
-            logits = self._read(torch.tensor(rows, device=self.device), keep)
+            logits = self._read(ids, keep)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            tokens = f"{self.length + len(rows[0])} tokens"
+            tokens = f"{self.length + ids.shape[1]} tokens"
             raise ModelMemoryError(self, tokens if self.batch == 1 else f"{tokens}, batch {self.batch}") from error
-        self.length += len(rows[0])
+        self.length += ids.shape[1]
         return logits
 
     def _read(self, ids: Tensor, keep: int) -> Tensor:

@@ -92,6 +92,7 @@ class Draft:
             "sampling": setting.sampling,
             "eos": setting.eos,
             "cutoff": spec.cutoff,
+            "chained": not setting.reader.device.startswith("cpu"),
         }
         if spec.kind == "skip":
             return SkipDrafter(setting.reader.sharing(loaded.model), **options)

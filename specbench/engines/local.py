@@ -6,6 +6,7 @@ import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import ManyDrafter, generate_many
 from specbench.acceptance.scores import BlockScores, Scores
-from specbench.clock import Stopwatch, device_sync
+from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import parse_draft
@@ -135,7 +136,7 @@ class LocalEngine:
             eos=self.eos,
             max_new_tokens=max_new_tokens,
             generator=generator,
-            clock=Stopwatch(device_sync(self.device)),
+            clock=self._clock(),
         )
 
     def generate_many(
@@ -156,7 +157,7 @@ class LocalEngine:
             generators=[
                 torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{text}")) for text in seed_texts
             ],
-            clock=Stopwatch(device_sync(self.device)),
+            clock=self._clock(),
         )
 
     def score(self, ids: Sequence[int], output: Sequence[int], draft: str) -> Scores | BlockScores:
@@ -185,6 +186,11 @@ class LocalEngine:
         gc.collect()
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
+
+    def _clock(self) -> Clock:
+        if self.device.startswith("cuda"):
+            return EventStopwatch(partial(torch.cuda.Event, enable_timing=True))
+        return Stopwatch(device_sync(self.device))
 
     def _seed(self, text: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")
