@@ -95,7 +95,7 @@ def _busy(others: float) -> Caution:
 
 
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
-    from specbench.engines.lean import make_lean
+    from specbench.engines.swap import make_lean
     from specbench.models import load_model
     from specbench.models.shapes import load_shape
 

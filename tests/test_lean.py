@@ -30,9 +30,10 @@ from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.engines import lean
 from specbench.engines.cache import RewindableCache
 from specbench.engines.cached import CachedModel
-from specbench.engines.lean import LeanLayer, decoder_of, forward_of, make_lean
+from specbench.engines.lean import LeanLayer, decoder_of
 from specbench.engines.packed import Packed, packs
 from specbench.engines.ragged import RaggedModel
+from specbench.engines.swap import forward_of, make_lean
 from specbench.models.memory import step_bytes, weight_bytes
 
 SHAPE: dict[str, Any] = {

@@ -26,8 +26,9 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ha
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch, heads, _, key_dim = key_states.shape
-        self.keys = key_states.new_empty(batch, heads, self.capacity, key_dim)
-        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        # Zeros and not whatever was there: a masked NaN is still a NaN.
+        self.keys = key_states.new_zeros(batch, heads, self.capacity, key_dim)
+        self.values = value_states.new_zeros(batch, heads, self.capacity, value_states.shape[-1])
         self.is_initialized = True
 
     def update(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from specbench.engines.cache import RewindableCache
+from specbench.engines.graphs import Graphs, Recorder, record_on_cuda
 from specbench.engines.lean import decoder_of
 from specbench.engines.packed import Packed
 from specbench.errors import EngineError
@@ -38,6 +39,7 @@ class CachedModel:
         self.vocab_size = int(config.vocab_size)
         self._cache = RewindableCache(int(config.num_hidden_layers), capacity)
         self._lean = decoder_of(model)
+        self._graphs: Graphs | None = None
         self.length = 0
         packed_head(model)
 
@@ -70,16 +72,32 @@ class CachedModel:
         return logits
 
     def _read(self, ids: Tensor, keep: int) -> Tensor:
+        if self._graphs is not None:
+            logits = self._graphs.read(ids, keep)
+            if logits is not None:
+                return logits
         if self._lean is not None:
             return self._lean(ids, self._cache, keep)
         out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
-        logits: Tensor = out.logits
-        return logits
+        found: Tensor = out.logits
+        return found
+
+    @torch.inference_mode()
+    def _record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
+        if self._lean is None:
+            return False
+        self.rewind(0)
+        self.forward_rows([[0, 0]] * self.batch, 1)
+        self._graphs = Graphs(self._lean, self._cache, self.device, recorder)
+        ids = torch.zeros(self.batch, max(widths), dtype=torch.long, device=self.device)
+        done = [self._graphs.add(ids[:, :width], width if every else 1) for width in widths]
+        self.rewind(0)
+        return all(done)
 
     def sharing(self, cut: Any) -> CachedModel:
         """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
         twin = copy.copy(self)
-        twin.model, twin._lean = cut, decoder_of(cut)
+        twin.model, twin._lean, twin._graphs = cut, decoder_of(cut), None
         twin._cache = self._cache.first(len(cut.get_decoder().layers))
         return twin
 
@@ -87,6 +105,16 @@ class CachedModel:
         """Keep only the first `length` tokens of each sequence."""
         self._cache.rewind(length)
         self.length = length
+
+
+def record_all(wanted: Sequence[tuple[CachedModel, Sequence[int], bool]], recorder: Recorder = record_on_cuda) -> bool:
+    """Record passes over so many tokens, keeping all logits or the last, as graphs. All or none: a model that runs
+    plainly beside one that does not would be handicapped. Leaves every cache empty."""
+    if all(reader._record(widths, every, recorder) for reader, widths, every in wanted):
+        return True
+    for reader, _, _ in wanted:
+        reader._graphs = None
+    return False
 
 
 def packed_head(model: Any) -> None:

@@ -21,8 +21,8 @@ from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.engines.batch import score_batch
 from specbench.engines.cached import CachedModel
-from specbench.engines.lean import forward_of
 from specbench.engines.ragged import RaggedModel
+from specbench.engines.swap import forward_of
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel
 from specbench.models.memory import cache_bytes
@@ -42,7 +42,8 @@ class Setting:
 
 
 class Draft:
-    """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone."""
+    """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone. Once open,
+    `stepper` is what reads its draft steps."""
 
     def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
         self.spec = spec
@@ -68,6 +69,7 @@ class Draft:
             # The same text may take more tokens in another tokenizer.
             capacity = min(2 * capacity, self.loaded.max_context or 2 * capacity)
         self._reader = None if self.loaded is None else CachedModel(self.loaded.model, capacity)
+        self.stepper = self._reader
         model = self._model_drafter()
         if self._lookup is None or model is None:
             self.drafter = self._lookup or model
@@ -95,7 +97,8 @@ class Draft:
             "chained": not setting.reader.device.startswith("cpu"),
         }
         if spec.kind == "skip":
-            return SkipDrafter(setting.reader.sharing(loaded.model), **options)
+            self.stepper = setting.reader.sharing(loaded.model)
+            return SkipDrafter(self.stepper, **options)
         return ModelDrafter(self._reader, **options)
 
     def open_many(self, setting: Setting, capacity: int) -> ManyDrafter:

@@ -10,7 +10,6 @@ not agree, stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,16 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench.engines.cache import RewindableCache
-from specbench.engines.packed import Packed, joined, packs
+from specbench.engines.packed import Packed, joined
 
-# Decoder layers known to be: norm, attention with rotary positions, norm, gated feed-forward, each added to the stream.
-_KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-_SHELLS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-
-# How far what a layer adds to the stream may be from what the replaced one adds, as a share of it: rounding, no more.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.04, torch.float16: 0.01}
-# Tokens read in the three passes that are compared: a prompt, a step, a verify pass.
-_PASSES = (8, 1, 3)
+# Models that are: token embedding, decoder layers of one kind, norm, head, and nothing else.
+SHELLS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
 Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -135,19 +128,27 @@ class LeanDecoder:
     def __call__(self, ids: Tensor, cache: RewindableCache, keep: int) -> Tensor:
         """Read `ids` [batch, n] after what the cache holds; logits [batch, keep, V] after the last `keep`."""
         n, past = ids.shape[1], cache.get_seq_length()
-        positions = torch.arange(past, past + n, device=ids.device)
+        at = torch.arange(past, past + n, device=ids.device)
+        # A prompt is causal by itself, and one token sees all.
+        mask = seen_from(at, torch.arange(past + n, device=ids.device)) if n > 1 and past else None
+        return self.run(ids, at, mask, [layer.update for layer in cache.layers], keep)
+
+    def run(self, ids: Tensor, at: Tensor, mask: Tensor | None, updates: Sequence[Update], keep: int) -> Tensor:
+        """One pass over `ids` [batch, n] at positions `at` [n], with an update of the cache for each layer."""
         x = self._embed(ids)
-        mask = None
-        if n > 1 and past > 0:
-            mask = (torch.arange(past + n, device=ids.device) <= positions[:, None])[None, None]
-        frame = Frame(self._rotary(x, positions[None]), mask)
-        for layer, memory in zip(self._layers, cache.layers, strict=True):
-            x = layer.run(x, frame, memory.update)
+        frame = Frame(self._rotary(x, at[None]), mask)
+        for layer, update in zip(self._layers, updates, strict=True):
+            x = layer.run(x, frame, update)
         kept = x[:, -keep:]
         if not isinstance(self._head, Packed):
             kept = kept.clone(memory_format=torch.contiguous_format)  # engines.cached says why
         logits: Tensor = self._head(norm(self._norm, kept))
         return logits
+
+
+def seen_from(at: Tensor, places: Tensor) -> Tensor:
+    """Mask [1, 1, n, length]: a token at `at` [n] sees every one of `places` [length] up to its own."""
+    return (places <= at[:, None])[None, None]
 
 
 def norm(module: Any, x: Tensor) -> Tensor:
@@ -157,90 +158,6 @@ def norm(module: Any, x: Tensor) -> Tensor:
 
 def decoder_of(model: Any) -> LeanDecoder | None:
     """The model without its shell; None where it keeps one, or any layer is not lean."""
-    if type(model).__name__ not in _SHELLS or not all(isinstance(layer, LeanLayer) for layer in model.model.layers):
+    if type(model).__name__ not in SHELLS or not all(isinstance(layer, LeanLayer) for layer in model.model.layers):
         return None
     return LeanDecoder(model)
-
-
-@torch.inference_mode()
-def make_lean(model: Any) -> None:
-    """Replace, in place, the layers of a loaded transformers model by lean ones, and pack its head, where the model is
-    known and each layer gives what the one before it gave."""
-    layers = getattr(getattr(model, model.base_model_prefix, None), "layers", None)
-    if type(model).__name__ not in _SHELLS or not isinstance(layers, nn.ModuleList) or not all(map(_fits, layers)):
-        return
-    passes = _passes(model)
-    for index, layer in enumerate(layers):
-        lean = LeanLayer(layer)
-        old, new = (_through(one, passes, len(layers), index) for one in (layer, lean))
-        if not all(_agree(*three) for three in zip(passes, old, new, strict=True)):
-            return
-        layers[index] = lean
-        passes = [replace(one, x=x) for one, x in zip(passes, old, strict=True)]
-    head = model.lm_head
-    if packs(head.weight):
-        model.lm_head = Packed(head.weight, head.bias, copies=head.weight is model.get_input_embeddings().weight)
-
-
-def forward_of(model: Any) -> str:
-    """What runs the layers of a model, for the record."""
-    layers = getattr(getattr(model, model.base_model_prefix, None), "layers", None)
-    lean = isinstance(layers, nn.ModuleList) and all(isinstance(layer, LeanLayer) for layer in layers)
-    if not lean:
-        return "transformers"
-    return "lean, packed weights" if isinstance(model.lm_head, Packed) else "lean"
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """Hidden states x [1, n, hidden] of a few tokens, their positions [1, n], and what a layer is told of them."""
-
-    x: Tensor
-    positions: Tensor
-    rotary: tuple[Tensor, Tensor]
-    mask: Tensor | None
-
-
-def _fits(layer: Any) -> bool:
-    """Whether a decoder layer is of a kind that LeanLayer knows, over full attention."""
-    if type(layer).__name__ not in _KNOWN:
-        return False
-    attention = layer.self_attn
-    biases = {linear.bias is None for linear in (attention.q_proj, attention.k_proj, attention.v_proj)}
-    windows = (getattr(one, "sliding_window", None) for one in (attention, attention.config))
-    sliding = getattr(attention.config, "use_sliding_window", True) and any(windows)
-    return len(biases) == 1 and not sliding
-
-
-def _passes(model: Any) -> list[_Pass]:
-    """The embeddings of a few tokens from all over the vocabulary, as the first layer gets them."""
-    embedding, rotary = model.get_input_embeddings(), model.model.rotary_emb
-    ids = torch.linspace(0, embedding.num_embeddings - 1, sum(_PASSES), device=model.device).long()[None]
-    found, past = [], 0
-    for n in _PASSES:
-        x, at = embedding(ids[:, past : past + n]), torch.arange(past, past + n, device=model.device)
-        mask = (torch.arange(past + n, device=model.device) <= at[:, None])[None, None] if n > 1 and past else None
-        found.append(_Pass(x, at[None], rotary(x, at[None]), mask))
-        past += n
-    return found
-
-
-def _through(layer: Any, passes: Sequence[_Pass], layers: int, index: int) -> list[Tensor]:
-    """What a layer makes of each pass, one after the other over one cache."""
-    cache = RewindableCache(layers, sum(_PASSES))
-    return [
-        layer(
-            one.x,
-            attention_mask=one.mask,
-            position_ids=one.positions,
-            past_key_values=cache,
-            use_cache=True,
-            position_embeddings=one.rotary,
-        )
-        for one in passes
-    ]
-
-
-def _agree(one: _Pass, old: Tensor, new: Tensor) -> bool:
-    added = (old - one.x).float().norm()
-    return bool((old - new).float().norm() <= _TOLERANCE.get(old.dtype, 0.0) * added)

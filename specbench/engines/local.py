@@ -19,17 +19,24 @@ from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import parse_draft
 from specbench.engines.batch import generate_batch
-from specbench.engines.cached import CachedModel
+from specbench.engines.cached import CachedModel, record_all
 from specbench.engines.drafting import Draft, Setting, facts, load_drafts, refuse_batches
 from specbench.engines.layers import choose_layers
-from specbench.engines.lean import make_lean
 from specbench.engines.prober import Prober
 from specbench.engines.ragged import RaggedModel
 from specbench.engines.room import WIDEST
+from specbench.engines.swap import make_lean
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.prompts import encode, end_tokens
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Caution, Prompt, Sampling
+
+NO_GRAPHS = Caution(
+    "no-cuda-graphs",
+    "the models' passes could not be recorded as CUDA graphs: every step pays for its kernel launches, with a draft "
+    "and without, and small models more than large ones",
+    "Read the speedup as that of an engine without graphs, or measure on a server (--engine).",
+)
 
 
 class LocalEngine:
@@ -101,14 +108,19 @@ class LocalEngine:
                 draft.open(self._setting, capacity)
 
     def settle(self, prompts: Sequence[Sequence[int]], known: Mapping[str, int]) -> None:
-        """Choose the layers of `skip:auto` drafts over a few prompts, or take those `known` from an earlier session.
-        After `reserve`."""
+        """Choose the layers of `skip:auto` drafts over a few prompts, or take those `known` from an earlier session; on
+        CUDA, record the passes of every model. After `reserve`."""
         for text, draft in list(self.drafts.items()):
             if draft.spec.kind == "skip" and draft.spec.layers is None:
                 layers = known.get(text) or choose_layers(self._setting, prompts, self.gammas)
                 (settled,) = load_drafts([replace(draft.spec, layers=layers)], self.target, lambda name: self.target)
                 settled.open(self._setting, self._target.capacity)
                 self.drafts[text] = settled
+        if self.device.startswith("cuda"):
+            wanted = [(self._target, range(1, max(self.gammas) + 2), True)]
+            wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
+            if not record_all(wanted):
+                self.cautions.append(NO_GRAPHS)
 
     def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
         """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""

@@ -11,7 +11,7 @@ from specbench.clock import device_sync
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.cost.probe import Probed, probe, probe_prefill
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.cached import CachedModel
+from specbench.engines.cached import CachedModel, record_all
 from specbench.models.memory import ModelMemoryError, available_bytes, cache_bytes, gigabytes, pass_bytes
 from specbench.records import Caution, CostPoint, Sampling
 
@@ -58,6 +58,9 @@ class Prober:
         """Add the points of one batch; or the model that ran out of memory, and where. The error is not kept: its
         frames hold the tensors that filled the memory."""
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
+        if batch == 1 and self._device.startswith("cuda"):  # as a run of single sequences does
+            widths = self._plan.widths(1)
+            record_all([(r, (1, 2) if name else widths, name is None) for name, r in readers.items()])
         try:
             points += [*self._steps(readers, batch), *self._prefills(readers, batch)]
         except ModelMemoryError as error:
@@ -88,7 +91,8 @@ class Prober:
         if not phases:
             return Probed(reader, (1, 2), keep_all=False)
         # No end of sequence: a phase is timed over all of its tokens.
-        drafter = ModelDrafter(reader, vocab_size=reader.vocab_size, sampling=self._sampling, eos=())
+        chained = not self._device.startswith("cpu")
+        drafter = ModelDrafter(reader, vocab_size=reader.vocab_size, sampling=self._sampling, eos=(), chained=chained)
         return Probed(reader, (1, 2), keep_all=False, drafter=drafter, gammas=self._plan.gammas)
 
     def _prefills(self, readers: Mapping[str | None, CachedModel], batch: int) -> list[CostPoint]:

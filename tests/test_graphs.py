@@ -1,0 +1,119 @@
+"""Recorded passes, with a fake recorder in the place of CUDA's: fixed shapes and places give what plain passes give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import GREEDY, near_copy, run, tiny_llama
+from torch import Tensor
+
+from specbench.drafters.model import ModelDrafter
+from specbench.engines.cached import CachedModel, record_all
+from specbench.engines.swap import make_lean
+
+MODEL = tiny_llama(64, seed=1, num_hidden_layers=3)
+LEAN = tiny_llama(64, seed=1, num_hidden_layers=3)
+make_lean(LEAN)
+Recorded = tuple[Callable[[], None], Tensor]
+
+
+class FakeRecorder:
+    """Replays by running again, into the place where the first run left its logits: a graph whose inputs are not copied
+    to where it reads, or whose logits are read elsewhere, gives the first answer for ever."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def __call__(self, run: Callable[[], Tensor]) -> Recorded:
+        logits = run().clone()
+
+        def replay() -> None:
+            self.replays += 1
+            logits.copy_(run())
+
+        return replay, logits
+
+
+def recorded(model: Any, *, widths: Any = range(1, 6), every: bool = True, capacity: int = 64) -> Any:
+    reader, recorder = CachedModel(model, capacity), FakeRecorder()
+    assert record_all([(reader, widths, every)], recorder)
+    recorder.replays = 0
+    return reader, recorder
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_reading_and_rewinding(data):
+    reader, recorder = recorded(LEAN)
+    text: list[int] = []
+    short = 0
+    for _ in range(data.draw(st.integers(1, 6))):
+        keep_n = data.draw(st.integers(0, len(text)))
+        reader.rewind(keep_n)
+        new = data.draw(st.lists(st.integers(0, 63), min_size=1, max_size=9))
+        text = text[:keep_n] + new
+        short += len(new) < 6
+        with torch.inference_mode():
+            got = reader.forward(new, keep=len(new))
+            whole = MODEL(torch.tensor([text])).logits[0, -len(new) :]
+        torch.testing.assert_close(got, whole, atol=2e-4, rtol=1e-3)
+        assert reader.length == len(text)
+    assert recorder.replays == short
+
+
+def test_a_trial_over_recorded_passes():
+    draft = near_copy(MODEL, noise=0.3)
+    rule: dict[str, Any] = {"vocab_size": 64, "sampling": GREEDY, "eos": set()}
+    plain = run(MODEL, ModelDrafter(CachedModel(draft, 512), **rule), [1, 2, 3], gamma=4, max_new_tokens=50)
+    make_lean(draft)
+    target, one = recorded(LEAN, capacity=512)
+    steps, other = recorded(draft, widths=(1, 2), every=False, capacity=512)
+    found = run(target, ModelDrafter(steps, chained=True, **rule), [1, 2, 3], gamma=4, max_new_tokens=50)
+    assert found.tokens == plain.tokens and found.rounds == plain.rounds
+    assert one.replays == len(found.rounds) and other.replays == sum(r.drafted for r in found.rounds)
+
+
+def test_at_the_end_of_the_room_the_pass_runs_plainly():
+    reader, recorder = recorded(LEAN, capacity=8)
+    with torch.inference_mode():
+        reader.forward([1, 2, 3, 4, 5, 6, 7], keep=1)
+        reader.forward([8], keep=1)
+        assert recorder.replays == 1
+        with pytest.raises(RuntimeError):  # no room, as without a recording
+            reader.forward([9], keep=1)
+
+
+def wrong(run: Callable[[], Tensor]) -> Recorded:
+    return (lambda: None), run() * 1.2
+
+
+def refuses(run: Callable[[], Tensor]) -> Recorded:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("recorder", [wrong, refuses])
+def test_all_or_none(recorder):
+    """What replays something else, or cannot be recorded, is not used; nor is then what could be."""
+    one, other = CachedModel(LEAN, 64), CachedModel(LEAN, 64)
+    assert record_all([(one, (1, 2), True)], FakeRecorder())
+    broken = iter([FakeRecorder(), recorder])
+    assert not record_all([(one, (1,), True), (other, (1,), True)], lambda run: next(broken)(run))
+    assert one._graphs is None and other._graphs is None
+    with torch.inference_mode():
+        torch.testing.assert_close(one.forward([1, 2], keep=2), MODEL(torch.tensor([[1, 2]])).logits[0])
+
+
+def test_a_model_that_is_not_lean_is_not_recorded():
+    assert not record_all([(CachedModel(MODEL, 64), (1,), True)], FakeRecorder())
+
+
+def test_memory_never_written_is_zero():
+    """A recorded pass attends over all the room: what is masked there may be anything, but not NaN."""
+    reader, _ = recorded(LEAN)
+    for layer in reader._cache.layers:
+        assert not layer.keys[:, :, 8:].any() and not layer.values[:, :, 8:].any()
