@@ -81,11 +81,20 @@ def test_a_trial_over_recorded_passes():
 def test_at_the_end_of_the_room_the_pass_runs_plainly():
     reader, recorder = recorded(LEAN, capacity=8)
     with torch.inference_mode():
-        reader.forward([1, 2, 3, 4, 5, 6, 7], keep=1)
-        reader.forward([8], keep=1)
+        reader.forward([1, 2, 3, 4, 5, 6], keep=1)
+        reader.forward([7], keep=1)
         assert recorder.replays == 1
-        with pytest.raises(RuntimeError):  # no room, as without a recording
-            reader.forward([9], keep=1)
+        with pytest.raises(RuntimeError):  # no room for both, as without a recording
+            reader.forward([8, 9], keep=2)
+
+
+def test_logits_outlive_the_next_pass():
+    reader, _ = recorded(LEAN)
+    with torch.inference_mode():
+        first = reader.forward([1], keep=1)
+        before = first.clone()
+        reader.forward([2], keep=1)
+    assert first.equal(before)
 
 
 def wrong(run: Callable[[], Tensor]) -> Recorded:
@@ -115,5 +124,5 @@ def test_a_model_that_is_not_lean_is_not_recorded():
 def test_memory_never_written_is_zero():
     """A recorded pass attends over all the room: what is masked there may be anything, but not NaN."""
     reader, _ = recorded(LEAN)
-    for layer in reader._cache.layers:
+    for layer in reader.cache.layers:
         assert not layer.keys[:, :, 8:].any() and not layer.values[:, :, 8:].any()

@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 from specbench.engines import local, room
 from specbench.engines.cache import RewindableCache
+from specbench.engines.lean import LeanDecoder
 from specbench.engines.ragged import RaggedCache
 from specbench.errors import EngineError, ModelError, StoreError
 from specbench.models import load_model
@@ -150,18 +151,25 @@ class Allocator:
 
     def __init__(self, monkeypatch, *, longest=10**9, nth=None, rows=10**9, says=CPU_SAYS, kind=RuntimeError):
         self.longest, self.nth, self.rows, self.calls, self.refused = longest, nth, rows, 0, 0
-        forward = LlamaForCausalLM.forward
+        shell, lean = LlamaForCausalLM.forward, LeanDecoder.__call__
 
-        def limited(model, input_ids=None, **more):
+        def limit(ids, cache):
             self.calls += 1
-            before = more["past_key_values"].get_seq_length() if more.get("past_key_values") is not None else 0
-            whole = before + input_ids.shape[1]
-            if whole >= self.longest or self.calls == self.nth or input_ids.shape[0] >= self.rows:
+            whole = (0 if cache is None else cache.get_seq_length()) + ids.shape[1]
+            if whole >= self.longest or self.calls == self.nth or ids.shape[0] >= self.rows:
                 self.refused += 1
                 raise kind(says)
-            return forward(model, input_ids=input_ids, **more)
 
-        monkeypatch.setattr(LlamaForCausalLM, "forward", limited)
+        def limited_shell(model, input_ids=None, **more):
+            limit(input_ids, more.get("past_key_values"))
+            return shell(model, input_ids=input_ids, **more)
+
+        def limited_lean(decoder, ids, cache, keep):
+            limit(ids, cache)
+            return lean(decoder, ids, cache, keep)
+
+        monkeypatch.setattr(LlamaForCausalLM, "forward", limited_shell)
+        monkeypatch.setattr(LeanDecoder, "__call__", limited_lean)
 
 
 @pytest.fixture

@@ -156,7 +156,7 @@ def test_memory_is_counted_from_the_configuration():
     assert cache_bytes(TARGET.config, 10, 3, 4) == 2 * 16 * 4 * 10 * 3
     cached = CachedModel(TARGET, 10, 3)
     cached.forward_rows([[1]] * 3, keep=1)
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cached._cache.layers)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cached.cache.layers)
     assert held == cache_bytes(TARGET.config, 10, 3, 4)
     embedding = TARGET.get_input_embeddings().weight.nbytes
     assert step_bytes(TARGET) == weight_bytes(TARGET) - embedding

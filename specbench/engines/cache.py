@@ -14,7 +14,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """Keys and values [batch, heads, capacity, head_dim], of which the first `length` positions are valid."""
+    """Keys and values [batch, heads, capacity, head_dim], of which the first `length` positions are valid. Where both
+    are of one width they lie in one tensor, `both` [batch, 2 * heads, capacity, head_dim], keys first."""
 
     is_sliding = False
     is_croppable = True
@@ -25,11 +26,25 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ha
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        batch, heads, _, key_dim = key_states.shape
+        batch, heads, _, width = key_states.shape
         # Zeros and not whatever was there: a masked NaN is still a NaN.
-        self.keys = key_states.new_zeros(batch, heads, self.capacity, key_dim)
-        self.values = value_states.new_zeros(batch, heads, self.capacity, value_states.shape[-1])
+        if key_states.shape == value_states.shape:
+            self.both = key_states.new_zeros(batch, 2 * heads, self.capacity, width)
+            self.keys, self.values = self.both[:, :heads], self.both[:, heads:]
+        else:
+            self.keys = key_states.new_zeros(batch, heads, self.capacity, width)
+            self.values = value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[-1])
         self.is_initialized = True
+
+    def put(self, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`update` for new keys and values [batch, 2 * heads, n, head_dim] that lie in one tensor already."""
+        heads, new = both.shape[1] // 2, both.shape[2]
+        if not self.is_initialized:
+            self.lazy_initialization(both[:, :heads], both[:, heads:])
+        self.both.narrow(2, self.length, new).copy_(both)
+        self.length += new
+        keys, values = self.both.narrow(2, 0, self.length).chunk(2, 1)
+        return keys, values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -37,7 +37,7 @@ class CachedModel:
         self.capacity = capacity
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
-        self._cache = RewindableCache(int(config.num_hidden_layers), capacity)
+        self.cache = RewindableCache(int(config.num_hidden_layers), capacity)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
         self.length = 0
@@ -77,8 +77,8 @@ class CachedModel:
             if logits is not None:
                 return logits
         if self._lean is not None:
-            return self._lean(ids, self._cache, keep)
-        out = self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=keep)
+            return self._lean(ids, self.cache, keep)
+        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=keep)
         found: Tensor = out.logits
         return found
 
@@ -88,7 +88,7 @@ class CachedModel:
             return False
         self.rewind(0)
         self.forward_rows([[0, 0]] * self.batch, 1)
-        self._graphs = Graphs(self._lean, self._cache, self.device, recorder)
+        self._graphs = Graphs(self._lean, self.cache, self.device, recorder)
         ids = torch.zeros(self.batch, max(widths), dtype=torch.long, device=self.device)
         done = [self._graphs.add(ids[:, :width], width if every else 1) for width in widths]
         self.rewind(0)
@@ -98,12 +98,12 @@ class CachedModel:
         """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
         twin = copy.copy(self)
         twin.model, twin._lean, twin._graphs = cut, decoder_of(cut), None
-        twin._cache = self._cache.first(len(cut.get_decoder().layers))
+        twin.cache = self.cache.first(len(cut.get_decoder().layers))
         return twin
 
     def rewind(self, length: int) -> None:
         """Keep only the first `length` tokens of each sequence."""
-        self._cache.rewind(length)
+        self.cache.rewind(length)
         self.length = length
 
 

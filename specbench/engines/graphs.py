@@ -53,7 +53,7 @@ class Graphs:
         self._cache.rewind(past)
         at = self._places[past : past + ids.shape[1]].clone()
         kept_ids = ids.clone()
-        updates = [partial(_put, layer, at) for layer in self._cache.layers]
+        updates = [partial(put, layer, at) for layer in self._cache.layers]
 
         def run() -> Tensor:
             return self._decoder.run(kept_ids, at, seen_from(at, self._places), updates, keep)
@@ -82,9 +82,9 @@ class Graphs:
         return found.logits.clone()  # the next replay writes over them
 
 
-def _put(layer: RewindableLayer, at: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    layer.keys.index_copy_(2, at, keys)
-    layer.values.index_copy_(2, at, values)
+def put(layer: RewindableLayer, at: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [batch, 2 * heads, n, width] into their places `at` [n]; returns all the room of the layer."""
+    layer.both.index_copy_(2, at, both)
     return layer.keys, layer.values
 
 

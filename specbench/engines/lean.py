@@ -10,7 +10,6 @@ not agree, stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,24 +22,36 @@ from specbench.engines.packed import Packed, joined
 # Models that are: token embedding, decoder layers of one kind, norm, head, and nothing else.
 SHELLS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
-Update = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Takes new keys and values [batch, 2 * key_heads, n, head_dim], keys first, and returns all keys and all values.
+Update = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Frame:
-    """What all layers of one pass share: cosines and sines [batch, n, 1, head_dim] (the sines of the first half
-    negated, so that rotating a half needs no negation) and, unless the pass is causal by itself, a mask of what each
-    query may see, repeated for the `groups` query heads that share keys [batch or 1, 1, groups * n, length]."""
+    """What all layers of one pass share: how their heads are turned, and, unless the pass is causal by itself, a mask
+    of what each query may see."""
 
     def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> None:
         cos, sin = rotary
         half = sin.shape[-1] // 2
-        self.cos = cos[:, :, None]
-        self.sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)[:, :, None]
         self.mask = mask
+        self._cos = cos[:, :, None]
+        self._sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)[:, :, None]
+        self._turns: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._folded: dict[int, Tensor] = {}
 
+    def turns(self, turned: int, still: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [batch, n, turned + still, head_dim] for that many heads that are turned by their position
+        and, after them, heads that are not: by cosine 1 and sine 0. The sines of the first half are negated, so that
+        rotating a half needs no negation."""
+        if (turned, still) not in self._turns:
+            shape = (*self._cos.shape[:2], still, self._cos.shape[-1])
+            pairs = ((self._cos, self._cos.new_ones(shape)), (self._sin, self._sin.new_zeros(shape)))
+            cos, sin = (torch.cat((one.expand(-1, -1, turned, -1), other), 2) for one, other in pairs)
+            self._turns[turned, still] = cos, sin
+        return self._turns[turned, still]
+
     def folded(self, groups: int) -> Tensor | None:
-        """The mask for that many query heads to a key head."""
+        """The mask, repeated for that many query heads to a key head [batch or 1, 1, groups * n, length]."""
         if self.mask is None or groups == 1:
             return self.mask
         if groups not in self._folded:
@@ -60,13 +71,16 @@ class LeanLayer(nn.Module):
         self.key_heads = attention.k_proj.out_features // self.head_dim
         self.groups = self.heads // self.key_heads
         self.scale = float(attention.scaling)
-        self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.q_norm, self.k_norm = (
+            None if getattr(attention, name, None) is None else Norm(getattr(attention, name))
+            for name in ("q_norm", "k_norm")
+        )
         self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
         self.out = joined([attention.o_proj])
         self.gate_up = joined([feed.gate_proj, feed.up_proj])
         self.down = joined([feed.down_proj])
         self.act = feed.act_fn
-        self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
+        self.before, self.between = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
 
     def forward(
         self,
@@ -81,40 +95,65 @@ class LeanLayer(nn.Module):
         if frame is None or seen is not position_embeddings:
             frame = Frame(position_embeddings, attention_mask)
             past_key_values.frame = (position_embeddings, frame)
-        return self.run(hidden_states, frame, partial(past_key_values.update, layer_idx=self.index))
+
+        def update(both: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = both.chunk(2, 1)
+            found: tuple[Tensor, Tensor] = past_key_values.update(keys, values, self.index)
+            return found
+
+        return self.run(hidden_states, frame, update)
 
     def run(self, x: Tensor, frame: Frame, update: Update) -> Tensor:
         """One pass over hidden states x [batch, n, hidden]; `update` takes its keys and values into the cache of this
         layer and returns all that are there."""
         batch, n, _ = x.shape
-        rows = self.qkv(norm(self.before, x)).view(batch, n, -1, self.head_dim)
-        q_and_k, v = rows[:, :, : -self.key_heads], rows[:, :, -self.key_heads :]
-        if self.q_norm is not None:
-            q, k = q_and_k[:, :, : self.heads], q_and_k[:, :, self.heads :]
-            q_and_k = torch.cat((norm(self.q_norm, q), norm(self.k_norm, k)), 2)
-        rotated = torch.addcmul(q_and_k * frame.cos, q_and_k.roll(self.head_dim // 2, -1), frame.sin)
-        rotated = rotated.transpose(1, 2)
-        keys, values = update(rotated[:, self.heads :], v.transpose(1, 2))
-        added: Tensor = self.out(self._attend(rotated[:, : self.heads], keys, values, frame))
-        x = x + added
-        gate, up = self.gate_up(norm(self.between, x)).chunk(2, -1)
-        added = self.down(self.act(gate) * up)
-        return x + added
+        rows = self.qkv(self.before(x)).view(batch, n, -1, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = rows.split_with_sizes((self.heads, self.key_heads, self.key_heads), 2)
+            rows = torch.cat((self.q_norm(q), self.k_norm(k), v), 2)
+        cos, sin = frame.turns(self.heads + self.key_heads, self.key_heads)
+        rows = torch.addcmul(rows * cos, rows.roll(self.head_dim // 2, -1), sin)
+        keys, values = update(rows[:, :, self.heads :].transpose(1, 2))
+        x = self.out.onto(x, self._attend(rows[:, :, : self.heads], keys, values, frame))
+        gate, up = self.gate_up(self.between(x)).chunk(2, -1)
+        return self.down.onto(x, self.act(gate) * up)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
-        """Queries [batch, heads, n, head_dim] over keys and values [batch, key_heads, length, head_dim]."""
-        batch, _, n, _ = q.shape
+        """Queries [batch, n, heads, head_dim] over keys and values [batch, key_heads, length, head_dim]; the result is
+        [batch, n, heads * head_dim]."""
+        batch, n, _, _ = q.shape
         if n > 1 and frame.mask is None:
             seen = functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=self.scale, enable_gqa=self.groups > 1
+                q.transpose(1, 2), k, v, is_causal=True, scale=self.scale, enable_gqa=self.groups > 1
             )
-        else:
-            # Heads that share keys are rows of one query: nothing is repeated, and kernels that take a mask do.
-            rows = q.reshape(batch, self.key_heads, self.groups * n, self.head_dim)
-            mask = frame.folded(self.groups)
-            seen = functional.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=self.scale)
-            seen = seen.reshape(batch, self.heads, n, self.head_dim)
-        return seen.transpose(1, 2).reshape(batch, n, -1)
+            return seen.transpose(1, 2).reshape(batch, n, -1)
+        # Heads that share keys are rows of one query: nothing is repeated, and kernels that take a mask do.
+        rows = (q if n == 1 else q.transpose(1, 2)).reshape(batch, self.key_heads, self.groups * n, self.head_dim)
+        mask = frame.folded(self.groups)
+        seen = functional.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=self.scale)
+        if n == 1:
+            return seen.reshape(batch, 1, -1)
+        return seen.reshape(batch, self.heads, n, self.head_dim).transpose(1, 2).reshape(batch, n, -1)
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm over the last dimension, with the weight of a transformers module.
+
+    On a CPU torch makes it of eight operations. Of x and -x together the mean is 0 and the variance the mean square of
+    x, so half of their layer norm is the same, in one kernel."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
+        self.eps = float(module.variance_epsilon)
+        on_cpu = self.weight.device.type == "cpu"
+        self._twice = torch.cat((self.weight, self.weight)) if on_cpu else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._twice is None:
+            return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        both = functional.layer_norm(torch.cat((x, -x), -1), self._twice.shape, self._twice, None, self.eps)
+        return both[..., : x.shape[-1]]
 
 
 class LeanDecoder:
@@ -122,7 +161,7 @@ class LeanDecoder:
 
     def __init__(self, model: Any) -> None:
         body = model.model
-        self._embed, self._layers, self._norm = body.embed_tokens, list(body.layers), body.norm
+        self._embed, self._layers, self._norm = body.embed_tokens, list(body.layers), Norm(body.norm)
         self._rotary, self._head = body.rotary_emb, model.lm_head
 
     def __call__(self, ids: Tensor, cache: RewindableCache, keep: int) -> Tensor:
@@ -131,7 +170,7 @@ class LeanDecoder:
         at = torch.arange(past, past + n, device=ids.device)
         # A prompt is causal by itself, and one token sees all.
         mask = seen_from(at, torch.arange(past + n, device=ids.device)) if n > 1 and past else None
-        return self.run(ids, at, mask, [layer.update for layer in cache.layers], keep)
+        return self.run(ids, at, mask, [layer.put for layer in cache.layers], keep)
 
     def run(self, ids: Tensor, at: Tensor, mask: Tensor | None, updates: Sequence[Update], keep: int) -> Tensor:
         """One pass over `ids` [batch, n] at positions `at` [n], with an update of the cache for each layer."""
@@ -142,18 +181,13 @@ class LeanDecoder:
         kept = x[:, -keep:]
         if not isinstance(self._head, Packed):
             kept = kept.clone(memory_format=torch.contiguous_format)  # engines.cached says why
-        logits: Tensor = self._head(norm(self._norm, kept))
+        logits: Tensor = self._head(self._norm(kept))
         return logits
 
 
 def seen_from(at: Tensor, places: Tensor) -> Tensor:
     """Mask [1, 1, n, length]: a token at `at` [n] sees every one of `places` [length] up to its own."""
     return (places <= at[:, None])[None, None]
-
-
-def norm(module: Any, x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last dimension with the weight of a transformers module."""
-    return functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
 def decoder_of(model: Any) -> LeanDecoder | None:

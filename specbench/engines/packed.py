@@ -27,9 +27,14 @@ class Packed(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.copies = copies
         self._run = torch.ops.mkldnn._linear_pointwise.default
+        self._add = torch.ops.mkldnn._linear_pointwise.binary
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self._run(x, self.weight, self.bias, "none", [], ""))
+
+    def onto(self, stream: Tensor, x: Tensor) -> Tensor:
+        """`stream` + forward(x), in one operation."""
+        return cast(Tensor, self._add(x, stream, self.weight, self.bias, "add"))
 
 
 class Plain(nn.Module):
@@ -42,6 +47,10 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight, self.bias)
+
+    def onto(self, stream: Tensor, x: Tensor) -> Tensor:
+        """`stream` + forward(x)."""
+        return stream + self.forward(x)
 
 
 def packs(weight: Tensor) -> bool:
