@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from specbench.checks import POLICY_CHECKS, RUN_CHECKS
-from specbench.checks.keys import shown
+from specbench.checks.keys import API_KEY_ENV, shown
 from specbench.errors import ConfigError
 from specbench.records import Load, Policy, Sampling
 from specbench.shipped import DEFAULT_WORKLOAD
@@ -63,8 +63,9 @@ class RunConfig:
     concurrency: tuple[int, ...] = (1,)
     rate: tuple[float, ...] = ()
     request_timeout_s: float = 300.0
-    api_key_env: str = "SPECBENCH_API_KEY"
+    api_key_env: str = API_KEY_ENV
     repeats: int = 1
+    all_gammas: bool = False
     max_other_cores: float = 0.5
     out: str = "reports"
     name: str | None = None

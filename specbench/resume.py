@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import defaultdict
@@ -17,7 +16,7 @@ from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.records import Caution, Trial
 from specbench.report.text import clean
-from specbench.runfile import stored_config
+from specbench.runfile import HASHED, hashed, stored_config
 from specbench.store import RUN_FILE, StoredRun, TrialKey, busy, find_runs, in_use, new_folder, read_run, trial_key
 
 # What may change between two sessions of a run, and is said: it seldom matters, and nobody can know.
@@ -84,9 +83,7 @@ def differences(was: Mapping[str, Any], config: RunConfig, kind: str) -> list[st
 
 def _hashed(text: object) -> object:
     """A system prompt as it is stored without --keep-text, however it was stored."""
-    if not isinstance(text, str) or text.startswith("sha256:"):
-        return text
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    return text if not isinstance(text, str) or text.startswith(HASHED) else hashed(text)
 
 
 def _shown(value: object) -> str:

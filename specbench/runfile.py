@@ -16,8 +16,11 @@ from specbench.cost.load import load_average
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Caution, Prompt
 from specbench.shipped import workload_source
-from specbench.store import RUN_FILE, SCHEMA, RunWriter, busy, find_runs, in_use, one_at_a_time, read_run
+from specbench.store import RUN_FILE, SCHEMA, RunWriter, busy, find_runs, in_use, one_at_a_time, read_record
 from specbench.workload import Workload, load_workload, select
+
+# How a stored system prompt begins of which only the hash was kept.
+HASHED = "sha256:"
 
 
 def prompts_of(config: RunConfig) -> tuple[Workload, tuple[Prompt, ...]]:
@@ -92,8 +95,13 @@ def stored_config(config: RunConfig) -> dict[str, Any]:
     """The configuration as it may be stored: a system prompt is private text, of which only the hash is kept."""
     values = config.as_dict()
     if config.system_prompt is not None and not config.keep_text:
-        values["system_prompt"] = "sha256:" + hashlib.sha256(config.system_prompt.encode()).hexdigest()
+        values["system_prompt"] = hashed(config.system_prompt)
     return values
+
+
+def hashed(system_prompt: str) -> str:
+    """A system prompt as it is stored without --keep-text."""
+    return HASHED + hashlib.sha256(system_prompt.encode()).hexdigest()
 
 
 def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[str, dict[str, int]]:
@@ -142,7 +150,7 @@ def _begin(writer: RunWriter) -> None:
 
 def _same(folder: Path, run: dict[str, Any]) -> bool:
     try:
-        there = read_run(folder).run
+        there = read_record(folder)
     except StoreError:
         return False
     return all(there.get(key) == run.get(key) for key in ("command", "fingerprint"))

@@ -211,7 +211,7 @@ class ServerBench:
             repeat=job.repeat,
             prompt_tokens=reading.prompt_tokens or 0,
             output_tokens=reading.output_tokens,
-            output_sha256=_hash(reading.text),
+            output_sha256=text_hash(reading.text),
             finish=reading.finish,
             drafted=reading.drafted if arm.draft else (),
             accepted=reading.accepted if arm.draft else (),
@@ -230,7 +230,7 @@ class ServerBench:
                 for prompt in prompts:
                     key = (prompt.id, arm, 0)
                     answer = await self._answer(client, up, Job(prompt, 0), self.config.max_new_tokens, arm)
-                    if answer is not None and _hash(answer[0].text) == hashes[key]:
+                    if answer is not None and text_hash(answer[0].text) == hashes[key]:
                         self.texts[key] = answer[0].text
 
         asyncio.run(ask())
@@ -279,7 +279,8 @@ class ServerBench:
         return Client(up.url, key=key_of(self.config), timeout_s=self.config.request_timeout_s)
 
 
-def _hash(text: str) -> str:
+def text_hash(text: str) -> str:
+    """The sha256 of an output, as its trial stores it."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from specbench.resume import opened, progress_of, threads_of, unfinished
 from specbench.run import shuffled
 from specbench.runfile import marked
 from specbench.servedfile import begun, engine, note_losses, note_server
-from specbench.serverbench import Job, ServerBench
+from specbench.serverbench import Job, ServerBench, text_hash
 from specbench.servers import preflight
 from specbench.servers.adapter import State
 from specbench.servers.provider import Provider, Up, provider_of
@@ -99,6 +99,7 @@ class _Serve:
         self.observer = observer
         stored = read_run(writer.folder)
         attempts, self.done = progress_of(stored.trials)
+        self._hashes = {trial_key(trial): trial.output_sha256 for trial in stored.trials if not trial.warmup}
         self._noted = {trial_key(trial) for trial in stored.trials if trial.diverged is not None}
         total = int(writer.run["trials_planned"])
         self.bench = ServerBench(config, writer, observer, attempts, 3 + total // 10, _next_stretch(stored))
@@ -155,7 +156,7 @@ class _Serve:
         noted at which token: of a text no more is stored than its hash."""
         if not self.done:
             return
-        now = {trial_key(t): t.output_sha256 for t in read_run(self.writer.folder).trials if not t.warmup}
+        now = self._hashes | {key: text_hash(text) for key, text in self.bench.texts.items()}
         lost: set[TrialKey] = set()
         for prompt in block:
             for arm in arms:

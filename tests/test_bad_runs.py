@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bad_inputs.folders import EXAMPLE, POSITIONS, RUNS, SCORES, small
+from bad_inputs.folders import EXAMPLE, POSITIONS, RUNS, SCORES, changed, small
 from bad_inputs.judging import generic, outcome, refusal
 
-from specbench import store
 from specbench.errors import StoreError
-from specbench.store import new_folder, read_run
+from specbench.store import lines, new_folder, read_run
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +90,27 @@ def test_a_policy_of_an_older_version_has_the_defaults_of_newer_keys(kept: Path)
 
 def test_a_line_of_a_run_that_never_ends(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(kept, folder := tmp_path / "run")
-    monkeypatch.setattr(store, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 20)
     with (folder / "trials.jsonl").open("wb") as file:
         file.truncate(1 << 30)
     assert "longer than 1 MiB" in refusal(["show", str(folder)])
     with (folder / "run.json").open("wb") as file:
         file.truncate(1 << 30)
     assert "run.json is not JSON: larger than 64 MiB" in refusal(["show", str(folder)])
+
+
+def test_the_newest_run_is_found_past_others_whatever_their_trials(kept: Path, tmp_path: Path) -> None:
+    older = tmp_path / "20260101T000000Z-sweep"
+    shutil.copytree(kept, older)
+    for number, command in enumerate(("replay", "probe"), start=1):
+        newer = tmp_path / f"2026010{number + 1}T000000Z-{command}"
+        shutil.copytree(kept, newer)
+        changed("command", command)(newer)
+        (newer / "trials.jsonl").write_text("broken\n")
+    code, out, _ = outcome(["show", "--out", str(tmp_path), "--json"])
+    assert code == 0 and Path(json.loads(out)["run"]) == older
+    # A replay is one for who asks for no wall clock, and what is wrong with it is said.
+    assert "Not a line that specbench wrote" in refusal(["replay", "--out", str(tmp_path)])
 
 
 def test_where_no_run_folder_can_be(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from test_serving import ROUNDS
 
 import specbench
 from specbench import progress
+from specbench.config import load_config
 from specbench.cost import bandwidth
 from specbench.doctor import machine, sampled
 from specbench.engines.local import LocalEngine
@@ -281,7 +282,10 @@ def test_what_a_chat_template_complains_of_is_not_quoted(session, tmp_path):
         models = ["--target", target, "--draft", session.folder / "draft", "--dtype", "float32", "--device", "cpu"]
         models += ["--threads", "1"]  # not counted, which takes a second
         result = call(command, *models, "--workload", session.folder / "prompts.jsonl")
-        assert result.exit_code == 1, result.output
+        assert result.exit_code == 2, result.output
+        assert result.stderr.splitlines()[-1].startswith(
+            f"specbench: the chat template of {target} fails (TemplateError). Some take no system message"
+        )
         assert heard_in(result.output.encode()) == set()
 
 
@@ -290,6 +294,36 @@ def test_an_argument_of_python_is_not_quoted():
         with pytest.raises(ConfigError) as caught:
             specbench.sweep(**{key: [CANARY]})
         assert heard_in(str(caught.value).encode()) == set()
+
+
+@pytest.mark.parametrize("key", [KEY, f"sk-{KEY}", f"hf_{KEY.replace('-', '_')}", "S3CRETKEY", f" {KEY}", f"KEY={KEY}"])
+def test_a_key_in_the_place_of_its_name_is_neither_stored_nor_shown(lab, tmp_path, key, monkeypatch):
+    (tmp_path / "own.yaml").write_text(json.dumps({"api_key_env": key}))
+    why = (
+        "no environment variable of that name is set"
+        if key.isidentifier()
+        else "not the name of an environment variable"
+    )
+    runs = tmp_path / "runs"
+    for words in (("--api-key-env", key), (f"--api-key-env={key}",), ("--config", tmp_path / "own.yaml")):
+        for command in ("sweep", "measure"):
+            typed = [command, *lab.args("--out", runs), "--gamma", 1, *words]
+            monkeypatch.setattr(sys, "argv", ["specbench", *map(str, typed)])
+            result = call(*typed)
+            assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+            assert f"`api_key_env`: {why}; " in result.stderr
+            assert key.strip() not in result.output and heard_in(result.output.encode()) == set()
+    with pytest.raises(ConfigError) as caught:
+        specbench.sweep(api_key_env=key, out=str(runs))
+    assert key.strip() not in str(caught.value)
+    assert not runs.exists()
+
+
+def test_a_name_that_is_set_is_taken(lab, monkeypatch):
+    monkeypatch.setenv("_MY_KEY2", "")
+    assert load_config(None, {"api_key_env": "_MY_KEY2"}).api_key_env == "_MY_KEY2"
+    monkeypatch.delenv("SPECBENCH_API_KEY", raising=False)
+    assert load_config(None, {"api_key_env": "SPECBENCH_API_KEY"}).api_key_env == "SPECBENCH_API_KEY"
 
 
 def test_a_key_is_sent_and_neither_stored_nor_shown(session, lab, tmp_path, monkeypatch):

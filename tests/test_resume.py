@@ -18,12 +18,12 @@ import pytest
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
-from specbench import provenance, runfile, store
+from specbench import provenance, runfile
 from specbench.errors import StoreError
 from specbench.report.summarise import summarise
 from specbench.resume import differences, same_setting, unfinished
 from specbench.runfile import stored_config
-from specbench.store import RunWriter, find_runs, in_use, new_folder, read_run, trial_key
+from specbench.store import RunWriter, find_runs, folders, in_use, new_folder, read_run, trial_key
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"limit": 2, "gammas": (1,), "max_new_tokens": 4}
@@ -320,7 +320,7 @@ def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tm
         def now(cls, tz=None):
             return datetime(2026, 11, 1, 12, tzinfo=tz) - timedelta(minutes=next(ticks))
 
-    for module in (store, runfile, provenance):
+    for module in (folders, runfile, provenance):
         monkeypatch.setattr(module, "datetime", Backwards)
     names = []
     for number in range(3):

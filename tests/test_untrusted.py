@@ -111,16 +111,6 @@ def test_a_pickle_under_the_name_of_something_else_is_not_opened(model, trap, na
     assert not trap.exists()
 
 
-def test_a_pickle_that_the_index_of_the_weights_names_does_not_run(model, trap):
-    (model / "model.safetensors").rename(model / "other.safetensors")
-    (model / "part.bin").write_bytes(pickle.dumps(Trap(trap)))
-    index = {"metadata": {"total_size": 1}, "weight_map": {"model.norm.weight": "part.bin"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError):
-        load(model)
-    assert not trap.exists()
-
-
 def plant_model(folder, trap, kind):
     (folder / "modeling_x.py").write_text(
         code_of(trap)
@@ -193,7 +183,8 @@ def test_a_chat_template_is_held_in_its_sandbox(model, trap, lab, tmp_path):
             changed(template, chat_template="{{ " + code + " }}")
     flags = ("--target", model, "--limit", 1, "--quiet")
     result = call("sweep", *lab.args("--out", tmp_path / "runs", draft=lab.near), *flags)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"specbench: the chat template of {model} fails (SecurityError). ")
     assert result.stderr.count("\n") == 1
     assert not trap.exists()
 
@@ -313,14 +304,15 @@ def test_no_source_runs_what_it_reads():
 
 def test_programs_are_started_here_and_nowhere_else_from_lists_of_words():
     places = {name: lines for name, source in SOURCES.items() if (lines := started(source))}
-    assert set(places) == {
+    assert all(None not in lines for lines in places.values())
+    # Benchmarks, which are not installed, time whole commands.
+    assert {name for name in places if name.startswith("specbench/")} == {
         "specbench/models/wheel.py",  # pip, for the embedded models
         "specbench/provenance.py",  # git, nvidia-smi
         "specbench/servers/keeper.py",  # the command of a launch file
         "specbench/servers/launch.py",  # its version command
         "specbench/servers/launched.py",  # the keeper
     }
-    assert all(None not in lines for lines in places.values())
 
 
 @pytest.mark.parametrize(

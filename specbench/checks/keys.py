@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import re
 import reprlib
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ from specbench.checks.fields import kind_of
 
 MAX_GAMMA = 64
 MAX_BATCH = 1024
+API_KEY_ENV = "SPECBENCH_API_KEY"
 
 _shorten = reprlib.Repr()
 _shorten.maxlevel, _shorten.maxlist, _shorten.maxdict, _shorten.maxstring = 2, 4, 4, 60
@@ -161,6 +164,16 @@ def _name(value: Any) -> str | None:
     return text
 
 
+def _variable(value: Any) -> str:
+    """The name of an environment variable. No message quotes it: who mistakes the flag gives the key itself, and that
+    must get neither onto the terminal nor, as a setting, into run.json."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("not the name of an environment variable; put the key into one, and give that one's name")
+    if value != API_KEY_ENV and value not in os.environ:  # a key may look like a name
+        raise ValueError("no environment variable of that name is set; export it, or leave this out")
+    return value
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{shown(value)} is not true or false")
@@ -241,11 +254,12 @@ RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "concurrency": _counts("numbers of clients"),
     "rate": _rates,
     "request_timeout_s": _number(0, 1e6, above=True),
-    "api_key_env": _text(),
+    "api_key_env": _variable,
     "repeats": _whole(1, 1000),
     "max_other_cores": _number(0, 4096, above=True),
     "out": _text(),
     "name": _name,
+    "all_gammas": _flag,
     "keep_text": _flag,
     "trust_remote_code": _texts,
 }

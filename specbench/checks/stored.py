@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from specbench.checks.fields import check_fields
 from specbench.checks.keys import MAX_GAMMA, POLICY_CHECKS
-from specbench.records import Caution, CostPoint
+from specbench.records import Caution, CostPoint, RuledOut
 
 _RUN: dict[str, Any] = {
     "status": str,
@@ -23,6 +23,8 @@ _RUN: dict[str, Any] = {
     "trials_planned": int | None,
     "warnings": tuple[Caution, ...],
     "probe": tuple[CostPoint, ...] | None,
+    "looks": tuple[int, ...] | None,
+    "ruled_out": tuple[RuledOut, ...] | None,
 }
 _CONFIG: dict[str, Any] = {
     "target": str,
@@ -65,6 +67,7 @@ _MODEL: dict[str, Any] = {
     "step_bytes": int | None,
     "cache_bytes_per_token": int | None,
     "reader": str | None,
+    "forward": str | None,
     "layers": int | None,
 }
 _WORKLOAD: dict[str, Any] = {

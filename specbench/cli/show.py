@@ -22,11 +22,11 @@ STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
 def newest(out: Path, *, timed: bool = False) -> Path:
     """The newest folder of a run; if `timed`, of one with a wall clock."""
-    from specbench.store import find_runs, read_run
+    from specbench.store import find_runs, read_record
 
     others = {"probe", "replay"} if timed else {"probe"}
     for folder in find_runs(out):
-        if read_run(folder).run.get("command") not in others:
+        if read_record(folder)["command"] not in others:
             return folder
     raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
 

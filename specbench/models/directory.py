@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+import json
+from collections.abc import Iterable
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
+from specbench.checks.keys import shown
 from specbench.errors import ModelError
 
 # Any one of these is enough for transformers to build a tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+INDEX = ".safetensors.index.json"
+ADAPTER_FILE = "adapter_config.json"
+_SAVE_AGAIN = "Save the model again with save_pretrained(DIR), and name DIR."
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -52,6 +59,56 @@ def require_safetensors(names: list[str], model: str) -> None:
         what = f"{model} has no weights: no *.safetensors file"
         cure = "Copy or download the model again."
     raise ModelError(what, cure=cure)
+
+
+def require_indexed_safetensors(folder: Path, name: str) -> None:
+    """Raise ModelError where a file of `folder` leads transformers to other weights than safetensors files of it: an
+    index of shards, `transformers_weights` in config.json, or an adapter. transformers opens what they name, pickles
+    and files outside included. `name` is what the user calls the model."""
+    if (folder / ADAPTER_FILE).exists():
+        raise ModelError(
+            f"{name} has an adapter ({ADAPTER_FILE}), which would be used only where peft is installed",
+            cure="Merge it into the model with merge_and_unload, and save that with save_pretrained.",
+        )
+    named = _named_weights(folder)
+    _refuse_foreign(named, f"config.json of {name}", ".safetensors", INDEX)
+    indexes = {*folder.glob(f"*{INDEX}"), *(folder / weights for weights in named if weights.endswith(INDEX))}
+    for index in sorted(path for path in indexes if path.exists()):
+        _refuse_foreign(_shards(index, name), f"{index.name} of {name}", ".safetensors")
+
+
+def _refuse_foreign(weights: Iterable[Any], named_by: str, *endings: str) -> None:
+    """Raise ModelError unless all have one of these endings and stay in their folder, on any system."""
+    for path in weights:
+        parts = PureWindowsPath(path if isinstance(path, str) else "..")
+        if not str(path).endswith(endings) or parts.anchor or ".." in parts.parts:
+            raise ModelError(
+                f"{named_by} names {shown(path)}, which is no safetensors file of its folder", cure=_SAVE_AGAIN
+            )
+
+
+def _named_weights(folder: Path) -> list[Any]:
+    """What config.json names as weights, at any depth: of a model of several parts the text's configuration counts."""
+    found: list[Any] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(value for key, value in pairs if key == "transformers_weights" and value is not None)
+        return dict(pairs)
+
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"), object_pairs_hook=note)
+    except (OSError, ValueError, RecursionError):
+        return []  # transformers cannot read it either, and what is wrong with it is said then
+    return found
+
+
+def _shards(index: Path, name: str) -> list[Any]:
+    """The files that an index of weights names."""
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted(set(shards), key=str)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise ModelError(f"{index.name} of {name} is no index of weights", cure=_SAVE_AGAIN) from None
 
 
 def content_revision(folder: Path) -> str:

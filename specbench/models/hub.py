@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from specbench.errors import ModelError
-from specbench.models.directory import require_safetensors
+from specbench.models.convert import quiet_transformers
+from specbench.models.directory import ADAPTER_FILE, INDEX, require_safetensors
 from specbench.models.failures import explain, network_errors
 
 _TIMEOUT_S = 15.0
@@ -35,6 +37,25 @@ def look_up(repo: str, revision: str | None) -> HubState:
         raise explain(error, repo) from error
     require_safetensors([file.rfilename for file in info.siblings or []], repo)
     return HubState(info.sha, local_only=False)
+
+
+def described(repo: str, state: HubState) -> Path:
+    """The local folder of the model at that commit, with what says which files its weights are, and without these: it
+    can be checked before they are fetched. transformers finds it in the cache then. Raises ModelError."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet_transformers():
+            return Path(
+                snapshot_download(
+                    repo,
+                    revision=state.revision,
+                    local_files_only=state.local_only,
+                    allow_patterns=["config.json", ADAPTER_FILE, f"*{INDEX}"],
+                )
+            )
+    except Exception as error:
+        raise explain(error, repo) from error
 
 
 @contextmanager

@@ -10,10 +10,16 @@ from typing import Any, Literal
 
 from specbench.errors import ConfigError, ModelError
 from specbench.models.convert import quiet_transformers
-from specbench.models.directory import content_revision, require_config, require_safetensors, require_tokenizer
+from specbench.models.directory import (
+    content_revision,
+    require_config,
+    require_indexed_safetensors,
+    require_safetensors,
+    require_tokenizer,
+)
 from specbench.models.embedded import PREFIX, find, folder_of, prepare
 from specbench.models.failures import explain
-from specbench.models.hub import HubState, look_up, no_conversion_service
+from specbench.models.hub import HubState, described, look_up, no_conversion_service
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -103,6 +109,7 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
     location, state = locate(source)
     if source.kind == "directory":
         require_safetensors([path.name for path in Path(location).iterdir()], name)
+    require_indexed_safetensors(described(location, state) if source.kind == "hub" else Path(location), name)
     trusted = name in trust_remote_code
     tokenizer = _tokenizer(source, location, state, trusted)
     model = _weights(source, location, state, trusted, dtype, device)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from specbench.errors import ConfigError
+from specbench.errors import ConfigError, ModelError
 from specbench.models.load import LoadedModel
 from specbench.records import Prompt
 
 
 def encode(loaded: LoadedModel, prompt: Prompt) -> list[int]:
-    """Token ids of the prompt for one model, through its chat template where it has one."""
+    """Token ids of the prompt for one model, through its chat template where it has one. Raises ModelError where the
+    template fails."""
     tokenizer = loaded.tokenizer
     if tokenizer.chat_template is None:
         ids: list[int] = tokenizer("\n\n".join(message.content for message in prompt.messages))["input_ids"]
         return ids or [next(iter(end_tokens(loaded)))]
     turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    try:
+        encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    except Exception as error:  # a template may raise anything, and its message may quote the prompt
+        raise ModelError(
+            f"the chat template of {loaded.name} fails ({type(error).__name__})",
+            cure="Some take no system message, or no two turns of one role: change the prompts, or mend the template.",
+        ) from None
     return list(encoded["input_ids"])
 
 

@@ -1,0 +1,53 @@
+"""Where run folders are: their names, new ones, and those that are there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from specbench.errors import StoreError
+from specbench.store.record import RUN_FILE
+
+STAMP = "%Y%m%dT%H%M%SZ"
+STAMPED = re.compile(r"\d{8}T\d{6}Z-")
+
+
+def new_folder(out: Path, name: str) -> Path:
+    """Make `out/<utc>-<name>` and return it. The newest run sorts last whatever the clock does: where it was set back,
+    and within one second, the name counts on from the newest folder's. Raises StoreError where no folder can be made.
+    """
+    while True:
+        now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+        stamp = max([now, *(then + timedelta(seconds=1) for then in _stamps(out))])
+        folder = out / f"{stamp:{STAMP}}-{name}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder.is_dir():
+                continue  # another process was faster
+            raise StoreError("The output path is not a folder", where=str(out), cure="Choose another --out.") from None
+        except OSError as error:
+            raise StoreError(
+                f"Cannot make a run folder: {error.strerror}", where=str(folder), cure="Choose another --out."
+            ) from None
+        return folder
+
+
+def _stamps(out: Path) -> Iterator[datetime]:
+    """When the runs directly below `out` began, by their names."""
+    for path in out.glob("*Z-*"):
+        if STAMPED.match(path.name):
+            with suppress(ValueError):  # digits that are no date
+                yield datetime.strptime(path.name[:16], STAMP)
+
+
+def find_runs(out: Path) -> list[Path]:
+    """Run folders directly below `out`, newest first. Their names start with the UTC time; a folder renamed to anything
+    else, such as a kept example, is found only when it is named."""
+    if not out.is_dir():
+        return []
+    found = (path.parent for path in out.glob(f"*/{RUN_FILE}"))
+    return sorted((f for f in found if STAMPED.match(f.name)), key=lambda folder: folder.name, reverse=True)

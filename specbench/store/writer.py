@@ -1,0 +1,113 @@
+"""The one writer of a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from specbench.errors import StoreError
+from specbench.records import Divergence, Stretch, Trial
+from specbench.store.files import cut_torn_line, refuse_links, replace_file, unwritable, write_all
+from specbench.store.locks import hold, release
+from specbench.store.record import RUN_FILE, read_record
+from specbench.store.stored import DIVERGENCES_FILE, STRETCHES_FILE, TRIALS_FILE, TrialKey
+
+
+class RunWriter:
+    """The one writer of a run folder: holds its lock, appends trials, replaces run.json. `run` is run.json as it shall
+    begin, or as it was read from the folder; `revision` counts how often it was written.
+
+    Raises StoreError where another process holds the lock or went on with the run since, where a link lies in the
+    folder, and where nothing can be written."""
+
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        self.folder = folder
+        self.run = run
+        self._ends: dict[str, int] = {}
+        self._appending = threading.Lock()  # answers of servers come from several threads
+        refuse_links(folder)
+        self._lock = hold(folder)
+        try:
+            self._refuse_stale()
+            # A torn last line would otherwise swallow the first trial that is appended after it.
+            for name in (TRIALS_FILE, DIVERGENCES_FILE, STRETCHES_FILE):
+                self._ends[name] = cut_torn_line(folder / name)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unlock()
+
+    def append(self, trial: Trial) -> None:
+        """Put one trial on disk, whole, before returning."""
+        self._append(TRIALS_FILE, asdict(trial))
+
+    def append_divergence(self, key: TrialKey, divergence: Divergence) -> None:
+        """Note where a trial's greedy text left that of the target alone."""
+        prompt_id, arm, repeat = key
+        row = {"prompt_id": prompt_id, "arm": asdict(arm), "repeat": repeat}
+        self._append(DIVERGENCES_FILE, row | asdict(divergence))
+
+    def append_stretch(self, stretch: Stretch) -> None:
+        """Note what a server counted over a sequence of requests."""
+        self._append(STRETCHES_FILE, asdict(stretch))
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        path = self.folder / name
+        # What no reader takes for a number must not get into the file.
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            with self._appending, path.open("ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                if end != self._ends[name]:
+                    raise StoreError(
+                        "The file was changed or removed while the run went on",
+                        where=str(path),
+                        cure="Leave the folder alone and run the same command again: it measures what is missing.",
+                    )
+                try:
+                    write_all(file, line)
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(end)  # half a line would swallow the next
+                    raise
+                self._ends[name] = end + len(line)
+        except OSError as error:
+            raise unwritable(error, path) from None
+
+    def update(self, **changes: Any) -> None:
+        """Change keys of run.json, atomically."""
+        self.run.update(changes, revision=self.run.get("revision", 0) + 1)
+        path = self.folder / RUN_FILE
+        data = json.dumps(self.run, ensure_ascii=False, allow_nan=False, indent=1).encode()
+        try:
+            replace_file(path, data)
+        except OSError as error:
+            raise unwritable(error, path) from None
+
+    def _refuse_stale(self) -> None:
+        """Between reading the run and locking it, another process may have gone on with it."""
+        if not (self.folder / RUN_FILE).is_file():
+            return
+        there = read_record(self.folder)
+        if there.get("revision", 0) != self.run.get("revision", 0):
+            raise StoreError(
+                f"Another specbench went on with this run meanwhile; it is {there['status']} now",
+                where=str(self.folder),
+                cure="Read it with specbench brief, or run the same command again.",
+            )
+
+    def _unlock(self) -> None:
+        release(self._lock)
+        if not (self.folder / RUN_FILE).exists():
+            with suppress(OSError):
+                self.folder.rmdir()  # nothing was begun
