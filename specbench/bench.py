@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -37,6 +37,10 @@ class Observer(Protocol):
 
     def begin(self, total: int, done: int) -> None:
         """Trials planned, and how many of them an earlier session finished."""
+
+    def left(self, trials: Mapping[Arm, int], units: int) -> None:
+        """What a run in process has to do from here on, told before every prompt: trials of each arm, and prompts (or
+        batches) whose positions are scored after their trials."""
 
     def trial(self, trial: Trial) -> None:
         """A trial is on disk."""

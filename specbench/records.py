@@ -271,6 +271,26 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class RuledOut:
+    """A draft length that a sweep stopped measuring, after `prompts` of `planned` prompts (of a batch run, batches),
+    and why. `ratio` is its measured speed in terms of the gamma `against`, of the same draft, over those prompts; its
+    limits hold with `confidence` for everything that the run rules out together. `predicted_ratio` is the same by
+    replay and cost model, and `predicted_ratio_high` its upper limit over texts."""
+
+    draft: str
+    gamma: int
+    prompts: int
+    planned: int
+    against: int
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    confidence: float
+    predicted_ratio: float
+    predicted_ratio_high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Caution:
     """Something the reader should know before trusting a number, and what to do about it. Shown as a warning."""
 

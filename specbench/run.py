@@ -6,6 +6,7 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.engines.room import REPLAY_BATCH, require_disk, require_memory
 from specbench.errors import WorkloadError
+from specbench.looks import Looks
 from specbench.models import resolve_device
 from specbench.models.memory import is_out_of_memory, memory_errors
 from specbench.positions import PositionWriter, read_positions
 from specbench.provenance import in_process, provenance
 from specbench.records import Arm, Prompt
+from specbench.report.stopped import ruled_out_line
 from specbench.resume import opened, progress_of, threads_of, unfinished
 from specbench.runfile import marked, prompts_of, run_record
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run
@@ -51,6 +54,8 @@ def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit
     """Prompts, or batches of them, in the order in which they are measured; and the prompts that fill no batch."""
     order = list(encoded)
     random.Random(config.seed).shuffle(order)
+    if config.batch_size == 1:
+        order = _spread(order, config.seed)
     found = units(order, config.batch_size)
     if not found:
         raise WorkloadError(
@@ -60,6 +65,20 @@ def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit
         )
     rest = order[len(found) * config.batch_size :]
     return found, [{"id": item.prompt.id, "reason": f"left over from batches of {config.batch_size}"} for item in rest]
+
+
+def _spread(order: Sequence[Encoded], seed: int) -> list[Encoded]:
+    """Each category evenly over the whole run, so that its first prompts, which may be all there is or rule a gamma
+    out, are of every kind. Within a category the order stays, and where it begins is drawn."""
+    counts = Counter(item.prompt.category for item in order)
+    rng = random.Random(f"{seed}/categories")
+    begun = {category: rng.random() for category in counts}
+    places = []
+    for number, item in enumerate(order):
+        category = item.prompt.category
+        places.append((begun[category] / counts[category], number))
+        begun[category] += 1
+    return [order[number] for _, number in sorted(places)]
 
 
 def run(
@@ -156,7 +175,8 @@ def _measure(
     total = len(order) * len(arms) * config.repeats
     with PositionWriter(writer.folder) as positions:
         bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
-        bench.warm_up(order[0], arms)
+        looks = Looks(writer, arms, len(order))
+        bench.warm_up(order[0], looks.arms)
         if "probe" not in writer.run:
             if reused is None:
                 observer.say("Timing the models alone")
@@ -169,13 +189,21 @@ def _measure(
                 probe_from=costs.source,
                 warnings=[*writer.run["warnings"], *cautions],
             )
-        observer.begin(total, len(done))
         left_out = LeftOut(writer)
-        for item in order:
-            if item.id in left_out.ids:
-                continue
+        order = [item for item in order if item.id not in left_out.ids]
+        left = _trials_left(order, looks.arms, config.repeats, done)
+        observer.begin(len(done) + left.total(), len(done))
+        measured = 0
+        for place, item in enumerate(order):
+            observer.left(left, len(order) - place)
+            arms = looks.arms
+            left -= _trials_left([item], arms, config.repeats, done)
             if _whole(bench, item, arms, done, scored):
                 left_out.fitted()
+                measured += 1
+                for one in looks.after(measured):
+                    observer.say(ruled_out_line(one))
+                    del left[Arm("speculative", one.draft, one.gamma)]
                 continue
             bench.drop()
             engine.release()
@@ -202,6 +230,12 @@ def _whole(
             raise
         return False
     return True
+
+
+def _trials_left(order: Sequence[Unit], arms: Sequence[Arm], repeats: int, done: Container[TrialKey]) -> Counter[Arm]:
+    return Counter(
+        arm for item in order for arm in arms for repeat in range(repeats) if (item.id, arm, repeat) not in done
+    )
 
 
 def _probe_plan(encoded: Sequence[Encoded], config: RunConfig) -> ProbePlan:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from test_metrics import served_trial
 
-from specbench.progress import RunProgress
+from specbench.progress import RunProgress, TimeLeft
 from specbench.records import Arm, Load, Times
 
 
@@ -47,3 +47,103 @@ def test_every_load_has_its_own_target_alone():
 
 def test_without_the_target_alone_nothing_is_said():
     assert shown({Arm("speculative", "d", 1): 1.0}) == ""
+
+
+class FakeClock:
+    """Stands still unless told."""
+
+    now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+FAST, SLOW = Arm("speculative", "d", 1), Arm("speculative", "d", 8)
+
+
+def unit(left, clock, spent, scoring_s=0.5, again=False):
+    """One prompt through arms that take so many seconds, and its scoring."""
+    for arm, seconds in spent.items():
+        clock.now_s += seconds
+        left.trial(arm, again=again)
+    clock.now_s += scoring_s
+
+
+def test_time_left_is_by_arm_and_with_scoring():
+    clock = FakeClock()
+    left = TimeLeft(clock)
+    left.plan({FAST: 10, SLOW: 10}, 10)
+    clock.now_s += 1
+    left.trial(FAST, again=False)
+    assert left.seconds() is None  # the other arm has not run yet
+    clock.now_s += 4
+    left.trial(SLOW, again=False)
+    assert left.seconds() is None  # and nothing was scored
+    clock.now_s += 0.5
+    left.plan({FAST: 9, SLOW: 9}, 9)
+    assert left.seconds() == 9 * 1 + 9 * 4 + 9 * 0.5
+    clock.now_s += 4
+    left.trial(SLOW, again=False)
+    assert left.seconds() == 9 * 1 + 8 * 4 + 9 * 0.5
+
+
+def test_what_is_stopped_takes_no_time():
+    clock = FakeClock()
+    left = TimeLeft(clock)
+    left.plan({FAST: 10, SLOW: 10}, 10)
+    unit(left, clock, {FAST: 1, SLOW: 4})
+    left.plan({FAST: 9}, 9)
+    assert left.seconds() == 9 * 1 + 9 * 0.5
+
+
+def test_an_arm_that_is_disturbed_is_expected_to_be_so_again():
+    clock = FakeClock()
+    left = TimeLeft(clock)
+    left.plan({FAST: 10}, 10)
+    unit(left, clock, {FAST: 1}, scoring_s=0)
+    clock.now_s += 0  # the repeat comes before the scoring
+    left.trial(FAST, again=True)
+    clock.now_s += 0.5
+    left.plan({FAST: 9}, 9)
+    assert left.seconds() == 9 * 1 + 9 * 0.5
+    clock.now_s += 1
+    left.trial(FAST, again=False)
+    clock.now_s += 2
+    left.trial(FAST, again=True)
+    assert left.seconds() == 8 * 2 + 9 * 0.5
+
+
+def test_a_continued_run_says_nothing_of_arms_it_has_not_seen():
+    clock = FakeClock()
+    progress = RunProgress(quiet=True, clock=clock)
+    progress.begin(20, 8)
+    progress.left({FAST: 6, SLOW: 6}, 6)
+    trial = replace(served_trial(11), times=Times(0.0, None, None, None, None, 1.0))
+    clock.now_s += 1
+    progress.trial(replace(trial, arm=FAST))
+    assert progress._time_left() == ""
+    clock.now_s += 59
+    progress.trial(replace(trial, arm=SLOW))
+    progress.left({FAST: 5, SLOW: 5}, 5)
+    assert progress._time_left() == "5 min left"
+    progress.left({FAST: 5}, 5)  # the slow one is stopped
+    assert progress._time_left() == "5 s left"
+    assert (progress._done, progress._total) == (10, 15)
+
+
+def test_a_trial_that_an_earlier_session_tried_counts_once():
+    progress = RunProgress(quiet=True, clock=FakeClock())
+    progress.begin(4, 2)
+    trial = replace(served_trial(11), arm=FAST, attempt=1, times=Times(0.0, None, None, None, None, 1.0))
+    progress.trial(trial)
+    progress.trial(replace(trial, attempt=2))
+    assert progress._done == 3
+
+
+def test_without_a_plan_all_trials_have_one_pace():
+    clock = FakeClock()
+    progress = RunProgress(quiet=True, clock=clock)
+    progress.begin(10, 0)
+    clock.now_s += 3
+    progress.trial(replace(served_trial(11), times=Times(0.0, None, None, None, None, 1.0)))
+    assert progress._time_left() == "27 s left"

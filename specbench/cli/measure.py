@@ -70,6 +70,9 @@ def measure_or_sweep(
     request_timeout_s: Annotated[float | None, typer.Option(help="A longer request is given up.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Measure every prompt in every arm N times.")] = None,
+    all_gammas: Annotated[
+        bool | None, typer.Option("--all-gammas", help="Every gamma on every prompt, also those ruled out on the way.")
+    ] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
     metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
     confidence: Annotated[float | None, typer.Option(help="Of intervals and verdicts, such as 0.95.")] = None,

@@ -1,0 +1,206 @@
+"""A sweep that stops gammas on the way: real runs of tiny models, whose times are planted so that gamma decides."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from test_cli import call
+from test_run import FakeObserver, config_for, sweep
+
+from benchmarks.saving import as_swept
+from specbench import looks
+from specbench.bench import Bench
+from specbench.cost.plan import Costs
+from specbench.engines.local import LocalEngine
+from specbench.positions import read_positions
+from specbench.records import CostPoint, Times
+from specbench.report.brief.brief import render_brief
+from specbench.report.compare.comparison import compared
+from specbench.report.ruled import ruled_out
+from specbench.report.summarise import summarise
+from specbench.run import plan_units, run
+from specbench.store import RunWriter, find_runs, read_run, trial_key
+
+GAMMAS = (1, 2, 4, 8)
+STEP_S, TOKEN_S, DRAFT_S = 0.02, 0.01, 0.01
+
+
+@pytest.fixture(autouse=True)
+def planted_times(monkeypatch):
+    """Every further token of a pass costs half a step, and so does drafting it: more than it gives."""
+    honest = Bench._run
+
+    def planted(self, item, arm, repeat, tokens):
+        trial, texts = honest(self, item, arm, repeat, tokens)
+        drafted = trial.drafted if trial.arm.draft else (0,) * trial.decode_tokens
+        draft_s, verify_s = DRAFT_S * sum(drafted), sum(STEP_S + TOKEN_S * n for n in drafted)
+        return replace(trial, times=Times(0.001, 0.001, draft_s, verify_s, 0.0, 0.002 + draft_s + verify_s)), texts
+
+    def probe(self, ids, plan):
+        costs = {(None, n): STEP_S + TOKEN_S * (n - 1) for n in range(1, max(GAMMAS) + 2)}
+        for draft in self.drafts.values():
+            costs |= {(draft.spec.reader, n): DRAFT_S for n in (1, 2)}
+        costs = {key: CostPoint(key[0], 60, key[1], s, s, s, 9) for key, s in costs.items()}
+        return Costs(tuple(costs.values()))
+
+    monkeypatch.setattr(Bench, "_run", planted)
+    monkeypatch.setattr(LocalEngine, "probe", probe)
+
+
+def counts(stored):
+    return Counter(trial.arm.gamma for trial in stored.trials if not trial.warmup and trial.arm.gamma)
+
+
+def test_a_gamma_that_is_ruled_out_is_measured_no_further(lab, tmp_path):
+    observer = FakeObserver()
+    stored = sweep(lab, tmp_path, gammas=GAMMAS, observer=observer)
+    assert counts(stored) == {1: 12, 2: 12, 4: 10, 8: 10}
+    assert stored.run["looks"] == [10]
+    assert [(one.gamma, one.prompts, one.planned) for one in ruled_out(stored.run)] == [(4, 10, 12), (8, 10, 12)]
+    assert [line for line in observer.lines if "is stopped after 10 of 12" in line]
+    assert stored.status == "finished" and stored.run["trials_planned"] == 12 * 6
+    assert observer.begun == (72, 0)
+    # the whole run says what it would have stopped: the same, for the same reason
+    whole = sweep(lab, tmp_path, gammas=GAMMAS, all_gammas=True)
+    assert counts(whole) == dict.fromkeys(GAMMAS, 12)
+    assert "looks" not in whole.run
+    walked = as_swept(whole, read_positions(whole.folder))
+    assert ruled_out(walked.run) == ruled_out(stored.run)
+    assert counts(walked) == counts(stored)
+    assert summarise(whole).verdict == summarise(stored).verdict == "NO-GO"
+
+
+def test_every_reader_of_the_run_tells(lab, tmp_path):
+    stored = sweep(lab, tmp_path, gammas=GAMMAS)
+    summary = summarise(stored)
+    (draft,) = summary.drafts
+    assert [row.gamma for row in draft.gammas] == [1, 2] and {row.prompts for row in draft.gammas} == {12}
+    assert [(row.gamma, row.prompts, row.planned) for row in draft.stopped] == [(4, 10, 12), (8, 10, 12)]
+    assert summary.trials_spared == 4
+    assert [row.gamma for row in draft.predicted] == list(range(1, 9))
+    assert not [warning for warning in summary.warnings if warning.code in ("unfinished-run", "few-prompts")]
+    page = render_brief(stored, summary)
+    assert "- Gamma 8: stopped after 10 of 12 prompts, " in page
+    assert "finished, 68 of 72 trials; 4 need not be run" in page
+    shown = call("show", stored.folder)
+    assert "gamma 8: stopped after 10 of 12 prompts" in " ".join(shown.stdout.split())
+    assert "Ran 68 of 72 trials; the rest were ruled out." in " ".join(shown.stdout.split())
+    found = json.loads(call("show", stored.folder, "--json").stdout)
+    assert [row["gamma"] for row in found["drafts"][0]["stopped"]] == [4, 8]
+    assert call("plan", stored.folder).exit_code == 0
+    # a stopped gamma is compared no more than it is chosen
+    assert [row.gamma for row in compared(stored, stored).drafts[0].gammas] == [1, 2]
+
+
+def test_a_run_that_is_cut_anywhere_stops_the_same(lab, tmp_path):
+    whole = sweep(lab, tmp_path / "whole", gammas=GAMMAS)
+    for cut in (57, 60, 61, 63):  # before the look, right before and after it, and in the next prompt
+        out = tmp_path / str(cut)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(lab, out, gammas=GAMMAS, observer=FakeObserver(interrupt_after=cut))
+        observer = FakeObserver()
+        again = sweep(lab, out, gammas=GAMMAS, observer=observer)
+        assert len(find_runs(out)) == 1
+        assert ruled_out(again.run) == ruled_out(whole.run) and again.run["looks"] == [10]
+        assert {trial_key(t) for t in again.trials if not t.warmup} == {
+            trial_key(t) for t in whole.trials if not t.warmup
+        }
+        assert observer.begun == (72 if cut <= 60 else 68, cut)
+        resumed = again.trials[6 + cut :]
+        warmed = {trial.arm.gamma for trial in resumed if trial.warmup}
+        assert warmed == ({None, 1, 2, 4, 8} if cut <= 60 else {None, 1, 2})
+
+
+def test_every_look_adds_to_what_was_ruled_out(lab, tmp_path, monkeypatch):
+    """Two looks, of which each rules out one gamma."""
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({"id": f"p{n}", "prompt": f"Say {n}."}) + "\n" for n in range(22)))
+    honest, at = looks.look, []
+
+    def one_at_a_time(stored, texts, planned):
+        at.append(len({trial.prompt_id for trial in stored.trials if not trial.warmup}))
+        return honest(stored, texts, planned)[-1:]
+
+    monkeypatch.setattr(looks, "look", one_at_a_time)
+    stored = sweep(lab, tmp_path, gammas=GAMMAS, workload=str(many), max_new_tokens=8)
+    assert at == [10, 20] and stored.run["looks"] == [10, 20]
+    assert [(one.gamma, one.prompts) for one in ruled_out(stored.run)] == [(8, 10), (4, 20)]
+    assert counts(stored) == {1: 22, 2: 22, 4: 20, 8: 10}
+    assert summarise(stored).trials_spared == 2 + 12
+
+
+def test_a_look_that_a_kill_lost_is_taken_again(lab, tmp_path, monkeypatch):
+    honest = RunWriter.update
+
+    def killed(self, **changes):
+        if "looks" in changes:
+            raise KeyboardInterrupt
+        honest(self, **changes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunWriter, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(lab, tmp_path, gammas=GAMMAS)
+    (folder,) = find_runs(tmp_path)
+    assert "looks" not in read_run(folder).run
+    again = sweep(lab, tmp_path, gammas=GAMMAS)
+    assert again.folder == folder
+    assert counts(again) == {1: 12, 2: 12, 4: 10, 8: 10}
+
+
+def test_the_other_setting_does_not_continue_it(lab, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        sweep(lab, tmp_path, gammas=GAMMAS, observer=FakeObserver(interrupt_after=63))
+    observer = FakeObserver()
+    sweep(lab, tmp_path, gammas=GAMMAS, all_gammas=True, observer=observer)
+    assert len(find_runs(tmp_path)) == 2
+    assert [line for line in observer.lines if "all_gammas: False -> True" in line]
+
+
+def test_few_prompts_few_gammas_and_measure_look_at_nothing(lab, tmp_path):
+    assert counts(sweep(lab, tmp_path / "few", gammas=GAMMAS, limit=8)) == dict.fromkeys(GAMMAS, 8)
+    assert counts(sweep(lab, tmp_path / "two", gammas=(1, 8))) == {1: 12, 8: 12}
+    config = config_for(lab, tmp_path / "measure")
+    assert counts(read_run(run(config, "measure", GAMMAS, FakeObserver()))) == dict.fromkeys(GAMMAS, 12)
+
+
+def test_what_is_left_is_told_by_arm(lab, tmp_path):
+    told = []
+
+    class Listener(FakeObserver):
+        def left(self, trials, units):
+            told.append((sum(trials.values()), units, len(trials)))
+
+    sweep(lab, tmp_path, gammas=GAMMAS, observer=Listener())
+    assert told[0] == (72, 12, 6) and told[9] == (18, 3, 6)
+    assert told[10:] == [(8, 2, 4), (4, 1, 4)]
+
+
+def test_batches_are_looked_at_as_prompts_are(lab, tmp_path):
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({"id": f"p{n}", "prompt": f"Say {n}."}) + "\n" for n in range(24)))
+    stored = sweep(
+        lab, tmp_path, gammas=GAMMAS, workload=str(many), batch_size=2, probe_batch_sizes="1", max_new_tokens=6
+    )
+    # the planted probe is of batch 1: without a prediction nothing is ruled out
+    assert stored.run["looks"] == [10] and ruled_out(stored.run) == ()
+    assert counts(stored) == dict.fromkeys(GAMMAS, 12)
+
+
+def test_the_first_prompts_are_of_every_category():
+    from types import SimpleNamespace as Fake
+
+    from specbench.config import RunConfig
+
+    names = ["a"] * 40 + ["b"] * 20 + ["c"] * 20
+    encoded = [Fake(prompt=Fake(id=str(n), sha256=str(n), category=c)) for n, c in enumerate(names)]
+    for seed in range(20):
+        order = [unit.category for unit in plan_units(encoded, RunConfig(seed=seed))[0]]
+        for n in (8, 16, 40, 60):
+            found = Counter(order[:n])
+            assert abs(found["a"] - n / 2) <= 1 and abs(found["b"] - n / 4) <= 1 and abs(found["c"] - n / 4) <= 1
+        ids = [unit.id for unit in plan_units(encoded, RunConfig(seed=seed))[0]]
+        assert sorted(ids) == sorted(item.prompt.id for item in encoded) and ids != sorted(ids)
