@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
-.PHONY: help demo test test-gemma test-vllm check docs bench clean
+.PHONY: help demo test test-gemma test-vllm check docs bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md and docs/glossary.md anew from the command line and the terms"
 	@echo "make bench  performance as ratios against named peers"
+	@echo "make bench-gpu  the same for the engine on a CUDA device"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +59,9 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

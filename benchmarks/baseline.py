@@ -1,16 +1,19 @@
 """Our loop against transformers' own generation: what our Python costs, with and without a draft.
 
 A speedup is worth as much as its baseline: a slow target-alone loop would make every draft look good, a slow
-speculative loop every draft look bad. So both are held against `generate`, with and without `assistant_model`.
+speculative loop every draft look bad. So both are held against `generate`, with and without `assistant_model`, and
+against our own loop over transformers' layers, which is what we had before the lean ones (engines/lean.py).
 
 Regime: the embedded pair in bfloat16 on the CPU, batch 1, one thread (two collapse when anything else runs), greedy,
 default prompts of all categories, fixed gamma. No token ends a text, so that both emit the same count; acceptance past
 a text's natural end is not typical, so read the ratios and not the speeds.
 
-A ratio is theirs over ours in seconds per token: above 1 ours is faster. "Whole" is one call, prefill included.
+A ratio is the other's over ours in seconds per token: above 1 ours is faster. "Whole" is one call, prefill included.
 "Decode" starts at the first emitted token: ours by the loop's spans, theirs from the first call of a streamer, which
 in assisted generation ends a whole round, so that round's tokens are left out. Each side has its own copy of the
-weights, because our engine puts a hook on the head that would speed theirs up as well.
+weights, because our engine changes its own. Overhead is the share of decoding outside the passes of both models.
+
+On a GPU (`python -m benchmarks gpu`, `make bench-gpu`) the same table comes from CUDA events and recorded graphs.
 """
 
 from __future__ import annotations
@@ -18,18 +21,25 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from specbench.acceptance.replay import Floats
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.decision.interval import Paired, speedup_interval
+from specbench.engines import local
+from specbench.engines.cached import CachedModel
 from specbench.engines.local import LocalEngine
+from specbench.engines.swap import make_lean
 from specbench.models import load_model
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm
@@ -37,34 +47,62 @@ from specbench.report.text import estimate
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 
-TARGET, DRAFT, DTYPE, DEVICE = "demo:target", "demo:draft", "bfloat16", "cpu"
+TARGET, DRAFT, DTYPE = "demo:target", "demo:draft", "bfloat16"
 ARMS = (Arm("baseline"), *(Arm("speculative", DRAFT, gamma) for gamma in (1, 2, 4)))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call: the tokens it emitted, seconds in all, and seconds and tokens of decoding alone."""
+    """One call: the tokens it emitted, seconds in all, seconds and tokens of decoding alone, and of these seconds those
+    within the models, None where nobody looked."""
 
     tokens: list[int]
     whole_s: float
     decode_s: float
     decode_tokens: int
+    models_s: float | None = None
 
 
-Pair = tuple[Run, Run]  # ours, theirs
+Side = Callable[[list[int], Arm, int], Run]
 
 
 class Ours:
-    """specbench's engine as a run uses it."""
+    """specbench's engine as a run uses it, or over transformers' own layers."""
 
-    def __init__(self) -> None:
-        self.engine = LocalEngine(RunConfig(target=TARGET, draft=(DRAFT,), dtype=DTYPE, device=DEVICE), threads=1)
+    def __init__(self, device: str, *, lean: bool = True) -> None:
+        config = RunConfig(target=TARGET, draft=(DRAFT,), dtype=DTYPE, device=device, gamma=(1, 2, 4))
+        with patch.object(local, "make_lean", make_lean if lean else lambda _: None):
+            self.engine = LocalEngine(config, threads=1)
         self.engine.eos = frozenset()
+
+    def reserve(self, capacity: int) -> None:
+        self.engine.reserve(capacity)
+        self.engine.settle([], {})
 
     def __call__(self, ids: list[int], arm: Arm, n: int) -> Run:
         start_s = time.perf_counter()
-        found = self.engine.generate(ids, arm, max_new_tokens=n, seed_text="")
-        return Run(found.tokens, time.perf_counter() - start_s, found.times.decode_s, len(found.tokens) - 1)
+        with passes() as models_s:
+            found = self.engine.generate(ids, arm, max_new_tokens=n, seed_text="")
+        whole_s = time.perf_counter() - start_s
+        read = 1 if arm.draft is None else 2  # prompts, which are not decoding
+        in_models = sum(models_s[read:]) if self.engine.device == "cpu" else None  # a GPU runs behind
+        return Run(found.tokens, whole_s, found.times.decode_s, len(found.tokens) - 1, in_models)
+
+
+@contextmanager
+def passes() -> Iterator[list[float]]:
+    """Seconds of every pass of every model inside the block."""
+    spent: list[float] = []
+    inner = CachedModel._forward
+
+    def timed(self: CachedModel, ids: Any, keep: int) -> Any:
+        start_s = time.perf_counter()
+        logits = inner(self, ids, keep)
+        spent.append(time.perf_counter() - start_s)
+        return logits
+
+    with patch.object(CachedModel, "_forward", timed):
+        yield spent
 
 
 class FirstPut(BaseStreamer):  # type: ignore[misc]  # transformers has no types
@@ -83,8 +121,8 @@ class FirstPut(BaseStreamer):  # type: ignore[misc]  # transformers has no types
 class Theirs:
     """`generate` of transformers. Gamma is read from the assistant's own generation config, and from nowhere else."""
 
-    def __init__(self) -> None:
-        self.target, self.draft = (load_model(name, dtype=DTYPE, device=DEVICE).model for name in (TARGET, DRAFT))
+    def __init__(self, device: str) -> None:
+        self.target, self.draft = (load_model(name, dtype=DTYPE, device=device).model for name in (TARGET, DRAFT))
         for model in (self.target, self.draft):
             model.generation_config.eos_token_id = None
         self.draft.generation_config.num_assistant_tokens_schedule = "constant"
@@ -94,7 +132,7 @@ class Theirs:
         settings = GenerationConfig(max_new_tokens=n, do_sample=False, pad_token_id=0)
         self.draft.generation_config.num_assistant_tokens = arm.gamma
         assistant = {} if arm.gamma is None else {"assistant_model": self.draft}
-        prompt, first = torch.tensor([ids]), FirstPut()
+        prompt, first = torch.tensor([ids], device=self.target.device), FirstPut()
         inputs = {"inputs": prompt, "attention_mask": torch.ones_like(prompt)}
         start_s = time.perf_counter()
         with torch.inference_mode():
@@ -104,46 +142,60 @@ class Theirs:
         return Run(tokens, end_s - start_s, end_s - first.at_s, len(tokens) - first.tokens)
 
 
-def main(*, quick: bool = False) -> None:
-    """Measure and print. Full: 12 prompts, 48 tokens, twice. Quick: 3 prompts, 24 tokens, once."""
-    limit, n, repeats = (3, 24, 1) if quick else (12, 48, 2)
-    ours, theirs = Ours(), Theirs()
+def main(*, quick: bool = False, device: str = "cpu") -> None:
+    """Measure and print. Full: 8 prompts, 40 tokens, some six minutes. Quick: 3 prompts, 24 tokens."""
+    limit, n = (3, 24) if quick else (8, 40)
+    ours, before = Ours(device), Ours(device, lean=False)
+    sides: dict[str, Side] = {"ours": ours, "before": before, "theirs": Theirs(device)}
     prompts = select(load_workload(str(shipped("workloads/mixed.jsonl"))).prompts, limit, seed=0)
     encoded = [ours.engine.encode(prompt) for prompt in prompts]
-    ours.engine.reserve(max(map(len, encoded)) + n + max(arm.gamma or 0 for arm in ARMS) + 1)
+    for side in (ours, before):
+        side.reserve(max(map(len, encoded)) + n + max(arm.gamma or 0 for arm in ARMS) + 1)
     with quiet_transformers():
-        measure((ours, theirs), encoded[:1], 8, 1)  # warm-up, thrown away
-        runs = measure((ours, theirs), encoded, n, repeats)
-    print(f"{len(prompts)} prompts x {repeats}, {n} tokens, {DTYPE}, one thread; load average {load_average()}")
-    print(f"{'arm':22} {'ours/s':>7} {'theirs/s':>9}  {'whole':24} {'decode':24} same text")
-    print("\n".join(_line(arm, runs[arm], repeats) for arm in ARMS))
+        measure(sides, encoded[:1], 8)  # warm-up, thrown away
+        runs = measure(sides, encoded, n)
+    print(f"{len(prompts)} prompts, {n} tokens, {DTYPE}, {device}, one thread; load average {load_average()}")
+    print(f"{'':12} {'tokens/s':26} ours over ...")
+    header = f"{'arm':12} {'ours':>8} {'before':>8} {'theirs':>8}"
+    print(f"{header}  {'theirs, whole':22} {'theirs, decoding':22} {'before, decoding':22} overhead  same text")
+    print("\n".join(_line(arm, runs[arm]) for arm in ARMS))
 
 
-def measure(sides: tuple[Ours, Theirs], encoded: list[list[int]], n: int, repeats: int) -> dict[Arm, list[Pair]]:
-    """Every arm of both sides on every prompt, in an order drawn anew each time; a prompt's repeats lie together."""
+def measure(sides: Mapping[str, Side], encoded: list[list[int]], n: int) -> dict[Arm, list[dict[str, Run]]]:
+    """Every arm of every side on every prompt, in an order drawn anew for each prompt."""
     order = random.Random(0)
-    runs: dict[Arm, list[Pair]] = defaultdict(list)
+    runs: dict[Arm, list[dict[str, Run]]] = defaultdict(list)
     for ids in encoded:
-        for _ in range(repeats):
-            turns = [(arm, which) for arm in ARMS for which in (0, 1)]
-            order.shuffle(turns)
-            found = {(arm, which): sides[which](ids, arm, n) for arm, which in turns}
-            if {len(run.tokens) for run in found.values()} != {n}:
-                raise RuntimeError(f"an arm emitted more or fewer than {n} tokens: per-token times do not compare")
-            for arm in ARMS:
-                runs[arm].append((found[arm, 0], found[arm, 1]))
+        turns = [(arm, name) for arm in ARMS for name in sides]
+        order.shuffle(turns)
+        found = {(arm, name): sides[name](ids, arm, n) for arm, name in turns}
+        if {len(run.tokens) for run in found.values()} != {n}:
+            raise RuntimeError(f"an arm emitted more or fewer than {n} tokens: per-token times do not compare")
+        for arm in ARMS:
+            runs[arm].append({name: found[arm, name] for name in sides})
     return runs
 
 
-def _line(arm: Arm, runs: list[Pair], repeats: int) -> str:
-    """Tokens per second of both, and the two ratios with intervals over prompts."""
-    rows = [[(r.whole_s, len(r.tokens), r.decode_s, r.decode_tokens) for r in pair] for pair in runs]
-    ours, theirs = (
-        np.array(rows, dtype=np.float64).reshape(-1, repeats, 2, 4).sum(1).transpose(1, 2, 0)
-    )  # each [4, prompts]
-    pairs = (Paired(theirs[s], theirs[tokens], ours[s], ours[tokens]) for s, tokens in ((0, 1), (2, 3)))
-    ratios = (speedup_interval(pair, 0.95) for pair in pairs)
-    cells = (f"{estimate(ratio.value, ratio.low, ratio.high):24}" for ratio in ratios)
-    rates = (side[1].sum() / side[0].sum() for side in (ours, theirs))
-    same = sum(a.tokens == b.tokens for a, b in runs)
-    return " ".join((f"{arm.label:22}", *(f"{rate:7.1f} " for rate in rates), *cells, f"{same}/{len(runs)}"))
+def _line(arm: Arm, runs: list[dict[str, Run]]) -> str:
+    """Tokens per second of all while decoding, and the ratios with intervals over prompts."""
+    rates = (sum(r[name].decode_tokens for r in runs) / sum(r[name].decode_s for r in runs) for name in runs[0])
+    cells = (_ratio(runs, "theirs", whole=True), _ratio(runs, "theirs"), _ratio(runs, "before"))
+    inside, decode_s = [r["ours"].models_s for r in runs], sum(r["ours"].decode_s for r in runs)
+    known = [value for value in inside if value is not None]
+    overhead = f"{1 - sum(known) / decode_s:8.1%}" if len(known) == len(runs) else "       -"
+    same = sum(r["ours"].tokens == r["theirs"].tokens for r in runs)
+    label = arm.kind if arm.gamma is None else f"gamma {arm.gamma}"
+    table = " ".join((f"{label:12}", *(f"{rate:8.1f}" for rate in rates)))
+    return f"{table}  {' '.join(f'{cell:22}' for cell in cells)} {overhead}  {same}/{len(runs)}"
+
+
+def _ratio(runs: list[dict[str, Run]], other: str, *, whole: bool = False) -> str:
+    def column(name: str, tokens: bool) -> Floats:
+        picked = (r[name] for r in runs)
+        if tokens:
+            return np.array([len(r.tokens) if whole else r.decode_tokens for r in picked], dtype=np.float64)
+        return np.array([r.whole_s if whole else r.decode_s for r in picked])
+
+    pair = Paired(*(column(name, tokens) for name in (other, "ours") for tokens in (False, True)))
+    ratio = speedup_interval(pair, 0.95)
+    return estimate(ratio.value, ratio.low, ratio.high)

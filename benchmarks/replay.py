@@ -17,7 +17,7 @@ from statistics import median
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.baseline import ARMS, DEVICE, DRAFT, DTYPE, TARGET, Theirs
+from benchmarks.baseline import ARMS, DRAFT, DTYPE, TARGET, Theirs
 from specbench.acceptance.replay import replay
 from specbench.bench import text_of
 from specbench.config import RunConfig
@@ -38,8 +38,8 @@ BATCH_PROMPTS, BATCH_TOKENS = 48, 48
 def main(*, quick: bool = False) -> None:
     """Measure and print. Full: 16 prompts, 32 tokens, of which re-running is timed on 2. Quick: 2 and 24."""
     prompts_n, rerun_n, n = (2, 1, 24) if quick else (16, 2, 32)
-    config = RunConfig(target=TARGET, draft=DRAFTS, dtype=DTYPE, device=DEVICE, max_new_tokens=n, gamma=tuple(GAMMAS))
-    engine, theirs = LocalEngine(config, threads=1), Theirs()
+    config = RunConfig(target=TARGET, draft=DRAFTS, dtype=DTYPE, device="cpu", max_new_tokens=n, gamma=tuple(GAMMAS))
+    engine, theirs = LocalEngine(config, threads=1), Theirs("cpu")
     engine.eos = frozenset()
     prompts = select(load_workload(str(shipped("workloads/mixed.jsonl"))).prompts, prompts_n, seed=0)
     encoded = [engine.encode(prompt) for prompt in prompts]

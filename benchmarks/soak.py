@@ -17,6 +17,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -32,7 +33,7 @@ from specbench.config import RunConfig
 from specbench.engines.cache import RewindableCache
 from specbench.engines.ragged import RaggedCache
 from specbench.models.convert import quiet_transformers
-from specbench.records import Trial
+from specbench.records import Arm, Trial
 from specbench.run import run
 
 GAMMA, TOKENS, PARTS, SKIPPED, EVERY = 2, 8, 10, 2, 50
@@ -53,6 +54,8 @@ class Watcher:
     def say(self, line: str) -> None: ...
 
     def begin(self, total: int, done: int) -> None: ...
+
+    def left(self, trials: Mapping[Arm, int], units: int) -> None: ...
 
     def advance(self, texts: int) -> None: ...
 

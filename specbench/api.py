@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.commands import Task, carry_out, task_of
 from specbench.config import load_config, override_policy
 from specbench.errors import ConfigError, SpecbenchError, StoreError
 from specbench.records import Call, CostPoint, Policy
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from specbench.acceptance.replay import Text
+    from specbench.commands import Task
     from specbench.report.contract import Summary
     from specbench.report.facts import Facts
 
@@ -57,6 +57,8 @@ def sweep(
 
     Raises SpecbenchError. KeyboardInterrupt passes through; what was finished is kept, and the same call continues.
     """
+    from specbench.commands import task_of
+
     given = _plain(keys)
     task = task_of("sweep", given, config=_path(config), costs=_path(costs), resume=resume, replay_only=replay_only)
     return _done(task, given, config, quiet)
@@ -71,6 +73,8 @@ def measure(
     **keys: object,
 ) -> Run:
     """`specbench measure`: the same at one gamma."""
+    from specbench.commands import task_of
+
     given = _plain(keys)
     task = task_of("measure", given, config=_path(config), costs=_path(costs), resume=resume)
     return _done(task, given, config, quiet)
@@ -256,6 +260,8 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
 
 
 def _done(task: Task, keys: Mapping[str, object], config: Location | None, quiet: bool) -> Run:
+    from specbench.commands import carry_out
+
     with as_typed(task, {"config": config} | dict(keys)):
         try:
             folder = carry_out(task, quiet=quiet)

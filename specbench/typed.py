@@ -6,8 +6,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from specbench.commands import Task
+if TYPE_CHECKING:
+    from specbench.commands import Task
 
 # A flag of these is given once for each value.
 _REPEATED = ("draft", "trust_remote_code")

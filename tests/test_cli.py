@@ -49,6 +49,8 @@ def test_sweep_json_is_one_object_with_the_contract_keys(swept):
         "batch_size",
         "server",
         "loads",
+        "trials_run",
+        "trials_spared",
     ]
     (draft,) = found["drafts"]
     expected = "draft verdict reasons best_gamma baseline_tokens_per_s alpha alpha_low alpha_high gammas categories"

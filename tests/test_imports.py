@@ -23,7 +23,7 @@ LAYERS = [
     ["servedfile"],
     ["resume", "runfile"],
     ["serverbench"],
-    ["bench"],
+    ["bench", "looks"],
     ["report"],
     ["doctor"],
     ["engines", "servers"],
@@ -89,6 +89,16 @@ def test_help_and_flag_errors_are_light():
     assert loaded(command("--help")) == set()
     assert loaded(command("sweep", "--gamma", "0")) == set()
     assert loaded("import specbench.models, specbench.workload, specbench.store") == set()
+
+
+def test_a_profile_of_prompts_is_light():
+    assert loaded(command("workload", str(ROOT.parent / "workloads/mixed.jsonl"))) == set()
+
+
+def test_a_written_brief_is_without_models_and_frames(tmp_path):
+    run = str(ROOT.parent / "reports/example")
+    assert loaded(command("brief", run, "--to", str(tmp_path))) <= {"numpy", "matplotlib", "scipy"}
+    assert (tmp_path / "brief.md").exists()
 
 
 def test_a_brief_needs_no_model_library():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from specbench.decision import interval
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import MIN_PROMPTS, Paired, excess_variance, share_interval, speedup_interval
 
@@ -112,6 +113,13 @@ def test_draws_lie_alike_on_both_sides_of_the_estimate():
     interval = speedup_interval(fake_prompts(np.random.default_rng(7), 12, 1.3), 0.95)
     assert interval.low * interval.high == pytest.approx(interval.value**2)
     assert interval.probability_at_least(interval.value) == pytest.approx(0.5, abs=0.001)
+
+
+def test_how_resamples_are_kept_changes_no_digit(monkeypatch):
+    paired = fake_prompts(np.random.default_rng(1), 1200, 1.3)  # more than are kept as floats
+    packed = speedup_interval(paired, 0.95)
+    monkeypatch.setattr(interval, "PACKED", 0)
+    assert speedup_interval(paired, 0.95).draws == packed.draws
 
 
 def test_excess_widens_the_interval_and_the_doubt_but_not_the_value():

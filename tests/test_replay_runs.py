@@ -23,7 +23,7 @@ from tiny import run as run_tiny  # isort: skip
 
 @pytest.fixture(scope="module")
 def stored(lab, tmp_path_factory):
-    return sweep(lab, tmp_path_factory.mktemp("replay"), gammas=(1, 2, 5))
+    return sweep(lab, tmp_path_factory.mktemp("replay"), gammas=(1, 2, 5), all_gammas=True)
 
 
 def test_replayed_and_live_rounds_are_equal_in_float32(stored):

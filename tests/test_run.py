@@ -34,6 +34,9 @@ class FakeObserver:
     def begin(self, total, done):
         self.begun = (total, done)
 
+    def left(self, trials, units):
+        pass
+
     def advance(self, texts):
         pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from specbench.records import Round, Told, Trial
@@ -65,17 +66,21 @@ def count(rounds: Iterable[Round], gamma: int) -> Counts:
 def _tallied(rounds: Counter[tuple[int, int]], gamma: int) -> Counts:
     """How many rounds there were of each (drafted, accepted): few kinds, however many rounds."""
     drafted = accepted = rejections = 0
-    reached, survived = [0] * gamma, [0] * gamma
+    by_drafted, by_kept = [0] * (gamma + 1), [0] * (gamma + 1)
     for (tokens, kept), times in rounds.items():
         if not 0 <= kept <= tokens <= gamma:
             raise ValueError(f"a round of gamma {gamma} cannot accept {kept} of {tokens}")
         drafted += tokens * times
         accepted += kept * times
         rejections += (kept < tokens) * times
-        for j in range(tokens):
-            reached[j] += times
-            survived[j] += (j < kept) * times
-    return Counts(rounds.total(), drafted, accepted, rejections, tuple(reached), tuple(survived))
+        by_drafted[tokens] += times
+        by_kept[kept] += times
+    return Counts(rounds.total(), drafted, accepted, rejections, _at_least(by_drafted), _at_least(by_kept))
+
+
+def _at_least(numbers: Sequence[int]) -> tuple[int, ...]:
+    """How many have 1 or more, 2 or more and so on, from how many have 0, 1 and so on."""
+    return tuple(accumulate(numbers[:0:-1]))[::-1]
 
 
 def told_counts(told: Told, gamma: int) -> Counts:

@@ -190,6 +190,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     drafts = _padded([text.confidence for text in texts], longest + gamma) >= cutoff
     ends = _padded([text.ends for text in texts], longest + gamma)
 
+    copying = [(row, text, text.blocks) for row, text in enumerate(texts) if text.blocks is not None]
     start = np.zeros((len(texts), longest + gamma + 1))  # start[:, i]: a round begins when i tokens are out
     start[:, 1] = 1.0
     behind = np.zeros_like(start)  # behind[:, i]: .. and the draft model has not read all of them
@@ -199,7 +200,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
         begun = start[:, i] * (i < size)
         rounds += begun
         k = min(gamma, limit - i - 1)  # the loop drafts no further than the limit allows
-        for row, drafted, matched in _copies(texts, i, k):
+        for row, drafted, matched in _copies(copying, i, k):
             mass, begun[row] = begun[row], 0.0
             accepted[row] += mass * matched
             rejections[row] += mass * (matched < drafted)
@@ -235,11 +236,11 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups, copied, cut_offs
 
 
-def _copies(texts: Sequence[Positions], i: int, k: int) -> Iterator[tuple[int, int, int]]:
+def _copies(texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: int) -> Iterator[tuple[int, int, int]]:
     """(text, drafted, matched) for each text in which an n-gram look-up drafts the round that starts at `i`."""
-    for row, text in enumerate(texts):
-        if text.blocks is not None and i < text.tokens:
-            drafted, matched = text.blocks.at(i, k)
+    for row, text, blocks in texts:
+        if i < text.tokens:
+            drafted, matched = blocks.at(i, k)
             if drafted:
                 yield row, drafted, matched
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,13 +57,11 @@ def brief(
         "price_per_hour": price_per_hour,
         "max_added_gb": max_added_gb,
     }
-    from specbench.api import load_run
-
-    stored = [load_run(folder, **asked).stored for folder in run or [newest(out, timed=True)]]
-    if len(stored) == 1:
-        path, call, found = _one(stored[0], to)
-    else:
-        path, call, found = _several(stored, to or out / _name(stored))
+    folders = run or [newest(out, timed=True)]
+    if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with _uncollected():
+        path, call, found = _one(folders[0], asked, to) if len(folders) == 1 else _several(folders, asked, to, out)
     if as_json:
         typer.echo(json.dumps(found | {"brief": str(path)}, allow_nan=False))
     else:
@@ -69,21 +71,36 @@ def brief(
         exit_on(call)
 
 
-def _one(stored: StoredRun, to: Path | None) -> tuple[Path, Call, dict[str, Any]]:
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """A brief makes few cycles, and a collector that looks at every trial again and again takes a quarter of its
+    time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _one(folder: Path, asked: Mapping[str, object], to: Path | None) -> tuple[Path, Call, dict[str, Any]]:
     """Path of the brief, the verdict on the whole run, and what `--json` prints."""
-    from specbench.report.brief.brief import write_brief
-    from specbench.report.summarise import summarise
+    from specbench.api import load_run
 
-    summary = summarise(stored)
-    path = write_brief(stored, summary, to)
-    return path, summary.verdict, _object(stored, summary)
+    run = load_run(folder, **asked)
+    return run.write_brief(to), run.verdict, _object(run.stored, run.summary)
 
 
-def _several(stored: Sequence[StoredRun], to: Path) -> tuple[Path, Call, dict[str, Any]]:
+def _several(
+    folders: Sequence[Path], asked: Mapping[str, object], to: Path | None, out: Path
+) -> tuple[Path, Call, dict[str, Any]]:
     """The same of several runs; the verdict is that of the first run on a server, or of the first."""
+    from specbench.api import load_run
     from specbench.report.brief.several import write_several
 
-    runs, path = write_several(stored, to)
+    stored = [load_run(folder, **asked).stored for folder in folders]
+    runs, path = write_several(stored, to or out / _name(stored))
     return path, runs[0].call, {"runs": [_object(run.stored, run.summary) for run in runs]}
 
 

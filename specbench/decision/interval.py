@@ -22,8 +22,8 @@ MIN_PROMPTS = 10
 RESAMPLES = 2000
 # Resample counts worked on at a time: 8 MB, whatever the number of prompts.
 PART = 1_000_000
-# Up to this many are kept for the next question over as many prompts: 16 MB.
-KEPT = 2_000_000
+# Up to this many are kept for the next question over as many prompts: 16 MB, or 20 MB of a byte each.
+KEPT, PACKED = 2_000_000, 20_000_000
 # A smaller standard error of a log ratio than this is rounding.
 _NO_SPREAD = 1e-7
 
@@ -174,15 +174,22 @@ def _resamples(n: int) -> Iterator[Floats]:
     if n * RESAMPLES <= KEPT:
         yield from _kept_resamples(n)
     else:
-        yield from _drawn(n)
+        for part in _packed_resamples(n) if n * RESAMPLES <= PACKED else _drawn(n):
+            yield part.astype(np.float64)
 
 
 @lru_cache(maxsize=8)
 def _kept_resamples(n: int) -> tuple[Floats, ...]:
-    return tuple(_drawn(n))
+    return tuple(part.astype(np.float64) for part in _drawn(n))
 
 
-def _drawn(n: int) -> Iterator[Floats]:
+@lru_cache(maxsize=8)
+def _packed_resamples(n: int) -> tuple[NDArray[np.uint8], ...]:
+    """A prompt is drawn once on average, and 256 times never."""
+    return tuple(part.astype(np.uint8) for part in _drawn(n))
+
+
+def _drawn(n: int) -> Iterator[NDArray[np.int64]]:
     rng, rows = np.random.default_rng(0), max(1, PART // n)
     for begin in range(0, RESAMPLES, rows):
-        yield rng.multinomial(n, np.full(n, 1 / n), size=min(rows, RESAMPLES - begin)).astype(np.float64)
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(rows, RESAMPLES - begin))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import chdtri, ndtr, ndtri, stdtrit
 
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired
 
@@ -51,6 +50,8 @@ def spread_of(groups: Sequence[Floats], confidence: float) -> Spread | None:
     tails: around 15 prompts of uneven length it holds the truth in 91 to 96 % of cases, the textbook chi-square in 84
     to 97 %. Below five values, which cannot show tails, it is the chi-square interval.
     """
+    from scipy.special import chdtri, ndtri
+
     rest = np.concatenate([group - group.mean() for group in groups if len(group)] or [np.zeros(0)])
     freedom = len(rest) - sum(len(group) > 0 for group in groups)
     if freedom < 1:
@@ -95,6 +96,7 @@ def prompts_for_width(spread: float, half_width: float, confidence: float) -> in
     n = (t s / log(1 + half_width))^2 would be met by half of all runs, since a run's own s varies; this asks for the
     s that CHANCE of them stay below (Kupper and Hafner 1989, The American Statistician 43, 101-105).
     """
+    from scipy.special import chdtri, stdtrit
 
     def enough(n: int) -> bool:
         freedom = n - 1
@@ -107,6 +109,8 @@ def prompts_for_width(spread: float, half_width: float, confidence: float) -> in
 def prompts_for_verdict(spread: float, speedup: float, min_speedup: float, confidence: float) -> int | None:
     """Prompts with which a true `speedup` above the minimum gets its GO, or one below it its NO-GO, with a chance of
     CHANCE; None on the minimum, or above MAX_PROMPTS. The gates beside the speedup are not part of this."""
+    from scipy.special import ndtr, stdtrit
+
     distance = abs(math.log(speedup / min_speedup))
     if distance < ON_THE_MINIMUM:
         return None

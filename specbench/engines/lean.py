@@ -113,8 +113,9 @@ class LeanLayer(nn.Module):
             rows = torch.cat((self.q_norm(q), self.k_norm(k), v), 2)
         cos, sin = frame.turns(self.heads + self.key_heads, self.key_heads)
         rows = torch.addcmul(rows * cos, rows.roll(self.head_dim // 2, -1), sin)
-        keys, values = update(rows[:, :, self.heads :].transpose(1, 2))
-        x = self.out.onto(x, self._attend(rows[:, :, : self.heads], keys, values, frame))
+        q, kept = rows.split_with_sizes((self.heads, 2 * self.key_heads), 2)
+        keys, values = update(kept.transpose(1, 2))
+        x = self.out.onto(x, self._attend(q, keys, values, frame))
         gate, up = self.gate_up(self.between(x)).chunk(2, -1)
         return self.down.onto(x, self.act(gate) * up)
 
@@ -153,7 +154,7 @@ class Norm(nn.Module):
         if self._twice is None:
             return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
         both = functional.layer_norm(torch.cat((x, -x), -1), self._twice.shape, self._twice, None, self.eps)
-        return both[..., : x.shape[-1]]
+        return both.narrow(-1, 0, x.shape[-1])
 
 
 class LeanDecoder:

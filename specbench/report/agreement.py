@@ -18,11 +18,11 @@ def replay_gap(view: DraftView, gamma: int) -> ReplayGap | None:
     if found is None:
         return None
     replayed = view.by_prompt(found.rounds)
-    live = np.array([sum(len(trial.drafted) for trial in trials) for trials in rows["trials"]], dtype=float)
+    live = np.array([sum(len(trial.drafted) for trial in trials) for trials in rows.trials], dtype=float)
     tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
-    same_text = np.array([value is True for value in rows["identical"]])
+    same_text = np.array([value is True for value in rows.identical])
     unequal = int((live[same_text] != replayed[same_text]).sum())
-    paired = Paired(replayed, tokens, live, rows["decode_tokens"].to_numpy(dtype=float))
+    paired = Paired(replayed, tokens, live, rows.decode_tokens)
     if view.greedy:
         # A text that left the target's own at a near-tie is another text, with other rounds.
         paired = paired.take(same_text)

@@ -9,12 +9,15 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report import text
 from specbench.report.contract import Summary
+from specbench.store import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,17 +78,22 @@ def sheet(caption: str, width: float, height: float) -> Iterator[Figure]:
 
 def save(figure: Figure, folder: Path, stem: str) -> None:
     """Write `<stem>.svg` and `<stem>.png`. The SVG carries no date and no random ids, so that the same Summary gives
-    the same file."""
+    the same file. Raises StoreError where the folder is a link: it may lead out of a run folder that others made."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    if folder.is_symlink():
+        raise StoreError("The folder of the figures is a link", where=str(folder), cure="Remove it.")
+    svg, png = BytesIO(), BytesIO()
     with _styled():
-        folder.mkdir(parents=True, exist_ok=True)
         # savefig would draw everything twice for each format.
-        FigureCanvasSVG(figure).print_svg(folder / f"{stem}.svg", metadata={"Date": None})  # type: ignore[no-untyped-call]
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # type: ignore[no-untyped-call]
         figure.set_layout_engine("none")  # it has been laid out, and would be once more
         figure.set_dpi(_DPI)
-        FigureCanvasAgg(figure).print_png(folder / f"{stem}.png")  # type: ignore[no-untyped-call]
+        FigureCanvasAgg(figure).print_png(png)  # type: ignore[no-untyped-call]
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, drawn in (("svg", svg), ("png", png)):
+        replace_file(folder / f"{stem}.{suffix}", drawn.getvalue())
 
 
 @contextmanager

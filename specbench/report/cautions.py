@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.drafters import parse_draft
-from specbench.records import Caution, Interval, Policy, Trial
+from specbench.records import Arm, Caution, Interval, Policy, Trial
 from specbench.report.contract import DraftResult
-from specbench.report.frame import main_trials
+from specbench.report.frame import loads_of
+from specbench.report.ruled import spared
 from specbench.report.served.server import is_served
 from specbench.report.timing import timing_cautions
 from specbench.store import StoredRun
@@ -53,7 +55,8 @@ def run_cautions(
         _floor(drafts, floor, policy),
     ]
     found += [_broken(draft) for draft in drafts]
-    main = main_trials(stored)
+    first = loads_of(stored)[0]
+    main = [trial for trial in trials if trial.arm.load == first]
     found += [_dominant(main), _replay(stored, gaps), _gamma(stored, main)]
     return [*(caution for caution in found if caution is not None), *timing_cautions(stored, main)]
 
@@ -61,10 +64,11 @@ def run_cautions(
 def _unfinished(stored: StoredRun, done: int) -> Caution | None:
     if stored.status == "finished":
         return None
-    planned = stored.run.get("trials_planned")
+    planned, out = stored.run.get("trials_planned"), spared(stored.run)
+    without = f", {out} of which were ruled out" if out else ""
     return Caution(
         "unfinished-run",
-        f"the run is {stored.status}: {done} trials of {planned} planned",
+        f"the run is {stored.status}: {done} trials of {planned} planned{without}",
         "Run the same command again: it continues where it stopped.",
     )
 
@@ -157,9 +161,13 @@ def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Caution | None:
     if is_served(stored.run):
         return None
     wrong = []
-    for arm in sorted({t.arm for t in trials if t.arm.kind == "speculative"}, key=lambda arm: arm.label):
-        own, gamma, spec = [t for t in trials if t.arm == arm], arm.gamma or 0, parse_draft(arm.draft or "")
-        widest = max((drafted for trial in own for drafted in trial.drafted), default=0)
+    arms: defaultdict[Arm, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        if trial.arm.kind == "speculative":
+            arms[trial.arm].append(trial)
+    for arm, own in sorted(arms.items(), key=lambda item: item[0].label):
+        gamma, spec = arm.gamma or 0, parse_draft(arm.draft or "")
+        widest = max((max(trial.drafted, default=0) for trial in own), default=0)
         steady = spec.kind in ("model", "skip") and spec.ngram is None and not spec.cutoff
         if widest > gamma:
             wrong.append(f"{arm.label}: rounds drafted up to {widest}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired
 from specbench.decision.verdict import judge
@@ -15,14 +17,12 @@ from specbench.report.results import Judged
 def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     """The best of all drafts and gammas over the prompts that all of them have measured. Random halves choose among
     drafts as they choose among gammas, so that many drafts do not look better than few. None without such prompts."""
-    shared = judged[0].view.prompts
-    for one in judged[1:]:
-        shared = shared.intersection(one.view.prompts)
-    if not len(shared):
+    shared = set.intersection(*(set(one.view.prompts) for one in judged))
+    if not shared:
         return None
     pairs: dict[tuple[int, int], Paired] = {}  # (draft's index, gamma)
     for index, one in enumerate(judged):
-        kept = one.view.prompts.isin(shared)
+        kept = np.array([prompt in shared for prompt in one.view.prompts])
         if one.gates.idle is None or all(each.gates.idle for each in judged):
             pairs |= {(index, gamma): one.view.paired(gamma, policy.metric).take(kept) for gamma in one.choosable}
     keys = list(pairs)

@@ -85,6 +85,27 @@ class GammaResult:
 
 
 @dataclass(frozen=True, slots=True)
+class StoppedGamma:
+    """One gamma that the sweep stopped measuring after `prompts` of `planned` prompts, since it was surely not the best
+    of its draft. `speedup` is of decoding, over those prompts; `ratio` to `confidence` and `predicted_ratio` are what
+    it was ruled out by, as in run.json: its speed in terms of the gamma `against`."""
+
+    gamma: int
+    prompts: int
+    planned: int
+    speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
+    tokens_per_round: float | None
+    against: int
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    confidence: float
+    predicted_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class CategoryGamma:
     """One category at one gamma."""
 
@@ -171,7 +192,8 @@ class DraftResult:
 
     `speedup`, `speedup_low`, `speedup_high` are what the verdict rests on: with several gammas they are
     cross-fitted (gamma chosen on other prompts than those reported), so they may lie below the best row.
-    `slower_share` of prompts are slower than the policy has it, by the same speedups.
+    `slower_share` of prompts are slower than the policy has it, by the same speedups. `gammas` were measured on every
+    prompt; `stopped` were ruled out on the way.
     """
 
     draft: str
@@ -195,6 +217,7 @@ class DraftResult:
     money: Money | None = None
     stops_paying_at_concurrency: int | None = None
     slower_share: float | None = None
+    stopped: tuple[StoppedGamma, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +256,8 @@ class Summary:
     two measurements of the same thing lie apart here; None without an A/A arm or with too few prompts. `choice` is
     None where no prompt was measured with every draft. `mix` is the traffic by which prompts were weighed. With a
     `batch_size` above 1 a whole batch is what the tables call a prompt, and the unit of intervals. `server` and `loads`
-    are of a run on a server; everything but `loads` is then about the first load."""
+    are of a run on a server; everything but `loads` is then about the first load. `trials_run` trials count;
+    `trials_spared` more of the plan were not run, since their gamma had been ruled out."""
 
     run: str
     schema: int
@@ -248,6 +272,8 @@ class Summary:
     batch_size: int = 1
     server: Server | None = None
     loads: tuple[LoadResult, ...] = ()
+    trials_run: int = 0
+    trials_spared: int = 0
 
     @property
     def verdict(self) -> Call:

@@ -12,7 +12,8 @@ from typing import Any
 
 from specbench.acceptance.lossless import explained
 from specbench.records import Divergence, Load, Policy, Sampling, Trial
-from specbench.report.frame import at_load, counted, loads_of
+from specbench.report.frame import counted, loads_of
+from specbench.report.ruled import spared
 from specbench.report.served.server import is_served
 from specbench.store import StoredRun
 
@@ -43,9 +44,9 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The run beside its numbers. `done` of `planned` trials are stored; `prefill_share` is of the wall clock of
-    the target alone; `cut_share` is the share of its outputs that the token limit ended, both at the first of the
-    `loads`. `served` says that the target ran on a server."""
+    """The run beside its numbers. `done` of `planned` trials are stored, `spared` need not be run, since their gamma
+    was ruled out; `prefill_share` is of the wall clock of the target alone; `cut_share` is the share of its outputs
+    that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server."""
 
     status: str
     argv: tuple[str, ...]
@@ -66,6 +67,7 @@ class Facts:
     fingerprint: str | None
     served: bool = False
     loads: tuple[Load, ...] = (Load(),)
+    spared: int = 0
 
     @property
     def finished(self) -> bool:
@@ -78,7 +80,8 @@ def read_facts(stored: StoredRun) -> Facts:
     config = _mapping(run.get("config"))
     provenance = _mapping(run.get("provenance"))
     loads = loads_of(stored)
-    main = at_load(stored.trials, loads[0])
+    done = counted(stored.trials)
+    main = [trial for trial in done if trial.arm.load == loads[0]]
     return Facts(
         status=stored.status,
         argv=tuple(str(part) for part in provenance.get("argv") or ()),
@@ -92,7 +95,8 @@ def read_facts(stored: StoredRun) -> Facts:
         drafts={spec: _model(spec, _mapping(model)) for spec, model in _mapping(run.get("drafts")).items()},
         workload=_workload(run, config),
         planned=run.get("trials_planned"),
-        done=len(counted(stored.trials)),
+        spared=spared(run),
+        done=len(done),
         prefill_share=_prefill_share(main),
         cut_share=_cut_share(main),
         provenance=provenance,

@@ -1,16 +1,26 @@
-"""A stored run as a pandas frame: one row for each prompt and arm, repeats summed, disturbed attempts replaced."""
+"""A stored run by arm: columns with a row for each prompt, repeats summed, disturbed attempts replaced.
+
+Not pandas, which would take longer to import than all of this takes to compute; notebook.py makes frames for notebooks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
-from specbench.records import Load, Trial
+from specbench.decision.interval import Floats
+from specbench.records import Arm, Load, Trial
 from specbench.store import StoredRun, TrialKey, trial_key
 
+Objects = NDArray[np.object_]
+
 SUMMED = ("decode_s", "total_s", "draft_s", "verify_s", "other_s", "decode_tokens", "output_tokens")
+_TIMES = attrgetter(*SUMMED[:5])
 
 
 def counted(trials: Iterable[Trial]) -> list[Trial]:
@@ -21,7 +31,8 @@ def counted(trials: Iterable[Trial]) -> list[Trial]:
         if trial.warmup:
             continue
         key = trial_key(trial)
-        if key not in best or best[key].disturbed or not trial.disturbed:
+        before = best.setdefault(key, trial)
+        if before is not trial and (before.disturbed or not trial.disturbed):
             best[key] = trial
     return list(best.values())
 
@@ -51,32 +62,79 @@ def main_trials(stored: StoredRun) -> list[Trial]:
     return at_load(stored.trials, loads_of(stored)[0])
 
 
-def prompt_frame(trials: Iterable[Trial]) -> pd.DataFrame:
-    """One row per prompt (or batch) x arm of `counted` trials. Columns: prompt_id, prompt_sha256, category, kind, draft
-    (str or None), gamma (int or None), prompt_tokens (the mean of a batch), members (prompt ids, of a batch several),
-    times in seconds (missing where not told) and tokens summed over repeats, `identical` (None where not compared) and
-    `trials`, the trials themselves."""
-    rows: dict[tuple[str, Any], dict[str, Any]] = {}
+@dataclass(frozen=True, slots=True, eq=False)
+class ArmRows:
+    """One arm, a row for each prompt (or batch). `members` are a row's prompt ids, of a batch several; times are in
+    seconds, NaN where they were not told, and summed over repeats, as tokens are; `identical` is None where nothing was
+    compared; `trials` are lists of the trials themselves."""
+
+    prompt_id: Objects
+    prompt_sha256: Objects
+    category: Objects
+    prompt_tokens: Floats
+    members: Objects
+    identical: Objects
+    trials: Objects
+    decode_s: Floats
+    total_s: Floats
+    draft_s: Floats
+    verify_s: Floats
+    other_s: Floats
+    decode_tokens: Floats
+    output_tokens: Floats
+
+    def __len__(self) -> int:
+        return len(self.prompt_id)
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> ArmRows:
+        """The rows of a mask, or of row numbers in their order."""
+        return ArmRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def of(self, prompts: Sequence[str]) -> ArmRows:
+        """The rows of these prompts, in their order. Raises KeyError for one that is not here."""
+        places = {prompt: row for row, prompt in enumerate(self.prompt_id)}
+        return self.take(np.array([places[prompt] for prompt in prompts], dtype=np.int64))
+
+
+def shared_prompts(arms: Iterable[ArmRows]) -> list[str]:
+    """Ids of the prompts that all of these arms have, sorted."""
+    return sorted(set.intersection(*(set(rows.prompt_id) for rows in arms)))
+
+
+def by_arm(trials: Iterable[Trial]) -> dict[Arm, ArmRows]:
+    """The arms of `counted` trials, and the prompts of each, in order of first appearance."""
+    found: dict[Arm, dict[str, list[Trial]]] = {}
     for trial in trials:
-        times = trial.times
-        row = rows.setdefault(
-            (trial.prompt_id, trial.arm),
-            {
-                "prompt_id": trial.prompt_id,
-                "prompt_sha256": trial.prompt_sha256,
-                "category": trial.category or "all",
-                "kind": trial.arm.kind,
-                "draft": trial.arm.draft,
-                "gamma": trial.arm.gamma,
-                "prompt_tokens": trial.prompt_tokens,
-                "members": trial.members or (trial.prompt_id,),
-                "identical": trial.identical,
-                "trials": [],
-                **dict.fromkeys(SUMMED, 0.0),
-            },
-        )
-        spent = (times.decode_s, times.total_s, times.draft_s, times.verify_s, times.other_s)
-        for name, value in zip(SUMMED, (*spent, trial.decode_tokens, trial.output_tokens), strict=True):
-            row[name] = None if value is None or row[name] is None else row[name] + value
-        row["trials"].append(trial)
-    return pd.DataFrame(list(rows.values()))
+        found.setdefault(trial.arm, {}).setdefault(trial.prompt_id, []).append(trial)
+    return {arm: _rows(list(prompts.values())) for arm, prompts in found.items()}
+
+
+def _rows(prompts: Sequence[list[Trial]]) -> ArmRows:
+    first = [trials[0] for trials in prompts]
+    sums = np.array([_sums(trials) for trials in prompts], dtype=float).reshape(-1, len(SUMMED))  # None is NaN
+    return ArmRows(
+        prompt_id=_objects([trial.prompt_id for trial in first]),
+        prompt_sha256=_objects([trial.prompt_sha256 for trial in first]),
+        category=_objects([trial.category or "all" for trial in first]),
+        prompt_tokens=np.array([trial.prompt_tokens for trial in first], dtype=float),
+        members=_objects([trial.members or (trial.prompt_id,) for trial in first]),
+        identical=_objects([trial.identical for trial in first]),
+        trials=_objects(prompts),
+        **dict(zip(SUMMED, sums.T.copy(), strict=True)),
+    )
+
+
+def _sums(trials: Sequence[Trial]) -> Sequence[float | None]:
+    """Times and tokens over the repeats of one prompt, in the order of SUMMED; None where one was not told."""
+    values = [(*_TIMES(trial.times), trial.decode_tokens, trial.output_tokens) for trial in trials]
+    if len(values) == 1:
+        return values[0]
+    return [None if None in each else sum(each) for each in zip(*values, strict=True)]
+
+
+def _objects(values: Sequence[Any]) -> Objects:
+    """One entry for each value, also where the values are sequences of one length."""
+    return np.fromiter(values, dtype=object, count=len(values))
+
+
+NO_ROWS = _rows([])

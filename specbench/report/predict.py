@@ -28,7 +28,7 @@ class Predictor:
         self._pairs: dict[tuple[int, int | None], Paired | None] = {}
         if not view.texts:
             return
-        self._prompt_tokens = view.base["prompt_tokens"].to_numpy(dtype=float)
+        self._prompt_tokens = view.base.prompt_tokens
         self._tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
         decoded = sum(text.tokens - 1 for text in view.texts) / len(view.texts)
         self._context = float(self._prompt_tokens.mean() + decoded / 2)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from specbench.report import text
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
-from specbench.report.replayed import ReplayDraft, Replayed
-from specbench.report.search import BestPair
-from specbench.workload import Workload, WorkloadProfile
+
+if TYPE_CHECKING:  # replays take numpy, and a profile of prompts does without
+    from specbench.report.replayed import ReplayDraft, Replayed
+    from specbench.report.search import BestPair
+    from specbench.workload import Workload, WorkloadProfile
 
 
 def replay_tables(found: Replayed) -> list[RenderableType]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from specbench.acceptance.metrics import Counts
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
@@ -25,6 +25,7 @@ from specbench.report.contract import (
     Money,
     RoundTime,
 )
+from specbench.report.frame import ArmRows
 from specbench.report.predict import Predictor, missing_term, stops_paying
 from specbench.report.views import DraftView, rate
 
@@ -71,7 +72,7 @@ class Judged:
             alpha_low=alpha.low if alpha else None,
             alpha_high=alpha.high if alpha else None,
             gammas=tuple(self._gamma(gamma) for gamma in view.arms),
-            categories=tuple(self._category(name) for name in sorted(view.base["category"].unique())),
+            categories=tuple(self._category(name) for name in sorted(set(view.base.category))),
             predicted=self.predictor.curve(),
             batches=batches,
             stops_paying_at_batch=stops_paying(batches),
@@ -96,7 +97,7 @@ class Judged:
         counts = view.counts(gamma)
         decode = view.paired(gamma, "decode")
         interval = self.interval(decode)
-        compared = rows["identical"].dropna()
+        compared = [same for same in rows.identical if same is not None]
         again, predicted = view.replayed(gamma), self.predictor.paired(gamma)
         tau, spent = counts.tokens_per_round, _round_time(rows, counts)
         # tau tokens at the arm's seconds per token: the time of a round where all tokens come from rounds.
@@ -114,7 +115,7 @@ class Judged:
             rounds=counts.rounds,
             drafted=counts.drafted,
             accepted=counts.accepted,
-            emitted=int(rows["decode_tokens"].sum()),
+            emitted=int(rows.decode_tokens.sum()),
             acceptance_rate=counts.acceptance_rate,
             tokens_per_round=tau,
             replay_tokens_per_round=None if again is None else again.tokens_per_round,
@@ -126,7 +127,7 @@ class Judged:
             speedup_e2e=view.paired(gamma, "e2e").speedup,
             tokens_per_s=rate(rows),
             predicted_speedup=None if predicted is None else predicted.speedup,
-            identical_prompts=int(compared.sum()) if len(compared) else None,
+            identical_prompts=sum(compared) if compared else None,
             prompts=len(rows),
             slower_share=slower_share(decode, view, self.policy) or 0.0,
             round_time=spent,
@@ -142,7 +143,7 @@ class Judged:
 
     def _category(self, name: str) -> CategoryResult:
         view, metric = self.view, self.policy.metric
-        mine = (view.base["category"] == name).to_numpy()
+        mine = np.array(view.base.category == name, dtype=bool)
         choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
         speedup = self.interval(choice.paired)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
@@ -171,7 +172,7 @@ class Judged:
             speedup_low=speedup.low,
             speedup_high=speedup.high,
             prompts=int(mine.sum()),
-            baseline_tokens_per_s=rate(view.base[mine]),
+            baseline_tokens_per_s=rate(view.base.take(mine)),
             gammas=tuple(gammas),
         )
 
@@ -198,12 +199,12 @@ def _decoded_weights(paired: Paired, view: DraftView) -> Floats:
     return view.weights[(paired.base_tokens > 0) & (paired.spec_tokens > 0)]
 
 
-def _round_time(rows: pd.DataFrame, counts: Counts) -> RoundTime | None:
+def _round_time(rows: ArmRows, counts: Counts) -> RoundTime | None:
     """The mean round's time by its parts; None where they, or the rounds, are not known."""
-    names = ("draft_s", "verify_s", "other_s")
-    if counts.rounds is None or rows[list(names)].isna().to_numpy().any():
+    totals = [float(column.sum()) for column in (rows.draft_s, rows.verify_s, rows.other_s)]
+    if counts.rounds is None or any(map(math.isnan, totals)):
         return None
-    return RoundTime(*(float(rows[name].sum()) / max(counts.rounds, 1) for name in names))
+    return RoundTime(*(total / max(counts.rounds, 1) for total in totals))
 
 
 def break_even(gamma: int, tau: float, drafted: float, spent: RoundTime, step_s: float, minimum: float) -> BreakEven:
@@ -230,10 +231,9 @@ def _break_even_of_whole(gamma: int, steps: float, minimum: float) -> BreakEven:
 
 def _memory(view: DraftView, facts: dict[str, Any]) -> Memory | None:
     weights, per_token = facts.get("weight_bytes"), facts.get("cache_bytes_per_token")
-    rows = view.base
-    if weights is None or per_token is None or rows["prompt_tokens"].isna().any():
+    if weights is None or per_token is None:
         return None
-    context = int((rows["prompt_tokens"] + rows["output_tokens"] / view.repeats / view.batch).max())
+    context = int((view.base.prompt_tokens + view.base.output_tokens / view.repeats / view.batch).max())
     return Memory(int(weights), int(per_token), context, int(weights) + int(per_token) * context)
 
 

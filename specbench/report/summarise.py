@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping
+from dataclasses import replace
 
 from specbench.decision.interval import excess_variance, speedup_interval
 from specbench.errors import ConfigError, StoreError
 from specbench.positions import read_positions
-from specbench.records import Interval, Policy
+from specbench.records import Arm, Interval, Policy
 from specbench.report.agreement import replay_gap
 from specbench.report.cautions import run_cautions
 from specbench.report.choice import choose
 from specbench.report.contract import SCHEMA, Summary
-from specbench.report.frame import counted, main_trials, prompt_frame
+from specbench.report.frame import ArmRows, by_arm, counted, loads_of
 from specbench.report.results import Judged
+from specbench.report.ruled import spared
 from specbench.report.served.cautions import server_cautions
 from specbench.report.served.contract import LoadResult
 from specbench.report.served.loads import load_results, with_loads
 from specbench.report.served.server import server_of
-from specbench.report.views import DraftView, a_a, arm
+from specbench.report.stopped import kept_arms, stopped_gammas
+from specbench.report.views import DraftView, a_a
 from specbench.store import StoredRun, cautions_of
 
 
@@ -27,20 +30,21 @@ def summarise(stored: StoredRun) -> Summary:
     raises StoreError where not one prompt has both the target alone and a draft. A server's verdict is about the first
     load that was asked for."""
     policy = Policy(**stored.run["config"]["policy"])
-    trials = main_trials(stored)
     _timed(stored)
+    every, first = counted(stored.trials), loads_of(stored)[0]
+    trials = [trial for trial in every if trial.arm.load == first]
     texts = read_positions(stored.folder)
-    frame = prompt_frame(trials)
-    if not len(frame) or not frame["decode_tokens"].sum():
+    every_arm = by_arm(trials)
+    arms = kept_arms(every_arm, stored.run)
+    if not any(rows.decode_tokens.sum() for rows in arms.values()):
         raise StoreError(
             "No trial has decoded anything yet", where=str(stored.folder), cure="Use prompts that get longer answers."
         )
-    _mix_fits(policy, frame)
-    specs = [spec for spec in stored.run["config"]["draft"] if (frame["draft"] == spec).any()]
-    base = arm(frame, "baseline")
-    again = a_a(frame, base, policy.metric)
+    _mix_fits(policy, arms)
+    specs = [spec for spec in stored.run["config"]["draft"] if any(arm.draft == spec for arm in arms)]
+    again = a_a(arms, policy.metric)
     excess = 0.0 if again is None else excess_variance(again)
-    views = [DraftView(frame, base, spec, trials, texts, stored, policy) for spec in specs]
+    views = [DraftView(arms, spec, trials, texts, stored, policy) for spec in specs]
     judged = [
         Judged(view, policy, excess, stored.run.get("drafts", {}).get(view.spec) or {})
         for view in views
@@ -52,11 +56,14 @@ def summarise(stored: StoredRun) -> Summary:
             where=str(stored.folder),
             cure="Run the same command again: it continues where it stopped.",
         )
-    results = tuple(one.result() for one in judged)
-    decoded = a_a(frame, base, "decode")
+    results = tuple(
+        replace(one.result(), stopped=stopped_gammas(every_arm, one.view.spec, stored.run, policy, excess))
+        for one in judged
+    )
+    decoded = a_a(arms, "decode")
     floor = None if decoded is None else speedup_interval(decoded, policy.confidence)
     gaps = [gap for one in judged for g in one.view.arms if (gap := replay_gap(one.view, g)) is not None]
-    server, every = server_of(stored), counted(stored.trials)
+    server = server_of(stored)
     loads: tuple[LoadResult, ...] = ()
     cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *cautions_of(stored.run)]
     if server is not None:
@@ -77,6 +84,8 @@ def summarise(stored: StoredRun) -> Summary:
         batch_size=int(stored.run["config"]["batch_size"]),
         server=server,
         loads=loads,
+        trials_run=len(every),
+        trials_spared=spared(stored.run),
     )
 
 
@@ -96,8 +105,8 @@ def _timed(stored: StoredRun) -> None:
         raise StoreError(why[0], where=str(stored.folder), cure=why[1])
 
 
-def _mix_fits(policy: Policy, frame: pd.DataFrame) -> None:
-    known = sorted(frame["category"].unique())
+def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
+    known = sorted({name for rows in arms.values() for name in rows.category})
     strange = sorted(set(policy.mix or {}) - set(known))
     if strange:
         raise ConfigError(

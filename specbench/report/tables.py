@@ -18,6 +18,7 @@ from specbench.report import text
 from specbench.report.contract import Choice, DraftResult, GammaResult, Summary
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 from specbench.report.served.load_tables import load_shown, load_table
+from specbench.report.stopped import stopped_line, stopped_note
 from specbench.report.wording import by_speedup
 
 _COLOUR: dict[Call, str] = {"GO": "bold green", "NO-GO": "bold red", "UNCLEAR": "bold yellow"}
@@ -54,6 +55,9 @@ def sweep_tables(summary: Summary, policy: Policy | None = None) -> list[Rendera
 def _head(summary: Summary, width: int, plain: bool) -> Iterator[RenderableType]:
     yield note(f"{summary.target} on {summary.hardware}", width, plain, style="")
     yield note(summary.engine, width, plain)
+    if summary.trials_spared:
+        planned = summary.trials_run + summary.trials_spared
+        yield note(f"Ran {summary.trials_run:,} of {planned:,} trials; the rest were ruled out.", width, plain)
 
 
 def _verdict(draft: DraftResult, policy: Policy, width: int, plain: bool) -> Iterator[RenderableType]:
@@ -112,6 +116,10 @@ def _by_gamma(
     if hidden:
         words.append(f"Not shown at this width: {', '.join(hidden)}.")
     yield note(" ".join(words), width, plain)
+    for row in draft.stopped:
+        yield note(stopped_line(row, summary.batch_size), width, plain, style="")
+    if draft.stopped:
+        yield note(stopped_note(draft.stopped), width, plain)
 
 
 def _how(summary: Summary) -> str:

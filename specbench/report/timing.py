@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -40,9 +41,8 @@ class Spent:
     prefill_s: float = 0.0
     passes: int = 0
 
-    def __add__(self, more: Spent) -> Spent:
-        names = ("verify_s", "probed_s", "other_s", "decode_s", "prefill_s", "passes")
-        return Spent(*(getattr(self, name) + getattr(more, name) for name in names))
+
+_VALUES = attrgetter(*(field.name for field in fields(Spent)))
 
 
 def timing_cautions(stored: StoredRun, trials: Sequence[Trial]) -> list[Caution]:
@@ -58,23 +58,27 @@ def timing_cautions(stored: StoredRun, trials: Sequence[Trial]) -> list[Caution]
     drafting = {arm: prompts for arm, prompts in found.items() if arm.kind == "speculative"}
     if not alone or not drafting:
         return []
-    cautions = [_slow_baseline(alone, drafting), _unsynchronised([alone, *drafting.values()])]
+    totals = [_added(prompts.values()) for prompts in (alone, *drafting.values())]
+    cautions = [_slow_baseline(alone, drafting, totals), _unsynchronised(_added(totals))]
     return [caution for caution in cautions if caution is not None]
 
 
-def _slow_baseline(alone: dict[str, Spent], drafting: dict[Arm, dict[str, Spent]]) -> Caution | None:
+def _slow_baseline(
+    alone: dict[str, Spent], drafting: dict[Arm, dict[str, Spent]], totals: Sequence[Spent]
+) -> Caution | None:
     """The target alone is held against itself: reading the same prompt in the arms with a draft, its passes there in
-    terms of the probe, and the program around them, which has less to do without a draft."""
+    terms of the probe, and the program around them, which has less to do without a draft. `totals` are of the target
+    alone and of the others in their order."""
     said = []
     arms = drafting.values()
-    prefill = _surely([_ratio(alone, own, "prefill_s", None) for own in arms])
+    prefill = _surely(_ratio(alone, own, "prefill_s", None) for own in arms)
     if prefill is not None:
         said.append(f"reading the same prompts took {prefill:.2f} times as long")
-    steps = _surely([_ratio(alone, own, "verify_s", "probed_s") for own in arms])
+    steps = _surely(_ratio(alone, own, "verify_s", "probed_s") for own in arms)
     if steps is not None:
         said.append(f"a step took {steps:.2f} times what the passes with a draft and the probe of both make of it")
-    whole = _total(alone)
-    needed_s = min(_total(own).other_s / max(_total(own).passes, 1) for own in arms)
+    whole, *rest = totals
+    needed_s = min(each.other_s / max(each.passes, 1) for each in rest)
     beyond_s = whole.other_s - needed_s * whole.passes
     if beyond_s > (1 - 1 / TOLERATED) * whole.decode_s:
         said.append(f"{beyond_s / whole.decode_s:.0%} of its time went into more than a round with a draft does")
@@ -87,8 +91,7 @@ def _slow_baseline(alone: dict[str, Spent], drafting: dict[Arm, dict[str, Spent]
     )
 
 
-def _unsynchronised(arms: Iterable[dict[str, Spent]]) -> Caution | None:
-    whole = sum(map(_total, arms), Spent())
+def _unsynchronised(whole: Spent) -> Caution | None:
     if not whole.probed_s or not whole.decode_s:
         return None
     share, outside = whole.verify_s / whole.probed_s, whole.other_s / whole.decode_s
@@ -116,16 +119,20 @@ def _ratio(alone: dict[str, Spent], own: dict[str, Spent], spent: str, due: str 
     return speedup_interval(paired, CONFIDENCE)
 
 
-def _surely(ratios: Sequence[Interval | None]) -> float | None:
-    """The least of these ratios where each is above what is tolerated, its interval included; None otherwise."""
-    known = [ratio for ratio in ratios if ratio is not None]
-    if not known or any(ratio.low is None or ratio.low <= TOLERATED for ratio in known):
-        return None
-    return min(ratio.value for ratio in known)
+def _surely(ratios: Iterable[Interval | None]) -> float | None:
+    """The least of these ratios where each is above what is tolerated, its interval included; None otherwise. Nearly
+    always the first is not, and the others are not computed."""
+    known = []
+    for ratio in ratios:
+        if ratio is not None:
+            if ratio.low is None or ratio.low <= TOLERATED:
+                return None
+            known.append(ratio.value)
+    return min(known, default=None)
 
 
-def _total(prompts: dict[str, Spent]) -> Spent:
-    return sum(prompts.values(), Spent())
+def _added(parts: Iterable[Spent]) -> Spent:
+    return Spent(*map(sum, zip(*map(_VALUES, parts), strict=True)))
 
 
 def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, dict[str, Spent]]:
@@ -133,7 +140,7 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
     passes for as cheap as they may be."""
     dear = [replace(point, median_s=point.high_s) for point in points]
     cheap = [replace(point, median_s=point.low_s) for point in points]
-    found: defaultdict[Arm, defaultdict[str, Spent]] = defaultdict(lambda: defaultdict(Spent))
+    found: defaultdict[Arm, defaultdict[str, list[Spent]]] = defaultdict(lambda: defaultdict(list))
     known: dict[tuple[bool, int], RoundCosts | None] = {}
     for trial in trials:
         speculative = trial.arm.kind == "speculative"
@@ -142,7 +149,7 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
             known[key] = round_costs(cheap if speculative else dear, None, context, 0.0)
         drafted = trial.drafted if speculative else (0,) * trial.decode_tokens
         times = trial.times
-        found[trial.arm][trial.prompt_id] += Spent(
+        spent = Spent(
             verify_s=times.verify_s or 0.0,
             probed_s=_probed_s(known[key], drafted),
             other_s=times.other_s or 0.0,
@@ -150,10 +157,14 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
             prefill_s=times.prefill_s,
             passes=len(drafted),
         )
-    return {arm: dict(prompts) for arm, prompts in found.items()}
+        found[trial.arm][trial.prompt_id].append(spent)
+    return {
+        arm: {prompt: _added(repeats) if len(repeats) > 1 else repeats[0] for prompt, repeats in prompts.items()}
+        for arm, prompts in found.items()
+    }
 
 
 def _probed_s(costs: RoundCosts | None, drafted: Sequence[int]) -> float:
     if costs is None or max(drafted, default=0) >= len(costs.verify_s):
         return 0.0
-    return sum(costs.verify_s[tokens] for tokens in drafted)
+    return sum(map(costs.verify_s.__getitem__, drafted))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 
 from specbench.acceptance.lossless import lossy_reason
 from specbench.acceptance.metrics import Counts, basis, pooled, trial_counts
 from specbench.acceptance.replay import Expected, Text, replay
 from specbench.decision.interval import Floats, Paired
 from specbench.drafters import parse_draft, reader_of
-from specbench.records import CostPoint, Load, Policy, Trial
+from specbench.records import Arm, ArmKind, CostPoint, Load, Policy, Trial
 from specbench.report.facts import precision_of
+from specbench.report.frame import NO_ROWS, ArmRows, shared_prompts
 from specbench.store import StoredRun
 
 
@@ -26,8 +26,7 @@ class DraftView:
 
     def __init__(
         self,
-        frame: pd.DataFrame,
-        base: pd.DataFrame,
+        arms: Mapping[Arm, ArmRows],
         spec: str,
         trials: Sequence[Trial],
         texts: Sequence[Text],
@@ -36,26 +35,23 @@ class DraftView:
     ) -> None:
         self.spec = spec
         self.draft = parse_draft(spec)
-        own = frame[(frame["draft"] == spec) & (frame["kind"] == "speculative")]
-        arms = {gamma: own[own["gamma"] == gamma].set_index("prompt_id") for gamma in stored.run["config"]["gamma"]}
-        arms = {gamma: rows for gamma, rows in arms.items() if len(rows)}
-        if policy.mix:
-            base = base[base["category"].isin(list(policy.mix))]
-        shared = base.index
-        for rows in arms.values():
-            shared = shared.intersection(rows.index)
-        self.prompts = shared.sort_values()
-        self.complete = len(self.prompts) > 0
-        self.base = base.loc[self.prompts]
-        self.arms = {gamma: rows.loc[self.prompts] for gamma, rows in sorted(arms.items())}
-        self.weights = traffic_weights(list(self.base["category"]), policy.mix)
         config = stored.run["config"]
+        asked = [arm for arm in arms if arm.draft == spec and arm.gamma in config["gamma"]]
+        own = {arm.gamma: arms[arm] for arm in sorted(asked, key=lambda arm: arm.gamma or 0)}
+        base = arm_of(arms, "baseline")
+        if policy.mix:
+            base = base.take(np.array([name in policy.mix for name in base.category], dtype=bool))
+        self.prompts = shared_prompts([base, *own.values()])
+        self.complete = len(self.prompts) > 0
+        self.base = base.of(self.prompts)
+        self.arms = {gamma: rows.of(self.prompts) for gamma, rows in own.items() if gamma is not None}
+        self.weights = traffic_weights(list(self.base.category), policy.mix)
         self.greedy = config["temperature"] == 0
         # Greedy repeats are one and the same text, scored once.
         self.repeats = int(config["repeats"])
         # Replay speaks of the same prompts as the loop, or not at all.
         own_texts = {(text.prompt_id, text.repeat): text for text in texts if text.draft == spec}
-        members = list(self.base["members"])
+        members = list(self.base.members)
         repeats = range(self.repeats)
         keys = [(prompt, 0 if self.greedy else r) for unit in members for r in repeats for prompt in unit]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
@@ -81,7 +77,7 @@ class DraftView:
 
     def paired(self, gamma: int, metric: str) -> Paired:
         """Target alone and draft at `gamma`, prompt by prompt, weighed by the mix."""
-        return _pair(self.base, self.arms[gamma], metric, self.weights)
+        return paired(self.base, self.arms[gamma], metric, self.weights)
 
     def counts(self, gamma: int, chosen: np.ndarray | slice = slice(None)) -> Counts:
         """What the loop or the server counted at `gamma`, over the `chosen` prompts."""
@@ -107,10 +103,10 @@ class DraftView:
         return rate(self.base)
 
 
-def _by_trial(rows: pd.DataFrame, gamma: int) -> list[list[Counts]]:
+def _by_trial(rows: ArmRows, gamma: int) -> list[list[Counts]]:
     """Counts of every trial of each prompt. A server may draft more than `gamma` tokens, whatever it was told."""
-    width = max([gamma, *(drafted for trials in rows["trials"] for trial in trials for drafted in trial.drafted)])
-    return [[trial_counts(trial, width) for trial in trials] for trials in rows["trials"]]
+    width = max(gamma, *(max(trial.drafted, default=0) for trials in rows.trials for trial in trials))
+    return [[trial_counts(trial, width) for trial in trials] for trials in rows.trials]
 
 
 def traffic_weights(categories: Sequence[str], mix: Mapping[str, float] | None) -> Floats:
@@ -122,29 +118,30 @@ def traffic_weights(categories: Sequence[str], mix: Mapping[str, float] | None) 
     return np.array([mix[name] / total * len(categories) / here[name] for name in categories])
 
 
-def arm(frame: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """One row for each prompt of an arm that is not a draft's."""
-    return frame[frame["kind"] == kind].set_index("prompt_id")
+def arm_of(arms: Mapping[Arm, ArmRows], kind: ArmKind) -> ArmRows:
+    """An arm that is not a draft's; no rows where it was not measured."""
+    return next((rows for arm, rows in arms.items() if arm.kind == kind), NO_ROWS)
 
 
-def rate(rows: pd.DataFrame) -> float:
+def rate(rows: ArmRows) -> float:
     """Decoded tokens per second, totals over totals."""
-    return float(rows["decode_tokens"].sum() / rows["decode_s"].sum())
+    return float(rows.decode_tokens.sum() / rows.decode_s.sum())
 
 
-def a_a(frame: pd.DataFrame, base: pd.DataFrame, metric: str) -> Paired | None:
+def a_a(arms: Mapping[Arm, ArmRows], metric: str) -> Paired | None:
     """The target alone against itself; None without a second arm."""
-    again = arm(frame, "baseline-again")
-    shared = base.index.intersection(again.index).sort_values()
-    if not len(shared):
-        return None
-    return _pair(base.loc[shared], again.loc[shared], metric)
+    base, again = arm_of(arms, "baseline"), arm_of(arms, "baseline-again")
+    shared = shared_prompts([base, again])
+    return paired(base.of(shared), again.of(shared), metric) if shared else None
 
 
-def _pair(base: pd.DataFrame, other: pd.DataFrame, metric: str, weights: Floats | float = 1.0) -> Paired:
+def paired(base: ArmRows, other: ArmRows, metric: str, weights: Floats | float = 1.0) -> Paired:
     """Two arms over the same prompts in the same order, by the policy's metric."""
-    names = ("decode_s", "decode_tokens") if metric == "decode" else ("total_s", "output_tokens")
-    return Paired(*(rows[name].to_numpy(dtype=float) * weights for rows in (base, other) for name in names))
+    if metric == "decode":
+        columns = base.decode_s, base.decode_tokens, other.decode_s, other.decode_tokens
+    else:
+        columns = base.total_s, base.output_tokens, other.total_s, other.output_tokens
+    return Paired(*(column * weights for column in columns))
 
 
 def _other_s(trials: Sequence[Trial], spec: str) -> float:

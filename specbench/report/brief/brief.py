@@ -24,7 +24,7 @@ from specbench.report.marks import Doubt, in_order, numbered
 from specbench.report.served.words import server_words
 from specbench.report.settings.section import settings_of
 from specbench.report.templating import template
-from specbench.store import StoredRun
+from specbench.store import StoredRun, replace_file
 
 BRIEF_FILE = "brief.md"
 PAGE_FILE = "brief.html"
@@ -33,7 +33,10 @@ FIGURES_FOLDER = "figures"
 
 def render_brief(stored: StoredRun, summary: Summary) -> str:
     """The brief as Markdown; figures are referred to below `figures/`. The same run renders to the same text."""
-    facts = read_facts(stored)
+    return _rendered(stored, summary, read_facts(stored))
+
+
+def _rendered(stored: StoredRun, summary: Summary, facts: Facts) -> str:
     return with_doubts("brief.md.j2", _values(stored, summary, facts), doubts.doubts(summary, facts))
 
 
@@ -55,7 +58,7 @@ def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None)
     with writing(folder):
         write_figures(summary, facts.policy, folder / FIGURES_FOLDER, wording.circumstances(facts))
     title = f"Should {summary.target} decode speculatively?"
-    return write_pages(folder, render_brief(stored, summary), title)
+    return write_pages(folder, _rendered(stored, summary, facts), title)
 
 
 def write_pages(folder: Path, page: str, title: str) -> Path:
@@ -64,8 +67,8 @@ def write_pages(folder: Path, page: str, title: str) -> Path:
 
     with writing(folder):
         html = to_html(page, folder, title)
-        (folder / BRIEF_FILE).write_text(page, encoding="utf-8")
-        (folder / PAGE_FILE).write_text(html, encoding="utf-8")
+        replace_file(folder / BRIEF_FILE, page.encode())
+        replace_file(folder / PAGE_FILE, html.encode())
     return folder / BRIEF_FILE
 
 
@@ -123,7 +126,7 @@ def provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple[
     times = [f"{word} {origin[word]}" for word in ("started", "finished") if origin.get(word)]
     pairs = (
         ("run", text.code(stored.folder.name)),
-        ("status", f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials"),
+        ("status", _status(facts)),
         ("time", text.escape(", ".join(times))),
         ("command", text.code(steps.command(facts)) if facts.argv else ""),
         ("versions", text.escape(versions)),
@@ -135,6 +138,11 @@ def provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple[
         ("fingerprint", text.code(facts.fingerprint) if facts.fingerprint else ""),
     )
     return [(what, value) for what, value in pairs if value]
+
+
+def _status(facts: Facts) -> str:
+    spared = f"; {facts.spared:,} need not be run, since their gamma was ruled out" if facts.spared else ""
+    return f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials{spared}"
 
 
 def _revisions(facts: Facts) -> str:

@@ -26,6 +26,8 @@ _VERDICT = re.compile(r"(NO-GO|GO|UNCLEAR)(, of \d+ drafts)?:")
 _MARK = re.compile(r"\(([a-z][a-z -]{0,30}, (D\d+))\)")
 _DOUBT = re.compile(r"D\d+")
 _INTERVAL = re.compile(r"(\[[-+\d.]+,) ([-+\d.]+\])")
+# Beyond printable ASCII, line ends, tabs and no-break spaces a character has to be looked at.
+_STRANGE = re.compile(r"[^ -~\n\t\N{NO-BREAK SPACE}]+")
 _FLAG = re.compile(r"(?<!\S)(--\w[\w-]{0,30}|-[A-Za-z])(?![\w-])")
 _DESCRIPTION_WIDTH = 200
 # Matplotlib names one font; where it is missing a browser would set the figure in its serif.
@@ -71,7 +73,7 @@ def to_html(markdown: str, figures: Mapping[str, str] | Path, title: str) -> str
 
 def _visible(words: str) -> str:
     """As text.clean: a control character may reorder the words that are signed, and most are errors in HTML."""
-    return "".join(c if c.isprintable() or c in "\n\t\N{NO-BREAK SPACE}" else " " for c in words)
+    return _STRANGE.sub(lambda run: "".join(c if c.isprintable() else " " for c in run[0]), words)
 
 
 def _opens(token: Token, tag: str) -> bool:

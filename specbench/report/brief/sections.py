@@ -13,6 +13,7 @@ from specbench.report.economics import Economics, economics
 from specbench.report.facts import Facts
 from specbench.report.marks import mark
 from specbench.report.served.load_tables import load_note, load_rows, load_shown
+from specbench.report.stopped import stopped_line, stopped_note
 
 Rows = tuple[tuple[str, ...], ...]
 
@@ -30,6 +31,8 @@ class Section:
     gamma_header: tuple[str, ...]
     gamma_rows: Rows
     gamma_note: str
+    stopped: tuple[str, ...]
+    stopped_note: str
     best_note: str | None
     load_header: tuple[str, ...]
     load_rows: Rows
@@ -55,6 +58,8 @@ def section(draft: DraftResult, facts: Facts, trials: Sequence[Trial], summary: 
         gamma_header=header,
         gamma_rows=rows,
         gamma_note=wording.gamma_note(draft),
+        stopped=tuple(text.sentence(stopped_line(row, facts.batch_size)) for row in draft.stopped),
+        stopped_note=stopped_note(draft.stopped),
         best_note=wording.best_note(draft, facts.policy),
         load_header=loads[0],
         load_rows=loads[1],

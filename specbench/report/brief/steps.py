@@ -80,7 +80,9 @@ def _apart(wide: Sequence[Divergence]) -> str:
 def _finish(facts: Facts) -> Step | None:
     if facts.finished:
         return None
-    missing = f"{facts.planned - facts.done:,} trials are missing" if facts.planned else "trials are missing"
+    missing = (
+        f"{facts.planned - facts.spared - facts.done:,} trials are missing" if facts.planned else "trials are missing"
+    )
     return Step(
         "Finish this run: the same command continues where it stopped.",
         f"{missing}.",
@@ -91,8 +93,8 @@ def _finish(facts: Facts) -> Step | None:
 def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
     work, n = facts.workload, best_row(draft).prompts
     measured = Interval(draft.speedup, draft.speedup_low, draft.speedup_high, facts.policy.confidence, n)
-    needed = prompts_to_settle(measured, facts.policy)
-    if draft.verdict != "UNCLEAR" or needed is None or needed > _AFFORDABLE * n:
+    needed = prompts_to_settle(measured, facts.policy) if draft.verdict == "UNCLEAR" else None
+    if needed is None or needed > _AFFORDABLE * n:
         return None
     if draft.probability is not None and draft.probability >= facts.policy.confidence:
         return _more_for_the_slow(draft, facts, n)

@@ -27,10 +27,11 @@ from specbench.report.compare.contract import (
 )
 from specbench.report.compare.words import reason, term_that_moved, verdicts
 from specbench.report.contract import Summary
-from specbench.report.frame import main_trials, prompt_frame
+from specbench.report.frame import by_arm, main_trials
 from specbench.report.served.server import is_served
+from specbench.report.stopped import kept_arms
 from specbench.report.summarise import summarise
-from specbench.report.views import DraftView, a_a, arm
+from specbench.report.views import DraftView, a_a
 from specbench.store import StoredRun
 
 Rows = NDArray[np.int64]
@@ -80,12 +81,11 @@ class _Run:
         self.summary = summarise(stored)
         self.policy = replace(Policy(**stored.run["config"]["policy"]), mix=None)
         trials = main_trials(stored)
-        frame = prompt_frame(trials)
-        base = arm(frame, "baseline")
-        again = a_a(frame, base, "decode")
+        arms = kept_arms(by_arm(trials), stored.run)
+        again = a_a(arms, "decode")
         self.excess = 0.0 if again is None else excess_variance(again)
         specs = [draft.draft for draft in self.summary.drafts]
-        self.views = {spec: DraftView(frame, base, spec, trials, (), stored, self.policy) for spec in specs}
+        self.views = {spec: DraftView(arms, spec, trials, (), stored, self.policy) for spec in specs}
 
     def arms(self) -> list[tuple[str, int]]:
         return [(spec, gamma) for spec, view in self.views.items() for gamma in view.arms]
@@ -136,7 +136,7 @@ def _shared(a: DraftView, b: DraftView) -> tuple[Rows, Rows]:
 def _keys(view: DraftView) -> list[PromptKey]:
     seen: Counter[str] = Counter()
     keys = []
-    for sha in view.base["prompt_sha256"]:
+    for sha in view.base.prompt_sha256:
         keys.append((str(sha), seen[sha]))
         seen[sha] += 1
     return keys
@@ -191,7 +191,7 @@ def _categories(
     runs: tuple[_Run, _Run], spec: str, pairs: list[Paired], rows: tuple[Rows, Rows], confidence: float
 ) -> tuple[ComparedCategory, ...]:
     """By the first run's categories; empty where its prompts carry none."""
-    names = runs[0].views[spec].base["category"].to_numpy()[rows[0]]
+    names = runs[0].views[spec].base.category[rows[0]]
     found = []
     for name in sorted(set(names) - {"all"}):
         a, b = (paired.take(names == name) for paired in pairs)

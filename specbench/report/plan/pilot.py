@@ -8,14 +8,14 @@ from datetime import datetime
 from statistics import fmean
 
 import numpy as np
-import pandas as pd
 
 from specbench.decision.holdout import Choice, choose_gamma
-from specbench.decision.interval import Paired
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
-from specbench.records import Policy, Trial
-from specbench.report.frame import counted, loads_of, main_trials, prompt_frame
+from specbench.records import Arm, Policy, Trial
+from specbench.report.frame import ArmRows, by_arm, counted, loads_of, main_trials, shared_prompts
+from specbench.report.stopped import kept_arms
+from specbench.report.views import arm_of, paired
 from specbench.store import StoredRun
 
 # A run repeats about a tenth of its trials at most.
@@ -87,9 +87,8 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
             where=str(stored.folder),
             cure="Measure a few prompts first: specbench sweep --limit 16.",
         )
-    frame = prompt_frame(main_trials(stored))
-    specs = stored.run["config"]["draft"] if len(frame) else []
-    found = [pilot for spec in specs if (pilot := _pilot(stored, frame, spec, policy, gammas)) is not None]
+    measured, specs = kept_arms(by_arm(main_trials(stored)), stored.run), stored.run["config"]["draft"]
+    found = [pilot for spec in specs if (pilot := _pilot(stored, measured, spec, policy, gammas)) is not None]
     if not found:
         raise StoreError(
             "Fewer than 2 prompts were measured in every arm, and how much prompts differ takes 2",
@@ -100,25 +99,23 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
 
 
 def _pilot(
-    stored: StoredRun, frame: pd.DataFrame, spec: str, policy: Policy, gammas: Sequence[int] | None
+    stored: StoredRun, measured: Mapping[Arm, ArmRows], spec: str, policy: Policy, gammas: Sequence[int] | None
 ) -> Pilot | None:
-    own = frame[frame["draft"] == spec]
-    timed = sorted({int(gamma) for gamma in own["gamma"]})
-    base, again = (frame[frame["kind"] == kind].set_index("prompt_id") for kind in ("baseline", "baseline-again"))
-    arms = {gamma: own[own["gamma"] == gamma].set_index("prompt_id") for gamma in timed}
+    arms = {arm.gamma: rows for arm, rows in measured.items() if arm.draft == spec and arm.gamma is not None}
+    timed = sorted(arms)
+    base, again = arm_of(measured, "baseline"), arm_of(measured, "baseline-again")
     # A prompt that decoded nothing in an arm has no seconds per token.
-    decoded = [set(rows.index[rows["decode_tokens"] > 0]) for rows in (base, *arms.values())]
-    shared = sorted(set.intersection(*decoded)) if arms else []
+    shared = shared_prompts(rows.take(rows.decode_tokens > 0) for rows in (base, *arms.values())) if arms else []
     if len(shared) < 2:
         return None
     asked = [gamma for gamma in timed if gamma in (gammas or timed)] or timed
     repeats = int(stored.run["config"]["repeats"])
 
     def part(prompts: list[str]) -> Part:
-        choice = _choice(base.loc[prompts], {gamma: arms[gamma].loc[prompts] for gamma in asked}, policy)
+        choice = _choice(base.of(prompts), {gamma: arms[gamma].of(prompts) for gamma in asked}, policy)
         noise = None
-        if set(prompts) <= set(again.index):
-            noise = influence(_pair(base.loc[prompts], again.loc[prompts], policy.metric))
+        if set(prompts) <= set(again.prompt_id):
+            noise = influence(paired(base.of(prompts), again.of(prompts), policy.metric))
         return Part(
             n=len(prompts),
             speedup=choice.paired.speedup,
@@ -129,9 +126,9 @@ def _pilot(
         )
 
     aa = None
-    if set(shared) <= set(again.index):
-        aa = float(np.log(_pair(base.loc[shared], again.loc[shared], policy.metric).speedup))
-    names = sorted({str(name) for name in base.loc[shared, "category"]})
+    if set(shared) <= set(again.prompt_id):
+        aa = float(np.log(paired(base.of(shared), again.of(shared), policy.metric).speedup))
+    category = dict(zip(base.prompt_id, base.category, strict=True))
     return Pilot(
         draft=spec,
         drafts=len(stored.run["config"]["draft"]),
@@ -139,17 +136,15 @@ def _pilot(
         repeats=repeats,
         aa_log_ratio=aa,
         whole=part(shared),
-        categories={name: part([p for p in shared if base.loc[p, "category"] == name]) for name in names},
+        categories={
+            name: part([prompt for prompt in shared if category[prompt] == name])
+            for name in sorted({category[prompt] for prompt in shared})
+        },
     )
 
 
-def _choice(base: pd.DataFrame, arms: Mapping[int, pd.DataFrame], policy: Policy) -> Choice:
-    return choose_gamma({gamma: _pair(base, rows, policy.metric) for gamma, rows in arms.items()})
-
-
-def _pair(base: pd.DataFrame, rows: pd.DataFrame, metric: str) -> Paired:
-    names = ("decode_s", "decode_tokens") if metric == "decode" else ("total_s", "output_tokens")
-    return Paired(*(frame[name].to_numpy(dtype=float) for frame in (base, rows) for name in names))
+def _choice(base: ArmRows, arms: Mapping[int, ArmRows], policy: Policy) -> Choice:
+    return choose_gamma({gamma: paired(base, rows, policy.metric) for gamma, rows in arms.items()})
 
 
 def _cost(stored: StoredRun, prompts: set[str], repeats: int) -> Cost:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-
-from rich.console import RenderableType
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from specbench.records import Load, Policy
 from specbench.report import text
 from specbench.report.contract import DraftResult, Summary
-from specbench.report.layout import Column, fit, note, readable, table
 from specbench.report.readings import stops_paying_words
 from specbench.report.served.contract import LoadResult, Percentiles
 from specbench.report.served.loads import metric_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # Name, heading, cell, and how soon the column gives way.
 _Spec = tuple[str, str, Callable[[LoadResult], str], int]
@@ -28,6 +28,10 @@ def load_shown(summary: Summary) -> bool:
 
 def load_table(summary: Summary, policy: Policy, width: int, plain: bool) -> Iterator[RenderableType]:
     """For a terminal: one table for each draft."""
+    from rich.text import Text
+
+    from specbench.report.layout import Column, fit, note, readable, table  # rich, which a brief does without
+
     for draft in summary.drafts:
         rows = _rows(summary, draft)
         if not rows:

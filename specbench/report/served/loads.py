@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from specbench.decision.interval import Paired, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial
 from specbench.report.contract import DraftResult, Money
-from specbench.report.frame import at_load, loads_of, prompt_frame
+from specbench.report.frame import ArmRows, at_load, by_arm, loads_of
 from specbench.report.results import Judged
 from specbench.report.served.contract import LoadResult, Percentiles
-from specbench.report.views import DraftView, a_a, arm
+from specbench.report.views import DraftView, a_a
 from specbench.store import StoredRun
 
 # So many requests show a percentile: one of them lies beyond it.
@@ -27,15 +26,14 @@ def load_results(stored: StoredRun, policy: Policy) -> tuple[LoadResult, ...]:
     found: list[LoadResult] = []
     for load in loads_of(stored):
         trials = at_load(stored.trials, load)
-        frame = prompt_frame(trials)
-        if not len(frame) or not (frame["kind"] == "baseline").any():
+        arms = by_arm(trials)
+        if not any(arm.kind == "baseline" for arm in arms):
             continue
-        base = arm(frame, "baseline")
         for spec in stored.run["config"]["draft"]:
-            view = DraftView(frame, base, spec, trials, (), stored, policy)
+            view = DraftView(arms, spec, trials, (), stored, policy)
             if view.complete:
                 judged = Judged(view, policy, 0.0, stored.run.get("drafts", {}).get(spec) or {})
-                found += [_at(stored, load, judged, gamma, frame) for gamma in view.arms if _decoded(view, gamma)]
+                found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms if _decoded(view, gamma)]
     return tuple(found)
 
 
@@ -44,11 +42,11 @@ def _decoded(view: DraftView, gamma: int) -> bool:
     return bool(paired.base_tokens.sum() and paired.spec_tokens.sum())
 
 
-def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, frame: pd.DataFrame) -> LoadResult:
+def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping[Arm, ArmRows]) -> LoadResult:
     view, policy = judged.view, judged.policy
     pairs = {metric: view.paired(gamma, metric) for metric in ("decode", "e2e")}
     # The target alone under this load against itself says how far two equal arms lie apart here.
-    found = {metric: _interval(pairs[metric], a_a(frame, arm(frame, "baseline"), metric), policy) for metric in pairs}
+    found = {metric: _interval(pairs[metric], a_a(arms, metric), policy) for metric in pairs}
     verdict = judge(found[policy.metric], policy, judged.with_slower(pairs[policy.metric]))
     alone = throughput(stored, Arm("baseline", load=load))
     with_draft = throughput(stored, Arm("speculative", view.spec, gamma, load))
@@ -83,8 +81,8 @@ def _interval(paired: Paired, again: Paired | None, policy: Policy) -> Interval:
     return speedup_interval(paired, policy.confidence, 0.0 if again is None else excess_variance(again))
 
 
-def _trials(rows: pd.DataFrame) -> Iterable[Trial]:
-    return (trial for trials in rows["trials"] for trial in trials)
+def _trials(rows: ArmRows) -> Iterable[Trial]:
+    return (trial for trials in rows.trials for trial in trials)
 
 
 def _per_token(trials: Sequence[Trial]) -> list[float]:
