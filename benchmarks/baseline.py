@@ -143,8 +143,8 @@ class Theirs:
 
 
 def main(*, quick: bool = False, device: str = "cpu") -> None:
-    """Measure and print. Full: 8 prompts, 40 tokens, some six minutes. Quick: 3 prompts, 24 tokens."""
-    limit, n = (3, 24) if quick else (8, 40)
+    """Measure and print. Full: 10 prompts, 32 tokens, some six minutes. Quick: 3 prompts, 24 tokens."""
+    limit, n = (3, 24) if quick else (10, 32)
     ours, before = Ours(device), Ours(device, lean=False)
     sides: dict[str, Side] = {"ours": ours, "before": before, "theirs": Theirs(device)}
     prompts = select(load_workload(str(shipped("workloads/mixed.jsonl"))).prompts, limit, seed=0)

@@ -1,9 +1,9 @@
 """Does torch.compile pay on a CPU? One decoding step and one verify pass, compiled, against the lean pass as it is.
 
 The compiled pass is the one that CUDA graphs record (engines/graphs.py): fixed shapes and places, so that nothing is
-compiled again as the text grows. Weights are frozen into it, for which inductor packs them as our own layers do.
-Compile time is that of the first call. It pays after as many passes as it saves their time for; a sweep needs a pass
-for every width, from 1 to gamma + 1, and for target and draft.
+compiled again as the text grows; its weights are not packed, since the compiler knows no packed ones. Compile time is
+that of the first call. It pays after as many passes as it saves their time for; a sweep needs a pass for every width,
+from 1 to gamma + 1, and for target and draft.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(*, quick: bool = False) -> None:
             print(_line(name, width, 10 if quick else 40), flush=True)
 
 
-@torch.no_grad()  # constants are frozen only without gradients, and not in inference mode
+@torch.inference_mode()  # as the loop runs it
 def _line(name: str, width: int, passes: int) -> str:
     lean, plain = CachedModel(_lean(name), CAPACITY), CachedModel(_lean(name, packing=False), CAPACITY)
     for reader in (lean, plain):
@@ -77,7 +77,7 @@ def _compiled(reader: CachedModel, keep: int) -> Callable[[Tensor, Tensor], Tens
         return decoder.run(ids, at, seen_from(at, places), [partial(put, layer, at) for layer in layers], keep)
 
     torch._dynamo.reset()
-    return torch.compile(run, fullgraph=True, dynamic=False, options={"freezing": True})
+    return torch.compile(run, fullgraph=True, dynamic=False)
 
 
 def _interleaved(jobs: tuple[Callable[[], object], ...], passes: int) -> list[list[float]]:

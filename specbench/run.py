@@ -12,20 +12,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from specbench.acceptance.replay import Text
-from specbench.bench import Bench, Encoded, LeftOut, Observer, Unit, batch_too_large, text_of, units
+from specbench.bench import Bench, Encoded, LeftOut, Observer, Unit, batch_too_large, units
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
-from specbench.engines.room import REPLAY_BATCH, require_disk, require_memory
+from specbench.engines.room import require_disk, require_memory
 from specbench.errors import WorkloadError
 from specbench.looks import Looks
 from specbench.models import resolve_device
 from specbench.models.memory import is_out_of_memory, memory_errors
-from specbench.positions import PositionWriter, read_positions
+from specbench.positions import PositionWriter
 from specbench.provenance import in_process, provenance
 from specbench.records import Arm, Prompt
+from specbench.replaying import replay_texts, scored_texts
 from specbench.report.stopped import ruled_out_line
 from specbench.resume import opened, progress_of, threads_of, unfinished
 from specbench.runfile import marked, prompts_of, run_record
@@ -110,7 +110,7 @@ def run(
     folder, record = opened(config, plan.record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer), memory_errors():
         if replay_only:
-            _replay_only(plan.engine, plan.encoded, config, writer, observer)
+            replay_texts(plan.engine, plan.encoded, config, writer, observer)
         else:
             _measure(plan.engine, plan.order, plan_arms(config, gammas), config, writer, observer, reused)
     return folder
@@ -171,7 +171,7 @@ def _measure(
 ) -> None:
     """Every unit through every arm, then its positions; what an earlier session finished is skipped."""
     attempts, done = progress_of(read_run(writer.folder).trials)
-    scored = _scored(writer.folder)
+    scored = scored_texts(writer.folder)
     total = len(order) * len(arms) * config.repeats
     with PositionWriter(writer.folder) as positions:
         bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
@@ -242,67 +242,10 @@ def _probe_plan(encoded: Sequence[Encoded], config: RunConfig) -> ProbePlan:
     return run_plan([len(item.ids) for item in encoded], config)
 
 
-def _replay_only(
-    engine: LocalEngine, encoded: Sequence[Encoded], config: RunConfig, writer: RunWriter, observer: Observer
-) -> None:
-    """Texts of the target alone and their positions under every draft, in batches of prompts of like length; the
-    longest first, so that what does not fit in memory fails at once and later batches use what earlier ones freed."""
-    scored = _scored(writer.folder)
-    order = sorted(encoded, key=lambda item: len(item.ids), reverse=True)
-    texts = 1 if config.sampling.greedy else config.repeats
-    observer.begin(len(order) * texts, 0)
-    left_out = LeftOut(writer, most_in_a_row=None)  # the longest come first
-    with PositionWriter(writer.folder) as positions:
-        for repeat in range(texts):
-            for begin in range(0, len(order), REPLAY_BATCH):
-                batch = [item for item in order[begin : begin + REPLAY_BATCH] if item.prompt.id not in left_out.ids]
-                keys = [(item.prompt.id, Arm("baseline", d), repeat) for item in batch for d in config.draft]
-                if not all(key in scored for key in keys):
-                    for text in _score_batch(engine, batch, repeat, config, left_out):
-                        positions.append(text)
-                observer.advance(len(batch))
-    left_out.end()
-
-
-def _score_batch(
-    engine: LocalEngine, batch: Sequence[Encoded], repeat: int, config: RunConfig, left_out: LeftOut
-) -> list[Text]:
-    """Texts of the target alone for these prompts and their positions under every draft. A batch that does not fit is
-    halved: nothing is timed here, so its size is free. A prompt that does not fit alone is left out."""
-    try:
-        prompts = [item.ids for item in batch]
-        outputs = engine.texts(prompts, config.max_new_tokens, f"{repeat}/{batch[0].prompt.id}")
-        found = {draft: engine.score_texts(prompts, outputs, draft) for draft in config.draft}
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        found = None
-    if found is not None:
-        left_out.fitted()
-        return [
-            text_of(item.prompt, draft, repeat, config, one)
-            for draft, scores in found.items()
-            for item, one in zip(batch, scores, strict=True)
-        ]
-    engine.release()
-    if len(batch) == 1:
-        left_out.add(batch[0].prompt.id, len(batch[0].ids) + config.max_new_tokens)
-        return []
-    half = len(batch) // 2
-    return [
-        text for part in (batch[:half], batch[half:]) for text in _score_batch(engine, part, repeat, config, left_out)
-    ]
-
-
 def _layers(earlier: StoredRun) -> dict[str, int]:
     """Layers that an earlier session chose for its skip drafts."""
     drafts = earlier.run.get("drafts", {})
     return {spec: facts["layers"] for spec, facts in drafts.items() if "layers" in facts}
-
-
-def _scored(folder: Path) -> set[TrialKey]:
-    """The texts whose positions are on disk, keyed as the baseline of a draft."""
-    return {(text.prompt_id, Arm("baseline", text.draft), text.repeat) for text in read_positions(folder)}
 
 
 def _fit(

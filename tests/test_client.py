@@ -22,7 +22,10 @@ def closing(times):
         while len(seen) <= times:
             connection, _ = listening.accept()
             with connection:
-                seen.append(connection.recv(65536))
+                request = b""
+                while not request.endswith(b"}"):  # with a part unread, closing is a reset
+                    request += connection.recv(65536)
+                seen.append(request)
                 if len(seen) > times:
                     connection.sendall(ANSWER)
         listening.close()

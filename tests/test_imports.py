@@ -23,6 +23,7 @@ LAYERS = [
     ["servedfile"],
     ["resume", "runfile"],
     ["serverbench"],
+    ["replaying"],
     ["bench", "looks"],
     ["report"],
     ["doctor"],

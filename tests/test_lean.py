@@ -260,6 +260,15 @@ def test_unknown_and_sliding_models_stay_as_they_are():
         assert not any(isinstance(module, LeanLayer | Packed) for module in model.modules())
 
 
+def test_a_class_of_the_same_name_from_elsewhere_stays():
+    """A model's own code may call itself anything; its shell is not compared, so only transformers' are known."""
+    theirs = type("LlamaForCausalLM", (LlamaForCausalLM,), {"__module__": "somebody.modeling"})
+    torch.manual_seed(0)
+    model = theirs(LlamaConfig(**SHAPE)).eval().requires_grad_(False)
+    make_lean(model)
+    assert forward_of(model) == "transformers" and decoder_of(model) is None
+
+
 def test_frames_are_made_once_a_pass(monkeypatch):
     """Not once a layer: cosines, sines and masks are the same for all."""
     made: list[int] = []

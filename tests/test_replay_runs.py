@@ -102,10 +102,10 @@ def test_an_interrupted_replay_continues(lab, tmp_path, stored):
         def advance(self, texts):
             raise KeyboardInterrupt
 
-    from specbench import run as run_module
+    from specbench import replaying
 
     config = config_for(lab, tmp_path)
-    before, run_module.REPLAY_BATCH = run_module.REPLAY_BATCH, 5
+    before, replaying.REPLAY_BATCH = replaying.REPLAY_BATCH, 5
     try:
         with pytest.raises(KeyboardInterrupt):
             run(config, "sweep", (1,), Impatient(), replay_only=True)
@@ -115,7 +115,7 @@ def test_an_interrupted_replay_continues(lab, tmp_path, stored):
         torn.write_bytes(torn.read_bytes()[:-40])
         assert run(config, "sweep", (1,), FakeObserver(), replay_only=True) == folder
     finally:
-        run_module.REPLAY_BATCH = before
+        replaying.REPLAY_BATCH = before
     assert read_run(folder).status == "finished"
     assert len(read_positions(folder)) == 12
 

@@ -9,7 +9,7 @@ not agree, stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -191,8 +191,14 @@ def seen_from(at: Tensor, places: Tensor) -> Tensor:
     return (places <= at[:, None])[None, None]
 
 
+def of_transformers(module: Any, names: Collection[str]) -> bool:
+    """Whether a module is of one of these classes of transformers, and not of another's class of the same name."""
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.startswith("transformers.models.")
+
+
 def decoder_of(model: Any) -> LeanDecoder | None:
     """The model without its shell; None where it keeps one, or any layer is not lean."""
-    if type(model).__name__ not in SHELLS or not all(isinstance(layer, LeanLayer) for layer in model.model.layers):
+    if not of_transformers(model, SHELLS) or not all(isinstance(layer, LeanLayer) for layer in model.model.layers):
         return None
     return LeanDecoder(model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specbench.engines.cache import RewindableCache
-from specbench.engines.lean import SHELLS, LeanLayer, seen_from
+from specbench.engines.lean import SHELLS, LeanLayer, of_transformers, seen_from
 from specbench.engines.packed import Packed, packs
 
 # Decoder layers known to be: norm, attention with rotary positions, norm, gated feed-forward, each added to the stream.
@@ -27,7 +27,7 @@ def make_lean(model: Any) -> None:
     """Replace, in place, the layers of a loaded transformers model by lean ones, and pack its head, where the model is
     known and each layer gives what the one before it gave."""
     layers = getattr(getattr(model, model.base_model_prefix, None), "layers", None)
-    if type(model).__name__ not in SHELLS or not isinstance(layers, nn.ModuleList) or not all(map(_fits, layers)):
+    if not of_transformers(model, SHELLS) or not isinstance(layers, nn.ModuleList) or not all(map(_fits, layers)):
         return
     passes = _passes(model)
     for index, layer in enumerate(layers):
@@ -63,7 +63,7 @@ class _Pass:
 
 def _fits(layer: Any) -> bool:
     """Whether a decoder layer is of a kind that LeanLayer knows, over full attention."""
-    if type(layer).__name__ not in _KNOWN:
+    if not of_transformers(layer, _KNOWN):
         return False
     attention = layer.self_attn
     biases = {linear.bias is None for linear in (attention.q_proj, attention.k_proj, attention.v_proj)}
