@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,7 +58,9 @@ def brief(
     folders = run or [newest(out, timed=True)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with _uncollected():
+    from specbench.store import uncollected
+
+    with uncollected():  # a collector that looks at every trial again and again takes a quarter of the time
         path, call, found = _one(folders[0], asked, to) if len(folders) == 1 else _several(folders, asked, to, out)
     if as_json:
         typer.echo(json.dumps(found | {"brief": str(path)}, allow_nan=False))
@@ -69,19 +69,6 @@ def brief(
         typer.echo(f"Written to {path} and {path.with_suffix('.html').name}", err=True)
     if strict:
         exit_on(call)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """A brief makes few cycles, and a collector that looks at every trial again and again takes a quarter of its
-    time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _one(folder: Path, asked: Mapping[str, object], to: Path | None) -> tuple[Path, Call, dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from specbench.store.files import replace_file, unwritable
 from specbench.store.folders import find_runs, new_folder
+from specbench.store.lines import uncollected
 from specbench.store.locks import busy, in_use, one_at_a_time
 from specbench.store.record import OUT_OF_MEMORY, RUN_FILE, SCHEMA, cautions_of, left_out, read_record
 from specbench.store.stored import DIVERGENCES_FILE, TRIALS_FILE, StoredRun, TrialKey, read_run, trial_key
@@ -35,5 +36,6 @@ __all__ = [
     "read_run",
     "replace_file",
     "trial_key",
+    "uncollected",
     "unwritable",
 ]

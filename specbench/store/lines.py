@@ -26,7 +26,7 @@ def read_lines(path: Path, parse: Callable[[object], Row]) -> tuple[list[Row], b
     rows: list[Row] = []
     number = 0
     try:
-        with path.open("rb") as file, _uncollected():
+        with path.open("rb") as file, uncollected():
             while line := file.readline(LONGEST_LINE):
                 number += 1
                 if not line.endswith(b"\n"):
@@ -49,7 +49,7 @@ def read_lines(path: Path, parse: Callable[[object], Row]) -> tuple[list[Row], b
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Rows have no cycles, and a collector that looks at ten thousands of them again and again takes a third of the
     time."""
     was = gc.isenabled()
