@@ -73,7 +73,9 @@ class EventStopwatch:
 
     def __init__(self, event: Callable[[], Any]) -> None:
         self._event = event
-        self._marks = [("", self._mark())]
+        self._last = self._mark()
+        self._marks: list[tuple[str, Any]] = []
+        self._spent_s: defaultdict[str, float] = defaultdict(float)
 
     def lap(self, name: str) -> None:
         """End the span that began at the last lap (or at the start) and charge it to `name`."""
@@ -94,8 +96,11 @@ class EventStopwatch:
         return mark
 
     def _spent(self) -> dict[str, float]:
-        self._marks[-1][1].synchronize()
-        found: defaultdict[str, float] = defaultdict(float)
-        for (_, before), (name, mark) in zip(self._marks, self._marks[1:], strict=False):
-            found[name] += before.elapsed_time(mark) / 1e3
-        return found
+        """Seconds by name, of each mark added up once."""
+        if self._marks:
+            self._marks[-1][1].synchronize()
+        for name, mark in self._marks:
+            self._spent_s[name] += self._last.elapsed_time(mark) / 1e3
+            self._last = mark
+        self._marks.clear()
+        return self._spent_s

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specbench.engines.cache import RewindableCache
-from specbench.engines.packed import Packed, joined
+from specbench.engines.packed import joined
 
 # Models that are: token embedding, decoder layers of one kind, norm, head, and nothing else.
 SHELLS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+
+# How far two ways to the same numbers may be apart, as a share of these: rounding, no more.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.04, torch.float16: 0.01}
 
 # Takes new keys and values [batch, 2 * key_heads, n, head_dim], keys first, and returns all keys and all values.
 Update = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -179,16 +182,19 @@ class LeanDecoder:
         frame = Frame(self._rotary(x, at[None]), mask)
         for layer, update in zip(self._layers, updates, strict=True):
             x = layer.run(x, frame, update)
-        kept = x[:, -keep:]
-        if not isinstance(self._head, Packed):
-            kept = kept.clone(memory_format=torch.contiguous_format)  # engines.cached says why
-        logits: Tensor = self._head(self._norm(kept))
+        logits: Tensor = self._head(self._norm(x[:, -keep:]))
         return logits
 
 
 def seen_from(at: Tensor, places: Tensor) -> Tensor:
     """Mask [1, 1, n, length]: a token at `at` [n] sees every one of `places` [length] up to its own."""
     return (places <= at[:, None])[None, None]
+
+
+def agree(one: Tensor, other: Tensor, whole: Tensor) -> bool:
+    """Whether two results differ by rounding alone, measured by the size of `whole`; never where one is not finite."""
+    far = (one.float() - other.float()).norm()
+    return bool(far <= TOLERANCE.get(one.dtype, 0.0) * whole.float().norm())
 
 
 def of_transformers(module: Any, names: Collection[str]) -> bool:

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from specbench.engines.cache import RewindableCache
-from specbench.engines.lean import SHELLS, LeanLayer, of_transformers, seen_from
+from specbench.engines.lean import SHELLS, LeanLayer, agree, of_transformers, seen_from
 from specbench.engines.packed import Packed, packs
 
 # Decoder layers known to be: norm, attention with rotary positions, norm, gated feed-forward, each added to the stream.
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
-# How far what a layer adds to the stream may be from what the replaced one adds, as a share of it: rounding, no more.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.04, torch.float16: 0.01}
 # Tokens read in the three passes that are compared: a prompt, a step, a verify pass.
 _PASSES = (8, 1, 3)
 
@@ -33,7 +31,8 @@ def make_lean(model: Any) -> None:
     for index, layer in enumerate(layers):
         lean = LeanLayer(layer)
         old, new = (_through(one, passes, len(layers), index) for one in (layer, lean))
-        if not all(_agree(*three) for three in zip(passes, old, new, strict=True)):
+        # Held against what the layer adds to the stream, which alone is its own.
+        if not all(agree(one, other, one - given.x) for given, one, other in zip(passes, old, new, strict=True)):
             return
         layers[index] = lean
         passes = [replace(one, x=x) for one, x in zip(passes, old, strict=True)]
@@ -99,8 +98,3 @@ def _through(layer: Any, passes: Sequence[_Pass], layers: int, index: int) -> li
         )
         for one in passes
     ]
-
-
-def _agree(one: _Pass, old: Tensor, new: Tensor) -> bool:
-    added = (old - one.x).float().norm()
-    return bool((old - new).float().norm() <= _TOLERANCE.get(old.dtype, 0.0) * added)

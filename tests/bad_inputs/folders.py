@@ -34,19 +34,23 @@ def without(path: str) -> Callable[[Path], None]:
     return changed(path, ...)
 
 
+def put(tree: dict[str, Any], path: list[str], value: object) -> None:
+    """Set the key at the end of `path`; `...` removes it."""
+    *parents, last = path
+    for parent in parents:
+        tree = tree[parent]
+    if value is ...:
+        del tree[last]
+    else:
+        tree[last] = value
+
+
 def changed(path: str, value: object) -> Callable[[Path], None]:
     """run.json with another value of a key; `...` removes it."""
 
     def mutate(folder: Path) -> None:
         run = json.loads((folder / "run.json").read_text())
-        *parents, last = path.split(".")
-        at = run
-        for parent in parents:
-            at = at[parent]
-        if value is ...:
-            del at[last]
-        else:
-            at[last] = value
+        put(run, path.split("."), value)
         (folder / "run.json").write_text(json.dumps(run))
 
     return mutate
@@ -63,14 +67,7 @@ def row(number: int, name: str = "trials.jsonl", **values: object) -> Callable[[
         lines = (folder / name).read_text().splitlines(keepends=True)
         found = json.loads(lines[number - 1])
         for key, value in values.items():
-            *parents, last = key.split("__")
-            at = found
-            for parent in parents:
-                at = at[parent]
-            if value is ...:
-                del at[last]
-            else:
-                at[last] = value
+            put(found, key.split("__"), value)
         lines[number - 1] = json.dumps(found) + "\n"
         (folder / name).write_text("".join(lines))
 
