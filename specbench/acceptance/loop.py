@@ -120,8 +120,14 @@ def generate(
 def to_verify(last: int, d: Proposal) -> Sequence[int] | Tensor:
     """What the target reads in a round: the last emitted token and the drafts."""
     if isinstance(d.tokens, Tensor):
-        return torch.cat((torch.tensor([last], device=d.tokens.device), d.tokens))
+        return torch.cat((queued([last], d.tokens.device), d.tokens))
     return [last, *d.tokens]
+
+
+def queued(ids: Sequence[int] | Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
+    """Numbers as a tensor on `device`, without waiting for what the device is still doing: the driver takes its own
+    copy of them before this returns."""
+    return torch.tensor(ids).to(device, non_blocking=True)
 
 
 def accept(logits: Tensor, d: Proposal, sampling: Sampling, generator: torch.Generator) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specbench.acceptance.loop import queued
 from specbench.engines.cache import RewindableCache
 from specbench.engines.graphs import Graphs, Recorder, record_on_cuda
 from specbench.engines.lean import decoder_of
@@ -58,7 +59,7 @@ class CachedModel:
                 f"The text holds token id {highest}, the model knows only {self.vocab_size}",
                 cure="Choose a draft with the target's vocabulary.",
             )
-        return self._forward(torch.tensor(rows, device=self.device), keep)
+        return self._forward(queued(rows, self.device), keep)
 
     def _forward(self, ids: Tensor, keep: int) -> Tensor:
         try:
