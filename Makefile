@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
-.PHONY: help demo test test-gemma test-vllm check docs bench bench-gpu clean
+.PHONY: help demo test test-gemma test-gpu test-vllm check docs bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   install into $(VENV), sweep the embedded pair, write a decision brief (under 10 minutes)"
 	@echo "make test   install into $(VENV), run the checks and the tests"
 	@echo "make test-gemma  tests of the real cross-tokenizer pair (fetches 238 MB once)"
+	@echo "make test-gpu  tests of passes on a CUDA device (where there is one)"
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md and docs/glossary.md anew from the command line and the terms"
@@ -41,6 +42,9 @@ test: check
 
 test-gemma: $(STAMP)
 	SPECBENCH_TEST_GEMMA=1 $(BIN)/python -m pytest tests/test_gemma.py
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest tests/test_gpu.py
 
 # vLLM is 3.4 GB and pins its own torch, so it gets an environment of its own.
 $(VLLM)/.installed:

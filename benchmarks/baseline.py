@@ -81,18 +81,19 @@ class Ours:
 
     def __call__(self, ids: list[int], arm: Arm, n: int) -> Run:
         start_s = time.perf_counter()
-        with passes() as models_s:
+        with passes(self.engine.device) as models_s:
             found = self.engine.generate(ids, arm, max_new_tokens=n, seed_text="")
         whole_s = time.perf_counter() - start_s
         read = 1 if arm.draft is None else 2  # prompts, which are not decoding
-        in_models = sum(models_s[read:]) if self.engine.device == "cpu" else None  # a GPU runs behind
-        return Run(found.tokens, whole_s, found.times.decode_s, len(found.tokens) - 1, in_models)
+        return Run(found.tokens, whole_s, found.times.decode_s, len(found.tokens) - 1, sum(models_s[read:]))
 
 
 @contextmanager
-def passes() -> Iterator[list[float]]:
-    """Seconds of every pass of every model inside the block."""
+def passes(device: str = "cpu") -> Iterator[list[float]]:
+    """Seconds of every pass of every model inside the block; complete when it ends. On CUDA they are those of the
+    device, which runs behind, between marks in its queue."""
     spent: list[float] = []
+    marks: list[tuple[Any, Any]] = []
     inner = CachedModel._forward
 
     def timed(self: CachedModel, ids: Any, keep: int) -> Any:
@@ -101,8 +102,19 @@ def passes() -> Iterator[list[float]]:
         spent.append(time.perf_counter() - start_s)
         return logits
 
-    with patch.object(CachedModel, "_forward", timed):
+    def marked(self: CachedModel, ids: Any, keep: int) -> Any:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        logits = inner(self, ids, keep)
+        end.record()
+        marks.append((begin, end))
+        return logits
+
+    with patch.object(CachedModel, "_forward", marked if device.startswith("cuda") else timed):
         yield spent
+    if marks:
+        torch.cuda.synchronize()
+        spent += [begin.elapsed_time(end) / 1e3 for begin, end in marks]
 
 
 class FirstPut(BaseStreamer):  # type: ignore[misc]  # transformers has no types

@@ -23,7 +23,7 @@ from specbench.cost.load import load_average
 from specbench.cost.probe import median_interval
 from specbench.engines import packed, swap
 from specbench.engines.cached import CachedModel
-from specbench.engines.graphs import put
+from specbench.engines.graphs import put_all
 from specbench.engines.lean import decoder_of, seen_from
 from specbench.models import load_model
 
@@ -45,7 +45,7 @@ def _line(name: str, width: int, passes: int) -> str:
     lean, plain = CachedModel(_lean(name), CAPACITY), CachedModel(_lean(name, packing=False), CAPACITY)
     for reader in (lean, plain):
         reader.forward([token % 1000 for token in range(CONTEXT)], keep=1)
-    step = partial(_compiled(plain, width), torch.full((1, width), 7), torch.arange(CONTEXT, CONTEXT + width))
+    step = partial(_compiled(plain, width), torch.full((1, width), 7), torch.arange(CONTEXT, CONTEXT + width)[None])
     start_s = time.perf_counter()
     step()
     compile_s = time.perf_counter() - start_s
@@ -69,12 +69,12 @@ def _lean(name: str, *, packing: bool = True) -> Any:
 
 
 def _compiled(reader: CachedModel, keep: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A pass over ids [1, n] at positions [n], over all the room of the reader's cache."""
+    """A pass over ids [1, n] at positions [1, n], over all the room of the reader's cache."""
     decoder, layers, places = decoder_of(reader.model), reader.cache.layers, torch.arange(CAPACITY)
     assert decoder is not None
 
     def run(ids: Tensor, at: Tensor) -> Tensor:
-        return decoder.run(ids, at, seen_from(at, places), [partial(put, layer, at) for layer in layers], keep)
+        return decoder.run(ids, at, seen_from(at, places), put_all(layers)(at), keep)
 
     torch._dynamo.reset()
     return torch.compile(run, fullgraph=True, dynamic=False)

@@ -1,4 +1,4 @@
-"""On a real CUDA device: passes are recorded, and give what the CPU gives. `make test-gpu`; skipped without a device."""
+"""On a real CUDA device: passes are recorded, and give what the CPU gives. `make test-gpu`; skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torch
 from tiny import GREEDY, near_copy, run, tiny_llama
 
 from specbench.acceptance.loop import Generation, generate
-from specbench.clock import EventStopwatch
+from specbench.acceptance.many import generate_many
+from specbench.clock import EventStopwatch, Stopwatch
+from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.engines.cached import CachedModel, record_all
+from specbench.engines.cached import CachedModel
+from specbench.engines.graphs import record_all
 from specbench.engines.lean import LeanLayer
+from specbench.engines.ragged import RaggedModel
 from specbench.engines.swap import make_lean
 from specbench.records import Sampling
 
@@ -139,3 +143,55 @@ def test_bfloat16_on_the_device_is_as_near_to_float32_as_transformers_is():
         other = theirs(ids.to("cuda")).logits[0].float().cpu()
         ours = CachedModel(on_device(llama(), torch.bfloat16), 64).forward(PROMPT, keep=len(PROMPT)).float().cpu()
     assert (ours - truth).norm() < 1.2 * (other - truth).norm()
+
+
+def batch(*, sampling: Sampling = GREEDY) -> Any:
+    """A target and a draft model for up to five rows on the device, every pass recorded."""
+    target = llama()
+    draft = near_copy(target, noise=0.3)
+    many = RaggedModel(on_device(target), 128, 5)
+    steps = RaggedModel(on_device(draft), 128, 5)
+    assert record_all([(many, range(1, 6), True), (steps, (1, 2), False)])
+    return many, ManyModelDrafter(steps, vocab_size=64, sampling=sampling, eos=())
+
+
+def test_every_row_of_a_recorded_batch_is_its_prompt_alone():
+    """Rows of different lengths, of which some end early: passes of four, two and one row are replayed as well."""
+    prompts = [[*range(1, 4 + 3 * row)] for row in range(5)]
+    alone = [run(llama(), None, prompt, max_new_tokens=40).tokens for prompt in prompts]
+    eos = {alone[0][12], alone[1][25]}
+    many, drafter = batch()
+    for who in (None, drafter):
+        rows = generate_many(
+            many,
+            who,
+            prompts,
+            gamma=4,
+            sampling=GREEDY,
+            eos=eos,
+            max_new_tokens=40,
+            generators=[torch.Generator("cuda").manual_seed(row) for row in range(5)],
+            clock=Stopwatch(torch.cuda.synchronize),
+        )
+        assert [row.tokens for row in rows] == [
+            run(llama(), None, prompt, eos=eos, max_new_tokens=40).tokens for prompt in prompts
+        ]
+
+
+def test_sampled_rows_of_a_batch_are_the_rows_alone():
+    """One wait for all rows draws the numbers that each row draws alone."""
+    many, drafter = batch(sampling=SAMPLED)
+    reader, chained = pair(sampling=SAMPLED)
+    prompts = [PROMPT, PROMPT[:7]]
+    rows = generate_many(
+        many,
+        drafter,
+        prompts,
+        gamma=4,
+        sampling=SAMPLED,
+        eos=(),
+        max_new_tokens=30,
+        generators=[torch.Generator("cuda").manual_seed(row) for row in range(2)],
+        clock=Stopwatch(torch.cuda.synchronize),
+    )
+    assert rows[0].tokens == on_cuda(reader, chained, sampling=SAMPLED, n=30, seed=0).tokens

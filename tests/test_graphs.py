@@ -12,13 +12,20 @@ from hypothesis import strategies as st
 from tiny import GREEDY, near_copy, run, tiny_llama
 from torch import Tensor
 
+from specbench.acceptance.many import generate_many
+from specbench.clock import Stopwatch
+from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.cached import CachedModel, record_all
+from specbench.engines.cached import CachedModel
+from specbench.engines.graphs import record_all
+from specbench.engines.ragged import RaggedModel
 from specbench.engines.swap import make_lean
 
 MODEL = tiny_llama(64, seed=1, num_hidden_layers=3)
 LEAN = tiny_llama(64, seed=1, num_hidden_layers=3)
 make_lean(LEAN)
+LEAN_DRAFT = near_copy(MODEL, noise=0.3)
+make_lean(LEAN_DRAFT)
 Recorded = tuple[Callable[[], None], Tensor]
 
 
@@ -126,3 +133,53 @@ def test_memory_never_written_is_zero():
     reader, _ = recorded(LEAN)
     for layer in reader.cache.layers:
         assert not layer.keys[:, :, 8:].any() and not layer.values[:, :, 8:].any()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 63), min_size=1, max_size=9), min_size=1, max_size=5),
+    eos=st.sets(st.integers(0, 63), max_size=8),
+)
+def test_recorded_rows_are_the_plain_ones(prompts, eos):
+    """Passes of a power of two of rows, of which some are not there, and rows that leave while others go on."""
+    plain = [run(MODEL, None, prompt, eos=eos, max_new_tokens=20) for prompt in prompts]
+    target, steps, recorder = RaggedModel(LEAN, 64, 5), RaggedModel(LEAN_DRAFT, 64, 5), FakeRecorder()
+    assert record_all([(target, range(1, 5), True), (steps, (1, 2), False)], recorder)
+    recorder.replays = 0
+    drafter = ManyModelDrafter(steps, vocab_size=64, sampling=GREEDY, eos=eos)
+    for who in (None, drafter):
+        rows = generate_many(
+            target,
+            who,
+            prompts,
+            gamma=3,
+            sampling=GREEDY,
+            eos=eos,
+            max_new_tokens=20,
+            generators=[torch.Generator() for _ in prompts],
+            clock=Stopwatch(),
+        )
+        assert [row.tokens for row in rows] == [one.tokens for one in plain]
+    assert recorder.replays >= max(len(one.rounds) for one in plain)
+
+
+@pytest.mark.parametrize("fault", ["rows change places", "a smaller pass than rows", "places not moved"])
+def test_a_planted_fault_of_recorded_rows_is_seen(fault, monkeypatch):
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
+    target = RaggedModel(LEAN, 64, 4)
+    assert record_all([(target, (1,), True)], FakeRecorder())
+    if fault == "rows change places":
+        honest = target._graphs.read
+        monkeypatch.setattr(target._graphs, "read", lambda ids, at, keep: honest(ids, at, keep).roll(1, 0))
+    elif fault == "a smaller pass than rows":
+        monkeypatch.setattr(target, "_recorded", lambda rows, width: 2)
+    else:
+        honest = target._graphs.read
+        monkeypatch.setattr(target._graphs, "read", lambda ids, at, keep: honest(ids, at * 0 + 9, keep))
+    options: dict[str, Any] = {"gamma": 1, "sampling": GREEDY, "eos": set(), "max_new_tokens": 20}
+    generators = [torch.Generator() for _ in prompts]
+    try:
+        rows = generate_many(target, None, prompts, **options, generators=generators, clock=Stopwatch())
+    except (RuntimeError, KeyError):
+        return
+    assert [row.tokens for row in rows] != [run(MODEL, None, prompt, max_new_tokens=20).tokens for prompt in prompts]

@@ -125,7 +125,7 @@ def test_after_any_reading_and_rewinding(data):
 
 def test_sequences_of_different_lengths_side_by_side():
     model = family("llama")
-    one, many = CachedModel(model, 64), RaggedModel(leaned(model), 64)
+    one, many = CachedModel(model, 64), RaggedModel(leaned(model), 64, 3)
     rows = [[1, 2, 3, 4, 5], [6, 7]]
     more = [[8], [9, 10, 11]]
     with torch.inference_mode():

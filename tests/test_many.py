@@ -28,7 +28,7 @@ prompt_lists = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size
 
 def many(target, drafter, prompts, *, gamma=4, sampling=GREEDY, eos=frozenset(), limit=30, seed=0):
     return generate_many(
-        target if isinstance(target, RaggedModel) else RaggedModel(target, 128),
+        target if isinstance(target, RaggedModel) else RaggedModel(target, 128, 8),
         drafter,
         prompts,
         gamma=gamma,
@@ -41,7 +41,7 @@ def many(target, drafter, prompts, *, gamma=4, sampling=GREEDY, eos=frozenset(),
 
 
 def many_drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
-    return ManyModelDrafter(RaggedModel(model, 128), vocab_size=VOCAB, sampling=sampling, eos=eos, cutoff=cutoff)
+    return ManyModelDrafter(RaggedModel(model, 128, 8), vocab_size=VOCAB, sampling=sampling, eos=eos, cutoff=cutoff)
 
 
 def drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
@@ -99,7 +99,7 @@ def test_a_perfect_draft_is_always_accepted_in_every_row():
 @pytest.mark.parametrize("fault", ["rows share one length", "rollback forgotten", "padding is seen"])
 def test_a_planted_fault_of_the_batch_is_seen(fault, monkeypatch):
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]]
-    target = RaggedModel(TARGET, 128)
+    target = RaggedModel(TARGET, 128, 8)
     if fault == "rows share one length":
         honest = target.rewind
         monkeypatch.setattr(target, "rewind", lambda lengths: honest([max(lengths)] * len(lengths)))
@@ -119,4 +119,4 @@ def test_a_model_with_sliding_windows_is_refused():
     windowed = tiny_llama(VOCAB, seed=1)
     windowed.config.layer_types = ["sliding_attention", "full_attention"]
     with pytest.raises(EngineError, match="sliding_attention"):
-        RaggedModel(windowed, 64)
+        RaggedModel(windowed, 64, 2)

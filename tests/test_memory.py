@@ -151,25 +151,25 @@ class Allocator:
 
     def __init__(self, monkeypatch, *, longest=10**9, nth=None, rows=10**9, says=CPU_SAYS, kind=RuntimeError):
         self.longest, self.nth, self.rows, self.calls, self.refused = longest, nth, rows, 0, 0
-        shell, lean = LlamaForCausalLM.forward, LeanDecoder.__call__
+        shell, lean = LlamaForCausalLM.forward, LeanDecoder.run
 
-        def limit(ids, cache):
+        def limit(ids, whole):
             self.calls += 1
-            whole = (0 if cache is None else cache.get_seq_length()) + ids.shape[1]
             if whole >= self.longest or self.calls == self.nth or ids.shape[0] >= self.rows:
                 self.refused += 1
                 raise kind(says)
 
         def limited_shell(model, input_ids=None, **more):
-            limit(input_ids, more.get("past_key_values"))
+            cache = more.get("past_key_values")
+            limit(input_ids, (0 if cache is None else cache.get_seq_length()) + input_ids.shape[1])
             return shell(model, input_ids=input_ids, **more)
 
-        def limited_lean(decoder, ids, cache, keep):
-            limit(ids, cache)
-            return lean(decoder, ids, cache, keep)
+        def limited_lean(decoder, ids, at, mask, updates, keep):
+            limit(ids, int(at.max()) + 1)
+            return lean(decoder, ids, at, mask, updates, keep)
 
         monkeypatch.setattr(LlamaForCausalLM, "forward", limited_shell)
-        monkeypatch.setattr(LeanDecoder, "__call__", limited_lean)
+        monkeypatch.setattr(LeanDecoder, "run", limited_lean)
 
 
 @pytest.fixture

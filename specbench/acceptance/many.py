@@ -7,12 +7,14 @@ leave the batch, so the tail runs at a smaller one, with and without a draft ali
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specbench.acceptance.loop import Generation, Proposal, accept, times_of
+from specbench.acceptance.loop import Generation, Proposal, accept, queued, times_of
+from specbench.acceptance.rules import best, distribution, judged_sampled, kept_of
 from specbench.clock import Clock
 from specbench.records import Round, Sampling
 
@@ -64,10 +66,8 @@ def generate_many(
     """`loop.generate` for several prompts at once; every Generation carries the times of the whole batch."""
     target.begin(len(prompts))
     logits = target.forward(prompts, every=False)
-    x = [
-        [*prompt, accept(logits[row : row + 1], Proposal([]), sampling, generators[row])[1]]
-        for row, prompt in enumerate(prompts)
-    ]
+    firsts = accept_many(logits[:, None], [Proposal([]) for _ in prompts], sampling, generators)
+    x = [[*prompt, first] for prompt, (_, first) in zip(prompts, firsts, strict=True)]
     clock.lap("prefill")
     if drafter is not None:
         drafter.begin(prompts)
@@ -85,8 +85,8 @@ def generate_many(
             clock.lap("draft")
         logits = target.forward([[row[-1], *d.tokens] for row, d in zip(rows, ds, strict=True)], every=True)
         clock.lap("verify")
-        for i, (b, d) in enumerate(zip(running, ds, strict=True)):
-            n, token = accept(logits[i, : len(d.tokens) + 1], d, sampling, generators[b])
+        found = accept_many(logits, ds, sampling, [generators[b] for b in running])
+        for b, d, (n, token) in zip(running, ds, found, strict=True):
             x[b] += d.tokens[:n]
             if x[b][-1] not in eos:
                 x[b].append(token)
@@ -98,6 +98,26 @@ def generate_many(
         Generation(row[len(prompt) :], done, "eos" if row[-1] in eos else "length", times)
         for row, prompt, done in zip(x, prompts, rounds, strict=True)
     ]
+
+
+def accept_many(
+    logits: Tensor, ds: Sequence[Proposal], sampling: Sampling, generators: Sequence[torch.Generator]
+) -> list[tuple[int, int]]:
+    """`loop.accept` for each row of logits [batch, n, V], of which row i's first len(ds[i].tokens) + 1 count. A device
+    is waited for once."""
+    n = logits.shape[1]
+    if sampling.greedy:
+        choices = best(logits.flatten(0, 1))
+        return [kept_of(choices[n * i : n * i + len(d.tokens) + 1], d.numbers) for i, d in enumerate(ds)]
+    if logits.device.type == "cpu":
+        rows = zip(logits, ds, generators, strict=True)
+        return [accept(row[: len(d.tokens) + 1], d, sampling, generator) for row, d, generator in rows]
+    judged = []
+    for row, d, generator in zip(logits, ds, generators, strict=True):
+        p, drafts = distribution(row[: len(d.tokens) + 1], sampling), queued(d.numbers, logits.device)
+        judged.append(judged_sampled(p, d.q, drafts.long(), generator))
+    numbers = iter(torch.cat(judged).tolist())
+    return [tuple(islice(numbers, 2 + len(d.tokens)))[:2] for d in ds]
 
 
 def _still(

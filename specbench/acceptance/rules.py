@@ -6,6 +6,8 @@ after the same temperature, top-k and top-p.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -58,7 +60,11 @@ def accept_greedy(logits: Tensor, drafts: list[int]) -> tuple[int, int]:
 
     Returns how many are accepted and the next token: the correction, or the bonus if all were.
     """
-    choices = best(logits)
+    return kept_of(best(logits), drafts)
+
+
+def kept_of(choices: Sequence[int], drafts: Sequence[int]) -> tuple[int, int]:
+    """`accept_greedy` from the arg-max of each row."""
     accepted = 0
     while accepted < len(drafts) and drafts[accepted] == choices[accepted]:
         accepted += 1
@@ -96,9 +102,10 @@ def residual(p: Tensor, q: Tensor | None, rejected: int) -> Tensor:
     return left / total if total > 0 else p
 
 
-def confidence(logits: Tensor) -> float:
-    """The draft's top probability at temperature 1, from logits [1, V]: what a cut-off is held against."""
-    return float(torch.softmax(logits[0].float(), -1).max())
+def confidence(logits: Tensor) -> list[float]:
+    """The draft's top probability at temperature 1 in each row [n, V]: what a cut-off is held against."""
+    top: list[float] = torch.softmax(logits.float(), -1).amax(-1).tolist()
+    return top
 
 
 def judged_greedy(logits: Tensor, drafts: Tensor) -> Tensor:

@@ -40,11 +40,15 @@ class ManyModelDrafter:
         unread = [list(x[len(read) :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
         while any(unread):
             logits = self._model.forward(unread, every=False)  # [batch, V]
-            for i, (tokens, draft) in enumerate(zip(unread, drafts, strict=True)):
-                self._read[i] += tokens
-                if tokens:
-                    more = self._rule.extend(draft, logits[i : i + 1], generators[i])
-                    unread[i] = draft.tokens[-1:] if more and len(draft.tokens) < ks[i] else []
+            going = [row for row, tokens in enumerate(unread) if tokens]
+            for row in going:
+                self._read[row] += unread[row]
+            some = logits if len(going) == len(rows) else logits[going]
+            more = self._rule.extend([drafts[row] for row in going], some, [generators[row] for row in going])
+            unread = [[] for _ in rows]
+            for row, goes_on in zip(going, more, strict=True):
+                if goes_on and len(drafts[row].tokens) < ks[row]:
+                    unread[row] = drafts[row].tokens[-1:]
         return [draft.proposal() for draft in drafts]
 
 

@@ -61,7 +61,7 @@ class ModelDrafter:
         for _ in range(k):
             logits = self._model.forward(unread, keep=1)  # [1, V]
             self._read += unread
-            if not self._rule.extend(draft, logits, generator):
+            if not self._rule.extend([draft], logits, [generator])[0]:
                 break
             unread = draft.tokens[-1:]
         self._known = len(x)

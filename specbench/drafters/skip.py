@@ -82,7 +82,7 @@ class SkipDrafter:
         draft = Drafted()
         for _ in range(k):
             logits = self._model.forward([(draft.tokens or x)[-1]], keep=1)  # [1, V]
-            if not self._rule.extend(draft, logits, generator):
+            if not self._rule.extend([draft], logits, [generator])[0]:
                 break
         self._model.rewind(len(x) - 1)
         return draft.proposal()

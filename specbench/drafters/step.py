@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal
-from specbench.acceptance.rules import align, best, confidence, distribution, draw
+from specbench.acceptance.rules import align, best, confidence, distribution
 from specbench.records import Sampling
 
 
@@ -22,18 +22,30 @@ class DraftRule:
         self._eos = frozenset(eos)
         self._cutoff = cutoff
 
-    def extend(self, draft: Drafted, logits: Tensor, generator: torch.Generator) -> bool:
-        """Draft one token from `logits` [1, V]; whether another may follow it."""
+    def extend(self, drafts: Sequence[Drafted], logits: Tensor, generators: Sequence[torch.Generator]) -> list[bool]:
+        """Draft one token for each of `drafts` from its row of `logits` [batch, V]; whether another may follow it. A
+        device is waited for once."""
         logits = align(logits, self._vocab_size)
-        if self._cutoff and confidence(logits) < self._cutoff:
-            return False
+        sure = list(range(len(drafts)))
+        if self._cutoff:
+            sure = [row for row, top in enumerate(confidence(logits)) if top >= self._cutoff]
+        more = [False] * len(drafts)
+        if not sure:
+            return more
+        if len(sure) < len(drafts):
+            logits = logits[sure]
         if self._sampling.greedy:
-            token = best(logits)[0]
+            tokens = best(logits)
         else:
-            draft.q.append(distribution(logits, self._sampling))
-            token = draw(draft.q[-1][0], generator)
-        draft.tokens.append(token)
-        return token not in self._eos
+            q = distribution(logits, self._sampling)
+            drawn = [torch.multinomial(one, 1, generator=generators[row]) for one, row in zip(q, sure, strict=True)]
+            tokens = torch.cat(drawn).tolist()
+            for row, one in zip(sure, q, strict=True):
+                drafts[row].q.append(one[None])
+        for row, token in zip(sure, tokens, strict=True):
+            drafts[row].tokens.append(token)
+            more[row] = token not in self._eos
+        return more
 
     def chain(
         self,

@@ -26,14 +26,18 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ha
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        batch, heads, _, width = key_states.shape
+        self.take_room(key_states, value_states, key_states.shape[0])
+
+    def take_room(self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int) -> None:
+        """Room for `batch` sequences of such keys and values."""
+        heads, width = key_states.shape[1], key_states.shape[-1]
         # Zeros and not whatever was there: a masked NaN is still a NaN.
         if key_states.shape == value_states.shape:
             self.both = key_states.new_zeros(batch, 2 * heads, self.capacity, width)
             self.keys, self.values = self.both[:, :heads], self.both[:, heads:]
         else:
             self.keys = key_states.new_zeros(batch, heads, self.capacity, width)
-            self.values = value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[-1])
+            self.values = value_states.new_zeros(batch, value_states.shape[1], self.capacity, value_states.shape[-1])
         self.is_initialized = True
 
     def put(self, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specbench.acceptance.loop import queued
 from specbench.engines.cache import RewindableCache
-from specbench.engines.graphs import Graphs, Recorder, record_on_cuda
+from specbench.engines.graphs import Graphs, Recorder, put_all
 from specbench.engines.lean import decoder_of
 from specbench.engines.packed import Packed
 from specbench.errors import EngineError
@@ -73,10 +73,11 @@ class CachedModel:
         return logits
 
     def _read(self, ids: Tensor, keep: int) -> Tensor:
-        if self._graphs is not None:
-            logits = self._graphs.read(ids, keep)
-            if logits is not None:
-                return logits
+        n = ids.shape[1]
+        if self._graphs is not None and self._graphs.has(self.batch, n, keep) and self.length + n <= self.capacity:
+            logits = self._graphs.read(ids, self._places[self.length : self.length + n][None], keep)
+            self.cache.rewind(self.length + n)
+            return logits
         if self._lean is not None:
             return self._lean(ids, self.cache, keep)
         out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=keep)
@@ -84,16 +85,31 @@ class CachedModel:
         return found
 
     @torch.inference_mode()
-    def _record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
-        if self._lean is None:
+    def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
+        """Record passes over so many tokens, keeping all logits or the last; whether all were. Leaves the cache
+        empty."""
+        lean = self._lean
+        if lean is None:
             return False
+        self._places = torch.arange(self.capacity, device=self.device)
         self.rewind(0)
         self.forward_rows([[0, 0]] * self.batch, 1)
-        self._graphs = Graphs(self._lean, self.cache, self.device, recorder)
+        past, graphs = self.length, Graphs(lean, self._places, put_all(self.cache.layers), recorder)
         ids = torch.zeros(self.batch, max(widths), dtype=torch.long, device=self.device)
-        done = [self._graphs.add(ids[:, :width], width if every else 1) for width in widths]
+
+        def add(width: int) -> bool:
+            self.cache.rewind(past)
+            keep, new = (width if every else 1), ids[:, :width]
+            return graphs.add(new, self._places[past : past + width][None], keep, lean(new, self.cache, keep))
+
+        done = all(map(add, widths))
+        self._graphs = graphs if done else None
         self.rewind(0)
-        return all(done)
+        return done
+
+    def forget(self) -> None:
+        """Run plainly again."""
+        self._graphs = None
 
     def sharing(self, cut: Any) -> CachedModel:
         """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
@@ -106,16 +122,6 @@ class CachedModel:
         """Keep only the first `length` tokens of each sequence."""
         self.cache.rewind(length)
         self.length = length
-
-
-def record_all(wanted: Sequence[tuple[CachedModel, Sequence[int], bool]], recorder: Recorder = record_on_cuda) -> bool:
-    """Record passes over so many tokens, keeping all logits or the last, as graphs. All or none: a model that runs
-    plainly beside one that does not would be handicapped. Leaves every cache empty."""
-    if all(reader._record(widths, every, recorder) for reader, widths, every in wanted):
-        return True
-    for reader, _, _ in wanted:
-        reader._graphs = None
-    return False
 
 
 def packed_head(model: Any) -> None:

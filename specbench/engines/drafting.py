@@ -69,7 +69,7 @@ class Draft:
             # The same text may take more tokens in another tokenizer.
             capacity = min(2 * capacity, self.loaded.max_context or 2 * capacity)
         self._reader = None if self.loaded is None else CachedModel(self.loaded.model, capacity)
-        self.stepper = self._reader
+        self.stepper: CachedModel | RaggedModel | None = self._reader
         model = self._model_drafter()
         if self._lookup is None or model is None:
             self.drafter = self._lookup or model
@@ -97,18 +97,19 @@ class Draft:
             "chained": not setting.reader.device.startswith("cpu"),
         }
         if spec.kind == "skip":
-            self.stepper = setting.reader.sharing(loaded.model)
-            return SkipDrafter(self.stepper, **options)
+            self.stepper = shared = setting.reader.sharing(loaded.model)
+            return SkipDrafter(shared, **options)
         return ModelDrafter(self._reader, **options)
 
-    def open_many(self, setting: Setting, capacity: int) -> ManyDrafter:
-        """Its drafter for batches."""
+    def open_many(self, setting: Setting, capacity: int, batch: int) -> ManyDrafter:
+        """Its drafter for batches, whose model then is what reads draft steps."""
         if self.loaded is None:
             ngram = self.spec.ngram
             assert ngram is not None
             return SideBySide(lambda: NgramDrafter(ngram, eos=setting.eos))
+        self.stepper = RaggedModel(self.loaded.model, capacity, batch)
         return ManyModelDrafter(
-            RaggedModel(self.loaded.model, capacity),
+            self.stepper,
             vocab_size=setting.reader.vocab_size,
             sampling=setting.sampling,
             eos=setting.eos,

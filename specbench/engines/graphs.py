@@ -7,25 +7,29 @@ held against the same pass run plainly before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from specbench.engines.cache import RewindableCache, RewindableLayer
-from specbench.engines.lean import LeanDecoder, agree, seen_from
+from specbench.engines.cache import RewindableLayer
+from specbench.engines.lean import LeanDecoder, Update, agree, seen_from
 
 # Runs a pass and returns what replays it, and where its logits then are.
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+# From positions `at` [batch or 1, n] to what takes the keys and values of each layer there.
+Updates = Callable[[Tensor], Sequence[Update]]
 
 _WARM_UPS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A pass that reads `ids` [batch, n] and positions `at` [n] and leaves `logits` [batch, keep, V]."""
+    """A pass that reads `ids` [batch, n] at positions `at` [batch or 1, n] and leaves `logits` [batch, keep, V]."""
 
     ids: Tensor
     at: Tensor
@@ -34,27 +38,24 @@ class _Recorded:
 
 
 class Graphs:
-    """The recorded passes of one model over one cache. Passes are recorded after the cache has read something."""
+    """The recorded passes of one model over one cache, whose room is taken before the first is recorded. `places`
+    [capacity] are the positions of the cache."""
 
-    def __init__(self, decoder: LeanDecoder, cache: RewindableCache, device: str, record: Recorder) -> None:
+    def __init__(self, decoder: LeanDecoder, places: Tensor, updates: Updates, record: Recorder) -> None:
         self._decoder = decoder
-        self._cache = cache
+        self._places = places
+        self._updates = updates
         self._record = record
-        self._places = torch.arange(cache.capacity, device=device)
         self._recorded: dict[tuple[int, int, int], _Recorded] = {}
 
-    def add(self, ids: Tensor, keep: int) -> bool:
-        """Record the pass over `ids` [batch, n] that keeps `keep` logits; whether it does what the plain pass does, and
+    def add(self, ids: Tensor, at: Tensor, keep: int, plain: Tensor) -> bool:
+        """Record the pass over `ids` at `at` that keeps `keep` logits; whether it gives what the `plain` pass gave, and
         will be used."""
-        past = self._cache.get_seq_length()
-        plain = self._decoder(ids, self._cache, keep).clone()
-        self._cache.rewind(past)
-        at = self._places[past : past + ids.shape[1]].clone()
-        kept_ids = ids.clone()
-        updates = [partial(put, layer, at) for layer in self._cache.layers]
+        at, ids = at.clone(), ids.clone()
+        updates = self._updates(at)
 
         def run() -> Tensor:
-            return self._decoder.run(kept_ids, at, seen_from(at, self._places), updates, keep)
+            return self._decoder.run(ids, at, seen_from(at, self._places), updates, keep)
 
         try:
             replay, logits = self._record(run)
@@ -63,38 +64,72 @@ class Graphs:
             return False
         if not agree(plain, logits, plain):  # kernels for other shapes sum in another order
             return False
-        self._recorded[(*ids.shape, keep)] = _Recorded(kept_ids, at, logits, replay)
+        self._recorded[(*ids.shape, keep)] = _Recorded(ids, at, logits, replay)
         return True
 
-    def read(self, ids: Tensor, keep: int) -> Tensor | None:
-        """Logits [batch, keep, V] of a recorded pass after what the cache holds; None where none was recorded."""
-        found = self._recorded.get((*ids.shape, keep))
-        past, n = self._cache.get_seq_length(), ids.shape[1]
-        if found is None or past + n > self._cache.capacity:
-            return None
+    def has(self, batch: int, n: int, keep: int) -> bool:
+        """Whether such a pass was recorded."""
+        return (batch, n, keep) in self._recorded
+
+    def read(self, ids: Tensor, at: Tensor, keep: int) -> Tensor:
+        """Logits [batch, keep, V] of a recorded pass."""
+        found = self._recorded[(*ids.shape, keep)]
         found.ids.copy_(ids)
-        found.at.copy_(self._places[past : past + n])
+        found.at.copy_(at)
         found.replay()
-        self._cache.rewind(past + n)
         return found.logits.clone()  # the next replay writes over them
 
 
 def put(layer: RewindableLayer, at: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [batch, 2 * heads, n, width] into their places `at` [n]; returns all the room of the layer."""
-    layer.both.index_copy_(2, at, both)
+    """Keys and values [batch, 2 * heads, n, width] into their places `at` [1, n]; returns all the room of the layer."""
+    layer.both.index_copy_(2, at[0], both)
     return layer.keys, layer.values
 
 
-def record_on_cuda(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """Record `run` as a CUDA graph, after a few runs beside the main stream as torch asks for. Raises RuntimeError
-    where something in it cannot be recorded."""
-    beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no type for it
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        logits = run()
-    return graph.replay, logits
+class CudaRecorder:
+    """Records passes as CUDA graphs, after a few runs beside the main stream as torch asks for. They share their
+    memory, since one is replayed after the other and its logits are copied at once. Raises RuntimeError where something
+    in a pass cannot be recorded."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no type for it
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UPS):
+                run()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = run()
+        return graph.replay, logits
+
+
+class Recordable(Protocol):
+    """A model whose passes can be recorded."""
+
+    def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
+        """Record passes over so many tokens, keeping all logits or each row's last; whether all were. Leaves the cache
+        empty."""
+
+    def forget(self) -> None:
+        """Run plainly again."""
+
+
+def record_all(wanted: Sequence[tuple[Recordable, Sequence[int], bool]], recorder: Recorder | None = None) -> bool:
+    """Record passes of several models. All or none: a model that runs plainly beside one that does not would be
+    handicapped."""
+    recorder = recorder or CudaRecorder()
+    if all(reader.record(widths, every, recorder) for reader, widths, every in wanted):
+        return True
+    for reader, _, _ in wanted:
+        reader.forget()
+    return False
+
+
+def put_all(layers: Sequence[RewindableLayer]) -> Updates:
+    """Updates of a cache whose rows are of one length."""
+    return lambda at: [partial(put, layer, at) for layer in layers]

@@ -171,24 +171,29 @@ class LeanDecoder:
     def __call__(self, ids: Tensor, cache: RewindableCache, keep: int) -> Tensor:
         """Read `ids` [batch, n] after what the cache holds; logits [batch, keep, V] after the last `keep`."""
         n, past = ids.shape[1], cache.get_seq_length()
-        at = torch.arange(past, past + n, device=ids.device)
+        at = torch.arange(past, past + n, device=ids.device)[None]
         # A prompt is causal by itself, and one token sees all.
         mask = seen_from(at, torch.arange(past + n, device=ids.device)) if n > 1 and past else None
         return self.run(ids, at, mask, [layer.put for layer in cache.layers], keep)
 
-    def run(self, ids: Tensor, at: Tensor, mask: Tensor | None, updates: Sequence[Update], keep: int) -> Tensor:
-        """One pass over `ids` [batch, n] at positions `at` [n], with an update of the cache for each layer."""
+    def run(
+        self, ids: Tensor, at: Tensor, mask: Tensor | None, updates: Sequence[Update], keep: int | Tensor
+    ) -> Tensor:
+        """One pass over `ids` [batch, n] at positions `at` [batch or 1, n], with an update of the cache for each layer.
+        Logits [batch, keep, V] after the last `keep` tokens, or after those of each row at `keep` [batch, m]."""
         x = self._embed(ids)
-        frame = Frame(self._rotary(x, at[None]), mask)
+        frame = Frame(self._rotary(x, at), mask)
         for layer, update in zip(self._layers, updates, strict=True):
             x = layer.run(x, frame, update)
-        logits: Tensor = self._head(self._norm(x[:, -keep:]))
+        kept = x[:, -keep:] if isinstance(keep, int) else x.take_along_dim(keep[..., None], 1)
+        logits: Tensor = self._head(self._norm(kept))
         return logits
 
 
 def seen_from(at: Tensor, places: Tensor) -> Tensor:
-    """Mask [1, 1, n, length]: a token at `at` [n] sees every one of `places` [length] up to its own."""
-    return (places <= at[:, None])[None, None]
+    """Mask [batch or 1, 1, n, length]: a token at `at` [batch or 1, n] sees every one of `places` [length] up to its
+    own."""
+    return (places <= at[..., None])[:, None]
 
 
 def agree(one: Tensor, other: Tensor, whole: Tensor) -> bool:

@@ -19,8 +19,9 @@ from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import parse_draft
 from specbench.engines.batch import generate_batch
-from specbench.engines.cached import CachedModel, record_all
+from specbench.engines.cached import CachedModel
 from specbench.engines.drafting import Draft, Setting, facts, load_drafts, refuse_batches
+from specbench.engines.graphs import Recordable, record_all
 from specbench.engines.layers import choose_layers
 from specbench.engines.prober import Prober
 from specbench.engines.ragged import RaggedModel
@@ -101,11 +102,15 @@ class LocalEngine:
         self._target = CachedModel(self.target.model, capacity)
         if self.batch_size > 1:
             # A row may be padded by as much as the widest pass.
-            self._many = RaggedModel(self.target.model, capacity + WIDEST)
+            self._many = RaggedModel(self.target.model, capacity + WIDEST, self.batch_size)
         self._setting = Setting(self.target, self._target, self.sampling, self.eos, max(self.gammas))
         for draft in self.drafts.values():
             if draft.spec.kind != "skip" or draft.spec.layers is not None:
                 draft.open(self._setting, capacity)
+            if self.batch_size > 1:
+                self._many_drafters[draft.spec.text] = draft.open_many(
+                    self._setting, self._many.capacity, self.batch_size
+                )
 
     def settle(self, prompts: Sequence[Sequence[int]], known: Mapping[str, int]) -> None:
         """Choose the layers of `skip:auto` drafts over a few prompts, or take those `known` from an earlier session; on
@@ -117,7 +122,8 @@ class LocalEngine:
                 settled.open(self._setting, self._target.capacity)
                 self.drafts[text] = settled
         if self.device.startswith("cuda"):
-            wanted = [(self._target, range(1, max(self.gammas) + 2), True)]
+            target = self._target if self.batch_size == 1 else self._many
+            wanted: list[tuple[Recordable, range, bool]] = [(target, range(1, max(self.gammas) + 2), True)]
             wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
             if not record_all(wanted):
                 self.cautions.append(NO_GRAPHS)
@@ -155,12 +161,9 @@ class LocalEngine:
         self, prompts: Sequence[Sequence[int]], arm: Arm, *, max_new_tokens: int, seed_texts: Sequence[str]
     ) -> list[Generation]:
         """One trial of a batch; every row draws the random numbers that it would draw alone."""
-        draft = None if arm.draft is None else self.drafts[arm.draft]
-        if draft is not None and arm.draft not in self._many_drafters:
-            self._many_drafters[arm.draft or ""] = draft.open_many(self._setting, self._many.capacity)
         return generate_many(
             self._many,
-            None if draft is None else self._many_drafters[draft.spec.text],
+            None if arm.draft is None else self._many_drafters[arm.draft],
             prompts,
             gamma=arm.gamma or 0,
             sampling=self.sampling,

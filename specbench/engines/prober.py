@@ -11,7 +11,8 @@ from specbench.clock import device_sync
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.cost.probe import Probed, probe, probe_prefill
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.cached import CachedModel, record_all
+from specbench.engines.cached import CachedModel
+from specbench.engines.graphs import record_all
 from specbench.models.memory import ModelMemoryError, available_bytes, cache_bytes, gigabytes, pass_bytes
 from specbench.records import Caution, CostPoint, Sampling
 
@@ -58,8 +59,8 @@ class Prober:
         """Add the points of one batch; or the model that ran out of memory, and where. The error is not kept: its
         frames hold the tensors that filled the memory."""
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
-        if batch == 1 and self._device.startswith("cuda"):  # as a run of single sequences does
-            widths = self._plan.widths(1)
+        if self._device.startswith("cuda"):  # as a run does
+            widths = self._plan.widths(batch)
             record_all([(r, (1, 2) if name else widths, name is None) for name, r in readers.items()])
         try:
             points += [*self._steps(readers, batch), *self._prefills(readers, batch)]

@@ -2,98 +2,101 @@
 its own.
 
 Rows are kept from the left, without gaps; a row that reads fewer tokens than the widest is padded, and what its padding
-writes is overwritten by the next tokens. Attention is masked by position, so no row sees padding.
+writes is overwritten by the next tokens. Attention is masked by position, so no row sees padding. Recorded passes have
+a power of two of rows, and rows that are not there read padding as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
+from specbench.acceptance.loop import queued
+from specbench.engines.cache import RewindableLayer
 from specbench.engines.cached import packed_head
+from specbench.engines.graphs import Graphs, Recorder
+from specbench.engines.lean import Update, decoder_of, seen_from
 from specbench.errors import EngineError
 
 
 class _Places:
-    """Where the tokens of a pass go, for all layers of a cache: `lengths[b]` tokens of row b are valid, `at` [batch, n]
-    are the positions of the pass, and `end` is one past the last that any row of it may see."""
+    """Where the tokens of a pass go, for all layers of a cache: those of `rows` [batch, 1] into the places `at`
+    [batch, n] of these, and `end` is one past the last that any may see. `batch` is how many rows there is room for."""
 
-    def __init__(self, capacity: int, batch: int) -> None:
-        self.capacity = capacity
-        self.lengths = [0] * batch
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
         self.rows = self.at = torch.empty(0)
         self.end = 0
 
 
-class _RaggedLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
-    """Keys and values [batch, heads, capacity, head_dim]. It knows the places and not the cache: with a reference back
-    a cache would outlive its trial, until Python looks for cycles."""
+class _RaggedLayer(RewindableLayer):
+    """Keys and values of all rows that there is room for, of which the first are in use. It knows the places and not
+    the cache: with a reference back a cache would outlive its trial, until Python looks for cycles."""
 
-    is_sliding = False
-
-    def __init__(self, places: _Places) -> None:
-        super().__init__()
+    def __init__(self, capacity: int, places: _Places) -> None:
+        super().__init__(capacity)
         self.places = places
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        batch, heads, _, width = key_states.shape
-        # Zeros and not whatever was there: a masked NaN is still a NaN.
-        self.keys = key_states.new_zeros(batch, heads, self.places.capacity, width)
-        self.values = value_states.new_zeros(batch, heads, self.places.capacity, value_states.shape[-1])
-        self.is_initialized = True
+        self.take_room(key_states, value_states, self.places.batch)
+
+    def put(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        heads = both.shape[1] // 2
+        if not self.is_initialized:
+            self.lazy_initialization(both[:, :heads], both[:, heads:])
+        return put_rows(self, self.places.rows, self.places.at, self.places.end, both)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows, at, end = self.places.rows, self.places.at, self.places.end
+        batch, rows, at, end = len(key_states), self.places.rows, self.places.at, self.places.end
         self.keys[rows, :, at] = key_states.transpose(1, 2)
         self.values[rows, :, at] = value_states.transpose(1, 2)
-        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
+        return self.keys[:batch].narrow(2, 0, end), self.values[:batch].narrow(2, 0, end)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.places.end, 0
 
-    def get_seq_length(self) -> int:
-        return max(self.places.lengths, default=0)
 
-    def get_max_length(self) -> int:
-        return self.places.capacity
+def put_rows(layer: RewindableLayer, rows: Tensor, at: Tensor, end: int, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [batch, 2 * heads, n, width] into the places `at` [batch, n] of the first `rows` [batch, 1];
+    returns the first `end` places of these rows."""
+    layer.both[rows, :, at] = both.transpose(1, 2)
+    keys, values = layer.both[: len(both)].narrow(2, 0, end).chunk(2, 1)
+    return keys, values
 
 
-class RaggedCache(Cache):  # type: ignore[misc]
-    """A cache whose rows have lengths of their own. `place` says where the next pass writes."""
+class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
+    """A cache whose rows have lengths of their own; `lengths[b]` tokens of row b are valid."""
 
     def __init__(self, layers: int, capacity: int, batch: int) -> None:
-        self.places = _Places(capacity, batch)
-        super().__init__(layers=[_RaggedLayer(self.places) for _ in range(layers)])
+        self.capacity = capacity
+        self.places = _Places(batch)
+        self.lengths: list[int] = []
+        super().__init__(layers=[_RaggedLayer(capacity, self.places) for _ in range(layers)])
 
-    def place(self, width: int, device: str) -> Tensor:
-        """Positions [batch, width] of the next pass."""
-        places = self.places
-        places.rows = torch.arange(len(places.lengths), device=device)[:, None]
-        places.at = torch.tensor(places.lengths, device=device)[:, None] + torch.arange(width, device=device)
-        places.end = max(places.lengths) + width
-        return places.at
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(self.lengths, default=0)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int], device: str) -> None:
         """Only these rows, in this order."""
-        self.places.lengths = [self.places.lengths[row] for row in rows]
-        chosen = torch.tensor(rows)
+        self.lengths = [self.lengths[row] for row in rows]
+        chosen, used = queued(rows, device), self.get_seq_length()
         for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys = layer.keys[chosen.to(layer.keys.device)]
-                layer.values = layer.values[chosen.to(layer.values.device)]
+            for kept in [layer.both] if hasattr(layer, "both") else [layer.keys, layer.values]:
+                kept[: len(rows), :, :used] = kept[chosen, :, :used]
 
 
 class RaggedModel:
-    """A causal language model over a batch of sequences, each with room for `capacity` tokens, padding included. Raises
-    EngineError for models with sliding-window layers, whose mask this does not build."""
+    """A causal language model over up to `batch` sequences, each with room for `capacity` tokens, padding included.
+    Raises EngineError for models with sliding-window layers, whose mask this does not build."""
 
-    def __init__(self, model: Any, capacity: int) -> None:
+    def __init__(self, model: Any, capacity: int, batch: int) -> None:
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
         if kinds:
@@ -104,42 +107,102 @@ class RaggedModel:
         self.capacity = capacity
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
-        self._layers = int(config.num_hidden_layers)
+        self._cache = RaggedCache(int(config.num_hidden_layers), capacity, batch)
+        self._spots = torch.arange(max(capacity, batch), device=self.device)
+        self._lean = decoder_of(model)
+        self._graphs: Graphs | None = None
         packed_head(model)
 
     def begin(self, batch: int) -> None:
         """Start anew with `batch` empty sequences."""
-        self._cache = RaggedCache(self._layers, self.capacity, batch)
+        if batch > self._cache.places.batch:
+            raise ValueError(f"{batch} sequences, and room for {self._cache.places.batch}")
+        self._cache.lengths = [0] * batch
 
     def forward(self, rows: Sequence[Sequence[int]], *, every: bool) -> Tensor:
         """Read one row of tokens in each sequence; rows may differ in length, and an empty one reads nothing. Logits
         [batch, n, V] after each of the widest row's n tokens if `every`, else [batch, V] after each row's last."""
-        width = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.device)
-        at = self._cache.place(width, self.device)
-        last = torch.tensor([max(len(row), 1) - 1 for row in rows], device=self.device)
-        wanted, where = torch.unique(last, return_inverse=True)
+        width, cache = max(map(len, rows)), self._cache
+        recorded = self._recorded(len(rows), width)
+        absent = (recorded or len(rows)) - len(rows)
+        ids = [[*row, *[0] * (width - len(row))] for row in rows] + [[0] * width] * absent
+        at = [range(length, length + width) for length in [*cache.lengths, *[0] * absent]]
+        last = [[max(len(row), 1) - 1] for row in rows]
+        both = queued([*ids, *map(list, at)], self.device).view(2, -1, width)
+        if recorded is not None and self._graphs is not None:
+            logits = self._graphs.read(both[0], both[1], width)[: len(rows)]
+            logits = logits if every else logits.take_along_dim(queued(last, self.device)[..., None], 1)
+        else:
+            logits = self._read(both[0], both[1], width if every else queued(last, self.device))
+        for row, tokens in enumerate(rows):
+            cache.lengths[row] += len(tokens)
+        return logits if every else logits[:, 0]
+
+    def _read(self, ids: Tensor, at: Tensor, keep: int | Tensor) -> Tensor:
+        """Logits [batch, n, V] of a plain pass over `ids` at `at` [batch, n], or those of each row at `keep`
+        [batch, 1]."""
+        cache, width = self._cache, ids.shape[1]
+        cache.places.rows, cache.places.at = self._spots[: len(ids), None], at
+        cache.places.end = max(cache.lengths) + width
+        mask = self._visible(at)
+        if self._lean is not None:
+            return self._lean.run(ids, at, mask, [layer.put for layer in cache.layers], keep)
+        wanted, where = (0, None) if isinstance(keep, int) else torch.unique(keep[:, 0], return_inverse=True)
         out = self.model(
             input_ids=ids,
-            attention_mask=self._visible(at),
+            attention_mask=mask,
             position_ids=at,
-            past_key_values=self._cache,
+            past_key_values=cache,
             use_cache=True,
-            logits_to_keep=0 if every else wanted,
+            logits_to_keep=wanted,
         )
-        for row, tokens in enumerate(rows):
-            self._cache.places.lengths[row] += len(tokens)
-        logits: Tensor = out.logits if every else out.logits[torch.arange(len(rows), device=self.device), where]
-        return logits
+        logits: Tensor = out.logits
+        return logits if where is None else logits.take_along_dim(where[:, None, None], 1)
 
     def _visible(self, at: Tensor) -> Tensor:
         """Mask [batch, 1, n, end]: a token sees every position of its row up to its own."""
-        return torch.arange(self._cache.places.end, device=self.device) <= at[:, None, :, None]
+        return seen_from(at, self._spots[: self._cache.places.end])
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep only so many tokens of each sequence."""
-        self._cache.places.lengths = list(lengths)
+        self._cache.lengths = list(lengths)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences only."""
-        self._cache.keep(rows)
+        self._cache.keep(rows, self.device)
+
+    @torch.inference_mode()
+    def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
+        """Record passes over so many tokens in 1, 2, 4 .. rows, up to all; whether all were. Leaves no sequence."""
+        cache = self._cache
+        if self._lean is None:
+            return False
+        batch = cache.places.batch
+        self.begin(batch)
+        self.forward([[0, 0]] * batch, every=False)
+
+        def updates(at: Tensor) -> Sequence[Update]:
+            rows = self._spots[: len(at), None]
+            return [partial(put_rows, layer, rows, at, self.capacity) for layer in cache.layers]
+
+        graphs, done = Graphs(self._lean, self._spots[: self.capacity], updates, recorder), True
+        for rows in sorted({min(2**power, batch) for power in range(batch.bit_length() + 1)}):
+            cache.lengths = [2] * rows
+            for width in widths:
+                ids = torch.zeros(rows, width, dtype=torch.long, device=self.device)
+                at = self._spots[2 : 2 + width].repeat(rows, 1)
+                done = done and graphs.add(ids, at, width, self._read(ids, at, width))
+        self._graphs = graphs if done else None
+        self.begin(0)
+        return done
+
+    def forget(self) -> None:
+        """Run plainly again."""
+        self._graphs = None
+
+    def _recorded(self, rows: int, width: int) -> int | None:
+        """Rows of the smallest recorded pass that takes so many; None where there is none."""
+        if self._graphs is None:
+            return None
+        sizes = (min(2**power, self._cache.places.batch) for power in range(rows.bit_length() + 1))
+        return next((size for size in sizes if size >= rows and self._graphs.has(size, width, width)), None)

@@ -77,9 +77,9 @@ def _passes(model: Any) -> list[_Pass]:
     ids = torch.linspace(0, embedding.num_embeddings - 1, sum(_PASSES), device=model.device).long()[None]
     found, past = [], 0
     for n in _PASSES:
-        x, at = embedding(ids[:, past : past + n]), torch.arange(past, past + n, device=model.device)
+        x, at = embedding(ids[:, past : past + n]), torch.arange(past, past + n, device=model.device)[None]
         mask = seen_from(at, torch.arange(past + n, device=model.device)) if n > 1 and past else None
-        found.append(_Pass(x, at[None], rotary(x, at[None]), mask))
+        found.append(_Pass(x, at, rotary(x, at), mask))
         past += n
     return found
 
