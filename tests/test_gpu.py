@@ -152,7 +152,7 @@ def batch(*, sampling: Sampling = GREEDY) -> Any:
     many = RaggedModel(on_device(target), 128, 5)
     steps = RaggedModel(on_device(draft), 128, 5)
     assert record_all([(many, range(1, 6), True), (steps, (1, 2), False)])
-    return many, ManyModelDrafter(steps, vocab_size=64, sampling=sampling, eos=())
+    return many, ManyModelDrafter(steps, vocab_size=64, sampling=sampling, eos=(), chained=True)
 
 
 def test_every_row_of_a_recorded_batch_is_its_prompt_alone():

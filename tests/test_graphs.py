@@ -16,6 +16,7 @@ from specbench.acceptance.many import generate_many
 from specbench.clock import Stopwatch
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
+from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.engines.cached import CachedModel
 from specbench.engines.graphs import record_all
 from specbench.engines.ragged import RaggedModel
@@ -85,6 +86,20 @@ def test_a_trial_over_recorded_passes():
     assert one.replays == len(found.rounds) and other.replays == sum(r.drafted for r in found.rounds)
 
 
+def test_a_draft_of_the_first_layers_shares_the_recorded_cache():
+    """Whoever rewinds one rewinds the other: each pass goes where the cache ends, not where its own model last was."""
+    rule: dict[str, Any] = {"vocab_size": 64, "sampling": GREEDY, "eos": set()}
+    reader = CachedModel(MODEL, 512)
+    plain = run(reader, SkipDrafter(reader.sharing(first_layers(MODEL, 2)), **rule), [1, 2, 3], max_new_tokens=50)
+    target = CachedModel(LEAN, 512)
+    steps, recorder = target.sharing(first_layers(LEAN, 2)), FakeRecorder()
+    assert record_all([(target, range(1, 6), True), (steps, (1,), False)], recorder)
+    recorder.replays = 0
+    found = run(target, SkipDrafter(steps, chained=True, **rule), [1, 2, 3], max_new_tokens=50)
+    assert found.tokens == plain.tokens and found.rounds == plain.rounds
+    assert recorder.replays == sum(1 + r.drafted for r in found.rounds)
+
+
 def test_at_the_end_of_the_room_the_pass_runs_plainly():
     reader, recorder = recorded(LEAN, capacity=8)
     with torch.inference_mode():
@@ -146,7 +161,7 @@ def test_recorded_rows_are_the_plain_ones(prompts, eos):
     target, steps, recorder = RaggedModel(LEAN, 64, 5), RaggedModel(LEAN_DRAFT, 64, 5), FakeRecorder()
     assert record_all([(target, range(1, 5), True), (steps, (1, 2), False)], recorder)
     recorder.replays = 0
-    drafter = ManyModelDrafter(steps, vocab_size=64, sampling=GREEDY, eos=eos)
+    drafter = ManyModelDrafter(steps, vocab_size=64, sampling=GREEDY, eos=eos, chained=True)
     for who in (None, drafter):
         rows = generate_many(
             target,

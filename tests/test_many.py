@@ -40,8 +40,9 @@ def many(target, drafter, prompts, *, gamma=4, sampling=GREEDY, eos=frozenset(),
     )
 
 
-def many_drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
-    return ManyModelDrafter(RaggedModel(model, 128, 8), vocab_size=VOCAB, sampling=sampling, eos=eos, cutoff=cutoff)
+def many_drafter(model=NEAR, *, sampling=GREEDY, **options):
+    options = {"eos": frozenset()} | options
+    return ManyModelDrafter(RaggedModel(model, 128, 8), vocab_size=VOCAB, sampling=sampling, **options)
 
 
 def drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
@@ -80,6 +81,45 @@ def test_look_up_in_a_batch_is_look_up_alone(prompts, gamma, limit):
     for prompt, row in zip(prompts, together, strict=True):
         alone = run(TARGET, NgramDrafter(spec, eos=()), prompt, gamma=gamma, max_new_tokens=limit)
         assert (row.tokens, row.rounds) == (alone.tokens, alone.rounds)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    prompts=prompt_lists,
+    gamma=st.integers(1, 6),
+    limit=st.integers(1, 40),
+    eos=st.sets(st.integers(0, VOCAB - 1), max_size=3),
+)
+def test_a_chain_of_all_rows_drafts_what_each_would(prompts, gamma, limit, eos):
+    """Rows that near their limit or draft an end run on with the others; nothing of that is proposed or remembered."""
+    one, other = (
+        many(TARGET, many_drafter(eos=eos, chained=chained), prompts, gamma=gamma, eos=eos, limit=limit)
+        for chained in (False, True)
+    )
+    for plain, chained in zip(one, other, strict=True):
+        assert (plain.tokens, plain.rounds) == (chained.tokens, chained.rounds)
+
+
+@pytest.mark.parametrize("fault", ["refused drafts stay", "an end is run past", "rows change places"])
+def test_a_planted_fault_of_the_chain_is_seen(fault, monkeypatch):
+    prompts, eos = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10]], {11, 17}
+    # A perfect draft runs into every end; one that errs leaves something to forget.
+    model = TARGET if fault == "an end is run past" else NEAR
+    plain = many(TARGET, many_drafter(model, eos=eos), prompts, eos=eos)
+    drafter = many_drafter(model, eos=eos, chained=True)
+    honest = drafter._chain
+
+    def chain(rows, ks, generators):
+        found = honest(rows, ks, generators)
+        return found[1:] + found[:1] if fault == "rows change places" else found
+
+    if fault == "an end is run past":
+        drafter._eos = frozenset()
+    if fault == "refused drafts stay":
+        monkeypatch.setattr(drafter._model, "rewind", lambda lengths: None)
+    monkeypatch.setattr(drafter, "_chain", chain)
+    rows = many(TARGET, drafter, prompts, eos=eos)
+    assert [(row.tokens, row.rounds) for row in rows] != [(row.tokens, row.rounds) for row in plain]
 
 
 def test_sampled_rows_draw_their_own_numbers():

@@ -25,8 +25,9 @@ class ManyTarget(Protocol):
     def begin(self, batch: int) -> None:
         """Start anew with so many empty sequences."""
 
-    def forward(self, rows: Sequence[Sequence[int]], *, every: bool) -> Tensor:
-        """Read one row in each sequence; logits [batch, n, V] if `every`, else [batch, V] after each row's last."""
+    def forward(self, rows: Sequence[Sequence[int]] | Tensor, *, every: bool) -> Tensor:
+        """Read one row in each sequence, numbers or a tensor [batch, n] of them; logits [batch, n, V] if `every`, else
+        [batch, V] after each row's last."""
 
     def rewind(self, lengths: Sequence[int]) -> None:
         """Keep so many tokens of each sequence."""

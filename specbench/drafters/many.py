@@ -5,37 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 import torch
+from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.many import ManyTarget
+from specbench.acceptance.scores import until_end
 from specbench.drafters.step import Drafted, DraftRule, agreeing
 from specbench.records import Sampling
 
 
 class ManyModelDrafter:
-    """`ModelDrafter` for a batch: in each step a row that still drafts reads its unread tokens, the others nothing."""
+    """`ModelDrafter` for a batch: in each step a row that still drafts reads its unread tokens, the others nothing.
+    `chained` steps run on the device for all rows alike and are waited for once; what a row did not ask for, or drafted
+    past an end of sequence, is thrown away."""
 
     def __init__(
-        self, model: ManyTarget, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0
+        self,
+        model: ManyTarget,
+        *,
+        vocab_size: int,
+        sampling: Sampling,
+        eos: Collection[int],
+        cutoff: float = 0.0,
+        chained: bool = False,
     ) -> None:
         self._model = model
+        self._eos = eos
+        self._chained = chained and not cutoff
         self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         self._model.begin(len(prompts))
         self._model.forward(prompts, every=False)
         self._read = [list(prompt) for prompt in prompts]
+        self._known = [len(prompt) for prompt in prompts]
 
     def keep(self, rows: Sequence[int]) -> None:
         self._model.keep(rows)
         self._read = [self._read[row] for row in rows]
+        self._known = [self._known[row] for row in rows]
 
     def propose(
         self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Proposal]:
-        for read, x in zip(self._read, rows, strict=True):
-            del read[agreeing(read, x) :]
+        for read, x, known in zip(self._read, rows, self._known, strict=True):
+            del read[agreeing(read, x, known) :]
         self._model.rewind([len(read) for read in self._read])
+        self._known = [len(x) for x in rows]
+        if self._chained:
+            return self._chain(rows, ks, generators)
         drafts = [Drafted() for _ in rows]
         unread = [list(x[len(read) :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
         while any(unread):
@@ -50,6 +68,24 @@ class ManyModelDrafter:
                 if goes_on and len(drafts[row].tokens) < ks[row]:
                     unread[row] = drafts[row].tokens[-1:]
         return [draft.proposal() for draft in drafts]
+
+    def _chain(
+        self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Proposal]:
+        unread = [x[len(read) :] for x, read in zip(rows, self._read, strict=True)]
+        steps = iter([unread])  # the first reads numbers, the others what the one before drafted
+
+        def step(drafted: Sequence[int] | Tensor) -> Tensor:
+            ids = drafted[:, None] if isinstance(drafted, Tensor) else next(steps)
+            return self._model.forward(ids, every=False)
+
+        tokens, q = self._rule.chain(step, [], max(ks), generators)
+        found = []
+        for row, (drafts, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
+            kept = until_end(drafts[:k], self._eos)
+            self._read[row] += [*unread[row], *drafts[:-1]]
+            found.append(Proposal(kept, None if q is None or not kept else q[row, : len(kept)]))
+        return found
 
 
 class SideBySide:

@@ -53,7 +53,8 @@ class ModelDrafter:
         self._model.rewind(keep)
         unread = list(x[keep:])
         if self._chained:
-            self._last = self._rule.chain(lambda ids: self._model.forward(ids, keep=1), unread, k, generator)
+            tokens, q = self._rule.chain(lambda ids: self._model.forward(ids, keep=1), unread, k, [generator])
+            self._last = Proposal(tokens[0], None if q is None else q[0])
             self._read += unread
             self._known = len(x)
             return self._last

@@ -52,10 +52,11 @@ class DraftRule:
         read: Callable[[Sequence[int] | Tensor], Tensor],
         unread: Sequence[int] | Tensor,
         k: int,
-        generator: torch.Generator,
-    ) -> Proposal:
-        """Draft `k` tokens without looking at one: each goes from the logits [1, V] that `read` gives into the next
-        step on the device, which Python only keeps supplied. There is no cut-off, and no end stops it."""
+        generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draft `k` tokens in every row without looking at one: each goes from the logits [batch, V] that `read` gives
+        into the next step on the device, which Python only keeps supplied. There is no cut-off, and no end stops it.
+        Returns the tokens [batch, k] and the q [batch, k, V] that they were drawn from, None under greedy."""
         tokens: list[Tensor] = []
         q: list[Tensor] = []
         for _ in range(k):
@@ -64,9 +65,10 @@ class DraftRule:
                 unread = logits.argmax(-1)
             else:
                 q.append(distribution(logits, self._sampling))
-                unread = torch.multinomial(q[-1][0], 1, generator=generator)
+                rows = zip(q[-1], generators, strict=True)
+                unread = torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
             tokens.append(unread)
-        return Proposal(torch.cat(tokens), torch.cat(q) if q else None)
+        return torch.stack(tokens, 1), torch.stack(q, 1) if q else None
 
 
 class Drafted:

@@ -73,10 +73,11 @@ class CachedModel:
         return logits
 
     def _read(self, ids: Tensor, keep: int) -> Tensor:
-        n = ids.shape[1]
-        if self._graphs is not None and self._graphs.has(self.batch, n, keep) and self.length + n <= self.capacity:
-            logits = self._graphs.read(ids, self._places[self.length : self.length + n][None], keep)
-            self.cache.rewind(self.length + n)
+        # The cache's own length: a model of the first layers shares its cache, and whoever rewinds one rewinds both.
+        past, n = self.cache.get_seq_length(), ids.shape[1]
+        if self._graphs is not None and self._graphs.has(self.batch, n, keep) and past + n <= self.capacity:
+            logits = self._graphs.read(ids, self._places[past : past + n][None], keep)
+            self.cache.rewind(past + n)
             return logits
         if self._lean is not None:
             return self._lean(ids, self.cache, keep)

@@ -94,7 +94,7 @@ class Draft:
             "sampling": setting.sampling,
             "eos": setting.eos,
             "cutoff": spec.cutoff,
-            "chained": not setting.reader.device.startswith("cpu"),
+            "chained": _chains(setting),
         }
         if spec.kind == "skip":
             self.stepper = shared = setting.reader.sharing(loaded.model)
@@ -114,6 +114,7 @@ class Draft:
             sampling=setting.sampling,
             eos=setting.eos,
             cutoff=self.spec.cutoff,
+            chained=_chains(setting),
         )
 
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores | BlockScores:
@@ -156,6 +157,11 @@ class Draft:
         if isinstance(self.drafter, CrossDrafter):
             return match_each_block(self.drafter, ids, output, self._setting.gamma)
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
+
+
+def _chains(setting: Setting) -> bool:
+    """Whether drafts stay on a device that runs behind."""
+    return not setting.reader.device.startswith("cpu")
 
 
 def _main_end(setting: Setting) -> int:

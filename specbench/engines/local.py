@@ -160,7 +160,7 @@ class LocalEngine:
     def generate_many(
         self, prompts: Sequence[Sequence[int]], arm: Arm, *, max_new_tokens: int, seed_texts: Sequence[str]
     ) -> list[Generation]:
-        """One trial of a batch; every row draws the random numbers that it would draw alone."""
+        """One trial of a batch; every row draws the random numbers that it would draw alone, up to its last round."""
         return generate_many(
             self._many,
             None if arm.draft is None else self._many_drafters[arm.draft],

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import Cache
 
 from specbench.acceptance.loop import queued
@@ -119,23 +120,28 @@ class RaggedModel:
             raise ValueError(f"{batch} sequences, and room for {self._cache.places.batch}")
         self._cache.lengths = [0] * batch
 
-    def forward(self, rows: Sequence[Sequence[int]], *, every: bool) -> Tensor:
+    def forward(self, rows: Sequence[Sequence[int]] | Tensor, *, every: bool) -> Tensor:
         """Read one row of tokens in each sequence; rows may differ in length, and an empty one reads nothing. Logits
-        [batch, n, V] after each of the widest row's n tokens if `every`, else [batch, V] after each row's last."""
-        width, cache = max(map(len, rows)), self._cache
-        recorded = self._recorded(len(rows), width)
-        absent = (recorded or len(rows)) - len(rows)
-        ids = [[*row, *[0] * (width - len(row))] for row in rows] + [[0] * width] * absent
-        at = [range(length, length + width) for length in [*cache.lengths, *[0] * absent]]
-        last = [[max(len(row), 1) - 1] for row in rows]
-        both = queued([*ids, *map(list, at)], self.device).view(2, -1, width)
-        if recorded is not None and self._graphs is not None:
-            logits = self._graphs.read(both[0], both[1], width)[: len(rows)]
-            logits = logits if every else logits.take_along_dim(queued(last, self.device)[..., None], 1)
+        [batch, n, V] after each of the widest row's n tokens if `every`, else [batch, V] after each row's last. Ids
+        that are a tensor [batch, n] on the device come from a model, and are not looked at."""
+        lengths, counts = self._cache.lengths, [len(row) for row in rows]
+        batch, width = len(counts), max(counts)
+        recorded = self._recorded(batch, width)
+        absent = (recorded or batch) - batch
+        starts = [*lengths, *[0] * absent]
+        at = [list(range(start, start + width)) for start in starts]
+        if isinstance(rows, Tensor):
+            ids, places = functional.pad(rows, (0, 0, 0, absent)), queued(at, self.device)
         else:
-            logits = self._read(both[0], both[1], width if every else queued(last, self.device))
-        for row, tokens in enumerate(rows):
-            cache.lengths[row] += len(tokens)
+            numbers = [[*row, *[0] * (width - len(row))] for row in [*rows, *[[]] * absent]]
+            ids, places = queued([*numbers, *at], self.device).view(2, -1, width)
+        last = None if every or width == 1 else queued([[max(count, 1) - 1] for count in counts], self.device)
+        if recorded is not None and self._graphs is not None:
+            logits = self._graphs.read(ids, places, width)[:batch]
+            logits = logits if last is None else logits.take_along_dim(last[..., None], 1)
+        else:
+            logits = self._read(ids, places, width if last is None else last)
+        self._cache.lengths = [length + count for length, count in zip(lengths, counts, strict=True)]
         return logits if every else logits[:, 0]
 
     def _read(self, ids: Tensor, at: Tensor, keep: int | Tensor) -> Tensor:
