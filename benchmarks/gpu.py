@@ -57,10 +57,20 @@ def main(*, quick: bool = False) -> None:
     print(
         f"{'model':14} {'batch':>5} {'ours':>8} {'theirs':>8} {'compiled':>8}  {'theirs':20} {'compiled':20} compiling"
     )
+    large(quick=quick)
+    embedded(quick=quick)
+
+
+def embedded(*, quick: bool) -> None:
+    """Lines of the embedded target on prompts of the default workload."""
     prompts = select(load_workload(str(shipped("workloads/mixed.jsonl"))).prompts, max(BATCHES), seed=0)
     loaded = load_model(TARGET, dtype=DTYPE, device="cuda")
     encoded = [encode(loaded, prompt) for prompt in prompts]
     _lines(TARGET, lambda: load_model(TARGET, dtype=DTYPE, device="cuda").model, encoded, quick)
+
+
+def large(*, quick: bool) -> None:
+    """Lines of the large shape on random tokens."""
     draws = random.Random(0)
     rows = [draws.choices(range(128_000), k=CONTEXT) for _ in range(max(BATCHES))]
     shape = partial(load_shape, SHAPE, dtype=DTYPE, device="cuda", context=CONTEXT + TOKENS)
