@@ -108,13 +108,21 @@ class Bench:
         tokens = min(WARMUP_TOKENS, self.config.max_new_tokens)
         widest = max((arm.gamma or 0) for arm in arms) + 1
         self.engine.warm(item.items[0].ids, range(1, widest + 1))
-        if not self.engine.device.startswith("cpu"):
-            # A device loads a kernel when it is first called for; what these rounds take is part of predictions.
-            for arm in arms:
-                self._generate(item, arm, 0, tokens)
+        self._first_calls(item, arms, tokens)
         for arm in arms:
             trial, _ = self._run(item, arm, 0, tokens)
             self.writer.append(replace(trial, warmup=True))
+
+    def meet(self, item: Unit, arms: Sequence[Arm]) -> None:
+        """Before the arms of a unit: every model reads its prompts, untimed, so that no arm pays for a new length."""
+        self._first_calls(item, {arm.draft: arm for arm in arms}.values(), 1)
+
+    def _first_calls(self, item: Unit, arms: Iterable[Arm], tokens: int) -> None:
+        """A device loads a kernel when it is first called for, and plans attention anew for every length of a prompt,
+        which takes longer than reading it."""
+        if not self.engine.device.startswith("cpu"):
+            for arm in arms:
+                self._generate(item, arm, 0, tokens)
 
     def trial(self, item: Unit, arm: Arm, repeat: int) -> None:
         """One trial on disk, and again while it was disturbed and repeats are left."""

@@ -220,6 +220,8 @@ def _whole(
     its frames hold the tensors that filled the memory."""
     config = bench.config
     try:
+        if any((item.id, arm, repeat) not in done for arm in arms for repeat in range(config.repeats)):
+            bench.meet(item, arms)
         for repeat in range(config.repeats):
             for arm in shuffled(arms, f"{config.seed}/{item.id}/{repeat}"):
                 if (item.id, arm, repeat) not in done:
