@@ -75,6 +75,10 @@ def test_column_wins_over_every_shape_and_takes_text_or_messages() -> None:
 
 def test_a_mail_with_a_body_is_not_a_batch_line() -> None:
     assert messages_of({"body": "Dear all", "prompt": "hi"}) == said("u:hi")
+    assert messages_of({"queue": "refunds", "body": "Dear all"}, "body") == said("u:Dear all")
+    with pytest.raises(MalformedRowError) as caught:
+        messages_of({"queue": "refunds", "body": "Dear all"})
+    assert "its columns: queue, body" in caught.value.what and "one of messages, conv" in caught.value.cure
 
 
 def test_text_parts_are_joined_and_nulls_of_other_parts_do_not_matter() -> None:

@@ -67,9 +67,11 @@ def messages_of(row: object, column: str | None = None) -> Messages:
             return read(row[key], key, row)
     if any(key in row for key in SHAPES if key != "body"):
         raise SkipRowError("empty prompt")
+    # A body that is there was no batch line, and naming it again would help nobody.
+    shapes = ", ".join(key for key in SHAPES if key not in row)
     raise MalformedRowError(
         f"no prompt found in the row; its columns: {list_names(row)}",
-        f"Name the prompt's column with --column NAME, or use one of {', '.join(SHAPES)}.",
+        f"Name the prompt's column with --column NAME, or use one of {shapes}.",
     )
 
 
@@ -116,8 +118,10 @@ def _turns(value: object, key: str, row: Mapping[str, Any]) -> Messages:
     return _messages(entries[: roles.index("user") + 1], roles, key)
 
 
-def _batch_body(body: Mapping[str, Any], key: str, row: Mapping[str, Any]) -> Messages:
-    """A line of OpenAI's batch API: the request is under `body`."""
+def _batch_body(body: Any, key: str, row: Mapping[str, Any]) -> Messages:
+    """A line of OpenAI's batch API: the request is under `body`. Named as a column it may be a mail's text."""
+    if not isinstance(body, dict):
+        return _text_or_conversation(body, key, row)
     for name, read in (("messages", _conversation), ("prompt", _text_or_conversation)):
         if body.get(name) is not None:
             return read(body[name], f"{key}.{name}", row)
