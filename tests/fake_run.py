@@ -32,7 +32,7 @@ class FakeDraft:
 class FakeMachine:
     """`verify[n-1]` is the target over n tokens in steps, at batch 1; a batch of B multiplies a step by `batch[B]` and
     the extra of each further token by B. `more_in_rounds_s` is work that a plain step does not have, `noise` the spread
-    of a trial's time; `a_a` slows the second baseline."""
+    of a trial's time; `a_a` slows the second baseline, `a_a_on` that over the prompts of a category besides."""
 
     verify: tuple[float, ...] = (1.0, 1.05, 1.1, 1.15, 1.2)
     other_s: float = 0.001
@@ -40,6 +40,7 @@ class FakeMachine:
     batch: dict[int, float] = field(default_factory=lambda: {1: 1.0})
     noise: float = 0.0
     a_a: float = 1.0
+    a_a_on: dict[str, float] = field(default_factory=dict)
 
     def verify_s(self, tokens: int, batch: int = 1) -> float:
         return STEP_S * (self.batch[batch] + (self.verify[tokens - 1] - 1) * batch)
@@ -63,7 +64,8 @@ def fake_run(
     with PositionWriter(folder) as positions:
         for number, category in enumerate(name for name, n in prompts.items() for _ in range(n)):
             prompt, prompt_tokens = f"p{number}", 50 + 10 * (number % 5)
-            for arm, slow in ((Arm("baseline"), 1.0), (Arm("baseline-again"), machine.a_a)):
+            again = machine.a_a * machine.a_a_on.get(category, 1.0)
+            for arm, slow in ((Arm("baseline"), 1.0), (Arm("baseline-again"), again)):
                 trials.append(_alone(prompt, category, prompt_tokens, arm, machine, slow, rng))
             for spec, draft in drafts.items():
                 accepts = [rng.random() < draft.alpha[category] for _ in range(LIMIT - 1)]

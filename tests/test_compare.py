@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from fake_server import FakeServer
@@ -27,6 +28,7 @@ def test_a_planted_slowdown_is_found_and_fails_the_build(runs):
     assert result.exit_code == 5, result.output
     found = json.loads(result.stdout)
     assert found["slower"]["low"] > 0.2
+    assert "surely slower by more than 10.0%." in result.stderr
     assert 0.3 < found["slower"]["by"] < 0.6
     (row,) = found["drafts"][0]["gammas"]
     assert row["ratio_high"] < 0.8
@@ -37,6 +39,16 @@ def test_the_same_again_passes_and_is_called_the_same(runs):
     result = call("compare", runs[0], runs[1], "--fail-if-slower", "0.1")
     assert result.exit_code == 0, result.output
     assert "12 prompts that both runs have" in result.stdout
+    assert "sure" in result.stderr and "slower by more than 10.0%." in result.stderr
+
+
+def test_a_limit_that_is_held_against_nothing_is_no_pass():
+    """The first run chose a draft that the second has not measured: green would say what nobody looked at."""
+    kept = [Path(__file__).parent.parent / "reports" / name for name in ("drafters", "llamacpp")]
+    result = call("compare", *kept, "--fail-if-slower", "10%")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1 and "the first run's chosen draft and gamma were not" in result.stderr
+    assert call("compare", *kept).exit_code == 0
 
 
 def test_markdown_names_both_runs(runs):

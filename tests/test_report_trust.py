@@ -9,9 +9,10 @@ import pytest
 from fake_summary import stored_of, summary_of
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 
-from specbench.records import Policy
+from specbench.records import Caution, Policy
 from specbench.report import wording
 from specbench.report.brief.brief import render_brief
+from specbench.report.contract import Choice, Summary
 
 HERE = Path("reports")
 
@@ -79,6 +80,81 @@ def test_two_next_steps_each_with_a_doubt(world: World, first: str, second: str)
     assert len(steps) == 2
     assert steps[0].startswith(f"1. **{first}") and steps[1].startswith(f"2. **{second}")
     assert all(" Because " in step and " It may be wrong: " in step for step in steps)
+
+
+def steps_of(summary: Summary, world: World) -> str:
+    return section(render_brief(stored_of(world, HERE), summary), "Two next steps")
+
+
+def test_a_go_in_process_is_always_sent_to_the_engine_first() -> None:
+    summary = summary_of(GO)
+    first, *others = summary.drafts[0].categories
+    draft = replace(summary.drafts[0], categories=(replace(first, verdict="UNCLEAR"), *others))
+    assert steps_of(replace(summary, drafts=(draft,)), GO).startswith("1. **Confirm it in the engine")
+
+
+def test_a_machine_that_disagrees_with_itself_comes_before_more_prompts() -> None:
+    drift = Caution("noise-floor", "the target alone differs from itself", "Quiet the machine")
+    drowned = steps_of(replace(summary_of(MIXED), noise_floor=0.2, warnings=(drift,)), MIXED)
+    assert drowned.startswith("1. **Run it again with nothing else on the machine.** Because measured twice, ")
+    assert "up to 20% from itself: what a draft does" in drowned
+    stored = stored_of(MIXED, HERE)
+    for shared, told in ((True, True), (False, False)):
+        trials = tuple(replace(trial, disturbed=shared) for trial in stored.trials)
+        busy = render_brief(replace(stored, trials=trials), replace(summary_of(MIXED), noise_floor=0.2))
+        assert ("trials shared the machine" in section(busy, "Two next steps")) is told
+
+
+def test_prompts_that_are_too_few_even_all_together_are_not_called_enough() -> None:
+    stored = stored_of(MIXED, HERE)
+    stored.run["workload"] |= {"prompts_available": 41, "prompts_used": 40}
+    text = render_brief(stored, summary_of(MIXED))
+    assert "1. **Measure all 41 prompts of the workload, not 40, and add about 181 more.**" in text
+    assert "measuring the one left out" in section(text, "What to distrust")
+
+
+def test_a_look_up_that_was_measured_is_not_suggested() -> None:
+    summary = summary_of(NO_GO)
+    assert "or n-gram look-up where" in steps_of(summary, NO_GO)
+    slower = replace(summary.drafts[0], draft="ngram:n=3", speedup=0.5)
+    both = steps_of(replace(summary, drafts=(*summary.drafts, slower)), NO_GO)
+    assert "1. **Try a cheaper draft: a smaller model than this one.**" in both
+
+
+def test_the_share_of_slower_prompts_is_that_of_the_gamma_it_stands_under() -> None:
+    summary = summary_of(GO)
+    draft = replace(summary.drafts[0], slower_share=0.17)
+    rows = tuple(replace(row, slower_share=0.21) for row in draft.gammas)
+    text = render_brief(stored_of(GO, HERE), replace(summary, drafts=(replace(draft, gammas=rows),)))
+    assert "| requests below 0.95x | - | 21% |" in text
+    assert "and so does its share of prompts below 0.95x, 17% against 21%." in text
+
+
+def test_what_was_not_timed_and_not_recorded_is_called_not_known() -> None:
+    doubts = section(page(GO), "What to distrust")
+    assert "*not known*: At which batch it stops paying: nothing was timed beyond batch 1." in doubts
+    assert "*not known*: The memory that the draft adds beside 31.4 MB of weights" in doubts
+
+
+def test_a_verdict_whose_interval_holds_the_minimum_is_a_close_call() -> None:
+    summary = summary_of(GO)
+    first, *others = summary.drafts[0].categories
+    for low, told in ((0.9, True), (1.3, False)):
+        draft = replace(summary.drafts[0], categories=(replace(first, verdict="GO", speedup_low=low), *others))
+        text = render_brief(stored_of(GO, HERE), replace(summary, drafts=(draft,)))
+        assert (f"or holds it: {first.category} [{low:.2f}, " in text) is told
+
+
+def test_a_mixed_verdict_says_so_in_its_first_paragraph() -> None:
+    summary = summary_of(GO)
+    first, *others = summary.drafts[0].categories
+    draft = replace(summary.drafts[0], categories=(first, *(replace(c, verdict="NO-GO") for c in others)))
+    choice = Choice(draft.draft, 4, "GO", (), 1.5, 1.3, 1.7, 0.99, 48)
+    other = replace(draft, draft="ngram:n=3", speedup=0.5)
+    told = wording.choice(replace(summary, drafts=(draft, other), choice=choice), Policy())
+    assert told is not None and f"By category it is mixed: on for {first.category}" in told and "; off for " in told
+    even = wording.choice(replace(summary, drafts=(summary.drafts[0], other), choice=choice), Policy())
+    assert even is not None and "mixed" not in even
 
 
 def test_checks_repeat_the_command() -> None:

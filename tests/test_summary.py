@@ -167,6 +167,35 @@ def test_an_a_a_arm_that_disagrees_widens_the_verdicts_interval(tmp_path):
     assert width(1.1) > 2 * width(1.0)
 
 
+def test_a_machine_that_was_slow_over_one_category_widens_that_one_and_a_mix_of_it(tmp_path):
+    """Over all prompts it hardly shows: the others outweigh it."""
+    prompts = {"code": 12, "chat": 60}
+    runs = {
+        slow: fake_run(
+            tmp_path / str(slow), {"d": GOOD}, machine=FakeMachine(noise=0.02, a_a_on={"code": slow}), prompts=prompts
+        )
+        for slow in (1.0, 1.15)
+    }
+
+    def categories(slow):
+        return {c.category: c for c in summarise(runs[slow]).drafts[0].categories}
+
+    def width(found):
+        return found.speedup_high - found.speedup_low
+
+    steady, unsteady = categories(1.0), categories(1.15)
+    assert width(unsteady["code"]) > 2 * width(steady["code"])
+    assert width(unsteady["chat"]) < width(unsteady["code"]) / 2
+    assert unsteady["code"].baseline_ratio == pytest.approx(1 / 1.15, rel=0.02)
+    assert [steady["code"].baseline_ratio, unsteady["chat"].baseline_ratio] == [None, None]
+    mostly_code = {"code": 0.9, "chat": 0.1}
+    floors = [summarise(with_policy(runs[1.15], mix=mix)).noise_floor for mix in (None, mostly_code)]
+    assert floors[0] < 0.06 and floors[1] > 0.1
+    brief = render_brief(runs[1.15], summarise(runs[1.15]))
+    assert "differs from itself by more than chance on code (13%)" in brief
+    assert "more than chance" not in render_brief(runs[1.0], summarise(runs[1.0]))
+
+
 def test_a_draft_that_does_not_fit_is_no_go_whatever_its_speed(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD})
     assert summarise(stored).drafts[0].verdict == "GO"

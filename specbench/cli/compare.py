@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specbench.cli.app import app
 from specbench.cli.show import print_parts
 from specbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specbench.report.compare.contract import Slower
 
 SLOWER_EXIT = 5
 
@@ -39,9 +42,28 @@ def compare(
         typer.echo(comparison_markdown(found))
     else:
         print_parts(comparison_tables(found))
-    slower = slower_by(found)
-    if limit is not None and slower is not None and slower.surely_above(limit):
+    if limit is not None:
+        _judged(slower_by(found), limit, second)
+
+
+def _judged(slower: Slower | None, limit: float, second: Path) -> None:
+    """What the limit was held against, on stderr: a build that passes because nothing was compared should be seen."""
+    if slower is None:
+        raise ConfigError(
+            "nothing to hold it against: the first run's chosen draft and gamma were not measured in the second",
+            where=f"--fail-if-slower, {second}",
+            cure="Measure the second run with the same --draft and --gamma.",
+        )
+    line = f"{slower.draft} gamma {slower.gamma}: {slower.by:.1%} fewer tokens per second"
+    if slower.low is None or slower.high is None:
+        typer.echo(f"{line}; too few prompts for an interval, so this tells nothing about {limit:.1%}.", err=True)
+        return
+    line += f" [{slower.low:.1%}, {slower.high:.1%}]"
+    if slower.surely_above(limit):
+        typer.echo(f"{line}: surely slower by more than {limit:.1%}.", err=True)
         raise typer.Exit(SLOWER_EXIT)
+    open_ = slower.high > limit
+    typer.echo(f"{line}: {'not surely' if open_ else 'surely not'} slower by more than {limit:.1%}.", err=True)
 
 
 def _share(text: str) -> float:

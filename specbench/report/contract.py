@@ -167,7 +167,8 @@ class Money:
 
 @dataclass(frozen=True, slots=True)
 class CategoryResult:
-    """One category: its verdict at its own best gamma. With few prompts the interval is None."""
+    """One category: its verdict at its own best gamma. With few prompts the interval is None. `baseline_ratio` is the
+    target alone over itself where two measurements of it differ by more than chance; the interval is wider for it."""
 
     category: str
     verdict: Call
@@ -179,6 +180,7 @@ class CategoryResult:
     prompts: int
     baseline_tokens_per_s: float
     gammas: tuple[CategoryGamma, ...]
+    baseline_ratio: float | None = None
 
     @property
     def predicted_speedup(self) -> float | None:

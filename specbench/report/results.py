@@ -27,17 +27,18 @@ from specbench.report.contract import (
 )
 from specbench.report.frame import ArmRows
 from specbench.report.predict import Predictor, missing_term, stops_paying
+from specbench.report.steady import Steady
 from specbench.report.views import DraftView, rate
 
 
 class Judged:
-    """Everything said about one view. `excess` is the variance of a log speedup that the A/A arm shows beyond the
-    scatter of prompts; `facts` are the draft model's, from run.json."""
+    """Everything said about one view. `steady` has the variance of a log speedup that the A/A arm shows beyond the
+    scatter of prompts; None: it is counted elsewhere. `facts` are the draft model's, from run.json."""
 
-    def __init__(self, view: DraftView, policy: Policy, excess: float, facts: dict[str, Any]) -> None:
+    def __init__(self, view: DraftView, policy: Policy, steady: Steady | None, facts: dict[str, Any]) -> None:
         self.view = view
         self.policy = policy
-        self.excess = excess
+        self.steady = steady
         self.predictor = Predictor(view, policy.confidence)
         self.memory = _memory(view, facts)
         drafting = tuple(gamma for gamma in view.arms if view.counts(gamma).drafted != 0)
@@ -46,9 +47,12 @@ class Judged:
         idle = None if drafting else "it never drafted a token, so the target alone was measured against itself"
         self.gates = Gates(lossy=view.lossy, memory=_too_large(self.memory, policy), idle=idle)
 
-    def interval(self, paired: Paired) -> Interval:
+    def interval(self, paired: Paired, category: str | None = None) -> Interval:
         """The speedup with everything that makes it uncertain."""
-        return speedup_interval(paired, self.policy.confidence, self.excess)
+        excess = 0.0
+        if self.steady is not None:
+            excess = self.steady.excess if category is None else self.steady.excess_of(category)
+        return speedup_interval(paired, self.policy.confidence, excess)
 
     def result(self) -> DraftResult:
         view, policy = self.view, self.policy
@@ -145,12 +149,12 @@ class Judged:
         view, metric = self.view, self.policy.metric
         mine = np.array(view.base.category == name, dtype=bool)
         choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
-        speedup = self.interval(choice.paired)
+        speedup = self.interval(choice.paired, name)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
         verdict = judge(speedup, self.policy, self.gates)
         gammas = []
         for gamma in view.arms:
-            interval = self.interval(view.paired(gamma, metric).take(mine))
+            interval = self.interval(view.paired(gamma, metric).take(mine), name)
             counts, predicted = view.counts(gamma, mine), self.predictor.paired(gamma)
             gammas.append(
                 CategoryGamma(
@@ -174,6 +178,7 @@ class Judged:
             prompts=int(mine.sum()),
             baseline_tokens_per_s=rate(view.base.take(mine)),
             gammas=tuple(gammas),
+            baseline_ratio=None if self.steady is None else self.steady.baseline_ratio(name),
         )
 
     def _alpha(self, gamma: int) -> Interval | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from specbench.decision.interval import excess_variance, speedup_interval
+from specbench.decision.interval import speedup_interval
 from specbench.errors import ConfigError, StoreError
 from specbench.positions import read_positions
 from specbench.records import Arm, Interval, Policy
@@ -20,6 +20,7 @@ from specbench.report.served.cautions import server_cautions
 from specbench.report.served.contract import LoadResult
 from specbench.report.served.loads import load_results, with_loads
 from specbench.report.served.server import server_of
+from specbench.report.steady import Steady
 from specbench.report.stopped import kept_arms, stopped_gammas
 from specbench.report.views import DraftView, a_a
 from specbench.store import StoredRun, cautions_of
@@ -42,11 +43,10 @@ def summarise(stored: StoredRun) -> Summary:
         )
     _mix_fits(policy, arms)
     specs = [spec for spec in stored.run["config"]["draft"] if any(arm.draft == spec for arm in arms)]
-    again = a_a(arms, policy.metric)
-    excess = 0.0 if again is None else excess_variance(again)
+    steady = Steady(arms, policy)
     views = [DraftView(arms, spec, trials, texts, stored, policy) for spec in specs]
     judged = [
-        Judged(view, policy, excess, stored.run.get("drafts", {}).get(view.spec) or {})
+        Judged(view, policy, steady, stored.run.get("drafts", {}).get(view.spec) or {})
         for view in views
         if view.complete
     ]
@@ -57,10 +57,10 @@ def summarise(stored: StoredRun) -> Summary:
             cure="Run the same command again: it continues where it stopped.",
         )
     results = tuple(
-        replace(one.result(), stopped=stopped_gammas(every_arm, one.view.spec, stored.run, policy, excess))
+        replace(one.result(), stopped=stopped_gammas(every_arm, one.view.spec, stored.run, policy, steady.excess))
         for one in judged
     )
-    decoded = a_a(arms, "decode")
+    decoded = a_a(arms, "decode", policy.mix)
     floor = None if decoded is None else speedup_interval(decoded, policy.confidence)
     gaps = [gap for one in judged for g in one.view.arms if (gap := replay_gap(one.view, g)) is not None]
     server = server_of(stored)

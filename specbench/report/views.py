@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
@@ -38,9 +38,7 @@ class DraftView:
         config = stored.run["config"]
         asked = [arm for arm in arms if arm.draft == spec and arm.gamma in config["gamma"]]
         own = {arm.gamma: arms[arm] for arm in sorted(asked, key=lambda arm: arm.gamma or 0)}
-        base = arm_of(arms, "baseline")
-        if policy.mix:
-            base = base.take(np.array([name in policy.mix for name in base.category], dtype=bool))
+        base = _of_categories(arm_of(arms, "baseline"), set(policy.mix) if policy.mix else None)
         self.prompts = shared_prompts([base, *own.values()])
         self.complete = len(self.prompts) > 0
         self.base = base.of(self.prompts)
@@ -128,11 +126,26 @@ def rate(rows: ArmRows) -> float:
     return float(rows.decode_tokens.sum() / rows.decode_s.sum())
 
 
-def a_a(arms: Mapping[Arm, ArmRows], metric: str) -> Paired | None:
-    """The target alone against itself; None without a second arm."""
-    base, again = arm_of(arms, "baseline"), arm_of(arms, "baseline-again")
+def a_a(
+    arms: Mapping[Arm, ArmRows], metric: str, mix: Mapping[str, float] | None = None, category: str | None = None
+) -> Paired | None:
+    """The target alone against itself, over the prompts that a speedup under `mix` is over and weighed as they are, or
+    over one category's; None without a second arm."""
+    kept = {category} if category is not None else set(mix) if mix else None
+    base, again = (_of_categories(arm_of(arms, kind), kept) for kind in _BASELINES)
     shared = shared_prompts([base, again])
-    return paired(base.of(shared), again.of(shared), metric) if shared else None
+    if not shared:
+        return None
+    base = base.of(shared)
+    weights = 1.0 if category is not None else traffic_weights(list(base.category), mix)
+    return paired(base, again.of(shared), metric, weights)
+
+
+_BASELINES: tuple[ArmKind, ArmKind] = ("baseline", "baseline-again")
+
+
+def _of_categories(rows: ArmRows, kept: Set[str] | None) -> ArmRows:
+    return rows if kept is None else rows.take(np.array([name in kept for name in rows.category], dtype=bool))
 
 
 def paired(base: ArmRows, other: ArmRows, metric: str, weights: Floats | float = 1.0) -> Paired:

@@ -12,7 +12,7 @@ from typing import Any
 
 from specbench.errors import StoreError
 from specbench.report import text, wording
-from specbench.report.brief import doubts, published, steps, trust
+from specbench.report.brief import commands, doubts, notes, published, steps, trust
 from specbench.report.brief.captions import captions
 from specbench.report.brief.glance import glance
 from specbench.report.brief.sections import section
@@ -99,8 +99,8 @@ def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]
         "server": None if summary.server is None else server_words(summary.server),
         "scope": wording.scope(facts, summary.engine, summary.hardware, summary.drafts),
         "carry": wording.carry(facts.served),
-        "category_note": wording.category_note(summary.drafts, facts.policy),
-        "gamma_words": wording.gamma_words(summary.drafts),
+        "category_note": notes.category_note(summary.drafts, facts.policy),
+        "gamma_words": notes.gamma_words(summary.drafts),
         "choice": wording.choice(summary, facts.policy),
         "curve_note": CURVE_NOTE,
         "batch_header": BATCH_HEADER,
@@ -110,7 +110,7 @@ def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]
         "cautions": doubts.cautions(summary.warnings),
         "settings": settings_of(summary, facts),
         "steps": steps.next_steps(summary, facts, trials),
-        "checks": steps.checks(facts, text.clean(stored.folder)),
+        "checks": commands.checks(facts, text.clean(stored.folder)),
         "public_header": published.HEADER,
         "public_rows": public_rows,
         "public_note": public_note,
@@ -128,7 +128,7 @@ def provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple[
         ("run", text.code(stored.folder.name)),
         ("status", _status(facts)),
         ("time", text.escape(", ".join(times))),
-        ("command", text.code(steps.command(facts)) if facts.argv else ""),
+        ("command", text.code(commands.command(facts)) if facts.argv else ""),
         ("versions", text.escape(versions)),
         ("commit", text.code(origin["commit"]) if origin.get("commit") else ""),
         ("machine", text.escape(f"{summary.hardware}; {origin.get('platform') or ''}".rstrip("; "))),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from specbench.records import Caution, Policy
 from specbench.report import text
-from specbench.report.brief.steps import limited_command
+from specbench.report.brief.commands import limited_command
 from specbench.report.contract import CategoryResult, DraftResult, Summary
 from specbench.report.facts import MANY_CUT, Facts
 from specbench.report.marks import Doubt
@@ -113,12 +113,14 @@ _MARKED = (
 
 def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
     """All there may be; a page keeps those that it refers to and those that need no mark."""
-    found = [*_MARKED, *_few(summary), *_run(summary, facts)]
+    found = [*_MARKED, *_few(summary), *_run(summary, facts), *_unsteady(summary)]
     for draft in summary.drafts:
         name = f" ({text.code(draft.draft)})" if len(summary.drafts) > 1 else ""
         found += _draft(draft, facts.policy, name)
     if summary.server is not None:
         found += _server(summary)
+    else:
+        found += _not_recorded(summary, facts)
     return found
 
 
@@ -151,7 +153,8 @@ def _run(summary: Summary, facts: Facts) -> Iterator[Doubt]:
     work = facts.workload
     if work.used is not None and work.available is not None and work.used < work.available:
         command = limited_command(facts, work.available)
-        rest = f"measuring the other {work.available - work.used:,}"
+        others = work.available - work.used
+        rest = f"measuring the other {others:,}" if others > 1 else "measuring the one left out"
         yield Doubt(
             "extrapolated",
             f"The sample, {work.used:,} of the {work.available:,} prompts in the workload, stands for all of them.",
@@ -163,6 +166,38 @@ def _run(summary: Summary, facts: Facts) -> Iterator[Doubt]:
             f"Answers go on as they begin: {text.percent(facts.cut_share)} of the target's were cut at "
             f"{facts.max_new_tokens:,} tokens.",
             "a larger `--max-new-tokens`.",
+        )
+
+
+def _unsteady(summary: Summary) -> Iterator[Doubt]:
+    """Categories whose minutes were not like the others."""
+    ratios = {c.category: c.baseline_ratio for draft in summary.drafts for c in by_speedup(draft) if c.baseline_ratio}
+    if ratios:
+        listed = text.join(f"{text.escape(name)} ({abs(ratio - 1):.0%})" for name, ratio in ratios.items())
+        yield Doubt(
+            "measured",
+            f"The machine was not steady throughout: measured twice, the target alone differs from itself by more than "
+            f"chance on {listed}. Intervals there are wider for it.",
+            "a quieter machine, or `--repeats`.",
+        )
+
+
+def _not_recorded(summary: Summary, facts: Facts) -> Iterator[Doubt]:
+    """What a sweep in process usually tells, and this one does not."""
+    if summary.batch_size == 1 and all(len(draft.batches) < 2 for draft in summary.drafts):
+        yield Doubt(
+            "not known",
+            "At which batch it stops paying: nothing was timed beyond batch 1.",
+            "a sweep with `--probe-batch-sizes 1,2,4,8`, or one under your own load.",
+        )
+    unknown = [facts.drafts.get(draft.draft) for draft in summary.drafts if draft.memory is None]
+    sizes = [text.size(model.weight_bytes, "B") for model in unknown if model is not None]
+    if unknown:
+        known = f" beside {text.join(filter(None, sizes))} of weights" if any(sizes) else ""
+        yield Doubt(
+            "not known",
+            f"The memory that the draft adds{known}: the size of its cache was not recorded.",
+            "a new run, which records it.",
         )
 
 
@@ -205,9 +240,10 @@ def _draft(draft: DraftResult, policy: Policy, name: str) -> Iterator[Doubt]:
     close = [category for category in categories if category.verdict != "UNCLEAR" and _close(category, policy)]
     if close:
         listed = text.join(f"{text.escape(c.category)} {text.interval(c.speedup_low, c.speedup_high)}" for c in close)
+        minimum = text.speedup(policy.min_speedup)
         yield Doubt(
             "measured",
-            f"Decided, but with an interval that ends near {text.speedup(policy.min_speedup)}{name}: {listed}.",
+            f"Decided, but with an interval that ends near {minimum} or holds it{name}: {listed}.",
             "a few more prompts.",
         )
     row = best_row(draft)
@@ -221,5 +257,7 @@ def _draft(draft: DraftResult, policy: Policy, name: str) -> Iterator[Doubt]:
 
 
 def _close(category: CategoryResult, policy: Policy) -> bool:
-    end = category.speedup_low if category.verdict == "GO" else category.speedup_high
-    return end is not None and abs(end - policy.min_speedup) < _CLOSE
+    """The end that faces the minimum is near it, or beyond: an interval has two sides, a verdict one."""
+    go = category.verdict == "GO"
+    end = category.speedup_low if go else category.speedup_high
+    return end is not None and (end - policy.min_speedup if go else policy.min_speedup - end) < _CLOSE

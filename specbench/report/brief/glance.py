@@ -27,7 +27,7 @@ def glance(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> tuple[tup
         _answer(facts, trials, draft.draft, row.gamma),
         ("price of a million tokens", *_money(draft)),
         (f"chance of {text.speedup(facts.policy.min_speedup)} or more", text.UNKNOWN, _chance(draft)),
-        (f"requests below {text.speedup(facts.policy.slower_than)}", text.UNKNOWN, text.percent(draft.slower_share)),
+        (f"requests below {text.speedup(facts.policy.slower_than)}", text.UNKNOWN, _slower(row, draft, facts)),
         ("texts that are the target's own", text.UNKNOWN, _texts(row, draft, facts, trials)),
         ("memory added", text.UNKNOWN, _memory(draft)),
         ("stops paying at", text.UNKNOWN, _stops(draft)),
@@ -53,6 +53,11 @@ def _money(draft: DraftResult) -> tuple[str, str]:
     if found is None:
         return text.UNKNOWN, text.UNKNOWN
     return f"{found.baseline_per_million:,.2f}", f"{found.per_million:,.2f} {mark('assumed', 'price')}"
+
+
+def _slower(row: GammaResult, draft: DraftResult, facts: Facts) -> str:
+    """At this gamma, as the column says; the verdict's own share is over the gammas that hold-out halves choose."""
+    return text.percent(draft.slower_share if facts.policy.metric == "e2e" else row.slower_share)
 
 
 def _chance(draft: DraftResult) -> str:

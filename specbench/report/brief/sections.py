@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from specbench.records import Policy, Trial
 from specbench.report import readings, text, wording
-from specbench.report.brief import trust
+from specbench.report.brief import notes, trust
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.report.economics import Economics, economics
 from specbench.report.facts import Facts
@@ -57,10 +57,10 @@ def section(draft: DraftResult, facts: Facts, trials: Sequence[Trial], summary: 
         category_rows=categories[1],
         gamma_header=header,
         gamma_rows=rows,
-        gamma_note=wording.gamma_note(draft),
+        gamma_note=notes.gamma_note(draft),
         stopped=tuple(text.sentence(stopped_line(row, facts.batch_size)) for row in draft.stopped),
         stopped_note=stopped_note(draft.stopped),
-        best_note=wording.best_note(draft, facts.policy),
+        best_note=notes.best_note(draft, facts.policy),
         load_header=loads[0],
         load_rows=loads[1],
         load_note=load_note(summary, draft, facts.policy) if loads[1] else "",

@@ -16,7 +16,7 @@ from typing import Any
 from specbench.errors import StoreError
 from specbench.records import Call, Trial
 from specbench.report import text, wording
-from specbench.report.brief import doubts, steps
+from specbench.report.brief import commands, doubts, steps
 from specbench.report.brief.brief import BRIEF_FILE, FIGURES_FOLDER, provenance, with_doubts, write_pages, writing
 from specbench.report.compare.comparison import compared
 from specbench.report.contract import CategoryResult, DraftResult, Summary
@@ -257,10 +257,12 @@ def _checks(runs: Sequence[Run]) -> list[tuple[str, str]]:
     found = [
         (
             f"{text.code(a)} and {text.code(b)} side by side, with intervals.",
-            steps.shell(["specbench", "compare", a, b]),
+            commands.shell(["specbench", "compare", a, b]),
         )
         for b, a in combinations(folders, 2)
     ]
     for run, folder in zip(runs, folders, strict=True):
-        found += [(f"{text.code(run.name)}: {what}", command) for what, command in steps.checks(run.facts, folder)[:1]]
+        found += [
+            (f"{text.code(run.name)}: {what}", command) for what, command in commands.checks(run.facts, folder)[:1]
+        ]
     return found

@@ -1,8 +1,7 @@
-"""What to do next and how to check the run: picked from its own numbers, each step with its own doubt."""
+"""What to do next: picked from the run's own numbers, each step with its own doubt."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from specbench.decision.verdict import prompts_to_settle
@@ -13,10 +12,13 @@ from specbench.report.contract import DraftResult, Summary
 from specbench.report.facts import Facts, differing, parted
 from specbench.report.marks import mark
 from specbench.report.readings import Cost, cost
-from specbench.report.served.steps import server_steps
+from specbench.report.served.steps import looks_up, server_steps
 from specbench.report.wording import best_row, by_speedup, recommended
 
 _STEPS = 2
+
+# A machine shared in so many of the trials was not the machine that is asked about.
+_SHARED = 0.25
 
 # Beyond this many times the prompts there are, more prompts is no advice.
 _AFFORDABLE = 50
@@ -28,20 +30,18 @@ def next_steps(summary: Summary, facts: Facts, trials: Sequence[Trial]) -> list[
     if draft is None:
         return []
     found = cost(draft, facts.policy)
-    order = [_bug(draft, facts, trials), _idle(draft), _finish(facts), _more_prompts(draft, facts)]
+    order = [_bug(draft, facts, trials), _idle(draft), _finish(facts), _quiet(summary, draft, facts, trials)]
+    order.append(_more_prompts(draft, facts))
     if summary.server is not None:
         order += [_by_category(draft), *server_steps(summary, draft, facts)]
     elif found is None:
         order.append(_by_category(draft))
     else:
-        engine = [_engine(draft, found, facts)]
-        improve = [_larger_gamma(draft, found), _by_category(draft), _limit(found)]
-        order += [*engine, *improve] if _settled_go(draft) else [*improve, *engine]
+        improve = [_by_category(draft), _larger_gamma(draft, found), _limit(found, summary)]
+        # A GO of our own loop switches nothing on: the engine that serves has to say it too.
+        engine = _engine(draft, found, facts)
+        order += [engine, *improve] if draft.verdict == "GO" else [*improve, engine]
     return [step for step in order if step is not None][:_STEPS]
-
-
-def _settled_go(draft: DraftResult) -> bool:
-    return draft.verdict == "GO" and all(category.verdict == "GO" for category in draft.categories)
 
 
 def _bug(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> Step | None:
@@ -90,6 +90,24 @@ def _finish(facts: Facts) -> Step | None:
     )
 
 
+def _quiet(summary: Summary, draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> Step | None:
+    """Where the target alone does not agree with itself, more prompts or another draft come later."""
+    floor = summary.noise_floor
+    counted = [trial for trial in trials if not trial.warmup]
+    shared = sum(trial.disturbed for trial in counted)
+    drifts = any(warning.code == "noise-floor" for warning in summary.warnings)
+    within = floor is not None and abs(draft.speedup - facts.policy.min_speedup) < floor
+    if floor is None or not (drifts or (within and shared > _SHARED * len(counted))):
+        return None
+    also = f", and {text.out_of(shared, len(counted))} trials shared the machine with other processes" if shared else ""
+    return Step(
+        "Run it again with nothing else on the machine.",
+        f"measured twice, the target alone lies up to {text.percent(floor)} from itself{also}: what a draft does "
+        f"drowns in that.",
+        "if the machine that serves you is as busy, this is what its users see.",
+    )
+
+
 def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
     work, n = facts.workload, best_row(draft).prompts
     measured = Interval(draft.speedup, draft.speedup_low, draft.speedup_high, facts.policy.confidence, n)
@@ -99,7 +117,9 @@ def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
     if draft.probability is not None and draft.probability >= facts.policy.confidence:
         return _more_for_the_slow(draft, facts, n)
     if work.available is not None and work.used is not None and work.available > work.used:
-        do = f"Measure all {work.available:,} prompts of the workload, not {work.used:,}."
+        short = needed - work.available
+        more = f", and add about {short:,} more" if short > 0 else ""
+        do = f"Measure all {work.available:,} prompts of the workload, not {work.used:,}{more}."
     else:
         do = f"Add about {max(needed - n, 1):,} prompts to the workload: its {n:,} have all been measured."
     asked = text.speedup(facts.policy.min_speedup)
@@ -161,7 +181,7 @@ def _by_category(draft: DraftResult) -> Step | None:
     )
 
 
-def _limit(found: Cost) -> Step:
+def _limit(found: Cost, summary: Summary) -> Step:
     row, times, tau = found.row, found.times, found.tau
     if found.limit == "acceptance":
         return Step(
@@ -171,8 +191,10 @@ def _limit(found: Cost) -> Step:
         )
     if found.limit == "drafting":
         free = tau * found.step_s / (times.verify_s + times.other_s)
+        tried = any(looks_up(each) for each in summary.drafts)
         return Step(
-            "Try a cheaper draft: a smaller model, or n-gram look-up where the engine has it.",
+            "Try a cheaper draft: a smaller model"
+            + (" than this one." if tried else ", or n-gram look-up where the engine has it."),
             f"drafting is {text.percent(times.draft_s / found.round_s)} of a round; for free, with the same "
             f"acceptance, it would give {text.speedup(free)} {mark('predicted', 'what if')}.",
             f"a cheaper draft is accepted less often, and tokens per round have to stay above "
@@ -205,57 +227,3 @@ def _engine(draft: DraftResult, found: Cost, facts: Facts) -> Step:
         if draft.verdict == "GO"
         else "an engine with a faster target step makes the same draft dearer in comparison.",
     )
-
-
-def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
-    """(what it tells, command) pairs that count again, repeat or extend the run in `folder`; those that repeat it are
-    left out where its command was not recorded."""
-    found = []
-    # transformers' assisted generation knows no batches, and none of what a server runs.
-    if facts.batch_size == 1 and not facts.served:
-        again = "Drafted and accepted tokens, counted again by assisted generation in transformers."
-        found.append((again, shell(["specbench", "check", folder])))
-    if not facts.argv:
-        return found
-    found += [("The same again; the speedup should fall inside the interval most times.", shell(_fresh(facts.argv)))]
-    available, used = facts.workload.available, facts.workload.used
-    if available is not None and used is not None and available > used:
-        found.append(("Every prompt of the workload.", limited_command(facts, available) or ""))
-    if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
-        exact = [*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"]
-        found.append(("In float32, where every text has to equal the target's own; any other is a bug.", shell(exact)))
-    return found
-
-
-def limited_command(facts: Facts, limit: int) -> str | None:
-    """The run's own command over `limit` prompts; None where it was not recorded."""
-    if not facts.argv:
-        return None
-    return shell([*_without(_fresh(facts.argv), "--limit"), "--limit", str(limit)])
-
-
-def command(facts: Facts) -> str | None:
-    """The run's own command, as typed."""
-    return shell(facts.argv) if facts.argv else None
-
-
-def _fresh(argv: Sequence[str]) -> list[str]:
-    return [*(part for part in argv if part not in ("--fresh", "--resume")), "--fresh"]
-
-
-def _without(argv: Sequence[str], option: str) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for part in argv:
-        if skip:
-            skip = False
-        elif part == option:
-            skip = True
-        elif not part.startswith(f"{option}="):
-            kept.append(part)
-    return kept
-
-
-def shell(argv: Sequence[str]) -> str:
-    """The words as a line for a shell."""
-    return shlex.join(text.clean(part) for part in argv)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.decision.interval import Paired, excess_variance, speedup_interval, totals_interval
+from specbench.decision.interval import Paired, speedup_interval, totals_interval
 from specbench.errors import StoreError
 from specbench.records import Caution, Interval, Policy
 from specbench.report.compare.contract import (
@@ -29,9 +29,10 @@ from specbench.report.compare.words import reason, term_that_moved, verdicts
 from specbench.report.contract import Summary
 from specbench.report.frame import by_arm, main_trials
 from specbench.report.served.server import is_served
+from specbench.report.steady import Steady
 from specbench.report.stopped import kept_arms
 from specbench.report.summarise import summarise
-from specbench.report.views import DraftView, a_a
+from specbench.report.views import DraftView
 from specbench.store import StoredRun
 
 Rows = NDArray[np.int64]
@@ -74,7 +75,7 @@ def slower_by(comparison: Comparison) -> Slower | None:
 
 
 class _Run:
-    """One run, lined up at its first load; `excess` is the variance of a log speedup that its A/A arm shows."""
+    """One run, lined up at its first load; `steady` has the variance of a log speedup that its A/A arm shows."""
 
     def __init__(self, stored: StoredRun) -> None:
         self.stored = stored
@@ -82,8 +83,7 @@ class _Run:
         self.policy = replace(Policy(**stored.run["config"]["policy"]), mix=None)
         trials = main_trials(stored)
         arms = kept_arms(by_arm(trials), stored.run)
-        again = a_a(arms, "decode")
-        self.excess = 0.0 if again is None else excess_variance(again)
+        self.steady = Steady(arms, replace(self.policy, metric="decode"))
         specs = [draft.draft for draft in self.summary.drafts]
         self.views = {spec: DraftView(arms, spec, trials, (), stored, self.policy) for spec in specs}
 
@@ -146,7 +146,7 @@ def _gamma(
     spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows], names: tuple[str, str]
 ) -> ComparedGamma:
     pairs = [_take(run.views[spec].paired(gamma, "decode"), kept) for run, kept in zip(runs, rows, strict=True)]
-    confidence, excess = runs[0].policy.confidence, runs[0].excess + runs[1].excess
+    confidence, excess = runs[0].policy.confidence, runs[0].steady.excess + runs[1].steady.excess
     a, b = (
         _side(run, run.views[spec], gamma, paired, kept, confidence)
         for run, paired, kept in zip(runs, pairs, rows, strict=True)
@@ -176,7 +176,7 @@ def _gamma(
 
 
 def _side(run: _Run, view: DraftView, gamma: int, paired: Paired, rows: Rows, confidence: float) -> ComparedSide:
-    interval = speedup_interval(paired, confidence, run.excess)
+    interval = speedup_interval(paired, confidence, run.steady.excess)
     alone = float(paired.base_tokens.sum() / paired.base_s.sum())
     with_draft = float(paired.spec_tokens.sum() / paired.spec_s.sum())
     counts = view.counts(gamma, rows)
@@ -195,8 +195,9 @@ def _categories(
     found = []
     for name in sorted(set(names) - {"all"}):
         a, b = (paired.take(names == name) for paired in pairs)
-        ratio = _ratio(a, b, confidence, runs[0].excess + runs[1].excess)
-        first, second = (speedup_interval(p, confidence, run.excess) for p, run in zip((a, b), runs, strict=True))
+        excess = [run.steady.excess_of(str(name)) for run in runs]
+        ratio = _ratio(a, b, confidence, sum(excess))
+        first, second = (speedup_interval(p, confidence, e) for p, e in zip((a, b), excess, strict=True))
         ends = (first.value, first.low, first.high, second.value, second.low, second.high)
         found.append(ComparedCategory(str(name), a.n, *ends, ratio.value, ratio.low, ratio.high, _same(ratio)))
     return tuple(found)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.report import readings, text, wording
-from specbench.report.brief import steps, trust
+from specbench.report.brief import notes, steps, trust
 from specbench.report.brief.doubts import cautions
 from specbench.report.contract import DraftResult, GammaResult
 from specbench.report.economics import economics
@@ -31,7 +31,7 @@ def engineer_values(story: Story) -> dict[str, Any]:
         "why": _why(story),
         "categories": wording.policy_line(draft, story.policy) if wording.by_speedup(draft) else "",
         "limits": [line for line in (*_limits(story, found.break_even), _load(story), found.batch_note) if line],
-        "counts": [line for line in (_rates(draft), _survival(draft), wording.gamma_note(draft)) if line],
+        "counts": [line for line in (_rates(draft), _survival(draft), notes.gamma_note(draft)) if line],
         "predicted": list(found.accuracy),
         "lossless": trust.losslessness(draft, facts, story.trials),
         "noise": trust.noise(summary),

@@ -32,7 +32,7 @@ def load_results(stored: StoredRun, policy: Policy) -> tuple[LoadResult, ...]:
         for spec in stored.run["config"]["draft"]:
             view = DraftView(arms, spec, trials, (), stored, policy)
             if view.complete:
-                judged = Judged(view, policy, 0.0, stored.run.get("drafts", {}).get(spec) or {})
+                judged = Judged(view, policy, None, stored.run.get("drafts", {}).get(spec) or {})
                 found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms if _decoded(view, gamma)]
     return tuple(found)
 
@@ -46,7 +46,7 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
     view, policy = judged.view, judged.policy
     pairs = {metric: view.paired(gamma, metric) for metric in ("decode", "e2e")}
     # The target alone under this load against itself says how far two equal arms lie apart here.
-    found = {metric: _interval(pairs[metric], a_a(arms, metric), policy) for metric in pairs}
+    found = {metric: _interval(pairs[metric], a_a(arms, metric, policy.mix), policy) for metric in pairs}
     verdict = judge(found[policy.metric], policy, judged.with_slower(pairs[policy.metric]))
     alone = throughput(stored, Arm("baseline", load=load))
     with_draft = throughput(stored, Arm("speculative", view.spec, gamma, load))

@@ -17,7 +17,7 @@ def server_steps(summary: Summary, draft: DraftResult, facts: Facts) -> list[Ste
     """At least two, the most useful first, for the draft."""
     row = best_row(draft)
     load, gamma = _load(summary, draft, facts), _gamma(draft, row)
-    about = [_acceptance(draft, row, facts), _other_engine(row, facts)]
+    about = [_acceptance(summary, draft, row, facts), _other_engine(row, facts)]
     order = [gamma, *about, load]
     if draft.verdict == "GO":
         order = [_off_above(draft, facts), *([load, gamma] if len(facts.loads) == 1 else [gamma, load]), *about]
@@ -72,11 +72,11 @@ def _gamma(draft: DraftResult, row: GammaResult) -> Step | None:
     return None
 
 
-def _acceptance(draft: DraftResult, row: GammaResult, facts: Facts) -> Step | None:
+def _acceptance(summary: Summary, draft: DraftResult, row: GammaResult, facts: Facts) -> Step | None:
     tau, steps, asked = row.tokens_per_round, row.round_steps, facts.policy.min_speedup
     if tau is None or steps is None or draft.verdict == "GO":
         return None
-    if _looks_up(draft):
+    if looks_up(draft):
         return Step(
             "Try a look-up of more tokens, or a draft model where the texts do not repeat themselves.",
             f"drafting costs next to nothing here, so it is verifying {row.gamma + 1} tokens that makes a round cost "
@@ -89,15 +89,17 @@ def _acceptance(draft: DraftResult, row: GammaResult, facts: Facts) -> Step | No
             f"{tau:.2f} tokens per round could not give {text.speedup(asked)} even if a round cost one target step.",
             "a larger draft makes the round dearer.",
         )
+    tried = any(looks_up(each) for each in summary.drafts)
     return Step(
-        "Try a cheaper draft, such as n-gram look-up where the engine has it, or one that agrees more.",
+        "Try a cheaper draft, " + ("" if tried else "such as n-gram look-up where the engine has it, ") + "or one that "
+        "agrees more.",
         f"a round gives {tau:.2f} tokens and costs {steps:.2f} target steps; {text.speedup(asked)} takes rounds of at "
         f"most {tau / asked:.2f}.",
         "how much of the round is drafting is not known, so a cheaper draft may save little.",
     )
 
 
-def _looks_up(draft: DraftResult) -> bool:
+def looks_up(draft: DraftResult) -> bool:
     """Whether nothing but a look-up drafts."""
     spec = parse_draft(draft.draft)
     return spec.ngram is not None and spec.kind is None
