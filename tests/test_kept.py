@@ -42,13 +42,22 @@ def test_a_kept_brief_is_what_the_code_writes(name, monkeypatch):
     assert html == (folder / "brief.html").read_text(encoding="utf-8")
 
 
-def test_the_kept_mixed_brief_is_the_server_run_under_another_traffic(monkeypatch):
-    """Else: specbench brief reports/llamacpp --mix code-edit=0.6,chat=0.4 --to reports/mixed"""
+def test_the_kept_mixed_brief_is_another_traffic_under_a_stricter_policy(monkeypatch):
+    """Else: specbench brief reports/drafters --min-speedup 1.25 --mix code-edit=0.6,chat=0.4 --to reports/mixed"""
     monkeypatch.chdir(ROOT)
-    run = specbench.load_run("reports/llamacpp", mix=MIX)
+    run = specbench.load_run("reports/drafters", mix=MIX, min_speedup=1.25)
     assert run.brief() == Path("reports/mixed/brief.md").read_text(encoding="utf-8")
-    looked_up = next(draft for draft in run.summary.drafts if draft.draft == "ngram:n=3")
-    assert {row.category: row.verdict for row in looked_up.categories} == {"code-edit": "GO", "chat": "NO-GO"}
+    chosen = next(draft for draft in run.summary.drafts if draft.draft == run.summary.choice.draft)
+    assert {row.category: row.verdict for row in chosen.categories} == {"code-edit": "GO", "chat": "NO-GO"}
+    assert "By category it is mixed: on for code-edit" in run.brief().split("\n\n")[1]
+
+
+def test_the_kept_server_run_does_not_call_a_slow_minute_a_speedup():
+    """Over its code edits the target alone is 10 % faster the second time: 1.26x against the first is no GO."""
+    rows = specbench.load_run(ROOT / "reports/llamacpp").summary.drafts[1].categories
+    (edits,) = (row for row in rows if row.category == "code-edit")
+    assert edits.verdict == "UNCLEAR" and edits.baseline_ratio == pytest.approx(1.10, abs=0.01)
+    assert [row.category for row in rows if row.baseline_ratio is not None] == ["code-edit"]
 
 
 def test_the_kept_unclear_brief_is_the_example_under_a_stricter_policy(monkeypatch):

@@ -65,6 +65,25 @@ def test_figures_without_intervals_say_so(tmp_path: Path) -> None:
     assert "n = 4, no interval" in (folder / "categories.svg").read_text(encoding="utf-8")
 
 
+def test_bars_are_drawn_and_named_and_no_line_hides_another(tmp_path: Path) -> None:
+    summary = summary_of(GO)
+    rows = tuple(
+        replace(row, survival_low=tuple((s or 0) - 0.05 for s in row.survival), survival_high=row.survival)
+        for row in summary.drafts[0].gammas
+    )
+    one = replace(summary.drafts[0], gammas=rows)
+    twice = replace(summary, drafts=(one, replace(one, draft="other")))
+    for stem in ("survival", "categories"):
+        assert "bars: 95% interval over prompts" in drawn(stem, twice, Policy()).axes[0].get_xlabel()
+    axes = drawn("survival", twice, Policy()).axes[0]
+    starts = [round(container.lines[0].get_xdata()[0], 6) for container in axes.containers]  # type: ignore[union-attr]
+    assert len(starts) > 1 and len(set(starts)) == len(starts)
+    bars = axes.containers[0].lines[2][0].get_segments()  # type: ignore[union-attr,index]
+    assert bars[0][1][1] - bars[0][0][1] == pytest.approx(0.05)
+    bare = drawn("survival", summary, Policy()).axes[0]
+    assert "bars" not in bare.get_xlabel()
+
+
 def test_no_figure_of_categories_where_prompts_have_none(tmp_path: Path) -> None:
     summary = summary_of(GO)
     draft = summary.drafts[0]

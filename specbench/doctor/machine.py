@@ -34,7 +34,9 @@ def quiet_cores(max_other_cores: float, look_s: float = LOOK_S) -> Finding:
 def thread_count(threads: int, device: str) -> Finding:
     """Threads against cores."""
     cores = psutil.cpu_count(logical=False) or 1
-    evidence = f"{threads} threads on {cores} physical cores ({device})"
+    evidence = (
+        f"{threads} thread{'' if threads == 1 else 's'} on {cores} physical core{'' if cores == 1 else 's'} ({device})"
+    )
     if threads <= cores or device != "cpu":
         return Finding("threads", "ok", evidence)
     return Finding("threads", "note", evidence, "Leave --threads out: more threads than cores wait for each other.")

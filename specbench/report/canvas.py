@@ -5,6 +5,7 @@ Dark ink on white; markers and hatches carry the meaning, colour repeats it, so 
 
 from __future__ import annotations
 
+import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
@@ -168,3 +169,16 @@ def _caption(summary: Summary, note: str) -> str:
         "; ".join(filter(None, (summary.hardware, load, note))),
     )
     return "\n".join(textwrap.shorten(text.clean(line), _CAPTION_WIDTH, placeholder="...") for line in lines)
+
+
+def bars_mean(policy: Policy, drawn: bool) -> str:
+    """What a bar is, behind an axis label; empty where none is drawn."""
+    return f"; bars: {text.percent(policy.confidence)} interval over prompts" if drawn else ""
+
+
+def lengths(ends: Sequence[tuple[float, float | None, float | None]]) -> list[list[float]]:
+    """Error-bar lengths below and above each point, NaN (not drawn) without an interval. A cross-fitted value may
+    lie outside its row's interval, and matplotlib takes no negative length."""
+    below = [math.nan if low is None else max(0.0, value - low) for value, low, _ in ends]
+    above = [math.nan if high is None else max(0.0, high - value) for value, _, high in ends]
+    return [below, above]

@@ -43,9 +43,10 @@ class BreakEven:
 @dataclass(frozen=True, slots=True)
 class GammaResult:
     """One draft at one gamma over all prompts. `survival[j-1]` is s_j: P(first j drafts accepted), over rounds
-    that drafted at least j. `speedup` is decode-only, `speedup_e2e` includes both prefills; both are ratios of
-    totals, per token. `identical_prompts` counts prompts whose greedy text equals the target alone's, token for
-    token; None when sampling. These speedups do not follow the policy's metric; a draft's and a category's do.
+    that drafted at least j; `survival_low` and `survival_high` are its interval over prompts. `speedup` is decode-only,
+    `speedup_e2e` includes both prefills; both are ratios of totals, per token. `identical_prompts` counts prompts whose
+    greedy text equals the target alone's, token for token; None when sampling. These speedups do not follow the
+    policy's metric; a draft's and a category's do.
 
     On a server that does not tell them rounds, drafts or the parts of a round's time are None, and `survival` is empty.
     `round_s` is a whole round, seconds, and `round_steps` the same in steps of the target alone; both need no parts.
@@ -82,6 +83,8 @@ class GammaResult:
     round_s: float | None = None
     round_steps: float | None = None
     counted_share: float = 1.0
+    survival_low: tuple[float | None, ...] = ()
+    survival_high: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

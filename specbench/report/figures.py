@@ -6,7 +6,6 @@ has too few prompts for one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,9 @@ from specbench.report.canvas import (
     COLOURS,
     INK,
     MARKERS,
+    bars_mean,
     legend_above,
+    lengths,
     level_lines,
     levels,
     name,
@@ -30,6 +31,7 @@ from specbench.report.canvas import (
 from specbench.report.contract import CategoryResult, DraftResult, GammaResult, PredictedGamma, Summary
 from specbench.report.readings import total
 from specbench.report.served.load_figure import draw_loads
+from specbench.report.survival_figure import draw_survival
 from specbench.report.wording import by_speedup
 
 if TYPE_CHECKING:
@@ -131,39 +133,6 @@ def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, sh
         )
 
 
-def draw_survival(summary: Summary, policy: Policy, note: str = "") -> Figure:
-    """Survival s_j by position j, at each draft's best gamma (filled) and at its largest (open)."""
-    with page(summary, note) as figure:
-        axes = figure.add_subplot()
-        longest = 1
-        for index, draft in enumerate(summary.drafts):
-            largest = max(draft.gammas, key=lambda row: row.gamma)
-            longest = max(longest, largest.gamma)
-            for row in _without_repeats(draft, largest):
-                best = row.gamma == draft.best_gamma
-                points = [(j, s) for j, s in enumerate(row.survival, 1) if s is not None]
-                axes.plot(
-                    [j for j, _ in points],
-                    [s for _, s in points],
-                    label=f"{name(draft.draft)}, gamma {row.gamma}" + (" (best)" if best else " (largest)"),
-                    color=COLOURS[index % len(COLOURS)],
-                    marker=MARKERS[index % len(MARKERS)],
-                    markersize=6 if best else 9,
-                    markerfacecolor=None if best else "none",
-                    linestyle="-" if best else "--",
-                    linewidth=1.3 if best else 1.0,
-                    zorder=3 if best else 2,
-                )
-        axes.set_ylim(0, 1.03)
-        axes.set_xlim(0.6, longest + 0.4)
-        axes.set_xticks(thinned(range(1, longest + 1), 16))
-        axes.set_xlabel("position j in the draft (tokens)")
-        axes.set_ylabel("survival s_j (share of rounds\nwith the first j drafts accepted)", linespacing=1.4)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        legend_above(axes, 2)
-    return figure
-
-
 def draw_round_time(summary: Summary, policy: Policy, note: str = "") -> Figure:
     """Where the mean round's time goes, stacked milliseconds by gamma, beside one step of the target alone."""
     drafts = [replace(draft, gammas=tuple(row for row in draft.gammas if row.round_time)) for draft in summary.drafts]
@@ -230,7 +199,8 @@ def draw_categories(summary: Summary, policy: Policy, note: str = "") -> Figure:
             axes.axvline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1, label=label.replace("\n", " "))
         axes.set_yticks(range(len(rows)), [name(row) for row in rows])
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("speedup over target alone (x)")
+        bars = any(row.speedup_low is not None for draft in drafts for row in draft.categories)
+        axes.set_xlabel("speedup over target alone (x)" + bars_mean(policy, bars))
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
         legend_above(axes, 2)
     return figure
@@ -278,21 +248,10 @@ def _category_order(summary: Summary) -> list[str]:
     return sorted(best, key=lambda category: (-best[category], category))
 
 
-def _without_repeats(draft: DraftResult, largest: GammaResult) -> list[GammaResult]:
-    best = [row for row in draft.gammas if row.gamma == draft.best_gamma]
-    rows = best if largest in best else [*best, largest]
-    return [row for row in rows if row.survival]
-
-
 def _values(row: GammaResult | CategoryResult | PredictedGamma) -> list[float]:
     predicted = None if isinstance(row, PredictedGamma) else row.predicted_speedup
     return [value for value in (row.speedup, row.speedup_low, row.speedup_high, predicted) if value is not None]
 
 
 def _bars(rows: tuple[GammaResult, ...] | tuple[CategoryResult, ...]) -> list[list[float]]:
-    """Error-bar lengths below and above each point, NaN (not drawn) without an interval. A cross-fitted value may
-    lie outside its row's interval, and matplotlib takes no negative length."""
-    ends = [(row.speedup, row.speedup_low, row.speedup_high) for row in rows]
-    below = [math.nan if low is None else max(0.0, value - low) for value, low, _ in ends]
-    above = [math.nan if high is None else max(0.0, high - value) for value, _, high in ends]
-    return [below, above]
+    return lengths([(row.speedup, row.speedup_low, row.speedup_high) for row in rows])

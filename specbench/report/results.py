@@ -114,6 +114,7 @@ class Judged:
             even = _break_even_of_whole(gamma, round_s * view.rate, self.policy.min_speedup)
         c = None if even is None else even.measured_draft_steps
         expected = self.predictor.round_time(gamma)
+        survival = self._survival(gamma, len(counts.survival))
         row = GammaResult(
             gamma=gamma,
             rounds=counts.rounds,
@@ -142,6 +143,8 @@ class Judged:
             round_s=round_s,
             round_steps=None if round_s is None else round_s * view.rate,
             counted_share=view.counted_share(gamma),
+            survival_low=tuple(each.low for each in survival),
+            survival_high=tuple(each.high for each in survival),
         )
         return replace(row, missing_term=missing_term(row, expected, self.predictor.step_s, 1 / view.rate))
 
@@ -180,6 +183,19 @@ class Judged:
             gammas=tuple(gammas),
             baseline_ratio=None if self.steady is None else self.steady.baseline_ratio(name),
         )
+
+    def _survival(self, gamma: int, positions: int) -> list[Interval]:
+        """The interval of each s_j, with prompts as the unit."""
+        counts = [c for c in self.view.by_prompt_counts(gamma) if len(c.reached) == positions]
+        reached = np.array([c.reached for c in counts], dtype=float).reshape(len(counts), positions)
+        survived = np.array([c.survived for c in counts], dtype=float).reshape(len(counts), positions)
+        found = []
+        for part, rest in zip(survived.T, (reached - survived).T, strict=True):
+            if part.sum() + rest.sum():
+                found.append(share_interval(part, rest, self.policy.confidence))
+            else:
+                found.append(Interval(0.0, None, None, self.policy.confidence, len(counts)))
+        return found
 
     def _alpha(self, gamma: int) -> Interval | None:
         """Conditional acceptance at `gamma`, with prompts as the unit; None where nothing was judged, or not known."""
