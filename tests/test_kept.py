@@ -20,6 +20,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 KEPT = sorted(path.parent.name for path in ROOT.glob("reports/[a-z]*/run.json"))
 VERDICTS = {"example": "GO", "drafters": "GO", "llamacpp": "NO-GO"}
 MIX = {"code-edit": 0.6, "chat": 0.4}
+# Folder under reports/ -> run and policy that it is written from.
+WRITTEN = {
+    "example": ("example", {}),
+    "drafters": ("drafters", {}),
+    "llamacpp": ("llamacpp", {}),
+    "mixed": ("drafters", {"mix": MIX, "min_speedup": 1.25}),
+    "unclear": ("example", {"min_speedup": 1.15}),
+}
 
 
 def example(name):
@@ -66,6 +74,20 @@ def test_the_kept_unclear_brief_is_the_example_under_a_stricter_policy(monkeypat
     run = specbench.load_run("reports/example", min_speedup=1.15)
     assert run.verdict == "UNCLEAR"
     assert run.brief() == Path("reports/unclear/brief.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_kept_file_is_what_is_written_today(name, monkeypatch, tmp_path):
+    """Pages and figures, byte for byte, and nothing left over. PNGs are packed otherwise by other builds of zlib."""
+    monkeypatch.chdir(ROOT)
+    run, policy = WRITTEN[name]
+    specbench.load_run(Path("reports") / run, **policy).write_brief(tmp_path)
+    folder = Path("reports") / name
+    kept = {path.relative_to(folder) for path in [*folder.glob("brief.*"), *folder.glob("figures/*")]}
+    assert kept == {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    for path in sorted(kept):
+        if path.suffix != ".png":
+            assert (folder / path).read_bytes() == (tmp_path / path).read_bytes(), path
 
 
 def test_every_kept_run_has_its_verdict_here():
