@@ -80,6 +80,8 @@ def test_two_next_steps_each_with_a_doubt(world: World, first: str, second: str)
     assert len(steps) == 2
     assert steps[0].startswith(f"1. **{first}") and steps[1].startswith(f"2. **{second}")
     assert all(" Because " in step and " It may be wrong: " in step for step in steps)
+    # Each reason is one of the run's own numbers.
+    assert all(any(c.isdigit() for c in step.split(" Because ")[1].split(" It may be wrong: ")[0]) for step in steps)
 
 
 def steps_of(summary: Summary, world: World) -> str:
@@ -111,6 +113,13 @@ def test_prompts_that_are_too_few_even_all_together_are_not_called_enough() -> N
     text = render_brief(stored, summary_of(MIXED))
     assert "1. **Measure all 41 prompts of the workload, not 40, and add about 181 more.**" in text
     assert "measuring the one left out" in section(text, "What to distrust")
+
+
+def test_under_a_mix_only_its_own_prompts_count_towards_enough() -> None:
+    stored = stored_of(MIXED, HERE)
+    stored.run["config"]["policy"] |= {"mix": {"code": 0.5, "chat": 0.5}}
+    steps = section(render_brief(stored, summary_of(MIXED)), "Two next steps")
+    assert steps.startswith("1. **Measure about 182 more prompts of code and chat: 40 have been.**")
 
 
 def test_a_look_up_that_was_measured_is_not_suggested() -> None:

@@ -116,7 +116,11 @@ def _more_prompts(draft: DraftResult, facts: Facts) -> Step | None:
         return None
     if draft.probability is not None and draft.probability >= facts.policy.confidence:
         return _more_for_the_slow(draft, facts, n)
-    if work.available is not None and work.used is not None and work.available > work.used:
+    if facts.policy.mix:
+        # How many of the prompts that are left belong to the mix is not recorded.
+        names = text.join(text.escape(name) for name in facts.policy.mix)
+        do = f"Measure about {max(needed - n, 1):,} more prompts of {names}: {n:,} have been."
+    elif work.available is not None and work.used is not None and work.available > work.used:
         short = needed - work.available
         more = f", and add about {short:,} more" if short > 0 else ""
         do = f"Measure all {work.available:,} prompts of the workload, not {work.used:,}{more}."
@@ -173,9 +177,12 @@ def _by_category(draft: DraftResult) -> Step | None:
     if not {"GO", "NO-GO"} <= verdicts:
         return None
     smallest = min(categories, key=lambda category: (category.prompts, category.category))
+    best = next(category for category in categories if category.verdict == "GO")
+    worst = next(category for category in reversed(categories) if category.verdict == "NO-GO")
     return Step(
         f"Turn {text.code(draft.draft)} on by category, as the verdicts by category say.",
-        "the categories get different verdicts under one draft.",
+        f"{text.escape(best.category)} is a GO at {text.speedup(best.speedup)} and {text.escape(worst.category)} a "
+        f"NO-GO at {text.speedup(worst.speedup)}.",
         f"it needs requests whose category is known before they run, and {text.escape(smallest.category)} rests on "
         f"{text.count(smallest.prompts, 'prompt')}.",
     )
