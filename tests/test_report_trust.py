@@ -12,7 +12,7 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, World
 from specbench.records import Caution, Policy
 from specbench.report import wording
 from specbench.report.brief.brief import render_brief
-from specbench.report.contract import Choice, Summary
+from specbench.report.contract import Choice, Memory, PredictedBatch, Summary
 
 HERE = Path("reports")
 
@@ -141,8 +141,14 @@ def test_the_share_of_slower_prompts_is_that_of_the_gamma_it_stands_under() -> N
 
 def test_what_was_not_timed_and_not_recorded_is_called_not_known() -> None:
     doubts = section(page(GO), "What to distrust")
-    assert "*not known*: At which batch it stops paying: nothing was timed beyond batch 1." in doubts
-    assert "*not known*: The memory that the draft adds beside 31.4 MB of weights" in doubts
+    assert (
+        "*not known*: At which batch it stops paying (nothing was timed beyond batch 1) and how much memory" in doubts
+    )
+    told = replace(summary_of(GO).drafts[0], memory=Memory(1, 1, 1, 2))
+    batches = tuple(PredictedBatch(batch, 2, 1.5, 1.4, 1.6, 10.0, 15.0) for batch in (1, 2))
+    for draft, part in ((told, True), (replace(told, batches=batches), False)):
+        text = render_brief(stored_of(GO, HERE), replace(summary_of(GO), drafts=(draft,)))
+        assert ("nothing was timed beyond batch 1" in text) is part and "its cache was not recorded" not in text
 
 
 def test_a_verdict_whose_interval_holds_the_minimum_is_a_close_call() -> None:

@@ -120,7 +120,7 @@ def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
     if summary.server is not None:
         found += _server(summary)
     else:
-        found += _not_recorded(summary, facts)
+        found += _not_recorded(summary)
     return found
 
 
@@ -182,22 +182,18 @@ def _unsteady(summary: Summary) -> Iterator[Doubt]:
         )
 
 
-def _not_recorded(summary: Summary, facts: Facts) -> Iterator[Doubt]:
+def _not_recorded(summary: Summary) -> Iterator[Doubt]:
     """What a sweep in process usually tells, and this one does not."""
+    parts = []
     if summary.batch_size == 1 and all(len(draft.batches) < 2 for draft in summary.drafts):
+        parts.append("at which batch it stops paying (nothing was timed beyond batch 1)")
+    if any(draft.memory is None for draft in summary.drafts):
+        parts.append("how much memory it adds beside its weights (its cache was not recorded)")
+    if parts:
         yield Doubt(
             "not known",
-            "At which batch it stops paying: nothing was timed beyond batch 1.",
-            "a sweep with `--probe-batch-sizes 1,2,4,8`, or one under your own load.",
-        )
-    unknown = [facts.drafts.get(draft.draft) for draft in summary.drafts if draft.memory is None]
-    sizes = [text.size(model.weight_bytes, "B") for model in unknown if model is not None]
-    if unknown:
-        known = f" beside {text.join(filter(None, sizes))} of weights" if any(sizes) else ""
-        yield Doubt(
-            "not known",
-            f"The memory that the draft adds{known}: the size of its cache was not recorded.",
-            "a new run, which records it.",
+            f"{text.sentence(text.join(parts))}",
+            "a new sweep, with `--probe-batch-sizes 1,2,4,8`, or one under your own load.",
         )
 
 
