@@ -192,7 +192,20 @@ def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked, sampling:
     measured = {trial.prompt_id for trial in trials}
     usable = [prompt for prompt in workload.prompts if prompt.id in measured]
     limit = asked.limit or (GREEDY_LIMIT if sampling.greedy else SAMPLED_LIMIT)
+    if sampling.greedy:
+        return {prompt.id: prompt for prompt in comparable(usable, trials, limit, config["seed"])}
     return {prompt.id: prompt for prompt in select(usable, limit, config["seed"])}
+
+
+def comparable(prompts: Sequence[Prompt], trials: Sequence[Trial], limit: int, seed: int) -> list[Prompt]:
+    """At most `limit`, those first whose texts were the target's own in every arm: where rounding parted a text from
+    it, it mostly parts transformers' from ours as well, and rounds of different texts cannot be compared."""
+    parted = {trial.prompt_id for trial in trials if trial.identical is False}
+    same = [prompt for prompt in prompts if prompt.id not in parted]
+    found = list(select(same, limit, seed))
+    if len(found) < limit:
+        found += select([prompt for prompt in prompts if prompt.id in parted], limit - len(found), seed)
+    return found
 
 
 def _load(stored: StoredRun, name: str, was: dict[str, Any], asked: Asked) -> LoadedModel:

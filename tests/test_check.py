@@ -17,12 +17,12 @@ from tokenizers import pre_tokenizers
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from typer.testing import CliRunner
 
-from specbench.checking import Asked, check, unsupported
+from specbench.checking import Asked, check, comparable, unsupported
 from specbench.cli import app
 from specbench.drafters import parse_draft
 from specbench.engines.assisted import RULES, SeenRound, SeenText, reconcile, watched
 from specbench.engines.comparing import Pair, placed
-from specbench.records import Round, Sampling
+from specbench.records import Arm, Message, Prompt, Round, Sampling, Times, Trial
 from specbench.report.check_tables import REASONS
 from specbench.report.checked import Checked, CheckedDraft, CheckedGamma, Tally, checked_gamma
 from specbench.store import read_run
@@ -51,6 +51,20 @@ def home(lab, tmp_path_factory):
 def stored(home, tmp_path_factory):
     drafts = [str(home.near), "ngram:n=3,max=4"]
     return sweep(home, tmp_path_factory.mktemp("runs"), draft=drafts, gammas=GAMMAS, max_new_tokens=16)
+
+
+def test_prompts_whose_texts_were_the_targets_own_are_checked_first():
+    prompts = [Prompt(f"p{n}", (Message("user", f"x{n}"),), "", "ab"[n % 2]) for n in range(8)]
+
+    def trial(n, gamma, same):
+        times = Times(0, 0, 0, 0, 0, 0)
+        arm = Arm("speculative", "d", gamma)
+        return Trial(f"p{n}", "", None, arm, 0, 1, 1, "", "length", (), (), times, identical=same)
+
+    trials = [trial(n, gamma, not (gamma == 4 and n in (0, 1, 2, 5))) for n in range(8) for gamma in (1, 4)]
+    assert {prompt.id for prompt in comparable(prompts, trials, 4, 0)} == {"p3", "p4", "p6", "p7"}
+    assert {prompt.id for prompt in comparable(prompts, trials, 6, 0)} > {"p3", "p4", "p6", "p7"}
+    assert len(comparable(prompts, trials, 6, 0)) == 6 and len(comparable(prompts, trials, 20, 0)) == 8
 
 
 def checked(stored, **asked):
