@@ -49,13 +49,15 @@ def read_lines(path: Path, parse: Callable[[object], Row]) -> tuple[list[Row], b
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def uncollected(*, last: bool = False) -> Iterator[None]:
     """Rows have no cycles, and a collector that looks at ten thousands of them again and again takes a third of the
-    time."""
+    time. `last`: the process ends with this, so it need not look once more afterwards and at exit."""
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if last:
+            gc.freeze()
         if was:
             gc.enable()
