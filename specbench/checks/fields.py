@@ -37,7 +37,7 @@ def kind_of(value: object) -> str:
 def strict_json(data: bytes) -> Any:
     """json.loads without NaN, infinities, keys given twice and encodings but UTF-8, which Python takes and JSON does
     not. Raises ValueError and RecursionError."""
-    return json.loads(data.decode(), parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
+    return _STRICT.decode(data.decode())
 
 
 def read_as(kind: type[Record], value: object, noun: str) -> Record:
@@ -107,7 +107,7 @@ def _flag(value: Any) -> bool:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if type(value) is not int:
         _not(value, "a whole number")
     if not 0 <= value <= LARGEST:
         raise ValueError(f" is not from 0 to {LARGEST:g}")
@@ -115,7 +115,7 @@ def _count(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) is not float and type(value) is not int:  # JSON has no other kinds of them, and true is none
         _not(value, "a number")
     if not abs(value) <= LARGEST:
         raise ValueError(f" is not from -{LARGEST:g} to {LARGEST:g}")
@@ -188,10 +188,18 @@ def _record(kind: Any) -> _Read:
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
+    whole = [(_taken(hints[name]), read) for name, read in readers.items()]
+    order = list(readers)
 
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             _not(value, "an object")
+        if list(value) == order:  # as we write it: worth not being looked up key by key
+            pairs = zip(whole, value.values(), strict=True)
+            try:
+                return kind(*[item if type(item) in taken else each(item) for (taken, each), item in pairs])
+            except ValueError:
+                pass  # said below, with the field's name
         if not needed <= value.keys():
             raise ValueError(f" lacks {', '.join(sorted(needed - value.keys()))}")
         if not value.keys() <= readers.keys():
@@ -205,6 +213,12 @@ def _record(kind: Any) -> _Read:
         return kind(**found)
 
     return read
+
+
+def _taken(kind: Any) -> frozenset[type]:
+    """Types of which a field of this kind takes every value as it is."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return frozenset(part for part in parts if part in (str, bool, NoneType))
 
 
 def _no_number(name: str) -> NoReturn:
@@ -223,3 +237,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a key is there twice")
     return found
+
+
+_STRICT = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import lt
 
 from specbench.checks.fields import read_as
 from specbench.checks.keys import MAX_GAMMA
@@ -19,14 +20,15 @@ def trial_from_json(row: object) -> Trial:
     times = trial.times
     if len(trial.drafted) != len(trial.accepted):
         raise ValueError("drafted and accepted are not of one length")
-    if any(kept > tried for tried, kept in zip(trial.drafted, trial.accepted, strict=True)):
+    if any(map(lt, trial.drafted, trial.accepted)):
         raise ValueError("more is accepted than drafted")
     if max(trial.drafted, default=0) > MOST_DRAFTED:
         raise ValueError(f"a round drafted more than {MOST_DRAFTED} tokens")
     parts = (times.prefill_s, times.draft_prefill_s, times.draft_s, times.verify_s, times.total_s)
-    if min(part for part in parts if part is not None) < 0 or times.decode_s < -_CLOCK_S:
+    decode_s = times.decode_s
+    if min([part for part in parts if part is not None]) < 0 or decode_s < -_CLOCK_S:
         raise ValueError("times are below 0, or their parts more than the whole")
-    if times.decode_s <= 0 < trial.decode_tokens and not trial.warmup:
+    if decode_s <= 0 < trial.decode_tokens and not trial.warmup:
         raise ValueError("tokens were decoded in no time")
     if trial.told is not None and len(trial.told.survived or ()) > MOST_DRAFTED:
         raise ValueError(f"told.survived has more than {MOST_DRAFTED} entries")

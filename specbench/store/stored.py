@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ DIVERGENCES_FILE = "divergences.jsonl"
 STRETCHES_FILE = "stretches.jsonl"
 
 TrialKey = tuple[str, Arm, int]
+
+_NAMES = [field.name for field in fields(Trial)]
+_BEFORE = attrgetter(*_NAMES[: _NAMES.index("identical")])
+_AFTER = attrgetter(*_NAMES[_NAMES.index("diverged") + 1 :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ def _compared(trials: list[Trial], divergences: dict[TrialKey, Divergence]) -> l
         if not trial.warmup and trial.arm.kind != "baseline" and key in alone:
             identical = trial.output_sha256 == alone[key]
             diverged = None if identical else divergences.get(trial_key(trial))
-            trial = replace(trial, identical=identical, diverged=diverged)
+            # dataclasses.replace takes twice as long, and this is done to nearly every trial.
+            values: list[Any] = [*_BEFORE(trial), identical, diverged, *_AFTER(trial)]
+            trial = Trial(*values)
         compared.append(trial)
     return compared
