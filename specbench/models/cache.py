@@ -16,9 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
-from filelock import FileLock, Timeout
-
 from specbench.errors import ModelError
 from specbench.models.notice import Notice
 
@@ -31,7 +28,11 @@ _ELSEWHERE = "Free some space, or set SPECBENCH_CACHE to a folder on another dis
 def cache_root() -> Path:
     """`SPECBENCH_CACHE` where it is set, else the platform's user cache folder. It need not exist yet."""
     chosen = os.environ.get("SPECBENCH_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("specbench")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("specbench")
 
 
 def sha256_of(path: Path) -> str:
@@ -99,6 +100,8 @@ def staging(final: Path) -> Iterator[Path]:
 @contextmanager
 def exclusive(notice: Notice) -> Iterator[None]:
     """Hold the cache's lock. A process that finds it taken says so and waits; the system frees it if a holder dies."""
+    from filelock import FileLock, Timeout
+
     root = cache_root()
     root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / "prepare.lock")
