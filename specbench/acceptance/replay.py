@@ -19,7 +19,7 @@ Singles = NDArray[np.float32]
 Counts32 = NDArray[np.int32]
 
 # Prompts walked side by side: bounds the memory, whatever the workload's size.
-CHUNK = 512
+CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ in it, and with one. What cannot be explained by the machine being slower throug
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
@@ -140,7 +139,7 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
     passes for as cheap as they may be."""
     dear = [replace(point, median_s=point.high_s) for point in points]
     cheap = [replace(point, median_s=point.low_s) for point in points]
-    found: defaultdict[Arm, defaultdict[str, list[Spent]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[Arm, dict[str, Spent]] = {}
     known: dict[tuple[bool, int], RoundCosts | None] = {}
     for trial in trials:
         speculative = trial.arm.kind == "speculative"
@@ -150,18 +149,18 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
         drafted = trial.drafted if speculative else (0,) * trial.decode_tokens
         times = trial.times
         spent = Spent(
-            verify_s=times.verify_s or 0.0,
-            probed_s=_probed_s(known[key], drafted),
-            other_s=times.other_s or 0.0,
-            decode_s=times.decode_s,
-            prefill_s=times.prefill_s,
-            passes=len(drafted),
+            times.verify_s or 0.0,
+            _probed_s(known[key], drafted),
+            times.other_s or 0.0,
+            times.decode_s,
+            times.prefill_s,
+            len(drafted),
         )
-        found[trial.arm][trial.prompt_id].append(spent)
-    return {
-        arm: {prompt: _added(repeats) if len(repeats) > 1 else repeats[0] for prompt, repeats in prompts.items()}
-        for arm, prompts in found.items()
-    }
+        prompts = found.setdefault(trial.arm, {})
+        before = prompts.setdefault(trial.prompt_id, spent)
+        if before is not spent:
+            prompts[trial.prompt_id] = _added((before, spent))
+    return found
 
 
 def _probed_s(costs: RoundCosts | None, drafted: Sequence[int]) -> float:
