@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specbench.decision.interval import Paired
 
@@ -34,8 +36,7 @@ def choose_gamma(by_gamma: Mapping[int, Paired]) -> Choice:
     first = by_gamma[gammas[0]]
     if len(gammas) == 1 or first.n < 2:
         return Choice(best, by_gamma[best])
-    rng = np.random.default_rng(0)
-    choosing = np.argsort(rng.random((SPLITS, first.n)), axis=1) < first.n // 2  # [splits, n]
+    choosing = _halves(first.n)
     with np.errstate(divide="ignore", invalid="ignore"):
         rate = (spec_s @ choosing.T) / (spec_tokens @ choosing.T)  # seconds per token [gammas, splits]
     chosen = np.argmin(np.nan_to_num(rate, nan=np.inf), axis=0) == np.arange(len(gammas))[:, None]  # [gammas, splits]
@@ -43,3 +44,9 @@ def choose_gamma(by_gamma: Mapping[int, Paired]) -> Choice:
     share = (chosen @ reported.astype(float)) / reported.sum(0)  # [gammas, n]: how often each was reported at each
     paired = Paired(first.base_s, first.base_tokens, (share * spec_s).sum(0), (share * spec_tokens).sum(0))
     return Choice(best, paired)
+
+
+@lru_cache(maxsize=2)  # categories are often of one size, and the whole is asked for twice
+def _halves(n: int) -> NDArray[np.bool_]:
+    """Which of `n` prompts choose, in each split [splits, n]."""
+    return np.argsort(np.random.default_rng(0).random((SPLITS, n)), axis=1) < n // 2

@@ -124,14 +124,14 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...], exces
     if not _enough(above, below):
         return None
     estimate, error = _estimate(above, below)
-    parts = [_log_ratio(above, below, weights) for weights in _resamples(len(above[0]))]
-    resampled, errors = (np.concatenate(column) for column in zip(*parts, strict=True))
-    # A resample without spread (or in which a total vanished) has no distance to measure.
-    usable = np.isfinite(resampled) & (errors > _NO_SPREAD)
-    if error > _NO_SPREAD and usable.any():
-        distances = (resampled[usable] - estimate) / errors[usable] * error
-    else:
-        distances = np.zeros(RESAMPLES if excess else 1)
+    distances = np.zeros(RESAMPLES if excess else 1)
+    if error > _NO_SPREAD:
+        parts = [_log_ratio(above, below, weights) for weights in _resamples(len(above[0]))]
+        resampled, errors = (np.concatenate(column) for column in zip(*parts, strict=True))
+        # A resample without spread (or in which a total vanished) has no distance to measure.
+        usable = np.isfinite(resampled) & (errors > _NO_SPREAD)
+        if usable.any():
+            distances = (resampled[usable] - estimate) / errors[usable] * error
     if excess:
         distances = distances + np.random.default_rng(1).normal(0, np.sqrt(excess), len(distances))
     return np.concatenate((estimate - distances, estimate + distances))
