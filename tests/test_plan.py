@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def uneven(rng, n, speedup):
 WORKLOADS = {"scattered": fake_prompts, "uneven": uneven}
 
 
+@cache
 def true_spread(make):
     """From a sampling distribution, not from a formula: how much the log speedup of 2,000 prompts moves."""
     rng = np.random.default_rng(0)
