@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from dataclasses import dataclass
@@ -18,9 +19,18 @@ from tiny import near_copy, save_with_byte_tokenizer, tiny_llama
 CANARY = "xylophone-canary"
 
 
+torch.set_num_threads(1)  # also for models that are made while the tests are collected
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries and the collected tests hold is never garbage: Python need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

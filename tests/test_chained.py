@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GREEDY, near_copy, run, tiny_llama
+from tiny import GREEDY, lean, near_copy, run, tiny_llama
 from torch import Tensor
 
 from specbench.acceptance import rules
@@ -20,8 +20,8 @@ from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.engines.cached import CachedModel
 from specbench.records import Sampling
 
-TARGET = tiny_llama(64, seed=1, num_hidden_layers=3)
-DRAFT = near_copy(TARGET, noise=0.3)
+PLAIN = tiny_llama(64, seed=1, num_hidden_layers=3)
+TARGET, DRAFT = lean(PLAIN), lean(near_copy(PLAIN, noise=0.3))
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 
 

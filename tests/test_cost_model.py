@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GREEDY, near_copy, tiny_llama
+from tiny import GREEDY, lean, near_copy, tiny_llama
 
 from specbench.acceptance.loop import generate
 from specbench.acceptance.replay import Positions, replay
@@ -26,8 +26,8 @@ from specbench.drafters.model import ModelDrafter
 from specbench.engines.cached import CachedModel
 from specbench.records import CostPoint
 
-TARGET = tiny_llama(64, seed=1)
-NEAR = near_copy(TARGET, noise=0.03)
+PLAIN = tiny_llama(64, seed=1)
+TARGET, NEAR = lean(PLAIN), lean(near_copy(PLAIN, noise=0.03))
 
 
 class FakeClock:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import run, save_with_byte_tokenizer, tiny_llama
+from tiny import lean, run, save_with_byte_tokenizer, tiny_llama
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -41,7 +41,7 @@ def tokenizers(tmp_path_factory):
     )
 
 
-BYTES, WORDS = tiny_llama(257, seed=3, sharpness=2.0), tiny_llama(262, seed=4, sharpness=2.0)
+BYTES, WORDS = (lean(tiny_llama(size, seed=seed, sharpness=2.0)) for size, seed in ((257, 3), (262, 4)))
 
 
 def cross(tokenizers, model=WORDS, eos=(256,)):

@@ -29,7 +29,7 @@ from specbench.records import Sampling
 
 VOCAB = 257
 EOS = frozenset({256})
-TARGET = tiny_llama(VOCAB, seed=1, num_hidden_layers=3)
+TARGET = tiny_llama(VOCAB, seed=1)
 NEAR = near_copy(TARGET, noise=0.05)
 GREEDY, WARM = Sampling(), Sampling(0.7)
 PROMPTS = [[7, 21, 40, 99, 3, 250, 18], [90, 91, 5, 5, 17], [200, 1, 2, 3, 150, 77], [60, 61, 62, 63]]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GREEDY, near_copy, run, tiny_llama
+from tiny import GREEDY, lean, near_copy, run, tiny_llama
 
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, Positions, replay
@@ -26,13 +26,14 @@ from specbench.positions import PositionWriter, read_positions
 from specbench.records import Sampling
 
 VOCAB = 24
-TARGET = tiny_llama(VOCAB, seed=1, num_hidden_layers=4)
-NEAR = near_copy(TARGET, noise=0.05)
+PLAIN = tiny_llama(VOCAB, seed=1, num_hidden_layers=4)
+TARGET, NEAR = lean(PLAIN), lean(near_copy(PLAIN, noise=0.05))
 # Later layers that change little: then the first ones alone are a good draft.
-SHALLOW = tiny_llama(VOCAB, seed=2, num_hidden_layers=4)
-for layer in SHALLOW.model.layers[2:]:
+shallow = tiny_llama(VOCAB, seed=2, num_hidden_layers=4)
+for layer in shallow.model.layers[2:]:
     layer.self_attn.o_proj.weight.mul_(0.15)
     layer.mlp.down_proj.weight.mul_(0.15)
+SHALLOW = lean(shallow)
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8)
@@ -71,7 +72,7 @@ def test_a_skip_draft_keeps_the_text_and_replays_exactly(prompt, gamma, limit, e
 
 
 def test_skipping_layers_that_do_nothing_accepts_everything():
-    same = copy.deepcopy(TARGET)
+    same = copy.deepcopy(PLAIN)
     for layer in same.model.layers[2:]:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -94,13 +95,13 @@ def test_a_skip_draft_that_leaves_its_drafts_in_the_cache_is_caught(monkeypatch)
 
 
 def test_first_layers_share_weights_and_leave_the_target_whole():
-    cut = first_layers(TARGET, 2)
+    cut = first_layers(PLAIN, 2)
     assert len(cut.model.layers) == 2
-    assert len(TARGET.model.layers) == TARGET.config.num_hidden_layers == 4
-    assert cut.lm_head.weight is TARGET.lm_head.weight
-    assert cut.model.layers[0].mlp.up_proj.weight is TARGET.model.layers[0].mlp.up_proj.weight
+    assert len(PLAIN.model.layers) == PLAIN.config.num_hidden_layers == 4
+    assert cut.lm_head.weight is PLAIN.lm_head.weight
+    assert cut.model.layers[0].mlp.up_proj.weight is PLAIN.model.layers[0].mlp.up_proj.weight
     with pytest.raises(ConfigError, match="has 4 layers, a draft of 4 would skip none"):
-        first_layers(TARGET, 4)
+        first_layers(PLAIN, 4)
 
 
 @settings(max_examples=20, deadline=None)

@@ -13,7 +13,7 @@ import torch
 from fake_markov import FakeMarkov
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GREEDY, model_drafter, near_copy, run, tiny_llama
+from tiny import GREEDY, lean, model_drafter, near_copy, run, tiny_llama
 
 from specbench.acceptance import replay as replay_module
 from specbench.acceptance.metrics import count
@@ -24,9 +24,9 @@ from specbench.drafters.model import ModelDrafter
 from specbench.engines.cached import CachedModel
 from specbench.records import Sampling
 
-TARGET = tiny_llama(64, seed=1)
-NEAR = near_copy(TARGET, noise=0.1)
-NEARER = near_copy(TARGET, noise=0.03)  # accepted often enough to carry ends of sequence into drafts
+PLAIN = tiny_llama(64, seed=1)
+TARGET, NEAR = lean(PLAIN), lean(near_copy(PLAIN, noise=0.1))
+NEARER = lean(near_copy(PLAIN, noise=0.03))  # accepted often enough to carry ends of sequence into drafts
 
 
 def positions(scores, limit):

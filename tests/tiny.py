@@ -14,6 +14,7 @@ from specbench.acceptance.loop import Drafter, Generation, generate
 from specbench.clock import Stopwatch
 from specbench.drafters.model import ModelDrafter
 from specbench.engines.cached import CachedModel
+from specbench.engines.swap import forward_of, make_lean
 from specbench.records import Sampling
 
 GREEDY = Sampling()
@@ -41,11 +42,21 @@ def tiny_llama(vocab_size: int, seed: int, *, sharpness: float = 1.0, **override
 
 def near_copy(model: LlamaForCausalLM, noise: float, seed: int = 0) -> LlamaForCausalLM:
     """The same model with noise on every weight: agrees with the original often, not always."""
+    assert forward_of(model) == "transformers", "lean layers keep copies of their weights"
     torch.manual_seed(seed)
     other = copy.deepcopy(model)
     for weight in other.parameters():
         weight.add_(torch.randn_like(weight) * noise * weight.std())
     return other
+
+
+def lean(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same model with the layers that a run gives it: what users measure, in a third of the time of transformers'
+    own. Those stay where transformers is the judge."""
+    twin = copy.deepcopy(model)
+    make_lean(twin)
+    assert forward_of(twin) == "lean"
+    return twin
 
 
 def model_drafter(
