@@ -39,7 +39,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gemma: $(STAMP)
 	SPECBENCH_TEST_GEMMA=1 $(BIN)/python -m pytest tests/test_gemma.py

@@ -26,7 +26,8 @@ from specbench.positions import PositionWriter, read_positions
 from specbench.records import Sampling
 
 VOCAB = 24
-PLAIN = tiny_llama(VOCAB, seed=1, num_hidden_layers=4)
+PLAIN = tiny_llama(VOCAB, seed=1)
+DEEP = tiny_llama(VOCAB, seed=1, num_hidden_layers=4)
 TARGET, NEAR = lean(PLAIN), lean(near_copy(PLAIN, noise=0.05))
 # Later layers that change little: then the first ones alone are a good draft.
 shallow = tiny_llama(VOCAB, seed=2, num_hidden_layers=4)
@@ -72,7 +73,7 @@ def test_a_skip_draft_keeps_the_text_and_replays_exactly(prompt, gamma, limit, e
 
 
 def test_skipping_layers_that_do_nothing_accepts_everything():
-    same = copy.deepcopy(PLAIN)
+    same = copy.deepcopy(DEEP)
     for layer in same.model.layers[2:]:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -95,13 +96,13 @@ def test_a_skip_draft_that_leaves_its_drafts_in_the_cache_is_caught(monkeypatch)
 
 
 def test_first_layers_share_weights_and_leave_the_target_whole():
-    cut = first_layers(PLAIN, 2)
+    cut = first_layers(DEEP, 2)
     assert len(cut.model.layers) == 2
-    assert len(PLAIN.model.layers) == PLAIN.config.num_hidden_layers == 4
-    assert cut.lm_head.weight is PLAIN.lm_head.weight
-    assert cut.model.layers[0].mlp.up_proj.weight is PLAIN.model.layers[0].mlp.up_proj.weight
+    assert len(DEEP.model.layers) == DEEP.config.num_hidden_layers == 4
+    assert cut.lm_head.weight is DEEP.lm_head.weight
+    assert cut.model.layers[0].mlp.up_proj.weight is DEEP.model.layers[0].mlp.up_proj.weight
     with pytest.raises(ConfigError, match="has 4 layers, a draft of 4 would skip none"):
-        first_layers(PLAIN, 4)
+        first_layers(DEEP, 4)
 
 
 @settings(max_examples=20, deadline=None)

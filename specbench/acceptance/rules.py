@@ -7,10 +7,11 @@ after the same temperature, top-k and top-p.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from specbench.records import Sampling
 
@@ -23,13 +24,23 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     logits = logits.float()
     if sampling.greedy:
         return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    for warper in _warpers(sampling, logits.shape[-1]):
+        logits = warper(_UNUSED_IDS, logits)
+    return torch.softmax(logits, dim=-1)
+
+
+_UNUSED_IDS = torch.empty(0, dtype=torch.long)
+
+
+@lru_cache(maxsize=8)
+def _warpers(sampling: Sampling, vocab_size: int) -> tuple[LogitsProcessor, ...]:
+    """Called one after the other: transformers' own list of them reads the signature of each at every token."""
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
     if sampling.top_k:
-        warpers.append(TopKLogitsWarper(min(sampling.top_k, logits.shape[-1])))
+        warpers.append(TopKLogitsWarper(min(sampling.top_k, vocab_size)))
     if sampling.top_p < 1.0:
         warpers.append(TopPLogitsWarper(sampling.top_p))
-    unused_ids = torch.empty(0, dtype=torch.long)
-    return torch.softmax(warpers(unused_ids, logits), dim=-1)
+    return tuple(warpers)
 
 
 def align(logits: Tensor, vocab_size: int) -> Tensor:
