@@ -1,4 +1,7 @@
-"""Tiny real models for every test: no downloads, milliseconds each."""
+"""Tiny real models for every test: no downloads, milliseconds each.
+
+torch is loaded where it is used: with `-n` the process that hands out the tests reads this file and runs none.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,14 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
-import torch
-from tiny import near_copy, save_with_byte_tokenizer, tiny_llama
 
 CANARY = "xylophone-canary"
 
 
-torch.set_num_threads(1)  # also for models that are made while the tests are collected
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -35,6 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What the libraries and the collected tests hold is never garbage: Python need not walk it again and again."""
+    import torch
+
+    torch.set_num_threads(1)  # also for fixtures of a module, which are made before `one_thread`
     gc.collect()
     gc.freeze()
 
@@ -57,6 +60,8 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    from tiny import near_copy, save_with_byte_tokenizer, tiny_llama
+
     folder = tmp_path_factory.mktemp("lab")
     target = tiny_llama(257, seed=1)
     save_with_byte_tokenizer(target, folder / "target")
