@@ -105,6 +105,7 @@ def test_a_machine_that_disagrees_with_itself_comes_before_more_prompts() -> Non
         trials = tuple(replace(trial, disturbed=shared) for trial in stored.trials)
         busy = render_brief(replace(stored, trials=trials), replace(summary_of(MIXED), noise_floor=0.2))
         assert ("trials shared the machine" in section(busy, "Two next steps")) is told
+        assert ("Run it again with nothing else" in busy) is told
 
 
 def test_prompts_that_are_too_few_even_all_together_are_not_called_enough() -> None:

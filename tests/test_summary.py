@@ -13,6 +13,7 @@ from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Policy
 from specbench.report.brief.brief import render_brief
+from specbench.report.compare.comparison import compared
 from specbench.report.predict import stops_paying
 from specbench.report.summarise import summarise
 
@@ -194,6 +195,21 @@ def test_a_machine_that_was_slow_over_one_category_widens_that_one_and_a_mix_of_
     brief = render_brief(runs[1.15], summarise(runs[1.15]))
     assert "differs from itself by more than chance on code (13%)" in brief
     assert "more than chance" not in render_brief(runs[1.0], summarise(runs[1.0]))
+
+
+def test_a_comparison_of_a_slow_category_is_as_unsure_as_its_runs(tmp_path):
+    prompts = {"code": 12, "chat": 60}
+
+    def width(slow):
+        runs = [
+            fake_run(tmp_path / f"{slow}{n}", {"d": GOOD}, machine=FakeMachine(noise=0.02, a_a_on=on), prompts=prompts)
+            for n, on in enumerate(({}, {"code": slow}))
+        ]
+        (draft,) = compared(*runs).drafts
+        (code,) = (row for row in draft.gammas[0].categories if row.category == "code")
+        return code.ratio_high - code.ratio_low
+
+    assert width(1.15) > 2 * width(1.0)
 
 
 def test_a_draft_that_does_not_fit_is_no_go_whatever_its_speed(tmp_path):
