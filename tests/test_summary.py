@@ -223,6 +223,26 @@ def test_a_draft_that_does_not_fit_is_no_go_whatever_its_speed(tmp_path):
     assert summarise(with_policy(stored, max_added_gb=0.04)).choice.verdict == "GO"
 
 
+@pytest.mark.parametrize(
+    ("prefill_s", "said"),
+    [(0.00005, None), (0.0045, "less than was asked for"), (0.02, "slower than the target alone")],
+)
+def test_a_go_for_decoding_says_where_whole_answers_gain_less_than_asked(tmp_path, prefill_s, said):
+    """A draft that takes long to read the prompt: decoding does not tell."""
+    stored = fake_run(tmp_path / "r", {"d": replace(GOOD, prefill_s=prefill_s)})
+    draft = summarise(stored).drafts[0]
+    assert draft.verdict == "GO"
+    added = [reason for reason in draft.reasons if "whole answer" in reason]
+    assert [said in reason for reason in added] == ([] if said is None else [True])
+    if said is not None:
+        whole = next(row for row in draft.gammas if row.gamma == draft.best_gamma).speedup_e2e
+        assert f"ran {whole:.2f}x [" in added[0]
+        assert f"But a whole answer, prompt included, ran {whole:.2f}x" in render_brief(stored, summarise(stored))
+    judged = summarise(with_policy(stored, metric="e2e")).drafts[0]
+    assert (judged.verdict == "GO") == (said is None)
+    assert not any("whole answer" in reason for reason in judged.reasons)
+
+
 def test_money_is_price_over_rate(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD})
     assert summarise(stored).drafts[0].money is None

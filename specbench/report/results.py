@@ -13,7 +13,7 @@ from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge, least_share
-from specbench.records import Interval, Policy
+from specbench.records import Call, Interval, Policy
 from specbench.report import text
 from specbench.report.contract import (
     BreakEven,
@@ -65,7 +65,7 @@ class Judged:
         return DraftResult(
             draft=view.spec,
             verdict=verdict.call,
-            reasons=verdict.reasons,
+            reasons=(*verdict.reasons, *self._whole_answer(verdict.call, choice.best)),
             best_gamma=choice.best,
             speedup=speedup.value,
             speedup_low=speedup.low,
@@ -83,6 +83,19 @@ class Judged:
             memory=self.memory,
             money=_money(view, choice.best, policy.price_per_hour),
             slower_share=gates.slower_share,
+        )
+
+    def _whole_answer(self, call: Call, gamma: int) -> tuple[str, ...]:
+        """What a GO for decoding leaves out: that answers with their prompts gain less than was asked for, or lose."""
+        if call != "GO" or self.policy.metric != "decode":
+            return ()
+        whole = self.interval(self.view.paired(gamma, "e2e"))
+        if whole.value >= self.policy.min_speedup:
+            return ()
+        kind = "slower than the target alone" if whole.value < 1 else "less than was asked for"
+        return (
+            f"but a whole answer, prompt included, ran {text.estimate(whole.value, whole.low, whole.high)} as fast "
+            f"(measured), {kind}: --metric e2e decides by that",
         )
 
     def with_slower(self, paired: Paired) -> Gates:
