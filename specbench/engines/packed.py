@@ -7,7 +7,7 @@ the same: only the order of the sums differs.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,17 @@ class Packed(nn.Module):
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.copies = copies
-        self._run = torch.ops.mkldnn._linear_pointwise.default
-        self._add = torch.ops.mkldnn._linear_pointwise.binary
+        self._run: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+        self._add: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.binary
+        # Plain attributes: a module looks its parameters up in Python, at every call.
+        self._given = (self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self._run(x, self.weight, self.bias, "none", [], ""))
+        return self._run(x, *self._given, "none", [], "")
 
     def onto(self, stream: Tensor, x: Tensor) -> Tensor:
         """`stream` + forward(x), in one operation."""
-        return cast(Tensor, self._add(x, stream, self.weight, self.bias, "add"))
+        return self._add(x, stream, *self._given, "add")
 
 
 class Plain(nn.Module):
