@@ -74,7 +74,7 @@ def _compiled(reader: CachedModel, keep: int) -> Callable[[Tensor, Tensor], Tens
     assert decoder is not None
 
     def run(ids: Tensor, at: Tensor) -> Tensor:
-        return decoder.run(ids, at, seen_from(at, places), put_all(layers)(at), keep)
+        return decoder.run(ids, at, seen_from(at, places), put_all(layers)(at, CAPACITY), keep)
 
     torch._dynamo.reset()
     return torch.compile(run, fullgraph=True, dynamic=False)

@@ -99,7 +99,7 @@ def test_replays_are_used():
         reader.forward(PROMPT, keep=1)
         before = reader.forward([3], keep=1)
         reader.rewind(len(PROMPT))
-        found = reader._graphs._recorded[1, 1, 1]
+        found = reader._graphs._recorded[1, 1, 1, 256]
         found.logits.zero_()
         assert reader.forward([3], keep=1).equal(before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from specbench.clock import Stopwatch
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
+from specbench.engines import graphs
 from specbench.engines.cached import CachedModel
 from specbench.engines.graphs import record_all
 from specbench.engines.ragged import RaggedModel
@@ -57,7 +59,9 @@ def recorded(model: Any, *, widths: Any = range(1, 6), every: bool = True, capac
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_reading_and_rewinding(data):
-    reader, recorder = recorded(LEAN)
+    with patch.object(graphs, "_SMALLEST_ROOM", 4):  # so that the text grows and shrinks through several
+        reader, recorder = recorded(LEAN)
+    assert reader._graphs.rooms == [4, 8, 16, 32, 64]
     text: list[int] = []
     short = 0
     for _ in range(data.draw(st.integers(1, 6))):
@@ -110,6 +114,21 @@ def test_at_the_end_of_the_room_the_pass_runs_plainly():
             reader.forward([8, 9], keep=2)
 
 
+def test_a_room_that_does_not_hold_the_text_is_seen(monkeypatch):
+    monkeypatch.setattr(graphs, "_SMALLEST_ROOM", 8)
+    reader, _ = recorded(LEAN)
+    text = list(range(1, 20))
+    with torch.inference_mode():
+        reader.forward(text[:-1], keep=1)
+        want = MODEL(torch.tensor([text])).logits[0, -1:]
+        torch.testing.assert_close(reader.forward(text[-1:], keep=1), want, atol=2e-4, rtol=1e-3)
+        reader.rewind(len(text) - 1)
+        reader._graphs.rooms = [8, 64]  # the planted fault: the smallest, whatever the text
+        honest = reader._graphs.read
+        monkeypatch.setattr(reader._graphs, "read", lambda ids, at, keep, end: honest(ids, at, keep, 1))
+        assert (reader.forward(text[-1:], keep=1) - want).abs().max() > 1e-2
+
+
 def test_logits_outlive_the_next_pass():
     reader, _ = recorded(LEAN)
     with torch.inference_mode():
@@ -159,7 +178,8 @@ def test_recorded_rows_are_the_plain_ones(prompts, eos):
     """Passes of a power of two of rows, of which some are not there, and rows that leave while others go on."""
     plain = [run(MODEL, None, prompt, eos=eos, max_new_tokens=20) for prompt in prompts]
     target, steps, recorder = RaggedModel(LEAN, 64, 5), RaggedModel(LEAN_DRAFT, 64, 5), FakeRecorder()
-    assert record_all([(target, range(1, 5), True), (steps, (1, 2), False)], recorder)
+    with patch.object(graphs, "_SMALLEST_ROOM", 8):
+        assert record_all([(target, range(1, 5), True), (steps, (1, 2), False)], recorder)
     recorder.replays = 0
     drafter = ManyModelDrafter(steps, vocab_size=64, sampling=GREEDY, eos=eos, chained=True)
     for who in (None, drafter):
@@ -185,12 +205,12 @@ def test_a_planted_fault_of_recorded_rows_is_seen(fault, monkeypatch):
     assert record_all([(target, (1,), True)], FakeRecorder())
     if fault == "rows change places":
         honest = target._graphs.read
-        monkeypatch.setattr(target._graphs, "read", lambda ids, at, keep: honest(ids, at, keep).roll(1, 0))
+        monkeypatch.setattr(target._graphs, "read", lambda *given: honest(*given).roll(1, 0))
     elif fault == "a smaller pass than rows":
         monkeypatch.setattr(target, "_recorded", lambda rows, width: 2)
     else:
         honest = target._graphs.read
-        monkeypatch.setattr(target._graphs, "read", lambda ids, at, keep: honest(ids, at * 0 + 9, keep))
+        monkeypatch.setattr(target._graphs, "read", lambda ids, at, *more: honest(ids, at * 0 + 9, *more))
     options: dict[str, Any] = {"gamma": 1, "sampling": GREEDY, "eos": set(), "max_new_tokens": 20}
     generators = [torch.Generator() for _ in prompts]
     try:

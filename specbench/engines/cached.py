@@ -76,7 +76,7 @@ class CachedModel:
         # The cache's own length: a model of the first layers shares its cache, and whoever rewinds one rewinds both.
         past, n = self.cache.get_seq_length(), ids.shape[1]
         if self._graphs is not None and self._graphs.has(self.batch, n, keep) and past + n <= self.capacity:
-            logits = self._graphs.read(ids, self._places[past : past + n][None], keep)
+            logits = self._graphs.read(ids, self._places[past : past + n][None], keep, past + n)
             self.cache.rewind(past + n)
             return logits
         if self._lean is not None:

@@ -1,8 +1,10 @@
 """Passes over a few tokens as CUDA graphs: hundreds of kernel launches recorded once and replayed as one.
 
-A recorded pass has fixed shapes and reads and writes fixed places. So it attends over the whole room of the cache,
-masked by the tokens' positions, and token ids and positions are copied to where it reads them. What was recorded is
-held against the same pass run plainly before it is used.
+A recorded pass has fixed shapes and reads and writes fixed places. So it attends over a fixed room, masked by the
+tokens' positions, and token ids and positions are copied to where it reads them. Each pass is recorded for rooms of
+256, 512, .. places up to the whole cache, and the smallest that holds the text is replayed: else one long prompt would
+make every step of every other one dearer. What was recorded is held against the same pass run plainly before it is
+used.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ from specbench.engines.lean import LeanDecoder, Update, agree, seen_from
 # Runs a pass and returns what replays it, and where its logits then are.
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
-# From positions `at` [batch or 1, n] to what takes the keys and values of each layer there.
-Updates = Callable[[Tensor], Sequence[Update]]
+# From positions `at` [batch or 1, n] and a room to what takes the keys and values of each layer to these positions and
+# returns all in that room.
+Updates = Callable[[Tensor, int], Sequence[Update]]
 
 _WARM_UPS = 3
+_SMALLEST_ROOM = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +50,20 @@ class Graphs:
         self._places = places
         self._updates = updates
         self._record = record
-        self._recorded: dict[tuple[int, int, int], _Recorded] = {}
+        self._recorded: dict[tuple[int, int, int, int], _Recorded] = {}
+        doublings = range(len(places).bit_length())
+        self.rooms = sorted({min(_SMALLEST_ROOM * 2**power, len(places)) for power in doublings})
 
     def add(self, ids: Tensor, at: Tensor, keep: int, plain: Tensor) -> bool:
-        """Record the pass over `ids` at `at` that keeps `keep` logits; whether it gives what the `plain` pass gave, and
-        will be used."""
-        at, ids = at.clone(), ids.clone()
-        updates = self._updates(at)
+        """Record the pass over `ids` at `at` that keeps `keep` logits, for every room; whether each gives what the
+        `plain` pass gave, and will be used."""
+        return all(self._add(ids.clone(), at.clone(), keep, room, plain) for room in self.rooms)
+
+    def _add(self, ids: Tensor, at: Tensor, keep: int, room: int, plain: Tensor) -> bool:
+        places, updates = self._places[:room], self._updates(at, room)
 
         def run() -> Tensor:
-            return self._decoder.run(ids, at, seen_from(at, self._places), updates, keep)
+            return self._decoder.run(ids, at, seen_from(at, places), updates, keep)
 
         try:
             replay, logits = self._record(run)
@@ -64,26 +72,28 @@ class Graphs:
             return False
         if not agree(plain, logits, plain):  # kernels for other shapes sum in another order
             return False
-        self._recorded[(*ids.shape, keep)] = _Recorded(ids, at, logits, replay)
+        self._recorded[(*ids.shape, keep, room)] = _Recorded(ids, at, logits, replay)
         return True
 
     def has(self, batch: int, n: int, keep: int) -> bool:
         """Whether such a pass was recorded."""
-        return (batch, n, keep) in self._recorded
+        return (batch, n, keep, self.rooms[0]) in self._recorded
 
-    def read(self, ids: Tensor, at: Tensor, keep: int) -> Tensor:
-        """Logits [batch, keep, V] of a recorded pass."""
-        found = self._recorded[(*ids.shape, keep)]
+    def read(self, ids: Tensor, at: Tensor, keep: int, end: int) -> Tensor:
+        """Logits [batch, keep, V] of a recorded pass, of which no token lies at `end` or beyond."""
+        room = next(room for room in self.rooms if room >= end)
+        found = self._recorded[(*ids.shape, keep, room)]
         found.ids.copy_(ids)
         found.at.copy_(at)
         found.replay()
         return found.logits.clone()  # the next replay writes over them
 
 
-def put(layer: RewindableLayer, at: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [batch, 2 * heads, n, width] into their places `at` [1, n]; returns all the room of the layer."""
+def put(layer: RewindableLayer, room: int, at: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [batch, 2 * heads, n, width] into their places `at` [1, n]; returns the first `room` places."""
     layer.both.index_copy_(2, at[0], both)
-    return layer.keys, layer.values
+    keys, values = layer.both.narrow(2, 0, room).chunk(2, 1)
+    return keys, values
 
 
 class CudaRecorder:
@@ -132,4 +142,4 @@ def record_all(wanted: Sequence[tuple[Recordable, Sequence[int], bool]], recorde
 
 def put_all(layers: Sequence[RewindableLayer]) -> Updates:
     """Updates of a cache whose rows are of one length."""
-    return lambda at: [partial(put, layer, at) for layer in layers]
+    return lambda at, room: [partial(put, layer, room, at) for layer in layers]

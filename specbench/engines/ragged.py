@@ -137,7 +137,7 @@ class RaggedModel:
             ids, places = queued([*numbers, *at], self.device).view(2, -1, width)
         last = None if every or width == 1 else queued([[max(count, 1) - 1] for count in counts], self.device)
         if recorded is not None and self._graphs is not None:
-            logits = self._graphs.read(ids, places, width)[:batch]
+            logits = self._graphs.read(ids, places, width, max(starts) + width)[:batch]
             logits = logits if last is None else logits.take_along_dim(last[..., None], 1)
         else:
             logits = self._read(ids, places, width if last is None else last)
@@ -187,9 +187,9 @@ class RaggedModel:
         self.begin(batch)
         self.forward([[0, 0]] * batch, every=False)
 
-        def updates(at: Tensor) -> Sequence[Update]:
+        def updates(at: Tensor, room: int) -> Sequence[Update]:
             rows = self._spots[: len(at), None]
-            return [partial(put_rows, layer, rows, at, self.capacity) for layer in cache.layers]
+            return [partial(put_rows, layer, rows, at, room) for layer in cache.layers]
 
         graphs, done = Graphs(self._lean, self._spots[: self.capacity], updates, recorder), True
         for rows in sorted({min(2**power, batch) for power in range(batch.bit_length() + 1)}):
