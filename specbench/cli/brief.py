@@ -66,7 +66,8 @@ def brief(
         typer.echo(json.dumps(found | {"brief": str(path)}, allow_nan=False))
     else:
         typer.echo((path.with_suffix(".html") if html else path).read_text(encoding="utf-8"))
-        typer.echo(f"Written to {path} and {path.with_suffix('.html').name}", err=True)
+        # The page is long: what it says once more, where the reader's eyes are.
+        typer.echo(f"{call}. Written to {path} and {path.with_suffix('.html').name}", err=True)
     if strict:
         exit_on(call)
 
