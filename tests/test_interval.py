@@ -8,7 +8,14 @@ from scipy import stats
 
 from specbench.decision import interval
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import MIN_PROMPTS, Paired, excess_variance, share_interval, speedup_interval
+from specbench.decision.interval import (
+    MIN_PROMPTS,
+    Paired,
+    excess_variance,
+    share_bar,
+    share_interval,
+    speedup_interval,
+)
 
 
 def fake_prompts(rng, n, speedup, spread=0.3, noise=0.03):
@@ -196,3 +203,16 @@ def test_a_clear_best_gamma_is_chosen_for_every_prompt():
     choice = choose_gamma(arms)
     assert choice.best == 4
     assert choice.paired.speedup == pytest.approx(2.0)
+
+
+def test_a_bar_is_nearly_the_interval_and_absent_where_that_is():
+    rng = np.random.default_rng(3)
+    reached = rng.integers(20, 60, 40).astype(float)
+    part = rng.binomial(reached.astype(int), np.clip(rng.normal(0.45, 0.1, 40), 0.05, 0.95)).astype(float)
+    bar, interval = share_bar(part, reached - part, 0.95), share_interval(part, reached - part, 0.95)
+    assert bar.value == pytest.approx(interval.value)
+    assert bar.low == pytest.approx(interval.low, abs=0.01) and bar.high == pytest.approx(interval.high, abs=0.01)
+    assert bar.high - bar.low > 0.03
+    zero = np.zeros(40)
+    for above, below in ((part[:9], part[:9]), (zero, zero), (part, zero)):
+        assert share_bar(above, below, 0.95).low is None

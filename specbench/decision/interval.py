@@ -99,6 +99,21 @@ def share_interval(part: Floats, rest: Floats, confidence: float) -> Interval:
     return _interval(value, None if draws is None else 1 / (1 + np.exp(-draws)), confidence, len(part))
 
 
+def share_bar(part: Floats, rest: Floats, confidence: float) -> Interval:
+    """The same by the delta method on the logit and Student's t, without resampling and so without draws: a bar of a
+    figure, of which there are many. None under the same conditions."""
+    from scipy.special import stdtrit
+
+    n, total = len(part), float(part.sum() + rest.sum())
+    value = float(part.sum()) / total if total else 0.0
+    if not _enough((part,), (rest,)):
+        return Interval(value, None, None, confidence, n)
+    logit, error = _estimate((part,), (rest,))
+    reach = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
+    low, high = (1 / (1 + math.exp(-(logit + way * reach))) for way in (-1, 1))
+    return Interval(value, low, high, confidence, n)
+
+
 def _interval(value: float, draws: Floats | None, confidence: float, n: int) -> Interval:
     if draws is None:
         return Interval(value, None, None, confidence, n)

@@ -11,7 +11,7 @@ import numpy as np
 from specbench.acceptance.metrics import Counts
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Floats, Paired, share_interval, speedup_interval
+from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge, least_share
 from specbench.records import Call, Interval, Policy
 from specbench.report import text
@@ -202,13 +202,8 @@ class Judged:
         counts = [c for c in self.view.by_prompt_counts(gamma) if len(c.reached) == positions]
         reached = np.array([c.reached for c in counts], dtype=float).reshape(len(counts), positions)
         survived = np.array([c.survived for c in counts], dtype=float).reshape(len(counts), positions)
-        found = []
-        for part, rest in zip(survived.T, (reached - survived).T, strict=True):
-            if part.sum() + rest.sum():
-                found.append(share_interval(part, rest, self.policy.confidence))
-            else:
-                found.append(Interval(0.0, None, None, self.policy.confidence, len(counts)))
-        return found
+        parts = zip(survived.T, (reached - survived).T, strict=True)
+        return [share_bar(part, rest, self.policy.confidence) for part, rest in parts]
 
     def _alpha(self, gamma: int) -> Interval | None:
         """Conditional acceptance at `gamma`, with prompts as the unit; None where nothing was judged, or not known."""
