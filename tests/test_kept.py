@@ -57,6 +57,8 @@ def test_the_kept_mixed_brief_is_another_traffic_under_a_stricter_policy(monkeyp
     assert run.brief() == Path("reports/mixed/brief.md").read_text(encoding="utf-8")
     chosen = next(draft for draft in run.summary.drafts if draft.draft == run.summary.choice.draft)
     assert {row.category: row.verdict for row in chosen.categories} == {"code-edit": "GO", "chat": "NO-GO"}
+    svg = Path("reports/mixed/figures/speedup.svg").read_text(encoding="utf-8")
+    assert "weighed by a mix of traffic<" in svg and "80 prompts" not in svg  # 20 of them are shown
     assert "By category it is mixed: on for code-edit" in run.brief().split("\n\n")[1]
 
 

@@ -202,7 +202,10 @@ def _model(model: Model) -> str:
 def circumstances(facts: Facts) -> str:
     """What a figure's caption has to say besides the Summary, so that it can stand alone."""
     used = facts.workload.used
-    known = (facts.precision, sampling(facts.sampling), None if used is None else text.count(used, "prompt"))
+    prompts = None if used is None else text.count(used, "prompt")
+    if facts.policy.mix:  # its own prompts alone are shown, which are fewer than were measured
+        prompts = "weighed by a mix of traffic"
+    known = (facts.precision, sampling(facts.sampling), prompts)
     return ", ".join(part for part in known if part)
 
 
