@@ -157,11 +157,11 @@ def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkey
     # typed, it continues or repeats this very run
     typed = call(*argv[1:], "--limit", 1, "--gamma", 1, "--json", "--out", tmp_path)
     assert json.loads(typed.stdout)["target"] == str(lab.target)
-    before = ["kernel", "-f", "/home/somebody/kernel.json"]
+    before = ["ipykernel_launcher", "-f", "/home/somebody/ipykernel.json"]  # a brief may speak of kernels
     monkeypatch.setattr(sys, "argv", before)
     run = specbench.sweep(**keys_for(lab, tmp_path, limit=1, gamma=1, system_prompt=CANARY), quiet=True)
     assert sys.argv is before
-    assert "kernel" not in (run.folder / "run.json").read_text() + run.brief()
+    assert "ipykernel" not in (run.folder / "run.json").read_text() + run.brief()
     assert CANARY not in (run.folder / "run.json").read_text()
 
 
