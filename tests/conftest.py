@@ -28,9 +28,14 @@ def one_thread() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with real models and servers first: one that begins last would leave the other worker idle."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with real models and servers lie apart, and none is last: two at once wait for the same memory, and one
+    that begins last leaves the other worker idle."""
+    slow = sorted({item.path for item in items if item.get_closest_marker("slow")})
+    order = [path for path in dict.fromkeys(item.path for item in items) if path not in slow]
+    apart = 1 + len(order) // (1 + len(slow))
+    for number, path in enumerate(slow):
+        order.insert(number * apart, path)
+    items.sort(key=lambda item: order.index(item.path))
 
 
 def pytest_collection_finish() -> None:
