@@ -23,11 +23,10 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks import baseline
-from benchmarks.baseline import DTYPE, TARGET
+from benchmarks.baseline import DTYPE, TARGET, ratio
 from specbench.acceptance.loop import generate
 from specbench.acceptance.many import generate_many
 from specbench.clock import EventStopwatch
-from specbench.cost.probe import median_interval
 from specbench.engines.cached import CachedModel
 from specbench.engines.graphs import record_all
 from specbench.engines.ragged import RaggedModel
@@ -144,5 +143,4 @@ def _line(name: str, batch: int, spent: dict[str, list[float]], compiling_s: flo
 
 
 def _ratio(other: Sequence[float], ours: Sequence[float]) -> str:
-    low, middle, high = median_interval([b / a for a, b in zip(ours, other, strict=True)])
-    return f"{middle:.2f}x [{low:.2f}, {high:.2f}]"
+    return ratio([b / a for a, b in zip(ours, other, strict=True)])
