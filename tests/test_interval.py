@@ -9,8 +9,10 @@ from scipy import stats
 from specbench.decision import interval
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import (
+    MANY,
     MIN_PROMPTS,
     Paired,
+    _reach,
     excess_variance,
     share_bar,
     share_interval,
@@ -216,3 +218,9 @@ def test_a_bar_is_nearly_the_interval_and_absent_where_that_is():
     zero = np.zeros(40)
     for above, below in ((part[:9], part[:9]), (zero, zero), (part, zero)):
         assert share_bar(above, below, 0.95).low is None
+
+
+def test_the_reach_of_a_bar_is_students_t_and_does_not_jump_where_a_normal_takes_over():
+    for freedom in (9, 50, MANY - 1, MANY, 1000):
+        exact = float(stats.t.ppf(0.975, freedom))
+        assert _reach(freedom, 0.95) == pytest.approx(exact, rel=1e-9 if freedom < MANY else 0.01)
