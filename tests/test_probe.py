@@ -143,6 +143,26 @@ def test_a_batch_that_runs_out_of_memory_keeps_the_smaller_ones(monkeypatch):
     assert re.fullmatch(why, caution.message)
 
 
+def test_a_batch_whose_passes_do_not_fit_while_they_are_recorded_keeps_the_smaller_ones(monkeypatch):
+    """On a device, where recording comes before timing."""
+
+    def record_all(wanted):
+        target = wanted[0][0]
+        if target.batch >= 4 and target.model is TARGET:
+            raise memory.ModelMemoryError(target, "3 tokens, batch 4")
+        return False
+
+    monkeypatch.setattr(prober, "record_all", record_all)
+    monkeypatch.setattr(prober, "available_bytes", lambda _: 10**12)
+    monkeypatch.setattr(prober, "device_sync", lambda _: lambda: None)
+    monkeypatch.setattr(prober.torch, "Generator", lambda _, generator=torch.Generator: generator())
+    models = {None: TARGET, "d": NEAR}
+    costs = Prober(models, plan(), IDS, device="cuda", seed=0, sampling=GREEDY).run()
+    assert {p.batch for p in costs.points if p.model is None} == {1, 2}
+    assert {p.batch for p in costs.points if p.model == "d"} == {1, 2, 4, 8}
+    assert [caution.code for caution in costs.cautions] == ["batch-too-large"]
+
+
 def test_what_cannot_fit_is_not_tried(monkeypatch):
     one = cache_bytes(TARGET.config, plan().capacity, 1, 4) + memory.pass_bytes(TARGET.config, plan().capacity, 1, 4)
     monkeypatch.setattr(prober, "available_bytes", lambda _: 3 * one)

@@ -89,19 +89,19 @@ class CachedModel:
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
         """Record passes over so many tokens, keeping all logits or the last; whether all were. Leaves the cache
         empty."""
-        lean = self._lean
-        if lean is None:
+        self._graphs = None
+        if self._lean is None:
             return False
         self._places = torch.arange(self.capacity, device=self.device)
         self.rewind(0)
         self.forward_rows([[0, 0]] * self.batch, 1)
-        past, graphs = self.length, Graphs(lean, self._places, put_all(self.cache.layers), recorder)
+        past, graphs = self.length, Graphs(self._lean, self._places, put_all(self.cache.layers), recorder)
         ids = torch.zeros(self.batch, max(widths), dtype=torch.long, device=self.device)
 
         def add(width: int) -> bool:
-            self.cache.rewind(past)
+            self.rewind(past)
             keep, new = (width if every else 1), ids[:, :width]
-            return graphs.add(new, self._places[past : past + width][None], keep, lean(new, self.cache, keep))
+            return graphs.add(new, self._places[past : past + width][None], keep, self._forward(new, keep))
 
         done = all(map(add, widths))
         self._graphs = graphs if done else None

@@ -59,10 +59,10 @@ class Prober:
         """Add the points of one batch; or the model that ran out of memory, and where. The error is not kept: its
         frames hold the tensors that filled the memory."""
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
-        if self._device.startswith("cuda"):  # as a run does
-            widths = self._plan.widths(batch)
-            record_all([(r, (1, 2) if name else widths, name is None) for name, r in readers.items()])
         try:
+            if self._device.startswith("cuda"):  # as a run does
+                widths = self._plan.widths(batch)
+                record_all([(r, (1, 2) if name else widths, name is None) for name, r in readers.items()])
             points += [*self._steps(readers, batch), *self._prefills(readers, batch)]
         except ModelMemoryError as error:
             name = next(name for name, reader in readers.items() if reader is error.reader)
