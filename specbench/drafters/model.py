@@ -53,8 +53,7 @@ class ModelDrafter:
         self._model.rewind(keep)
         unread = list(x[keep:])
         if self._chained:
-            tokens, q = self._rule.chain(lambda ids: self._model.forward(ids, keep=1), unread, k, [generator])
-            self._last = Proposal(tokens[0], None if q is None else q[0])
+            self._last = self._rule.chain_one(self._model, unread, k, generator)
             self._read += unread
             self._known = len(x)
             return self._last

@@ -76,9 +76,9 @@ class SkipDrafter:
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
         if self._chained:
-            tokens, q = self._rule.chain(lambda ids: self._model.forward(ids, keep=1), x[-1:], k, [generator])
+            found = self._rule.chain_one(self._model, x[-1:], k, generator)
             self._model.rewind(len(x) - 1)
-            return Proposal(tokens[0], None if q is None else q[0])
+            return found
         draft = Drafted()
         for _ in range(k):
             logits = self._model.forward([(draft.tokens or x)[-1]], keep=1)  # [1, V]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from specbench.acceptance.loop import Proposal
+from specbench.acceptance.loop import Proposal, Target
 from specbench.acceptance.rules import align, best, confidence, distribution
 from specbench.records import Sampling
 
@@ -69,6 +69,11 @@ class DraftRule:
                 unread = torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
             tokens.append(unread)
         return torch.stack(tokens, 1), torch.stack(q, 1) if q else None
+
+    def chain_one(self, model: Target, unread: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        """`chain` for the one sequence of `model`, as a proposal that is still on the device."""
+        tokens, q = self.chain(lambda ids: model.forward(ids, keep=1), unread, k, [generator])
+        return Proposal(tokens[0], None if q is None else q[0])
 
 
 class Drafted:
