@@ -6,10 +6,11 @@ draft phase and one target pass over the drafted tokens; a *trial* is one prompt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 ArmKind = Literal["baseline", "baseline-again", "speculative"]
 Finish = Literal["eos", "length"]
 Call = Literal["GO", "NO-GO", "UNCLEAR"]
@@ -18,20 +19,28 @@ Metric = Literal["decode", "e2e"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. `fields` are what a request has beside its text: tool_calls, tool_call_id, name."""
 
     role: Role
     content: str
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request of the workload. `sha256` is of the content (roles and texts), not of the id."""
+    """One request of the workload. `sha256` is of all that is asked, not of the id.
+
+    `tools` are definitions that the chat template writes out, `template_kwargs` what else it is given, and `request`
+    what only a server understands (tool_choice, response_format); each as OpenAI's interface has it.
+    """
 
     id: str
     messages: tuple[Message, ...]
     sha256: str
     category: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    request: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
