@@ -133,9 +133,11 @@ def _check(text: Text) -> None:
         lengths = {len(each) for each in numbers} | (set() if blocks is None else {len(blocks.matched)})
         if len(lengths) > 1:
             raise ValueError("its arrays are not of one length")
+        silent = np.isnan(text.confidence)
         for name in ("accept", "overlap", "confidence"):
-            # Sums of rounded probabilities exceed 1 by a little; a NaN is outside.
-            if not ((getattr(text, name) >= 0) & (getattr(text, name) <= 1 + 1e-3)).all():
+            # Sums of rounded probabilities exceed 1 by a little; a NaN is outside, but for a confidence.
+            numbers_in = np.where(silent, 0, getattr(text, name)) if name == "confidence" else getattr(text, name)
+            if not ((numbers_in >= 0) & (numbers_in <= 1 + 1e-3)).all():
                 raise ValueError(f"{name} is no probability")
     if text.prompt_id is None or text.draft is None or text.repeat < 0 or text.limit < 1:
         raise ValueError("a text lacks its prompt, draft, repeat or limit")

@@ -261,6 +261,18 @@ class CostPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceCheck:
+    """How the passes of one model compared with transformers' own `generate` before the run: `tokens` places of
+    `prompts` texts, at `near_ties` of which the two chose differently between tokens that were nearly tied."""
+
+    model: str
+    prompts: int
+    tokens: int
+    near_ties: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
     """A number with its confidence interval over `n` prompts. `low` and `high` are None when there are too few
     prompts for an interval. `draws` are the bootstrap draws, for P(value >= x)."""

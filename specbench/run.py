@@ -17,7 +17,7 @@ from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
-from specbench.engines.room import require_disk, require_memory
+from specbench.engines.room import WIDEST, require_disk, require_memory
 from specbench.errors import WorkloadError
 from specbench.looks import Looks
 from specbench.models import resolve_device
@@ -138,12 +138,14 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
     used = f"{len(chosen):,} of {len(workload.prompts):,} prompts"
     observer.say(f"Loading {', '.join((config.target, *config.draft))} for {used}")
     engine = LocalEngine(config, threads)
-    encoded, skipped = _fit(engine, chosen, config)
+    encoded, skipped = _fit(engine, chosen, config, batched=replay_only or config.batch_size > 1)
     order: list[Unit] = []
     if not replay_only:
         order, short = plan_units(encoded, config)
         skipped += short
     engine.settle([item.ids for item in encoded], {} if earlier is None else _layers(earlier))
+    observer.say("Comparing with transformers' generate")
+    reference = engine.check_reference([item.ids for item in encoded], config.max_new_tokens, padded=replay_only)
     planned = len(order) * len(plan_arms(config, config.gamma)) * config.repeats
     require_disk(config, chosen, planned - (len(earlier.trials) if earlier else 0))
     record = run_record(
@@ -153,7 +155,7 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
         [item.prompt for item in encoded],
         skipped,
         setting=provenance(in_process(engine.device), engine.device, config.dtype, threads),
-        models=engine.describe(),
+        models=engine.describe() | {"reference_check": [asdict(one) for one in reference]},
         cautions=engine.cautions,
         trials_planned=planned,
     )
@@ -251,7 +253,7 @@ def _layers(earlier: StoredRun) -> dict[str, int]:
 
 
 def _fit(
-    engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig
+    engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig, *, batched: bool
 ) -> tuple[list[Encoded], list[dict[str, str]]]:
     """Encode the prompts; those that would not fit the context are skipped and listed, never cut."""
     encoded: list[Encoded] = []
@@ -268,5 +270,31 @@ def _fit(
         raise WorkloadError(
             "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts or fewer new tokens."
         )
+    if engine.frequency_limit is not None:
+        encoded, crossing = _on_one_side(encoded, engine.frequency_limit, config, batched)
+        skipped += crossing
     engine.reserve(max(len(item.ids) for item in encoded) + config.max_new_tokens + max(config.gamma) + 1)
     return encoded, skipped
+
+
+def _on_one_side(
+    encoded: Sequence[Encoded], limit: int, config: RunConfig, batched: bool
+) -> tuple[list[Encoded], list[dict[str, str]]]:
+    """Texts that stay below the length at which a model changes its frequencies, or begin above it: a text that crosses
+    it would go on with keys of the other frequencies. In a batch all rows are turned alike, so there the side with more
+    prompts is taken."""
+    room = config.max_new_tokens + (WIDEST if batched else 0)
+    below = [item for item in encoded if len(item.ids) + room <= limit]
+    above = [item for item in encoded if len(item.ids) > limit]
+    kept = [max(below, above, key=len)] if batched else [below, above]
+    ids = {item.prompt.id for side in kept for item in side}
+    if not ids:
+        raise WorkloadError(
+            f"Every text would cross {limit} tokens, where the model changes its rotary frequencies (LongRoPE)",
+            where=config.workload,
+            cure="Use shorter prompts, or --max-new-tokens that end below it.",
+        )
+    why = "and a batch holds texts of one side" if batched else "which a cached text cannot follow"
+    reason = f"the model changes its rotary frequencies at {limit} tokens (LongRoPE), {why}"
+    left_out = [{"id": item.prompt.id, "reason": reason} for item in encoded if item.prompt.id not in ids]
+    return [item for item in encoded if item.prompt.id in ids], left_out

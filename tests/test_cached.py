@@ -10,7 +10,7 @@ from tiny import GREEDY, model_drafter, near_copy, run, tiny_llama
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from specbench.engines.cached import CachedModel
-from specbench.errors import EngineError
+from specbench.errors import EngineError, ModelError
 
 MODEL = tiny_llama(64, seed=1)
 
@@ -63,7 +63,7 @@ def test_a_sliding_window_is_rewound_past_what_it_would_have_dropped():
 def test_memory_that_cannot_be_rolled_back_is_refused():
     model = tiny_llama(64, seed=1)
     model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(EngineError, match=r"cannot be rolled back: linear_attention\. Choose a model"):
+    with pytest.raises(ModelError, match=r"cannot be rolled back: linear_attention\. A rejected draft"):
         CachedModel(model, 8)
 
 

@@ -16,7 +16,7 @@ from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
 from specbench.engines.cached import CachedModel
 from specbench.engines.ragged import RaggedModel
-from specbench.errors import EngineError
+from specbench.errors import ModelError
 from specbench.records import Sampling
 
 VOCAB = 24
@@ -155,8 +155,13 @@ def test_a_planted_fault_of_the_batch_is_seen(fault, monkeypatch):
     assert [row.tokens for row in rows] != [run(TARGET, None, p, max_new_tokens=30).tokens for p in prompts]
 
 
-def test_a_model_with_sliding_windows_is_refused():
-    windowed = tiny_llama(VOCAB, seed=1)
-    windowed.config.layer_types = ["sliding_attention", "full_attention"]
-    with pytest.raises(EngineError, match="sliding_attention"):
-        RaggedModel(windowed, 64, 2)
+@pytest.mark.parametrize(
+    ("settings_", "why"),
+    [({"alibi": True}, "no positions"), ({"layer_types": ["linear_attention"] * 2}, "rolled back")],
+)
+def test_a_model_that_cannot_be_told_positions_is_refused(settings_, why):
+    model = tiny_llama(VOCAB, seed=1)
+    for name, value in settings_.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ModelError, match=why):
+        RaggedModel(model, 64, 2)

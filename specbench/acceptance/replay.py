@@ -28,8 +28,9 @@ class Positions:
     array [n] belongs to output token i + 1.
 
     `accept`: P(a draft for this position is accepted, given that the text has this token). `overlap`: sum over the
-    vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1.
-    `ends`: the draft's own greedy token is an end of sequence, after which it drafts no further (False when sampling).
+    vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1;
+    NaN where it has none, since the text holds a token that it cannot read. `ends`: the draft's own greedy token is an
+    end of sequence, after which it drafts no further (False when sampling).
     `log_p`, `log_q`: log-probability of the emitted token after the warpers; `log_p` is NaN under greedy, where the
     target's distribution is not needed. `limit` is max_new_tokens. `blocks` is there where an n-gram look-up goes first
     and the draft model only drafts where that proposes nothing.
@@ -187,7 +188,8 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     longest = int(size.max(initial=1))
     limit = texts[0].limit if texts else 1
     accept = _padded([text.accept for text in texts], longest + gamma)
-    drafts = _padded([text.confidence for text in texts], longest + gamma) >= cutoff
+    confidence = _padded([text.confidence for text in texts], longest + gamma)
+    drafts, silent = confidence >= cutoff, np.isnan(confidence)
     ends = _padded([text.ends for text in texts], longest + gamma)
 
     copying = [(row, text, text.blocks) for row, text in enumerate(texts) if text.blocks is not None]
@@ -219,7 +221,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             open_ = kept * (at < size)  # else the text has ended with an accepted end of sequence
             drafting = open_ * drafts[:, at]
             stopped = stopped + kept - drafting
-            cut_offs += open_ - drafting
+            cut_offs += (open_ - drafting) * ~silent[:, at]
             refused = drafting * (1 - accept[:, at])
             kept = drafting - refused
             reached[:, j] += begun - stopped

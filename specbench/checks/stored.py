@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from specbench.checks.fields import check_fields
 from specbench.checks.keys import MAX_GAMMA, POLICY_CHECKS
-from specbench.records import Caution, CostPoint, RuledOut
+from specbench.records import Caution, CostPoint, ReferenceCheck, RuledOut
 
 _RUN: dict[str, Any] = {
     "status": str,
@@ -23,6 +23,7 @@ _RUN: dict[str, Any] = {
     "trials_planned": int | None,
     "warnings": tuple[Caution, ...],
     "probe": tuple[CostPoint, ...] | None,
+    "reference_check": tuple[ReferenceCheck, ...] | None,
     "looks": tuple[int, ...] | None,
     "ruled_out": tuple[RuledOut, ...] | None,
 }

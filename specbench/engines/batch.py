@@ -17,6 +17,7 @@ from specbench.acceptance.rules import align
 from specbench.acceptance.score import as_scores, reduce
 from specbench.acceptance.scores import Scores, until_end
 from specbench.engines.cache import RewindableCache
+from specbench.engines.cached import read
 from specbench.records import Sampling
 
 CHUNK = 32
@@ -48,7 +49,7 @@ def generate_batch(
         # transformers cuts to the best 50 tokens where nothing else is said
         **(warped | ({} if sampling.greedy else {"top_k": sampling.top_k})),
     )
-    cache = RewindableCache(int(model.config.get_text_config().num_hidden_layers), longest + max_new_tokens)
+    cache = RewindableCache(model.config, longest + max_new_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         out = model.generate(ids, attention_mask=mask, generation_config=config, past_key_values=cache)
@@ -72,11 +73,11 @@ def score_batch(
     width = max(map(len, rows)) - 1
     ids = torch.tensor([row + [0] * (width + 1 - len(row)) for row in rows], device=draft.device)
     # Having read token t, a model predicts t + 1; wanted are the predictions of every output token but the first.
-    read = torch.arange(width)
-    wanted = torch.stack([(read >= len(p)) & (read < len(r) - 1) for p, r in zip(prompts, rows, strict=True)])
+    at = torch.arange(width)
+    wanted = torch.stack([(at >= len(p)) & (at < len(r) - 1) for p, r in zip(prompts, rows, strict=True)])
     columns, owners = [], []
     models = [draft] if sampling.greedy else [draft, target]
-    caches = [RewindableCache(int(m.config.get_text_config().num_hidden_layers), width) for m in models]
+    caches = [RewindableCache(m.config, width) for m in models]
     for begin in range(0, width, CHUNK):
         end = min(begin + CHUNK, width)
         chosen = wanted[:, begin:end]
@@ -93,7 +94,6 @@ def score_batch(
 
 def _read(model: Any, cache: RewindableCache, ids: Tensor, chosen: Tensor) -> Tensor:
     """Logits [n, V] at the `chosen` positions of a chunk [rows, chunk]; the head runs only where they are wanted."""
-    keep = 0 if chosen.any() else 1
-    out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
-    logits: Tensor = out.logits[chosen] if chosen.any() else out.logits[:0, 0]
-    return logits
+    if not chosen.any():
+        return read(model, ids, cache, keep=1)[:0, 0]
+    return read(model, ids, cache, keep=0)[chosen]

@@ -10,7 +10,9 @@ import copy
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+
+from specbench.models.family import cache_layers, keeps_nothing
 
 
 class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
@@ -72,15 +74,14 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ha
 
 
 class RewindableCache(Cache):  # type: ignore[misc]
-    """One RewindableLayer per layer of the model. Sliding-window layers keep all positions (their mask hides the
-    old ones), since a window that has dropped a position cannot be rewound past it."""
+    """A RewindableLayer where transformers' own cache of the model holds keys and values, and its empty layer where
+    that is empty: for a layer without attention, or one that reads another's keys. Layers with a window keep all
+    positions (their mask hides the old ones), since a window that has dropped a position cannot be rewound past it."""
 
-    def __init__(self, layers: int, capacity: int) -> None:
+    def __init__(self, config: Any, capacity: int) -> None:
         self.capacity = capacity
-        super().__init__(layers=[RewindableLayer(capacity) for _ in range(layers)])
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return int(self.layers[layer_idx].length)
+        text = config.get_text_config(decoder=True)
+        super().__init__(layers=[_layer_like(layer, capacity) for layer in cache_layers(text)])
 
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on."""
@@ -92,3 +93,7 @@ class RewindableCache(Cache):  # type: ignore[misc]
         shared = copy.copy(self)
         shared.layers = self.layers[:layers]
         return shared
+
+
+def _layer_like(layer: Any, capacity: int) -> Any:
+    return DummyLayer() if keeps_nothing(layer) else RewindableLayer(capacity)

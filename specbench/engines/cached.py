@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from specbench.acceptance.loop import queued
 from specbench.engines.cache import RewindableCache
@@ -15,30 +16,26 @@ from specbench.engines.graphs import Graphs, Recorder, put_all
 from specbench.engines.lean import decoder_of
 from specbench.engines.packed import Packed
 from specbench.errors import EngineError
+from specbench.models.family import require_family, takes
 from specbench.models.memory import ModelMemoryError, is_out_of_memory
 
 
 class CachedModel:
     """A causal language model and its KV cache with room for `capacity` tokens in each of `batch` sequences.
 
-    Raises EngineError for models whose memory is not a KV cache (state-space and linear-attention layers cannot be
+    Raises ModelError for models whose memory is not a KV cache (state-space and linear-attention layers cannot be
     rewound) and ModelMemoryError where a pass does not fit.
     """
 
     def __init__(self, model: Any, capacity: int, batch: int = 1) -> None:
-        config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if kinds:
-            raise EngineError(
-                f"The model has layers that cannot be rolled back: {', '.join(sorted(kinds))}",
-                cure="Choose a model whose layers are all attention.",
-            )
+        require_family(model.config, type(model).__name__)
+        config = model.config.get_text_config(decoder=True)
         self.model = model
         self.batch = batch
         self.capacity = capacity
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
-        self.cache = RewindableCache(int(config.num_hidden_layers), capacity)
+        self.cache = RewindableCache(config, capacity)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
         self.length = 0
@@ -81,9 +78,7 @@ class CachedModel:
             return logits
         if self._lean is not None:
             return self._lean(ids, self.cache, keep)
-        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=keep)
-        found: Tensor = out.logits
-        return found
+        return read(self.model, ids, self.cache, keep)
 
     @torch.inference_mode()
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
@@ -123,6 +118,15 @@ class CachedModel:
         """Keep only the first `length` tokens of each sequence."""
         self.cache.rewind(length)
         self.length = length
+
+
+def read(model: Any, ids: Tensor, cache: Cache, keep: int, **more: Any) -> Tensor:
+    """One pass of transformers' own forward over `ids` [batch, n]; logits [batch, keep, V] after the last `keep`, or
+    after all with 0. A model that does not take the number gives all, and the rest is cut off."""
+    kept = {"logits_to_keep": keep} if takes(type(model).forward, "logits_to_keep") else {}
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, **kept, **more)
+    logits: Tensor = out.logits
+    return logits[:, -keep:] if keep else logits
 
 
 def packed_head(model: Any) -> None:

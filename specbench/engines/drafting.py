@@ -18,6 +18,7 @@ from specbench.drafters.cross import CrossDrafter
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
+from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.engines.batch import score_batch
 from specbench.engines.cached import CachedModel
@@ -68,8 +69,8 @@ class Draft:
         if self.spec.kind == "cross" and self.loaded is not None:
             # The same text may take more tokens in another tokenizer.
             capacity = min(2 * capacity, self.loaded.max_context or 2 * capacity)
-        self._reader = None if self.loaded is None else CachedModel(self.loaded.model, capacity)
-        self.stepper: CachedModel | RaggedModel | None = self._reader
+        self.reader = None if self.loaded is None else CachedModel(self.loaded.model, capacity)
+        self.stepper: CachedModel | RaggedModel | None = self.reader
         model = self._model_drafter()
         if self._lookup is None or model is None:
             self.drafter = self._lookup or model
@@ -78,11 +79,11 @@ class Draft:
 
     def _model_drafter(self) -> Drafter | None:
         spec, setting, loaded = self.spec, self._setting, self.loaded
-        if loaded is None or self._reader is None:
+        if loaded is None or self.reader is None:
             return None
         if spec.kind == "cross":
             return CrossDrafter(
-                self._reader,
+                self.reader,
                 loaded.tokenizer,
                 setting.target.tokenizer,
                 eos=setting.eos,
@@ -99,7 +100,14 @@ class Draft:
         if spec.kind == "skip":
             self.stepper = shared = setting.reader.sharing(loaded.model)
             return SkipDrafter(shared, **options)
-        return ModelDrafter(self._reader, **options)
+        drafter = ModelDrafter(self.reader, **options)
+        return ReadableDrafter(drafter, self.reader.vocab_size) if self._knows_fewer else drafter
+
+    @property
+    def _knows_fewer(self) -> bool:
+        """Whether the target may write tokens that this draft model cannot read."""
+        known = None if self.reader is None else self.reader.vocab_size
+        return self.spec.kind == "model" and known is not None and known < self._setting.reader.vocab_size
 
     def open_many(self, setting: Setting, capacity: int, batch: int) -> ManyDrafter:
         """Its drafter for batches, whose model then is what reads draft steps."""
@@ -108,7 +116,7 @@ class Draft:
             assert ngram is not None
             return SideBySide(lambda: NgramDrafter(ngram, eos=setting.eos))
         self.stepper = RaggedModel(self.loaded.model, capacity, batch)
-        return ManyModelDrafter(
+        drafter = ManyModelDrafter(
             self.stepper,
             vocab_size=setting.reader.vocab_size,
             sampling=setting.sampling,
@@ -116,23 +124,23 @@ class Draft:
             cutoff=self.spec.cutoff,
             chained=_chains(setting),
         )
+        return ManyReadableDrafter(drafter, self.stepper.vocab_size) if self._knows_fewer else drafter
 
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores | BlockScores:
         """What it would have said at every position of `output`, a text of the target alone after `ids`."""
         blocks, setting = self._blocks(ids, output), self._setting
-        if self.loaded is None or self._reader is None or self.spec.kind == "cross":
+        if self.loaded is None or self.reader is None or self.spec.kind == "cross":
             assert blocks is not None
             return blocks
         found = score(
             setting.reader,
-            self._reader,
-            ids,
-            output,
+            self.reader,
+            *self._readable(ids, output),
             vocab_size=setting.reader.vocab_size,
             sampling=setting.sampling,
             eos=setting.eos,
         )
-        return replace(found, blocks=blocks)
+        return replace(silent_after(found, len(output) - 1), blocks=blocks)
 
     def score_texts(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
@@ -144,14 +152,23 @@ class Draft:
         found = score_batch(
             setting.target.model,
             self.loaded.model,
-            prompts,
-            outputs,
+            *map(list, zip(*map(self._readable, prompts, outputs), strict=True)),
             vocab_size=setting.reader.vocab_size,
             sampling=setting.sampling,
             eos=setting.eos,
         )
         texts = zip(found, prompts, outputs, strict=True)
-        return [replace(scores, blocks=self._blocks(ids, output)) for scores, ids, output in texts]
+        return [
+            replace(silent_after(scores, len(output) - 1), blocks=self._blocks(ids, output))
+            for scores, ids, output in texts
+        ]
+
+    def _readable(self, ids: Sequence[int], output: Sequence[int]) -> tuple[list[int], list[int]]:
+        """A text as far as the draft model can be scored over it: prompt and output."""
+        if not self._knows_fewer or self.reader is None:
+            return list(ids), list(output)
+        known = self.reader.vocab_size
+        return [min(token, known - 1) for token in ids], readable(ids, output, known)
 
     def _blocks(self, ids: Sequence[int], output: Sequence[int]) -> BlockScores | None:
         if isinstance(self.drafter, CrossDrafter):

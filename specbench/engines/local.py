@@ -17,7 +17,7 @@ from specbench.acceptance.scores import BlockScores, Scores
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
-from specbench.drafters import parse_draft
+from specbench.drafters import DraftSpec, parse_draft
 from specbench.engines.batch import generate_batch
 from specbench.engines.cached import CachedModel
 from specbench.engines.drafting import Draft, Setting, facts, load_drafts, refuse_batches
@@ -25,12 +25,16 @@ from specbench.engines.graphs import Recordable, record_all
 from specbench.engines.layers import choose_layers
 from specbench.engines.prober import Prober
 from specbench.engines.ragged import RaggedModel
+from specbench.engines.reference import check_reference
 from specbench.engines.room import WIDEST
 from specbench.engines.swap import make_lean
+from specbench.errors import ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
+from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
+from specbench.models.load import read_config
 from specbench.models.prompts import encode, end_tokens
 from specbench.models.vocabulary import check_vocabularies
-from specbench.records import Arm, Caution, Prompt, Sampling
+from specbench.records import Arm, Caution, Prompt, ReferenceCheck, Sampling
 
 NO_GRAPHS = Caution(
     "no-cuda-graphs",
@@ -38,6 +42,15 @@ NO_GRAPHS = Caution(
     "and without, and small models more than large ones",
     "Read the speedup as that of an engine without graphs, or measure on a server (--engine).",
 )
+
+
+def _eager(name: str) -> Caution:
+    return Caution(
+        "no-sdpa",
+        f"transformers has no fused attention for {name}: it is written out in single operations, so that a step, a "
+        "verify pass over several tokens above all, takes longer than on an engine with a kernel for it",
+        "Read acceptance as it is, and measure the speedup on the engine that serves it (--engine, --server).",
+    )
 
 
 class LocalEngine:
@@ -50,14 +63,14 @@ class LocalEngine:
         self.seed = config.seed
         self.gammas = config.gamma
         self.batch_size = config.batch_size
-        self.target = self._load(config, config.target)
+        self._dtype = config.dtype
+        self.cautions: list[Caution] = []
         specs = [parse_draft(text) for text in config.draft]
-        if config.batch_size > 1:
-            refuse_batches(specs)
+        _require_forms(config, specs)
+        self.target = self._load(config, config.target)
         found = load_drafts(specs, self.target, lambda name: self._load(config, name))
         self.drafts: dict[str, Draft] = {draft.spec.text: draft for draft in found}
         self._many_drafters: dict[str, ManyDrafter] = {}
-        self.cautions: list[Caution] = []
         checked: dict[str, LoadedModel] = {}
         for draft in found:
             if draft.loaded is not None and draft.spec.kind == "model":
@@ -73,7 +86,17 @@ class LocalEngine:
         trusted = frozenset(config.trust_remote_code)
         loaded = load_model(name, dtype=config.dtype, device=self.device, trust_remote_code=trusted)
         make_lean(loaded.model)
+        if attention_of(loaded.model.config) == "eager":
+            self.cautions.append(_eager(name))
         return loaded
+
+    @property
+    def frequency_limit(self) -> int | None:
+        """The length below or above which a text has to stay as a whole (LongRoPE), of all models here; None where
+        there is none."""
+        models = (self.target, *(draft.loaded for draft in self.drafts.values() if draft.loaded is not None))
+        limits = (frequency_limit(loaded.model.config) for loaded in models)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def max_context(self) -> int | None:
@@ -127,6 +150,36 @@ class LocalEngine:
             wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
             if not record_all(wanted):
                 self.cautions.append(NO_GRAPHS)
+
+    def check_reference(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, padded: bool
+    ) -> list[ReferenceCheck]:
+        """Hold target and drafts against transformers' own `generate`, before anything is measured. Raises ModelError
+        where a model here is not the one that transformers runs. After `settle`."""
+        many = self.batch_size > 1 and not padded
+        pairs = [(self.target, self._many if many else self._target)]
+        for draft in self.drafts.values():
+            reader = draft.stepper if many else draft.reader
+            if draft.loaded is not None and draft.spec.kind != "skip" and reader is not None:
+                pairs.append((draft.loaded, reader))
+        found = []
+        for loaded, reader in {id(loaded): (loaded, reader) for loaded, reader in pairs}.values():
+            # A draft may know fewer ids; which ones are read does not matter here.
+            texts = [[token % reader.vocab_size for token in prompt] for prompt in prompts]
+            is_target = loaded is self.target
+            found.append(
+                check_reference(
+                    loaded,
+                    reader,
+                    texts,
+                    max_new_tokens=max_new_tokens,
+                    widest=max(self.gammas) + 1 if is_target else 2,
+                    eos=self.eos if is_target else (),
+                    dtype=self._dtype,
+                    padded=padded,
+                )
+            )
+        return found
 
     def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
         """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""
@@ -217,6 +270,24 @@ class LocalEngine:
             self._target.rewind(0)
             top = self._target.forward(ids, keep=1)[0].float().topk(2).values
         return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))
+
+
+def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
+    """Raise ConfigError or ModelError, before weights are loaded, where batches or a skip draft are asked of a model
+    that has no such form."""
+    trusted = frozenset(config.trust_remote_code)
+    if config.batch_size > 1:
+        refuse_batches(specs)
+        for name in dict.fromkeys([config.target, *(spec.model for spec in specs if spec.model is not None)]):
+            require_batches(read_config(name, trust_remote_code=trusted), name)
+    for spec in specs:
+        if spec.kind == "skip" and not shares_layers(read_config(config.target, trust_remote_code=trusted)):
+            raise ModelError(
+                f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
+                "or hold more than one attention each",
+                where=spec.text,
+                cure="Use another draft.",
+            )
 
 
 def _vocab_size(model: Any) -> int:

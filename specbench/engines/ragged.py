@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DummyLayer
 
 from specbench.acceptance.loop import queued
 from specbench.engines.cache import RewindableLayer
 from specbench.engines.cached import packed_head
 from specbench.engines.graphs import Graphs, Recorder
 from specbench.engines.lean import Update, decoder_of, seen_from
-from specbench.errors import EngineError
+from specbench.engines.masks import masks_at
+from specbench.models.family import cache_layers, keeps_nothing, require_batches, require_family
 
 
 class _Places:
@@ -75,11 +76,14 @@ def put_rows(layer: RewindableLayer, rows: Tensor, at: Tensor, end: int, both: T
 class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
     """A cache whose rows have lengths of their own; `lengths[b]` tokens of row b are valid."""
 
-    def __init__(self, layers: int, capacity: int, batch: int) -> None:
+    def __init__(self, config: Any, capacity: int, batch: int) -> None:
         self.capacity = capacity
         self.places = _Places(batch)
         self.lengths: list[int] = []
-        super().__init__(layers=[_RaggedLayer(capacity, self.places) for _ in range(layers)])
+        layers = cache_layers(config.get_text_config(decoder=True))
+        super().__init__(
+            layers=[DummyLayer() if keeps_nothing(layer) else _RaggedLayer(capacity, self.places) for layer in layers]
+        )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths, default=0)
@@ -89,26 +93,26 @@ class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
         self.lengths = [self.lengths[row] for row in rows]
         chosen, used = queued(rows, device), self.get_seq_length()
         for layer in self.layers:
+            if keeps_nothing(layer):
+                continue
             for kept in [layer.both] if hasattr(layer, "both") else [layer.keys, layer.values]:
                 kept[: len(rows), :, :used] = kept[chosen, :, :used]
 
 
 class RaggedModel:
     """A causal language model over up to `batch` sequences, each with room for `capacity` tokens, padding included.
-    Raises EngineError for models with sliding-window layers, whose mask this does not build."""
+    Raises ModelError for models that cannot be told each row's positions."""
 
     def __init__(self, model: Any, capacity: int, batch: int) -> None:
-        config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        if kinds:
-            raise EngineError(
-                f"Batches take full attention, the model has {', '.join(sorted(kinds))}", cure="Use --batch-size 1."
-            )
+        require_family(model.config, type(model).__name__)
+        require_batches(model.config, type(model).__name__)
+        config = model.config.get_text_config(decoder=True)
         self.model = model
         self.capacity = capacity
+        self.batch = batch
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
-        self._cache = RaggedCache(int(config.num_hidden_layers), capacity, batch)
+        self._cache = RaggedCache(config, capacity, batch)
         self._spots = torch.arange(max(capacity, batch), device=self.device)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
@@ -150,18 +154,13 @@ class RaggedModel:
         cache, width = self._cache, ids.shape[1]
         cache.places.rows, cache.places.at = self._spots[: len(ids), None], at
         cache.places.end = max(cache.lengths) + width
-        mask = self._visible(at)
         if self._lean is not None:
-            return self._lean.run(ids, at, mask, [layer.put for layer in cache.layers], keep)
+            return self._lean.run(ids, at, self._visible(at), [layer.put for layer in cache.layers], keep)
         wanted, where = (0, None) if isinstance(keep, int) else torch.unique(keep[:, 0], return_inverse=True)
-        out = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=at,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=wanted,
-        )
+        with masks_at(at):
+            out = self.model(
+                input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=wanted
+            )
         logits: Tensor = out.logits
         return logits if where is None else logits.take_along_dim(where[:, None, None], 1)
 

@@ -30,7 +30,7 @@ def make_lean(model: Any) -> None:
     passes = _passes(model)
     for index, layer in enumerate(layers):
         lean = LeanLayer(layer)
-        old, new = (_through(one, passes, len(layers), index) for one in (layer, lean))
+        old, new = (_through(one, passes, model.config) for one in (layer, lean))
         # Held against what the layer adds to the stream, which alone is its own.
         if not all(agree(one, other, one - given.x) for given, one, other in zip(passes, old, new, strict=True)):
             return
@@ -84,9 +84,9 @@ def _passes(model: Any) -> list[_Pass]:
     return found
 
 
-def _through(layer: Any, passes: Sequence[_Pass], layers: int, index: int) -> list[Tensor]:
+def _through(layer: Any, passes: Sequence[_Pass], config: Any) -> list[Tensor]:
     """What a layer makes of each pass, one after the other over one cache."""
-    cache = RewindableCache(layers, sum(_PASSES))
+    cache = RewindableCache(config, sum(_PASSES))
     return [
         layer(
             one.x,

@@ -19,6 +19,7 @@ from specbench.models.directory import (
 )
 from specbench.models.embedded import PREFIX, find, folder_of, prepare
 from specbench.models.failures import explain
+from specbench.models.family import attention_of, loader_of, require_family
 from specbench.models.hub import HubState, described, look_up, no_conversion_service
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -111,8 +112,10 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
         require_safetensors([path.name for path in Path(location).iterdir()], name)
     require_indexed_safetensors(described(location, state) if source.kind == "hub" else Path(location), name)
     trusted = name in trust_remote_code
+    config = _config(source, location, state, trusted)
+    require_family(config, name)
     tokenizer = _tokenizer(source, location, state, trusted)
-    model = _weights(source, location, state, trusted, dtype, device)
+    model = _weights(source, location, state, trusted, dtype, device, config)
     parameters = list(model.parameters())
     return LoadedModel(
         name=name,
@@ -155,17 +158,35 @@ def _tokenizer(source: ModelSource, location: str, state: HubState, trusted: boo
         raise explain(error, source.name) from error
 
 
-def _weights(source: ModelSource, location: str, state: HubState, trusted: bool, dtype: str, device: str) -> Any:
+def read_config(name: str, *, trust_remote_code: Collection[str] = ()) -> Any:
+    """The transformers configuration of a model, without its weights. Raises ModelError as `load_model` does."""
+    source = resolve(name)
+    location, state = locate(source)
+    return _config(source, location, state, name in trust_remote_code)
+
+
+def _config(source: ModelSource, location: str, state: HubState, trusted: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers(show_downloads=sys.stderr.isatty()):
+            return AutoConfig.from_pretrained(location, **arguments(source, state, trusted))
+    except Exception as error:
+        raise explain(error, source.name) from error
+
+
+def _weights(
+    source: ModelSource, location: str, state: HubState, trusted: bool, dtype: str, device: str, config: Any
+) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
     try:
         with quiet_transformers(show_downloads=sys.stderr.isatty()), no_conversion_service():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = loader_of(config).from_pretrained(
                 location,
                 dtype=getattr(torch, dtype),
                 use_safetensors=True,
-                attn_implementation="sdpa",
+                attn_implementation=attention_of(config),
                 # Straight onto the device: a copy in main memory first may not fit.
                 device_map=None if device == "cpu" else {"": device},
                 output_loading_info=True,

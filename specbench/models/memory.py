@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from specbench.errors import EngineError, SpecbenchError
+from specbench.errors import EngineError, ModelError, SpecbenchError
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -49,24 +50,48 @@ def memory_errors() -> Iterator[None]:
 
 
 def cache_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:
-    """Keys and values of `batch` sequences of `tokens` tokens, for a transformers configuration: layers x heads that
-    have keys of their own x (key + value width) x bytes of an element."""
-    text = config.get_text_config()
-    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-    width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    both = 2 * width
-    if getattr(text, "kv_lora_rank", None):  # transformers keeps the keys and values of latent attention unfolded
-        heads = int(text.num_attention_heads)
-        both = int(text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim)
-    return int(text.num_hidden_layers) * heads * both * element_bytes * tokens * batch
+    """Keys and values of `batch` sequences of `tokens` tokens, for a transformers configuration: over the layers that
+    keep any, heads that have keys of their own x (key + value width) x bytes of an element."""
+    text = config.get_text_config(decoder=True)
+    layers = _layers(text)
+    return sum(map(_kept_per_token, layers)) * element_bytes * tokens * batch
+
+
+def _layers(text: Any) -> list[Any]:
+    """The configuration of every layer that keeps keys and values; a layer may have widths of its own. 0 layers where
+    it is not told how many there are."""
+    from specbench.models.family import cache_layers, keeps_nothing
+
+    try:
+        each = list(text.per_layer_config)
+    except AttributeError:  # a model with code of its own
+        each = [text] * int(getattr(text, "num_hidden_layers", 0))
+    try:
+        kept = cache_layers(text)
+    except ModelError:
+        kept = []
+    return [layer for layer, cached in zip_longest(each, kept) if cached is None or not keeps_nothing(cached)]
+
+
+def _kept_per_token(layer: Any) -> int:
+    """Numbers that one layer keeps of one token; 0 for one without attention heads."""
+    queries = int(getattr(layer, "num_attention_heads", None) or getattr(layer, "num_heads", None) or 0)
+    if not queries:
+        return 0
+    if getattr(layer, "kv_lora_rank", None):  # transformers keeps the keys and values of latent attention unfolded
+        return queries * int(layer.qk_nope_head_dim + layer.qk_rope_head_dim + layer.v_head_dim)
+    heads = int(getattr(layer, "num_key_value_heads", None) or queries)
+    width = int(getattr(layer, "head_dim", None) or layer.hidden_size // queries)
+    return heads * (width + int(getattr(layer, "v_head_dim", None) or width))
 
 
 def pass_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:
     """About what one pass over all these tokens holds beside weights and cache: the hidden states of one layer."""
-    text = config.get_text_config()
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    text = config.get_text_config(decoder=True)
+    hidden = int(getattr(text, "hidden_size", 0))
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
     widest = max(inner) if isinstance(inner, list | tuple) else inner
-    return int((4 * text.hidden_size + 3 * widest) * element_bytes * tokens * batch)
+    return int((4 * hidden + 3 * widest) * element_bytes * tokens * batch)
 
 
 def weight_bytes(model: Any) -> int:

@@ -45,16 +45,16 @@ def check_vocabularies(
 ) -> VocabularyReport:
     """Compare two transformers tokenizers id by id; the sizes are those of the models' logits, padding included.
 
-    Raises VocabularyError where an id has two meanings, or where the target can emit a token that the draft cannot
-    read. Ids without a token, and placeholder tokens that no text uses, may differ.
+    Raises VocabularyError where an id has two meanings. Ids without a token, and placeholder tokens that no text uses,
+    may differ, and the target may have tokens beyond the draft's ids: it does not draft after them.
     """
     target, draft = _tokens(target_tokenizer), _tokens(draft_tokenizer)
     shared = min(target_vocab_size, draft_vocab_size)
     _refuse_differences(target, draft)
-    _refuse_unreadable(target, target_vocab_size, draft_vocab_size)
     ends = target_tokenizer.eos_token_id, draft_tokenizer.eos_token_id
     same_eos = None if None in ends else ends[0] == ends[1]
     same_merges = _same_merges(target_tokenizer, draft_tokenizer)
+    beyond = sorted(index for index in target if draft_vocab_size <= index < target_vocab_size)
     target_only, draft_only = len(target.keys() - draft.keys()), len(draft.keys() - target.keys())
     return VocabularyReport(
         shared=shared,
@@ -63,7 +63,10 @@ def check_vocabularies(
         draft_only=draft_only,
         same_eos=same_eos,
         same_merges=same_merges,
-        cautions=_cautions(target_tokenizer, draft_tokenizer, same_eos, same_merges, target_only),
+        cautions=(
+            *_cautions(target_tokenizer, draft_tokenizer, same_eos, same_merges, target_only - len(beyond)),
+            *_beyond_draft(target, beyond, draft_vocab_size),
+        ),
     )
 
 
@@ -82,16 +85,6 @@ def _refuse_differences(target: dict[int, str], draft: dict[int, str]) -> None:
         f"target and draft differ in {len(different):,} of {len(common):,} tokens: {'; '.join(examples)}",
         cure=_CURE,
     )
-
-
-def _refuse_unreadable(target: dict[int, str], target_vocab_size: int, draft_vocab_size: int) -> None:
-    beyond = sorted(index for index in target if draft_vocab_size <= index < target_vocab_size)
-    if beyond:
-        first = f"id {beyond[0]} is {_short(target[beyond[0]])}"
-        raise VocabularyError(
-            f"the target has {len(beyond):,} tokens beyond the draft's {draft_vocab_size:,} ids: {first}",
-            cure=_CURE,
-        )
 
 
 def _cautions(
@@ -115,7 +108,7 @@ def _cautions(
                 "Results are valid; a draft trained with the target's tokenizer is accepted more often.",
             )
         )
-    if target_only:
+    if target_only > 0:
         found.append(
             Caution(
                 "target-only-tokens",
@@ -124,6 +117,20 @@ def _cautions(
             )
         )
     return tuple(found)
+
+
+def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: int) -> tuple[Caution, ...]:
+    if not beyond:
+        return ()
+    first = f"id {beyond[0]} is {_short(target[beyond[0]])}"
+    return (
+        Caution(
+            "tokens-beyond-draft",
+            f"the target has {len(beyond):,} tokens beyond the draft's {draft_vocab_size:,} ids ({first}): where it "
+            "writes one, the draft cannot read on and drafts nothing for the rest of that text",
+            "If answers hold such tokens (images, tool calls), use a draft with the target's whole vocabulary.",
+        ),
+    )
 
 
 def _same_merges(target: Any, draft: Any) -> bool | None:

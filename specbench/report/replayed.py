@@ -105,8 +105,9 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | 
         if not isinstance(text, Positions):
             continue  # a block drafter has no proposal at every position
         sums = prompts.setdefault(text.prompt_id, [0.0, 0.0])
-        sums[0] += float(text.overlap.sum())
-        sums[1] += float((1 - text.overlap).sum())
+        judged = text.overlap[~np.isnan(text.confidence)]
+        sums[0] += float(judged.sum())
+        sums[1] += float((1 - judged).sum())
     accepted, rejected = np.array(list(prompts.values()), dtype=float).reshape(-1, 2).T
     if accepted.sum() + rejected.sum() == 0:
         return None, None, None

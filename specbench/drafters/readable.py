@@ -1,0 +1,89 @@
+"""A draft model that knows fewer tokens than its target: Gemma 3's small models lack one id that the larger ones have.
+
+It never proposes what it does not know. A text in which the target writes such a token cannot be read on, so from there
+the draft is silent: rounds draft nothing, as long as the text lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from specbench.acceptance.loop import Drafter, Proposal
+from specbench.acceptance.many import ManyDrafter
+from specbench.acceptance.scores import Scores
+
+
+class ReadableDrafter:
+    """`drafter`, silent once a text holds an id of `known` or above."""
+
+    def __init__(self, drafter: Drafter, known: int) -> None:
+        self._drafter, self._known = drafter, known
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._read = len(prompt)
+        self._silent = max(prompt, default=0) >= self._known
+        if not self._silent:
+            self._drafter.begin(prompt)
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        self._silent = self._silent or max(x[self._read :], default=0) >= self._known
+        self._read = len(x)
+        return Proposal([]) if self._silent else self._drafter.propose(x, k, generator)
+
+
+class ManyReadableDrafter:
+    """The same for a batch. A silent row goes on as one that asks for nothing, with a token in place of each that is
+    not known: what it reads is not used."""
+
+    def __init__(self, drafter: ManyDrafter, known: int) -> None:
+        self._drafter, self._known = drafter, known
+
+    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
+        self._drafter.begin([self._readable(prompt) for prompt in prompts])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._drafter.keep(rows)
+
+    def propose(
+        self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> list[Proposal]:
+        silent = [max(row) >= self._known for row in rows]
+        asked = [0 if quiet else k for k, quiet in zip(ks, silent, strict=True)]
+        if not any(asked):
+            return [Proposal([]) for _ in rows]
+        found = self._drafter.propose([self._readable(row) for row in rows], asked, generators)
+        return [Proposal([]) if quiet else one for one, quiet in zip(found, silent, strict=True)]
+
+    def _readable(self, row: Sequence[int]) -> list[int]:
+        return [token if token < self._known else 0 for token in row]
+
+
+def readable(prompt: Sequence[int], output: Sequence[int], known: int) -> list[int]:
+    """The beginning of `output` that such a draft can be scored over: up to the first token that it does not know, and
+    only the first where the prompt holds one already."""
+    if max(prompt, default=0) >= known:
+        return list(output[:1])
+    unknown = next((i for i, token in enumerate(output) if token >= known), len(output))
+    return list(output[: unknown + 1])
+
+
+def silent_after(scores: Scores, positions: int) -> Scores:
+    """Scores of the beginning of a text, as those of all its `positions`: beyond, nothing is drafted, and there is no
+    confidence."""
+    missing = positions - len(scores.accept)
+    if missing <= 0:
+        return scores
+    nothing, unknown = np.zeros(missing, dtype=np.float32), np.full(missing, np.nan, dtype=np.float32)
+    return replace(
+        scores,
+        accept=np.concatenate([scores.accept, nothing]),
+        overlap=np.concatenate([scores.overlap, nothing]),
+        confidence=np.concatenate([scores.confidence, unknown]),
+        log_p=np.concatenate([scores.log_p, unknown]),
+        log_q=np.concatenate([scores.log_q, unknown]),
+        ends=np.concatenate([scores.ends, np.zeros(missing, dtype=bool)]),
+    )

@@ -1,0 +1,158 @@
+"""Which models the loop can drive, told from their configuration alone, before weights are fetched or loaded.
+
+What a configuration does not tell is found when a text is held against transformers' own (engines/reference.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from specbench.errors import ModelError
+
+# Layers of transformers' caches that hold keys and values of every position, or nothing at all.
+_KEPT = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+
+
+def causal_class(config: Any) -> Any | None:
+    """The class of transformers that reads text under this configuration: that of its causal language models, else
+    of a model that also reads images, which is run on text alone. None where it has neither, or for a model with code
+    of its own."""
+    found = loader_of(config)._model_mapping.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def loader_of(config: Any) -> Any:
+    """The auto class of transformers that builds such a model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    reads_images = AutoModelForImageTextToText._model_mapping.get(type(config), None) is not None
+    known = AutoModelForCausalLM._model_mapping.get(type(config), None) is not None
+    return AutoModelForImageTextToText if reads_images and not known else AutoModelForCausalLM
+
+
+def attention_of(config: Any) -> str:
+    """What computes attention: torch's own kernels (sdpa) where every part of the model takes them, else the plain
+    form that transformers writes out (eager)."""
+    kind = causal_class(config)
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "model_type"))]
+    return "sdpa" if all(map(_takes_sdpa, [kind, *map(_body_class, parts)])) else "eager"
+
+
+def require_family(config: Any, name: str) -> None:
+    """Raise ModelError where a model of this configuration cannot be read token by token with a cache that is rewound.
+    `name` is what the user calls it."""
+    kind, text = causal_class(config), config.get_text_config(decoder=True)
+    if kind is None:
+        return  # its own code, or none: the loader says so
+    who = f"{name} ({config.model_type})"
+    layers = cache_layers(text, who)
+    named = getattr(text, "layer_types", None) or [_kind_of(layer) for layer in layers]
+    strange = {kind for kind, layer in zip(named, layers, strict=False) if _kind_of(layer) not in _KEPT}
+    if strange or (getattr(kind, "_is_stateful", False) and not getattr(text, "layer_types", None)):
+        found = f"has layers that cannot be rolled back: {', '.join(sorted(strange))}"
+        raise ModelError(
+            f"{who} {found if strange else 'keeps a state that cannot be rolled back'}",
+            cure="A rejected draft has to be forgotten: choose a model whose layers are all attention.",
+        )
+    if not takes(kind.forward, "past_key_values"):
+        raise ModelError(f"{who} has no KV cache in transformers", cure="Choose a causal model that has one.")
+    if _has_encoder(config, kind):
+        raise ModelError(f"{who} writes from what an encoder reads", cure="Choose a causal language model.")
+    if not _is_causal(config, text):
+        raise ModelError(
+            f"{who} is not causal as configured: every token sees those after it",
+            cure="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
+        )
+
+
+def require_batches(config: Any, name: str) -> None:
+    """Raise ModelError where sequences of different lengths cannot be read side by side."""
+    text, kind = config.get_text_config(decoder=True), causal_class(config)
+    if getattr(text, "alibi", False) or not (kind is None or takes(kind.forward, "position_ids")):
+        raise ModelError(
+            f"{name} ({config.model_type}) takes no positions of its own for each sequence, so batches of texts of "
+            "different lengths would be wrong",
+            cure="Use --batch-size 1.",
+        )
+
+
+def takes(forward: Callable[..., Any], name: str) -> bool:
+    """Whether a model's forward has this argument. One that names none at all passes on whatever it gets."""
+    names = _arguments(forward)
+    return name in names or "input_ids" not in names
+
+
+@functools.cache
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
+
+
+def cache_layers(text: Any, who: str = "the model") -> list[Any]:
+    """One layer of transformers' own cache for each that a model of this text configuration asks for. Raises ModelError
+    for a configuration of which it cannot make one; `who` is named in it."""
+    from transformers import DynamicCache
+
+    try:
+        layers: list[Any] = DynamicCache(config=text).layers
+    except Exception as error:  # a configuration may lack anything
+        raise ModelError(
+            f"transformers makes no KV cache for {who} ({type(error).__name__})", cure="Choose another model."
+        ) from None
+    return layers
+
+
+def keeps_nothing(layer: Any) -> bool:
+    """Whether a layer of transformers' cache stands for one without memory, or one that reads another's."""
+    return _kind_of(layer) == "DummyLayer"
+
+
+def shares_layers(config: Any) -> bool:
+    """Whether the first layers of a model can be run alone, as `skip:` does: each keeps its own keys and values."""
+    text = config.get_text_config(decoder=True)
+    blocks = getattr(text, "num_layers", None)  # of longcat_flash, whose layers hold two attentions each
+    whole = int(text.num_hidden_layers)
+    return blocks in (None, whole) and not any(map(keeps_nothing, cache_layers(text)))
+
+
+def frequency_limit(config: Any) -> int | None:
+    """The length at which a model turns all its positions by other frequencies (LongRoPE): keys that were cached below
+    it are not those that the model would have above. None where there is no such length."""
+    ropes = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    each = [ropes, *(one for one in ropes.values() if isinstance(one, dict))]
+    limits = [one.get("original_max_position_embeddings") for one in each if one.get("rope_type") == "longrope"]
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def _has_encoder(config: Any, kind: Any) -> bool:
+    """Whether it is a whole encoder with its decoder; the decoder of one may be run alone (MarianForCausalLM)."""
+    return bool(getattr(config, "is_encoder_decoder", False)) and not kind.__name__.endswith("ForCausalLM")
+
+
+def _is_causal(config: Any, text: Any) -> bool:
+    """BERT and its kin are trained to fill gaps, and causal only where `is_decoder` says so; the decoders of models
+    with an encoder set it themselves."""
+    from transformers import AutoModelForMaskedLM
+
+    if not getattr(text, "is_causal", True):
+        return False
+    fills_gaps = AutoModelForMaskedLM._model_mapping.get(type(config), None) is not None
+    return not fills_gaps or bool(getattr(text, "is_decoder", False) or getattr(config, "is_encoder_decoder", False))
+
+
+def _body_class(config: Any) -> Any | None:
+    from transformers import AutoModel
+
+    found = AutoModel._model_mapping.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _takes_sdpa(kind: Any | None) -> bool:
+    """A class that is not of transformers is taken to: where it does not, it says so when it is loaded."""
+    return kind is None or bool(getattr(kind, "_supports_sdpa", False))
+
+
+def _kind_of(layer: Any) -> str:
+    return type(layer).__name__
