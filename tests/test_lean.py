@@ -275,7 +275,7 @@ def test_frames_are_made_once_a_pass(monkeypatch):
     monkeypatch.setattr(lean.Frame, "__init__", counted(lean.Frame.__init__, made))
     twin = leaned(family("llama"))
     made.clear()
-    cache = RewindableCache(3, 16)
+    cache = RewindableCache(twin.config, 16)
     with torch.inference_mode():
         twin(torch.tensor([[1, 2, 3]]), past_key_values=cache)
         twin(torch.tensor([[4]]), past_key_values=cache)

@@ -66,8 +66,32 @@ def check_reference(
     the two are not the same model, or transformers cannot run it on text."""
     began_s = time.perf_counter()
     chosen = pick(prompts)
+    while chosen:
+        try:
+            tokens, near_ties = _compared(
+                loaded, reader, chosen, min(TOKENS, max_new_tokens), widest, eos, dtype, padded
+            )
+            return ReferenceCheck(loaded.name, len(chosen), tokens, near_ties, time.perf_counter() - began_s)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            chosen.pop()  # the longest; where a run has no memory for it either, it is left out and named
+    return ReferenceCheck(loaded.name, 0, 0, 0, time.perf_counter() - began_s)
+
+
+def _compared(
+    loaded: LoadedModel,
+    reader: CachedModel | RaggedModel,
+    prompts: Sequence[list[int]],
+    new: int,
+    widest: int,
+    eos: Iterable[int],
+    dtype: str,
+    padded: bool,
+) -> tuple[int, int]:
+    """Places that were compared, and near ties among them."""
     write = _together if padded else _one_by_one
-    texts = list(map(_Text, chosen, write(loaded, chosen, min(TOKENS, max_new_tokens), sorted(eos))))
+    texts = list(map(_Text, prompts, write(loaded, prompts, new, sorted(eos))))
     with _failing_as_ours(loaded), torch.inference_mode():
         apart = _apart(reader, texts, widest)
     limit = max(near_tie_limit(dtype), _ROUNDING)
@@ -80,13 +104,7 @@ def check_reference(
             f"by a margin of up to {max(wide):.1%} of the logit, where rounding in {dtype} explains {limit:.1%}",
             cure="Nothing was measured. Run one text at a time (--batch-size 1), or another model; please report it.",
         )
-    return ReferenceCheck(
-        loaded.name,
-        len(texts),
-        sum(len(text.output) for text in texts),
-        len(apart),
-        time.perf_counter() - began_s,
-    )
+    return sum(len(text.output) for text in texts), len(apart)
 
 
 def _together(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:

@@ -80,9 +80,9 @@ def require_batches(config: Any, name: str) -> None:
 
 
 def takes(forward: Callable[..., Any], name: str) -> bool:
-    """Whether a model's forward has this argument. One that names none at all passes on whatever it gets."""
+    """Whether a model's forward has this argument. One that does not name a mask either passes on what it gets."""
     names = _arguments(forward)
-    return name in names or "input_ids" not in names
+    return name in names or not {"attention_mask", "use_cache", "labels"} & names
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specbench.acceptance.lossless import explained
-from specbench.records import Divergence, Load, Policy, Sampling, Trial
+from specbench.records import Divergence, Load, Policy, ReferenceCheck, Sampling, Trial
 from specbench.report.frame import counted, loads_of
 from specbench.report.ruled import spared
 from specbench.report.served.server import is_served
@@ -68,6 +68,7 @@ class Facts:
     served: bool = False
     loads: tuple[Load, ...] = (Load(),)
     spared: int = 0
+    reference: tuple[ReferenceCheck, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -103,6 +104,7 @@ def read_facts(stored: StoredRun) -> Facts:
         fingerprint=run.get("fingerprint"),
         served=is_served(run),
         loads=tuple(loads),
+        reference=tuple(ReferenceCheck(**each) for each in run.get("reference_check") or ()),
     )
 
 
