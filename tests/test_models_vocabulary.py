@@ -78,7 +78,7 @@ def test_token_that_the_draft_cannot_read_is_a_caution_of_its_own() -> None:
     report = check_vocabularies(tokenizer([*BASE, "<think>"]), tokenizer(), 261, 260)
     (caution,) = report.cautions
     assert caution.code == "tokens-beyond-draft"
-    assert "1 tokens beyond the draft's 260 ids (id 260 is '<think>')" in caution.message
+    assert "1 token beyond the draft's 260 ids (id 260 is '<think>')" in caution.message
 
 
 def test_extra_token_of_the_draft_is_cut_off() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,14 @@ def show_replay(
     that of the folder `costs`."""
     from specbench.api import texts_of
     from specbench.report.replayed import replayed
-    from specbench.store import read_run
+    from specbench.store import cautions_of, read_run
 
     stored = read_run(folder)
     texts = texts_of(stored, gammas)
     readers, points = _prices(stored.run, folder, costs) if best else (None, [])
     confidence = stored.run["config"]["policy"]["confidence"]
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points)
+    found = replace(found, warnings=tuple(cautions_of(stored.run)))
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return

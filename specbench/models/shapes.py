@@ -13,6 +13,7 @@ from typing import Any
 from specbench.errors import ModelError
 from specbench.models.convert import quiet_transformers
 from specbench.models.failures import explain
+from specbench.models.family import attention_of, loader_of, require_family
 from specbench.models.load import DTYPES, LoadedModel, resolve_device
 from specbench.models.memory import available_bytes, cache_bytes, expert_count, gigabytes, weight_bytes
 from specbench.records import Caution
@@ -110,14 +111,18 @@ def _skeleton(file: Path, dtype: str) -> Any:
     """The model with its weights on the meta device; buffers, such as rotary frequencies, are real."""
     import torch
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(str(file), local_files_only=True, trust_remote_code=False)
+            require_family(config, str(file))
             with init_empty_weights(include_buffers=False):
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=getattr(torch, dtype), attn_implementation="sdpa", trust_remote_code=False
+                model = loader_of(config).from_config(
+                    config,
+                    dtype=getattr(torch, dtype),
+                    attn_implementation=attention_of(config),
+                    trust_remote_code=False,
                 )
             model.tie_weights()  # inside the block every assignment makes a weight of its own
     except Exception as error:

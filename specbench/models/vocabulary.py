@@ -126,8 +126,9 @@ def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: i
     return (
         Caution(
             "tokens-beyond-draft",
-            f"the target has {len(beyond):,} tokens beyond the draft's {draft_vocab_size:,} ids ({first}): where it "
-            "writes one, the draft cannot read on and drafts nothing for the rest of that text",
+            f"the target has {len(beyond):,} token{'' if len(beyond) == 1 else 's'} beyond the draft's "
+            f"{draft_vocab_size:,} ids ({first}): where it writes one, the draft cannot read on and drafts nothing for "
+            "the rest of that text",
             "If answers hold such tokens (images, tool calls), use a draft with the target's whole vocabulary.",
         ),
     )

@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # replays take numpy, and a profile of prompts does without
 
 def replay_tables(found: Replayed) -> list[RenderableType]:
     """What `replay` prints: acceptance by gamma for each draft, and tokens per round by category."""
-    return [Block(partial(_replayed, draft, found.cutoff)) for draft in found.drafts]
+    parts: list[RenderableType] = [Block(partial(_replayed, draft, found.cutoff)) for draft in found.drafts]
+    return [*parts, Block(partial(warnings, found.warnings))] if found.warnings else parts
 
 
 def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Iterator[RenderableType]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.decision.interval import share_interval
-from specbench.records import CostPoint
+from specbench.records import Caution, CostPoint
 from specbench.report.search import BestPair, best_pair
 
 
@@ -54,6 +54,7 @@ class Replayed:
     schema: int
     cutoff: float
     drafts: tuple[ReplayDraft, ...]
+    warnings: tuple[Caution, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""
