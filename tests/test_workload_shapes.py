@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from specbench.records import Message
-from specbench.workload.shapes import MalformedRowError, SkipRowError, messages_of
+from specbench.workload.faults import MalformedRowError, SkipRowError
+from specbench.workload.shapes import asked_in
 
 
 def said(*turns: str) -> tuple[Message, ...]:
