@@ -28,7 +28,8 @@ from specbench.engines.ragged import RaggedModel
 from specbench.engines.room import WIDEST
 from specbench.engines.swap import make_lean
 from specbench.models import LoadedModel, load_model, resolve_device
-from specbench.models.prompts import encode, end_tokens
+from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
+from specbench.models.rendering import unwritten
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Caution, Prompt, Sampling
 
@@ -48,6 +49,7 @@ class LocalEngine:
         self.device = resolve_device(config.device)
         self.sampling: Sampling = config.sampling
         self.seed = config.seed
+        self._template_kwargs = config.chat_template_kwargs
         self.gammas = config.gamma
         self.batch_size = config.batch_size
         self.target = self._load(config, config.target)
@@ -91,7 +93,13 @@ class LocalEngine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, through the target's chat template where it has one."""
-        return encode(self.target, prompt)
+        return encode(self.target, prompt, self._template_kwargs)
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> EncodedPrompts:
+        """All that the template does not refuse; what it does not write of them is among the cautions."""
+        found = encode_all(self.target, prompts, self._template_kwargs)
+        self.cautions += unwritten(self.target, [prompt for prompt, _ in found.encoded], self._template_kwargs)
+        return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Output token ids as text."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from specbench.acceptance.lossless import explained
@@ -68,6 +68,7 @@ class Facts:
     served: bool = False
     loads: tuple[Load, ...] = (Load(),)
     spared: int = 0
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -103,6 +104,7 @@ def read_facts(stored: StoredRun) -> Facts:
         fingerprint=run.get("fingerprint"),
         served=is_served(run),
         loads=tuple(loads),
+        template_kwargs=_mapping(config.get("chat_template_kwargs")),
     )
 
 
