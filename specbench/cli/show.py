@@ -47,7 +47,10 @@ def show_replay(
 ) -> None:
     """Print the replay of a stored run; with `best` also the search over cut-offs, priced by the run's own probe or by
     that of the folder `costs`."""
+    from dataclasses import replace
+
     from specbench.api import texts_of
+    from specbench.records import Caution
     from specbench.report.replayed import replayed
     from specbench.store import read_run
 
@@ -56,6 +59,7 @@ def show_replay(
     readers, points = _prices(stored.run, folder, costs) if best else (None, [])
     confidence = stored.run["config"]["policy"]["confidence"]
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points)
+    found = replace(found, warnings=tuple(Caution(**warning) for warning in stored.run.get("warnings", ())))
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return

@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # replays take numpy, and a profile of prompts does without
 
 def replay_tables(found: Replayed) -> list[RenderableType]:
     """What `replay` prints: acceptance by gamma for each draft, and tokens per round by category."""
-    return [Block(partial(_replayed, draft, found.cutoff)) for draft in found.drafts]
+    tables = [Block(partial(_replayed, draft, found.cutoff)) for draft in found.drafts]
+    return [*tables, *([Block(partial(warnings, found.warnings))] if found.warnings else [])]
 
 
 def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Iterator[RenderableType]:

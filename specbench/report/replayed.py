@@ -10,7 +10,7 @@ import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.decision.interval import share_interval
-from specbench.records import CostPoint
+from specbench.records import Caution, CostPoint
 from specbench.report.search import BestPair, best_pair
 
 
@@ -48,12 +48,13 @@ class ReplayDraft:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A whole run replayed; `cutoff` 0 is none."""
+    """A whole run replayed; `cutoff` 0 is none. `warnings` are the run's own."""
 
     run: str
     schema: int
     cutoff: float
     drafts: tuple[ReplayDraft, ...]
+    warnings: tuple[Caution, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""

@@ -207,24 +207,26 @@ class _Document:
             self._at += 1
             if after == closing:
                 return
-            if opening == "[" and self.peek() == closing:
-                self._fail("Illegal trailing comma before end of array", self._at - 1)
 
     def _more(self) -> bool:
-        """As much again as is there and unused, and the used part dropped; False at the end."""
-        used = self._text[: self._at]
-        ends = used.count("\n")
-        self._lines += ends
-        self._column = len(used) - used.rfind("\n") - 1 if ends else self._column + len(used)
-        parts = [self._text[self._at :]]
-        wanted = max(len(parts[0]), text.PIECE)
+        """As much again as is there and unused, and the used part dropped, which moves all positions; at the end False,
+        and nothing has moved."""
+        unused = self._text[self._at :]
+        parts: list[str] = []
+        wanted = max(len(unused), text.PIECE)
         for piece in self._pieces:
             parts.append(piece)
             wanted -= len(piece)
             if wanted <= 0:
                 break
-        self._text, self._at = "".join(parts), 0
-        return len(parts) > 1
+        if not parts:
+            return False
+        used = self._text[: self._at]
+        ends = used.count("\n")
+        self._lines += ends
+        self._column = len(used) - used.rfind("\n") - 1 if ends else self._column + len(used)
+        self._text, self._at = "".join((unused, *parts)), 0
+        return True
 
     def _place(self, position: int) -> tuple[int, int]:
         """Line and column, from 1, of a position in the text that is held."""
