@@ -17,10 +17,11 @@ from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.naming import list_names
 
 Messages: TypeAlias = tuple[Message, ...]
+Turn: TypeAlias = Role | Literal["call"]
 
 # Names are what data sets write, letters alone and without LangChain's "Message". "call" is a call of a tool that has
 # a turn of its own.
-_ROLES: dict[str, Role | Literal["call"]] = {
+_ROLES: dict[str, Turn] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "bing", "bard"), "assistant"),
@@ -32,7 +33,8 @@ _ROLES: dict[str, Role | Literal["call"]] = {
 }
 _ROLE_KEYS = ("role", "from", "speaker", "type")
 _CONTENT_KEYS = ("content", "value", "text", "utterance", "parts", "output")
-_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_CALL_IDS = ("tool_call_id", "call_id", "tool_use_id")
 _NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 _CURE = "Use system, user, assistant or tool (or ShareGPT's human and gpt)."
 
@@ -77,13 +79,12 @@ def earlier_turns(value: object, key: str) -> Messages:
 def first_turn(value: object, key: str) -> Messages:
     """The first user turn: later ones answer the model's replies, which are not recorded here. Where they are recorded
     (turns of the assistant or of tools among them) the history is kept as in a conversation."""
-    entries = unpacked(value)
-    if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):
-        return text_prompt(entries[0] if entries else "")
-    _, roles = _entries(value, key)
+    texts = unpacked(value)
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        return text_prompt(texts[0] if texts else "")
+    entries, roles = _entries(value, key)
     if "user" not in roles or set(roles) - {"user", "system"}:
         return conversation(value, key)
-    entries, roles = _entries(value, key)
     return _asking(_read(entries[: roles.index("user") + 1], roles, key))
 
 
@@ -94,7 +95,7 @@ def text_prompt(text: str) -> Messages:
     return (Message("user", text),)
 
 
-def _entries(value: object, key: str) -> tuple[list[Mapping[str, Any]], list[Role | Literal["call"]]]:
+def _entries(value: object, key: str) -> tuple[list[Mapping[str, Any]], list[Turn]]:
     entries = unpacked(value)
     if not isinstance(entries, list):
         raise MalformedRowError(
@@ -129,7 +130,7 @@ def _name(entry: Mapping[str, Any]) -> object:
     return next((entry[key] for key in _ROLE_KEYS if entry.get(key) is not None), None)
 
 
-def _role_of(entry: Mapping[str, Any]) -> Role | Literal["call"] | None:
+def _role_of(entry: Mapping[str, Any]) -> Turn | None:
     name = _name(entry)
     if not isinstance(name, str):
         return None
@@ -150,7 +151,7 @@ def _asking(messages: list[Message]) -> Messages:
     return tuple(messages)
 
 
-def _read(entries: list[Mapping[str, Any]], roles: list[Role | Literal["call"]], key: str) -> list[Message]:
+def _read(entries: list[Mapping[str, Any]], roles: list[Turn], key: str) -> list[Message]:
     """`roles` may be longer than `entries`: what was cut off is not read, so it cannot be wrong."""
     messages: list[Message] = []
     for index, entry in enumerate(entries):
@@ -158,43 +159,50 @@ def _read(entries: list[Mapping[str, Any]], roles: list[Role | Literal["call"]],
     return list(_linked(messages))
 
 
-def _turn(entry: Mapping[str, Any], role: Role | Literal["call"], place: str) -> list[Message]:
+def _turn(entry: Mapping[str, Any], role: Turn, place: str) -> list[Message]:
     if carried := [key for key in _NOT_TEXT if entry.get(key)]:
         raise SkipRowError(f"not text: {list_names(carried)} in a message")
     said = Content() if role == "call" and not _has_content(entry) else _said(entry, role, place)
-    calls = [*said.calls, *_calls(entry, place)]
-    text = said.text
+    calls, text = [*said.calls, *_calls(entry, place)], said.text
     if role == "call":
         role = "assistant"
-        own = [entry] if not _has_content(entry) else unpacked(text)
-        found = own if isinstance(own, list) else [own]
-        if all(isinstance(call, dict) and "name" in call for call in found) and not calls:
-            calls, text = found, ""
+        if not calls and (own := _own_calls(entry, text)):
+            calls, text = own, ""
+    fields = _fields(entry, role, said, calls, place)
+    if text is None and not said.results and (role in ("user", "system") or (role == "assistant" and not fields)):
+        raise SkipRowError("a message without text, such as a tool call")
+    # Anthropic's answers of tools stand in the user's turn, before what the user says.
+    results = [
+        Message("tool", result.text, {"tool_call_id": result.id} if result.id else {}) for result in said.results
+    ]
+    return results if results and not text else [*results, Message(role, text or "", fields)]
+
+
+def _own_calls(entry: Mapping[str, Any], text: str | None) -> list[Any]:
+    """What a turn that is a call calls: by its own keys, or by its text as JSON; empty where neither says."""
+    found = unpacked(text) if _has_content(entry) else entry
+    found = found if isinstance(found, list) else [found]
+    return found if all(isinstance(call, dict) and "name" in call for call in found) else []
+
+
+def _fields(entry: Mapping[str, Any], role: Role, said: Content, calls: list[Any], place: str) -> dict[str, Any]:
+    """What a message has beside its text, under OpenAI's names."""
     fields: dict[str, Any] = {}
     if role == "assistant":
-        thoughts = said.thoughts or next((entry[k] for k in _THOUGHT_KEYS if isinstance(entry.get(k), str)), "")
+        thoughts = said.thoughts or next((entry[key] for key in _THOUGHTS if isinstance(entry.get(key), str)), "")
         if thoughts:
             fields["reasoning_content"] = thoughts
         if calls:
             fields["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]
     if role == "tool":
-        for name in ("tool_call_id", "call_id", "tool_use_id"):
-            if isinstance(entry.get(name), str):
-                fields["tool_call_id"] = entry[name]
-    if isinstance(entry.get("name"), str) and entry["name"] and not (role == "assistant" and calls):
+        own = next((entry[key] for key in _CALL_IDS if isinstance(entry.get(key), str)), None)
+        fields |= {} if own is None else {"tool_call_id": own}
+    if isinstance(entry.get("name"), str) and entry["name"] and not calls:
         fields["name"] = entry["name"]
-    if text is None:
-        if role == "user" or role == "system" or (role == "assistant" and not fields):
-            raise SkipRowError("a message without text, such as a tool call")
-        text = ""
-    # Anthropic's answers of tools stand in the user's turn, before what the user says.
-    results = [
-        Message("tool", result.text, {"tool_call_id": result.id} if result.id else {}) for result in said.results
-    ]
-    return results if results and not text.strip() else [*results, Message(role, text, fields)]
+    return fields
 
 
-def _said(entry: Mapping[str, Any], role: Role | Literal["call"], place: str) -> Content:
+def _said(entry: Mapping[str, Any], role: Turn, place: str) -> Content:
     found = [key for key in _CONTENT_KEYS if key in entry]
     if not found and not entry.get("tool_calls") and not entry.get("function_call"):
         raise MalformedRowError(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from specbench.checks.fields import kind_of
 from specbench.errors import WorkloadError
@@ -235,7 +235,8 @@ class _Document:
         column = len(before) - before.rfind("\n") if ends else self._column + len(before) + 1
         return self._lines + ends + 1, column
 
-    def _fail(self, what: str, position: int) -> None:
+    def _fail(self, what: str, position: int) -> NoReturn:
         line, column = self._place(position)
         what = f"not JSON: {what.removesuffix(' at')} at line {line} column {column}"
-        raise WorkloadError(what, where=str(self._path), cure=_DOCUMENT)
+        # Not chained: the reader's own error holds the text.
+        raise WorkloadError(what, where=str(self._path), cure=_DOCUMENT) from None
