@@ -137,6 +137,18 @@ def test_what_only_a_server_understands_goes_to_the_request() -> None:
     assert named == found.request
 
 
+def test_cells_and_columns_are_told_from_fields() -> None:
+    cells = {"response_format": '{"type": "json_object"}', "tool_choice": "auto", "enable_thinking": "False"}
+    found = asked_in({"prompt": "hi", **cells})
+    assert found.request == {"response_format": {"type": "json_object"}, "tool_choice": "auto"}
+    assert found.template_kwargs == {"enable_thinking": False}
+    column = asked_in({"prompt": "hi", "reasoning": "Because.", "thinking": "Hm.", "regex": "a+"})
+    assert column.request == {} and column.unused == ()
+    field = {"thinking": {"type": "disabled"}, "reasoning": {"effort": "low"}}
+    assert asked_in({"messages": CHAT, **field}).request == field
+    assert asked_in({"messages": CHAT, "extra_body": {"guided_regex": "[0]"}}).request == {"guided_regex": "[0]"}
+
+
 def test_arguments_of_the_template_are_read_wherever_they_stand() -> None:
     kwargs = {"enable_thinking": False}
     body = {"messages": CHAT}

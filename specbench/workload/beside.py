@@ -22,6 +22,7 @@ def _names(words: str) -> frozenset[str]:
 
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 _TOOLS = ("tools", "functions")
+_SWITCH = {"true": True, "false": False}
 _KWARGS = ("enable_thinking", "documents")  # names of template arguments that also stand by themselves
 
 # What only a server understands; the rest of OpenAI's, vLLM's and SGLang's fields that steer an answer.
@@ -30,8 +31,8 @@ _REQUEST = _names(
     "reasoning_effort reasoning thinking verbosity prediction guided_json guided_regex guided_choice guided_grammar "
     "structured_outputs json_schema regex ebnf grammar"
 )
-# Of a plain row only those of them that no data set has for its answers or its source.
-_ROW_REQUEST = _REQUEST - {"reasoning", "thinking", "verbosity", "prediction", "regex", "grammar", "ebnf"}
+# Beside a plain row these are text of the data set's own, and the request's only where they are an object or a switch.
+_COLUMNS = frozenset({"reasoning", "thinking", "verbosity", "prediction", "regex", "grammar", "ebnf"})
 _SAMPLING = _names(
     "temperature top_p top_k min_p typical_p max_tokens max_completion_tokens max_new_tokens min_tokens seed "
     "presence_penalty frequency_penalty repetition_penalty length_penalty ignore_eos do_sample"
@@ -81,9 +82,9 @@ def read_beside(fields: Mapping[str, Any], messages: Messages, own: str, *, requ
     for key, value in given.items():
         if key in _SAMPLING:
             found.sampling.append(key)
-        elif key in (_REQUEST if request else _ROW_REQUEST):
+        elif key in _REQUEST and (request or key not in _COLUMNS or not isinstance(value, str)):
+            name, value = _as_openai(key, value)
             if _is_json(value):
-                name, value = _as_openai(key, value)
                 found.request[name] = value
             else:
                 found.unused.append(key)
@@ -176,7 +177,8 @@ def read_tools(value: object) -> tuple[Mapping[str, Any], ...] | None:
 def _template_kwargs(given: dict[str, Any], found: Beside) -> None:
     for key in _KWARGS:
         if key in given:
-            value = given.pop(key)
+            value = unpacked(given.pop(key))
+            value = _SWITCH.get(value.lower(), value) if isinstance(value, str) else value  # a cell has only text
             fits = isinstance(value, list if key == "documents" else bool) and _is_json(value)
             if fits:
                 found.template_kwargs[key] = value
@@ -191,7 +193,9 @@ def _template_kwargs(given: dict[str, Any], found: Beside) -> None:
 
 
 def _as_openai(key: str, value: Any) -> tuple[str, Any]:
-    """Older and other ways to say which tool is to be called."""
+    """An object may be JSON text in a cell; and older and other ways to say which tool is to be called."""
+    held = unpacked(value)
+    value = held if isinstance(held, dict) else value
     if key == "function_call":
         named = isinstance(value, dict) and "name" in value
         return "tool_choice", {"type": "function", "function": {"name": value["name"]}} if named else value

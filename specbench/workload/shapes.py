@@ -82,8 +82,6 @@ def _request_in(key: str, value: object) -> Mapping[str, Any] | None:
 
 
 def _request(fields: Mapping[str, Any], place: str) -> Asked:
-    more = fields.get("extra_body")
-    fields = {**fields, **more} if isinstance(more, dict) else fields
     for key, read in (("messages", _conversation), ("prompt", _text_or_conversation)):
         if fields.get(key) is not None:
             return _together(read, fields, key, f"{place}.{key}", request=True)
@@ -98,6 +96,8 @@ Reader: TypeAlias = Callable[[Any, str, Mapping[str, Any]], Messages]
 
 def _together(read: Reader, fields: Mapping[str, Any], key: str, place: str, *, request: bool) -> Asked:
     """The conversation, and what stands beside it."""
+    more = fields.get("extra_body")  # of OpenAI's client, which puts it among the others
+    fields = {**fields, **more} if isinstance(more, dict) else fields
     messages = read(fields[key], place, fields)
     found = read_beside(fields, messages, key, request=request)
     opening = () if found.system is None else (Message("system", found.system),)
