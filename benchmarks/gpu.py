@@ -64,7 +64,7 @@ def embedded(*, quick: bool) -> None:
     """Lines of the embedded target on prompts of the default workload."""
     prompts = select(load_workload(str(shipped("workloads/mixed.jsonl"))).prompts, max(BATCHES), seed=0)
     loaded = load_model(TARGET, dtype=DTYPE, device="cuda")
-    encoded = [encode(loaded, prompt) for prompt in prompts]
+    encoded = [encode(loaded, prompt, None) for prompt in prompts]
     _lines(TARGET, lambda: load_model(TARGET, dtype=DTYPE, device="cuda").model, encoded, quick)
 
 

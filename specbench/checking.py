@@ -237,7 +237,8 @@ def _encoded(
     """Token ids by prompt id; refused if a prompt is not of so many tokens as in the run."""
     from specbench.models.prompts import encode
 
-    encoded = {prompt.id: encode(target, prompt) for prompt in prompts.values()}
+    kwargs = stored.run["config"].get("chat_template_kwargs")
+    encoded = {prompt.id: encode(target, prompt, kwargs) for prompt in prompts.values()}
     for trial in trials:
         now = len(encoded[trial.prompt_id])
         if trial.prompt_sha256 != prompts[trial.prompt_id].sha256 or trial.prompt_tokens != now:

@@ -41,6 +41,7 @@ class RunConfig:
     column: str | None = None
     category_column: str | None = None
     system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     limit: int | None = None
     gamma: tuple[int, ...] = (1, 2, 4)
     measure_gamma: int = 1

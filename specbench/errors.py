@@ -6,7 +6,8 @@
         ├── ConfigError         a flag or a configuration key
         ├── WorkloadError       a prompt file or data set
         ├── ModelError          a model or tokenizer that cannot be had or loaded
-        │   └── VocabularyError target and draft do not speak the same tokens
+        │   ├── VocabularyError target and draft do not speak the same tokens
+        │   └── TemplateError   the chat template fails on a prompt
         └── StoreError          a run folder that cannot be read, written or resumed
 
 The command line prints one line, `what (where). cure`, and never a traceback.
@@ -59,6 +60,14 @@ class ModelError(UsageError):
 
 class VocabularyError(ModelError):
     """Target and draft give different meanings to the same token id."""
+
+
+class TemplateError(ModelError):
+    """The chat template fails on a prompt; `kind` is the type of what it raised, whose message may quote the prompt."""
+
+    def __init__(self, what: str, *, kind: str, cure: str) -> None:
+        super().__init__(what, cure=cure)
+        self.kind = kind
 
 
 class StoreError(UsageError):

@@ -161,12 +161,12 @@ def _plan(config: RunConfig, request: ProbeRequest, subjects: Subjects) -> tuple
 
 
 def _encoded(config: RunConfig, target: LoadedModel) -> list[list[int]]:
-    """The prompts that a run would use, as token ids; none that it would leave out as too long."""
-    from specbench.models.prompts import encode
+    """The prompts that a run would use, as token ids; none that it would leave out."""
+    from specbench.models.prompts import encode_all
 
-    prompts = [encode(target, prompt) for prompt in prompts_of(config)[1]]
+    found = encode_all(target, prompts_of(config)[1], config.chat_template_kwargs)
     longest = (target.max_context or 2**62) - config.max_new_tokens - max(config.gamma) - 1
-    return [ids for ids in prompts if len(ids) <= longest]
+    return [ids for _, ids in found.encoded if len(ids) <= longest]
 
 
 def _require_context(plan: ProbePlan, models: Sequence[LoadedModel]) -> None:

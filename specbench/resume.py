@@ -89,6 +89,8 @@ def _hashed(text: object) -> object:
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return ",".join(map(_shown, value)) or "none"
+    if isinstance(value, dict):
+        return clean(json.dumps(value, ensure_ascii=False))
     if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
         return value[:12]  # a hash
     return "none" if value is None else clean(value)

@@ -255,11 +255,12 @@ def _layers(earlier: StoredRun) -> dict[str, int]:
 def _fit(
     engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig, *, batched: bool
 ) -> tuple[list[Encoded], list[dict[str, str]]]:
-    """Encode the prompts; those that would not fit the context are skipped and listed, never cut."""
+    """Encode the prompts; those that the chat template refuses or that would not fit the context are skipped and
+    listed, never changed."""
+    found = engine.encode_all(prompts)
     encoded: list[Encoded] = []
-    skipped: list[dict[str, str]] = []
-    for prompt in prompts:
-        ids = engine.encode(prompt)
+    skipped = found.refused
+    for prompt, ids in found.encoded:
         need = len(ids) + config.max_new_tokens
         if engine.max_context is not None and need > engine.max_context:
             reason = f"{len(ids)} + {config.max_new_tokens} new tokens exceed the context of {engine.max_context}"

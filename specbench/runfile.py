@@ -57,7 +57,7 @@ def run_record(
     trials_planned: int,
 ) -> dict[str, Any]:
     """run.json at the start of a run: `setting` is its provenance, `models` are the facts of target and drafts."""
-    left_out = [{"id": s.where, "reason": s.reason} for s in workload.skipped] + skipped
+    left_out = [{"id": s.name, "reason": s.reason} for s in workload.skipped] + skipped
     warnings = [*workload.cautions, *cautions, *([skipped_prompts(left_out)] if left_out else [])]
     return {
         "schema": SCHEMA,

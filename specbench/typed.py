@@ -3,6 +3,7 @@ again. A notebook's own command line says nothing of the run, and something of t
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ def command_line(task: Task, keys: Mapping[str, object]) -> list[str]:
             words.append(flag)
         elif key in _REPEATED and isinstance(value, list):
             words += [word for each in value for word in (flag, str(each))]
+        elif key == "chat_template_kwargs" and isinstance(value, Mapping):
+            words += [flag, json.dumps(value)]
         else:
             words += [flag, _word(value)]
     return words

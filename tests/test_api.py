@@ -177,6 +177,7 @@ def test_the_typed_command_is_read_as_the_same_task(tmp_path):
         "keep_text": True,
         "limit": 5,
         "system_prompt": "x y",
+        "chat_template_kwargs": {"enable_thinking": False, "words": ["a b"]},
         "metric": "e2e",
     }
     task = task_of("sweep", keys, costs=tmp_path)

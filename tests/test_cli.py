@@ -157,7 +157,7 @@ def test_bad_workloads(lab, tmp_path):
 
     assert "No such workload file (W)" in complaint(None)
     assert "W" in complaint("")
-    assert "line 2" in complaint(f'{{"prompt": "ok"}}\n{{"prompt": "{CANARY}"\n')
+    assert "line 2" in complaint(f'\n{{"prompt": "{CANARY}"\n')
     assert "nope" in complaint(f'{{"prompt": "{CANARY}"}}\n', "--column", "nope")
     assert "topic" in complaint(f'{{"prompt": "{CANARY}"}}\n', "--category-column", "topic")
 

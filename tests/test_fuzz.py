@@ -32,7 +32,18 @@ quick = settings(
 few = settings(quick, max_examples=60)
 
 WORDS = ["prompt", "messages", "role", "content", "user", "system", "tool", "id", "category", "task", "turns", "value"]
-WORDS += ["from", "human", "conversations", "body", "instruction", "input", "type", "text"]
+WORDS += ["from", "human", "conversations", "body", "instruction", "input", "type", "text", "name", "arguments"]
+WORDS += [
+    "tools",
+    "tool_calls",
+    "function",
+    "function_call",
+    "tool_result",
+    "thinking",
+    "history",
+    "chat_template_kwargs",
+]
+WORDS += ["assistant", "parts", "kwargs", "data", "extra_body", "tool_choice", "stop", "temperature", "documents"]
 # Not a plain word, as prompts are not: plain words are columns, which errors name.
 WORDS += [f"{CANARY}, if you please", "\ud800", ""]
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS) | st.text(max_size=8)
@@ -55,7 +66,10 @@ def loaded(name: str, data: bytes, **options: str) -> Workload | None:
             return None
     assert workload.prompts and len({prompt.id for prompt in workload.prompts}) == len(workload.prompts)
     for prompt in workload.prompts:
-        assert prompt.messages[-1].role == "user" and prompt.messages[-1].content.strip()
+        last = prompt.messages[-1]
+        assert last.role != "assistant" and (last.role == "tool" or last.content.strip())
+        assert {"user", "tool"} & {message.role for message in prompt.messages}
+        json.dumps([prompt.tools, prompt.template_kwargs, prompt.request, [m.fields for m in prompt.messages]])
         f"{prompt}".encode()  # nothing that no file can hold
     assert profile(workload).prompts == len(workload.prompts)
     return workload
@@ -64,7 +78,9 @@ def loaded(name: str, data: bytes, **options: str) -> Workload | None:
 @quick
 @given(
     data=st.binary(max_size=200) | st.text(alphabet='{}[]":,\n promtexa\\u0d8', max_size=120).map(str.encode),
-    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet", "a.jsonl.gz"]),
+    name=st.sampled_from(
+        ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet", "a.arrow", "a.jsonl.gz", "a.csv.zst"]
+    ),
     packed=st.booleans(),
 )
 def test_bytes_of_a_workload(data: bytes, name: str, packed: bool) -> None:

@@ -232,7 +232,8 @@ def test_the_search_opens_figures_and_arrow_files(tmp_path):
 
 
 BROKEN = {
-    "torn.jsonl": f'{{"prompt": "ok"}}\n{{"prompt": "fine"}}\n{{"prompt": "{CANARY}\n',
+    "torn.jsonl": f'{{"prompt": "{CANARY}\n{{"prompt": "{CANARY}\n',
+    "torn.json": f'["ok", "fine",\n"{CANARY}',
     "role.jsonl": json.dumps({"messages": [{"role": CANARY, "content": CANARY}]}),
     "key.jsonl": json.dumps({f"{CANARY} is what I ask": 1}),
     "kind.jsonl": json.dumps({"conversations": CANARY}),
@@ -255,6 +256,14 @@ def test_a_workload_that_breaks_off_half_way_is_not_quoted(session, tmp_path, na
         assert result.exit_code == 2
         assert result.stderr.count("\n") == 1
         assert heard_in(result.output.encode()) == set()
+
+
+def test_rows_that_are_left_out_are_not_quoted(session, tmp_path):
+    rows = [BROKEN[name] for name in ("role.jsonl", "key.jsonl", "kind.jsonl", "category.jsonl", "torn.jsonl")]
+    (tmp_path / "a.jsonl").write_text("\n".join(['{"prompt": "ok"}', *rows]))
+    result = call("workload", tmp_path / "a.jsonl", "--category-column", "category")
+    assert result.exit_code == 0 and result.output.count("left out: line ") == 6
+    assert heard_in(result.output.encode()) == set()
 
 
 def test_a_failure_half_way_is_not_quoted(session, tmp_path, monkeypatch):

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from specbench.records import Message
-from specbench.workload.shapes import MalformedRowError, SkipRowError, messages_of
+from specbench.workload.faults import MalformedRowError, SkipRowError
+from specbench.workload.shapes import asked_in
+
+
+def messages_of(row: Any, column: str | None = None) -> tuple[Message, ...]:
+    return asked_in(row, column).messages
 
 
 def said(*turns: str) -> tuple[Message, ...]:
@@ -31,6 +36,8 @@ SHAPES: list[tuple[str, Any, tuple[Message, ...]]] = [
     ("prompt as messages", {"prompt": chat("s:be", "u:hi")}, said("s:be", "u:hi")),
     ("messages", {"messages": chat("u:1", "a:2", "u:3", "a:4")}, said("u:1", "a:2", "u:3")),
     ("developer", {"messages": [{"role": "developer", "content": "d"}, *chat("u:1")]}, said("s:d", "u:1")),
+    ("null fields", {"messages": [{"role": "user", "content": "1", "name": None, "tool_calls": None}]}, said("u:1")),
+    ("a system turn at the end", {"messages": chat("u:1", "s:2", "a:3")}, said("u:1", "s:2")),
     ("two answers at the end", {"messages": chat("u:1", "a:2", "a:3")}, said("u:1")),
     ("json in a csv cell", {"messages": '[{"role": "user", "content": "hi"}]'}, said("u:hi")),
     ("batch chat", {"custom_id": "r1", "method": "POST", "body": {"messages": chat("u:hi", "a:no")}}, said("u:hi")),
@@ -93,7 +100,7 @@ SKIPPED: list[tuple[Any, str]] = [
     ({"messages": chat("u:1", "a:2", "u: ")}, "empty prompt"),
     ({"messages": []}, "no user message"),
     ({"conversations": sharegpt("a:1")}, "no user message"),
-    ({"messages": [*chat("u:1"), {"role": "tool", "content": "42"}, *chat("u:2")]}, "a tool's answer"),
+    ({"messages": [*chat("u:1"), {"role": "user", "content": "2", "images": ["x.png"]}]}, "not text: images"),
     ({"messages": [*chat("u:1"), {"role": "assistant", "content": None}, *chat("u:2")]}, "such as a tool call"),
     ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "not text: .* input_audio"),
 ]
@@ -105,8 +112,8 @@ def test_rows_that_are_skipped(row: Any, reason: str) -> None:
         messages_of(row)
 
 
-def test_what_follows_the_last_user_message_is_not_read() -> None:
-    tail = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": 42}]
+def test_answers_at_the_end_are_not_read() -> None:
+    tail = [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "gpt", "content": 42}]
     assert messages_of({"messages": [*chat("u:1"), *tail]}) == said("u:1")
 
 
@@ -121,7 +128,7 @@ MALFORMED: list[tuple[Any, str | None, str]] = [
     ({"messages": [SECRET]}, None, r"messages\[0\] is text, not a message"),
     ({"messages": [{"content": SECRET}]}, None, r"messages\[0\] has no role"),
     ({"messages": [{"role": SECRET, "content": SECRET}]}, None, r"messages\[0\] has an unknown role"),
-    ({"messages": [{"role": "user", "text": SECRET}]}, None, r"messages\[0\] has no content; its keys: role, text"),
+    ({"messages": [{"role": "user", "txt": SECRET}]}, None, r"messages\[0\] has no content; its keys: role, txt"),
     ({"messages": [{"role": "user", "content": 5}]}, None, r"messages\[0\].content is a number, not text"),
     ({"messages": [{"role": "user", "content": [7]}]}, None, r"messages\[0\].content\[0\] is a number"),
     ({"body": {"input": SECRET}}, None, "holds neither messages nor prompt; its keys: input"),
@@ -134,7 +141,7 @@ MALFORMED: list[tuple[Any, str | None, str]] = [
 
 
 @pytest.mark.parametrize(("row", "column", "what"), MALFORMED)
-def test_rows_that_stop_the_run(row: Any, column: str | None, what: str) -> None:
+def test_rows_that_cannot_be_read(row: Any, column: str | None, what: str) -> None:
     with pytest.raises(MalformedRowError, match=what) as caught:
         messages_of(row, column)
     assert SECRET not in caught.value.what + caught.value.cure

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from specbench.checks.fields import kind_of
+from specbench.checks.template_kwargs import check_template_kwargs
 
 MAX_GAMMA = 64
 MAX_BATCH = 1024
@@ -232,6 +233,7 @@ RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "column": _text(optional=True),
     "category_column": _text(optional=True),
     "system_prompt": _text(optional=True),
+    "chat_template_kwargs": check_template_kwargs,
     "limit": _whole(1, 10_000_000, optional=True),
     "gamma": _gammas,
     "measure_gamma": _whole(1, MAX_GAMMA),

@@ -34,6 +34,7 @@ _CONFIG: dict[str, Any] = {
     "column": str | None,
     "category_column": str | None,
     "system_prompt": str | None,
+    "chat_template_kwargs": dict[str, object] | None,
     "gamma": tuple[int, ...],
     "max_new_tokens": int,
     "temperature": float,

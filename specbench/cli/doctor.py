@@ -23,6 +23,9 @@ def doctor(
     draft: Annotated[list[str] | None, typer.Option(help="Draft model id or directory; repeatable.")] = None,
     workload: Annotated[str | None, typer.Option(help="Prompt file, or hub:ID for a data set.")] = None,
     limit: Annotated[int, typer.Option(help="Use at most N prompts.")] = 4,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="For the chat template: '{\"enable_thinking\": false}'.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 24,
     temperature: Annotated[float | None, typer.Option(help="Above 0 how drafts are drawn is checked too.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 is off.")] = None,
@@ -40,6 +43,7 @@ def doctor(
         "draft": draft or None,
         "workload": workload,
         "limit": limit,
+        "chat_template_kwargs": chat_template_kwargs,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_p": top_p,

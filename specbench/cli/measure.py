@@ -41,6 +41,9 @@ def measure_or_sweep(
     column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
     category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
     system_prompt: Annotated[str | None, typer.Option(help="Put before prompts that have none.")] = None,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="For the chat template: '{\"enable_thinking\": false}'.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to generate at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 is off.")] = None,

@@ -87,7 +87,13 @@ def workload_profile(
         cautions = [asdict(caution) for caution in loaded.cautions]
         typer.echo(
             json.dumps(
-                {"source": loaded.source, "sha256": loaded.sha256, "profile": asdict(found), "warnings": cautions}
+                {
+                    "source": loaded.source,
+                    "sha256": loaded.sha256,
+                    "profile": asdict(found),
+                    "skipped": [asdict(skipped) for skipped in loaded.skipped],
+                    "warnings": cautions,
+                }
             )
         )
         return

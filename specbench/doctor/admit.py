@@ -19,7 +19,8 @@ from specbench.engines.drafting import Draft, load_drafts
 from specbench.errors import ModelError, VocabularyError, WorkloadError
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
 from specbench.models.memory import gigabytes
-from specbench.models.prompts import encode, end_tokens
+from specbench.models.prompts import encode_all, end_tokens
+from specbench.models.rendering import unwritten
 from specbench.records import Prompt, Sampling
 from specbench.shipped import workload_source
 from specbench.workload import load_workload, select
@@ -44,7 +45,11 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     except ModelError as error:
         findings.append(Finding("models-load", "broken", error.what, error.cure))
     else:
-        encoded = [(prompt, ids) for prompt in prompts if _fits(ids := encode(target, prompt), target, drafts, config)]
+        encoded = [
+            (prompt, ids)
+            for prompt, ids in _encoded(target, prompts, config, findings)
+            if _fits(ids, target, drafts, config)
+        ]
         if not encoded:
             raise WorkloadError(
                 "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts."
@@ -124,6 +129,22 @@ def _vocabularies(target: LoadedModel, draft: Draft) -> list[Finding]:
     evidence = f"{report.shared:,} ids mean the same tokens by name, padding differs by {abs(report.padding):,}"
     notes = [Finding("vocabularies", "note", c.message, c.cure, name) for c in report.cautions]
     return notes or [Finding("vocabularies", "ok", evidence, draft=name)]
+
+
+def _encoded(
+    target: LoadedModel, prompts: Sequence[Prompt], config: RunConfig, findings: list[Finding]
+) -> list[tuple[Prompt, list[int]]]:
+    """The prompts that the chat template renders, and findings of what it refuses or does not write."""
+    kwargs = config.chat_template_kwargs
+    found = encode_all(target, prompts, kwargs)
+    if found.refused:
+        first = found.refused[0]
+        evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first['id']}, "
+        cure = "Some templates take no system message, or no two turns of one role: change these prompts."
+        findings.append(Finding("template-refuses", "note", evidence + first["reason"], cure))
+    cautions = unwritten(target, [prompt for prompt, _ in found.encoded], kwargs)
+    findings += [Finding(c.code, "note", c.message, c.cure) for c in cautions]
+    return found.encoded
 
 
 def _fits(ids: Sequence[int], target: LoadedModel, drafts: Sequence[Draft], config: RunConfig) -> bool:

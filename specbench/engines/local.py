@@ -32,7 +32,8 @@ from specbench.errors import ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
 from specbench.models.load import read_config
-from specbench.models.prompts import encode, end_tokens
+from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
+from specbench.models.rendering import unwritten
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Caution, Prompt, ReferenceCheck, Sampling
 
@@ -61,6 +62,7 @@ class LocalEngine:
         self.device = resolve_device(config.device)
         self.sampling: Sampling = config.sampling
         self.seed = config.seed
+        self._template_kwargs = config.chat_template_kwargs
         self.gammas = config.gamma
         self.batch_size = config.batch_size
         self._dtype = config.dtype
@@ -114,7 +116,13 @@ class LocalEngine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, through the target's chat template where it has one."""
-        return encode(self.target, prompt)
+        return encode(self.target, prompt, self._template_kwargs)
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> EncodedPrompts:
+        """All that the template does not refuse; what it does not write of them is among the cautions."""
+        found = encode_all(self.target, prompts, self._template_kwargs)
+        self.cautions += unwritten(self.target, [prompt for prompt, _ in found.encoded], self._template_kwargs)
+        return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Output token ids as text."""

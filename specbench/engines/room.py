@@ -6,10 +6,12 @@ run out of memory later, and then loses a prompt and not the run.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
@@ -127,16 +129,26 @@ def _rows(config: RunConfig, prompts: int, replay_only: bool) -> int:
 
 
 def _byte_lengths(prompts: Iterable[Prompt]) -> list[int]:
-    return [sum(len(message.content.encode()) for message in prompt.messages) for prompt in prompts]
+    """Of all that a template may write, tools as the widest of them do."""
+    return [
+        sum(len(message.content.encode()) + _json_bytes(message.fields) for message in prompt.messages)
+        + _json_bytes(prompt.tools)
+        + _json_bytes(prompt.template_kwargs)
+        for prompt in prompts
+    ]
 
 
-def _token_lengths(config: RunConfig, prompts: Iterable[Prompt], trusted: Collection[str]) -> list[int]:
+def _json_bytes(value: Any) -> int:
+    return len(json.dumps(value, indent=4)) if value else 0
+
+
+def _token_lengths(config: RunConfig, prompts: Sequence[Prompt], trusted: Collection[str]) -> list[int]:
     from specbench.models import LoadedModel, load_tokenizer
-    from specbench.models.prompts import encode
+    from specbench.models.prompts import encode_all
 
     tokenizer = load_tokenizer(config.target, trust_remote_code=trusted)
     unloaded = LoadedModel(config.target, None, tokenizer, None, 0, 0, None)
-    return [len(encode(unloaded, prompt)) for prompt in prompts]
+    return [len(ids) for _, ids in encode_all(unloaded, prompts, config.chat_template_kwargs).encoded]
 
 
 def _cure(config: RunConfig, needed: Space) -> str:

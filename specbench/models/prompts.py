@@ -2,29 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from json import loads
 from typing import Any
 
-from specbench.errors import ConfigError, ModelError
+from specbench.errors import ConfigError, TemplateError
 from specbench.models.load import LoadedModel
-from specbench.records import Prompt
+from specbench.records import Message, Prompt
+
+Kwargs = Mapping[str, Any] | None
 
 
-def encode(loaded: LoadedModel, prompt: Prompt) -> list[int]:
-    """Token ids of the prompt for one model, through its chat template where it has one. Raises ModelError where the
-    template fails."""
+def encode(loaded: LoadedModel, prompt: Prompt, kwargs: Kwargs) -> list[int]:
+    """Token ids of the prompt for one model, through its chat template where it has one. `kwargs` are the run's
+    arguments of the template, over which those of the prompt go. Raises TemplateError where the template fails."""
     tokenizer = loaded.tokenizer
     if tokenizer.chat_template is None:
         ids: list[int] = tokenizer("\n\n".join(message.content for message in prompt.messages))["input_ids"]
         return ids or [next(iter(end_tokens(loaded)))]
-    turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    given = template_arguments(prompt, kwargs)
     try:
-        encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        encoded = tokenizer.apply_chat_template(**given, add_generation_prompt=True, return_dict=True)
     except Exception as error:  # a template may raise anything, and its message may quote the prompt
-        raise ModelError(
-            f"the chat template of {loaded.name} fails ({type(error).__name__})",
-            cure="Some take no system message, or no two turns of one role: change the prompts, or mend the template.",
-        ) from None
+        raise _refused(loaded, error) from None
     return list(encoded["input_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompts:
+    """Prompts with their token ids, and those that the chat template refuses, as run.json lists them."""
+
+    encoded: list[tuple[Prompt, list[int]]]
+    refused: list[dict[str, str]]
+
+
+def encode_all(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) -> EncodedPrompts:
+    """A prompt that the template refuses is one prompt less. Raises TemplateError where it refuses all."""
+    found = EncodedPrompts([], [])
+    for prompt in prompts:
+        try:
+            found.encoded.append((prompt, encode(loaded, prompt, kwargs)))
+        except TemplateError as error:
+            found.refused.append({"id": prompt.id, "reason": f"the chat template refuses it ({error.kind})"})
+            if len(found.refused) == len(prompts):
+                raise
+    return found
+
+
+def template_arguments(prompt: Prompt, kwargs: Kwargs) -> dict[str, Any]:
+    """What rendering this prompt takes."""
+    given = {**(kwargs or {}), **prompt.template_kwargs, "conversation": [_turn(each) for each in prompt.messages]}
+    return given | {"tools": list(prompt.tools)} if prompt.tools else given
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """Templates take the arguments of a call as an object, and OpenAI's interface has them as JSON text."""
+    turn = {"role": message.role, "content": message.content, **message.fields}
+    if "tool_calls" in turn:
+        turn["tool_calls"] = [
+            call | {"function": call["function"] | {"arguments": _object(call["function"]["arguments"])}}
+            for call in turn["tool_calls"]
+        ]
+    return turn
+
+
+def _object(arguments: str) -> Any:
+    with suppress(ValueError, RecursionError):
+        found = loads(arguments)
+        return found if isinstance(found, dict) else arguments
+    return arguments
+
+
+def _refused(loaded: LoadedModel, error: Exception) -> TemplateError:
+    kind = type(error).__name__
+    return TemplateError(
+        f"the chat template of {loaded.name} fails ({kind})",
+        kind=kind,
+        cure="Some take no system message, or no two turns of one role: change the prompts, or mend the template.",
+    )
 
 
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:

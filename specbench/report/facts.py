@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from specbench.acceptance.lossless import explained
@@ -69,6 +69,7 @@ class Facts:
     loads: tuple[Load, ...] = (Load(),)
     spared: int = 0
     reference: tuple[ReferenceCheck, ...] = ()
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -105,6 +106,7 @@ def read_facts(stored: StoredRun) -> Facts:
         served=is_served(run),
         loads=tuple(loads),
         reference=tuple(ReferenceCheck(**each) for each in run.get("reference_check") or ()),
+        template_kwargs=_mapping(config.get("chat_template_kwargs")),
     )
 
 

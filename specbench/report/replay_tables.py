@@ -91,14 +91,21 @@ def workload_tables(workload: Workload, profile: WorkloadProfile) -> list[Render
         Column("system", "with system\nmessage", tuple(text.percent(row.system_share) for row in rows), 4),
     ]
 
+    shares = ("tools", "template_kwargs", "request")
+    counts = [sum(round(getattr(row, f"{share}_share") * row.prompts) for row in rows) for share in shares]
+    named = zip(("tools", "template arguments", "fields that only a server understands"), counts, strict=True)
+    beside = ", ".join(f"{count:,} with {what}" for what, count in named if count)
+
     def build(width: int, plain: bool) -> Iterator[RenderableType]:
         yield note(f"{workload.source}: {text.count(profile.prompts, 'prompt')}", width, plain, style="")
+        if beside:
+            yield note(f"of these {beside}", width, plain, style="")
         yield note(f"sha256 of the content {workload.sha256}", width, plain)
         yield Text("")
         names = tuple(readable(row.category or "all", plain) for row in rows)
         yield table(fit([Column("category", "category", names, left=True), *columns], width), plain)
         for skipped in workload.skipped:
-            yield note(f"left out: {skipped.where}, {skipped.reason}", width, plain, style="")
+            yield note(f"left out: {skipped.name}, {skipped.reason}", width, plain, style="")
         yield from warnings(workload.cautions, width, plain)
 
     return [Block(build)]

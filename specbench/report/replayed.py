@@ -48,7 +48,7 @@ class ReplayDraft:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A whole run replayed; `cutoff` 0 is none."""
+    """A whole run replayed; `cutoff` 0 is none. `warnings` are the run's own."""
 
     run: str
     schema: int

@@ -5,7 +5,9 @@ One rule everywhere: a sentence is never surer than its numbers. Without an inte
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.records import Load, Policy, Sampling
@@ -154,6 +156,11 @@ def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult
         f"engine: {text.escape(engine)}",
         f"machine: {text.escape(hardware)}; {setting}",
         f"sampling: {sampling(facts.sampling)}{limit}",
+        *(
+            [f"chat template given {text.code(template_kwargs(facts.template_kwargs))}"]
+            if facts.template_kwargs
+            else []
+        ),
         f"prompts: {prompts(facts)}" + (f", {mix_line(facts.policy.mix)}" if facts.policy.mix else ""),
     ]
 
@@ -168,6 +175,11 @@ def sampling(settings: Sampling) -> str:
     if settings.top_k:
         parts.append(f"top-k {settings.top_k}")
     return ", ".join(parts)
+
+
+def template_kwargs(given: Mapping[str, Any]) -> str:
+    """`enable_thinking: false`, values as JSON has them; empty where nothing is given."""
+    return text.clean(", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in given.items()))
 
 
 def prompts(facts: Facts) -> str:

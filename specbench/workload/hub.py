@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from specbench.errors import WorkloadError
+from specbench.workload.arrow import table_rows
 
 PREFIX = "hub:"
 
@@ -29,12 +30,8 @@ def read_hub(source: str) -> Iterator[tuple[str, object]]:
             "not a hub source", where=source, cure="Write hub:ID, hub:ID:CONFIG or hub:ID:CONFIG@SPLIT."
         )
     table = _load(source, match["id"], match["config"], match["split"])
-    number = 0
     # The Arrow form leaves images and audio undecoded: only text is wanted.
-    for batch in table.with_format("arrow").iter(batch_size=1000):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"row {number}", row
+    yield from table_rows(table.with_format("arrow").iter(batch_size=1000))
 
 
 def _load(source: str, name: str, config: str | None, split: str | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from pathlib import Path
 from specbench.checks.fields import kind_of
 from specbench.errors import WorkloadError
 from specbench.records import Caution, Message, Prompt
-from specbench.workload.cautions import cautions_of
+from specbench.workload.cautions import Seen, cautions_of
+from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.files import read_rows
 from specbench.workload.hub import PREFIX, read_hub
 from specbench.workload.naming import list_names
 from specbench.workload.randomness import looks_random
-from specbench.workload.shapes import MalformedRowError, SkipRowError, messages_of
+from specbench.workload.shapes import Asked, asked_in, begins_as_turns
 
 _ID_KEYS = ("id", "question_id", "custom_id", "uid")
 _CATEGORY_KEYS = ("category", "task")
@@ -27,10 +29,16 @@ _LONGEST_ID = 256  # longer, or of several lines, it is text, which a report may
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row left out: where it is ("line 12", "row 12") and why."""
+    """A row left out: where it is ("line 12", "row 12"), why, and its id where it has one."""
 
     where: str
     reason: str
+    id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`line 12`, or `line 12 (t-17)`."""
+        return self.where if self.id is None else f"{self.where} ({self.id})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,9 @@ def load_workload(
     """
     prompts: list[Prompt] = []
     skipped: list[Skipped] = []
+    faults: list[tuple[str, MalformedRowError]] = []
+    unused: Counter[str] = Counter()
+    sampling: Counter[str] = Counter()
     ids = _Ids()
     columns: list[object] | None = None
     category_seen = category_column is None
@@ -70,33 +81,59 @@ def load_workload(
             columns = list(row) if columns is None else columns
             category_seen = category_seen or category_column in row
         try:
-            messages = _opened(messages_of(row, column), system_prompt)
-            sha256 = _content_sha256(messages)
+            if isinstance(row, MalformedRowError):
+                raise row
+            asked = asked_in(row, column)
+            messages = _opened(asked.messages, system_prompt)
+            sha256 = _content_sha256(messages, asked)
             category = _category(row, category_column, column)
             wanted = _wanted_id(row)
             _check_unicode(f"{wanted}{category}")
         except SkipRowError as skip:
-            skipped.append(Skipped(place, str(skip)))
+            skipped.append(Skipped(place, str(skip), _shown_id(row)))
             continue
         except MalformedRowError as error:
-            raise WorkloadError(error.what, where=f"{source}, {place}", cure=error.cure) from None
-        prompts.append(Prompt(ids.take(wanted, sha256), messages, sha256, category))
-    _check_not_empty(source, prompts, skipped)
+            faults.append((place, error))
+            skipped.append(Skipped(place, error.what, _shown_id(row)))
+            continue
+        prompts.append(
+            Prompt(
+                ids.take(wanted, sha256), messages, sha256, category, asked.tools, asked.template_kwargs, asked.request
+            )
+        )
+        unused.update(dict.fromkeys(asked.unused, 1))
+        sampling.update(dict.fromkeys(asked.sampling, 1))
+    _check_not_empty(source, prompts, skipped, faults)
     if not category_seen:
         raise WorkloadError(
             f"no column {category_column}; found: {list_names(columns or [])}",
             where=source,
             cure="Correct --category-column NAME or leave it out.",
         )
-    suspects = sum(looks_random(prompt.messages[-1].content) for prompt in prompts)
+    asking = [_question(prompt) for prompt in prompts]
+    suspects = sum(map(looks_random, asking))
+    seen = Seen(
+        suspects=suspects,
+        id_clashes=ids.clashes,
+        turns_as_text=sum(map(begins_as_turns, asking)),
+        left_out=len(faults),
+        rows=len(prompts) + len(skipped),
+        unused=unused,
+        sampling=sampling,
+    )
     return Workload(
         prompts=tuple(prompts),
         source=source,
         sha256=fingerprint(prompts),
         skipped=tuple(skipped),
-        cautions=cautions_of(prompts, suspects, ids.clashes),
+        cautions=cautions_of(prompts, seen),
         random_suspects=suspects,
     )
+
+
+def _question(prompt: Prompt) -> str:
+    """What the user asked last; an agent's conversation may end with the answer of a tool."""
+    return next((m.content for m in reversed(prompt.messages) if m.role == "user"), prompt.messages[-1].content)
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:
@@ -117,9 +154,15 @@ def _rows(source: str) -> Iterator[tuple[str, object]]:
     return read_rows(path)
 
 
-def _check_not_empty(source: str, prompts: list[Prompt], skipped: list[Skipped]) -> None:
+def _check_not_empty(
+    source: str, prompts: list[Prompt], skipped: list[Skipped], faults: list[tuple[str, MalformedRowError]]
+) -> None:
+    """A file of which no row gives a prompt is misread as a whole: the first row that cannot be read says how."""
     if prompts:
         return
+    if faults:
+        place, error = faults[0]
+        raise WorkloadError(error.what, where=f"{source}, {place}", cure=error.cure)
     what = "the workload holds no prompts"
     if skipped:
         first = skipped[0]
@@ -133,10 +176,18 @@ def _opened(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[M
     return (Message("system", system_prompt), *messages)
 
 
-def _content_sha256(messages: tuple[Message, ...]) -> str:
-    """Over the canonical JSON of [[role, content], ...]: UTF-8, no spaces."""
-    pairs = [[message.role, message.content] for message in messages]
-    text = json.dumps(pairs, ensure_ascii=False, separators=(",", ":"))
+def _content_sha256(messages: tuple[Message, ...], asked: Asked) -> str:
+    """Over the canonical JSON of all that is asked, UTF-8, no spaces: [[role, content], ...], with a third entry for
+    the fields of a message that has some; where more is asked an object with what stands beside. Keys of template
+    arguments and of the request come in any order, those of tools as they are written out."""
+    turns = [[m.role, m.content, *([m.fields] if m.fields else [])] for m in messages]
+    beside = {
+        "tools": asked.tools,
+        "template_kwargs": dict(sorted(asked.template_kwargs.items())),
+        "request": dict(sorted(asked.request.items())),
+    }
+    beside = {key: value for key, value in beside.items() if value}
+    text = json.dumps({"messages": turns} | beside if beside else turns, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(_check_unicode(text)).hexdigest()
 
 
@@ -182,6 +233,12 @@ def _wanted_id(row: object) -> str | None:
                 text = str(value)
                 return text if len(text) <= _LONGEST_ID and len(text.splitlines()) == 1 else None
     return None
+
+
+def _shown_id(row: object) -> str | None:
+    """The id of a row that is left out, where it can be shown."""
+    found = _wanted_id(row)
+    return None if found is None or any("\ud800" <= char <= "\udfff" for char in found) else found
 
 
 class _Ids:

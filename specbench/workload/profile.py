@@ -12,7 +12,7 @@ from specbench.workload.load import Workload
 @dataclass(frozen=True, slots=True)
 class CategoryProfile:
     """One category (None: prompts without one). Characters are Unicode code points over all messages of a prompt;
-    a turn is a user message."""
+    a turn is a user message. `request_share` of the prompts have fields that only a server understands."""
 
     category: str | None
     prompts: int
@@ -21,6 +21,9 @@ class CategoryProfile:
     characters_max: int
     system_share: float
     mean_turns: float
+    tools_share: float = 0.0
+    template_kwargs_share: float = 0.0
+    request_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,9 @@ def profile(workload: Workload) -> WorkloadProfile:
 def _category_profile(category: str | None, prompts: list[Prompt]) -> CategoryProfile:
     characters = [sum(len(message.content) for message in prompt.messages) for prompt in prompts]
     with_system = sum(any(message.role == "system" for message in prompt.messages) for prompt in prompts)
+    tools, kwargs, request = (
+        sum(bool(getattr(prompt, name)) for prompt in prompts) for name in ("tools", "template_kwargs", "request")
+    )
     turns = fmean(sum(message.role == "user" for message in prompt.messages) for prompt in prompts)
     return CategoryProfile(
         category=category,
@@ -57,4 +63,7 @@ def _category_profile(category: str | None, prompts: list[Prompt]) -> CategoryPr
         characters_max=max(characters),
         system_share=with_system / len(prompts),
         mean_turns=turns,
+        tools_share=tools / len(prompts),
+        template_kwargs_share=kwargs / len(prompts),
+        request_share=request / len(prompts),
     )

@@ -1,70 +1,68 @@
-"""A row -> the messages of one prompt. Shapes are tried in the order of `SHAPES`; the first one present wins.
+"""A row -> what is asked in it. Shapes are tried in the order of `SHAPES`; the first one present wins.
 
-A shape reader gets the value under its key and the row. `SkipRowError` leaves the row out and reports it;
-`MalformedRowError` stops the run, because a file whose rows are misread measures something else.
+A shape reader gets the value under its key, its place for errors, and the fields around it.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from specbench.checks.fields import kind_of
-from specbench.records import Message, Role
+from specbench.records import Message
+from specbench.workload.beside import SYSTEM, read_beside
+from specbench.workload.conversation import Messages, conversation, first_turn, looks_like_turns, text_prompt, unpacked
+from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.naming import list_names
 
-Messages: TypeAlias = tuple[Message, ...]
+# How a conversation begins that was written into a cell as JSON, or as Python prints a list.
+_TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*(["'])(role|from|speaker|content|value)\1\s*:""")
 
 
-class SkipRowError(Exception):
-    """The row is sound but is no text prompt; the argument is the reason."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One row, read: the conversation up to where the answer begins, and what stands beside it as Prompt has it.
+    `unused` names fields that would change the prompt or its answer, `sampling` those that are a run's own settings."""
+
+    messages: Messages
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    sampling: tuple[str, ...] = ()
 
 
-class MalformedRowError(Exception):
-    """The row cannot be read: what is wrong and the cure. The caller, who knows the place, makes it a WorkloadError."""
-
-    def __init__(self, what: str, cure: str) -> None:
-        self.what = what
-        self.cure = cure
-        super().__init__(what)
-
-
-# Keys are what data sets write; values are ours. None: a turn that a plain chat cannot hold.
-_ROLES: dict[str, Role | None] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": None,
-    "function": None,
-    "ipython": None,
-}
-
-
-def messages_of(row: object, column: str | None = None) -> Messages:
-    """The conversation up to and including the last user message: what follows is the reply to be generated."""
+def asked_in(row: object, column: str | None = None) -> Asked:
+    """Raises SkipRowError and MalformedRowError, which leave the row out."""
     if isinstance(row, str):
         if column is not None:
             raise MalformedRowError("the rows are plain text without columns", "Leave out --column.")
-        return _text(row)
+        return Asked(text_prompt(row))
     if not isinstance(row, dict):
         raise MalformedRowError(f"the row is {kind_of(row)}, not an object", "Give one object or one string a row.")
+    key = _key_of(row, column)
+    if row[key] is None:
+        raise SkipRowError("empty prompt")
+    request = _request_in(key, row[key])
+    if request is not None:
+        # What stands beside the whole request is bookkeeping, but for a system text and tools.
+        outer = {name: row[name] for name in (*SYSTEM, "tools") if name in row and name != key}
+        return _request({**outer, **request}, key)
+    return _together(SHAPES.get(key, _text_or_conversation), row, key, key, request=False)
+
+
+def _key_of(row: Mapping[str, Any], column: str | None) -> str:
     if column is not None:
         if column not in row:
             raise MalformedRowError(f"no column {column}; found: {list_names(row)}", "Correct --column NAME.")
-        return _present(SHAPES.get(column, _text_or_conversation), row, column)
-    for key, read in SHAPES.items():
+        return column
+    for key in SHAPES:
         # Parquet and data frames fill the shapes a row lacks with null. `body` is a batch line only as an object:
         # elsewhere the word names the text of a mail.
-        if row.get(key) is not None and (key != "body" or isinstance(row[key], dict)):
-            return read(row[key], key, row)
+        if row.get(key) is not None and (key != "body" or isinstance(unpacked(row[key]), dict)):
+            return key
     if any(key in row for key in SHAPES if key != "body"):
         raise SkipRowError("empty prompt")
     # A body that is there was no batch line, and naming it again would help nobody.
@@ -75,72 +73,73 @@ def messages_of(row: object, column: str | None = None) -> Messages:
     )
 
 
-Reader: TypeAlias = Callable[[Any, str, Mapping[str, Any]], Messages]
+def _request_in(key: str, value: object) -> Mapping[str, Any] | None:
+    """A whole request under one key: a line of OpenAI's batch API has it under `body`, traces under any name."""
+    held = unpacked(value)
+    if isinstance(held, dict) and (key == "body" or isinstance(held.get("messages"), list)):
+        return held
+    return None
 
 
-def _present(read: Reader, row: Mapping[str, Any], key: str) -> Messages:
-    if row[key] is None:
-        raise SkipRowError("empty prompt")
-    return read(row[key], key, row)
-
-
-def _text(text: str) -> Messages:
-    if not text.strip():
-        raise SkipRowError("empty prompt")
-    return (Message("user", text),)
-
-
-def _text_or_conversation(value: object, key: str, row: Mapping[str, Any]) -> Messages:
-    if isinstance(value, str):
-        return _text(value)
-    return _conversation(value, key, row)
-
-
-def _conversation(value: object, key: str, row: Mapping[str, Any]) -> Messages:
-    """OpenAI's role/content and ShareGPT's from/value, mixed as they come."""
-    entries = _as_list(value, key)
-    roles = [_role(entry, f"{key}[{index}]") for index, entry in enumerate(entries)]
-    if "user" not in roles:
-        raise SkipRowError("no user message")
-    last = len(roles) - 1 - roles[::-1].index("user")
-    return _messages(entries[: last + 1], roles, key)
-
-
-def _turns(value: object, key: str, row: Mapping[str, Any]) -> Messages:
-    """The first user turn: later ones answer the model's replies, which are not recorded here. Where they are
-    recorded (role objects with an assistant among them) the history is kept as in `messages`."""
-    entries = _as_list(value, key)
-    if all(isinstance(entry, str) for entry in entries):
-        return _text(entries[0] if entries else "")
-    roles = [_role(entry, f"{key}[{index}]") for index, entry in enumerate(entries)]
-    if "assistant" in roles or "user" not in roles:
-        return _conversation(entries, key, row)
-    return _messages(entries[: roles.index("user") + 1], roles, key)
-
-
-def _batch_body(body: Any, key: str, row: Mapping[str, Any]) -> Messages:
-    """A line of OpenAI's batch API: the request is under `body`. Named as a column it may be a mail's text."""
-    if not isinstance(body, dict):
-        return _text_or_conversation(body, key, row)
-    for name, read in (("messages", _conversation), ("prompt", _text_or_conversation)):
-        if body.get(name) is not None:
-            return read(body[name], f"{key}.{name}", row)
+def _request(fields: Mapping[str, Any], place: str) -> Asked:
+    for key, read in (("messages", _conversation), ("prompt", _text_or_conversation)):
+        if fields.get(key) is not None:
+            return _together(read, fields, key, f"{place}.{key}", request=True)
     raise MalformedRowError(
-        f"the batch line's body holds neither messages nor prompt; its keys: {list_names(body)}",
+        f"the batch line's body holds neither messages nor prompt; its keys: {list_names(fields)}",
         "Use lines for /v1/chat/completions or /v1/completions.",
     )
 
 
-def _alpaca(value: object, key: str, row: Mapping[str, Any]) -> Messages:
-    parts = [_string(value, key)]
-    if row.get("input") is not None:
-        parts.append(_string(row["input"], "input"))
-    return _text("\n\n".join(part for part in parts if part.strip()))
+Reader: TypeAlias = Callable[[Any, str, Mapping[str, Any]], Messages]
+
+
+def _together(read: Reader, fields: Mapping[str, Any], key: str, place: str, *, request: bool) -> Asked:
+    """The conversation, and what stands beside it."""
+    more = fields.get("extra_body")  # of OpenAI's client, which puts it among the others
+    fields = {**fields, **more} if isinstance(more, dict) else fields
+    messages = read(fields[key], place, fields)
+    found = read_beside(fields, messages, key, request=request)
+    opening = () if found.system is None else (Message("system", found.system),)
+    return Asked(
+        (*opening, *found.history, *messages),
+        found.tools,
+        found.template_kwargs,
+        found.request,
+        tuple(found.unused),
+        tuple(found.sampling),
+    )
+
+
+def _text_or_conversation(value: object, place: str, fields: Mapping[str, Any]) -> Messages:
+    """A text that is the JSON of a conversation is that conversation, whatever its column is called."""
+    if isinstance(value, str) and not looks_like_turns(unpacked(value)):
+        return text_prompt(value)
+    return conversation(value, place)
+
+
+def _conversation(value: object, place: str, fields: Mapping[str, Any]) -> Messages:
+    return conversation(value, place)
+
+
+def _turns(value: object, place: str, fields: Mapping[str, Any]) -> Messages:
+    return first_turn(value, place)
+
+
+# What an instruction is about: Alpaca's, LLaMA-Factory's and Dolly's names for it.
+_INPUTS = ("input", "query", "context")
+
+
+def _alpaca(value: object, place: str, fields: Mapping[str, Any]) -> Messages:
+    if looks_like_turns(unpacked(value)):
+        return conversation(value, place)
+    parts = [_string(value, place), *(_string(fields[key], key) for key in _INPUTS if fields.get(key) is not None)]
+    return text_prompt("\n\n".join(part for part in parts if part.strip()))
 
 
 SHAPES: dict[str, Reader] = {
     "messages": _conversation,
-    "body": _batch_body,
+    "body": _text_or_conversation,  # as text a mail's; as an object a request, read before
     "conversations": _conversation,
     "turns": _turns,
     "prompt": _text_or_conversation,
@@ -148,68 +147,12 @@ SHAPES: dict[str, Reader] = {
 }
 
 
-def _as_list(value: object, key: str) -> list[Any]:
-    if isinstance(value, str):  # a CSV cell can hold a conversation only as JSON
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    if not isinstance(value, list):
-        raise MalformedRowError(
-            f"{key} is {kind_of(value)}, not a list of messages", "Correct the row or name --column NAME."
-        )
-    return value
+def begins_as_turns(text: str) -> bool:
+    """Whether a text that was read as text begins like a conversation: cut short, or printed by Python."""
+    return _TURNS_AS_TEXT.match(text) is not None
 
 
 def _string(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise MalformedRowError(f"{key} is {kind_of(value)}, not text", "Correct the row or name --column NAME.")
     return value
-
-
-def _role(entry: object, place: str) -> Role | None:
-    if not isinstance(entry, dict):
-        raise MalformedRowError(f"{place} is {kind_of(entry)}, not a message", "A message has a role and a content.")
-    name = entry.get("role", entry.get("from"))
-    if not isinstance(name, str) or name.lower() not in _ROLES:
-        what = "has no role" if name is None else "has an unknown role"
-        raise MalformedRowError(f"{place} {what}", "Use system, user or assistant (or ShareGPT's human and gpt).")
-    return _ROLES[name.lower()]
-
-
-def _messages(entries: list[Any], roles: list[Role | None], key: str) -> Messages:
-    """`roles` may be longer than `entries`: what was cut off is not read, so it cannot be wrong."""
-    messages: list[Message] = []
-    for index, entry in enumerate(entries):
-        role = roles[index]
-        if role is None:
-            raise SkipRowError("a tool's answer in the conversation")
-        messages.append(Message(role, _content(entry, f"{key}[{index}]")))
-    if not messages[-1].content.strip():
-        raise SkipRowError("empty prompt")
-    return tuple(messages)
-
-
-def _content(entry: Mapping[str, Any], place: str) -> str:
-    if "content" not in entry and "value" not in entry:
-        raise MalformedRowError(
-            f"{place} has no content; its keys: {list_names(entry)}", "A message has a role and a content."
-        )
-    content = entry.get("content")
-    if content is None:
-        content = entry.get("value")
-    if content is None:
-        raise SkipRowError("a message without text, such as a tool call")
-    if not isinstance(content, list):
-        return _string(content, f"{place}.content")
-    # vLLM joins the text parts of one message by line breaks where the chat template wants a string.
-    return "\n".join(_part(part, f"{place}.content[{index}]") for index, part in enumerate(content))
-
-
-def _part(part: object, place: str) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict):
-        raise MalformedRowError(f"{place} is {kind_of(part)}, not a content part", "A part has a type and a text.")
-    kind = part.get("type")
-    if kind not in ("text", "input_text"):
-        raise SkipRowError(f"not text: a content part of type {list_names([kind])}")
-    return _string(part.get("text"), f"{place}.text")

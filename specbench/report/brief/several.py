@@ -167,6 +167,7 @@ def _rows(runs: Sequence[Run]) -> Rows:
         ("precision", [run.facts.precision or text.UNKNOWN for run in runs]),
         ("load", [wording.load(run.facts) for run in runs]),
         ("sampling", [wording.sampling(run.facts.sampling) for run in runs]),
+        ("chat template given", [text.code(given) if given else text.UNKNOWN for given in map(_given, runs)]),
         ("prompts", [f"{run.prompts:,}{wording.few_mark(run.prompts)}" for run in runs]),
         ("draft, gamma", [f"{text.code(run.draft.draft)}, {run.draft.best_gamma}" for run in runs]),
         ("speedup", [text.estimate(*run.speedup) for run in runs]),
@@ -179,6 +180,10 @@ def _rows(runs: Sequence[Run]) -> Rows:
         ("noise floor", [_floor(run.summary.noise_floor) for run in runs]),
     ]
     return [(name, *cells) for name, cells in lines if set(cells) != {text.UNKNOWN}]
+
+
+def _given(run: Run) -> str:
+    return wording.template_kwargs(run.facts.template_kwargs)
 
 
 def _floor(share: float | None) -> str:

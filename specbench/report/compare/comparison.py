@@ -33,6 +33,7 @@ from specbench.report.steady import Steady
 from specbench.report.stopped import kept_arms
 from specbench.report.summarise import summarise
 from specbench.report.views import DraftView
+from specbench.report.wording import template_kwargs
 from specbench.store import StoredRun
 
 Rows = NDArray[np.int64]
@@ -252,6 +253,15 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
                 "other-sampling",
                 f"the runs sample otherwise: {listed}",
                 "Run the second with the first one's sampling: acceptance depends on it.",
+            )
+        )
+    if first.get("chat_template_kwargs") != second.get("chat_template_kwargs"):
+        given = [template_kwargs(each.get("chat_template_kwargs") or {}) or "nothing" for each in (first, second)]
+        found.append(
+            Caution(
+                "other-template-arguments",
+                f"the chat templates of the runs were given {given[0]} and {given[1]}",
+                "Run the second with the first one's --chat-template-kwargs: the answers are others.",
             )
         )
     if first.get("max_new_tokens") != second.get("max_new_tokens"):

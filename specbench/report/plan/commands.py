@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,12 +30,12 @@ _LEFT_OUT = {
 }  # fmt: skip
 _DOCTORS = {
     "--config", "--target", "--draft", "--temperature", "--top-p", "--top-k", "--dtype", "--device", "--threads",
-    "--trust-remote-code",
+    "--chat-template-kwargs", "--trust-remote-code",
 }  # fmt: skip
 # Keys of a configuration that a command line has to repeat where the pilot's own was not recorded.
 _KEYS = (
     "target", "draft", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "dtype", "device", "threads",
-    "cutoff", "batch_size", "engine", "launch", "server", "spec_server", "concurrency", "rate",
+    "chat_template_kwargs", "cutoff", "batch_size", "engine", "launch", "server", "spec_server", "concurrency", "rate",
 )  # fmt: skip
 _ALWAYS = ("target", "draft", "max_new_tokens")
 
@@ -147,7 +148,9 @@ def _options(plan: Plan, stored: StoredRun | None) -> list[Option]:
 
 
 def _values(key: str, value: Any) -> list[str]:
-    """As the command line takes it: a draft is named once for each, every other list is one word."""
+    """As the command line takes it: a draft is named once for each, every other list is one word, a mapping is JSON."""
+    if isinstance(value, dict):
+        return [json.dumps(value)]
     words = [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
     return words if key == "draft" else [",".join(words)]
 

@@ -197,6 +197,11 @@ def _settings(plan: Plan, pilot: Evidence | None) -> Rows:
         ("what every prompt meets", arms),
         ("requests at a time", load),
         ("sampling", wording.sampling(facts.sampling)),
+        *(
+            (("chat template given", text.code(given)),)
+            if (given := wording.template_kwargs(facts.template_kwargs))
+            else ()
+        ),
         ("output limit", _limit(facts)),
     )
 

@@ -1,0 +1,272 @@
+"""A list of turns -> messages, in whatever names data sets and libraries write them: OpenAI, ShareGPT, Anthropic,
+LangChain and the formats that agents are trained on. Calls of tools become those of OpenAI's interface.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Literal, TypeAlias
+
+from specbench.checks.fields import kind_of
+from specbench.records import Message, Role
+from specbench.workload.content import Content, read_content
+from specbench.workload.faults import MalformedRowError, SkipRowError
+from specbench.workload.naming import list_names
+
+Messages: TypeAlias = tuple[Message, ...]
+Turn: TypeAlias = Role | Literal["call"]
+
+# Names are what data sets write, letters alone and without LangChain's "Message". "call" is a call of a tool that has
+# a turn of its own.
+_ROLES: dict[str, Turn] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("functioncall", "toolcall", "toolcalls", "tooluse"), "call"),
+    **dict.fromkeys(("tool", "function", "ipython", "observation", "environment"), "tool"),
+    **dict.fromkeys((f"{who}{what}" for who in ("tool", "function") for what in ("response", "result")), "tool"),
+    **dict.fromkeys((f"{who}{what}" for who in ("tool", "function") for what in ("output", "calloutput")), "tool"),
+    **dict.fromkeys(("toolresponses", "toolresults", "tooloutputs", "functionresponses"), "tool"),
+}
+_ROLE_KEYS = ("role", "from", "speaker", "type")
+_CONTENT_KEYS = ("content", "value", "text", "utterance", "parts", "output")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_CALL_IDS = ("tool_call_id", "call_id", "tool_use_id")
+_NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
+_CURE = "Use system, user, assistant or tool (or ShareGPT's human and gpt)."
+
+
+def unpacked(value: object) -> object:
+    """What a text holds that is the JSON of a list or an object, since a cell of a table has no other way; else the
+    value itself."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
+def looks_like_turns(value: object) -> bool:
+    """A list of objects with a role and a content each, of which one role at least is known."""
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        return False
+    entries = [_flat(entry) for entry in value]
+    said = all(_name(entry) is not None and (_has_content(entry) or entry.get("tool_calls")) for entry in entries)
+    return said and any(_role_of(entry) is not None for entry in entries)
+
+
+def conversation(value: object, key: str) -> Messages:
+    """All turns up to the last one that is not the assistant's: what follows is the answer that is to be generated.
+    Raises SkipRowError and MalformedRowError."""
+    entries, roles = _entries(value, key)
+    last = max((index for index, role in enumerate(roles) if role not in ("assistant", "call")), default=-1)
+    return _asking(_read(entries[: last + 1], roles, key))
+
+
+def earlier_turns(value: object, key: str) -> Messages:
+    """Turns that went before, answers included, from a list of turns or of pairs of question and answer."""
+    pairs = unpacked(value)
+    if isinstance(pairs, list) and all(isinstance(pair, list | tuple) for pair in pairs):
+        if any(len(pair) != 2 or not all(isinstance(text, str) for text in pair) for pair in pairs):
+            raise MalformedRowError(f"{key} is not a list of pairs of texts", "Give [question, answer] for each.")
+        return tuple(turn for ask, answer in pairs for turn in (Message("user", ask), Message("assistant", answer)))
+    entries, roles = _entries(value, key)
+    return tuple(_read(entries, roles, key))
+
+
+def first_turn(value: object, key: str) -> Messages:
+    """The first user turn: later ones answer the model's replies, which are not recorded here. Where they are recorded
+    (turns of the assistant or of tools among them) the history is kept as in a conversation."""
+    texts = unpacked(value)
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        return text_prompt(texts[0] if texts else "")
+    entries, roles = _entries(value, key)
+    if "user" not in roles or set(roles) - {"user", "system"}:
+        return conversation(value, key)
+    return _asking(_read(entries[: roles.index("user") + 1], roles, key))
+
+
+def text_prompt(text: str) -> Messages:
+    """One user message. Raises SkipRowError for white space alone."""
+    if not text.strip():
+        raise SkipRowError("empty prompt")
+    return (Message("user", text),)
+
+
+def _entries(value: object, key: str) -> tuple[list[Mapping[str, Any]], list[Turn]]:
+    entries = unpacked(value)
+    if not isinstance(entries, list):
+        raise MalformedRowError(
+            f"{key} is {kind_of(value)}, not a list of messages", "Correct the row or name --column NAME."
+        )
+    flat, roles = [], []
+    for index, entry in enumerate(entries):
+        place = f"{key}[{index}]"
+        if not isinstance(entry, dict):
+            raise MalformedRowError(
+                f"{place} is {kind_of(entry)}, not a message", "A message has a role and a content."
+            )
+        flat.append(_flat(entry))
+        role = _role_of(flat[-1])
+        if role is None:
+            what = "has no role" if _name(flat[-1]) is None else "has an unknown role"
+            raise MalformedRowError(f"{place} {what}", _CURE)
+        roles.append(role)
+    return flat, roles
+
+
+def _flat(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """LangChain's dumps have the message one level deeper, under `data` or under `kwargs`."""
+    if isinstance(entry.get("data"), dict) and "content" in entry["data"]:
+        return {**entry["data"], "type": entry.get("type")}
+    if isinstance(entry.get("kwargs"), dict) and isinstance(entry.get("id"), list) and entry["id"]:
+        return {**entry["kwargs"], "type": entry["id"][-1]}
+    return entry
+
+
+def _name(entry: Mapping[str, Any]) -> object:
+    return next((entry[key] for key in _ROLE_KEYS if entry.get(key) is not None), None)
+
+
+def _role_of(entry: Mapping[str, Any]) -> Turn | None:
+    name = _name(entry)
+    if not isinstance(name, str):
+        return None
+    letters = re.sub(r"[^a-z]", "", name.lower())
+    return _ROLES.get(letters) or _ROLES.get(re.sub(r"message(chunk)?$", "", letters))
+
+
+def _has_content(entry: Mapping[str, Any]) -> bool:
+    return any(key in entry for key in _CONTENT_KEYS)
+
+
+def _asking(messages: list[Message]) -> Messages:
+    if not any(message.role in ("user", "tool") for message in messages):
+        raise SkipRowError("no user message")
+    # A tool may have nothing to say, a user who asks may not.
+    if messages[-1].role != "tool" and not messages[-1].content.strip():
+        raise SkipRowError("empty prompt")
+    return tuple(messages)
+
+
+def _read(entries: list[Mapping[str, Any]], roles: list[Turn], key: str) -> list[Message]:
+    """`roles` may be longer than `entries`: what was cut off is not read, so it cannot be wrong."""
+    messages: list[Message] = []
+    for index, entry in enumerate(entries):
+        messages += _turn(entry, roles[index], f"{key}[{index}]")
+    return list(_linked(messages))
+
+
+def _turn(entry: Mapping[str, Any], role: Turn, place: str) -> list[Message]:
+    if carried := [key for key in _NOT_TEXT if entry.get(key)]:
+        raise SkipRowError(f"not text: {list_names(carried)} in a message")
+    said = Content() if role == "call" and not _has_content(entry) else _said(entry, role, place)
+    calls, text = [*said.calls, *_calls(entry, place)], said.text
+    if role == "call":
+        role = "assistant"
+        if not calls and (own := _own_calls(entry, text)):
+            calls, text = own, ""
+    fields = _fields(entry, role, said, calls, place)
+    if text is None and not said.results and (role in ("user", "system") or (role == "assistant" and not fields)):
+        raise SkipRowError("a message without text, such as a tool call")
+    # Anthropic's answers of tools stand in the user's turn, before what the user says.
+    results = [
+        Message("tool", result.text, {"tool_call_id": result.id} if result.id else {}) for result in said.results
+    ]
+    return results if results and not text else [*results, Message(role, text or "", fields)]
+
+
+def _own_calls(entry: Mapping[str, Any], text: str | None) -> list[Any]:
+    """What a turn that is a call calls: by its own keys, or by its text as JSON; empty where neither says."""
+    found = unpacked(text) if _has_content(entry) else entry
+    found = found if isinstance(found, list) else [found]
+    return found if all(isinstance(call, dict) and "name" in call for call in found) else []
+
+
+def _fields(entry: Mapping[str, Any], role: Role, said: Content, calls: list[Any], place: str) -> dict[str, Any]:
+    """What a message has beside its text, under OpenAI's names."""
+    fields: dict[str, Any] = {}
+    if role == "assistant":
+        thoughts = said.thoughts or next((entry[key] for key in _THOUGHTS if isinstance(entry.get(key), str)), "")
+        if thoughts:
+            fields["reasoning_content"] = thoughts
+        if calls:
+            fields["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    if role == "tool":
+        own = next((entry[key] for key in _CALL_IDS if isinstance(entry.get(key), str)), None)
+        fields |= {} if own is None else {"tool_call_id": own}
+    if isinstance(entry.get("name"), str) and entry["name"] and not calls:
+        fields["name"] = entry["name"]
+    return fields
+
+
+def _said(entry: Mapping[str, Any], role: Turn, place: str) -> Content:
+    found = [key for key in _CONTENT_KEYS if key in entry]
+    if not found and not entry.get("tool_calls") and not entry.get("function_call"):
+        raise MalformedRowError(
+            f"{place} has no content; its keys: {list_names(entry)}", "A message has a role and a content."
+        )
+    content = next((entry[key] for key in found if entry[key] is not None), None)
+    if content is None and isinstance(entry.get("refusal"), str):
+        content = entry["refusal"]
+    if role == "tool" and isinstance(content, dict) and "type" not in content:
+        content = json.dumps(content, ensure_ascii=False)  # an answer of a tool that was not made a text
+    return read_content(content, f"{place}.content")
+
+
+def _calls(entry: Mapping[str, Any], place: str) -> list[Any]:
+    """Calls beside a message's text: tool_calls, LangChain's copy of them, or the one function_call of old."""
+    more = entry.get("additional_kwargs")
+    for where in (entry, more if isinstance(more, dict) else {}):
+        calls = unpacked(where.get("tool_calls"))
+        if calls:
+            if not isinstance(calls, list):
+                raise MalformedRowError(
+                    f"{place}.tool_calls is {kind_of(calls)}, not a list", "See OpenAI's tool_calls."
+                )
+            return calls
+        if isinstance(where.get("function_call"), dict):
+            return [where["function_call"]]
+    return []
+
+
+def _call(call: object, place: str) -> dict[str, Any]:
+    """One call as OpenAI has it, its arguments as JSON text. Others write them as an object, and under other names."""
+    inner = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise MalformedRowError(f"{place} is no call with a name", "A call has a function with name and arguments.")
+    given: Any = next(
+        (inner[key] for key in ("arguments", "args", "parameters", "input") if inner.get(key) is not None), {}
+    )
+    try:
+        arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise MalformedRowError(f"the arguments of {place} are no JSON", "Give an object or JSON text.") from None
+    own = next((call[key] for key in ("call_id", "id") if isinstance(call.get(key), str) and call[key]), None)
+    return ({"id": own} if own else {}) | {
+        "type": "function",
+        "function": {"name": inner["name"], "arguments": arguments},
+    }
+
+
+def _linked(messages: Iterable[Message]) -> Iterable[Message]:
+    """Every call and the answer to it under one id, which servers and some templates demand: that of the row, or one
+    by number, of the nine letters and digits that the strictest of them takes."""
+    waiting: list[str] = []
+    made = 0
+    for message in messages:
+        calls = []
+        for call in message.fields.get("tool_calls", ()):
+            made += "id" not in call
+            calls.append({"id": f"call{made:05d}"} | call)
+            waiting.append(calls[-1]["id"])
+        fields = dict(message.fields) | ({"tool_calls": calls} if calls else {})
+        if message.role == "tool":
+            own = fields.get("tool_call_id")
+            if own is None and waiting:
+                fields["tool_call_id"] = waiting.pop(0)
+            elif own in waiting:
+                waiting.remove(own)
+        yield Message(message.role, message.content, fields)
