@@ -84,7 +84,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
 PROMPTS = [list(range(1, 8)), list(range(3, 17)), list(range(2, 30))]
 
 
+# Models that also read images: their text part, and a small picture part.
+ROTARY = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
+PICTURES = {
+    "depth": 1,
+    "embed_dim": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "hidden_size": 32,
+}
+WRAPPERS = ("qwen2_vl", "qwen2_5_vl", "glm4v")
+
+
 def config(family: str, **more: Any) -> Any:
+    if family in WRAPPERS:
+        text = SMALL | {"head_dim": 8, "rope_parameters": ROTARY}
+        return CONFIG_MAPPING[family](text_config=text, vision_config=PICTURES)
     return CONFIG_MAPPING[family](**(SMALL | FAMILIES.get(family, {}) | more))
 
 
@@ -110,7 +126,7 @@ def check(made: Any, reader: Any, prompts: Any = PROMPTS, **more: Any) -> Any:
     return check_reference(loaded(made), reader, prompts, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *WRAPPERS])
 def test_a_family_reads_as_transformers_does_alone_and_in_batches(family: str) -> None:
     made = model(family)
     alone = check(made, CachedModel(made, 64))

@@ -81,7 +81,7 @@ def score_batch(
     for begin in range(0, width, CHUNK):
         end = min(begin + CHUNK, width)
         chosen = wanted[:, begin:end]
-        logits = [_read(m, c, ids[:, begin:end], chosen) for m, c in zip(models, caches, strict=True)]
+        logits = [_read(m, c, ids[:, begin:end], begin, chosen) for m, c in zip(models, caches, strict=True)]
         if chosen.any():
             x = ids[:, begin + 1 : end + 1][chosen]
             aligned = align(logits[0], vocab_size)
@@ -92,8 +92,8 @@ def score_batch(
     return [as_scores(table[:, owner == index]) for index in range(len(rows))]
 
 
-def _read(model: Any, cache: RewindableCache, ids: Tensor, chosen: Tensor) -> Tensor:
+def _read(model: Any, cache: RewindableCache, ids: Tensor, past: int, chosen: Tensor) -> Tensor:
     """Logits [n, V] at the `chosen` positions of a chunk [rows, chunk]; the head runs only where they are wanted."""
     if not chosen.any():
-        return read(model, ids, cache, keep=1)[:0, 0]
-    return read(model, ids, cache, keep=0)[chosen]
+        return read(model, ids, cache, keep=1, past=past)[:0, 0]
+    return read(model, ids, cache, keep=0, past=past)[chosen]

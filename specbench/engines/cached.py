@@ -78,7 +78,7 @@ class CachedModel:
             return logits
         if self._lean is not None:
             return self._lean(ids, self.cache, keep)
-        return read(self.model, ids, self.cache, keep)
+        return read(self.model, ids, self.cache, keep, past=past)
 
     @torch.inference_mode()
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
@@ -120,11 +120,16 @@ class CachedModel:
         self.length = length
 
 
-def read(model: Any, ids: Tensor, cache: Cache, keep: int, **more: Any) -> Tensor:
-    """One pass of transformers' own forward over `ids` [batch, n]; logits [batch, keep, V] after the last `keep`, or
-    after all with 0. A model that does not take the number gives all, and the rest is cut off."""
-    kept = {"logits_to_keep": keep} if takes(type(model).forward, "logits_to_keep") else {}
-    out = model(input_ids=ids, past_key_values=cache, use_cache=True, **kept, **more)
+def read(model: Any, ids: Tensor, cache: Cache, keep: int, *, past: int) -> Tensor:
+    """One pass of transformers' own forward over `ids` [batch, n] that follow `past` others; logits [batch, keep, V]
+    after the last `keep`, or after all with 0. A model that does not take the number gives all, and the rest is cut
+    off. One that also reads images remembers from text to text where it was, so it is told."""
+    more: dict[str, Any] = {}
+    if takes(type(model).forward, "logits_to_keep"):
+        more["logits_to_keep"] = keep
+    if model.config.get_text_config(decoder=True) is not model.config:
+        more["position_ids"] = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
     logits: Tensor = out.logits
     return logits[:, -keep:] if keep else logits
 
