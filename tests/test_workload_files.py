@@ -25,7 +25,14 @@ from specbench.workload.parsing import json_rows
 SECRET = "zanzibar"
 CALL = {"id": "x", "type": "function", "function": {"name": "track", "arguments": '{"number": "7"}'}}
 ROWS: list[dict[str, Any]] = [
-    {"id": "a", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}], "tools": None},
+    {
+        "id": "a",
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}],
+        # Other keys than below, which a column of one type has as nulls.
+        "tools": [
+            {"type": "function", "function": {"name": "weigh", "parameters": {"type": "object", "required": ["kg"]}}}
+        ],
+    },
     {
         "id": "b",
         "messages": [
