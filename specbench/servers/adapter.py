@@ -6,20 +6,38 @@ An adapter maps fields and nothing else; it opens no connection. What an engine 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from specbench.records import Counters, Finish, Message, Sampling, Told
+from specbench.config import RunConfig
+from specbench.records import Counters, Finish, Message, Prompt, Sampling, Told
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `seed` draws the samples."""
+    """One request. `seed` draws the samples; `tools`, `template_kwargs` and `request` are as a Prompt has them."""
 
     messages: tuple[Message, ...]
     max_tokens: int
     sampling: Sampling
     seed: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ask_of(prompt: Prompt, config: RunConfig, seed: int) -> Ask:
+    """The request of a prompt: what it gives the chat template goes over what the run gives all."""
+    common = getattr(config, "chat_template_kwargs", None) or {}
+    return Ask(
+        prompt.messages,
+        config.max_new_tokens,
+        config.sampling,
+        seed,
+        prompt.tools,
+        {**common, **prompt.template_kwargs},
+        prompt.request,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +69,8 @@ class Reading:
 class State:
     """What a server says of itself; None is what it does not say. `speculating` is whether it drafts at all, `method`
     how; `busy` counts requests in it now; `gamma` is the draft length that it was started with; `context` the longest
-    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones."""
+    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones; `limit_field` is what it takes
+    in the place of max_tokens."""
 
     model: str | None = None
     version: str | None = None
@@ -61,6 +80,7 @@ class State:
     busy: int | None = None
     context: int | None = None
     prefix_cache: bool | None = None
+    limit_field: str | None = None
 
 
 # GET a path: the page as text, or None where the server does not have it.

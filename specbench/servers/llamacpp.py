@@ -16,6 +16,7 @@ from specbench.records import Counters, Finish, Round, Told
 from specbench.servers import openai
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import by_position, samples, total
+from specbench.servers.failures import AnswerError, as_word
 from specbench.servers.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.servers.scoring import Step
 from specbench.servers.writing import Post, Written
@@ -62,7 +63,7 @@ class LlamaCpp:
         finish = openai.finish_of(chunks)
         timings = [found for chunk in chunks if (found := table(chunk.data, "timings"))]
         if not timings:
-            raise ValueError("the answer has no timings, which llama.cpp's server always sends")
+            raise AnswerError("the answer has no timings, which llama.cpp's server always sends")
         rounds = rounds_of(timings)
         return openai.reading(
             chunks,
@@ -82,13 +83,13 @@ class LlamaCpp:
         )
 
     async def state(self, get: Get) -> State:
-        ids = [text(model, "id") for model in await openai.served(get)]
+        model = await openai.served(get)
         slots = _slots(await get("/slots"))
         first = slots[0] if slots else {}
         methods = (text(table(first, "params"), "speculative.types") or "").split(",")
         speculating = None if not slots else any(slot.get("speculative") is True for slot in slots)
         return State(
-            model=ids[0] if len(ids) == 1 else None,
+            model=text(model, "id"),
             version=text(parsed(await get("/props")), "build_info"),
             speculating=speculating,
             method=", ".join(m for m in methods if m not in ("", "none")) or None if speculating else None,
@@ -102,14 +103,14 @@ class LlamaCpp:
         messages = openai.chat_body(ask, None)["messages"]
         asked = text(await post("/apply-template", {"messages": messages}), "prompt")
         if asked is None:
-            raise ValueError("the answer of /apply-template has no prompt")
+            raise AnswerError("the answer of /apply-template has no prompt")
         ids = await _tokenize(post, {"content": asked, "add_special": True, "parse_special": True})
         greedy = {key: value for key, value in self.body(ask, None).items() if key in _SAMPLING}
         body = {"prompt": list(ids), "n_predict": ask.max_tokens, "return_tokens": True, **greedy}
         answer = await post(_COMPLETION, body)
         output, finish = counts(answer, "tokens"), _STOPS.get(text(answer, "stop_type") or "")
         if not output or finish is None:
-            raise ValueError(f"the answer has no tokens, or ended with stop_type {answer.get('stop_type')!r}")
+            raise AnswerError(f"the answer has no tokens, or ended with stop_type {as_word(answer.get('stop_type'))}")
         return Written(ids, output, finish)
 
     async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
@@ -135,13 +136,13 @@ class LlamaCpp:
         """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler; the confidence is that
         among the likeliest few, which is what a draft's p-min is compared with."""
         if count(payload, "tokens_evaluated") != len(ids):
-            raise ValueError(f"the answer is about {payload.get('tokens_evaluated')} tokens, not {len(ids)}")
+            raise AnswerError(f"the answer is about {as_word(payload.get('tokens_evaluated'))} tokens, not {len(ids)}")
         places = rows(payload, "completion_probabilities")
         tops = rows(places[0], "top_logprobs") if places else []
         token, logprobs = count(tops[0], "id") if tops else None, [number(each, "logprob") for each in tops]
         told = [math.exp(each) for each in logprobs if each is not None]
         if token is None or logprobs[0] is None:
-            raise ValueError("the answer has no completion_probabilities[0].top_logprobs[0]")
+            raise AnswerError("the answer has no completion_probabilities[0].top_logprobs[0]")
         return Step(token, logprobs[0], told[0] / sum(told), count(table(payload, "timings"), "prompt_n"))
 
 
@@ -185,13 +186,16 @@ def _told(timings: Json, finish: Finish) -> Told:
 async def _tokenize(post: Post, body: dict[str, Any]) -> tuple[int, ...]:
     found = counts(await post("/tokenize", body), "tokens")
     if found is None:
-        raise ValueError("the answer of /tokenize has no tokens")
+        raise AnswerError("the answer of /tokenize has no tokens")
     return found
 
 
 def _slots(page: str | None) -> list[Json]:
     """The slots; none where the server was started without that page."""
-    found = json.loads(page) if page is not None else []
+    try:
+        found = json.loads(page) if page is not None else []
+    except (ValueError, RecursionError):
+        found = []
     if not isinstance(found, list):
         return []
     return rows({"slots": found}, "slots")
