@@ -120,6 +120,7 @@ class _Scoring:
         self.refused: dict[str, str] = {s["id"]: s["reason"] for s in writer.run["workload"]["skipped"]}
         self.patience = Patience()
         self._asking = Asking()
+        self._unread: set[str] | None = None
         self.read_again = 0
         self._ends: frozenset[int] = frozenset(writer.run["served"].get("ends", ()))
         self._cautions: list[Caution] = []
@@ -177,10 +178,13 @@ class _Scoring:
             async with self._session(up, None) as (client, there):
                 writer = there.adapter
                 assert isinstance(writer, Writer)
+                asks = {prompt.id: ask_of(prompt, self.config, self.config.seed) for prompt in prompts}
+                if self._unread is None:
+                    self._unread = await self._asking.unread(client, there, list(asks.values()))
+                    self._cautions += preflight.check_read(self._unread, up.url)
 
                 async def write(prompt: Prompt) -> None:
-                    ask = ask_of(prompt, self.config, self.config.seed)
-                    attempt = partial(writer.write, client.post, ask, there.model)
+                    attempt = partial(writer.write, client.post, asks[prompt.id], there.model)
                     found = await self._tried(attempt, there, prompt, "the target")
                     if found is not None:
                         texts[prompt.id] = found

@@ -102,6 +102,16 @@ class ServerBench:
 
         return asyncio.run(ask())
 
+    def unread(self, up: Up, prompts: Sequence[Prompt]) -> set[str]:
+        """What prompts have in vain beside their messages."""
+        asks = [self._ask(Job(prompt, 0)) for prompt in prompts if prompt.id not in self.refused]
+
+        async def ask() -> set[str]:
+            async with self._client(up) as client:
+                return await self._asking.unread(client, up, asks)
+
+        return asyncio.run(ask())
+
     def stretch(self, up: Up, arm: Arm, jobs: Sequence[Job]) -> None:
         """Every job once, under the arm's load."""
         todo = [job for job in jobs if job.prompt.id not in self.refused]

@@ -216,6 +216,8 @@ class _Serve:
             found = preflight.check_speculating(state, None if named_apart else alone, serving.gamma, up.url)
             if answers:
                 found += preflight.check_drafts(answers, state, spec, serving.gamma, up.url)
+        if first:
+            found += preflight.check_read(self.bench.unread(up, prompts), up.url)
         self._cautions += [*found, *preflight.check_prefix_cache(answers, state)]
         self._warm.add(label)
         return up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,27 @@ class Asking:
                 cure="Name the engine that runs there with --engine.",
             ) from None
         return replace(found, model=up.model or found.model, limit_field=self.limit_field(up))
+
+    async def unread(self, client: Client, up: Up, asks: Sequence[Ask]) -> set[str]:
+        """Which of `tools` and `chat_template_kwargs` leave the first prompt that has them as long as it is without
+        them: the server drops them, or the chat template writes nothing for them."""
+        found = set()
+        bare = {
+            "tools": [(ask, replace(ask, tools=())) for ask in asks if ask.tools],
+            "chat_template_kwargs": [(ask, replace(ask, template_kwargs={})) for ask in asks if ask.template_kwargs],
+        }
+        for name, pairs in bare.items():
+            for ask, other in pairs[:1]:
+                lengths = [await self._prompt_tokens(client, up, each) for each in (ask, other)]
+                if None not in lengths and lengths[0] == lengths[1]:
+                    found.add(name)
+        return found
+
+    async def _prompt_tokens(self, client: Client, up: Up, ask: Ask) -> int | None:
+        try:
+            return up.adapter.read(await self.send(client, up, replace(ask, max_tokens=1))).prompt_tokens
+        except (FailedError, RefusedError, ValueError):
+            return None
 
     async def require_any(self, client: Client, up: Up, sampling: Sampling) -> None:
         """Raises EngineError where it was not the prompt that was refused, but whatever we ask."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from specbench.records import Counters, Finish, Round, Told
 from specbench.servers import openai
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import by_position, samples, total
-from specbench.servers.failures import AnswerError, as_word
+from specbench.servers.failures import AnswerError, RefusedError, as_word, word
 from specbench.servers.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.servers.scoring import Step
 from specbench.servers.writing import Post, Written
@@ -28,6 +29,9 @@ _COMPLETION = "/completion"
 # 11549: with this share a replay has the rounds that the server counts, with the probability itself it has not.
 DRAFT_TOP_K = 10
 
+# What the chat template is given, and wishes that leave the text as the model writes it.
+_WRITES = ("messages", "tools", "chat_template_kwargs", "tool_choice")
+_FREE = (("tool_choice", "auto"), ("tool_choice", "none"))
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
@@ -40,6 +44,7 @@ class LlamaCpp:
     metrics: str | None = "/metrics"
     sources: Mapping[str, str] = {
         **openai.SOURCES,
+        "first_s": "arrival of the first chunk with timings.predicted_n, or with text",
         "rounds": "steps of timings.draft_n and timings.draft_n_accepted from chunk to chunk",
         "told.drafted": "timings.draft_n",
         "told.accepted": "timings.draft_n_accepted",
@@ -65,12 +70,15 @@ class LlamaCpp:
         if not timings:
             raise AnswerError("the answer has no timings, which llama.cpp's server always sends")
         rounds = rounds_of(timings)
-        return openai.reading(
+        answer = openai.reading(
             chunks,
             tuple(r.drafted for r in rounds or ()),
             tuple(r.accepted for r in rounds or ()),
             _told(timings[-1], finish),
         )
+        # Of an answer that it parses (tools, a grammar) it holds the first tokens back, but not their timings.
+        counted = [chunk.at_s for chunk in chunks if (count(table(chunk.data, "timings"), "predicted_n") or 0) >= 1]
+        return replace(answer, first_s=min(answer.first_s, *counted))
 
     def counters(self, page: str) -> Counters:
         found = samples(page)
@@ -99,9 +107,13 @@ class LlamaCpp:
         )
 
     async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
-        """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens."""
-        messages = openai.chat_body(ask, None)["messages"]
-        asked = text(await post("/apply-template", {"messages": messages}), "prompt")
+        """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens: what
+        would hold a chat to a grammar cannot be asked for so. Raises RefusedError for that."""
+        held = [key for key, value in ask.request.items() if (key, value) not in _FREE]
+        if held:
+            raise RefusedError(f"it tells no token ids of texts under {', '.join(word(key) or '?' for key in held)}")
+        body = openai.chat_body(ask, None)
+        asked = text(await post("/apply-template", {key: body[key] for key in _WRITES if key in body}), "prompt")
         if asked is None:
             raise AnswerError("the answer of /apply-template has no prompt")
         ids = await _tokenize(post, {"content": asked, "add_special": True, "parse_special": True})
