@@ -273,7 +273,7 @@ class _Scoring:
         try:
             found = await self.patience.insist(attempt, up, prompt=prompt.id, arm=who)
         except RefusedError as refused:
-            self.refused[prompt.id] = f"{who} refuses it: {refused}"
+            self.refused[prompt.id] = refused.said(who)
             return None
         return None if found is None else found[0]
 

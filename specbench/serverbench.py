@@ -204,12 +204,14 @@ class ServerBench:
             reading = up.adapter.read(await self._asking.send(client, up, ask))
             if reading.prompt_tokens is None:
                 raise AnswerError("no usage.prompt_tokens")
+            if reading.in_one_piece:
+                raise RefusedError("its answer comes in one piece, so that nobody knows when which token was written")
             return reading, sent_s
 
         try:
             found = await self._patience.insist(attempt, up, prompt=job.prompt.id, arm=arm.label)
         except RefusedError as refused:
-            self.refused[job.prompt.id] = f"the server refuses it: {refused}"
+            self.refused[job.prompt.id] = refused.said("the server")
             return None
         return None if found is None else (*found[0], found[1])
 

@@ -205,4 +205,4 @@ def test_a_prompt_that_cannot_be_replayed_is_listed_with_the_reason(lab, tmp_pat
         folder = scored(lab, tmp_path, target, draft)
     assert len(read_positions(folder)) == 2
     (skipped,) = read_run(folder).run["workload"]["skipped"]
-    assert skipped["reason"] == "the target refuses it: it tells no token ids of texts under response_format"
+    assert skipped["reason"] == "the target: it tells no token ids of texts under response_format"

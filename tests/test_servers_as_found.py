@@ -407,6 +407,33 @@ def test_an_answer_that_is_not_streamed_is_named_so(lab, tmp_path):
         measured(lab, tmp_path, alone, drafting)
 
 
+def test_an_answer_in_one_piece_is_no_measurement(lab, tmp_path):
+    """A gateway that gathers the stream, a server that sends a call of tools when it is complete."""
+    piece = ({"content": " ".join("abcdefghijkl")},)
+    with FakeOpenAI(deltas=piece) as alone, FakeOpenAI() as drafting:
+        with pytest.raises(EngineError, match=r"Not a single prompt .*the server: its answer comes in one piece"):
+            measured(lab, tmp_path, alone, drafting)
+        alone.deltas = ()
+        assert measured(lab, tmp_path, alone, drafting).status == "finished"
+
+
+@pytest.mark.parametrize("named", [0, None])
+def test_a_text_of_no_tokens_is_no_answer(lab, tmp_path, named):
+    class Uncounted(FakeOpenAI):
+        def answer(self, body):
+            for event in super().answer(body):
+                if "usage" in event:
+                    event["usage"]["completion_tokens"] = named
+                yield event
+
+    with (
+        Uncounted() as alone,
+        FakeOpenAI() as drafting,
+        pytest.raises(EngineError, match=r"not as openai answers: (no )?usage.completion_tokens"),
+    ):
+        measured(lab, tmp_path, alone, drafting)
+
+
 def test_a_page_that_is_forbidden_is_a_page_that_is_not_there_for_who_has_a_key(lab, tmp_path, monkeypatch):
     with FakeOpenAI(key="k", missing=403) as alone, FakeOpenAI(key="k", missing=403) as drafting:
         with pytest.raises(EngineError, match="wants a key"):

@@ -48,11 +48,15 @@ class Chunk:
     data: Mapping[str, Any]
 
 
+# A draft may be accepted whole, and a short answer come at once: so many tokens do not.
+PIECE = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One whole answer. `first_s` and `last_s` are the arrivals of the first and of the last token; `output_tokens`
-    counts as the engine does, with the end of sequence. `drafted[i]`, `accepted[i]` belong to round i; both are empty
-    where the engine lists no rounds."""
+    counts as the engine does, with the end of sequence; `pieces` are the events that had a text. `drafted[i]`,
+    `accepted[i]` belong to round i; both are empty where the engine lists no rounds."""
 
     text: str
     finish: Finish
@@ -63,6 +67,12 @@ class Reading:
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
     told: Told
+    pieces: int
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether nobody can know when its tokens were written, as from a gateway that does not stream."""
+        return self.output_tokens >= PIECE and self.pieces == 1
 
 
 @dataclass(frozen=True, slots=True)

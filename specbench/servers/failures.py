@@ -36,11 +36,15 @@ class Problem:
 
 
 class RefusedError(Exception):
-    """The server will not answer this request, and would not next time either."""
+    """The server will not answer this request, or not so that it can be measured, and would not next time either."""
 
     def __init__(self, problem: Problem | str) -> None:
         self.problem = problem if isinstance(problem, Problem) else None
         super().__init__(str(problem))
+
+    def said(self, who: str) -> str:
+        """The reason for which a prompt is left out."""
+        return f"{who} refuses it: {self}" if self.problem else f"{who}: {self}"
 
 
 class FailedError(Exception):

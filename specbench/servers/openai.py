@@ -99,19 +99,22 @@ def reading(
     told: Told | None = None,
 ) -> Reading:
     """The answer, with what an engine tells beyond OpenAI's fields. Raises ValueError for one that is not whole."""
-    finish, usage = finish_of(chunks), usage_of(chunks)
+    finish, usage, said = finish_of(chunks), usage_of(chunks), text_of(chunks)
     first_s, last_s = stream_times(chunks)
+    if said and not usage.output_tokens:
+        raise AnswerError("usage.completion_tokens is 0, and there is a text")
     told = told or Told()
     return Reading(
-        text=text_of(chunks),
+        text=said,
         finish=finish,
         prompt_tokens=usage.prompt_tokens,
-        output_tokens=usage.output_tokens,
+        output_tokens=usage.output_tokens or 1,  # the end of sequence, which some servers do not count
         first_s=first_s,
         last_s=last_s,
         drafted=drafted,
         accepted=accepted,
         told=told if told.cached_tokens is not None else replace(told, cached_tokens=usage.cached_tokens),
+        pieces=sum(bool(_text(chunk)) for chunk in chunks),
     )
 
 
