@@ -145,12 +145,6 @@ def _one_engine(config: RunConfig, where: str) -> None:
         raise ConfigError(
             "A server of the draft needs one of the target beside it", where="--draft-server", cure="Add --server."
         )
-    if config.server is not None and config.server == config.spec_server and config.served_names[1] is None:
-        raise ConfigError(
-            "One address has both the target alone and the target that speculates",
-            where="--spec-server",
-            cure="Name the second server, or the names of both models: --served-model-name TARGET,SPECULATING.",
-        )
     if not config.served and config.served_model_name is not None:
         raise ConfigError("Only a server has names", where="--served-model-name", cure="Name a --server or --engine.")
     if not config.served and (config.concurrency != (1,) or config.rate):

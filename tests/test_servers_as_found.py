@@ -202,7 +202,7 @@ def test_names_of_one_model_and_its_adapters_are_no_choice(lab, tmp_path):
 def test_two_names_at_one_address(lab, tmp_path):
     with FakeOpenAI(names=("big", "big-fast")) as both:
         stored = measured(lab, tmp_path, both, both, served_model_name="big,big-fast")
-        with pytest.raises(ConfigError, match="One address has both"):
+        with pytest.raises(ConfigError, match="One server is named both"):
             measured(lab, tmp_path, both, both, served_model_name="big")
     assert len(counted(stored)) == 12
     # What is loaded anew gets a warm-up of its own, and the arms do not take turns prompt by prompt.

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
-from specbench.errors import EngineError
+from specbench.errors import ConfigError, EngineError
 from specbench.servers.adapter import Adapter
 from specbench.servers.client import Client, is_local
 from specbench.servers.detect import ADAPTERS, detect
@@ -82,6 +82,12 @@ class Running:
         if config.spec_server is not None:
             both = self._met(config.spec_server, second or first, config.target, self.adapter)
             self._speculating = asyncio.run(both)
+            if self._speculating == self._target:
+                raise ConfigError(
+                    "One server is named both for the target alone and for the target that speculates",
+                    where=config.spec_server,
+                    cure="Name the other, or what this one calls both models: --served-model-name ALONE,SPECULATING.",
+                )
         if config.draft_server is not None:
             model = next((spec.model for spec in specs.values() if spec.model is not None), None)
             self._draft = asyncio.run(self._met(config.draft_server, second, model))
