@@ -61,6 +61,7 @@ class RunConfig:
     server: str | None = None
     spec_server: str | None = None
     draft_server: str | None = None
+    served_model_name: str | None = None
     concurrency: tuple[int, ...] = (1,)
     rate: tuple[float, ...] = ()
     request_timeout_s: float = 300.0
@@ -82,6 +83,13 @@ class RunConfig:
     def served(self) -> bool:
         """Whether the target runs on a server, not in this process."""
         return self.engine != "local" or self.launch is not None or self.server is not None
+
+    @property
+    def served_names(self) -> tuple[str | None, str | None]:
+        """The names under which the server of the target alone, and the other one, know their models; None where the
+        user names none."""
+        first, _, second = (self.served_model_name or "").partition(",")
+        return first or None, second or None
 
     @property
     def loads(self) -> tuple[Load, ...]:
@@ -138,6 +146,8 @@ def _one_engine(config: RunConfig, where: str) -> None:
         raise ConfigError(
             "A server of the draft needs one of the target beside it", where="--draft-server", cure="Add --server."
         )
+    if not config.served and config.served_model_name is not None:
+        raise ConfigError("Only a server has names", where="--served-model-name", cure="Name a --server or --engine.")
     if not config.served and (config.concurrency != (1,) or config.rate):
         raise ConfigError(
             "Only a server takes several requests at once",

@@ -20,15 +20,17 @@ from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec, parse_draft, with_cutoff
-from specbench.errors import ConfigError, EngineError, WorkloadError
+from specbench.errors import ConfigError, EngineError
 from specbench.positions import PositionWriter, read_positions
 from specbench.records import Caution, Prompt
 from specbench.resume import opened, threads_of, unfinished
 from specbench.runfile import marked
-from specbench.servedfile import begun, engine, note_losses, note_server
+from specbench.servedfile import begun, engine, note_losses, note_server, nothing_done
 from specbench.servers import preflight
-from specbench.servers.adapter import Ask
-from specbench.servers.client import Client, RefusedError
+from specbench.servers.adapter import ask_of
+from specbench.servers.asking import Asking
+from specbench.servers.client import Client
+from specbench.servers.failures import RefusedError
 from specbench.servers.patience import Patience
 from specbench.servers.provider import Provider, Up, key_of, provider_of
 from specbench.servers.sameids import Ids, probed, require_same
@@ -117,6 +119,8 @@ class _Scoring:
         self.scored = {(text.prompt_id, text.draft) for text in read_positions(writer.folder)}
         self.refused: dict[str, str] = {s["id"]: s["reason"] for s in writer.run["workload"]["skipped"]}
         self.patience = Patience()
+        self._asking = Asking()
+        self._unread: set[str] | None = None
         self.read_again = 0
         self._ends: frozenset[int] = frozenset(writer.run["served"].get("ends", ()))
         self._cautions: list[Caution] = []
@@ -128,10 +132,10 @@ class _Scoring:
         try:
             for begin in range(0, len(prompts), size):
                 self._block(prompts[begin : begin + size])
+            if not self.scored:
+                raise nothing_done(self.config, prompts, self.refused, self.patience.failures)
         finally:
             note_losses(self.writer, self.refused, self.patience.failures, self._noticed())
-        if not self.scored:
-            raise WorkloadError("No prompt could be scored", where=self.config.workload, cure="Its run.json says why.")
 
     def _block(self, block: Sequence[Prompt]) -> None:
         """Write what some draft has not been asked about, and ask."""
@@ -174,10 +178,13 @@ class _Scoring:
             async with self._session(up, None) as (client, there):
                 writer = there.adapter
                 assert isinstance(writer, Writer)
+                asks = {prompt.id: ask_of(prompt, self.config, self.config.seed) for prompt in prompts}
+                if self._unread is None:
+                    self._unread = await self._asking.unread(client, there, list(asks.values()))
+                    self._cautions += preflight.check_read(self._unread, up.url)
 
                 async def write(prompt: Prompt) -> None:
-                    ask = Ask(prompt.messages, self.config.max_new_tokens, self.config.sampling, self.config.seed)
-                    attempt = partial(writer.write, client.post, ask, there.model)
+                    attempt = partial(writer.write, client.post, asks[prompt.id], there.model)
                     found = await self._tried(attempt, there, prompt, "the target")
                     if found is not None:
                         texts[prompt.id] = found
@@ -220,7 +227,7 @@ class _Scoring:
         """A connection to the server of the target (None) or of a draft. Raises SpecbenchError for one that speculates,
         is another than before, or does not share its token ids."""
         async with Client(up.url, key=key_of(self.config), timeout_s=self.config.request_timeout_s) as client:
-            state = await up.adapter.state(client.get)
+            state = await self._asking.look(client, up)
             if draft is None:
                 self._cautions += preflight.check_alone(state, up.url)
             elif not isinstance(up.adapter, Scorer | StepScorer):
@@ -231,7 +238,6 @@ class _Scoring:
                 )
             label = "baseline" if draft is None else f"{draft} alone"
             note_server(self.writer, label, state, engine(self.provider, state) if draft is None else None)
-            up = replace(up, model=state.model)
             if draft not in self._ids:
                 self._ids[draft] = await self._probed(client, up, draft)
                 self._compare()
@@ -267,7 +273,7 @@ class _Scoring:
         try:
             found = await self.patience.insist(attempt, up, prompt=prompt.id, arm=who)
         except RefusedError as refused:
-            self.refused[prompt.id] = f"{who} refuses it: {refused}"
+            self.refused[prompt.id] = refused.said(who)
             return None
         return None if found is None else found[0]
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from specbench.config import RunConfig
-from specbench.errors import ConfigError, StoreError
+from specbench.errors import ConfigError, EngineError, StoreError
 from specbench.provenance import provenance
 from specbench.records import Caution, Prompt
 from specbench.report.text import clean
@@ -96,6 +96,20 @@ def note_losses(
     kept = [warning for warning in run["warnings"] if warning["code"] not in {*unique, "failed-requests"}]
     # At once: a kill in between would leave prompts out without a word.
     writer.update(**changes, warnings=[*kept, *unique.values()])
+
+
+def nothing_done(
+    config: RunConfig, prompts: Sequence[Prompt], refused: dict[str, str], failures: Sequence[Mapping[str, str]]
+) -> EngineError:
+    """The error of a run in which not a single prompt was measured: why, by the last that failed, or was refused. Of
+    `refused` these prompts are taken out again: the same command, when that is mended, asks for all of them."""
+    taken = [refused.pop(prompt.id) for prompt in prompts if prompt.id in refused]
+    why = [failure["kind"] for failure in failures] if len(taken) < len(prompts) else taken
+    return EngineError(
+        f"Not a single prompt was measured; the last: {why[-1] if why else 'it was left out'}",
+        where=config.server or config.launch or config.engine,
+        cure="Mend that; the same command then asks again.",
+    )
 
 
 def engine(provider: Provider, state: State | None) -> str:

@@ -11,8 +11,10 @@ from specbench.bench import MAX_ATTEMPTS, WARMUP_TOKENS, Observer, joined
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.records import Arm, Counters, Divergence, Load, Prompt, Stretch, Times, Trial
-from specbench.servers.adapter import Ask, Reading, State
-from specbench.servers.client import Client, FailedError, RefusedError
+from specbench.servers.adapter import Ask, Reading, State, ask_of
+from specbench.servers.asking import Asking
+from specbench.servers.client import Client
+from specbench.servers.failures import AnswerError, FailedError, RefusedError
 from specbench.servers.nearness import divergence, logprobs_body
 from specbench.servers.patience import PAUSE_S, Patience
 from specbench.servers.provider import Up, key_of
@@ -63,6 +65,7 @@ class ServerBench:
         self.attempts = attempts
         self.repeats_left = repeats_left
         self.refused: dict[str, str] = {}
+        self._asking = Asking()
         self._patience = Patience()
         self.failures = self._patience.failures
         self.texts: dict[TrialKey, str] = {}
@@ -73,24 +76,39 @@ class ServerBench:
 
         async def ask() -> State:
             async with self._client(up) as client:
-                return await up.adapter.state(client.get)
+                return await self._asking.look(client, up)
 
         return asyncio.run(ask())
 
     def warm_up(self, up: Up, arm: Arm, prompts: Sequence[Prompt]) -> list[Reading]:
-        """Short answers, one after the other, kept in the folder, marked, and counted nowhere."""
+        """Short answers, one after the other, kept in the folder, marked, and counted nowhere. A prompt that is refused
+        is not asked again. Raises EngineError where the server would refuse any other as well."""
 
         async def ask() -> list[Reading]:
             found = []
             async with self._client(up) as client:
                 for prompt in prompts:
+                    if prompt.id in self.refused:
+                        continue
                     job = Job(prompt, 0)
                     answer = await self._answer(client, up, job, WARMUP_TOKENS, arm)
+                    if prompt.id in self.refused:
+                        await self._asking.require_any(client, up, self.config.sampling)
                     if answer is not None:
                         reading = answer[0]
                         self.writer.append(replace(self._trial(arm, job, reading, 0.0), warmup=True))
                         found.append(reading)
             return found
+
+        return asyncio.run(ask())
+
+    def unread(self, up: Up, prompts: Sequence[Prompt]) -> set[str]:
+        """What prompts have in vain beside their messages."""
+        asks = [self._ask(Job(prompt, 0)) for prompt in prompts if prompt.id not in self.refused]
+
+        async def ask() -> set[str]:
+            async with self._client(up) as client:
+                return await self._asking.unread(client, up, asks)
 
         return asyncio.run(ask())
 
@@ -112,7 +130,7 @@ class ServerBench:
 
             async def fill(job: Job) -> None:
                 try:
-                    await client.send(up.adapter.path, up.adapter.body(self._ask(job), up.model))
+                    await self._asking.send(client, up, self._ask(job))
                 except (FailedError, RefusedError):
                     await asyncio.sleep(PAUSE_S)
 
@@ -183,22 +201,24 @@ class ServerBench:
 
         async def attempt() -> tuple[Reading, float]:
             sent_s = asyncio.get_running_loop().time()
-            reading = up.adapter.read(await client.send(up.adapter.path, up.adapter.body(ask, up.model)))
+            reading = up.adapter.read(await self._asking.send(client, up, ask))
             if reading.prompt_tokens is None:
-                raise ValueError("no count of prompt tokens")
+                raise AnswerError("no usage.prompt_tokens")
+            if reading.in_one_piece:
+                raise RefusedError("its answer comes in one piece, so that nobody knows when which token was written")
             return reading, sent_s
 
         try:
             found = await self._patience.insist(attempt, up, prompt=job.prompt.id, arm=arm.label)
         except RefusedError as refused:
-            self.refused[job.prompt.id] = f"the server refuses it: {refused}"
+            self.refused[job.prompt.id] = refused.said("the server")
             return None
         return None if found is None else (*found[0], found[1])
 
     def _ask(self, job: Job) -> Ask:
         digest = hashlib.sha256(f"{self.config.seed}/{job.prompt.id}/{job.repeat}".encode()).digest()
         seed = int.from_bytes(digest[:4], "big") >> 1
-        return Ask(job.prompt.messages, self.config.max_new_tokens, self.config.sampling, seed)
+        return ask_of(job.prompt, self.config, seed)
 
     def _trial(self, arm: Arm, job: Job, reading: Reading, waited_s: float) -> Trial:
         """The trial of an answer; `waited_s` passed between when it was due and when it was sent."""
@@ -262,7 +282,7 @@ class ServerBench:
                     yield prompt, arm, own, other
 
     async def _divergence(self, client: Client, up: Up, prompt: Prompt, own: str, other: str) -> Divergence | None:
-        body = logprobs_body(up.adapter.body(self._ask(Job(prompt, 0)), up.model))
+        body = logprobs_body(self._asking.body(up, self._ask(Job(prompt, 0))))
         try:
             return divergence(await client.post(up.adapter.path, body), own, other)
         except (FailedError, RefusedError, ValueError):

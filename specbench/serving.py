@@ -21,10 +21,10 @@ from specbench.records import Arm, ArmKind, Caution, Prompt
 from specbench.resume import opened, progress_of, threads_of, unfinished
 from specbench.run import shuffled
 from specbench.runfile import marked
-from specbench.servedfile import begun, engine, note_losses, note_server
+from specbench.servedfile import begun, engine, note_losses, note_server, nothing_done
 from specbench.serverbench import Job, ServerBench, text_hash
 from specbench.servers import preflight
-from specbench.servers.adapter import State
+from specbench.servers.adapter import Reading, State
 from specbench.servers.provider import Provider, Up, provider_of
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, trial_key
 
@@ -117,8 +117,15 @@ class _Serve:
         try:
             for begin in range(0, len(prompts), size):
                 self._block(prompts[begin : begin + size], servings)
+            self._require_trials(prompts)
         finally:
             self._note()
+
+    def _require_trials(self, prompts: Sequence[Prompt]) -> None:
+        """Raises EngineError for a run without a single measured prompt."""
+        measured = {key[0] for key, count in self.bench.attempts.items() if count}
+        if not any(prompt.id in measured and prompt.id not in self.bench.refused for prompt in prompts):
+            raise nothing_done(self.config, prompts, self.bench.refused, self.bench.failures)
 
     def _check_all(self, servings: Sequence[Serving], prompts: Sequence[Prompt]) -> None:
         """Every server once, before anything is measured: what is wrong with the last must not show after an hour.
@@ -192,14 +199,12 @@ class _Serve:
     def _checked(self, up: Up, serving: Serving, prompts: Sequence[Prompt]) -> Up:
         """Look at the server, warm it, and refuse one whose times would mean nothing."""
         label = serving.label
-        # One that runs already is looked at and warmed once, one that is started each time it is.
-        if up.pid is None and label in self._warm:
-            return replace(up, model=self._looked[label].model)
+        # One that runs already is looked at and warmed once, one that is started or may have to load, each time.
+        if up.pid is None and not up.shared and label in self._warm:
+            return up
         state = self.bench.look(up)
-        up = replace(up, model=state.model)
         first = label not in self._looked
-        warm = [prompts[0]] * WARM_UPS if first else [prompts[0]]
-        answers = self.bench.warm_up(up, serving.arms(self.config)[0], warm)
+        answers = self._warmed(up, serving, prompts, WARM_UPS if first else 1)
         if first:
             self._looked[label] = state = replace(self.bench.look(up), busy=state.busy)
             note_server(self.writer, label, state, engine(self.provider, state))
@@ -207,11 +212,23 @@ class _Serve:
             found = preflight.check_alone(state, up.url)
         else:
             spec, alone = self.specs[serving.draft], self._looked.get("baseline")
-            found = preflight.check_speculating(state, alone, serving.gamma, up.url)
-            found += preflight.check_drafts(answers, state, spec, serving.gamma, up.url)
+            named_apart = self.config.served_names[1] is not None
+            found = preflight.check_speculating(state, None if named_apart else alone, serving.gamma, up.url)
+            if answers:
+                found += preflight.check_drafts(answers, state, spec, serving.gamma, up.url)
+        if first:
+            found += preflight.check_read(self.bench.unread(up, prompts), up.url)
         self._cautions += [*found, *preflight.check_prefix_cache(answers, state)]
         self._warm.add(label)
         return up
+
+    def _warmed(self, up: Up, serving: Serving, prompts: Sequence[Prompt], count: int) -> list[Reading]:
+        """Short answers to the first prompt that the server takes."""
+        for prompt in prompts:
+            answers = self.bench.warm_up(up, serving.arms(self.config)[0], [prompt] * count)
+            if prompt.id not in self.bench.refused:
+                return answers
+        return []
 
     def _note(self) -> None:
         """Put into run.json what the session noticed."""

@@ -43,6 +43,8 @@ class FakeServer:
     port: int = 0
     certificate: tuple[Path, Path] | None = None  # and its key: then it speaks https
     fault_on: str | None = None  # a word: every prompt with it gets a 400
+    missing: int = 404  # the status of a page that it does not have
+    paths: list[str] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -165,6 +167,7 @@ class FakeServer:
             "/v1/models": {"data": [{"id": self.model}], "object": "list"},
             "/props": {"build_info": "b1-fake"},
             "/slots": [slot],
+            "/metrics": self.metrics(),
         }
 
 
@@ -178,21 +181,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         fake = self.server_of
+        fake.paths.append(self.path)
         if self._locked():
             return
-        if self.path == "/metrics":
-            self._whole(200, fake.metrics())
-        elif self.path in fake.pages():
-            self._whole(200, json.dumps(fake.pages()[self.path]))
+        if self.path in fake.pages():
+            page = fake.pages()[self.path]
+            self._whole(200, page if isinstance(page, str) else json.dumps(page))
         else:
-            self._whole(404, "{}")
+            self._whole(fake.missing, "{}")
 
     def do_POST(self) -> None:
         fake = self.server_of
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self._locked():
             return
+        fake.paths.append(self.path)
         number = fake.next_number(body)
+        refusal = self.refusal(self.path, body)
+        if refusal is not None:
+            self._whole(refusal[0], json.dumps(refusal[1]))
+            return
         fault = fake.faults.get(number)
         whole = None if fault is not None else self.answer_whole(self.path, body)
         if whole is not None:
@@ -216,6 +224,10 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
         else:
             self._stream(body, fault, number)
+
+    def refusal(self, path: str, body: dict[str, Any]) -> tuple[int, Any] | None:
+        """Status and JSON of what is answered instead of a text."""
+        return None
 
     def answer_whole(self, path: str, body: dict[str, Any]) -> str | None:
         """Answers of other paths than those of chats, as JSON; None for a path that it does not have."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,7 @@ import pytest
 from conftest import CANARY
 from test_cli import call
 
+from specbench import servedfile
 from specbench.acceptance.metrics import count, pooled
 from specbench.report.summarise import summarise
 from specbench.store import StoredRun, read_run
@@ -27,21 +29,14 @@ def swept(folder: Path, *more: object) -> Path:
     """The run folder of a sweep of PROMPTS at gamma 3."""
     workload = folder / "prompts.jsonl"
     workload.write_text("".join(json.dumps({"id": f"p{i}", "prompt": text}) + "\n" for i, text in enumerate(PROMPTS)))
-    flags = [
-        "--workload",
-        workload,
-        "--gamma",
-        "3",
-        "--max-new-tokens",
-        "18",
-        "--out",
-        folder / "runs",
-        "--threads",
-        "1",
-    ]
-    result = call("sweep", "--engine", "llamacpp", *flags, *more, "--json", "--quiet")
+    result = call("sweep", "--engine", "llamacpp", *flags_of(folder), *more, "--json", "--quiet")
     assert result.exit_code == 0, result.output
     return next((folder / "runs").iterdir())
+
+
+def flags_of(folder: Path) -> list[object]:
+    flags = ["--workload", folder / "prompts.jsonl", "--gamma", "3", "--max-new-tokens", "18"]
+    return [*flags, "--out", folder / "runs", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +136,46 @@ def test_a_draft_that_is_loaded_and_never_used_is_refused(tmp_path):
     assert len(result.stderr.splitlines()[-1]) > 0
     (run,) = tmp_path.glob("2*/run.json")
     assert not [t for t in read_run(run.parent).trials if not t.warmup]
+
+
+TEMPLATE = (
+    "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{{ '<|im_start|>assistant\n' }}{% if brief %}{{ 'In short: ' }}{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "colours", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("template", "unread"), [(TEMPLATE, None), (None, "chat_template_kwargs and tools")], ids=["read", "unread"]
+)
+def test_tools_and_arguments_of_the_template_are_what_the_model_reads(tmp_path, monkeypatch, template, unread):
+    real = servedfile.prompts_of
+
+    def prompts_of(config):
+        workload, chosen = real(config)
+        return workload, tuple(replace(p, tools=(TOOL,), template_kwargs={"brief": True}) for p in chosen)
+
+    monkeypatch.setattr(servedfile, "prompts_of", prompts_of)
+    launch = tmp_path / "templated.yaml"
+    kept = Path("configs/engines/xllamacpp.yaml").read_text()
+    if template is not None:
+        (tmp_path / "chat.jinja").write_text(template)
+        named = f'--model, "{{target}}", --chat-template-file, {tmp_path / "chat.jinja"}'
+        kept = kept.replace('--model, "{target}"', named, 1)
+    launch.write_text(kept)
+    stored = read_run(swept(tmp_path, "--launch", launch, "--limit", "1"))
+    assert stored.status == "finished"
+    assert all(trial.identical for trial in counted(stored) if trial.arm.kind != "baseline")
+    said = [one["message"] for one in stored.run["warnings"] if one["code"] == "prompt-not-read"]
+    assert [message.startswith(f"with {unread} the first prompt") for message in said] == [True] * (unread is not None)
+    if template is not None:
+        replayed = call("sweep", *flags_of(tmp_path), "--launch", launch, "--limit", "1", "--replay-only", "--json")
+        assert replayed.exit_code == 0, replayed.output
+        rows = json.loads(replayed.stdout)["drafts"][0]["gammas"]
+        lived = summarise(stored).drafts[0].gammas[0]
+        # The text is the one that the chat gave: the rounds of a replay are those of the run.
+        assert rows[0]["rounds"] == lived.rounds
 
 
 def test_a_brief_is_written_from_the_folder_alone(stored):

@@ -19,7 +19,7 @@ from specbench.acceptance.scores import greedy_scores, match_blocks
 from specbench.config import load_config
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import NgramSpec
-from specbench.errors import ConfigError, WorkloadError
+from specbench.errors import ConfigError, EngineError
 from specbench.positions import read_positions
 from specbench.records import Message, Round, Sampling
 from specbench.servers import patience
@@ -157,17 +157,19 @@ def test_a_prompt_that_either_server_refuses_is_left_out_and_listed(lab, tmp_pat
     assert "skipped-prompts" in [warning["code"] for warning in read_run(folder).run["warnings"]]
 
 
-def test_where_every_prompt_is_refused_there_is_nothing_to_show(lab, tmp_path):
+def test_where_every_prompt_is_refused_there_is_nothing_to_show_and_all_is_asked_again(lab, tmp_path):
     faults = dict.fromkeys(range(4, 100), 400)
-    with (
-        FakeScorer(text=TEXT, faults=faults) as target,
-        FakeScorer(text=TEXT) as draft,
-        pytest.raises(WorkloadError, match="No prompt could be scored"),
-    ):
-        scored(lab, tmp_path, target, draft)
-    (folder,) = tmp_path.iterdir()
-    assert read_run(folder).status == "failed"
-    assert len(read_run(folder).run["workload"]["skipped"]) == 3
+    with FakeScorer(text=TEXT, faults=faults) as target, FakeScorer(text=TEXT) as draft:
+        with pytest.raises(
+            EngineError, match="Not a single prompt was measured; the last: the target refuses it: HTTP"
+        ):
+            scored(lab, tmp_path, target, draft)
+        (folder,) = tmp_path.iterdir()
+        assert read_run(folder).status == "failed"
+        assert read_run(folder).run["workload"]["skipped"] == []
+        target.faults.clear()
+        assert scored(lab, tmp_path, target, draft) == folder
+    assert len(read_positions(folder)) == 3
 
 
 def test_the_target_must_not_speculate(lab, tmp_path):

@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Callable
 from typing import Any
 
+from specbench.checks.address import check_address, check_model_names
 from specbench.checks.fields import kind_of
 from specbench.checks.template_kwargs import check_template_kwargs
 
@@ -250,9 +251,10 @@ RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "probe_batch_sizes": lambda value: tuple(sorted(_counts("batch sizes")(value))),
     "engine": _text(choices=("local", "llamacpp", "vllm", "sglang", "openai")),
     "launch": _text(optional=True),
-    "server": _text(optional=True),
-    "spec_server": _text(optional=True),
-    "draft_server": _text(optional=True),
+    "server": check_address,
+    "spec_server": check_address,
+    "draft_server": check_address,
+    "served_model_name": check_model_names,
     "concurrency": _counts("numbers of clients"),
     "rate": _rates,
     "request_timeout_s": _number(0, 1e6, above=True),

@@ -46,6 +46,7 @@ _CONFIG: dict[str, Any] = {
     "batch_size": int,
     "repeats": int,
     "engine": str | None,
+    "served_model_name": str | None,
     "concurrency": tuple[int, ...] | None,
     "rate": tuple[float, ...] | None,
 }

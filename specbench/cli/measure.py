@@ -68,6 +68,9 @@ def measure_or_sweep(
     draft_server: Annotated[
         str | None, typer.Option(help="Address of a running server of the draft alone, for --replay-only.")
     ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="What the server calls the model, where it lists several.")
+    ] = None,
     concurrency: Annotated[str | None, typer.Option(help="Clients at once: 1,2,4,8; verdict on the first.")] = None,
     rate: Annotated[str | None, typer.Option(help="Also requests per second at random: 0.5,1,2.")] = None,
     request_timeout_s: Annotated[float | None, typer.Option(help="A longer request is given up.")] = None,

@@ -6,20 +6,37 @@ An adapter maps fields and nothing else; it opens no connection. What an engine 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from specbench.records import Counters, Finish, Message, Sampling, Told
+from specbench.config import RunConfig
+from specbench.records import Counters, Finish, Message, Prompt, Sampling, Told
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `seed` draws the samples."""
+    """One request. `seed` draws the samples; `tools`, `template_kwargs` and `request` are as a Prompt has them."""
 
     messages: tuple[Message, ...]
     max_tokens: int
     sampling: Sampling
     seed: int
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ask_of(prompt: Prompt, config: RunConfig, seed: int) -> Ask:
+    """The request of a prompt: what it gives the chat template goes over what the run gives all."""
+    return Ask(
+        prompt.messages,
+        config.max_new_tokens,
+        config.sampling,
+        seed,
+        prompt.tools,
+        {**(config.chat_template_kwargs or {}), **prompt.template_kwargs},
+        prompt.request,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +47,15 @@ class Chunk:
     data: Mapping[str, Any]
 
 
+# A draft may be accepted whole, and a short answer come at once: so many tokens do not.
+PIECE = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One whole answer. `first_s` and `last_s` are the arrivals of the first and of the last token; `output_tokens`
-    counts as the engine does, with the end of sequence. `drafted[i]`, `accepted[i]` belong to round i; both are empty
-    where the engine lists no rounds."""
+    counts as the engine does, with the end of sequence; `pieces` are the events that had a text. `drafted[i]`,
+    `accepted[i]` belong to round i; both are empty where the engine lists no rounds."""
 
     text: str
     finish: Finish
@@ -45,13 +66,20 @@ class Reading:
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
     told: Told
+    pieces: int
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether nobody can know when its tokens were written, as from a gateway that does not stream."""
+        return self.output_tokens >= PIECE and self.pieces == 1
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """What a server says of itself; None is what it does not say. `speculating` is whether it drafts at all, `method`
     how; `busy` counts requests in it now; `gamma` is the draft length that it was started with; `context` the longest
-    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones."""
+    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones; `limit_field` is what it takes
+    in the place of max_tokens."""
 
     model: str | None = None
     version: str | None = None
@@ -61,6 +89,7 @@ class State:
     busy: int | None = None
     context: int | None = None
     prefix_cache: bool | None = None
+    limit_field: str | None = None
 
 
 # GET a path: the page as text, or None where the server does not have it.

@@ -16,29 +16,16 @@ from urllib.parse import urlsplit
 import httpx
 from httpx_sse import EventSource, SSEError
 
+from specbench.checks.address import split_address
+from specbench.checks.keys import shown
 from specbench.errors import EngineError, SpecbenchError
 from specbench.servers.adapter import Chunk
+from specbench.servers.failures import FailedError, Problem, RefusedError, error_word, problem_of
 
 # A page that takes longer than this will not come.
 PAGE_S = 10.0
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-class RefusedError(Exception):
-    """The server will not answer this request, and would not next time either. `status` is its HTTP status."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(f"HTTP status {status}")
-
-
-class FailedError(Exception):
-    """The request failed in a way that may pass: `kind` says how, without a word of what was asked or answered."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        super().__init__(kind)
 
 
 @cache
@@ -57,9 +44,11 @@ class Client:
 
     def __init__(self, url: str, *, key: str | None, timeout_s: float) -> None:
         self.url = url.rstrip("/")
+        root, self._above = split_address(self.url)
+        self._has_key = key is not None
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
-            base_url=self.url,
+            base_url=root,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(timeout_s, connect=PAGE_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
@@ -74,14 +63,19 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    def _at(self, path: str) -> str:
+        return path.removeprefix(self._above)
+
     async def get(self, path: str) -> str | None:
         """A page as text; None where the server does not have it or does not show it. Raises EngineError where nothing
         answers."""
         try:
-            answer = await self._http.get(path, timeout=PAGE_S)
+            answer = await self._http.get(self._at(path), timeout=PAGE_S)
         except httpx.HTTPError as error:
             raise self._gone(error) from None
-        self._admitted(answer.status_code)
+        # A gateway may forbid a page that it does not have: who has a key is told by the requests themselves.
+        if answer.status_code in (401, 403) and not self._has_key:
+            raise self._locked(Problem(answer.status_code))
         return answer.text if answer.is_success else None
 
     async def send(self, path: str, body: dict[str, object]) -> list[Chunk]:
@@ -101,8 +95,12 @@ class Client:
         arrived: list[tuple[float, str]] = []
         sent = time.perf_counter()
         try:
-            async with asyncio.timeout(self._timeout_s), self._http.stream("POST", path, json=body) as answer:
-                self._check(answer.status_code, path)
+            async with asyncio.timeout(self._timeout_s), self._http.stream("POST", self._at(path), json=body) as answer:
+                if answer.status_code >= 300:
+                    await answer.aread()
+                    self._check(answer, path, body)
+                if "text/event-stream" not in answer.headers.get("content-type", ""):
+                    raise FailedError("the answer is not streamed")
                 async for event in EventSource(answer).aiter_sse():
                     arrived.append((time.perf_counter() - sent, event.data))
         except (TimeoutError, httpx.TimeoutException):
@@ -119,16 +117,16 @@ class Client:
         """POST without a stream. Raises as `send` does."""
         try:
             try:
-                answer = await self._http.post(path, json=body)
+                answer = await self._http.post(self._at(path), json=body)
             except httpx.RemoteProtocolError:  # as in `send`
-                answer = await self._http.post(path, json=body)
+                answer = await self._http.post(self._at(path), json=body)
         except httpx.TimeoutException:
             raise FailedError("timeout") from None
         except httpx.ConnectError as error:
             raise self._gone(error) from None
         except httpx.HTTPError as error:
             raise FailedError(type(error).__name__) from None
-        self._check(answer.status_code, path)
+        self._check(answer, path, body)
         try:
             found = answer.json()
         except ValueError:
@@ -137,26 +135,34 @@ class Client:
             raise FailedError("not JSON")
         return found
 
-    def _check(self, status: int, path: str) -> None:
-        self._admitted(status)
-        if status in (404, 405, 501):
-            raise EngineError(
-                f"The server does not take requests at {path} (HTTP status {status})",
-                where=self.url,
-                cure="Check the address, and name the engine that runs there with --engine.",
-            )
-        if status == 429 or status >= 500:
-            raise FailedError(f"HTTP status {status}")
-        if status >= 300:
-            raise RefusedError(status)
-
-    def _admitted(self, status: int) -> None:
+    def _check(self, answer: httpx.Response, path: str, body: dict[str, object]) -> None:
+        """Nothing for an answer, which has been read to its end where it is an error."""
+        status = answer.status_code
+        if status < 300:
+            return
+        problem = problem_of(status, answer.text, body)
         if status in (401, 403):
+            raise self._locked(problem)
+        if status in (404, 405, 501) or status < 400:
+            name = body.get("model")
             raise EngineError(
-                f"The server wants a key (HTTP status {status})",
+                f"The server does not take requests at {self._at(path)}"
+                + (f" for the model {shown(name)}" if name and status == 404 else "")
+                + f": {problem}",
                 where=self.url,
-                cure="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
+                cure="Check the address (http://host:port, or as far as /v1), and the names of --served-model-name "
+                "and --engine.",
             )
+        if status in (408, 429) or status >= 500:
+            raise FailedError(str(problem))
+        raise RefusedError(problem)
+
+    def _locked(self, problem: Problem) -> SpecbenchError:
+        return EngineError(
+            f"The server wants a key: {problem}",
+            where=self.url,
+            cure="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
+        )
 
     def _gone(self, error: httpx.HTTPError) -> SpecbenchError:
         reason = "its certificate cannot be verified" if "CERTIFICATE" in str(error).upper() else type(error).__name__
@@ -177,7 +183,9 @@ def _parsed(arrived: list[tuple[float, str]]) -> list[Chunk]:
             data = json.loads(line)
         except ValueError:
             raise FailedError("not JSON") from None
-        if not isinstance(data, dict) or "error" in data:
-            raise FailedError("an error inside the answer")
+        if not isinstance(data, dict) or data.get("error") is not None:
+            raise FailedError(
+                f"an error inside the answer{error_word(data['error']) if isinstance(data, dict) else ''}"
+            )
         chunks.append(Chunk(at_s, data))
     return chunks

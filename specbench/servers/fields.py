@@ -1,4 +1,4 @@
-"""Reading a field of somebody else's JSON. Absent and null are None; a value of another kind is ValueError."""
+"""Reading a field of somebody else's JSON. Absent and null are None; a value of another kind is AnswerError."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from specbench.servers.failures import AnswerError
+
 Json = Mapping[str, Any]
 T = TypeVar("T")
 
 
 def parsed(page: str | None) -> Json:
-    """The JSON object of a page; empty where the server does not have the page. ValueError for any other text."""
-    value = {} if page is None else json.loads(page)
+    """The JSON object of a page; empty where the server does not have the page. AnswerError for any other text."""
+    try:
+        value = {} if page is None else json.loads(page)
+    except (ValueError, RecursionError):
+        raise AnswerError("expected a JSON object, got another text") from None
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {_shown(value)}")
+        raise AnswerError(f"expected a JSON object, got {_shown(value)}")
     return value
 
 
@@ -27,7 +32,7 @@ def rows(data: Json, key: str) -> list[Json]:
     """A list of objects; empty where there is none."""
     value = _of(data, key, list, "a list") or []
     if not all(isinstance(row, dict) for row in value):
-        raise ValueError(f"{key} is {_shown(value)}, not a list of objects")
+        raise AnswerError(f"{key} is {_shown(value)}, not a list of objects")
     return value
 
 
@@ -49,7 +54,7 @@ def seconds(data: Json, key: str, *, per_second: float = 1.0) -> float | None:
     if value is None:
         return None
     if not value >= 0:
-        raise ValueError(f"{key} is {value:g}, not a duration")
+        raise AnswerError(f"{key} is {value:g}, not a duration")
     return value / per_second
 
 
@@ -57,7 +62,7 @@ def number(data: Json, key: str) -> float | None:
     """Any number."""
     value = data.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
-        raise ValueError(f"{key} is {_shown(value)}, not a number")
+        raise AnswerError(f"{key} is {_shown(value)}, not a number")
     return value
 
 
@@ -74,13 +79,13 @@ def flag(data: Json, key: str) -> bool | None:
 def _of(data: Json, key: str, kind: type[T], called: str) -> T | None:
     value = data.get(key)
     if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{key} is {_shown(value)}, not {called}")
+        raise AnswerError(f"{key} is {_shown(value)}, not {called}")
     return value
 
 
 def _count(key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{key} is {_shown(value)}, not a count")
+        raise AnswerError(f"{key} is {_shown(value)}, not a count")
     return value
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from specbench.records import Counters, Finish, Round, Told
 from specbench.servers import openai
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import by_position, samples, total
+from specbench.servers.failures import AnswerError, RefusedError, as_word, word
 from specbench.servers.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.servers.scoring import Step
 from specbench.servers.writing import Post, Written
@@ -27,6 +29,9 @@ _COMPLETION = "/completion"
 # 11549: with this share a replay has the rounds that the server counts, with the probability itself it has not.
 DRAFT_TOP_K = 10
 
+# What the chat template is given, and wishes that leave the text as the model writes it.
+_WRITES = ("messages", "tools", "chat_template_kwargs", "tool_choice")
+_FREE = (("tool_choice", "auto"), ("tool_choice", "none"))
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
@@ -39,6 +44,7 @@ class LlamaCpp:
     metrics: str | None = "/metrics"
     sources: Mapping[str, str] = {
         **openai.SOURCES,
+        "first_s": "arrival of the first chunk with timings.predicted_n, or with text",
         "rounds": "steps of timings.draft_n and timings.draft_n_accepted from chunk to chunk",
         "told.drafted": "timings.draft_n",
         "told.accepted": "timings.draft_n_accepted",
@@ -62,14 +68,17 @@ class LlamaCpp:
         finish = openai.finish_of(chunks)
         timings = [found for chunk in chunks if (found := table(chunk.data, "timings"))]
         if not timings:
-            raise ValueError("the answer has no timings, which llama.cpp's server always sends")
+            raise AnswerError("the answer has no timings, which llama.cpp's server always sends")
         rounds = rounds_of(timings)
-        return openai.reading(
+        answer = openai.reading(
             chunks,
             tuple(r.drafted for r in rounds or ()),
             tuple(r.accepted for r in rounds or ()),
             _told(timings[-1], finish),
         )
+        # Of an answer that it parses (tools, a grammar) it holds the first tokens back, but not their timings.
+        counted = [chunk.at_s for chunk in chunks if (count(table(chunk.data, "timings"), "predicted_n") or 0) >= 1]
+        return replace(answer, first_s=min(answer.first_s, *counted))
 
     def counters(self, page: str) -> Counters:
         found = samples(page)
@@ -82,13 +91,13 @@ class LlamaCpp:
         )
 
     async def state(self, get: Get) -> State:
-        ids = [text(model, "id") for model in await openai.served(get)]
+        model = await openai.served(get)
         slots = _slots(await get("/slots"))
         first = slots[0] if slots else {}
         methods = (text(table(first, "params"), "speculative.types") or "").split(",")
         speculating = None if not slots else any(slot.get("speculative") is True for slot in slots)
         return State(
-            model=ids[0] if len(ids) == 1 else None,
+            model=text(model, "id"),
             version=text(parsed(await get("/props")), "build_info"),
             speculating=speculating,
             method=", ".join(m for m in methods if m not in ("", "none")) or None if speculating else None,
@@ -98,18 +107,22 @@ class LlamaCpp:
         )
 
     async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
-        """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens."""
-        messages = openai.chat_body(ask, None)["messages"]
-        asked = text(await post("/apply-template", {"messages": messages}), "prompt")
+        """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens: what
+        would hold a chat to a grammar cannot be asked for so. Raises RefusedError for that."""
+        held = [key for key, value in ask.request.items() if (key, value) not in _FREE]
+        if held:
+            raise RefusedError(f"it tells no token ids of texts under {', '.join(word(key) or '?' for key in held)}")
+        body = openai.chat_body(ask, None)
+        asked = text(await post("/apply-template", {key: body[key] for key in _WRITES if key in body}), "prompt")
         if asked is None:
-            raise ValueError("the answer of /apply-template has no prompt")
+            raise AnswerError("the answer of /apply-template has no prompt")
         ids = await _tokenize(post, {"content": asked, "add_special": True, "parse_special": True})
         greedy = {key: value for key, value in self.body(ask, None).items() if key in _SAMPLING}
         body = {"prompt": list(ids), "n_predict": ask.max_tokens, "return_tokens": True, **greedy}
         answer = await post(_COMPLETION, body)
         output, finish = counts(answer, "tokens"), _STOPS.get(text(answer, "stop_type") or "")
         if not output or finish is None:
-            raise ValueError(f"the answer has no tokens, or ended with stop_type {answer.get('stop_type')!r}")
+            raise AnswerError(f"the answer has no tokens, or ended with stop_type {as_word(answer.get('stop_type'))}")
         return Written(ids, output, finish)
 
     async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
@@ -135,13 +148,13 @@ class LlamaCpp:
         """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler; the confidence is that
         among the likeliest few, which is what a draft's p-min is compared with."""
         if count(payload, "tokens_evaluated") != len(ids):
-            raise ValueError(f"the answer is about {payload.get('tokens_evaluated')} tokens, not {len(ids)}")
+            raise AnswerError(f"the answer is about {as_word(payload.get('tokens_evaluated'))} tokens, not {len(ids)}")
         places = rows(payload, "completion_probabilities")
         tops = rows(places[0], "top_logprobs") if places else []
         token, logprobs = count(tops[0], "id") if tops else None, [number(each, "logprob") for each in tops]
         told = [math.exp(each) for each in logprobs if each is not None]
         if token is None or logprobs[0] is None:
-            raise ValueError("the answer has no completion_probabilities[0].top_logprobs[0]")
+            raise AnswerError("the answer has no completion_probabilities[0].top_logprobs[0]")
         return Step(token, logprobs[0], told[0] / sum(told), count(table(payload, "timings"), "prompt_n"))
 
 
@@ -185,13 +198,16 @@ def _told(timings: Json, finish: Finish) -> Told:
 async def _tokenize(post: Post, body: dict[str, Any]) -> tuple[int, ...]:
     found = counts(await post("/tokenize", body), "tokens")
     if found is None:
-        raise ValueError("the answer of /tokenize has no tokens")
+        raise AnswerError("the answer of /tokenize has no tokens")
     return found
 
 
 def _slots(page: str | None) -> list[Json]:
     """The slots; none where the server was started without that page."""
-    found = json.loads(page) if page is not None else []
+    try:
+        found = json.loads(page) if page is not None else []
+    except (ValueError, RecursionError):
+        found = []
     if not isinstance(found, list):
         return []
     return rows({"slots": found}, "slots")

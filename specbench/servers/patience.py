@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from specbench.errors import EngineError
-from specbench.servers.client import FailedError
+from specbench.servers.failures import AnswerError, FailedError
 from specbench.servers.provider import Up
 
 # A request is sent so often before it counts as failed, and so many failures in a row end the run.
@@ -31,12 +31,15 @@ class Patience:
     ) -> tuple[T, int] | None:
         """What `attempt` gives, and after how many failures; None where it keeps failing. An answer that the engine
         cannot mean (ValueError) is a failure too. Raises EngineError after too many in a row; RefusedError passes."""
-        kind = ""
+        kind, look = "", "See the server's log"
         for tries in range(TRIES):
             try:
                 found = await attempt()
             except FailedError as failed:
                 kind = failed.kind
+            except AnswerError as odd:
+                kind = f"not as {up.adapter.name} answers: {odd}"
+                look = "Mend that, or name the engine that runs there with --engine"
             except ValueError:
                 kind = f"not as {up.adapter.name} answers"
             else:
@@ -49,6 +52,6 @@ class Patience:
             raise EngineError(
                 f"{GIVE_UP} requests in a row failed, each {TRIES} times; the last: {kind}",
                 where=up.url,
-                cure="See the server's log; the same command then continues where it stopped.",
+                cure=f"{look}; the same command then continues where it stopped.",
             )
         return None

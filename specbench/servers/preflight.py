@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
 
 from specbench.config import SERVED
@@ -90,6 +90,21 @@ def check_prefix_cache(answers: Sequence[Reading], state: State) -> list[Caution
             + (f" ({reused} tokens of a warm-up prompt were not read again)" if reused else "")
             + ": time to first token depends on what was asked before",
             "Switch it off (vLLM: --no-enable-prefix-caching, SGLang: --disable-radix-cache).",
+        )
+    ]
+
+
+def check_read(unread: Collection[str], url: str) -> list[Caution]:
+    """What prompts have beside their messages must be in what the model reads."""
+    if not unread:
+        return []
+    what = " and ".join(sorted(unread))
+    return [
+        Caution(
+            "prompt-not-read",
+            f"with {what} the first prompt that has them is as long as without, at {url}: the server drops them, or "
+            "the model's chat template writes nothing for them",
+            "Serve the model with a chat template that reads them, or leave them out of the prompts.",
         )
     ]
 

@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
-from specbench.errors import EngineError
+from specbench.errors import ConfigError, EngineError
 from specbench.servers.adapter import Adapter
 from specbench.servers.client import Client, is_local
 from specbench.servers.detect import ADAPTERS, detect
 from specbench.servers.launch import LaunchFile, Setting, command, engine_version, find_launch, require_draft
 from specbench.servers.launched import Launched
 from specbench.servers.modelfiles import model_file
+from specbench.servers.naming import model_name
 
 LOGS = "server-logs"
 
@@ -30,12 +31,14 @@ OPEN_SLOTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """A server that answers. `pid` is its process where we started it, `model` the name by which it knows its model."""
+    """A server that answers. `pid` is its process where we started it, `model` the name by which it knows its model.
+    One with `shared` answers for several arms under several names, and may have to load what is asked for next."""
 
     url: str
     adapter: Adapter
     pid: int | None = None
     model: str | None = None
+    shared: bool = False
 
 
 class Provider(Protocol):
@@ -69,34 +72,53 @@ class Running:
     version: str | None = None
     threads: int | None = None
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, specs: dict[str, DraftSpec]) -> None:
         assert config.server is not None
         self._config = config
-        self.adapter = asyncio.run(self._adapter(config.server))
-        self._draft_adapter = asyncio.run(self._adapter(config.draft_server)) if config.draft_server else self.adapter
-        # Prompt by prompt the two take turns, unless they are to be kept busy.
-        self.prompts_per_start = 1 if len(config.loads) == 1 and config.loads[0].concurrency == 1 else None
+        first, second = config.served_names
+        self._target = asyncio.run(self._met(config.server, first, config.target))
+        self.adapter = self._target.adapter
+        self._speculating = self._draft = None
+        if config.spec_server is not None:
+            both = self._met(config.spec_server, second or first, config.target, self.adapter)
+            self._speculating = asyncio.run(both)
+            if self._speculating == self._target:
+                raise ConfigError(
+                    "One server is named both for the target alone and for the target that speculates",
+                    where=config.spec_server,
+                    cure="Name the other, or what this one calls both models: --served-model-name ALONE,SPECULATING.",
+                )
+        if config.draft_server is not None:
+            model = next((spec.model for spec in specs.values() if spec.model is not None), None)
+            self._draft = asyncio.run(self._met(config.draft_server, second, model))
+        # Prompt by prompt the two take turns, unless they are to be kept busy, or one has to make room for the other.
+        by_turns = len(config.loads) == 1 and config.loads[0].concurrency == 1 and config.server != config.spec_server
+        self.prompts_per_start = 1 if by_turns else None
         self.models = {"target": _facts(config.target, None), "drafts": {d: _facts(d, None) for d in config.draft}}
         host = urlsplit(config.server).hostname
         self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
 
-    async def _adapter(self, url: str) -> Adapter:
-        if self._config.engine != "local":
-            return ADAPTERS[self._config.engine]()
+    async def _met(self, url: str, wanted: str | None, guess: str | None, adapter: Adapter | None = None) -> Up:
+        """The server at an address: which engine answers there unless `adapter` says it, and what it calls the
+        model."""
         async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
-            return await detect(client.get)
+            named = self._config.engine
+            if adapter is None:
+                adapter = await detect(client.get) if named == "local" else ADAPTERS[named]()
+            model = await model_name(client.get, url, wanted, guess)
+        return Up(url, adapter, model=model, shared=self._config.server == self._config.spec_server)
 
     @contextmanager
     def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[Up]:
-        url = self._config.server if draft is None else self._config.spec_server
-        assert url is not None
-        yield Up(url, self.adapter)
+        found = self._target if draft is None else self._speculating
+        assert found is not None
+        yield found
 
     @contextmanager
     def alone(self, draft: str | None, folder: Path) -> Iterator[Up]:
-        url = self._config.server if draft is None else self._config.draft_server
-        assert url is not None
-        yield Up(url, self.adapter if draft is None else self._draft_adapter)
+        found = self._target if draft is None else self._draft
+        assert found is not None
+        yield found
 
 
 class Starting:
@@ -111,6 +133,7 @@ class Starting:
         self.adapter = ADAPTERS[self.file.engine]()
         self.launch: str | None = self.file.path.name
         self.version: str | None = engine_version(self.file)
+        self._config = config
         self._threads = threads
         self.threads: int | None = threads
         self._specs = specs
@@ -142,23 +165,24 @@ class Starting:
         )
 
     def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
-        return self._started(self._setting(draft, gamma), folder / LOGS / f"{_slug(draft, gamma)}.log")
+        log = folder / LOGS / f"{_slug(draft, gamma)}.log"
+        return self._started(self._setting(draft, gamma), self._config.served_names[0], log)
 
     def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[Up]:
         if draft is None:
             return self.up(None, None, folder)
         path = self._drafts[draft]
         assert path is not None
-        return self._started(
-            replace(self._setting(None, None), target=path), folder / LOGS / f"{_slug(draft, None)}.log"
-        )
+        log = folder / LOGS / f"{_slug(draft, None)}.log"
+        return self._started(replace(self._setting(None, None), target=path), self._config.served_names[1], log)
 
     @contextmanager
-    def _started(self, setting: Setting, log: Path) -> Iterator[Up]:
+    def _started(self, setting: Setting, wanted: str | None, log: Path) -> Iterator[Up]:
         log.parent.mkdir(exist_ok=True)
         with Launched(self.file, setting, log=log) as server:
             try:
-                yield Up(server.url, self.adapter, server.pid)
+                name = asyncio.run(self._name(server.url, wanted, setting.target))
+                yield Up(server.url, self.adapter, server.pid, name)
             except EngineError:
                 if server.alive():
                     raise
@@ -168,13 +192,17 @@ class Starting:
                     cure="See its log; the same command then continues where it stopped.",
                 ) from None
 
+    async def _name(self, url: str, wanted: str | None, guess: str) -> str | None:
+        async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+            return await model_name(client.get, url, wanted, guess)
+
 
 def provider_of(
     config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: Callable[[], int]
 ) -> Provider:
     """The servers that the configuration names. `threads` are for those that are started, and take time to count."""
     if config.server is not None:
-        return Running(config)
+        return Running(config, specs)
     return Starting(config, specs, gammas, threads())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from specbench.servers.failures import AnswerError
 from specbench.servers.fields import Json
 from specbench.servers.writing import Post
 
@@ -95,4 +96,4 @@ async def score_output(
 def require_places(places: Sequence[object], ids: Sequence[int]) -> None:
     """Raises ValueError where an engine scored another number of places than the text has tokens."""
     if len(places) != len(ids):
-        raise ValueError(f"the server scored {len(places)} places of a text of {len(ids)} tokens")
+        raise AnswerError(f"the server scored {len(places)} places of a text of {len(ids)} tokens")

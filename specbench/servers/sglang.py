@@ -14,6 +14,7 @@ from typing import Any
 from specbench.records import Counters, Told
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import samples, total
+from specbench.servers.failures import AnswerError, as_word
 from specbench.servers.fields import Json, count, counts, flag, parsed, rows, table, text
 from specbench.servers.openai import CHAT, SOURCES, chat_body, reading, served, survivors
 from specbench.servers.scoring import Top, require_places
@@ -59,17 +60,16 @@ class SGLang:
         return Counters(tokens=tokens, rounds=rounds)
 
     async def state(self, get: Get) -> State:
-        models, info = await served(get), await server_info(get)
-        first = models[0] if models else {}
+        model, info = await served(get), await server_info(get)
         method, caching_off = text(info, "speculative_algorithm"), flag(info, "disable_radix_cache")
         return State(
-            model=text(first, "id"),
+            model=text(model, "id"),
             version=text(info, "version"),
             speculating=method is not None if "speculative_algorithm" in info else None,
             method=method,
             gamma=None if method is None else _gamma(info),
             busy=_busy(rows(parsed(await get("/v1/loads")), "loads")),
-            context=count(first, "max_model_len"),
+            context=count(model, "max_model_len"),
             prefix_cache=None if caching_off is None else not caching_off,
         )
 
@@ -89,12 +89,12 @@ class SGLang:
         meta = table(payload, "meta_info")
         sent, best = meta.get("input_token_logprobs"), meta.get("input_top_logprobs")
         if not isinstance(sent, list) or not isinstance(best, list):
-            raise ValueError("the answer has no input_token_logprobs or no input_top_logprobs")
+            raise AnswerError("the answer has no input_token_logprobs or no input_top_logprobs")
         require_places(sent, ids)
         require_places(best, ids)
         # It shows the last id of the vocabulary as 0.
         if any(_scored(entry)[1] not in (token, 0) for entry, token in zip(sent, ids, strict=True)):
-            raise ValueError("the server scored another text than it was sent")
+            raise AnswerError("the server scored another text than it was sent")
         return [_top(place, token) for place, token in zip(best[1:], ids[1:], strict=True)]
 
 
@@ -134,7 +134,7 @@ def _busy(loads: Sequence[Json]) -> int | None:
 def _top(place: object, token: int) -> Top:
     logprob, top = _scored(place[0] if isinstance(place, list) and place else None)
     if logprob is None:
-        raise ValueError(f"the server does not tell the likeliest token where {token} stands")
+        raise AnswerError("the server does not tell the likeliest token at every place")
     return Top(token, top, logprob)
 
 
@@ -143,4 +143,4 @@ def _scored(entry: object) -> tuple[float | None, int]:
     match entry:
         case [float() | int() | None as logprob, int() as token, *_]:
             return logprob, token
-    raise ValueError(f"a scored token is {entry!r}, not log-probability and token id")
+    raise AnswerError(f"a scored token is {as_word(entry)}, not log-probability and token id")

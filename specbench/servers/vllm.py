@@ -14,6 +14,7 @@ from typing import Any
 from specbench.records import Counters, Told
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import Samples, by_position, samples, total
+from specbench.servers.failures import AnswerError, as_word
 from specbench.servers.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.servers.openai import CHAT, FINISHES, SOURCES, chat_body, reading, served, survivors
 from specbench.servers.scoring import Top, require_places
@@ -74,16 +75,15 @@ class VLLM:
     async def state(self, get: Get) -> State:
         """A server that speculates has the counters of speculation from its start, at 0; one that does not has none.
         With --disable-log-stats it shows no counters at all. It does not tell how it drafts."""
-        models, page = await served(get), await get("/metrics")
-        first = models[0] if models else {}  # all names that it lists are names of one model
+        model, page = await served(get), await get("/metrics")
         found = {} if page is None else samples(page)
         return State(
-            model=text(first, "id"),
+            model=text(model, "id"),
             version=text(parsed(await get("/version")), "version"),
             speculating=_POSITIONS in found if _TOKENS in found else None,
             gamma=len(by_position(found, _POSITIONS) or ()) or None,
             busy=_busy(found),
-            context=count(first, "max_model_len"),
+            context=count(model, "max_model_len"),
             prefix_cache=_prefix_cache(found),
         )
 
@@ -97,7 +97,7 @@ class VLLM:
         body = {"prompt": text, "add_special_tokens": False}
         found = counts(await post("/tokenize", body if model is None else {"model": model, **body}), "tokens")
         if found is None:
-            raise ValueError("the answer of /tokenize has no tokens")
+            raise AnswerError("the answer of /tokenize has no tokens")
         return found
 
     async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
@@ -114,7 +114,7 @@ class VLLM:
         choices = rows(payload, "choices")
         places = (choices[0] if choices else {}).get("prompt_logprobs")
         if not isinstance(places, list):
-            raise ValueError("the answer has no prompt_logprobs")
+            raise AnswerError("the answer has no prompt_logprobs")
         require_places(places, ids)
         return [_top(place, token) for place, token in zip(places[1:], ids[1:], strict=True)]
 
@@ -124,7 +124,7 @@ def _rounds(spec: Json) -> tuple[tuple[int, ...], tuple[int, ...]]:
     drafted, accepted = counts(spec, "per_step_drafted") or (), counts(spec, "per_step_accepted") or ()
     if len(drafted) != len(accepted) or (drafted and len(drafted) != count(spec, "num_spec_steps")):
         rounds = count(spec, "num_spec_steps")
-        raise ValueError(f"the answer lists {len(drafted)} drafts and {len(accepted)} acceptances of {rounds} rounds")
+        raise AnswerError(f"the answer lists {len(drafted)} drafts and {len(accepted)} acceptances of {rounds} rounds")
     return drafted, accepted
 
 
@@ -132,10 +132,10 @@ def _written(answer: Json) -> Written:
     choices = rows(answer, "choices")
     prompt, output = counts(answer, "prompt_token_ids"), counts(choices[0], "token_ids") if choices else None
     if not prompt or not output or len(output) != count(table(answer, "usage"), "completion_tokens"):
-        raise ValueError("the answer does not tell all its token ids")
+        raise AnswerError("the answer does not tell all its token ids")
     finish = FINISHES.get(text(choices[0], "finish_reason") or "")
     if finish is None:
-        raise ValueError(f"the answer ended with finish_reason {choices[0].get('finish_reason')!r}")
+        raise AnswerError(f"the answer ended with finish_reason {as_word(choices[0].get('finish_reason'))}")
     return Written(prompt, output, finish)
 
 
@@ -166,9 +166,9 @@ def _prefix_cache(found: Samples) -> bool | None:
 
 def _top(place: object, token: int) -> Top:
     if not isinstance(place, dict) or str(token) not in place:
-        raise ValueError(f"the server scored another text: token {token} is not where it was sent")
-    firsts = [key for key in place if count(table(place, key), "rank") == 1]
+        raise AnswerError("the server scored another text than it was sent")
+    firsts = [key for key, entry in place.items() if isinstance(entry, dict) and count(entry, "rank") == 1]
     logprob = number(place[firsts[0]], "logprob") if len(firsts) == 1 else None
     if logprob is None:
-        raise ValueError(f"the server does not tell the likeliest token where {token} stands")
+        raise AnswerError("the server does not tell the likeliest token at every place")
     return Top(token, int(firsts[0]), logprob)

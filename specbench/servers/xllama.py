@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"xllamacpp {version('xllamacpp')}")
         return 0
     # It reports a file that is not there as damaged, and everything as wrong parameters.
-    for path in filter(None, (given.model, given.spec_draft_model)):
+    for path in filter(None, (given.model, given.spec_draft_model, given.chat_template_file)):
         if not Path(path).is_file():
             print(f"{path}: No such file or directory", file=sys.stderr)
             return 1
@@ -50,6 +50,7 @@ def _flags() -> argparse.ArgumentParser:
     parser.add_argument("--parallel", type=int, default=1, help="sequences side by side")
     parser.add_argument("--ctx-size", type=int, default=4096, help="tokens of all sequences together")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--chat-template-file", type=Path, help="instead of the model's own")
     parser.add_argument("--spec-type", choices=["none", *_TYPES], default="none")
     parser.add_argument("--spec-draft-model")
     parser.add_argument("--spec-draft-n-max", type=int, default=3)
@@ -73,6 +74,8 @@ def _parameters(xllamacpp: Any, given: argparse.Namespace) -> Any:
     params.endpoint_metrics = params.endpoint_props = params.endpoint_slots = True
     params.ui = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = given.threads
+    if given.chat_template_file is not None:
+        params.chat_template = given.chat_template_file.read_text(encoding="utf-8")
     speculative = params.speculative
     if given.spec_type != "none":
         names = xllamacpp.common_speculative_type

@@ -35,7 +35,8 @@ _DOCTORS = {
 # Keys of a configuration that a command line has to repeat where the pilot's own was not recorded.
 _KEYS = (
     "target", "draft", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "dtype", "device", "threads",
-    "chat_template_kwargs", "cutoff", "batch_size", "engine", "launch", "server", "spec_server", "concurrency", "rate",
+    "chat_template_kwargs", "cutoff", "batch_size", "engine", "launch", "server", "spec_server", "served_model_name",
+    "concurrency", "rate",
 )  # fmt: skip
 _ALWAYS = ("target", "draft", "max_new_tokens")
 
