@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specbench.acceptance.loop import queued
+from specbench.acceptance.rules import queued
 from specbench.engines.cache import RewindableCache
 from specbench.engines.graphs import Graphs, Recorder, put_all
 from specbench.engines.lean import decoder_of
