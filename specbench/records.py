@@ -7,7 +7,7 @@ draft phase and one target pass over the drafted tokens; a *trial* is one prompt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -63,6 +63,11 @@ class Sampling:
     def penalised(self) -> bool:
         """Whether a token's chance depends on its being in the text already."""
         return self.repetition_penalty != 1.0
+
+
+def sampling_of(config: Mapping[str, Any]) -> Sampling:
+    """The sampling of a configuration as it is stored; what it does not say is off."""
+    return Sampling(**{each.name: config[each.name] for each in fields(Sampling) if each.name in config})
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from specbench.acceptance.many import generate_many
 from specbench.acceptance.penalty import RepetitionPenalty, penalised
 from specbench.acceptance.replay import replay
 from specbench.acceptance.rules import distribution
+from specbench.config import RunConfig, load_config
 from specbench.drafters import NgramSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.many import ManyModelDrafter
@@ -33,7 +34,9 @@ from specbench.drafters.ngram import NgramDrafter
 from specbench.engines.batch import generate_batch, score_batch
 from specbench.engines.cached import CachedModel
 from specbench.engines.ragged import RaggedModel
-from specbench.records import Round, Sampling
+from specbench.errors import ConfigError
+from specbench.records import Round, Sampling, sampling_of
+from specbench.report import wording
 
 VOCAB = 24
 TARGET = tiny_llama(VOCAB, seed=1)
@@ -274,3 +277,30 @@ def test_nothing_is_done_where_the_penalty_is_off(function, monkeypatch):
         assert run(TARGET, drafter, [3, 1], sampling=Sampling(0.7)).tokens
     else:
         assert many(TARGET, None, [[3, 1]], sampling=Sampling(0.7))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (Sampling(), "greedy (temperature 0)"),
+        (Sampling(min_p=0.1), "greedy (temperature 0)"),
+        (Sampling(repetition_penalty=1.1), "greedy (temperature 0), repetition penalty 1.1"),
+        (Sampling(0.7, 0.9, 5, 0.1, 1.2), "temperature 0.7, top-p 0.9, top-k 5, min-p 0.1, repetition penalty 1.2"),
+    ],
+)
+def test_a_brief_names_what_is_on(sampling, words):
+    assert wording.sampling(sampling) == words
+
+
+def test_a_stored_configuration_that_does_not_say_has_them_off():
+    assert sampling_of({"temperature": 0.7, "top_p": 0.9, "top_k": 3, "seed": 1}) == Sampling(0.7, 0.9, 3)
+    config = RunConfig(temperature=0.7, min_p=0.1, repetition_penalty=1.2)
+    assert sampling_of(config.as_dict()) == config.sampling == Sampling(0.7, min_p=0.1, repetition_penalty=1.2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("repetition_penalty", 0), ("repetition_penalty", -1.1), ("min_p", 1.5), ("min_p", True)]
+)
+def test_what_no_engine_takes_is_refused(key, value):
+    with pytest.raises(ConfigError, match=key):
+        load_config(None, {key: value})

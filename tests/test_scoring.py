@@ -109,6 +109,8 @@ def test_what_is_scored_is_kept_and_not_asked_again(lab, tmp_path):
     ("flags", "says"),
     [
         ({"temperature": 0.7}, "whole distributions"),
+        ({"repetition_penalty": 1.1}, "before any repetition penalty"),
+        ({"repetition_penalty": 1.1, "draft": ["ngram:n=3+org/model"]}, "before any repetition penalty"),
         ({"draft_server": None}, "The draft has to be asked"),
         ({"engine": "openai"}, "does not tell the token ids"),
         ({"draft": ["skip:layers=2"]}, "No server can be asked"),

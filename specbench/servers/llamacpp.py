@@ -27,7 +27,7 @@ _COMPLETION = "/completion"
 # 11549: with this share a replay has the rounds that the server counts, with the probability itself it has not.
 DRAFT_TOP_K = 10
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_prompt")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
 
@@ -53,7 +53,9 @@ class LlamaCpp:
         """Its own defaults (top_k 40, top_p 0.95, min_p 0.05) are switched off, and so is the reuse of prompts."""
         return openai.chat_body(ask, model) | {
             "top_k": ask.sampling.top_k,
-            "min_p": 0.0,
+            "min_p": ask.sampling.min_p,
+            "repeat_penalty": ask.sampling.repetition_penalty,
+            "repeat_last_n": -1,  # over the whole text; its own default counts the last 64 tokens
             "cache_prompt": False,
             "timings_per_token": True,
         }

@@ -34,7 +34,8 @@ _DOCTORS = {
 # Keys of a configuration that a command line has to repeat where the pilot's own was not recorded.
 _KEYS = (
     "target", "draft", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
-    "dtype", "device", "threads", "cutoff", "batch_size", "engine", "launch", "server", "spec_server", "concurrency", "rate",
+    "dtype", "device", "threads", "cutoff", "batch_size", "engine", "launch", "server", "spec_server", "concurrency",
+    "rate",
 )  # fmt: skip
 _ALWAYS = ("target", "draft", "max_new_tokens")
 
