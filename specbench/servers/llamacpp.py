@@ -27,6 +27,10 @@ _COMPLETION = "/completion"
 # 11549: with this share a replay has the rounds that the server counts, with the probability itself it has not.
 DRAFT_TOP_K = 10
 
+# A penalty counts so many of the last tokens, 64 if nothing is said. Build 11549 refuses the -1 of its documentation,
+# and takes memory for each of them.
+WHOLE_TEXT = 1 << 18
+
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
@@ -55,7 +59,7 @@ class LlamaCpp:
             "top_k": ask.sampling.top_k,
             "min_p": ask.sampling.min_p,
             "repeat_penalty": ask.sampling.repetition_penalty,
-            "repeat_last_n": -1,  # over the whole text; its own default counts the last 64 tokens
+            "repeat_last_n": WHOLE_TEXT if ask.sampling.penalised else 0,
             "cache_prompt": False,
             "timings_per_token": True,
         }
