@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from specbench.bench import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
-from specbench.records import Prompt, Sampling, Trial
+from specbench.records import Prompt, Sampling, Trial, sampling_of
 from specbench.report.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, worst
 from specbench.report.frame import counted
 from specbench.shipped import DEFAULT_WORKLOAD, shipped
@@ -47,7 +47,7 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
     counts or its models are not those of today, WorkloadError where the prompts are not."""
     stored = read_run(folder)
     config = stored.run["config"]
-    sampling = Sampling(config["temperature"], config["top_p"], config["top_k"])
+    sampling = sampling_of(config)
     trials = _trials(stored, asked.gammas)
     prompts = _prompts(stored, trials, asked, sampling)
     trials = [trial for trial in trials if trial.prompt_id in prompts]
@@ -130,8 +130,12 @@ def unsupported(spec: DraftSpec, sampling: Sampling) -> str | None:
         return None
     if spec.ngram is not None and sampling.top_p < 1:
         return "with top-p, look-up in transformers drops drafts by the order of token ids"
+    if spec.ngram is not None and sampling.penalised and (sampling.top_k or sampling.min_p):
+        # It tries its processors on equal logits, of which a penalty then sets those of the text apart.
+        return "with top-k or min-p beside a penalty, look-up in transformers drops drafts for standing in the text"
     if spec.kind is not None and (sampling.temperature != 1 or sampling.top_p < 1):
-        # Its processors are handed to the draft, which makes them anew and applies both; top-k twice is top-k.
+        # Its processors are handed to the draft, which makes them anew and applies both. Top-k twice is top-k, min-p
+        # min-p; of a penalty it takes the one that was handed over.
         return "transformers applies temperature and top-p to the draft's logits twice, so it draws other drafts"
     return None
 

@@ -49,6 +49,8 @@ class RunConfig:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     dtype: str = "bfloat16"
     device: str = "auto"
@@ -77,7 +79,7 @@ class RunConfig:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.top_k)
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
 
     @property
     def served(self) -> bool:

@@ -7,7 +7,7 @@ draft phase and one target pass over the drafted tokens; a *trial* is one prompt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -45,16 +45,29 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; the same warpers apply to target and draft. Temperature 0 is greedy;
-    `top_k` 0 and `top_p` 1 are off."""
+    """How the next token is drawn; the same processors apply to target and draft. Temperature 0 is greedy, which a
+    repetition penalty changes and the others do not; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are
+    off."""
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether a token's chance depends on its being in the text already."""
+        return self.repetition_penalty != 1.0
+
+
+def sampling_of(config: Mapping[str, Any]) -> Sampling:
+    """The sampling of a configuration as it is stored; what it does not say is off."""
+    return Sampling(**{each.name: config[each.name] for each in fields(Sampling) if each.name in config})
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,12 @@ def _scorable(config: RunConfig, specs: dict[str, DraftSpec]) -> None:
             where="--temperature",
             cure="Use temperature 0, or --engine local.",
         )
+    if config.sampling.penalised and any(spec.model is not None for spec in specs.values()):
+        raise ConfigError(
+            "A server tells what a draft finds likeliest before any repetition penalty",
+            where="--repetition-penalty",
+            cure="Use --engine local, or look texts up with --draft ngram:n=3, which is exact.",
+        )
     if len(config.loads) > 1:
         raise ConfigError("A load means nothing without a wall clock", where="--replay-only", cure="Name one client.")
     if config.spec_server is not None:

@@ -284,9 +284,11 @@ class ServerBench:
     async def _divergence(self, client: Client, up: Up, prompt: Prompt, own: str, other: str) -> Divergence | None:
         body = logprobs_body(self._asking.body(up, self._ask(Job(prompt, 0))))
         try:
-            return divergence(await client.post(up.adapter.path, body), own, other)
+            found = divergence(await client.post(up.adapter.path, body), own, other)
         except (FailedError, RefusedError, ValueError):
             return None
+        # Servers tell log-probabilities before a penalty, which chose another token.
+        return replace(found, gap=None) if found is not None and self.config.sampling.penalised else found
 
     async def _counters(self, client: Client, up: Up) -> Counters | None:
         page = None if up.adapter.metrics is None else await client.get(up.adapter.metrics)

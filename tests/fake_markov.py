@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from specbench.acceptance.rules import distribution
 from specbench.records import Sampling
@@ -51,7 +52,9 @@ def text_probabilities(
             continue
         probability = 1.0
         for i in range(ended):
-            p = distribution(model.after([*prompt, *text[:i]])[None], sampling)[0]
+            so_far = [*prompt, *text[:i]]
+            penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+            p = distribution(penalty(torch.tensor([so_far]), model.after(so_far)[None]), sampling)[0]
             probability *= float(p[text[i]])
         exact[text[:ended]] = probability
     return exact

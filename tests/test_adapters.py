@@ -22,6 +22,7 @@ from specbench.servers.vllm import VLLM
 CAPTURES = Path(__file__).parent / "captures"
 ASK = Ask((Message("system", "Be brief."), Message("user", "Hi")), 24, Sampling(), seed=7)
 WARM = replace(ASK, sampling=Sampling(temperature=0.7, top_p=0.9, top_k=40))
+PENALISED = Sampling(temperature=0.7, min_p=0.1, repetition_penalty=1.2)
 
 
 def capture(name: str) -> str:
@@ -84,6 +85,9 @@ def test_the_plain_body_has_only_fields_that_every_server_knows():
     assert "model" not in OpenAI().body(ASK, None)
     with pytest.raises(ValueError, match="top_k"):
         OpenAI().body(WARM, "m")
+    for name in ("min_p", "repetition_penalty"):
+        with pytest.raises(ValueError, match=name):
+            OpenAI().body(replace(ASK, sampling=Sampling(**{name: 0.5})), "m")
 
 
 @pytest.mark.parametrize("adapter", [VLLM(), SGLang()])
@@ -97,6 +101,8 @@ def test_bodies_leave_nothing_to_the_models_own_sampling_defaults(adapter):
         "repetition_penalty": 1.0,
     }
     assert (warm["temperature"], warm["top_p"], warm["top_k"]) == (0.7, 0.9, 40)
+    said = adapter.body(replace(ASK, sampling=PENALISED), "m")
+    assert (said["min_p"], said["repetition_penalty"]) == (0.1, 1.2)
 
 
 def test_a_plain_stream_is_read_whole():

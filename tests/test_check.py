@@ -195,6 +195,28 @@ def test_sampled_rounds_agree_within_sampling_error_and_a_biased_count_does_not(
     assert checked(read_run(sampled.folder)).drafts[0].gammas[0].agreement == "differs"
 
 
+def test_rounds_under_a_penalty_are_those_of_transformers(home, tmp_path):
+    """Which hands its processors to the draft: the penalty must not be applied there twice, nor be left out."""
+    drafts = [str(home.near), "ngram:n=3,max=4"]
+    run = sweep(home, tmp_path, draft=drafts, gammas=(3,), max_new_tokens=32, repetition_penalty=1.3)
+    rows = [draft.gammas[0] for draft in checked(run).drafts]
+    assert {row.agreement for row in rows} == {"same"} and [row.different_rounds for row in rows] == [0, 0]
+    assert [row.other_texts for row in rows] == [0, 0] and rows[0].ours.accepted > 20
+    # a check that forgets the penalty finds other texts
+    stored = run.folder / "run.json"
+    changed = json.loads(stored.read_text())
+    changed["config"]["repetition_penalty"] = 1.0
+    stored.write_text(json.dumps(changed))
+    assert checked(read_run(run.folder)).drafts[0].gammas[0].agreement == "differs"
+
+
+def test_sampled_rounds_under_a_penalty_and_min_p_agree_within_sampling_error(home, tmp_path):
+    asked = {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.3}
+    sampled = sweep(home, tmp_path, draft=[str(home.near)], gammas=(3,), max_new_tokens=16, **asked)
+    (row,) = checked(sampled).drafts[0].gammas
+    assert row.agreement == "same" and row.texts == 12
+
+
 def test_sampling_by_another_rule_is_not_compared():
     def why(draft, **sampling):
         return unsupported(parse_draft(draft), Sampling(**({"temperature": 1.0} | sampling)))
@@ -203,6 +225,10 @@ def test_sampling_by_another_rule_is_not_compared():
     assert "twice" in why("org/model", temperature=0.5)
     assert "twice" in why("org/model", top_p=0.9)
     assert "top-p" in why("ngram:n=3", top_p=0.9)
+    assert why("org/model", min_p=0.1, repetition_penalty=1.2) is why("ngram:n=3", repetition_penalty=1.2) is None
+    assert why("ngram:n=3", min_p=0.1) is None
+    assert "penalty" in why("ngram:n=3", min_p=0.1, repetition_penalty=1.2)
+    assert "penalty" in why("ngram:n=3", top_k=9, repetition_penalty=1.2)
     assert why("org/model", temperature=0.0, top_p=0.9) is None
 
 

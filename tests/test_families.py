@@ -299,6 +299,19 @@ def test_a_draft_is_silent_after_a_token_that_it_cannot_read() -> None:
     assert expected.drafted.sum() == sum(r.drafted for r in live.rounds)
 
 
+def test_texts_side_by_side_are_scored_up_to_a_token_that_the_draft_cannot_read() -> None:
+    from specbench.acceptance.score import score
+    from specbench.engines.batch import score_batch
+
+    target, draft = _pair()
+    prompt, output = _first_prompt_that_writes(target, 64)
+    texts = [(prompt, readable(prompt, output, 64)), ([3, 4, 5, 6], run(target, None, [3, 4, 5, 6]).tokens)]
+    options: dict[str, Any] = {"vocab_size": 65, "sampling": GREEDY, "eos": ()}
+    together = score_batch(target, draft, *map(list, zip(*texts, strict=True)), **options)
+    for (ids, out), found in zip(texts, together, strict=True):
+        assert (found.accept == score(None, CachedModel(draft, 128), ids, out, **options).accept).all()
+
+
 def test_a_prompt_that_a_draft_cannot_read_is_not_drafted_for() -> None:
     target, draft = _pair()
     drafter = ReadableDrafter(ModelDrafter(CachedModel(draft, 128), vocab_size=65, sampling=GREEDY, eos=()), 64)

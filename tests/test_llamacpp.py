@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from specbench.records import Counters, Message, Round, Sampling
 from specbench.servers.adapter import Ask, Chunk
-from specbench.servers.llamacpp import LlamaCpp, rounds_of
+from specbench.servers.llamacpp import WHOLE_TEXT, LlamaCpp, rounds_of
 
 CAPTURES = Path(__file__).parent / "captures"
 
@@ -104,6 +104,20 @@ def test_without_its_slots_page_nothing_is_claimed():
 def test_its_own_sampling_defaults_are_switched_off():
     body = LlamaCpp().body(Ask((Message("user", "hi"),), 8, Sampling(0.7), 3), "m")
     assert (body["top_k"], body["top_p"], body["min_p"], body["cache_prompt"]) == (0, 1.0, 0.0, False)
+    assert (body["repeat_penalty"], body["repeat_last_n"]) == (1.0, 0)
+
+
+def test_a_penalty_is_over_the_whole_text_also_where_tokens_are_asked_for():
+    asked = []
+
+    async def post(path, body):
+        asked.append(body)
+        return {"prompt": "p", "tokens": [1, 2], "stop_type": "eos"}
+
+    ask = Ask((Message("user", "hi"),), 8, Sampling(0.7, min_p=0.1, repetition_penalty=1.2), 3)
+    asyncio.run(LlamaCpp().write(post, ask, "m"))
+    for body in (LlamaCpp().body(ask, "m"), asked[-1]):
+        assert (body["repeat_penalty"], body["repeat_last_n"], body["min_p"]) == (1.2, WHOLE_TEXT, 0.1)
 
 
 def test_an_answer_without_timings_is_no_llama_cpp():

@@ -118,6 +118,8 @@ def test_rounds_that_one_side_does_not_tell(tmp_path: Path) -> None:
     ("code", "config"),
     [
         ("other-sampling", {"temperature": 0.7}),
+        ("other-sampling", {"repetition_penalty": 1.1}),
+        ("other-sampling", {"min_p": 0.1}),
         ("other-limit", {"max_new_tokens": 128}),
         ("other-load", {"concurrency": (4,)}),
     ],

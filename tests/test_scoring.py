@@ -68,7 +68,9 @@ def test_an_end_of_sequence_ends_the_drafting_too(lab, tmp_path):
 def test_a_look_up_needs_no_server_of_its_own(lab, tmp_path):
     text = (11, 12, 13, 14, 11, 12, 13, 14, 11, 12)
     with FakeScorer(text=text) as target:
-        folder = scored(lab, tmp_path, target, target, draft=["ngram:n=2"], draft_server=None)
+        flags = {"draft": ["ngram:n=2"], "draft_server": None, "repetition_penalty": 1.2}  # look-ups are exact with it
+        folder = scored(lab, tmp_path, target, target, **flags)
+    assert any(body.get("repeat_penalty") == 1.2 for body in target.seen)
     (first, *_) = read_positions(folder)
     assert first.matched.max() >= 3
     result = call("replay", folder, "--gamma", "1..4", "--json")
@@ -109,6 +111,8 @@ def test_what_is_scored_is_kept_and_not_asked_again(lab, tmp_path):
     ("flags", "says"),
     [
         ({"temperature": 0.7}, "whole distributions"),
+        ({"repetition_penalty": 1.1}, "before any repetition penalty"),
+        ({"repetition_penalty": 1.1, "draft": ["ngram:n=3+org/model"]}, "before any repetition penalty"),
         ({"draft_server": None}, "The draft has to be asked"),
         ({"engine": "openai"}, "does not tell the token ids"),
         ({"draft": ["skip:layers=2"]}, "No server can be asked"),

@@ -183,3 +183,14 @@ def test_a_brief_is_written_from_the_folder_alone(stored):
     assert result.exit_code == 0, result.output
     assert "The server's own counters agree" in result.stdout
     assert CANARY not in result.stdout
+
+
+def test_a_penalty_reaches_the_server_and_counts_the_prompt(tmp_path):
+    """At such a penalty no token comes twice, be it in the prompt or in the text."""
+    flags = ["--draft", "ngram:n=2", "--repetition-penalty", "10", "--min-p", "0.1", "--keep-text"]
+    run = read_run(swept(tmp_path, *flags))
+    texts = {t.output_text for t in counted(run) if t.prompt_id == "p0"}
+    assert run.status == "finished" and texts
+    assert not [text for text in texts if "one" in text.lower() or "two" in text.lower()]
+    # every draft of a look-up repeats the text
+    assert sum(sum(t.accepted) for t in counted(run) if t.arm.draft) == 0

@@ -16,6 +16,7 @@ from test_run import FakeObserver
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
+from specbench.report.brief.brief import render_brief
 from specbench.report.summarise import summarise
 from specbench.servers import patience
 from specbench.serving import serve
@@ -242,6 +243,16 @@ def test_texts_that_differ_get_their_gap(lab, tmp_path):
     assert [t.identical for t in spec] == [False] * 4
     assert all(t.diverged.index == 2 and t.diverged.margin is None for t in spec)
     assert all(t.diverged.gap == pytest.approx(0.2) for t in spec)
+
+
+def test_under_a_penalty_the_gap_of_other_logits_is_not_taken_for_it(lab, tmp_path):
+    other = " ".join(["w0", "w1", "elsewhere", *(f"w{i}" for i in range(3, 12))])
+    prompts = [json.loads(line)["prompt"] for line in lab.workload.read_text().splitlines()]
+    with FakeServer() as alone, speculating(text_of=dict.fromkeys(prompts, other)) as drafting:
+        stored = served(lab, tmp_path, alone, drafting, repetition_penalty=1.1)
+    spec = [t for t in counted(stored) if t.arm.kind == "speculative"]
+    assert [(t.identical, t.diverged.index, t.diverged.gap) for t in spec] == [(False, 2, None)] * 4
+    assert "without a recorded margin" in render_brief(stored, summarise(stored))
 
 
 @pytest.mark.parametrize("after", [1, 5, 8, 12])

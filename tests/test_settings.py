@@ -270,7 +270,26 @@ def test_the_python_sets_what_generation_config_knows() -> None:
     assert said == {"prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit"}
     assert found | said <= known
     sampled = of(made(sampling=Sampling(2.0, 0.9, 0)), "transformers").code
-    assert "do_sample=True, temperature=2.0, top_p=0.9, top_k=0" in sampled
+    assert "do_sample=True, temperature=2.0, top_p=0.9, top_k=0, min_p=0.0, repetition_penalty=1.0" in sampled
+
+
+PENALISED = Sampling(0.7, 1.0, 0, 0.1, 1.2)
+
+
+def test_a_penalty_and_min_p_are_pasted_as_measured_and_engines_that_differ_say_so() -> None:
+    greedy = made(draft="org/d", sampling=Sampling(repetition_penalty=1.2))
+    assert "do_sample=False, repetition_penalty=1.2" in of(greedy, "transformers").code
+    drawn = made(draft="org/d", sampling=PENALISED)
+    assert "min_p=0.1, repetition_penalty=1.2" in of(drawn, "transformers").code
+    for name in ("vLLM", "SGLang", "llama.cpp"):
+        assert "without the repetition penalty" in of(greedy, name).differs
+        assert "without the repetition penalty" not in of(made(draft="org/d"), name).differs
+    assert "refuses requests with min-p" in of(drawn, "vLLM").differs
+    assert "refuses" not in of(greedy, "vLLM").differs
+    assert "does not count a round's own drafts" in of(greedy, "SGLang").differs
+    assert drawn.measure is not None and "--min-p 0.1 --repetition-penalty 1.2" in drawn.measure[1]
+    assert greedy.measure is not None and "--repetition-penalty 1.2" in greedy.measure[1]
+    assert "--temperature" not in greedy.measure[1]
 
 
 def test_flags_of_llamacpp_are_in_the_server_that_the_tests_run() -> None:

@@ -14,7 +14,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specbench.acceptance.rules import accept_greedy, accept_sampled, distribution, judged_greedy, judged_sampled
+from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import (
+    accept_greedy,
+    accept_sampled,
+    distribution,
+    judged_greedy,
+    judged_sampled,
+    queued,
+)
 from specbench.acceptance.scores import until_end
 from specbench.clock import Clock
 from specbench.records import Finish, Round, Sampling, Times
@@ -85,8 +93,9 @@ def generate(
     Text past an accepted end-of-sequence token is never drafted, counted or emitted. Drafts are limited so that a
     round cannot run past `max_new_tokens`; the last rounds may therefore draft fewer than gamma.
     """
+    penalty = RepetitionPenalty(sampling)
     target.rewind(0)
-    logits = target.forward(prompt, keep=1)
+    logits = penalty.apply(target.forward(prompt, keep=1), prompt)
     _, first = accept(logits, Proposal([]), sampling, generator)
     clock.lap("prefill")
     if drafter is not None:
@@ -105,6 +114,7 @@ def generate(
             clock.lap("draft")
         logits = target.forward(to_verify(x[-1], d), keep=len(d.tokens) + 1)  # [k+1, V]
         clock.lap("verify")
+        logits = penalty.apply(logits, x, d.tokens)
         n, token = accept(logits, d, sampling, generator)
         drafts = until_end(d.numbers, eos)
         n = min(n, len(drafts))
@@ -122,12 +132,6 @@ def to_verify(last: int, d: Proposal) -> Sequence[int] | Tensor:
     if isinstance(d.tokens, Tensor):
         return torch.cat((queued([last], d.tokens.device), d.tokens))
     return [last, *d.tokens]
-
-
-def queued(ids: Sequence[int] | Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
-    """Numbers as a tensor on `device`, without waiting for what the device is still doing: the driver takes its own
-    copy of them before this returns."""
-    return torch.tensor(ids).to(device, non_blocking=True)
 
 
 def accept(logits: Tensor, d: Proposal, sampling: Sampling, generator: torch.Generator) -> tuple[int, int]:

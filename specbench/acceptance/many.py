@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specbench.acceptance.loop import Generation, Proposal, accept, queued, times_of
-from specbench.acceptance.rules import best, distribution, judged_sampled, kept_of
+from specbench.acceptance.loop import Generation, Proposal, accept, times_of
+from specbench.acceptance.penalty import RepetitionPenalty, apply_many
+from specbench.acceptance.rules import best, distribution, judged_sampled, kept_of, queued
 from specbench.clock import Clock
 from specbench.records import Round, Sampling
 
@@ -65,9 +66,12 @@ def generate_many(
     clock: Clock,
 ) -> list[Generation]:
     """`loop.generate` for several prompts at once; every Generation carries the times of the whole batch."""
+    penalties = [RepetitionPenalty(sampling) for _ in prompts]
     target.begin(len(prompts))
-    logits = target.forward(prompts, every=False)
-    firsts = accept_many(logits[:, None], [Proposal([]) for _ in prompts], sampling, generators)
+    logits = target.forward(prompts, every=False)[:, None]
+    if sampling.penalised:
+        logits = apply_many(penalties, logits, prompts, [()] * len(prompts))
+    firsts = accept_many(logits, [Proposal([]) for _ in prompts], sampling, generators)
     x = [[*prompt, first] for prompt, (_, first) in zip(prompts, firsts, strict=True)]
     clock.lap("prefill")
     if drafter is not None:
@@ -86,6 +90,8 @@ def generate_many(
             clock.lap("draft")
         logits = target.forward([[row[-1], *d.tokens] for row, d in zip(rows, ds, strict=True)], every=True)
         clock.lap("verify")
+        if sampling.penalised:
+            logits = apply_many([penalties[b] for b in running], logits, rows, [d.tokens for d in ds])
         found = accept_many(logits, ds, sampling, [generators[b] for b in running])
         for b, d, (n, token) in zip(running, ds, found, strict=True):
             x[b] += d.tokens[:n]

@@ -1,7 +1,7 @@
 """p and q from logits, and which drafted tokens the target accepts.
 
 Letters follow Leviathan et al. 2023 (arXiv 2211.17192): p is the target's distribution, q the draft's, both
-after the same temperature, top-k and top-p.
+after the same temperature, top-k, top-p and min-p, and where there is a repetition penalty (penalty.py) after that.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from specbench.records import Sampling
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits [n, V] -> probabilities [n, V] in float32 after temperature, top-k, top-p, in this order.
+    """Logits [n, V] -> probabilities [n, V] in float32 after temperature, top-k, top-p, min-p, in this order.
 
     Greedy is the one-hot of the arg-max, so that one set of rules serves every temperature.
     """
@@ -40,6 +46,8 @@ def _warpers(sampling: Sampling, vocab_size: int) -> tuple[LogitsProcessor, ...]
         warpers.append(TopKLogitsWarper(min(sampling.top_k, vocab_size)))
     if sampling.top_p < 1.0:
         warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
     return tuple(warpers)
 
 
@@ -59,6 +67,12 @@ def best(logits: Tensor) -> list[int]:
     else:
         found = logits.argmax(-1).tolist()
     return found
+
+
+def queued(ids: Sequence[int] | Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
+    """Numbers as a tensor on `device`, without waiting for what the device is still doing: the driver takes its own
+    copy of them before this returns."""
+    return torch.tensor(ids, dtype=torch.long).to(device, non_blocking=True)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Target
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import align, distribution
 from specbench.acceptance.scores import BlockScores, Scores, agreed
 from specbench.records import Sampling
@@ -45,6 +46,7 @@ def score(
     elif target is None:
         raise ValueError("sampling needs the target's distribution")
     columns: list[Tensor] = []
+    x, penalty = [*prompt, *output], RepetitionPenalty(sampling)
     for model in (draft, target):
         if model is not None:
             model.rewind(0)
@@ -52,8 +54,9 @@ def score(
     for begin in range(0, len(output) - 1, CHUNK):
         read = output[begin : min(begin + CHUNK, len(output) - 1)]
         next_ids = torch.tensor(output[begin + 1 : begin + 1 + len(read)])
-        draft_logits = align(draft.forward(read, keep=len(read)), vocab_size)  # [chunk, V]
-        target_logits = None if target is None else target.forward(read, keep=len(read))
+        so_far = x[: len(prompt) + begin + len(read)]
+        draft_logits = penalty.apply(align(draft.forward(read, keep=len(read)), vocab_size), so_far)  # [chunk, V]
+        target_logits = None if target is None else penalty.apply(target.forward(read, keep=len(read)), so_far)
         columns.append(reduce(draft_logits, target_logits, next_ids.to(draft_logits.device), sampling, eos))
     return as_scores(torch.cat(columns, 1) if columns else torch.empty(6, 0))
 

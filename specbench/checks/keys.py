@@ -242,6 +242,8 @@ RUN_CHECKS: dict[str, Callable[[Any], Any]] = {
     "temperature": _number(0, 100),
     "top_p": _number(0, 1, above=True),
     "top_k": _whole(0, 10_000_000),
+    "min_p": _number(0, 1),
+    "repetition_penalty": _number(0, 10, above=True),
     "seed": _whole(0, 2**31 - 1),
     "dtype": _text(choices=("float32", "bfloat16", "float16")),
     "device": _text(choices=("auto", "cpu", "cuda", "mps")),

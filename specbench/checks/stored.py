@@ -40,6 +40,8 @@ _CONFIG: dict[str, Any] = {
     "temperature": float,
     "top_p": float,
     "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
     "seed": int,
     "dtype": str | None,
     "threads": int | None,

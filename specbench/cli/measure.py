@@ -48,6 +48,8 @@ def measure_or_sweep(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="1 is off.")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="0 is off.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="On tokens of prompt and output; 1 is off.")] = None,
     seed: Annotated[int | None, typer.Option(help="For sampling, order and selection.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,

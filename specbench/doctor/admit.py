@@ -177,10 +177,11 @@ def _patient(
             )
 
     given = Models(target, drafts, config.dtype)
-    own = given.bed(Sampling())
+    greedy = Sampling(repetition_penalty=config.repetition_penalty)
+    own = given.bed(greedy)
     wide = None if config.dtype == "float32" else in_float32(target, drafts)
     best = given if wide is None else Models(*wide, "float32")
-    exact = own if config.dtype == "float32" else None if wide is None else best.bed(Sampling())
+    exact = own if config.dtype == "float32" else None if wide is None else best.bed(greedy)
     warm = None if config.sampling.greedy else best.bed(config.sampling)
     words = ["\n\n".join(message.content for message in prompt.messages) for prompt, _ in encoded]
     samples = [target.tokenizer(text, add_special_tokens=False)["input_ids"][:LONGEST_SAMPLE] for text in words]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from specbench.acceptance.lossless import NEAR_TIE, is_near_tie
 from specbench.acceptance.metrics import Counts, count, pooled
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.doctor.bed import GAMMA, Bed, bare_logits, relative_margin
 from specbench.doctor.findings import Finding
 from specbench.drafters.model import ModelDrafter
@@ -45,7 +46,9 @@ def same_text(bed: Bed, draft: Draft) -> Finding:
         at = next((i for i, (a, b) in enumerate(zip(alone, live.tokens, strict=False)) if a != b), None)
         margin = 1.0  # a text that merely stops before the other is no tie
         if at is not None:
-            margin = relative_margin(bare_logits(bed.loaded.model, [*prompt, *alone[:at]], 1)[0])
+            x = [*prompt, *alone[:at]]
+            logits = RepetitionPenalty(bed.sampling).apply(bare_logits(bed.loaded.model, x, 1), x)
+            margin = relative_margin(logits[0])
         worst = max(worst, margin)
         wide += not is_near_tie(margin, bed.dtype)
     evidence = f"{len(bed.prompts) - parted} of {len(bed.prompts)} texts ({lengths} tokens) are the target's own"

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal, generate
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import align, distribution, draw
 from specbench.clock import Stopwatch
 from specbench.doctor.bed import Bed, bare_logits, drafter_of
@@ -79,8 +80,9 @@ def q_of_these_settings(bed: Bed, draft: Draft) -> Finding | None:
         bed.settle(draft, place.x)
         proposal = drafter_of(draft).propose(place.x, 3, bed.generator())
         for j, row in enumerate([] if proposal.q is None else proposal.q):
-            logits = bare_logits(draft.loaded.model, [*place.x, *proposal.numbers[:j]], 1)
-            q = distribution(align(logits, bed.vocab_size), bed.sampling)[0]
+            x = [*place.x, *proposal.numbers[:j]]
+            logits = align(bare_logits(draft.loaded.model, x, 1), bed.vocab_size)
+            q = distribution(RepetitionPenalty(bed.sampling).apply(logits, x), bed.sampling)[0]
             apart[j > 0].append(float((row - q).abs().sum()) / 2)
     first, later = (sum(part) / len(part) if part else 0.0 for part in apart)
     evidence = (
@@ -89,7 +91,7 @@ def q_of_these_settings(bed: Bed, draft: Draft) -> Finding | None:
     )
     if max(first, later) <= SAME_Q[bed.dtype]:
         return Finding(code, "ok", evidence, draft=name)
-    cure = "The drafter uses another temperature, top-k or top-p."
+    cure = "The drafter uses another temperature, top-k, top-p, min-p or penalty."
     if first <= SAME_Q[bed.dtype]:
         cure = "The drafter does not read its own tokens."
     return Finding(code, "broken", evidence, cure, name)

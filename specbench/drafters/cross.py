@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.rules import best
+from specbench.acceptance.penalty import penalised
+from specbench.acceptance.rules import best, queued
 from specbench.acceptance.scores import until_end
 from specbench.drafters.step import agreeing
 
@@ -43,8 +44,10 @@ class CrossDrafter:
         eos: Collection[int],
         end: int,
         draft_eos: Collection[int],
+        repetition_penalty: float = 1.0,
     ) -> None:
         self._model = model
+        self._penalty = repetition_penalty
         self._room: float = getattr(model, "capacity", math.inf)
         self._draft, self._target = draft_tokenizer, target_tokenizer
         self._eos, self._end, self._draft_eos = frozenset(eos), end, frozenset(draft_eos)
@@ -69,12 +72,18 @@ class CrossDrafter:
 
     def _continue(self, ids: list[int], k: int) -> list[int]:
         """At most `k` greedy draft tokens after `ids`, ending with an end of sequence."""
-        logits = self._catch_up(ids)
-        drafts = best(logits)
+        drafts = self._best(self._catch_up(ids))
         while len(drafts) < k and drafts[-1] not in self._draft_eos and len(self._read) < self._room:
             self._read.append(drafts[-1])
-            drafts += best(self._model.forward(drafts[-1:], keep=1))
+            drafts += self._best(self._model.forward(drafts[-1:], keep=1))
         return drafts
+
+    def _best(self, logits: torch.Tensor) -> list[int]:
+        """The likeliest token from logits [1, V] after what is read. A penalty counts that in the draft's own tokens,
+        as the target's counts the text in its."""
+        if self._penalty != 1.0:
+            logits = penalised(logits, queued(self._read, logits.device), self._penalty)
+        return best(logits)
 
     def _catch_up(self, ids: list[int]) -> torch.Tensor:
         """Read `ids`, of which what is read already is kept; logits [1, V] after them. Encoding a longer text may

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.many import ManyTarget
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import until_end
 from specbench.drafters.step import Drafted, DraftRule, agreeing
 from specbench.records import Sampling
@@ -30,6 +31,7 @@ class ManyModelDrafter:
         chained: bool = False,
     ) -> None:
         self._model = model
+        self._sampling = sampling
         self._eos = eos
         self._chained = chained and not cutoff
         self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
@@ -39,9 +41,11 @@ class ManyModelDrafter:
         self._model.forward(prompts, every=False)
         self._read = [list(prompt) for prompt in prompts]
         self._known = [len(prompt) for prompt in prompts]
+        self._penalties = [RepetitionPenalty(self._sampling) for _ in prompts]
 
     def keep(self, rows: Sequence[int]) -> None:
         self._model.keep(rows)
+        self._penalties = [self._penalties[row] for row in rows]
         self._read = [self._read[row] for row in rows]
         self._known = [self._known[row] for row in rows]
 
@@ -54,7 +58,7 @@ class ManyModelDrafter:
         self._known = [len(x) for x in rows]
         if self._chained:
             return self._chain(rows, ks, generators)
-        drafts = [Drafted() for _ in rows]
+        drafts = self._drafted(rows)
         unread = [list(x[len(read) :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
         while any(unread):
             logits = self._model.forward(unread, every=False)  # [batch, V]
@@ -69,6 +73,9 @@ class ManyModelDrafter:
                     unread[row] = drafts[row].tokens[-1:]
         return [draft.proposal() for draft in drafts]
 
+    def _drafted(self, rows: Sequence[Sequence[int]]) -> list[Drafted]:
+        return [Drafted(x, penalty) for x, penalty in zip(rows, self._penalties, strict=True)]
+
     def _chain(
         self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
     ) -> list[Proposal]:
@@ -79,7 +86,7 @@ class ManyModelDrafter:
             ids = drafted[:, None] if isinstance(drafted, Tensor) else next(steps)
             return self._model.forward(ids, every=False)
 
-        tokens, q = self._rule.chain(step, [], max(ks), generators)
+        tokens, q = self._rule.chain(step, [], max(ks), self._drafted(rows), generators)
         found = []
         for row, (drafts, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
             kept = until_end(drafts[:k], self._eos)

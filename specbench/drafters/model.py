@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.drafters.step import Drafted, DraftRule, agreeing
 from specbench.records import Sampling
 
@@ -31,6 +32,7 @@ class ModelDrafter:
         chained: bool = False,
     ) -> None:
         self._model = model
+        self._sampling = sampling
         self._chained = chained and not cutoff
         self._last: Proposal | None = None
         self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
@@ -42,6 +44,7 @@ class ModelDrafter:
         self._read = list(prompt)
         self._last = None
         self._known = len(prompt)
+        self._penalty = RepetitionPenalty(self._sampling)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
         if self._last is not None:  # all but its last token was read, and by now the numbers are here
@@ -52,12 +55,12 @@ class ModelDrafter:
         del self._read[keep:]
         self._model.rewind(keep)
         unread = list(x[keep:])
+        draft = Drafted(x, self._penalty)
         if self._chained:
-            self._last = self._rule.chain_one(self._model, unread, k, generator)
+            self._last = self._rule.chain_one(self._model, unread, k, draft, generator)
             self._read += unread
             self._known = len(x)
             return self._last
-        draft = Drafted()
         for _ in range(k):
             logits = self._model.forward(unread, keep=1)  # [1, V]
             self._read += unread

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from specbench.acceptance.loop import Proposal, Target
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.drafters.step import Drafted, DraftRule
 from specbench.errors import ConfigError
 from specbench.records import Sampling
@@ -71,18 +72,20 @@ class SkipDrafter:
         chained: bool = False,
     ) -> None:
         self._model = model
+        self._sampling = sampling
         self._chained = chained and not cutoff
         self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Nothing to read: the target has read the prompt with the layers that are shared."""
+        self._penalty = RepetitionPenalty(self._sampling)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        draft = Drafted(x, self._penalty)
         if self._chained:
-            found = self._rule.chain_one(self._model, x[-1:], k, generator)
+            found = self._rule.chain_one(self._model, x[-1:], k, draft, generator)
             self._model.rewind(len(x) - 1)
             return found
-        draft = Drafted()
         for _ in range(k):
             logits = self._model.forward([(draft.tokens or x)[-1]], keep=1)  # [1, V]
             if not self._rule.extend([draft], logits, [generator])[0]:

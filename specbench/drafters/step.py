@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal, Target
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import align, best, confidence, distribution
 from specbench.records import Sampling
 
@@ -25,7 +26,7 @@ class DraftRule:
     def extend(self, drafts: Sequence[Drafted], logits: Tensor, generators: Sequence[torch.Generator]) -> list[bool]:
         """Draft one token for each of `drafts` from its row of `logits` [batch, V]; whether another may follow it. A
         device is waited for once."""
-        logits = align(logits, self._vocab_size)
+        logits = self._penalised(align(logits, self._vocab_size), drafts, [draft.tokens for draft in drafts])
         sure = list(range(len(drafts)))
         if self._cutoff:
             sure = [row for row, top in enumerate(confidence(logits)) if top >= self._cutoff]
@@ -52,15 +53,17 @@ class DraftRule:
         read: Callable[[Sequence[int] | Tensor], Tensor],
         unread: Sequence[int] | Tensor,
         k: int,
+        drafts: Sequence[Drafted],
         generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, Tensor | None]:
-        """Draft `k` tokens in every row without looking at one: each goes from the logits [batch, V] that `read` gives
+        """Draft `k` tokens for each of `drafts` without looking at one: each goes from the logits [batch, V] of `read`
         into the next step on the device, which Python only keeps supplied. There is no cut-off, and no end stops it.
         Returns the tokens [batch, k] and the q [batch, k, V] that they were drawn from, None under greedy."""
         tokens: list[Tensor] = []
         q: list[Tensor] = []
         for _ in range(k):
-            logits = align(read(unread), self._vocab_size)
+            so_far = torch.stack(tokens, 1) if tokens else [()] * len(drafts)
+            logits = self._penalised(align(read(unread), self._vocab_size), drafts, so_far)
             if self._sampling.greedy:
                 unread = logits.argmax(-1)
             else:
@@ -70,16 +73,29 @@ class DraftRule:
             tokens.append(unread)
         return torch.stack(tokens, 1), torch.stack(q, 1) if q else None
 
-    def chain_one(self, model: Target, unread: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+    def chain_one(
+        self, model: Target, unread: Sequence[int], k: int, draft: Drafted, generator: torch.Generator
+    ) -> Proposal:
         """`chain` for the one sequence of `model`, as a proposal that is still on the device."""
-        tokens, q = self.chain(lambda ids: model.forward(ids, keep=1), unread, k, [generator])
+        tokens, q = self.chain(lambda ids: model.forward(ids, keep=1), unread, k, [draft], [generator])
         return Proposal(tokens[0], None if q is None else q[0])
+
+    def _penalised(
+        self, logits: Tensor, drafts: Sequence[Drafted], tokens: Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
+    ) -> Tensor:
+        """Logits [batch, V] after `tokens` of each row, which a penalty counts as part of the text."""
+        if not self._sampling.penalised:
+            return logits
+        rows = zip(logits, drafts, tokens, strict=True)
+        return torch.cat([draft.penalty.apply(row[None], draft.x, so_far) for row, draft, so_far in rows])
 
 
 class Drafted:
-    """The tokens of one round so far, and the q [1, V] that each was drawn from; no q under greedy."""
+    """The tokens of one round so far, which follow `x`, and the q [1, V] that each was drawn from; no q under
+    greedy."""
 
-    def __init__(self) -> None:
+    def __init__(self, x: Sequence[int], penalty: RepetitionPenalty) -> None:
+        self.x, self.penalty = x, penalty
         self.tokens: list[int] = []
         self.q: list[Tensor] = []
 

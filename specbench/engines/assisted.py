@@ -19,8 +19,10 @@ from transformers.generation.candidate_generator import (
     PromptLookupCandidateGenerator,
 )
 
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import until_end
 from specbench.drafters import DraftSpec
+from specbench.engines.batch import generation_settings
 from specbench.models import LoadedModel
 from specbench.models.convert import quiet_transformers
 from specbench.records import Round, Sampling
@@ -63,7 +65,8 @@ class Reconciled:
 
 class Assisted:
     """Generation in transformers for one target. Models given to it lose their own generation settings, which our loop
-    does not have either: a repetition penalty there would make another text."""
+    does not have either: a repetition penalty there would make another text. The run's own reaches the draft with the
+    target's processors, and is applied there once."""
 
     def __init__(self, target: LoadedModel, *, eos: Collection[int], sampling: Sampling) -> None:
         self._target = target.model
@@ -100,14 +103,14 @@ class Assisted:
         return SeenText(x[len(ids) :], rounds, after_first, end)
 
     def _generate(self, x: list[int], new: int, settings: dict[str, Any], assistant: dict[str, Any]) -> list[int]:
-        sampling = self._sampling
-        if not sampling.greedy:
-            warpers = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-            settings = settings | {"do_sample": True} | warpers
         prompt = torch.tensor([x], device=self._target.device)
         with torch.inference_mode(), quiet_transformers():
             config = GenerationConfig(
-                max_new_tokens=new, eos_token_id=self._eos, pad_token_id=NO_PADDING, **({"do_sample": False} | settings)
+                max_new_tokens=new,
+                eos_token_id=self._eos,
+                pad_token_id=NO_PADDING,
+                **settings,
+                **generation_settings(self._sampling),
             )
             out = self._target.generate(
                 prompt, attention_mask=torch.ones_like(prompt), generation_config=config, **assistant
@@ -202,13 +205,16 @@ def reconcile(
     return Reconciled(rounds, touched)
 
 
-def gaps(model: Any, ids: Sequence[int], new: Sequence[int], rival: int | None = None) -> list[float]:
+def gaps(
+    model: Any, ids: Sequence[int], new: Sequence[int], sampling: Sampling, rival: int | None = None
+) -> list[float]:
     """For each token of `new` after `ids`, how far the model's best logit there is above the second best, or above that
     of token `rival`, over the best one's magnitude: how near a tie it was."""
     if not new:
         return []
     with torch.inference_mode():
         rows = model(torch.tensor([[*ids, *new]], device=model.device)).logits[0, len(ids) - 1 : -1].float()
+        rows = RepetitionPenalty(sampling).apply(rows, [*ids, *new[:-1]])
     top = rows.topk(2).values  # [n, 2]
     below = top[:, 1] if rival is None else rows[:, rival]
     return [float(gap) for gap in (top[:, 0] - below) / top[:, 0].abs().clamp_min(1e-9)]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specbench.acceptance.penalty import penalised
 from specbench.acceptance.rules import align
 from specbench.acceptance.score import as_scores, reduce
 from specbench.acceptance.scores import Scores, until_end
@@ -21,6 +22,15 @@ from specbench.engines.cached import read
 from specbench.records import Sampling
 
 CHUNK = 32
+
+
+def generation_settings(sampling: Sampling) -> dict[str, Any]:
+    """What transformers' GenerationConfig calls these settings. It cuts to the best 50 tokens where nothing is said."""
+    penalty = {"repetition_penalty": sampling.repetition_penalty} if sampling.penalised else {}
+    if sampling.greedy:
+        return {"do_sample": False, **penalty}
+    warpers = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    return {"do_sample": True, **warpers, **({"min_p": sampling.min_p} if sampling.min_p else {}), **penalty}
 
 
 @torch.inference_mode()
@@ -40,14 +50,11 @@ def generate_batch(
     pad = min(eos, default=0)
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    warped = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=not sampling.greedy,
         eos_token_id=sorted(eos) or None,
         pad_token_id=pad,
-        # transformers cuts to the best 50 tokens where nothing else is said
-        **(warped | ({} if sampling.greedy else {"top_k": sampling.top_k})),
+        **generation_settings(sampling),
     )
     cache = RewindableCache(model.config, longest + max_new_tokens)
     with torch.random.fork_rng():
@@ -84,16 +91,32 @@ def score_batch(
         logits = [_read(m, c, ids[:, begin:end], begin, chosen) for m, c in zip(models, caches, strict=True)]
         if chosen.any():
             x = ids[:, begin + 1 : end + 1][chosen]
-            aligned = align(logits[0], vocab_size)
-            columns.append(reduce(aligned, None if sampling.greedy else logits[1], x, sampling, eos))
+            logits[0] = align(logits[0], vocab_size)
+            if sampling.penalised:
+                read_ids = ids[:, :end]
+                logits = [_penalised(each, read_ids, chosen, sampling.repetition_penalty) for each in logits]
+            columns.append(reduce(logits[0], None if sampling.greedy else logits[1], x, sampling, eos))
             owners.append(chosen.nonzero()[:, 0])
     table = torch.cat(columns, 1) if columns else torch.empty(6, 0)
     owner = torch.cat(owners) if owners else torch.empty(0)
     return [as_scores(table[:, owner == index]) for index in range(len(rows))]
 
 
+def _penalised(logits: Tensor, ids: Tensor, chosen: Tensor, penalty: float) -> Tensor:
+    """Logits [n, V] at the `chosen` places of the last of `ids` [rows, read], each after what its row has up to there;
+    those of a row lie side by side."""
+    ahead, parts = chosen.shape[1], []
+    for row, places, part in zip(ids, chosen, torch.split(logits, chosen.sum(1).tolist()), strict=True):
+        if len(part):
+            last = int(places.nonzero()[-1, 0])
+            parts.append(penalised(part, row[: len(row) - ahead + last + 1], penalty))
+    return torch.cat(parts)
+
+
 def _read(model: Any, cache: RewindableCache, ids: Tensor, past: int, chosen: Tensor) -> Tensor:
-    """Logits [n, V] at the `chosen` positions of a chunk [rows, chunk]; the head runs only where they are wanted."""
+    """Logits [n, V] at the `chosen` positions of a chunk [rows, chunk]; the head runs only where they are wanted. The
+    last token of a text may be one that a draft does not know: what follows it is not wanted."""
+    ids = ids.clamp_max(int(model.config.get_text_config(decoder=True).vocab_size) - 1)
     if not chosen.any():
         return read(model, ids, cache, keep=1, past=past)[:0, 0]
     return read(model, ids, cache, keep=0, past=past)[chosen]

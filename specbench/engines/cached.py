@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from specbench.acceptance.loop import queued
+from specbench.acceptance.rules import queued
 from specbench.engines.cache import RewindableCache
 from specbench.engines.graphs import Graphs, Recorder, put_all
 from specbench.engines.lean import decoder_of

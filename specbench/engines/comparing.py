@@ -87,7 +87,7 @@ class Comparer:
         same = trial.output_sha256 == hashlib.sha256(",".join(map(str, seen.tokens)).encode()).hexdigest()
         near_tie = None
         if self.sampling.greedy and not same:
-            near_tie = self._near(min(gaps(self._target.model, ids, seen.tokens), default=1.0))
+            near_tie = self._near(min(gaps(self._target.model, ids, seen.tokens, self.sampling), default=1.0))
         elif self.sampling.greedy and trial.rounds != found.rounds:
             near_tie = draft is not None and self._draft_tied(ids, seen, trial.rounds, found.rounds, draft.model)
         theirs = tuple(Round(r.drafted, r.accepted) for r in seen.rounds)
@@ -110,13 +110,13 @@ class Comparer:
         if begin != known.length or turn >= len(known.proposed):
             return False
         if mine.accepted == other.accepted:  # they stopped in different places: one drafted an end of sequence
-            return any(map(self._near, gaps(draft, x, known.proposed)))
+            return any(map(self._near, gaps(draft, x, known.proposed, self.sampling)))
         # The side that accepted more had drafted the text's own token there, the other had not.
         said, right = known.proposed[turn], seen.tokens[known.length + turn - len(ids)]
         if (said == right) != (other.accepted > mine.accepted):
             return False
         rival = None if said == right else right
-        return self._near(gaps(draft, x, known.proposed[: turn + 1], rival)[turn])
+        return self._near(gaps(draft, x, known.proposed[: turn + 1], self.sampling, rival)[turn])
 
 
 def _seed(text: str) -> int:

@@ -89,6 +89,7 @@ class Draft:
                 eos=setting.eos,
                 end=_main_end(setting),
                 draft_eos=end_tokens(loaded),
+                repetition_penalty=setting.sampling.repetition_penalty,
             )
         options: dict[str, Any] = {
             "vocab_size": setting.reader.vocab_size,

@@ -13,6 +13,7 @@ import torch
 
 from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import ManyDrafter, generate_many
+from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
@@ -273,10 +274,11 @@ class LocalEngine:
 
     def margin(self, ids: Sequence[int]) -> float:
         """The target's top-2 logit margin after `ids`, as a fraction of its top logit's magnitude: how near a tie
-        the next token is, in the unit in which rounding errors come."""
+        the next token is, in the unit in which rounding errors come. A penalty counts, as it did for the text."""
         with torch.inference_mode():
             self._target.rewind(0)
-            top = self._target.forward(ids, keep=1)[0].float().topk(2).values
+            logits = RepetitionPenalty(self.sampling).apply(self._target.forward(ids, keep=1), ids)
+            top = logits[0].float().topk(2).values
         return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))
 
 

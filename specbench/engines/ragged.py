@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import Cache, DummyLayer
 
-from specbench.acceptance.loop import queued
+from specbench.acceptance.rules import queued
 from specbench.engines.cache import RewindableLayer
 from specbench.engines.cached import packed_head
 from specbench.engines.graphs import Graphs, Recorder

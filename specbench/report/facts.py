@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specbench.acceptance.lossless import explained
-from specbench.records import Divergence, Load, Policy, ReferenceCheck, Sampling, Trial
+from specbench.records import Divergence, Load, Policy, ReferenceCheck, Sampling, Trial, sampling_of
 from specbench.report.frame import counted, loads_of
 from specbench.report.ruled import spared
 from specbench.report.served.server import is_served
@@ -88,7 +88,7 @@ def read_facts(stored: StoredRun) -> Facts:
         status=stored.status,
         argv=tuple(str(part) for part in provenance.get("argv") or ()),
         policy=_policy(_mapping(config.get("policy"))),
-        sampling=Sampling(config.get("temperature", 0.0), config.get("top_p", 1.0), config.get("top_k", 0)),
+        sampling=sampling_of(config),
         precision=precision_of(run),
         threads=provenance.get("threads") or config.get("threads"),
         max_new_tokens=config.get("max_new_tokens"),

@@ -166,15 +166,18 @@ def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult
 
 
 def sampling(settings: Sampling) -> str:
-    """`greedy (temperature 0)` or `temperature 0.7, top-p 0.9`; what is off is not named."""
+    """`greedy (temperature 0)` or `temperature 0.7, top-p 0.9`; what is off, or without effect, is not named."""
+    penalty = [f"repetition penalty {settings.repetition_penalty:g}"] if settings.penalised else []
     if settings.greedy:
-        return "greedy (temperature 0)"
+        return ", ".join(["greedy (temperature 0)", *penalty])
     parts = [f"temperature {settings.temperature:g}"]
     if settings.top_p < 1:
         parts.append(f"top-p {settings.top_p:g}")
     if settings.top_k:
         parts.append(f"top-k {settings.top_k}")
-    return ", ".join(parts)
+    if settings.min_p:
+        parts.append(f"min-p {settings.min_p:g}")
+    return ", ".join([*parts, *penalty])
 
 
 def template_kwargs(given: Mapping[str, Any]) -> str:

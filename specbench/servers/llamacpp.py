@@ -32,7 +32,11 @@ DRAFT_TOP_K = 10
 # What the chat template is given, and wishes that leave the text as the model writes it.
 _WRITES = ("messages", "tools", "chat_template_kwargs", "tool_choice")
 _FREE = (("tool_choice", "auto"), ("tool_choice", "none"))
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed", "cache_prompt")
+# A penalty counts so many of the last tokens, 64 if nothing is said. Build 11549 refuses the -1 of its documentation,
+# and takes memory for each of them.
+WHOLE_TEXT = 1 << 18
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
 
@@ -59,7 +63,9 @@ class LlamaCpp:
         """Its own defaults (top_k 40, top_p 0.95, min_p 0.05) are switched off, and so is the reuse of prompts."""
         return openai.chat_body(ask, model) | {
             "top_k": ask.sampling.top_k,
-            "min_p": 0.0,
+            "min_p": ask.sampling.min_p,
+            "repeat_penalty": ask.sampling.repetition_penalty,
+            "repeat_last_n": WHOLE_TEXT if ask.sampling.penalised else 0,
             "cache_prompt": False,
             "timings_per_token": True,
         }

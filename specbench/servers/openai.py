@@ -156,9 +156,11 @@ class OpenAI:
     sources: Mapping[str, str] = SOURCES
 
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
-        """Raises ValueError for a top_k, which the interface does not have."""
-        if ask.sampling.top_k:
-            raise ValueError("OpenAI's interface has no top_k")
+        """Raises ValueError for what the interface does not have."""
+        asked = ask.sampling
+        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+            if getattr(asked, name) != off:
+                raise ValueError(f"OpenAI's interface has no {name}")
         return chat_body(ask, model)
 
     def read(self, chunks: Sequence[Chunk]) -> Reading:

@@ -45,8 +45,9 @@ class SGLang:
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
         """Says what the model's generation_config.json could otherwise decide: top_k (-1 is off), min_p, penalty. The
         seed counts only where the server runs with --enable-deterministic-inference."""
-        off = {"top_k": ask.sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
-        return chat_body(ask, model) | off | {"return_spec_tokens_details": True}
+        asked = ask.sampling
+        said = {"top_k": asked.top_k or -1, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
+        return chat_body(ask, model) | said | {"return_spec_tokens_details": True}
 
     def read(self, chunks: Sequence[Chunk]) -> Reading:
         """It lists no rounds."""

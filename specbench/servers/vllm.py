@@ -52,8 +52,9 @@ class VLLM:
 
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
         """Says what the model's generation_config.json could otherwise decide: top_k (-1 is off), min_p, penalty."""
-        off = {"top_k": ask.sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0}
-        return chat_body(ask, model) | off
+        asked = ask.sampling
+        said = {"top_k": asked.top_k or -1, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
+        return chat_body(ask, model) | said
 
     def read(self, chunks: Sequence[Chunk]) -> Reading:
         """No rounds are listed at level summary: it tells how many of them accepted how much, not in which order."""

@@ -7,14 +7,14 @@ out of the ratio; a traffic mix is left aside.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specbench.decision.interval import Paired, speedup_interval, totals_interval
 from specbench.errors import StoreError
-from specbench.records import Caution, Interval, Policy
+from specbench.records import Caution, Interval, Policy, sampling_of
 from specbench.report.compare.contract import (
     SCHEMA,
     ComparedCategory,
@@ -244,10 +244,10 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
                 "Run the second on the first one's workload.",
             )
         )
-    keys = [("temperature", 0.0), ("top_p", 1.0), ("top_k", 0)]
-    other = [key for key, default in keys if first.get(key, default) != second.get(key, default)]
+    sampled = [asdict(sampling_of(config)) for config in (first, second)]
+    other = [key for key in sampled[0] if sampled[0][key] != sampled[1][key]]
     if other:
-        listed = ", ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in other)
+        listed = ", ".join(f"{key} {sampled[0][key]} and {sampled[1][key]}" for key in other)
         found.append(
             Caution(
                 "other-sampling",

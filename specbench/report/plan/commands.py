@@ -29,14 +29,14 @@ _LEFT_OUT = {
     "--name", "--keep-text", "--fresh", "--resume", "--json", "--quiet", "--strict",
 }  # fmt: skip
 _DOCTORS = {
-    "--config", "--target", "--draft", "--temperature", "--top-p", "--top-k", "--dtype", "--device", "--threads",
-    "--chat-template-kwargs", "--trust-remote-code",
+    "--config", "--target", "--draft", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
+    "--dtype", "--device", "--threads", "--chat-template-kwargs", "--trust-remote-code",
 }  # fmt: skip
 # Keys of a configuration that a command line has to repeat where the pilot's own was not recorded.
 _KEYS = (
-    "target", "draft", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "dtype", "device", "threads",
-    "chat_template_kwargs", "cutoff", "batch_size", "engine", "launch", "server", "spec_server", "served_model_name",
-    "concurrency", "rate",
+    "target", "draft", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
+    "dtype", "device", "threads", "chat_template_kwargs", "cutoff", "batch_size", "engine", "launch", "server",
+    "spec_server", "served_model_name", "concurrency", "rate",
 )  # fmt: skip
 _ALWAYS = ("target", "draft", "max_new_tokens")
 

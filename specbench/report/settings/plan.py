@@ -116,6 +116,13 @@ def sampled_drafts(plan: Plan, engine: str, option: str | None) -> list[str]:
     ]
 
 
+def bare_drafts(plan: Plan, engine: str) -> list[str]:
+    """Where an engine has the penalty on the target alone: in process it is on the draft as well."""
+    if not plan.sampling.penalised or plan.served or plan.spec.kind != "model":
+        return []
+    return [f"{engine} drafts without the repetition penalty; the run's draft had it, and more of it was accepted."]
+
+
 def printable(name: str) -> str:
     """The name without characters that a terminal would obey or not show; "?" stands for them."""
     return "".join(character if character.isprintable() else "?" for character in name)

@@ -6,8 +6,10 @@ out here because a brief must not depend on files in the reader's folder, and be
 
 - vLLM: its pages README.md, draft_model.md and n_gram.md of docs/features/speculative_decoding/ (methods,
   `use_heterogeneous_vocab`, `draft_sample_method`); vllm/v1/spec_decode/ngram_proposer.py (earliest of the longest
-  matches); github.com/vllm-project/vllm/pull/35301 (a cut-off, open)
-- SGLang: docs/advanced_features/speculative_decoding.md of github.com/sgl-project/sglang
+  matches); github.com/vllm-project/vllm/pull/35301 (a cut-off, open), 19482 (penalties in the rejection
+  sampler)
+- SGLang: docs/advanced_features/speculative_decoding.md of github.com/sgl-project/sglang; its pull request 22049 (a
+  penalty over a whole round is that of the round's start)
 - llama.cpp: `llama-server --help` of build 11434; docs/speculative.md of github.com/ggml-org/llama.cpp (the latest
   match; a look-up goes before a draft model); a test runs both together in xllamacpp 2026.10.11549
 - TGI: docs/source/reference/launcher.md of github.com/huggingface/text-generation-inference, its issue 2997, and in its
@@ -18,7 +20,17 @@ from __future__ import annotations
 
 import json
 
-from specbench.report.settings.plan import Given, Named, Plan, directory, gguf, printable, sampled_drafts, shell
+from specbench.report.settings.plan import (
+    Given,
+    Named,
+    Plan,
+    bare_drafts,
+    directory,
+    gguf,
+    printable,
+    sampled_drafts,
+    shell,
+)
 
 
 def vllm(plan: Plan) -> Given | str:
@@ -44,6 +56,7 @@ def vllm(plan: Plan) -> Given | str:
         config = {"method": "draft_model", "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
         config |= {"revision": draft.revision} if draft.revision else {}
         differs += sampled_drafts(plan, "vLLM", '`"draft_sample_method":"probabilistic"` in the config')
+        differs += bare_drafts(plan, "vLLM")
     else:
         config = {"method": "ngram", "num_speculative_tokens": plan.proposed}
         config |= {"prompt_lookup_min": plan.down_to, "prompt_lookup_max": ngram.n}
@@ -51,6 +64,8 @@ def vllm(plan: Plan) -> Given | str:
             differs.append("vLLM copies the earliest match, the run copied the latest.")
         if not plan.sampling.greedy:
             differs.append("On a CPU, vLLM 0.32.0 ended at a sampled request with n-gram look-up.")
+    if plan.sampling.min_p and not plan.sampling.greedy:
+        differs.append("vLLM refuses requests with min-p while it speculates (vllm-project/vllm#42744).")
     written = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
     options = [["vllm", "serve", target.name], *_revision(target), ["--speculative-config", written]]
     return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))
@@ -78,8 +93,10 @@ def sglang(plan: Plan) -> Given | str:
         ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"],
         ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
     ]
-    drawn = sampled_drafts(plan, "SGLang", None)
-    return Given("sh", shell(options), tuple(drawn), tuple(filter(None, (target.legend, draft.legend))))
+    differs = sampled_drafts(plan, "SGLang", None) + bare_drafts(plan, "SGLang")
+    if plan.sampling.penalised:
+        differs.append("Its penalty does not count a round's own drafts: the text is not quite the target's own.")
+    return Given("sh", shell(options), tuple(differs), tuple(filter(None, (target.legend, draft.legend))))
 
 
 def llamacpp(plan: Plan) -> Given | str:
@@ -110,6 +127,7 @@ def llamacpp(plan: Plan) -> Given | str:
                 "Its cut-off is on the likeliest token's share of the ten likeliest, not on its probability."
             )
         differs += sampled_drafts(plan, "llama.cpp", "`--spec-draft-sampling probabilistic`")
+        differs += bare_drafts(plan, "llama.cpp")
     if len(types) > 1:
         differs.append("specbench starts no such pair; its tests ran one in xllamacpp 2026.10.")
     return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))

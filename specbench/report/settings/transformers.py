@@ -83,11 +83,13 @@ def _speculation(plan: Plan) -> list[str]:
 
 
 def _sampling(plan: Plan) -> str:
-    """What `generate` would else take from the model's own file; top_k 0 is off."""
+    """What `generate` would else take from the model's own file; top_k 0 is off, and so are min_p 0 and penalty 1."""
     sampling = plan.sampling
     drawn = f"do_sample=True, temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k}"
+    drawn += f", min_p={sampling.min_p}"
+    penalty = f", repetition_penalty={sampling.repetition_penalty}"
     limit = f", max_new_tokens={plan.max_new_tokens}" if plan.max_new_tokens else ""
-    return ("do_sample=False" if sampling.greedy else drawn) + limit
+    return ("do_sample=False" if sampling.greedy else drawn) + penalty + limit
 
 
 def _differs(plan: Plan) -> tuple[str, ...]:

@@ -123,8 +123,12 @@ def _as_before(plan: Plan, facts: Facts) -> list[list[str]]:
     if plan.max_new_tokens:
         options.append(["--max-new-tokens", str(plan.max_new_tokens)])
     sampling = plan.sampling
+    drawn = {}
     if not sampling.greedy:
         drawn = {"temperature": sampling.temperature, "top-p": sampling.top_p, "top-k": sampling.top_k}
+        drawn |= {"min-p": sampling.min_p} if sampling.min_p else {}
+    drawn |= {"repetition-penalty": sampling.repetition_penalty} if sampling.penalised else {}
+    if drawn:
         options.append([part for flag, value in drawn.items() for part in (f"--{flag}", f"{value:g}")])
     return options
 

@@ -1,0 +1,306 @@
+"""A repetition penalty and min-p: the text is what transformers writes, sampled text follows the target exactly, replay
+is the loop, and whoever forgets the penalty at one place is caught."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_markov import FakeMarkov, text_probabilities
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from test_drafters import same_rounds, skip_drafter
+from test_many import many
+from test_replay import cached, scored
+from tiny import near_copy, run, tiny_llama
+from transformers import GenerationConfig, MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
+
+from specbench.acceptance import loop, score
+from specbench.acceptance.loop import generate
+from specbench.acceptance.many import generate_many
+from specbench.acceptance.penalty import RepetitionPenalty, penalised
+from specbench.acceptance.replay import replay
+from specbench.acceptance.rules import distribution
+from specbench.config import RunConfig, load_config
+from specbench.drafters import NgramSpec
+from specbench.drafters.combined import CombinedDrafter
+from specbench.drafters.many import ManyModelDrafter
+from specbench.drafters.model import ModelDrafter
+from specbench.drafters.ngram import NgramDrafter
+from specbench.engines.batch import generate_batch, score_batch
+from specbench.engines.cached import CachedModel
+from specbench.engines.ragged import RaggedModel
+from specbench.errors import ConfigError
+from specbench.records import Round, Sampling, sampling_of
+from specbench.report import wording
+
+VOCAB = 24
+TARGET = tiny_llama(VOCAB, seed=1)
+NEAR = near_copy(TARGET, noise=0.05)
+PENALISED = Sampling(repetition_penalty=1.3)
+NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")
+
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8)
+penalties = st.sampled_from([0.7, 1.1, 1.3, 3.0])
+
+
+def drafter_of(kind: str, sampling: Sampling, reader: CachedModel, **options: Any):
+    lookup = NgramDrafter(NgramSpec(2), eos=())
+    if kind == "ngram":
+        return lookup
+    if kind == "skip":
+        return skip_drafter(reader, TARGET, 1, sampling=sampling, **options)
+    rule = {"vocab_size": VOCAB, "sampling": sampling, "eos": ()} | options
+    model = ModelDrafter(CachedModel(TARGET if kind == "self" else NEAR, 512), **rule)
+    return CombinedDrafter(lookup, model) if kind == "combined" else model
+
+
+def transformers_text(prompt: list[int], limit: int, penalty: float, **more: Any) -> list[int]:
+    config = GenerationConfig(max_new_tokens=limit, do_sample=False, pad_token_id=-1, repetition_penalty=penalty)
+    ids = torch.tensor([prompt])
+    out = TARGET.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, **more)
+    return out[0, len(prompt) :].tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(ids=st.lists(st.integers(0, 30), min_size=1, max_size=9), n=st.integers(1, 9), penalty=penalties)
+def test_every_row_has_the_penalty_of_what_stands_before_it(ids, n, penalty):
+    n = min(n, len(ids))
+    logits = torch.randn(n, VOCAB, generator=torch.Generator().manual_seed(len(ids)))
+    alone = RepetitionPenaltyLogitsProcessor(penalty)
+    for row in range(n):
+        before = torch.tensor([ids[: len(ids) - n + 1 + row]])  # ids beyond the logits penalise nothing
+        assert penalised(logits, torch.tensor(ids), penalty)[row].equal(alone(before, logits[row : row + 1])[0])
+
+
+def test_the_penalty_is_transformers_own_and_leaves_the_logits_alone():
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+    assert penalised(logits, torch.tensor([0, 1, 1]), 2.0).tolist() == [[1.0, -4.0, 1.0]]
+    assert logits.tolist() == [[2.0, -2.0, 1.0]]
+    assert RepetitionPenalty(Sampling()).apply(logits, [0, 1]) is logits
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prompt=prompts,
+    gamma=st.integers(1, 6),
+    limit=st.integers(1, 40),
+    penalty=penalties,
+    kind=st.sampled_from(["near", "self", "skip", "ngram", "combined"]),
+    chained=st.booleans(),
+)
+def test_greedy_text_is_that_of_transformers_with_the_penalty(prompt, gamma, limit, penalty, kind, chained):
+    sampling = Sampling(repetition_penalty=penalty)
+    reader = CachedModel(TARGET, 512)
+    drafter = drafter_of(kind, sampling, reader, **({} if kind == "ngram" else {"chained": chained}))
+    got = run(reader, drafter, prompt, gamma=gamma, sampling=sampling, max_new_tokens=limit)
+    alone = run(TARGET, None, prompt, sampling=sampling, max_new_tokens=limit)
+    assert got.tokens == alone.tokens == transformers_text(prompt, limit, penalty)
+    if kind == "self":
+        assert all(r.accepted == r.drafted for r in got.rounds)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.lists(prompts, min_size=1, max_size=4), gamma=st.integers(1, 5), limit=st.integers(1, 30), cut=st.booleans()
+)
+def test_rows_of_a_batch_are_their_prompts_alone(rows, gamma, limit, cut):
+    def batch(chained):
+        rule = {"vocab_size": VOCAB, "sampling": PENALISED, "eos": (), "chained": chained}
+        rule["cutoff"] = 0.1 if cut and not chained else 0.0
+        drafter = ManyModelDrafter(RaggedModel(NEAR, 128, 8), **rule)
+        return many(TARGET, drafter, rows, gamma=gamma, sampling=PENALISED, limit=limit)
+
+    plain, chained = batch(False), batch(True)
+    for prompt, one, other, bare in zip(
+        rows, plain, chained, many(TARGET, None, rows, sampling=PENALISED, limit=limit), strict=True
+    ):
+        options = {"cutoff": 0.1} if cut else {}
+        drafter = drafter_of("near", PENALISED, cached(TARGET), **options)
+        alone = run(TARGET, drafter, prompt, gamma=gamma, sampling=PENALISED, max_new_tokens=limit)
+        assert (one.tokens, one.rounds) == (alone.tokens, alone.rounds)
+        assert other.tokens == bare.tokens == alone.tokens == transformers_text(prompt, limit, 1.3)
+
+
+@pytest.mark.parametrize("sampling", [PENALISED, Sampling(0.8, top_p=0.9, min_p=0.1, repetition_penalty=1.2)], ids=str)
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("gamma", [1, 3, 7])
+def test_a_model_drafting_for_itself_accepts_everything(sampling, gamma, chained):
+    """Which it does only where p and q have the same penalty, at every place of a round."""
+    drafter = drafter_of("self", sampling, cached(TARGET), chained=chained)
+    got = run(TARGET, drafter, [3, 1], gamma=gamma, sampling=sampling, max_new_tokens=1 + 5 * (gamma + 1))
+    assert got.rounds == [Round(gamma, gamma)] * 5
+
+
+def test_a_penalty_on_the_target_alone_costs_acceptance():
+    drafter = drafter_of("self", Sampling(), cached(TARGET))
+    got = run(TARGET, drafter, [3, 1], gamma=4, sampling=PENALISED, max_new_tokens=60)
+    assert got.tokens == run(TARGET, None, [3, 1], sampling=PENALISED, max_new_tokens=60).tokens
+    assert sum(r.accepted for r in got.rounds) < 0.8 * sum(r.drafted for r in got.rounds)
+
+
+# Five tokens, so that prompt, emitted tokens and drafts penalise different ones, and texts that repeat themselves.
+CHAIN, OTHER = FakeMarkov.random(5, seed=4), FakeMarkov.random(5, seed=2)
+WARM = Sampling(1.1, min_p=0.05, repetition_penalty=2.0)
+EOS = {4}
+
+
+def chain_drafter(sampling: Sampling) -> ModelDrafter:
+    return ModelDrafter(OTHER, vocab_size=5, sampling=sampling, eos=EOS)
+
+
+def chi_square(drafter: Any, sampling: Sampling, trials: int = 2000) -> float:
+    """p-value of the observed texts against the exact distribution; rare texts are pooled."""
+    exact = text_probabilities(CHAIN, [0], 4, sampling, EOS)
+    drawn = [
+        run(CHAIN, drafter, [0], gamma=3, sampling=sampling, eos=EOS, max_new_tokens=4, seed=s) for s in range(trials)
+    ]
+    seen = Counter(tuple(each.tokens) for each in drawn)
+    if any(exact[text] == 0 for text in seen):
+        return 0.0
+    common = [text for text, p in exact.items() if p * trials >= 10]
+    observed, expected = [seen[text] for text in common], [exact[text] * trials for text in common]
+    rest = trials - sum(observed), trials - sum(expected)
+    return stats.chisquare([*observed, rest[0]], [*expected, rest[1]], sum_check=False).pvalue
+
+
+def test_sampled_text_follows_the_penalised_target():
+    assert chi_square(chain_drafter(WARM), WARM) > 1e-3
+    # q is what the drafts were drawn from, penalised or not: that it differs from p is what the rule is for
+    assert chi_square(chain_drafter(Sampling(1.1)), WARM) > 1e-3
+
+
+class NoDrafts(RepetitionPenalty):
+    """Wrong: every place of a round has the penalty of its start."""
+
+    def apply(self, logits, x, drafts=()):
+        return torch.cat([super(NoDrafts, self).apply(row[None], x) for row in logits])
+
+
+class Off(RepetitionPenalty):
+    def apply(self, logits, x, drafts=()):
+        return logits
+
+
+@pytest.mark.parametrize("wrong", [NoDrafts, Off])
+def test_the_same_test_rejects_a_penalty_that_forgets(wrong, monkeypatch):
+    monkeypatch.setattr(loop, "RepetitionPenalty", wrong)
+    assert chi_square(chain_drafter(WARM), WARM) < 1e-6
+
+
+def test_min_p_comes_last_and_keeps_the_likeliest():
+    logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]]))
+    assert distribution(logits, Sampling(1.0, min_p=0.6))[0].tolist() == pytest.approx([4 / 7, 3 / 7, 0, 0])
+    # after the temperature: 16, 9, 4, 1 of 30, of which 9 is below 0.6 of 16
+    assert distribution(logits, Sampling(0.5, min_p=0.6))[0].tolist() == [1, 0, 0, 0]
+    assert distribution(logits, Sampling(1.0, min_p=1.0))[0].tolist() == [1, 0, 0, 0]
+    assert distribution(logits, Sampling(min_p=0.6))[0].tolist() == [1, 0, 0, 0]
+    theirs = MinPLogitsWarper(0.3)(None, logits).softmax(-1)
+    assert distribution(logits, Sampling(1.0, min_p=0.3)).equal(theirs)
+
+
+@settings(max_examples=30, deadline=None)
+@given(prompt=prompts, gamma=st.integers(1, 8), limit=st.integers(1, 90), penalty=penalties)
+def test_greedy_replay_is_the_loop_round_by_round(prompt, gamma, limit, penalty):
+    sampling = Sampling(repetition_penalty=penalty)
+    alone = run(TARGET, None, prompt, sampling=sampling, max_new_tokens=limit)
+    live = run(
+        TARGET,
+        drafter_of("near", sampling, cached(TARGET)),
+        prompt,
+        gamma=gamma,
+        sampling=sampling,
+        max_new_tokens=limit,
+    )
+    text = scored(None, cached(NEAR), prompt, alone.tokens, limit=limit, vocab=VOCAB, sampling=sampling)
+    same_rounds(replay([text], gamma), live, gamma)
+
+
+def test_greedy_replay_without_the_penalty_is_not_the_loop(monkeypatch):
+    alone = run(TARGET, None, [3, 1], sampling=PENALISED, max_new_tokens=60)
+    live = run(
+        TARGET, drafter_of("near", PENALISED, cached(TARGET)), [3, 1], gamma=4, sampling=PENALISED, max_new_tokens=60
+    )
+    monkeypatch.setattr(score, "RepetitionPenalty", Off)
+    text = scored(None, cached(NEAR), [3, 1], alone.tokens, limit=60, vocab=VOCAB, sampling=PENALISED)
+    assert replay([text], 4).accepted[0] != sum(r.accepted for r in live.rounds)
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_sampling_replay_agrees_with_the_loop(gamma):
+    drafter, texts, live = chain_drafter(WARM), [], []
+    for seed in range(250):
+        alone = run(CHAIN, None, [0], sampling=WARM, eos=EOS, max_new_tokens=30, seed=seed)
+        texts.append(scored(CHAIN, OTHER, [0], alone.tokens, limit=30, vocab=5, sampling=WARM, eos=EOS))
+        rounds = run(
+            CHAIN, drafter, [0], gamma=gamma, sampling=WARM, eos=EOS, max_new_tokens=30, seed=1000 + seed
+        ).rounds
+        live.append((len(rounds), sum(r.accepted for r in rounds)))
+    rounds, accepted = np.array(live).sum(0)
+    tau = 1 + accepted / rounds
+    scatter = np.array([a - r * (tau - 1) for r, a in live]).std() * np.sqrt(len(live)) / rounds
+    assert replay(texts, gamma).tokens_per_round == pytest.approx(tau, abs=5 * scatter)
+    assert scatter < 0.05
+
+
+@pytest.mark.parametrize("sampling", [PENALISED, Sampling(0.9, min_p=0.02, repetition_penalty=1.2)], ids=str)
+def test_batched_scores_are_those_of_single_texts(sampling):
+    given, outputs = [[1, 2, 3], [9], [4] * 50, [5, 6]], [[5, 6, 7, 8], [3], [*range(20), *range(20)], [1] * 35]
+    batch = score_batch(TARGET, NEAR, given, outputs, vocab_size=VOCAB, sampling=sampling, eos={11})
+    for prompt, output, together in zip(given, outputs, batch, strict=True):
+        alone = score.score(cached(TARGET), cached(NEAR), prompt, output, vocab_size=VOCAB, sampling=sampling, eos={11})
+        for name in NUMBERS:
+            np.testing.assert_allclose(getattr(together, name), getattr(alone, name), atol=1e-4)
+
+
+def test_batched_texts_are_those_of_the_single_engine():
+    given = [[1, 2, 3], [9], [4, 5, 6, 7, 8, 9, 10]]
+    # the padding of the short ones is no token that was said
+    outputs = generate_batch(TARGET, given, sampling=PENALISED, eos={11}, max_new_tokens=30, seed=0)
+    assert outputs == [run(TARGET, None, p, sampling=PENALISED, eos={11}, max_new_tokens=30).tokens for p in given]
+    drawn = generate_batch(TARGET, [[1]] * 50, sampling=Sampling(9.0, min_p=1.0), eos={11}, max_new_tokens=1, seed=0)
+    assert len({text[0] for text in drawn}) == 1
+
+
+@pytest.mark.parametrize("function", [generate, generate_many], ids=lambda f: f.__name__)
+def test_nothing_is_done_where_the_penalty_is_off(function, monkeypatch):
+    def never(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("specbench.acceptance.penalty.penalised", never)
+    drafter = drafter_of("near", Sampling(0.7), cached(TARGET))
+    if function is generate:
+        assert run(TARGET, drafter, [3, 1], sampling=Sampling(0.7)).tokens
+    else:
+        assert many(TARGET, None, [[3, 1]], sampling=Sampling(0.7))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        (Sampling(), "greedy (temperature 0)"),
+        (Sampling(min_p=0.1), "greedy (temperature 0)"),
+        (Sampling(repetition_penalty=1.1), "greedy (temperature 0), repetition penalty 1.1"),
+        (Sampling(0.7, 0.9, 5, 0.1, 1.2), "temperature 0.7, top-p 0.9, top-k 5, min-p 0.1, repetition penalty 1.2"),
+    ],
+)
+def test_a_brief_names_what_is_on(sampling, words):
+    assert wording.sampling(sampling) == words
+
+
+def test_a_stored_configuration_that_does_not_say_has_them_off():
+    assert sampling_of({"temperature": 0.7, "top_p": 0.9, "top_k": 3, "seed": 1}) == Sampling(0.7, 0.9, 3)
+    config = RunConfig(temperature=0.7, min_p=0.1, repetition_penalty=1.2)
+    assert sampling_of(config.as_dict()) == config.sampling == Sampling(0.7, min_p=0.1, repetition_penalty=1.2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("repetition_penalty", 0), ("repetition_penalty", -1.1), ("min_p", 1.5), ("min_p", True)]
+)
+def test_what_no_engine_takes_is_refused(key, value):
+    with pytest.raises(ConfigError, match=key):
+        load_config(None, {key: value})
