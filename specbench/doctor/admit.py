@@ -12,12 +12,14 @@ from specbench.cost.load import free_cores
 from specbench.doctor import machine
 from specbench.doctor.bed import GAMMA, Bed, in_float32, make_bed
 from specbench.doctor.examine import Patient, examine
+from specbench.doctor.files import own_files
 from specbench.doctor.findings import SCHEMA, Examination, Finding
 from specbench.doctor.language import LONGEST_SAMPLE
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.engines.drafting import Draft, load_drafts
 from specbench.errors import ModelError, VocabularyError, WorkloadError
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
+from specbench.models.encoding import Today
 from specbench.models.memory import gigabytes
 from specbench.models.prompts import encode, end_tokens
 from specbench.records import Prompt, Sampling
@@ -44,12 +46,16 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     except ModelError as error:
         findings.append(Finding("models-load", "broken", error.what, error.cure))
     else:
-        encoded = [(prompt, ids) for prompt in prompts if _fits(ids := encode(target, prompt), target, drafts, config)]
+        today = Today()
+        encoded = [
+            (prompt, ids) for prompt in prompts if _fits(ids := encode(target, prompt, today), target, drafts, config)
+        ]
         if not encoded:
             raise WorkloadError(
                 "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts."
             )
         used = len(encoded)
+        findings += own_files(target, config, [ids for _, ids in encoded], today)
         capacity = max(len(ids) for _, ids in encoded) + config.max_new_tokens + GAMMA + 2
         findings.append(machine.memory(target, drafts, capacity))
         if findings[-1].state != "broken":

@@ -28,6 +28,7 @@ from specbench.engines.ragged import RaggedModel
 from specbench.engines.room import WIDEST
 from specbench.engines.swap import make_lean
 from specbench.models import LoadedModel, load_model, resolve_device
+from specbench.models.encoding import Today
 from specbench.models.prompts import encode, end_tokens
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Caution, Prompt, Sampling
@@ -68,6 +69,7 @@ class LocalEngine:
             )
             self.cautions += report.cautions
         self.eos = end_tokens(self.target)
+        self.today = Today()
 
     def _load(self, config: RunConfig, name: str) -> LoadedModel:
         trusted = frozenset(config.trust_remote_code)
@@ -85,13 +87,13 @@ class LocalEngine:
     def describe(self) -> dict[str, Any]:
         """What was loaded, for the record: name, revision, parameters, bytes of weights and cache of each model."""
         return {
-            "target": facts(self.target),
+            "target": facts(self.target) | {"end_tokens": sorted(self.eos)},
             "drafts": {text: draft.facts() for text, draft in self.drafts.items()},
         }
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of the prompt, through the target's chat template where it has one."""
-        return encode(self.target, prompt)
+        """Token ids of the prompt, through the target's chat template where it has one, written `today`."""
+        return encode(self.target, prompt, self.today)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Output token ids as text."""

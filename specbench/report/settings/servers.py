@@ -7,6 +7,8 @@ out here because a brief must not depend on files in the reader's folder, and be
 - vLLM: its pages README.md, draft_model.md and n_gram.md of docs/features/speculative_decoding/ (methods,
   `use_heterogeneous_vocab`, `draft_sample_method`); vllm/v1/spec_decode/ngram_proposer.py (earliest of the longest
   matches); github.com/vllm-project/vllm/pull/35301 (a cut-off, open)
+- sampling: vllm/config/model.py `get_diff_sampling_param`, SGLang's srt/configs/model_config.py
+  `get_default_sampling_params`, TGI's server/text_generation_server/models/flash_causal_lm.py (ends of texts alone)
 - SGLang: docs/advanced_features/speculative_decoding.md of github.com/sgl-project/sglang
 - llama.cpp: `llama-server --help` of build 11434; docs/speculative.md of github.com/ggml-org/llama.cpp (the latest
   match; a look-up goes before a draft model); a test runs both together in xllamacpp 2026.10.11549
@@ -17,7 +19,9 @@ out here because a brief must not depend on files in the reader's folder, and be
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
+from specbench.models.defaults import measured
 from specbench.report.settings.plan import Given, Named, Plan, directory, gguf, printable, sampled_drafts, shell
 
 
@@ -52,8 +56,10 @@ def vllm(plan: Plan) -> Given | str:
         if not plan.sampling.greedy:
             differs.append("On a CPU, vLLM 0.32.0 ended at a sampled request with n-gram look-up.")
     written = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
-    options = [["vllm", "serve", target.name], *_revision(target), ["--speculative-config", written]]
-    return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))
+    # Without the second line the file's penalties and temperature are what a request does not set; its ends stay.
+    options = [["vllm", "serve", target.name], *_revision(target), ["--generation-config", "vllm"]]
+    options.append(["--speculative-config", written])
+    return Given("sh", shell(options), tuple(differs), _request(plan), tuple(filter(None, legends)))
 
 
 def sglang(plan: Plan) -> Given | str:
@@ -72,6 +78,7 @@ def sglang(plan: Plan) -> Given | str:
     options = [
         ["python", "-m", "sglang.launch_server", "--model-path", target.name],
         *_revision(target),
+        ["--sampling-defaults", "openai"],
         ["--speculative-algorithm", "STANDALONE"],
         ["--speculative-draft-model-path", draft.name],
         *([["--speculative-draft-model-revision", draft.revision]] if draft.revision else []),
@@ -79,7 +86,8 @@ def sglang(plan: Plan) -> Given | str:
         ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
     ]
     drawn = sampled_drafts(plan, "SGLang", None)
-    return Given("sh", shell(options), tuple(drawn), tuple(filter(None, (target.legend, draft.legend))))
+    legends = tuple(filter(None, (target.legend, draft.legend)))
+    return Given("sh", shell(options), tuple(drawn), _request(plan), legends)
 
 
 def llamacpp(plan: Plan) -> Given | str:
@@ -94,7 +102,8 @@ def llamacpp(plan: Plan) -> Given | str:
     if plan.on != "llama.cpp":
         differs.append(f"A quantised GGUF is another model than the {plan.precision or 'one'} that was measured.")
     types = [*(["ngram-simple"] if ngram is not None else []), *(["draft-simple"] if spec.kind is not None else [])]
-    options = [["llama-server", "--model", target.name], ["--spec-type", ",".join(types)]]
+    options = [["llama-server", "--model", target.name], *_llamacpp_sampling(plan)]
+    options.append(["--spec-type", ",".join(types)])
     if ngram is not None:
         options.append(["--spec-ngram-simple-size-n", str(ngram.n), "--spec-ngram-simple-size-m", str(plan.proposed)])
         options.append(["--spec-ngram-simple-min-hits", "1"])
@@ -112,7 +121,9 @@ def llamacpp(plan: Plan) -> Given | str:
         differs += sampled_drafts(plan, "llama.cpp", "`--spec-draft-sampling probabilistic`")
     if len(types) > 1:
         differs.append("specbench starts no such pair; its tests ran one in xllamacpp 2026.10.")
-    return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))
+    if len(plan.ends) > 1:
+        differs.append(f"The run's texts ended at any of the ids {_listed(plan.ends)}; a GGUF file may know fewer.")
+    return Given("sh", shell(options), tuple(differs), legends=tuple(filter(None, legends)))
 
 
 def tgi(plan: Plan) -> Given | str:
@@ -128,7 +139,53 @@ def tgi(plan: Plan) -> Given | str:
     )
     options = [["text-generation-launcher", "--model-id", target.name], *_revision(target)]
     options.append(["--speculate", str(plan.proposed)])
-    return Given("sh", shell(options), differs, tuple(filter(None, (target.legend,))))
+    return Given("sh", shell(options), differs, _tgi_request(plan), tuple(filter(None, (target.legend,))))
+
+
+def _request(plan: Plan) -> str:
+    """The sampling of the run as vLLM and SGLang have it; top_k -1 is off."""
+    values = measured(plan.sampling)
+    body = values | {"top_k": plan.sampling.top_k or -1}
+    if plan.sampling.greedy:
+        body = {key: body[key] for key in ("temperature", "repetition_penalty")}
+    return _body(body | _limit(plan, "max_tokens"))
+
+
+def _tgi_request(plan: Plan) -> str:
+    """TGI takes no more than the ends of texts from the model's file, several where it lists several. Off is unset."""
+    values = measured(plan.sampling)
+    off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    if plan.sampling.greedy:
+        values = {"repetition_penalty": values["repetition_penalty"]}
+    said = {key: value for key, value in values.items() if value != off.get(key)}
+    return "to `/generate`, `parameters`: " + _body(
+        {"do_sample": not plan.sampling.greedy} | said | _limit(plan, "max_new_tokens")
+    )
+
+
+def _limit(plan: Plan, key: str) -> dict[str, int]:
+    return {key: plan.max_new_tokens} if plan.max_new_tokens else {}
+
+
+def _body(values: Mapping[str, float]) -> str:
+    return f"`{json.dumps(values)[1:-1]}`."
+
+
+def _llamacpp_sampling(plan: Plan) -> list[list[str]]:
+    """What the server takes where a request says nothing; its own defaults are 0.8, 40, 0.95, 0.05."""
+    values = measured(plan.sampling)
+    options = [
+        ["--temp", f"{values['temperature']:g}", "--top-k", f"{values['top_k']:g}"],
+        ["--top-p", f"{values['top_p']:g}", "--min-p", f"{values['min_p']:g}"],
+        ["--repeat-penalty", f"{values['repetition_penalty']:g}"],
+    ]
+    if values["repetition_penalty"] != 1.0:
+        options[-1] += ["--repeat-last-n", "-1"]  # over all that was read, and not the last 64 tokens
+    return options
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids))
 
 
 def _revision(model: Named) -> list[list[str]]:
