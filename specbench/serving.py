@@ -209,6 +209,7 @@ class _Serve:
             spec, alone = self.specs[serving.draft], self._looked.get("baseline")
             found = preflight.check_speculating(state, alone, serving.gamma, up.url)
             found += preflight.check_drafts(answers, state, spec, serving.gamma, up.url)
+        found += preflight.check_defaults(state)
         self._cautions += [*found, *preflight.check_prefix_cache(answers, state)]
         self._warm.add(label)
         return up

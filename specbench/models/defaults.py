@@ -71,7 +71,7 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "assistant_ensemble_weight": (),
 }
 _SERVERS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-_GGUF = ("temperature", "top_k", "top_p", "min_p")
+# What gguf writes into a GGUF file as well; llama.cpp takes it from there.
 _DRAWN = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -128,7 +128,7 @@ def generation_caution(
     found = unmeasured(values, sampling, new_tokens=new_tokens, longest=longest or new_tokens)
     parts = []
     if any_of := [key for key in found if key in _SERVERS]:
-        gguf = ", llama.cpp from a GGUF file that was converted with it" if {*any_of} & {*_GGUF} else ""
+        gguf = "; converted to GGUF, by llama.cpp too, but for a penalty" if {*any_of} & {*_DRAWN} else ""
         parts.append(f"{_listed(found, any_of)} (applied by vLLM, SGLang and transformers{gguf})")
     if "max_new_tokens" in found:
         parts.append(f"{_listed(found, ['max_new_tokens'])} (by vLLM and transformers)")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,27 @@ class Today:
         self.at = at or datetime.now()
         self.written = False
 
-    def __call__(self, format: str) -> str:  # noqa: A002 - as transformers calls it
+    def now(self) -> datetime:
+        """What transformers asks for."""
         self.written = True
-        return self.at.strftime(format)
+        return self.at
 
-    def arguments(self, tokenizer: Any) -> dict[str, Any]:
-        """What a template that writes dates has to be given; nothing for others, since some tokenizers take nothing."""
-        return {_CLOCK: self} if _CLOCK in json.dumps(tokenizer.chat_template) else {}
+    @contextmanager
+    def held(self, tokenizer: Any) -> Iterator[None]:
+        """Templates are written at this moment. transformers gives them a clock and no way to set it: it looks it up as
+        `datetime` of its own module, at every call."""
+        if _CLOCK not in json.dumps(tokenizer.chat_template):
+            yield
+            return
+        from transformers.utils import chat_template_utils
+
+        home: Any = chat_template_utils
+        clock = home.datetime
+        home.datetime = self
+        try:
+            yield
+        finally:
+            home.datetime = clock
 
 
 def ids_sha256(ids: Sequence[int]) -> str:

@@ -20,8 +20,8 @@ def encode(loaded: LoadedModel, prompt: Prompt, today: Today | None = None) -> l
         return ids or [next(iter(end_tokens(loaded)))]
     turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
     try:
-        written = (today or Today()).arguments(tokenizer)
-        encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, **written)
+        with (today or Today()).held(tokenizer):
+            encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
     except Exception as error:  # a template may raise anything, and its message may quote the prompt
         raise ModelError(
             f"the chat template of {loaded.name} fails ({type(error).__name__})",

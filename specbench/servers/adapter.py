@@ -51,7 +51,8 @@ class Reading:
 class State:
     """What a server says of itself; None is what it does not say. `speculating` is whether it drafts at all, `method`
     how; `busy` counts requests in it now; `gamma` is the draft length that it was started with; `context` the longest
-    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones."""
+    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones; `defaults` what it does to
+    texts though requests do not ask for it, such as {"dry_multiplier": 0.8}."""
 
     model: str | None = None
     version: str | None = None
@@ -61,6 +62,7 @@ class State:
     busy: int | None = None
     context: int | None = None
     prefix_cache: bool | None = None
+    defaults: Mapping[str, float] | None = None
 
 
 # GET a path: the page as text, or None where the server does not have it.
