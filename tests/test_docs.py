@@ -50,7 +50,9 @@ def options_of(command):
 PROGRAM = typer.main.get_command(app)
 FLAGS = flags_by_command()
 # Flags of other programs: benchmarks, llama.cpp, vLLM, SGLang.
-OTHERS = re.compile("--(quick|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*)")
+OTHERS = re.compile(
+    "--(quick|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
+)
 
 
 def named(word, text):
