@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import CANARY, Lab
+from fake_server import FakeServer
 from test_cli import call
 from test_run import FakeObserver, sweep
+from test_serving import codes, served, speculating
 from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -155,6 +157,14 @@ def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_
     found = findings(lab, target)
     assert (found["generation-config"]["state"], found["date-in-prompt"]["state"]) == ("note", "ok")
     assert "temperature 0.7" in found["generation-config"]["evidence"]
+
+
+def test_a_run_on_servers_names_it_where_the_files_are_at_hand(lab, tmp_path):
+    target = model_with(lab, tmp_path / "t", repetition_penalty=1.1)
+    for name, named in ((str(target), True), (str(lab.target), False), ("served", False)):
+        with FakeServer() as alone, speculating() as drafting:
+            stored = served(lab, tmp_path / "runs", alone, drafting, target=name, mode="fresh")
+        assert ("generation-config" in codes(stored)) == named
 
 
 def findings(lab, target):

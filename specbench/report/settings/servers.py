@@ -102,7 +102,7 @@ def llamacpp(plan: Plan) -> Given | str:
     if plan.on != "llama.cpp":
         differs.append(f"A quantised GGUF is another model than the {plan.precision or 'one'} that was measured.")
     types = [*(["ngram-simple"] if ngram is not None else []), *(["draft-simple"] if spec.kind is not None else [])]
-    options = [["llama-server", "--model", target.name], *_llamacpp_sampling(plan)]
+    options = [["llama-server", "--model", target.name], _llamacpp_sampling(plan)]
     options.append(["--spec-type", ",".join(types)])
     if ngram is not None:
         options.append(["--spec-ngram-simple-size-n", str(ngram.n), "--spec-ngram-simple-size-m", str(plan.proposed)])
@@ -171,17 +171,14 @@ def _body(values: Mapping[str, float]) -> str:
     return f"`{json.dumps(values)[1:-1]}`."
 
 
-def _llamacpp_sampling(plan: Plan) -> list[list[str]]:
-    """What the server takes where a request says nothing; its own defaults are 0.8, 40, 0.95, 0.05."""
+def _llamacpp_sampling(plan: Plan) -> list[str]:
+    """What the server takes where a request says nothing; its own defaults are 0.8, 40, 0.95, 0.05, and a GGUF file may
+    have others. A penalty goes over all that was read, and not over the last 64 tokens."""
+    flags = {"temp": "temperature", "top-k": "top_k", "top-p": "top_p", "min-p": "min_p"}
+    flags |= {"repeat-penalty": "repetition_penalty"}
     values = measured(plan.sampling)
-    options = [
-        ["--temp", f"{values['temperature']:g}", "--top-k", f"{values['top_k']:g}"],
-        ["--top-p", f"{values['top_p']:g}", "--min-p", f"{values['min_p']:g}"],
-        ["--repeat-penalty", f"{values['repetition_penalty']:g}"],
-    ]
-    if values["repetition_penalty"] != 1.0:
-        options[-1] += ["--repeat-last-n", "-1"]  # over all that was read, and not the last 64 tokens
-    return options
+    said = [part for flag, key in flags.items() for part in (f"--{flag}", f"{values[key]:g}")]
+    return said if values["repetition_penalty"] == 1.0 else [*said, "--repeat-last-n", "-1"]
 
 
 def _listed(ids: Sequence[int]) -> str:
