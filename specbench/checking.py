@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from specbench.bench import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
+from specbench.models.encoding import changed_encoding, encoded_record, today_of
 from specbench.records import Prompt, Sampling, Trial, sampling_of
 from specbench.report.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, worst
 from specbench.report.frame import counted
@@ -238,16 +239,25 @@ def _load(stored: StoredRun, name: str, was: dict[str, Any], asked: Asked) -> Lo
 def _encoded(
     stored: StoredRun, target: LoadedModel, prompts: dict[str, Prompt], trials: Sequence[Trial]
 ) -> dict[str, list[int]]:
-    """Token ids by prompt id; refused if a prompt is not of so many tokens as in the run."""
+    """Token ids by prompt id, of the day that the run began; refused if they are not those of the run."""
     from specbench.models.prompts import encode
 
     kwargs = stored.run["config"].get("chat_template_kwargs")
-    encoded = {prompt.id: encode(target, prompt, kwargs) for prompt in prompts.values()}
+    was = stored.run["workload"].get("encoded")
+    today = today_of(was)
+    encoded = {prompt.id: encode(target, prompt, kwargs, today) for prompt in prompts.values()}
+    now = encoded_record(target, [(prompt.sha256, encoded[prompt.id]) for prompt in prompts.values()], today)
+    if (changed := changed_encoding(was, now)) is not None:
+        raise StoreError(
+            f"The prompts are not those of the run any more: {changed}",
+            where=str(stored.folder),
+            cure="Put the old tokenizer and chat template back, or run again.",
+        )
     for trial in trials:
-        now = len(encoded[trial.prompt_id])
-        if trial.prompt_sha256 != prompts[trial.prompt_id].sha256 or trial.prompt_tokens != now:
+        tokens = len(encoded[trial.prompt_id])
+        if trial.prompt_sha256 != prompts[trial.prompt_id].sha256 or trial.prompt_tokens != tokens:
             raise StoreError(
-                f"Prompt {trial.prompt_id} has {now} tokens, in the run it had {trial.prompt_tokens}",
+                f"Prompt {trial.prompt_id} has {tokens} tokens, in the run it had {trial.prompt_tokens}",
                 where=str(stored.folder),
                 cure="The tokenizer or its chat template changed: put the old one back, or run again.",
             )

@@ -14,6 +14,7 @@ from specbench.bench import MAX_ATTEMPTS, Observer
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.errors import StoreError
+from specbench.models.encoding import changed_encoding
 from specbench.records import Caution, Trial
 from specbench.report.text import clean
 from specbench.runfile import HASHED, hashed, stored_config
@@ -147,6 +148,7 @@ def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None
     drafts = [_changed(old["drafts"].get(name, {}), facts) for name, facts in new["drafts"].items()]
     differs = {
         "the workload": _changed(_only(old["workload"], "sha256"), _only(new["workload"], "sha256")),
+        "the prompts' tokens": _encoding(old["workload"], new["workload"]),
         "the target": _changed(old["target"], new["target"]),
         "a draft": [change for changes in drafts for change in changes],
         "the machine": _changed(was["hardware"], now["hardware"]),
@@ -162,6 +164,11 @@ def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None
             where=str(folder),
             cure="Undo that and run the same command again, or use --fresh to start a new run.",
         )
+
+
+def _encoding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    found = changed_encoding(old.get("encoded"), new.get("encoded"))
+    return [] if found is None else [found]
 
 
 def _only(values: Mapping[str, Any], key: str) -> dict[str, Any]:

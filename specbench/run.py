@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,10 +22,12 @@ from specbench.engines.room import WIDEST, require_disk, require_memory
 from specbench.errors import WorkloadError
 from specbench.looks import Looks
 from specbench.models import resolve_device
+from specbench.models.defaults import generation_caution
+from specbench.models.encoding import Today, encoded_record, encoding_cautions, today_of
 from specbench.models.memory import is_out_of_memory, memory_errors
 from specbench.positions import PositionWriter
 from specbench.provenance import in_process, provenance
-from specbench.records import Arm, Prompt
+from specbench.records import Arm, Caution, Prompt
 from specbench.replaying import replay_texts, scored_texts
 from specbench.report.stopped import ruled_out_line
 from specbench.resume import opened, progress_of, threads_of, unfinished
@@ -138,7 +141,9 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
     used = f"{len(chosen):,} of {len(workload.prompts):,} prompts"
     observer.say(f"Loading {', '.join((config.target, *config.draft))} for {used}")
     engine = LocalEngine(config, threads)
+    engine.today = _today(earlier, observer)
     encoded, skipped = _fit(engine, chosen, config, batched=replay_only or config.batch_size > 1)
+    engine.cautions += _cautions(engine, encoded, config)
     order: list[Unit] = []
     if not replay_only:
         order, short = plan_units(encoded, config)
@@ -159,7 +164,27 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
         cautions=engine.cautions,
         trials_planned=planned,
     )
+    contents = [(item.prompt.sha256, item.ids) for item in encoded]
+    record["workload"]["encoded"] = encoded_record(engine.target, contents, engine.today)
     return Prepared(engine, encoded, order, record)
+
+
+def _today(earlier: StoredRun | None, observer: Observer) -> Today:
+    """What a chat template takes for today: in a run that goes on, the day that it began with, or its prompts would
+    become others in the middle."""
+    workload = {} if earlier is None else earlier.run.get("workload") or {}
+    today = today_of(workload.get("encoded"))
+    if today.at.date() != datetime.now().date():
+        observer.say(f"The chat template writes the date: prompts keep that of the run, {today.at:%Y-%m-%d}")
+    return today
+
+
+def _cautions(engine: LocalEngine, encoded: Sequence[Encoded], config: RunConfig) -> list[Caution]:
+    """What is odd about the prompts' tokens, and what the target's own files would do elsewhere."""
+    found = encoding_cautions(engine.target, [item.ids for item in encoded], engine.eos, engine.today)
+    longest = max(len(item.ids) for item in encoded) + config.max_new_tokens
+    other = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens, longest=longest)
+    return found if other is None else [*found, other]
 
 
 def _measure(

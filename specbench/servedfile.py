@@ -10,6 +10,7 @@ from typing import Any
 
 from specbench.config import RunConfig
 from specbench.errors import ConfigError, EngineError, StoreError
+from specbench.models.defaults import generation_caution
 from specbench.provenance import provenance
 from specbench.records import Caution, Prompt
 from specbench.report.text import clean
@@ -33,6 +34,7 @@ def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tup
         provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)
     except ValueError as error:
         raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
+    own = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens)
     record = run_record(
         config,
         command,
@@ -41,7 +43,7 @@ def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tup
         [],
         setting=provenance(engine(provider, None), None, None, provider.threads, provider.where),
         models=provider.models,
-        cautions=[],
+        cautions=[] if own is None else [own],
         trials_planned=len(prompts) * config.repeats * len(config.loads) * arms,
     )
     sources = dict(provider.adapter.sources)

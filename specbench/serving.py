@@ -218,6 +218,7 @@ class _Serve:
                 found += preflight.check_drafts(answers, state, spec, serving.gamma, up.url)
         if first:
             found += preflight.check_read(self.bench.unread(up, prompts), up.url)
+        found += preflight.check_defaults(state)
         self._cautions += [*found, *preflight.check_prefix_cache(answers, state)]
         self._warm.add(label)
         return up

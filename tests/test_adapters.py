@@ -15,6 +15,7 @@ from specbench.servers.adapter import Ask, Chunk
 from specbench.servers.detect import ADAPTERS, detect
 from specbench.servers.llamacpp import LlamaCpp
 from specbench.servers.openai import OpenAI, finish_of, stream_times, survivors, text_of, usage_of
+from specbench.servers.preflight import check_defaults
 from specbench.servers.scoring import Scorer, Top
 from specbench.servers.sglang import SGLang
 from specbench.servers.vllm import VLLM
@@ -530,3 +531,17 @@ def test_every_adapter_says_where_its_numbers_come_from():
     for adapter in (make() for make in ADAPTERS.values()):
         assert {"text", "finish", "output_tokens", "first_s", "last_s"} <= set(adapter.sources)
     assert finish_of(stream(said("a", "length"))) == "length"
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [({}, None), ({"dry_multiplier": 0.8, "mirostat": 2}, {"dry_multiplier": 0.8, "mirostat": 2})],
+)
+def test_llamacpp_tells_what_it_does_to_texts_unasked(own, said):
+    props = json.loads(capture("llamacpp_draft.props.json"))
+    props["default_generation_settings"]["params"] |= own
+    told = state(LlamaCpp(), props=json.dumps(props))
+    assert told.defaults == said
+    found = check_defaults(told)
+    assert [each.code for each in found] == ([] if said is None else ["server-defaults"])
+    assert said is None or "dry_multiplier 0.8, mirostat 2" in found[0].message

@@ -50,7 +50,9 @@ def options_of(command):
 PROGRAM = typer.main.get_command(app)
 FLAGS = flags_by_command()
 # Flags of other programs: benchmarks, llama.cpp, vLLM, SGLang.
-OTHERS = re.compile("--(quick|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*)")
+OTHERS = re.compile(
+    "--(quick|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
+)
 
 
 def named(word, text):
@@ -242,7 +244,16 @@ def test_the_contract_has_the_keys_of_the_code_and_says_what_can_be_null(section
 
 def test_the_contract_lists_every_warning_and_exit_code():
     modules = (cautions, comparison, served_cautions, workload_cautions)
-    others = ("run", "runfile", "resume", "servedfile", "scoring", "servers/preflight", "report/timing")
+    others = (
+        "run",
+        "runfile",
+        "resume",
+        "servedfile",
+        "scoring",
+        "servers/preflight",
+        "report/timing",
+        "models/encoding",
+    )
     sources = [Path(module.__file__).read_text() for module in modules]
     sources += [(ROOT / f"specbench/{name}.py").read_text() for name in others]
     codes = {code for source in sources for code in re.findall(r'Caution\(\s*"([\w-]+)"', source)}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import mmap
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,12 +27,14 @@ from fake_summary import stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 from markdown_it import MarkdownIt
 from test_cross import word_tokenizer
+from tiny import run as loop
 from tiny import save_with_byte_tokenizer, tiny_llama
 from transformers import GenerationConfig
 
 from specbench.drafters import parse_draft
 from specbench.engines.assisted import watched
 from specbench.errors import ConfigError
+from specbench.models import load_model
 from specbench.records import Sampling
 from specbench.report.contract import Choice, Rival, Summary
 from specbench.report.facts import Facts, read_facts
@@ -236,6 +240,7 @@ def run_pasted(code: str) -> tuple[list[int], list[int], torch.Tensor, torch.Ten
     with watched(seen) if "draft_tokenizer" not in names else nullcontext():
         exec(compile(last, "pasted", "exec"), names)
     hook.remove()
+    names["target"].generation_config = GenerationConfig(eos_token_id=names["target"].config.eos_token_id)
     alone = names["target"].generate(**names["inputs"], do_sample=False, max_new_tokens=24)
     return passes[:-1], [each.drafted for each in seen], names["output"], alone
 
@@ -263,8 +268,13 @@ def test_the_python_runs_and_drafts_gamma_tokens_a_round(kind: str, tmp_path: Pa
 def test_the_python_sets_what_generation_config_knows() -> None:
     known = set(vars(GenerationConfig()))
     codes = [of(made(draft=draft), "transformers").code for draft in ("org/d", "ngram:n=3", "skip:layers=2")]
-    found = set(re.findall(r"generation_config\.(\w+) =", "\n".join(codes)))
-    assert found == {"num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"}
+    lines = [line for line in "\n".join(codes).splitlines() if ".generation_config = " in line]
+    found = {key for line in lines for key in re.findall(r"(\w+)=", line)} - {"eos_token_id"}
+    assert len(lines) == 4 and found == {
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+    }
     said = {key for code in codes for key in re.findall(r'"(\w+)":', code)} - {"assistant_model"}
     assert '"assistant_early_exit": 2}' in codes[2] and '"max_matching_ngram_size": 3}' in codes[1]
     assert said == {"prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit"}
@@ -292,6 +302,79 @@ def test_a_penalty_and_min_p_are_pasted_as_measured_and_engines_that_differ_say_
     assert "--temperature" not in greedy.measure[1]
 
 
+# As Qwen2.5 ships it, and worse: each of these gives another text.
+OWN_FILE = {"repetition_penalty": 1.7, "do_sample": True, "temperature": 0.7, "top_k": 3, "suppress_tokens": [115, 42]}
+OWN_FILE |= {"no_repeat_ngram_size": 1, "min_new_tokens": 20, "forced_eos_token_id": 7}
+OWN_FILE |= {"bad_words_ids": [[token] for token in range(100, 200)]}
+
+
+def with_own_file(source: Path, folder: Path, **values: Any) -> Path:
+    """A copy of a model whose generation_config.json says more."""
+    shutil.copytree(source, folder)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["model", "skip:layers=1", "ngram:n=2"])
+def test_the_python_gives_the_measured_text_whatever_the_models_own_files_say(
+    kind: str, tmp_path: Path, lab: Any
+) -> None:
+    target, near = (with_own_file(path, tmp_path / path.name, **OWN_FILE) for path in (lab.target, lab.near))
+    loaded = load_model(str(target), dtype="float32", device="cpu")
+    ids = loaded.tokenizer("Your prompt")["input_ids"]
+    ends = (256, one_of := loop(loaded.model, None, ids, eos={256}, max_new_tokens=24).tokens[7])
+    text = loop(loaded.model, None, ids, eos=set(ends), max_new_tokens=24).tokens
+    assert text[-1] == one_of, "the second of two ends ended it"
+    summary, facts = case(draft=str(near) if kind == "model" else kind, target=str(target), precision="float32")
+    facts = replace(facts, max_new_tokens=24, target=replace(facts.target, ends=ends))
+    settings = settings_of(summary, facts)
+    assert settings is not None
+    code = of(settings, "transformers").code
+    passes, _, found, _ = run_pasted(code)
+    assert found[0, len(ids) :].tolist() == text
+    if kind == "model":  # nor does the draft's own file change what it drafts
+        assert run_pasted(code.replace(str(near), str(lab.near)))[0] == passes
+    own = re.sub(r"target.generation_config = .*", "target.generation_config.num_assistant_tokens = 4", code)
+    with contextlib.suppress(ValueError):  # no such text, or none at all
+        assert run_pasted(own)[2][0, len(ids) :].tolist() != text
+
+
+def test_servers_are_told_the_measured_sampling_and_not_to_take_the_models_own() -> None:
+    for draft in ("org/draft", "ngram:n=3"):
+        assert "--generation-config vllm" in of(made(draft=draft), "vLLM").code
+    assert "--sampling-defaults openai" in of(made(), "SGLang").code
+    for engine, told in (("vllm", ["--generation-config", "vllm"]), ("sglang", ["--sampling-defaults", "openai"])):
+        command = read_launch(CONFIGS / f"{engine}.yaml").command
+        assert told in [list(pair) for pair in pairwise(command)]
+    greedy, drawn = made(max_new_tokens=24), made(sampling=Sampling(0.7, 0.9, 20), max_new_tokens=24)
+    flags = options(words_of(of(drawn, "llama.cpp").code)[1:])
+    assert (flags["--temp"], flags["--top-k"], flags["--top-p"], flags["--min-p"]) == ("0.7", "20", "0.9", "0")
+    flags = options(words_of(of(greedy, "llama.cpp").code)[1:])
+    assert (flags["--temp"], flags["--top-k"], flags["--top-p"], flags["--repeat-penalty"]) == ("0", "0", "1", "1")
+    assert '"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 24' in of(greedy, "vLLM").request
+    for engine in ("vLLM", "SGLang"):
+        said = of(drawn, engine).request
+        assert '"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.0, "repetition_penalty": 1.0' in said
+    assert '"top_k": -1' in of(made(sampling=Sampling(0.7)), "vLLM").request
+    tgi = of(made(draft="ngram:n=3", sampling=Sampling(0.7, 0.9)), "TGI").request
+    assert '"do_sample": true, "temperature": 0.7, "top_p": 0.9' in tgi and "top_k" not in tgi
+    assert "Every request*: `" in page(greedy)
+
+
+def test_prompts_are_written_as_they_were_and_several_ends_are_kept() -> None:
+    summary, facts = case()
+    facts = replace(facts, target=replace(facts.target, ends=(2, 7)))
+    for templated in (True, False, None):
+        settings = settings_of(summary, replace(facts, workload=replace(facts.workload, templated=templated)))
+        assert settings is not None
+        assert ("apply_chat_template" in of(settings, "transformers").code) == bool(templated)
+        assert "eos_token_id=[2, 7]" in of(settings, "transformers").code
+        assert "ended at any of the ids 2, 7" in of(settings, "llama.cpp").differs
+    assert "eos_token_id=target.generation_config.eos_token_id" in of(made(), "transformers").code
+
+
 def test_flags_of_llamacpp_are_in_the_server_that_the_tests_run() -> None:
     spec = importlib.util.find_spec("xllamacpp")
     if spec is None or not spec.submodule_search_locations:
@@ -300,7 +383,7 @@ def test_flags_of_llamacpp_are_in_the_server_that_the_tests_run() -> None:
     code = of(made(draft="ngram:n=3+d.gguf,cutoff=0.2", target="t.gguf"), "llama.cpp").code
     off = next(engine.off for engine in ENGINES if engine.name == "llama.cpp")
     flags = set(re.findall(r"--[a-z-]+", code + off)) | {"--spec-draft-sampling", "--metrics", "LLAMA_ARG_SPEC_TYPE"}
-    assert len(flags) == 13
+    assert len(flags) == 18
     with binary.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         assert [flag for flag in flags if whole.find(flag.encode() + b"\0") < 0] == []
 

@@ -5,6 +5,7 @@ Only what is read without asking is demanded, and only of the commands that read
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from specbench.checks.fields import check_fields
@@ -74,6 +75,7 @@ _MODEL: dict[str, Any] = {
     "reader": str | None,
     "forward": str | None,
     "layers": int | None,
+    "end_tokens": tuple[int, ...] | None,
 }
 _WORKLOAD: dict[str, Any] = {
     "source": str | None,
@@ -82,7 +84,9 @@ _WORKLOAD: dict[str, Any] = {
     "prompts_used": int | None,
     "categories": dict[str, dict[str, int]],
     "skipped": tuple[dict[str, str], ...],
+    "encoded": dict[str, object] | None,
 }
+_ENCODED: dict[str, Any] = {"template_sha256": str | None, "now": str | None, "ids_sha256": dict[str, str]}
 _SERVED: dict[str, Any] = {
     "adapter": str | None,
     "launch": str | None,
@@ -105,6 +109,10 @@ def check_run(run: dict[str, Any]) -> None:
     for name, kinds in (("provenance", _PROVENANCE), ("target", _MODEL), ("workload", _WORKLOAD), ("served", _SERVED)):
         if run.get(name) is not None:
             check_fields(run[name], kinds, name)
+    if (encoded := (run.get("workload") or {}).get("encoded")) is not None:
+        _needs(encoded, tuple(_ENCODED), "workload.encoded.")
+        check_fields(encoded, _ENCODED, "workload.encoded")
+        _check_time(encoded["now"])
     for skipped in (run.get("workload") or {}).get("skipped", ()):
         _needs(skipped, ("id", "reason"), "workload.skipped[].")
     for facts in run.get("drafts", {}).values():
@@ -139,6 +147,13 @@ def check_probe(run: dict[str, Any]) -> None:
         _needs(facts, _PROBED_MODEL, "drafts[].")
     if not run["probe"] or not any(point["context"] > 0 for point in run["probe"]):
         raise ValueError("probe holds no pass after a context")
+
+
+def _check_time(value: str | None) -> None:
+    try:
+        datetime.fromisoformat(value or "2026-01-01")
+    except ValueError:
+        raise ValueError("workload.encoded.now is not a time") from None
 
 
 def _check_policy(policy: object) -> None:

@@ -12,12 +12,14 @@ from specbench.cost.load import free_cores
 from specbench.doctor import machine
 from specbench.doctor.bed import GAMMA, Bed, in_float32, make_bed
 from specbench.doctor.examine import Patient, examine
+from specbench.doctor.files import own_files
 from specbench.doctor.findings import SCHEMA, Examination, Finding
 from specbench.doctor.language import LONGEST_SAMPLE
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.engines.drafting import Draft, load_drafts
 from specbench.errors import ModelError, VocabularyError, WorkloadError
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
+from specbench.models.encoding import Today
 from specbench.models.memory import gigabytes
 from specbench.models.prompts import encode_all, end_tokens
 from specbench.models.rendering import unwritten
@@ -45,9 +47,10 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     except ModelError as error:
         findings.append(Finding("models-load", "broken", error.what, error.cure))
     else:
+        today = Today()
         encoded = [
             (prompt, ids)
-            for prompt, ids in _encoded(target, prompts, config, findings)
+            for prompt, ids in _encoded(target, prompts, config, findings, today)
             if _fits(ids, target, drafts, config)
         ]
         if not encoded:
@@ -55,6 +58,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
                 "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts."
             )
         used = len(encoded)
+        findings += own_files(target, config, [ids for _, ids in encoded], today)
         capacity = max(len(ids) for _, ids in encoded) + config.max_new_tokens + GAMMA + 2
         findings.append(machine.memory(target, drafts, capacity))
         if findings[-1].state != "broken":
@@ -132,11 +136,11 @@ def _vocabularies(target: LoadedModel, draft: Draft) -> list[Finding]:
 
 
 def _encoded(
-    target: LoadedModel, prompts: Sequence[Prompt], config: RunConfig, findings: list[Finding]
+    target: LoadedModel, prompts: Sequence[Prompt], config: RunConfig, findings: list[Finding], today: Today
 ) -> list[tuple[Prompt, list[int]]]:
     """The prompts that the chat template renders, and findings of what it refuses or does not write."""
     kwargs = config.chat_template_kwargs
-    found = encode_all(target, prompts, kwargs)
+    found = encode_all(target, prompts, kwargs, today)
     if found.refused:
         first = found.refused[0]
         evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first['id']}, "

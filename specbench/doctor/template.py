@@ -66,14 +66,11 @@ def chat_template(bed: Bed) -> Finding:
 def _marks(tokenizer: Any, rendered: str, header: str, knows: str) -> Finding:
     marks = sorted(set(_MARK.findall(rendered)))
     split = [mark for mark in marks if _size(tokenizer, mark) != 1]
-    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     words = "; ".join(part for part in (f"template {header}", f"{len(marks)} marks", knows) if part)
     if split:
         evidence = f"{len(split)} of {len(marks)} marks of the template are split into several tokens: {split[0]}"
         cure = "If the model knows them as single tokens, its tokenizer lacks them."
         return Finding(CODE, "note", evidence, cure)
-    if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
-        return Finding(CODE, "note", "the prompt begins with two begin-of-text tokens", "Take one out of the template.")
     return Finding(CODE, "ok", words)
 
 

@@ -31,6 +31,7 @@ from specbench.engines.room import WIDEST
 from specbench.engines.swap import make_lean
 from specbench.errors import ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
+from specbench.models.encoding import Today
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
 from specbench.models.load import read_config
 from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
@@ -84,6 +85,7 @@ class LocalEngine:
             )
             self.cautions += report.cautions
         self.eos = end_tokens(self.target)
+        self.today = Today()
 
     def _load(self, config: RunConfig, name: str) -> LoadedModel:
         trusted = frozenset(config.trust_remote_code)
@@ -111,17 +113,17 @@ class LocalEngine:
     def describe(self) -> dict[str, Any]:
         """What was loaded, for the record: name, revision, parameters, bytes of weights and cache of each model."""
         return {
-            "target": facts(self.target),
+            "target": facts(self.target) | {"end_tokens": sorted(self.eos)},
             "drafts": {text: draft.facts() for text, draft in self.drafts.items()},
         }
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of the prompt, through the target's chat template where it has one."""
-        return encode(self.target, prompt, self._template_kwargs)
+        """Token ids of the prompt, through the target's chat template where it has one, written `today`."""
+        return encode(self.target, prompt, self._template_kwargs, self.today)
 
     def encode_all(self, prompts: Sequence[Prompt]) -> EncodedPrompts:
         """All that the template does not refuse; what it does not write of them is among the cautions."""
-        found = encode_all(self.target, prompts, self._template_kwargs)
+        found = encode_all(self.target, prompts, self._template_kwargs, self.today)
         self.cautions += unwritten(self.target, [prompt for prompt, _ in found.encoded], self._template_kwargs)
         return found
 

@@ -16,6 +16,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 INDEX = ".safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
+GENERATION_FILE = "generation_config.json"
 _SAVE_AGAIN = "Save the model again with save_pretrained(DIR), and name DIR."
 _SAMPLE_BYTES = 1 << 20
 
@@ -32,6 +33,34 @@ def require_config(folder: Path, name: str) -> None:
             f"{name} has no config.json, so it is not a transformers model",
             cure="Name the directory that save_pretrained wrote, not one above or below it.",
         )
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's name is a path, of something that is there or not."""
+    path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
+    return path or Path(name).expanduser().exists()
+
+
+def generation_settings(folder: Path, name: str) -> tuple[str, dict[str, Any]] | None:
+    """generation_config.json, or, where there is none, config.json, which transformers takes then, and what it holds;
+    None without either. Raises ModelError for a file that cannot be read: engines go on without it, silently."""
+    for file in (GENERATION_FILE, "config.json"):
+        if not (folder / file).is_file():
+            continue
+        try:
+            values = json.loads((folder / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            if file != GENERATION_FILE:
+                return None  # nothing loads such a model, and what is wrong with it is said then
+            raise ModelError(
+                f"{file} of {name} is not readable as JSON, and engines go on without it: with other sampling, and "
+                "perhaps without the ends of texts",
+                cure="Copy it again from where the model came from, or delete it.",
+            )
+        return file, values
+    return None
 
 
 def require_tokenizer(folder: Path) -> None:

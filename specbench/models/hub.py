@@ -58,6 +58,18 @@ def described(repo: str, state: HubState) -> Path:
         raise explain(error, repo) from error
 
 
+def cached_folder(repo: str, revision: str | None) -> Path | None:
+    """Where the local cache has the model's small files; None where it has not. Asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, "config.json", revision=revision or None)
+    except HFValidationError:
+        return None  # a name that only a server knows
+    return Path(found).parent if isinstance(found, str) else None
+
+
 @contextmanager
 def no_conversion_service() -> Iterator[None]:
     """Keep transformers from sending the model's id and the user's token to a web service that would convert pickled

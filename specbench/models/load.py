@@ -12,6 +12,8 @@ from specbench.errors import ConfigError, ModelError
 from specbench.models.convert import quiet_transformers
 from specbench.models.directory import (
     content_revision,
+    generation_settings,
+    is_local,
     require_config,
     require_indexed_safetensors,
     require_safetensors,
@@ -63,7 +65,7 @@ def resolve(name: str) -> ModelSource:
     if name.startswith(PREFIX):
         return ModelSource(name, str(folder_of(name)), f"sha256:{find(name).sha256}", "embedded")
     path = Path(name).expanduser()
-    if path.exists() or _looks_like_path(name):
+    if is_local(name):
         require_config(path, name)
         return ModelSource(name, str(path), content_revision(path), "directory")
     repo, _, revision = name.partition("@")
@@ -110,6 +112,7 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
     location, state = locate(source)
     if source.kind == "directory":
         require_safetensors([path.name for path in Path(location).iterdir()], name)
+        generation_settings(Path(location), name)
     require_indexed_safetensors(described(location, state) if source.kind == "hub" else Path(location), name)
     trusted = name in trust_remote_code
     config = _config(source, location, state, trusted)
@@ -126,10 +129,6 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
         max_context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def locate(source: ModelSource) -> tuple[str, HubState]:

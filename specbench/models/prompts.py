@@ -8,23 +8,27 @@ from dataclasses import dataclass
 from json import loads
 from typing import Any
 
+from specbench.checks.keys import shown
 from specbench.errors import ConfigError, TemplateError
+from specbench.models.encoding import Today
 from specbench.models.load import LoadedModel
 from specbench.records import Message, Prompt
 
 Kwargs = Mapping[str, Any] | None
 
 
-def encode(loaded: LoadedModel, prompt: Prompt, kwargs: Kwargs) -> list[int]:
-    """Token ids of the prompt for one model, through its chat template where it has one. `kwargs` are the run's
-    arguments of the template, over which those of the prompt go. Raises TemplateError where the template fails."""
+def encode(loaded: LoadedModel, prompt: Prompt, kwargs: Kwargs, today: Today | None = None) -> list[int]:
+    """Token ids of the prompt for one model, through its chat template where it has one, written `today` (None: now).
+    `kwargs` are the run's arguments of the template, over which those of the prompt go. Raises TemplateError where the
+    template fails."""
     tokenizer = loaded.tokenizer
     if tokenizer.chat_template is None:
         ids: list[int] = tokenizer("\n\n".join(message.content for message in prompt.messages))["input_ids"]
         return ids or [next(iter(end_tokens(loaded)))]
     given = template_arguments(prompt, kwargs)
     try:
-        encoded = tokenizer.apply_chat_template(**given, add_generation_prompt=True, return_dict=True)
+        with (today or Today()).held(tokenizer):
+            encoded = tokenizer.apply_chat_template(**given, add_generation_prompt=True, return_dict=True)
     except Exception as error:  # a template may raise anything, and its message may quote the prompt
         raise _refused(loaded, error) from None
     return list(encoded["input_ids"])
@@ -38,12 +42,14 @@ class EncodedPrompts:
     refused: list[dict[str, str]]
 
 
-def encode_all(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) -> EncodedPrompts:
+def encode_all(
+    loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs, today: Today | None = None
+) -> EncodedPrompts:
     """A prompt that the template refuses is one prompt less. Raises TemplateError where it refuses all."""
     found = EncodedPrompts([], [])
     for prompt in prompts:
         try:
-            found.encoded.append((prompt, encode(loaded, prompt, kwargs)))
+            found.encoded.append((prompt, encode(loaded, prompt, kwargs, today)))
         except TemplateError as error:
             found.refused.append({"id": prompt.id, "reason": f"the chat template refuses it ({error.kind})"})
             if len(found.refused) == len(prompts):
@@ -87,13 +93,19 @@ def _refused(loaded: LoadedModel, error: Exception) -> TemplateError:
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     """The ids that end a text: of the generation config, which lists them all, else of the tokenizer. Raises
     ConfigError where neither names one."""
-    ids: Any = getattr(loaded.model.generation_config, "eos_token_id", None)
-    if ids is None:
-        ids = loaded.tokenizer.eos_token_id
-    if ids is None:
-        raise ConfigError(
-            "The model has no end-of-sequence token",
-            where=loaded.name,
-            cure="Set eos_token_id in its generation config.",
-        )
-    return frozenset([ids] if isinstance(ids, int) else ids)
+    for given in (getattr(loaded.model.generation_config, "eos_token_id", None), loaded.tokenizer.eos_token_id):
+        ids: list[Any] = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+        if strange := [one for one in ids if isinstance(one, bool) or not isinstance(one, int)]:
+            raise ConfigError(
+                f"eos_token_id has {shown(strange[0])}, which is no token id",
+                where=loaded.name,
+                cure="Mend its generation_config.json.",
+            )
+        # Some files say -1 for none.
+        if ends := frozenset(one for one in ids if one >= 0):
+            return ends
+    raise ConfigError(
+        "The model has no end-of-sequence token",
+        where=loaded.name,
+        cure="Set eos_token_id in its generation config.",
+    )

@@ -23,23 +23,27 @@ MANY_CUT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model as it was loaded. `parameters` is a count."""
+    """One model as it was loaded. `parameters` is a count; `ends` are the ids at which the target's texts ended, empty
+    where they are not known."""
 
     spec: str
     name: str
     parameters: int | None
     weight_bytes: int | None
     revision: str | None
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The prompts: `used` of `available` were measured."""
+    """The prompts: `used` of `available` were measured. `templated` is whether a chat template wrote them, None where a
+    server did."""
 
     source: str | None
     sha256: str | None
     available: int | None
     used: int | None
+    templated: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +165,19 @@ def _model(spec: str, values: Mapping[str, Any]) -> Model:
         values.get("parameters"),
         values.get("weight_bytes"),
         values.get("revision"),
+        tuple(values.get("end_tokens") or ()),
     )
 
 
 def _workload(run: Mapping[str, Any], config: Mapping[str, Any]) -> Workload:
     values = _mapping(run.get("workload"))
+    encoded = values.get("encoded")
     return Workload(
         values.get("source") or config.get("workload"),
         values.get("sha256"),
         values.get("prompts_available"),
         values.get("prompts_used"),
+        None if encoded is None else encoded["template_sha256"] is not None,
     )
 
 

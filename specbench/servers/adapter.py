@@ -79,7 +79,8 @@ class State:
     """What a server says of itself; None is what it does not say. `speculating` is whether it drafts at all, `method`
     how; `busy` counts requests in it now; `gamma` is the draft length that it was started with; `context` the longest
     sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones; `limit_field` is what it takes
-    in the place of max_tokens."""
+    in the place of max_tokens; `defaults` what it does to texts though requests do not ask for it, such as
+    {"dry_multiplier": 0.8}."""
 
     model: str | None = None
     version: str | None = None
@@ -90,6 +91,7 @@ class State:
     context: int | None = None
     prefix_cache: bool | None = None
     limit_field: str | None = None
+    defaults: Mapping[str, float] | None = None
 
 
 # GET a path: the page as text, or None where the server does not have it.

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from specbench.records import Counters, Finish, Round, Told
+from specbench.records import Counters, Finish, Round, Sampling, Told
 from specbench.servers import openai
 from specbench.servers.adapter import Ask, Chunk, Get, Reading, State
 from specbench.servers.counters import by_position, samples, total
@@ -36,6 +36,9 @@ _FREE = (("tool_choice", "auto"), ("tool_choice", "none"))
 # and takes memory for each of them.
 WHOLE_TEXT = 1 << 18
 
+# What it may be started with, or a GGUF file may have, and the values that change no text.
+_OFF = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
+_OFF |= {"xtc_probability": 0.0, "typical_p": 1.0, "top_n_sigma": -1.0, "mirostat": 0.0, "dynatemp_range": 0.0}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
@@ -98,19 +101,26 @@ class LlamaCpp:
 
     async def state(self, get: Get) -> State:
         model = await openai.served(get)
+        props = parsed(await get("/props"))
         slots = _slots(await get("/slots"))
         first = slots[0] if slots else {}
         methods = (text(table(first, "params"), "speculative.types") or "").split(",")
         speculating = None if not slots else any(slot.get("speculative") is True for slot in slots)
         return State(
             model=text(model, "id"),
-            version=text(parsed(await get("/props")), "build_info"),
+            version=text(props, "build_info"),
             speculating=speculating,
             method=", ".join(m for m in methods if m not in ("", "none")) or None if speculating else None,
             busy=None if not slots else sum(slot.get("is_processing") is True for slot in slots),
             context=count(first, "n_ctx"),
             prefix_cache=False,  # every request says cache_prompt: false
+            defaults=self._defaults(table(table(props, "default_generation_settings"), "params")),
         )
+
+    def _defaults(self, params: Json) -> dict[str, float] | None:
+        asked = self.body(Ask((), 1, Sampling(), 0), None)
+        told = {key: number(params, key) for key in _OFF if key not in asked}
+        return {key: value for key, value in told.items() if value not in (None, _OFF[key])} or None
 
     async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
         """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens: what

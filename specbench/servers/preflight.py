@@ -109,6 +109,20 @@ def check_read(unread: Collection[str], url: str) -> list[Caution]:
     ]
 
 
+def check_defaults(state: State) -> list[Caution]:
+    """A server may have been started with, or its model file may hold, sampling that no request asks for."""
+    if not state.defaults:
+        return []
+    listed = ", ".join(f"{name} {value:g}" for name, value in state.defaults.items())
+    return [
+        Caution(
+            "server-defaults",
+            f"the server applies what the run did not ask for: {listed}",
+            "Start it without, or take it as a part of what was measured: elsewhere texts are others.",
+        )
+    ]
+
+
 def _idle(state: State, url: str) -> list[Caution]:
     if not state.busy:
         return []

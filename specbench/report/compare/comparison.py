@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from specbench.decision.interval import Paired, speedup_interval, totals_interval
 from specbench.errors import StoreError
+from specbench.models.encoding import changed_encoding
 from specbench.records import Caution, Interval, Policy, sampling_of
 from specbench.report.compare.contract import (
     SCHEMA,
@@ -231,6 +232,22 @@ def _slower(drafts: list[ComparedDraft], summary: Summary) -> Slower | None:
     return None
 
 
+def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
+    """Prompts with other token ids; where a server encoded them, with another number of tokens."""
+    encoded = [(stored.run.get("workload") or {}).get("encoded") for stored in (a, b)]
+    if None not in encoded:
+        return changed_encoding(*encoded)
+    then, now = ({trial.prompt_sha256: trial.prompt_tokens for trial in main_trials(stored)} for stored in (a, b))
+    shared = then.keys() & now.keys()
+    other = sum(then[sha] != now[sha] for sha in shared)
+    if not other:
+        return None
+    return (
+        f"{other} of {len(shared)} prompts have another number of tokens: another chat template, tokenizer or begin "
+        "of text"
+    )
+
+
 def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Caution]:
     """Where the two do not answer the same question."""
     first, second = (stored.run["config"] for stored in (a, b))
@@ -242,6 +259,15 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
                 "other-prompts",
                 "the runs have other workloads; only the prompts that both have are compared",
                 "Run the second on the first one's workload.",
+            )
+        )
+    if (changed := _other_tokens(a, b)) is not None:
+        found.append(
+            Caution(
+                "other-token-ids",
+                f"the target read other prompts in the two runs: {changed}",
+                "Run the second with the first one's target, tokenizer and chat template, and where that writes the "
+                "date, on one day.",
             )
         )
     sampled = [asdict(sampling_of(config)) for config in (first, second)]

@@ -25,7 +25,8 @@ _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 class Plan:
     """One draft at one gamma as a run measured it. `target` is its name in the run; the titles are what the models are
     called besides, None where nothing else. `served` says that it was measured on a server, `on` on which engine; None
-    in process and where the engine is not known."""
+    in process and where the engine is not known. `ends` are the ids with which texts ended, empty where they are not
+    known; `templated` is whether a chat template wrote the prompts."""
 
     spec: DraftSpec
     gamma: int
@@ -38,6 +39,8 @@ class Plan:
     batch_size: int = 1
     served: bool = False
     on: str | None = None
+    ends: tuple[int, ...] = ()
+    templated: bool = False
 
     @property
     def proposed(self) -> int:
@@ -69,12 +72,13 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What to paste into one engine. `differs` are sentences on where it is not quite what was measured, `legends` what
-    its placeholders stand for."""
+    """What to paste into one engine. `request` is what each request has to say beside, in Markdown; `differs` are
+    sentences on where it is not quite what was measured, `legends` what its placeholders stand for."""
 
     language: Literal["sh", "python"]
     code: str
     differs: tuple[str, ...] = ()
+    request: str = ""
     legends: tuple[str, ...] = ()
 
 

@@ -23,13 +23,15 @@ from specbench.report.wording import recommended
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """One engine, in Markdown but for `code`, which is to be pasted as it is. `known` is for which versions it holds
-    and how we know, `differs` where it is not quite what was measured, `check` how to see that it drafts like this."""
+    and how we know, `request` what each request has to say, `differs` where it is not quite what was measured, `check`
+    how to see that it drafts like this."""
 
     engine: str
     measured: bool
     language: str
     code: str
     known: str
+    request: str
     differs: str
     check: str
 
@@ -104,6 +106,8 @@ def _plan(summary: Summary, facts: Facts, draft: DraftResult, gamma: int) -> Pla
         max_new_tokens=facts.max_new_tokens,
         batch_size=facts.batch_size,
         served=facts.served,
+        ends=facts.target.ends,
+        templated=bool(facts.workload.templated),
         on=next((engine.name for engine in ENGINES if adapter in engine.adapters), None),
     )
 
@@ -119,6 +123,7 @@ def _engine(engine: Engine, found: Given, plan: Plan) -> EngineSettings:
         language=found.language,
         code=found.code,
         known=engine.known,
+        request=found.request,
         differs=" ".join(found.differs),
         check=engine.running(plan),
     )

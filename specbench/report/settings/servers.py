@@ -8,6 +8,8 @@ out here because a brief must not depend on files in the reader's folder, and be
   `use_heterogeneous_vocab`, `draft_sample_method`); vllm/v1/spec_decode/ngram_proposer.py (earliest of the longest
   matches); github.com/vllm-project/vllm/pull/35301 (a cut-off, open), 19482 (penalties in the rejection
   sampler)
+- sampling: vllm/config/model.py `get_diff_sampling_param`, SGLang's srt/configs/model_config.py
+  `get_default_sampling_params`, TGI's server/text_generation_server/models/flash_causal_lm.py (ends of texts alone)
 - SGLang: docs/advanced_features/speculative_decoding.md of github.com/sgl-project/sglang; its pull request 22049 (a
   penalty over a whole round is that of the round's start)
 - llama.cpp: `llama-server --help` of build 11434; docs/speculative.md of github.com/ggml-org/llama.cpp (the latest
@@ -19,7 +21,9 @@ out here because a brief must not depend on files in the reader's folder, and be
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
+from specbench.models.defaults import measured
 from specbench.report.settings.plan import (
     Given,
     Named,
@@ -67,8 +71,10 @@ def vllm(plan: Plan) -> Given | str:
     if plan.sampling.min_p and not plan.sampling.greedy:
         differs.append("vLLM refuses requests with min-p while it speculates (vllm-project/vllm#42744).")
     written = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
-    options = [["vllm", "serve", target.name], *_revision(target), ["--speculative-config", written]]
-    return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))
+    # Without the second line the file's penalties and temperature are what a request does not set; its ends stay.
+    options = [["vllm", "serve", target.name], *_revision(target), ["--generation-config", "vllm"]]
+    options.append(["--speculative-config", written])
+    return Given("sh", shell(options), tuple(differs), _request(plan), tuple(filter(None, legends)))
 
 
 def sglang(plan: Plan) -> Given | str:
@@ -87,6 +93,7 @@ def sglang(plan: Plan) -> Given | str:
     options = [
         ["python", "-m", "sglang.launch_server", "--model-path", target.name],
         *_revision(target),
+        ["--sampling-defaults", "openai"],
         ["--speculative-algorithm", "STANDALONE"],
         ["--speculative-draft-model-path", draft.name],
         *([["--speculative-draft-model-revision", draft.revision]] if draft.revision else []),
@@ -96,7 +103,8 @@ def sglang(plan: Plan) -> Given | str:
     differs = sampled_drafts(plan, "SGLang", None) + bare_drafts(plan, "SGLang")
     if plan.sampling.penalised:
         differs.append("Its penalty does not count a round's own drafts: the text is not quite the target's own.")
-    return Given("sh", shell(options), tuple(differs), tuple(filter(None, (target.legend, draft.legend))))
+    legends = tuple(filter(None, (target.legend, draft.legend)))
+    return Given("sh", shell(options), tuple(differs), _request(plan), legends)
 
 
 def llamacpp(plan: Plan) -> Given | str:
@@ -111,7 +119,8 @@ def llamacpp(plan: Plan) -> Given | str:
     if plan.on != "llama.cpp":
         differs.append(f"A quantised GGUF is another model than the {plan.precision or 'one'} that was measured.")
     types = [*(["ngram-simple"] if ngram is not None else []), *(["draft-simple"] if spec.kind is not None else [])]
-    options = [["llama-server", "--model", target.name], ["--spec-type", ",".join(types)]]
+    options = [["llama-server", "--model", target.name], _llamacpp_sampling(plan)]
+    options.append(["--spec-type", ",".join(types)])
     if ngram is not None:
         options.append(["--spec-ngram-simple-size-n", str(ngram.n), "--spec-ngram-simple-size-m", str(plan.proposed)])
         options.append(["--spec-ngram-simple-min-hits", "1"])
@@ -130,7 +139,9 @@ def llamacpp(plan: Plan) -> Given | str:
         differs += bare_drafts(plan, "llama.cpp")
     if len(types) > 1:
         differs.append("specbench starts no such pair; its tests ran one in xllamacpp 2026.10.")
-    return Given("sh", shell(options), tuple(differs), tuple(filter(None, legends)))
+    if len(plan.ends) > 1:
+        differs.append(f"The run's texts ended at any of the ids {_listed(plan.ends)}; a GGUF file may know fewer.")
+    return Given("sh", shell(options), tuple(differs), legends=tuple(filter(None, legends)))
 
 
 def tgi(plan: Plan) -> Given | str:
@@ -146,7 +157,50 @@ def tgi(plan: Plan) -> Given | str:
     )
     options = [["text-generation-launcher", "--model-id", target.name], *_revision(target)]
     options.append(["--speculate", str(plan.proposed)])
-    return Given("sh", shell(options), differs, tuple(filter(None, (target.legend,))))
+    return Given("sh", shell(options), differs, _tgi_request(plan), tuple(filter(None, (target.legend,))))
+
+
+def _request(plan: Plan) -> str:
+    """The sampling of the run as vLLM and SGLang have it; top_k -1 is off."""
+    values = measured(plan.sampling)
+    body = values | {"top_k": plan.sampling.top_k or -1}
+    if plan.sampling.greedy:
+        body = {key: body[key] for key in ("temperature", "repetition_penalty")}
+    return _body(body | _limit(plan, "max_tokens"))
+
+
+def _tgi_request(plan: Plan) -> str:
+    """TGI takes no more than the ends of texts from the model's file, several where it lists several. Off is unset."""
+    values = measured(plan.sampling)
+    off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    if plan.sampling.greedy:
+        values = {"repetition_penalty": values["repetition_penalty"]}
+    said = {key: value for key, value in values.items() if value != off.get(key)}
+    return "to `/generate`, `parameters`: " + _body(
+        {"do_sample": not plan.sampling.greedy} | said | _limit(plan, "max_new_tokens")
+    )
+
+
+def _limit(plan: Plan, key: str) -> dict[str, int]:
+    return {key: plan.max_new_tokens} if plan.max_new_tokens else {}
+
+
+def _body(values: Mapping[str, float]) -> str:
+    return f"`{json.dumps(values)[1:-1]}`."
+
+
+def _llamacpp_sampling(plan: Plan) -> list[str]:
+    """What the server takes where a request says nothing; its own defaults are 0.8, 40, 0.95, 0.05, and a GGUF file may
+    have others. A penalty goes over all that was read, and not over the last 64 tokens."""
+    flags = {"temp": "temperature", "top-k": "top_k", "top-p": "top_p", "min-p": "min_p"}
+    flags |= {"repeat-penalty": "repetition_penalty"}
+    values = measured(plan.sampling)
+    said = [part for flag, key in flags.items() for part in (f"--{flag}", f"{values[key]:g}")]
+    return said if values["repetition_penalty"] == 1.0 else [*said, "--repeat-last-n", "-1"]
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids))
 
 
 def _revision(model: Named) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specbench.models.defaults import measured
 from specbench.report.settings.plan import Given, Named, Plan, directory
 
 # `from_pretrained` takes these by name; a server may have told another word.
@@ -22,7 +23,7 @@ def python(plan: Plan) -> Given | str:
     target = directory(plan, "target")
     draft = directory(plan, "draft") if spec.model is not None else None
     lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
         "",
         f"tokenizer = AutoTokenizer.from_pretrained({_loaded(target)})",
         f"target = AutoModelForCausalLM.from_pretrained({_loaded(target, plan.precision)})",
@@ -31,10 +32,10 @@ def python(plan: Plan) -> Given | str:
         lines.append(f"draft = AutoModelForCausalLM.from_pretrained({_loaded(draft, plan.precision)})")
     if spec.kind == "cross" and draft is not None:
         lines.append(f"draft_tokenizer = AutoTokenizer.from_pretrained({_loaded(draft)})")
-    lines += [*_speculation(plan), 'inputs = tokenizer("Your prompt", return_tensors="pt")']
+    lines += [*_speculation(plan), *_inputs(plan)]
     lines.append(f"output = target.generate(**inputs, **speculation, {_sampling(plan)})")
     legends = tuple(each.legend for each in (target, draft) if each is not None and each.legend is not None)
-    return Given("python", "\n".join(lines), _differs(plan), legends)
+    return Given("python", "\n".join(lines), _differs(plan), legends=legends)
 
 
 def counting(plan: Plan) -> str:
@@ -66,30 +67,46 @@ def _loaded(model: Named, precision: str | None = None) -> str:
 
 
 def _speculation(plan: Plan) -> list[str]:
+    """Fresh settings for both models: a `generation_config.json` may have penalties, forced tokens and the like, which
+    `generate` would take for whatever it is not given; so it does with the draft's."""
     spec = plan.spec
+    ends = f"eos_token_id={list(plan.ends) if plan.ends else 'target.generation_config.eos_token_id'}"
     if spec.ngram is not None:
         n = f'"max_matching_ngram_size": {spec.ngram.n}'
-        return [f'speculation = {{"prompt_lookup_num_tokens": {plan.proposed}, {n}}}']
-    owner = "target" if spec.kind == "skip" else "draft"
+        return [
+            f"target.generation_config = GenerationConfig({ends})",
+            f'speculation = {{"prompt_lookup_num_tokens": {plan.proposed}, {n}}}',
+        ]
+    gamma = f'{_GAMMA}={plan.gamma}, {_GAMMA}_schedule="constant", assistant_confidence_threshold={spec.cutoff}'
     given = f'"assistant_early_exit": {spec.layers}' if spec.kind == "skip" else '"assistant_model": draft'
     if spec.kind == "cross":
         given += ', "tokenizer": tokenizer, "assistant_tokenizer": draft_tokenizer'
+    own = [f"target.generation_config = GenerationConfig({ends}{f', {gamma}' if spec.kind == 'skip' else ''})"]
+    if spec.kind != "skip":
+        own.append(f"draft.generation_config = GenerationConfig({gamma})")
+    return [*own, f"speculation = {{{given}}}"]
+
+
+def _inputs(plan: Plan) -> list[str]:
+    if not plan.templated:
+        return ['inputs = tokenizer("Your prompt", return_tensors="pt")']
     return [
-        f"{owner}.generation_config.{_GAMMA} = {plan.gamma}",
-        f'{owner}.generation_config.{_GAMMA}_schedule = "constant"',
-        f"{owner}.generation_config.assistant_confidence_threshold = {spec.cutoff}",
-        f"speculation = {{{given}}}",
+        'messages = [{"role": "user", "content": "Your prompt"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
     ]
 
 
 def _sampling(plan: Plan) -> str:
-    """What `generate` would else take from the model's own file; top_k 0 is off, and so are min_p 0 and penalty 1."""
-    sampling = plan.sampling
-    drawn = f"do_sample=True, temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k}"
-    drawn += f", min_p={sampling.min_p}"
-    penalty = f", repetition_penalty={sampling.repetition_penalty}"
-    limit = f", max_new_tokens={plan.max_new_tokens}" if plan.max_new_tokens else ""
-    return ("do_sample=False" if sampling.greedy else drawn) + penalty + limit
+    """As measured; top_k 0 is off, where `generate` has 50."""
+    values: dict[str, float] = measured(plan.sampling)
+    said = [f"do_sample={not plan.sampling.greedy}"]
+    if not plan.sampling.greedy:
+        said += [f"{key}={values[key]}" for key in ("temperature", "top_p", "top_k")]
+        said += [f"min_p={values['min_p']}"] if values["min_p"] else []
+    said += [f"repetition_penalty={values['repetition_penalty']}"] if values["repetition_penalty"] != 1.0 else []
+    return ", ".join([*said, *([f"max_new_tokens={plan.max_new_tokens}"] if plan.max_new_tokens else [])])
 
 
 def _differs(plan: Plan) -> tuple[str, ...]:

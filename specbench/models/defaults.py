@@ -1,0 +1,187 @@
+"""What a target's own files would do to its texts on engines that apply them, beside what a run measured.
+
+Who applies what, by their sources: transformers 5.23 (`GenerationMixin._get_logits_processor`), vLLM
+(`ModelConfig.get_diff_sampling_param`), SGLang 0.5.23 (`ModelConfig.get_default_sampling_params`), and for GGUF files
+of llama.cpp the package gguf 0.19 (`Metadata.load`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from specbench.checks.keys import shown
+from specbench.errors import ModelError
+from specbench.models.directory import generation_settings, is_local
+from specbench.models.embedded import PREFIX, folder_of
+from specbench.models.hub import cached_folder
+from specbench.records import Caution, Sampling
+
+CODE = "generation-config"
+
+# Every setting of transformers' GenerationConfig that changes a text or where it ends, and with which values it does
+# not. Unset, an empty list and an empty text change nothing either.
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "repetition_penalty": (1.0,),
+    "temperature": (1.0, 0.0),
+    "top_k": (0, -1),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "max_new_tokens": (),
+    "do_sample": (False,),
+    "typical_p": (1.0,),
+    "top_h": (),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "bad_words_ids": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "sequence_bias": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "max_length": (),
+    "max_time": (),
+    "stop_strings": (),
+    "guidance_scale": (1.0,),
+    "watermarking_config": (),
+    "renormalize_logits": (False,),
+    "token_healing": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "constraints": (),
+    "force_words_ids": (),
+    # transformers unsets "hybrid"; other caches round otherwise, and a quantised one is another model.
+    "cache_implementation": ("dynamic", "hybrid"),
+    # The target alone would speculate, the last one not even losslessly.
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "use_mtp": (False,),
+    "speculation_type": (),
+    "assistant_ensemble_weight": (),
+}
+_SERVERS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+# What gguf writes into a GGUF file as well; llama.cpp takes it from there.
+_DRAWN = ("temperature", "top_k", "top_p", "min_p")
+
+
+def own_settings(name: str) -> tuple[str, dict[str, Any]] | None:
+    """The file in which a model says how to generate, and what it says, where that is at hand: in its directory, or in
+    the local cache of the hub; else None. Fetches nothing. Raises ModelError for a file that cannot be read."""
+    if name.startswith(PREFIX):
+        folder = folder_of(name)
+    elif is_local(name):
+        folder = Path(name).expanduser()
+    else:
+        found = cached_folder(*name.partition("@")[::2])
+        if found is None:
+            return None
+        folder = found
+    return generation_settings(folder, name)
+
+
+def measured(sampling: Sampling) -> dict[str, float]:
+    """The sampling of a run by the names that engines have for it; `top_k` 0 is off."""
+    return {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+
+
+def unmeasured(values: Mapping[str, Any], sampling: Sampling, *, new_tokens: int, longest: int) -> dict[str, Any]:
+    """Those of a file's `values` that would change a text, or where it ends, from what was measured with `sampling`, at
+    most `new_tokens` tokens and sequences of up to `longest`. Ends of sequence are not among them."""
+    return {
+        key: value
+        for key, neutral in _NEUTRAL.items()
+        if (value := values.get(key)) is not None
+        and value not in ([], {}, "")
+        and _changes(key, value, neutral, values, sampling, {"max_new_tokens": new_tokens, "max_length": longest})
+    }
+
+
+def generation_caution(
+    target: str, sampling: Sampling, *, new_tokens: int, longest: int | None = None
+) -> Caution | None:
+    """generation-config: what the target's own file would do on engines that apply it, beside what a run measured;
+    None where that is the same, and where the file is not at hand."""
+    try:
+        own = own_settings(target)
+    except ModelError as error:
+        return Caution(CODE, error.what, str(error.cure))
+    if own is None:
+        return None
+    file, values = own
+    found = unmeasured(values, sampling, new_tokens=new_tokens, longest=longest or new_tokens)
+    parts = []
+    if any_of := [key for key in found if key in _SERVERS]:
+        gguf = "; converted to GGUF, by llama.cpp too, but for a penalty" if {*any_of} & {*_DRAWN} else ""
+        parts.append(f"{_listed(found, any_of)} (applied by vLLM, SGLang and transformers{gguf})")
+    if "max_new_tokens" in found:
+        parts.append(f"{_listed(found, ['max_new_tokens'])} (by vLLM and transformers)")
+    if rest := [key for key in found if key not in (*_SERVERS, "max_new_tokens")]:
+        parts.append(f"{_listed(found, rest)} (by transformers)")
+    ends = values.get("eos_token_id")
+    several = isinstance(ends, list) and len(ends) > 1
+    if not parts and not several:
+        return None
+    said = [f"the {file} of {target} asks for what the run did not: {', '.join(parts)}"] if parts else []
+    if several:
+        whose = "" if parts else f" by the {file} of {target}"
+        said.append(
+            f"texts end at any of the ids {shown(ends)}{whose}, as in this run; an engine that does not read them all "
+            "(llama.cpp) goes on after some"
+        )
+    return Caution(CODE, "; ".join(said), _cure(found) if parts else "See that the engine ends at all of them.")
+
+
+def _changes(
+    key: str,
+    value: Any,
+    neutral: tuple[object, ...],
+    values: Mapping[str, Any],
+    sampling: Sampling,
+    limits: Mapping[str, int],
+) -> bool:
+    ours, draws = measured(sampling), values.get("do_sample") is True
+    if key in limits:
+        return not isinstance(value, int) or value < limits[key]
+    if key == "do_sample":
+        return value is sampling.greedy
+    if key == "repetition_penalty" or (key in _DRAWN and not sampling.greedy):
+        return bool((0 if value == -1 and key == "top_k" else value) != ours[key])
+    if draws and (key, value) in (("temperature", 1.0), ("top_k", 50)):
+        return True  # said beside do_sample, though transformers would draw with them anyway
+    return value not in neutral and not (key == "top_k" and value == 50)
+
+
+def _listed(found: Mapping[str, Any], keys: list[str]) -> str:
+    return ", ".join(f"{key} {shown(found[key])}" for key in keys)
+
+
+def _cure(found: Mapping[str, Any]) -> str:
+    """Switched off, or measured: with what a run can be asked for."""
+    known = {field.name for field in fields(Sampling)}
+    flags = [
+        f"--{key.replace('_', '-')} {value:g}"
+        for key, value in found.items()
+        if key in known and isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return (
+        "Switch it off (vLLM: --generation-config vllm, SGLang: --sampling-defaults openai, transformers: see Settings "
+        "to paste) and send the run's sampling with every request"
+        + (f"; or measure what is served: {' '.join(flags)}." if flags else ".")
+    )
