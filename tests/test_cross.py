@@ -18,6 +18,7 @@ from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.score import match_each_block
 from specbench.drafters.cross import CrossDrafter
 from specbench.engines.cached import CachedModel
+from specbench.records import Sampling
 
 
 def word_tokenizer(folder):
@@ -44,11 +45,10 @@ def tokenizers(tmp_path_factory):
 BYTES, WORDS = (lean(tiny_llama(size, seed=seed, sharpness=2.0)) for size, seed in ((257, 3), (262, 4)))
 
 
-def cross(tokenizers, model=WORDS, eos=(256,)):
+def cross(tokenizers, model=WORDS, eos=(256,), **more):
     target, draft = tokenizers
-    return CrossDrafter(
-        CachedModel(model, 512), draft, target, eos=eos, end=min(eos, default=256), draft_eos={draft.eos_token_id}
-    )
+    ends = {"eos": eos, "end": min(eos, default=256), "draft_eos": {draft.eos_token_id}}
+    return CrossDrafter(CachedModel(model, 512), draft, target, **ends, **more)
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,6 +63,32 @@ def test_a_cross_draft_keeps_the_text_and_replays_exactly(tokenizers, text, gamm
     counts = count(live.rounds, gamma)
     assert (expected.rounds[0], expected.accepted[0]) == (counts.rounds, counts.accepted)
     assert expected.reached[0].tolist() == list(counts.reached)
+
+
+def test_a_penalty_counts_in_the_drafts_own_tokens_and_replays_exactly(tokenizers):
+    sampling, seen = Sampling(repetition_penalty=1.5), []
+    for text in ("ab cd abcd", "a b c d a b c d"):
+        prompt = tokenizers[0](text)["input_ids"]
+        alone = run(BYTES, None, prompt, eos={256}, max_new_tokens=40, sampling=sampling)
+        live = run(
+            BYTES,
+            cross(tokenizers, repetition_penalty=1.5),
+            prompt,
+            gamma=3,
+            eos={256},
+            max_new_tokens=40,
+            sampling=sampling,
+        )
+        assert live.tokens == alone.tokens
+        found = match_each_block(cross(tokenizers, repetition_penalty=1.5), prompt, alone.tokens, 3)
+        expected = replay([Blocks("p", None, "d", 0, 40, found.proposed, found.matched)], 3)
+        assert (expected.rounds[0], expected.accepted[0]) == tuple(
+            getattr(count(live.rounds, 3), name) for name in ("rounds", "accepted")
+        )
+        draft = cross(tokenizers, repetition_penalty=1e6)
+        draft.begin(prompt)
+        seen += draft._continue(draft._encoded(prompt), 6)
+        assert not set(seen[-6:]) & set(draft._encoded(prompt)) and len(set(seen[-6:])) == 6
 
 
 class FakeTypist:

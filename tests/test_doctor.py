@@ -82,6 +82,17 @@ def test_a_sound_set_up_is_not_accused_however_poor_the_draft(tokenizer, draft, 
     assert broken(bed_of(tokenizer, draft, spec=spec), warm) == set()
 
 
+def test_a_penalty_is_examined_as_it_is_measured(tokenizer):
+    sampling = replace(WARM, min_p=0.02, repetition_penalty=1.4)
+    greedy = Sampling(repetition_penalty=1.4)
+    for spec in ("near", "ngram:n=2+near"):
+        beds = [bed_of(tokenizer, NEAR, spec=spec, sampling=one) for one in (greedy, sampling)]
+        assert broken(*beds) == set()
+    warm = bed_of(tokenizer, NEAR, sampling=sampling)
+    warm.drafts[0].drafter = drafter_with(CachedModel(NEAR, warm.capacity), sampling=WARM)  # forgets the penalty
+    assert "draft-temperature" in broken(bed_of(tokenizer, NEAR, sampling=greedy), warm)
+
+
 def test_many_strangers_are_not_accused(tokenizer):
     for seed in range(20, 24):
         draft = near_copy(TARGET, noise=0.3, seed=seed) if seed % 2 else tiny_llama(VOCAB, seed=seed)

@@ -3,6 +3,7 @@ is the loop, and whoever forgets the penalty at one place is caught."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy import stats
 from test_drafters import same_rounds, skip_drafter
 from test_many import many
 from test_replay import cached, scored
+from test_run import sweep
 from tiny import near_copy, run, tiny_llama
 from transformers import GenerationConfig, MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
@@ -37,6 +39,8 @@ from specbench.engines.ragged import RaggedModel
 from specbench.errors import ConfigError
 from specbench.records import Round, Sampling, sampling_of
 from specbench.report import wording
+from specbench.report.brief.brief import render_brief
+from specbench.report.summarise import summarise
 
 VOCAB = 24
 TARGET = tiny_llama(VOCAB, seed=1)
@@ -264,6 +268,47 @@ def test_batched_texts_are_those_of_the_single_engine():
     assert outputs == [run(TARGET, None, p, sampling=PENALISED, eos={11}, max_new_tokens=30).tokens for p in given]
     drawn = generate_batch(TARGET, [[1]] * 50, sampling=Sampling(9.0, min_p=1.0), eos={11}, max_new_tokens=1, seed=0)
     assert len({text[0] for text in drawn}) == 1
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"repetition_penalty": 1.5},
+        {"suppress_tokens": list(range(12))},
+        {"forced_eos_token_id": 5},
+        {"no_repeat_ngram_size": 1},
+        {"do_sample": True, "temperature": 3.0, "top_p": 0.5, "min_p": 0.5, "top_k": 3},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+@pytest.mark.parametrize("sampling", [Sampling(), PENALISED, Sampling(1.0)], ids=str)
+def test_batched_texts_have_nothing_of_the_models_own_settings(own, sampling):
+    """Which `generate` fills in where nothing is said."""
+    model = copy.deepcopy(TARGET)
+    asked = {"sampling": sampling, "eos": {11}, "max_new_tokens": 30, "seed": 0}
+    without = generate_batch(model, [[1, 2, 3], [9]], **asked)
+    model.generation_config = settings_of_model = GenerationConfig(**own)
+    assert generate_batch(model, [[1, 2, 3], [9]], **asked) == without
+    assert model.generation_config is settings_of_model
+
+
+KINDS = ("near", "skip:layers=1", "ngram:n=2", "ngram:n=2+near", "cross:near")
+
+
+@pytest.mark.parametrize(("kinds", "batch"), [(KINDS, 1), (("near", "ngram:n=2"), 3)])
+def test_every_draft_of_a_run_replays_as_it_ran_and_keeps_the_text(kinds, batch, lab, tmp_path):
+    drafts = [kind.replace("near", str(lab.near)) for kind in kinds]
+    asked = {"repetition_penalty": 1.3, "dtype": "float32", "max_new_tokens": 24, "batch_size": batch}
+    stored = sweep(lab, tmp_path, gammas=(3,), draft=drafts, **asked)
+    summary = summarise(stored)
+    for draft in summary.drafts:
+        (row,) = draft.gammas
+        assert row.identical_prompts == row.prompts, draft.draft
+        if batch == 1:
+            assert row.replay_rounds == row.rounds, draft.draft
+    assert {draft.draft for draft in summary.drafts} == set(drafts)
+    assert "repetition penalty 1.3" in render_brief(stored, summary)
+    assert sum(draft.gammas[0].accepted for draft in summary.drafts) > 50
 
 
 @pytest.mark.parametrize("function", [generate, generate_many], ids=lambda f: f.__name__)

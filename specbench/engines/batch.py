@@ -7,7 +7,8 @@ of the single-sequence engine at a near-tie; the text is the target's either way
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +32,19 @@ def generation_settings(sampling: Sampling) -> dict[str, Any]:
         return {"do_sample": False, **penalty}
     warpers = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     return {"do_sample": True, **warpers, **({"min_p": sampling.min_p} if sampling.min_p else {}), **penalty}
+
+
+@contextmanager
+def plain_settings(model: Any) -> Iterator[None]:
+    """Without the model's own generation settings: `generate` fills what a GenerationConfig leaves open from them, and
+    a penalty or suppressed tokens of theirs would make another text than our loop."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @torch.inference_mode()
@@ -57,7 +71,7 @@ def generate_batch(
         **generation_settings(sampling),
     )
     cache = RewindableCache(model.config, longest + max_new_tokens)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), plain_settings(model):
         torch.manual_seed(seed)
         out = model.generate(ids, attention_mask=mask, generation_config=config, past_key_values=cache)
     return [until_end(row, eos) for row in out[:, longest:].tolist()]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.lossless import near_tie_limit
-from specbench.engines.batch import generate_batch
+from specbench.engines.batch import generate_batch, plain_settings
 from specbench.engines.cached import CachedModel
 from specbench.engines.ragged import RaggedModel
 from specbench.errors import ModelError, SpecbenchError
@@ -121,12 +121,8 @@ def _one_by_one(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos
         config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=eos or None, pad_token_id=-1)
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            with _failing_as_ours(loaded), torch.inference_mode(), quiet_transformers():
-                out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        finally:
-            model.generation_config = own
+        with _failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         found.append([int(token) for token in out[0, len(prompt) :]])
     return found
 

@@ -124,7 +124,7 @@ def bare_drafts(plan: Plan, engine: str) -> list[str]:
     """Where an engine has the penalty on the target alone: in process it is on the draft as well."""
     if not plan.sampling.penalised or plan.served or plan.spec.kind != "model":
         return []
-    return [f"{engine} drafts without the repetition penalty; the run's draft had it, and more of it was accepted."]
+    return [f"{engine} drafts without the repetition penalty, which the run's draft had: expect another acceptance."]
 
 
 def printable(name: str) -> str:
