@@ -136,8 +136,9 @@ def test_rows_of_a_batch_are_their_prompts_alone(rows, gamma, limit, cut):
 def test_a_model_drafting_for_itself_accepts_everything(sampling, gamma, chained):
     """Which it does only where p and q have the same penalty, at every place of a round."""
     drafter = drafter_of("self", sampling, cached(TARGET), chained=chained)
-    got = run(TARGET, drafter, [3, 1], gamma=gamma, sampling=sampling, max_new_tokens=1 + 5 * (gamma + 1))
-    assert got.rounds == [Round(gamma, gamma)] * 5
+    for prompt in ([3, 1, 4, 1, 5, 9], [2], [7, 1, 8, 2]):  # one after the other: nothing is left of the text before
+        got = run(TARGET, drafter, prompt, gamma=gamma, sampling=sampling, max_new_tokens=1 + 5 * (gamma + 1))
+        assert got.rounds == [Round(gamma, gamma)] * 5
 
 
 def test_a_penalty_on_the_target_alone_costs_acceptance():
