@@ -33,7 +33,7 @@ LIBRARIES = (
     "specbench.commands",
     "specbench.run",
     "specbench.engines.local",
-    "specbench.report.summarise",
+    "specbench.analysis.summarise",
     "transformers.conversion_mapping",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
@@ -197,8 +197,8 @@ def _plant(kill: Kill, pipe: int) -> None:
 
 def found_in(out: Path) -> tuple[dict[Any, Any], list[str]]:
     """What the one run below `out` holds beside times, and what is wrong with it: trials that are there twice."""
+    from specbench.analysis.summarise import summarise
     from specbench.positions import read_positions
-    from specbench.report.summarise import summarise
     from specbench.store import read_run, trial_key
 
     folders = [path.parent for path in out.glob("*/run.json")]

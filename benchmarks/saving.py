@@ -17,16 +17,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from specbench.acceptance.replay import Text
+from specbench.analysis.frame import counted
+from specbench.analysis.ruled import ruled_out
+from specbench.analysis.stopped import ruled_out_line
+from specbench.analysis.summarise import summarise
 from specbench.config import load_config
 from specbench.decision.ruling import look_sizes
 from specbench.looks import look
 from specbench.positions import read_positions
 from specbench.progress import RunProgress
 from specbench.records import Arm, RuledOut
-from specbench.report.frame import counted
-from specbench.report.ruled import ruled_out
-from specbench.report.stopped import ruled_out_line
-from specbench.report.summarise import summarise
 from specbench.store import StoredRun, read_run
 
 KEPT = ("reports/example", "reports/drafters")

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from specbench.acceptance.replay import Text
+    from specbench.analysis.contract import Summary
+    from specbench.analysis.facts import Facts
     from specbench.commands import Task
-    from specbench.report.contract import Summary
-    from specbench.report.facts import Facts
 
 Location = str | os.PathLike[str]
 
@@ -112,7 +112,7 @@ class Run:
     @cached_property
     def summary(self) -> Summary:
         """The object that `--json` prints (docs/contract.md)."""
-        from specbench.report.summarise import summarise
+        from specbench.analysis.summarise import summarise
 
         return summarise(self.stored)
 
@@ -124,7 +124,7 @@ class Run:
     @property
     def trials(self) -> pd.DataFrame:
         """One row for each trial that counts, at every load."""
-        from specbench.report.frame import counted
+        from specbench.analysis.frame import counted
         from specbench.report.notebook import TrialRow, frame, trial_rows
 
         return frame(TrialRow, trial_rows(counted(self.stored.trials)))
@@ -132,7 +132,7 @@ class Run:
     @property
     def rounds(self) -> pd.DataFrame:
         """One row for each round of these trials."""
-        from specbench.report.frame import counted
+        from specbench.analysis.frame import counted
         from specbench.report.notebook import RoundRow, frame, round_rows
 
         return frame(RoundRow, round_rows(counted(self.stored.trials)))
@@ -140,7 +140,7 @@ class Run:
     @property
     def gammas(self) -> pd.DataFrame:
         """One row for each draft and gamma."""
-        from specbench.report.contract import GammaResult
+        from specbench.analysis.contract import GammaResult
         from specbench.report.notebook import frame
 
         drafts = self.summary.drafts
@@ -150,7 +150,7 @@ class Run:
     @property
     def categories(self) -> pd.DataFrame:
         """One row for each draft and category, at the category's own best gamma."""
-        from specbench.report.contract import CategoryResult
+        from specbench.analysis.contract import CategoryResult
         from specbench.report.notebook import frame
 
         drafts = self.summary.drafts
@@ -161,8 +161,8 @@ class Run:
     @property
     def loads(self) -> pd.DataFrame:
         """One row for each load, draft and gamma of a run on a server; none of a run in process."""
+        from specbench.analysis.served.contract import LoadResult
         from specbench.report.notebook import frame
-        from specbench.report.served.contract import LoadResult
 
         return frame(LoadResult, self.summary.loads)
 
@@ -176,8 +176,8 @@ class Run:
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
         before a token of which the draft is less sure than `cutoff`."""
+        from specbench.analysis.replayed import ReplayGamma, replayed
         from specbench.report.notebook import frame
-        from specbench.report.replayed import ReplayGamma, replayed
 
         asked = load_config(None, {"gamma": _plain_value(gammas), "cutoff": cutoff})
         texts = texts_of(self.stored, asked.gamma)
@@ -217,7 +217,7 @@ class Run:
 
     @property
     def _facts(self) -> Facts:
-        from specbench.report.facts import read_facts
+        from specbench.analysis.facts import read_facts
 
         return read_facts(self.stored)
 
@@ -226,7 +226,7 @@ class Run:
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows."""
-        from specbench.report import text
+        from specbench import text
         from specbench.report.notebook import verdict_table
 
         try:

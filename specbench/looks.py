@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from specbench.acceptance.replay import Text
+from specbench.analysis.frame import by_arm, main_trials
+from specbench.analysis.predict import Predictor
+from specbench.analysis.ruled import ruled_out
+from specbench.analysis.stopped import kept_arms
+from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import excess_variance
 from specbench.decision.ruling import STAY, Standing, look_sizes, rule
 from specbench.positions import read_positions
 from specbench.records import Arm, Policy, RuledOut
-from specbench.report.frame import by_arm, main_trials
-from specbench.report.predict import Predictor
-from specbench.report.ruled import ruled_out
-from specbench.report.stopped import kept_arms
-from specbench.report.views import DraftView, a_a
 from specbench.store import RunWriter, StoredRun, read_run
 
 

@@ -16,9 +16,9 @@ from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
 from specbench.records import Caution, Trial
-from specbench.report.text import clean
 from specbench.runfile import HASHED, hashed, stored_config
 from specbench.store import RUN_FILE, StoredRun, TrialKey, busy, find_runs, in_use, new_folder, read_run, trial_key
+from specbench.text import clean
 
 # What may change between two sessions of a run, and is said: it seldom matters, and nobody can know.
 NAMED = {"commit": "commit of specbench", "platform": "system"}

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from specbench.analysis.stopped import ruled_out_line
 from specbench.bench import Bench, Encoded, LeftOut, Observer, Unit, batch_too_large, units
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan, run_plan
@@ -29,7 +30,6 @@ from specbench.positions import PositionWriter
 from specbench.provenance import in_process, provenance
 from specbench.records import Arm, Caution, Prompt
 from specbench.replaying import replay_texts, scored_texts
-from specbench.report.stopped import ruled_out_line
 from specbench.resume import opened, progress_of, threads_of, unfinished
 from specbench.runfile import marked, prompts_of, run_record
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run

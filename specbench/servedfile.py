@@ -13,11 +13,11 @@ from specbench.errors import ConfigError, EngineError, StoreError
 from specbench.models.defaults import generation_caution
 from specbench.provenance import provenance
 from specbench.records import Caution, Prompt
-from specbench.report.text import clean
 from specbench.runfile import prompts_of, run_record, skipped_prompts
 from specbench.servers.adapter import Ask, State
 from specbench.servers.provider import Provider
 from specbench.store import RunWriter
+from specbench.text import clean
 
 # What may not change between two sessions of a run, the last where both tell it: some servers do so only after the
 # first request.

@@ -14,10 +14,10 @@ from typing import Any
 from fake_worlds import Category, World
 
 from specbench.acceptance.lossless import lossy_reason
+from specbench.analysis.contract import CategoryGamma, CategoryResult, DraftResult, GammaResult, RoundTime, Summary
 from specbench.config import RunConfig
 from specbench.decision.verdict import Gates, judge
 from specbench.records import Arm, Divergence, Interval, Policy, Times, Trial
-from specbench.report.contract import CategoryGamma, CategoryResult, DraftResult, GammaResult, RoundTime, Summary
 from specbench.store import StoredRun
 
 TARGET = "demo:target"

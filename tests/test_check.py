@@ -17,6 +17,7 @@ from tokenizers import pre_tokenizers
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from typer.testing import CliRunner
 
+from specbench.analysis.checked import Checked, CheckedDraft, CheckedGamma, Tally, checked_gamma
 from specbench.checking import Asked, check, comparable, unsupported
 from specbench.cli import app
 from specbench.drafters import parse_draft
@@ -24,7 +25,6 @@ from specbench.engines.assisted import RULES, SeenRound, SeenText, reconcile, wa
 from specbench.engines.comparing import Pair, placed
 from specbench.records import Arm, Message, Prompt, Round, Sampling, Times, Trial
 from specbench.report.check_tables import REASONS
-from specbench.report.checked import Checked, CheckedDraft, CheckedGamma, Tally, checked_gamma
 from specbench.store import read_run
 
 GAMMAS = (1, 5)

@@ -13,9 +13,9 @@ from fake_worlds import GO
 from typer.testing import CliRunner
 
 from specbench import __version__
+from specbench.analysis.contract import Choice
 from specbench.cli import app
 from specbench.cli.show import exit_on
-from specbench.report.contract import Choice
 
 runner = CliRunner()
 

@@ -15,16 +15,16 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS
 from specbench import records
+from specbench.analysis import cautions, contract, replayed
+from specbench.analysis.compare import comparison
+from specbench.analysis.compare import contract as comparison_contract
+from specbench.analysis.served import cautions as served_cautions
+from specbench.analysis.served import contract as served_contract
 from specbench.checks import POLICY_CHECKS, RUN_CHECKS
 from specbench.cli import app
 from specbench.cli.compare import SLOWER_EXIT
 from specbench.cli.show import STRICT_EXIT
 from specbench.config import RunConfig, load_config
-from specbench.report import cautions, contract, replayed
-from specbench.report.compare import comparison
-from specbench.report.compare import contract as comparison_contract
-from specbench.report.served import cautions as served_cautions
-from specbench.report.served import contract as served_contract
 from specbench.workload import cautions as workload_cautions
 from specbench.workload.shapes import SHAPES
 

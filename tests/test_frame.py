@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from specbench.analysis.frame import by_arm, counted, shared_prompts
 from specbench.records import Arm, Times, Trial
-from specbench.report.frame import by_arm, counted, shared_prompts
 
 FIRST = Trial(
     "p", "0", None, Arm("baseline"), 0, 9, 5, "0", "length", (), (), Times(0.5, 0.0, 0.0, 1.0, 0.25, 1.75)

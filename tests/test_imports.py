@@ -17,6 +17,7 @@ ROOT = Path(specbench.__file__).parent
 LAYERS = [
     ["cli", "__main__"],
     ["api", "__init__"],
+    ["report"],
     ["typed"],
     ["commands"],
     ["checking", "progress", "probing", "run", "scoring", "serving"],
@@ -25,7 +26,7 @@ LAYERS = [
     ["serverbench"],
     ["replaying"],
     ["bench", "looks"],
-    ["report"],
+    ["analysis"],
     ["doctor"],
     ["engines", "servers"],
     ["drafters"],
@@ -36,7 +37,7 @@ LAYERS = [
     ["models", "workload"],
     ["config", "provenance", "shipped", "store"],
     ["checks"],
-    ["clock", "records"],
+    ["clock", "records", "text"],
     ["errors", ""],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
@@ -65,6 +66,11 @@ def test_imports_point_down(name):
     own = RANK[name.with_suffix("").parts[0]]
     upward = {module for module in imports(FILES[name]) if RANK[room(module)] < own}
     assert upward == set()
+
+
+def test_pages_are_for_the_command_line_and_the_api_alone():
+    readers = {name.parts[0] for name in FILES if any(room(module) == "report" for module in imports(FILES[name]))}
+    assert readers == {"cli", "api.py", "report"}
 
 
 def test_every_room_has_a_place():
@@ -103,6 +109,6 @@ def test_a_written_brief_is_without_models_and_frames(tmp_path):
 
 
 def test_a_brief_needs_no_model_library():
-    names = ("brief.brief", "brief.several", "brief.page", "summarise", "tables", "figures")
-    code = "import " + ", ".join(f"specbench.report.{name}" for name in names)
+    pages = ("brief.brief", "brief.several", "brief.page", "tables", "figures")
+    code = "import specbench.analysis.summarise, " + ", ".join(f"specbench.report.{name}" for name in pages)
     assert not loaded(code) & {"torch", "transformers", "datasets"}

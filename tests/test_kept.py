@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 import specbench
+from specbench.analysis.compare.comparison import compared
+from specbench.analysis.summarise import summarise
 from specbench.cli import app
 from specbench.report.brief.brief import render_brief
 from specbench.report.brief.page import to_html
-from specbench.report.compare.comparison import compared
-from specbench.report.summarise import summarise
 from specbench.store import read_run
 
 ROOT = Path(__file__).parent.parent

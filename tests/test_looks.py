@@ -13,15 +13,15 @@ from test_run import sweep as whole_sweep
 
 from benchmarks.saving import as_swept
 from specbench import looks
+from specbench.analysis.compare.comparison import compared
+from specbench.analysis.ruled import ruled_out
+from specbench.analysis.summarise import summarise
 from specbench.bench import Bench
 from specbench.cost.plan import Costs
 from specbench.engines.local import LocalEngine
 from specbench.positions import read_positions
 from specbench.records import CostPoint, Times
 from specbench.report.brief.brief import render_brief
-from specbench.report.compare.comparison import compared
-from specbench.report.ruled import ruled_out
-from specbench.report.summarise import summarise
 from specbench.run import plan_units, run
 from specbench.store import RunWriter, find_runs, read_run, trial_key
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_run import FakeObserver, sweep
 
+from specbench.analysis.summarise import summarise
 from specbench.errors import ConfigError, WorkloadError
 from specbench.report.brief.brief import render_brief
-from specbench.report.summarise import summarise
 from specbench.store import read_run
 
 

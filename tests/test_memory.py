@@ -16,6 +16,7 @@ from test_run import FakeObserver, config_for, sweep
 from tiny import save_with_byte_tokenizer, tiny_llama
 from transformers import LlamaForCausalLM
 
+from specbench.analysis.summarise import summarise
 from specbench.engines import local, room
 from specbench.engines.cache import RewindableCache
 from specbench.engines.lean import LeanDecoder
@@ -25,7 +26,6 @@ from specbench.models import load_model
 from specbench.models.memory import is_out_of_memory
 from specbench.models.size import size_of
 from specbench.positions import read_positions
-from specbench.report.summarise import summarise
 from specbench.run import run
 from specbench.store import find_runs, read_run
 

@@ -16,10 +16,10 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.scores import match_blocks
+from specbench.analysis.summarise import summarise
 from specbench.drafters import NgramSpec
 from specbench.drafters.ngram import NgramDrafter
 from specbench.records import Sampling
-from specbench.report.summarise import summarise
 
 TARGET = tiny_llama(12, seed=3)  # a small vocabulary repeats itself
 

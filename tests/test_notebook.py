@@ -20,9 +20,9 @@ from test_api import EXAMPLE, call, keys_for
 
 import specbench
 from specbench.acceptance.replay import Blocks
+from specbench.analysis.facts import read_facts
 from specbench.errors import ConfigError, StoreError
 from specbench.positions import PositionWriter
-from specbench.report.facts import read_facts
 from specbench.report.notebook import verdict_table
 
 SERVED = EXAMPLE.parent / "llamacpp"

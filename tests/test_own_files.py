@@ -17,6 +17,7 @@ from test_serving import codes, served, speculating
 from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
+from specbench.analysis.compare.comparison import compared
 from specbench.checking import Asked, check
 from specbench.checks.stored import check_run
 from specbench.errors import ConfigError, ModelError, StoreError
@@ -25,7 +26,6 @@ from specbench.models.defaults import _NEUTRAL, generation_caution, unmeasured
 from specbench.models.encoding import Today, changed_encoding, encoded_record, encoding_cautions, today_of
 from specbench.models.prompts import encode, end_tokens
 from specbench.records import Message, Prompt, Sampling
-from specbench.report.compare.comparison import compared
 from specbench.store import find_runs
 
 GREEDY, WARM = Sampling(), Sampling(0.7, 0.9, 20)

@@ -27,6 +27,7 @@ from specbench.acceptance.many import generate_many
 from specbench.acceptance.penalty import RepetitionPenalty, penalised
 from specbench.acceptance.replay import replay
 from specbench.acceptance.rules import distribution
+from specbench.analysis.summarise import summarise
 from specbench.config import RunConfig, load_config
 from specbench.drafters import NgramSpec
 from specbench.drafters.combined import CombinedDrafter
@@ -40,7 +41,6 @@ from specbench.errors import ConfigError
 from specbench.records import Round, Sampling, sampling_of
 from specbench.report import wording
 from specbench.report.brief.brief import render_brief
-from specbench.report.summarise import summarise
 
 VOCAB = 24
 TARGET = tiny_llama(VOCAB, seed=1)

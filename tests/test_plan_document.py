@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from test_docs import wrong_flags
 from test_planned import EXAMPLE, call, pilot_of, runner
 
+from specbench.analysis.plan.amounts import amounts, half_width_of, minutes_for
+from specbench.analysis.plan.cautions import assumptions
+from specbench.analysis.plan.pilot import read_pilot
+from specbench.analysis.plan.planned import Wanted, plan_of
 from specbench.cli import app
 from specbench.config import RunConfig
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import prompts_for_width
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report.plan.amounts import amounts, half_width_of, minutes_for
-from specbench.report.plan.cautions import assumptions
 from specbench.report.plan.document import CHANGES, TITLE, plan_document, write_document
-from specbench.report.plan.pilot import read_pilot
-from specbench.report.plan.planned import Wanted, plan_of
 from specbench.workload import load_workload, profile
 
 REPORTS = EXAMPLE.parent

@@ -14,12 +14,12 @@ from test_docs import PAGES, nullable, rows_of
 from test_interval import fake_prompts
 from typer.testing import CliRunner
 
+from specbench.analysis.plan import contract as plan_contract
+from specbench.analysis.plan.pilot import Cost, Part, Pilot, read_pilot
+from specbench.analysis.plan.planned import Wanted, plan_of
 from specbench.cli import app
 from specbench.decision.plan import Spread, influence
 from specbench.records import Policy
-from specbench.report.plan import contract as plan_contract
-from specbench.report.plan.pilot import Cost, Part, Pilot, read_pilot
-from specbench.report.plan.planned import Wanted, plan_of
 from specbench.store import read_run
 
 EXAMPLE = Path(__file__).parent.parent / "reports" / "example"

@@ -20,11 +20,11 @@ from test_run import FakeObserver, config_for
 
 from specbench import bench
 from specbench.acceptance import loop
+from specbench.analysis.summarise import summarise
 from specbench.drafters.model import ModelDrafter
 from specbench.engines.cached import CachedModel
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report.summarise import summarise
 from specbench.run import run
 from specbench.store import StoredRun, find_runs, read_run
 

@@ -9,11 +9,11 @@ import pytest
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
+from specbench.analysis import views as views_module
+from specbench.analysis.summarise import summarise
 from specbench.engines.batch import generate_batch, score_batch
 from specbench.positions import read_positions
 from specbench.records import Sampling
-from specbench.report import views as views_module
-from specbench.report.summarise import summarise
 from specbench.run import run
 from specbench.store import read_run
 

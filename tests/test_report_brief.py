@@ -11,10 +11,10 @@ import pytest
 from fake_summary import stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 
+from specbench.analysis.contract import Summary
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report.brief.brief import render_brief, write_brief
-from specbench.report.contract import Summary
 from specbench.store import StoredRun
 
 HERE = Path("reports")

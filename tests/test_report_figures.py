@@ -13,9 +13,9 @@ from matplotlib import rc_context
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from specbench.analysis.contract import Summary
 from specbench.records import Policy
 from specbench.report.canvas import save
-from specbench.report.contract import Summary
 from specbench.report.figures import available, write_figures
 from specbench.report.figures import draw as drawn
 

@@ -13,14 +13,14 @@ from matplotlib.image import imread
 from rich.cells import cell_len
 from rich.console import Console
 
+from specbench.analysis.contract import Summary
+from specbench.analysis.frame import loads_of, main_trials
+from specbench.analysis.plan.pilot import read_pilot
+from specbench.analysis.served.loads import percentiles, stops_paying_at, throughput
+from specbench.analysis.summarise import summarise
 from specbench.records import Arm, Load, Policy
 from specbench.report.brief.brief import render_brief
-from specbench.report.contract import Summary
 from specbench.report.figures import available, write_figures
-from specbench.report.frame import loads_of, main_trials
-from specbench.report.plan.pilot import read_pilot
-from specbench.report.served.loads import percentiles, stops_paying_at, throughput
-from specbench.report.summarise import summarise
 from specbench.report.tables import sweep_tables
 
 BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})

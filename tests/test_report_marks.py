@@ -13,12 +13,12 @@ from fake_served import FakeServer, fake_served
 from fake_summary import stored_of, summary_of
 from fake_worlds import WORLDS, World
 
+from specbench.analysis.facts import read_facts
+from specbench.analysis.summarise import summarise
 from specbench.records import Policy
 from specbench.report.brief.brief import render_brief
 from specbench.report.brief.doubts import doubts
-from specbench.report.facts import read_facts
 from specbench.report.marks import Doubt, Key, in_order, mark, numbered, unmarked
-from specbench.report.summarise import summarise
 from specbench.store import StoredRun, read_run
 
 ROOT = Path(__file__).parent.parent

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from specbench.acceptance.lossless import NEAR_TIE_NATS, lossy_reason
 from specbench.acceptance.metrics import count, told_counts
+from specbench.analysis.contract import Summary
+from specbench.analysis.facts import read_facts
+from specbench.analysis.summarise import summarise
 from specbench.records import Counters, Divergence, Load, Policy, Round, Stretch, Told
 from specbench.report.brief.brief import render_brief, write_brief
-from specbench.report.contract import Summary
-from specbench.report.facts import read_facts
 from specbench.report.served.steps import server_steps
-from specbench.report.summarise import summarise
 from specbench.report.tables import sweep_tables
 from specbench.store import StoredRun
 

@@ -11,8 +11,8 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS
 from rich.cells import cell_len
 from rich.console import Console
 
+from specbench.analysis.contract import Summary
 from specbench.records import Caution, Policy
-from specbench.report.contract import Summary
 from specbench.report.tables import sweep_tables
 
 

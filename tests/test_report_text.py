@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from specbench.report import text
+from specbench import text
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from fake_summary import stored_of, summary_of
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 
+from specbench.analysis.contract import Choice, Memory, PredictedBatch, Summary
 from specbench.records import Caution, Policy
 from specbench.report import wording
 from specbench.report.brief.brief import render_brief
-from specbench.report.contract import Choice, Memory, PredictedBatch, Summary
 
 HERE = Path("reports")
 

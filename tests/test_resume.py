@@ -19,8 +19,8 @@ from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
 from specbench import provenance, runfile
+from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
-from specbench.report.summarise import summarise
 from specbench.resume import differences, same_setting, unfinished
 from specbench.runfile import stored_config
 from specbench.store import RunWriter, find_runs, folders, in_use, new_folder, read_run, trial_key

@@ -11,10 +11,10 @@ from conftest import CANARY
 
 from specbench import bench
 from specbench.acceptance import loop
+from specbench.analysis.summarise import summarise
 from specbench.bench import Bench
 from specbench.config import load_config
 from specbench.errors import StoreError, WorkloadError
-from specbench.report.summarise import summarise
 from specbench.run import plan_arms, run, shuffled
 from specbench.store import find_runs, read_run, trial_key
 

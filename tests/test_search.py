@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from specbench.acceptance.replay import Blocks, Positions
+from specbench.analysis import search
+from specbench.analysis.search import best_pair
 from specbench.cost.model import predicted_rounds
 from specbench.drafters import with_cutoff
 from specbench.records import CostPoint
-from specbench.report import search
-from specbench.report.search import best_pair
 
 # Verifying costs as much as stepping, token by token: a wrong draft is a whole step lost.
 POINTS = [

@@ -14,7 +14,7 @@ from test_cli import call
 
 from specbench import servedfile
 from specbench.acceptance.metrics import count, pooled
-from specbench.report.summarise import summarise
+from specbench.analysis.summarise import summarise
 from specbench.store import StoredRun, read_run
 
 pytestmark = pytest.mark.slow

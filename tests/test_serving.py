@@ -13,11 +13,11 @@ from fake_server import FakeServer
 from test_cli import call
 from test_run import FakeObserver
 
+from specbench.analysis.summarise import summarise
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
 from specbench.report.brief.brief import render_brief
-from specbench.report.summarise import summarise
 from specbench.servers import patience
 from specbench.serving import serve
 from specbench.store import StoredRun, read_run, trial_key

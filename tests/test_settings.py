@@ -31,15 +31,15 @@ from tiny import run as loop
 from tiny import save_with_byte_tokenizer, tiny_llama
 from transformers import GenerationConfig
 
+from specbench.analysis.contract import Choice, Rival, Summary
+from specbench.analysis.facts import Facts, read_facts
+from specbench.analysis.served.contract import Server
 from specbench.drafters import parse_draft
 from specbench.engines.assisted import watched
 from specbench.errors import ConfigError
 from specbench.models import load_model
 from specbench.records import Sampling
-from specbench.report.contract import Choice, Rival, Summary
-from specbench.report.facts import Facts, read_facts
 from specbench.report.marks import unmarked
-from specbench.report.served.contract import Server
 from specbench.report.settings.engines import ENGINES
 from specbench.report.settings.section import EngineSettings, Settings, settings_of
 from specbench.report.templating import template

@@ -12,11 +12,11 @@ from fake_served import FakeServer, fake_served
 from test_report_marks import ENTRY, MARK
 from typer.testing import CliRunner
 
+from specbench.analysis.summarise import summarise
 from specbench.cli import app
 from specbench.errors import StoreError
 from specbench.report.brief.brief import write_brief
 from specbench.report.brief.several import render_several, runs_of, write_several
-from specbench.report.summarise import summarise
 from specbench.store import read_run
 
 ROOT = Path(__file__).parent.parent

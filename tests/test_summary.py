@@ -9,13 +9,13 @@ import pytest
 from fake_run import PREFILL_S, STEP_S, FakeDraft, FakeMachine, fake_run
 from fake_served import FakeServer, fake_served
 
+from specbench.analysis.compare.comparison import compared
+from specbench.analysis.predict import stops_paying
+from specbench.analysis.summarise import summarise
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Policy
 from specbench.report.brief.brief import render_brief
-from specbench.report.compare.comparison import compared
-from specbench.report.predict import stops_paying
-from specbench.report.summarise import summarise
 
 GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
 

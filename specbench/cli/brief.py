@@ -17,8 +17,8 @@ from specbench.cli.show import exit_on, newest
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from specbench.analysis.contract import Summary
     from specbench.records import Call
-    from specbench.report.contract import Summary
     from specbench.store import StoredRun
 
 _NAME_WIDTH = 100

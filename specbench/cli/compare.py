@@ -14,7 +14,7 @@ from specbench.cli.show import print_parts
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.report.compare.contract import Slower
+    from specbench.analysis.compare.contract import Slower
 
 SLOWER_EXIT = 5
 
@@ -31,7 +31,7 @@ def compare(
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
-    from specbench.report.compare.comparison import compared, slower_by
+    from specbench.analysis.compare.comparison import compared, slower_by
     from specbench.report.compare.tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 

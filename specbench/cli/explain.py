@@ -47,8 +47,8 @@ def _explanation(run: Path | None, level: str) -> Explanation:
         from specbench.report.explain import explain as pages
 
         return pages.explain(checked)
+    from specbench.analysis.summarise import summarise
     from specbench.report.explain.explained import explain_run
-    from specbench.report.summarise import summarise
     from specbench.store import read_run
 
     stored = read_run(run)

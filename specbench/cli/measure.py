@@ -120,7 +120,7 @@ def measure_or_sweep(
     if replay_only:
         show_replay(folder, task.gammas, 0.0, as_json)
         return
-    from specbench.report.summarise import summarise
+    from specbench.analysis.summarise import summarise
     from specbench.store import read_run
 
     show(summarise(read_run(folder)), task.config.policy, as_json, strict)

@@ -14,8 +14,8 @@ from specbench.cli.show import newest, print_parts
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from specbench.analysis.plan.contract import Plan
     from specbench.records import Policy
-    from specbench.report.plan.contract import Plan
     from specbench.store import StoredRun
 
 
@@ -106,9 +106,9 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
     }
     from dataclasses import asdict, replace
 
+    from specbench.analysis.plan.pilot import read_pilot
+    from specbench.analysis.plan.planned import Wanted, plan_of
     from specbench.records import Policy
-    from specbench.report.plan.pilot import read_pilot
-    from specbench.report.plan.planned import Wanted, plan_of
     from specbench.store import read_run
 
     if folder is None:

@@ -61,8 +61,8 @@ def probe(
     if not draft and (draft_config or target_config):
         # The default draft belongs to the default target.
         settings = replace(settings, draft=())
+    from specbench.analysis.probed import probed
     from specbench.probing import ProbeRequest, run_probe
-    from specbench.report.probed import probed
     from specbench.store import read_run
 
     request = ProbeRequest(target_config, tuple(draft_config or ()), contexts, passes)

@@ -15,8 +15,8 @@ from specbench.errors import StoreError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from specbench.analysis.contract import Summary
     from specbench.records import Call, CostPoint, Policy
-    from specbench.report.contract import Summary
 
 STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
@@ -48,8 +48,8 @@ def show_replay(
 ) -> None:
     """Print the replay of a stored run; with `best` also the search over cut-offs, priced by the run's own probe or by
     that of the folder `costs`."""
+    from specbench.analysis.replayed import replayed
     from specbench.api import texts_of
-    from specbench.report.replayed import replayed
     from specbench.store import cautions_of, read_run
 
     stored = read_run(folder)

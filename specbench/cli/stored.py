@@ -28,8 +28,8 @@ def show_run(
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
 ) -> None:
     """The tables of a stored run, as sweep prints them."""
+    from specbench.analysis.summarise import summarise
     from specbench.records import Policy
-    from specbench.report.summarise import summarise
     from specbench.store import read_run
 
     stored = read_run(run or newest(out, timed=True))
@@ -104,7 +104,7 @@ def workload_profile(
 
 def _outline(workload: Workload, out: Path | None) -> None:
     """Lines without text on stdout or in a new file, and on stderr what is still in them."""
-    from specbench.report.text import clean, count
+    from specbench.text import clean, count
     from specbench.workload.anonymise import outline_lines, write_new
 
     lines = outline_lines(workload.prompts)

@@ -14,10 +14,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbench import text
+from specbench.analysis.contract import Summary
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report import text
-from specbench.report.contract import Summary
 from specbench.store import replace_file
 
 if TYPE_CHECKING:

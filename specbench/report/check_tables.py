@@ -9,8 +9,8 @@ from functools import partial
 from rich.console import RenderableType
 from rich.text import Text
 
-from specbench.report import text
-from specbench.report.checked import Agreement, Checked, CheckedDraft, CheckedGamma, Tally
+from specbench import text
+from specbench.analysis.checked import Agreement, Checked, CheckedDraft, CheckedGamma, Tally
 from specbench.report.layout import Block, Column, fit, note, readable, table
 
 _WORDS: dict[Agreement, str] = {

@@ -9,8 +9,8 @@ from functools import partial
 from rich.console import RenderableType
 from rich.text import Text
 
+from specbench import text
 from specbench.doctor.findings import Examination, Finding, State
-from specbench.report import text
 from specbench.report.layout import Block, note, readable
 
 _COLOUR: dict[State, str] = {"ok": "green", "note": "yellow", "broken": "bold red", "not checked": "dim"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specbench import text
+from specbench.analysis.contract import BreakEven, DraftResult, GammaResult
+from specbench.analysis.predict import EXPLAINED
 from specbench.records import Policy
-from specbench.report import text
-from specbench.report.contract import BreakEven, DraftResult, GammaResult
 from specbench.report.marks import mark
-from specbench.report.predict import EXPLAINED
 from specbench.report.wording import best_row
 
 Rows = tuple[tuple[str, ...], ...]

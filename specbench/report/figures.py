@@ -11,8 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbench import text
+from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult, PredictedGamma, Summary
 from specbench.records import Policy
-from specbench.report import text
 from specbench.report.canvas import (
     COLOURS,
     INK,
@@ -28,7 +29,6 @@ from specbench.report.canvas import (
     save,
     thinned,
 )
-from specbench.report.contract import CategoryResult, DraftResult, GammaResult, PredictedGamma, Summary
 from specbench.report.readings import total
 from specbench.report.served.load_figure import draw_loads
 from specbench.report.survival_figure import draw_survival

@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from specbench import text
 from specbench.records import Caution
-from specbench.report import text
 
 _GAP = 2
 

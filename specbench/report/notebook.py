@@ -13,11 +13,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
+from specbench import text
 from specbench.acceptance.metrics import trial_counts
+from specbench.analysis.contract import Summary
+from specbench.analysis.facts import Facts
 from specbench.records import ArmKind, Divergence, Finish, Load, Told, Trial
-from specbench.report import text, wording
-from specbench.report.contract import Summary
-from specbench.report.facts import Facts
+from specbench.report import wording
 
 _DTYPES = {int: "int64", float: "float64", bool: "bool", str: "string", Literal: "string"}
 _WITH_ROOM = {"int64": "Int64", "bool": "boolean"}  # for what is missing; the others have it

@@ -9,9 +9,9 @@ from functools import partial
 from rich.console import RenderableType
 from rich.text import Text
 
-from specbench.report import text
+from specbench import text
+from specbench.analysis.probed import Phase, ProbedModel, ProbeSummary, Step, Width
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
-from specbench.report.probed import Phase, ProbedModel, ProbeSummary, Step, Width
 
 
 def probe_tables(found: ProbeSummary) -> list[RenderableType]:

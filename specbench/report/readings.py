@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, GammaResult, RoundTime, Summary
+from specbench.analysis.served.contract import LoadResult
+from specbench.analysis.served.loads import best_by_concurrency, metric_of
 from specbench.records import Policy
-from specbench.report import text
-from specbench.report.contract import DraftResult, GammaResult, RoundTime, Summary
 from specbench.report.marks import mark
-from specbench.report.served.contract import LoadResult
-from specbench.report.served.loads import best_by_concurrency, metric_of
 from specbench.report.wording import best_row, by_speedup
 
 Limit = Literal["acceptance", "drafting", "verifying", "the rest"]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 from rich.text import Text
 
-from specbench.report import text
+from specbench import text
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
 if TYPE_CHECKING:  # replays take numpy, and a profile of prompts does without
-    from specbench.report.replayed import ReplayDraft, Replayed
-    from specbench.report.search import BestPair
+    from specbench.analysis.replayed import ReplayDraft, Replayed
+    from specbench.analysis.search import BestPair
     from specbench.workload import Workload, WorkloadProfile
 
 

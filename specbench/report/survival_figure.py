@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.records import Policy
 from specbench.report.canvas import COLOURS, MARKERS, bars_mean, legend_above, lengths, name, page, thinned
-from specbench.report.contract import DraftResult, GammaResult, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

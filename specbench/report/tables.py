@@ -13,12 +13,12 @@ from functools import partial
 from rich.console import RenderableType
 from rich.text import Text
 
+from specbench import text
+from specbench.analysis.contract import Choice, DraftResult, GammaResult, Summary
+from specbench.analysis.stopped import stopped_line, stopped_note
 from specbench.records import Call, Policy
-from specbench.report import text
-from specbench.report.contract import Choice, DraftResult, GammaResult, Summary
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 from specbench.report.served.load_tables import load_shown, load_table
-from specbench.report.stopped import stopped_line, stopped_note
 from specbench.report.wording import by_speedup
 
 _COLOUR: dict[Call, str] = {"GO": "bold green", "NO-GO": "bold red", "UNCLEAR": "bold yellow"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from specbench.report import text
+from specbench import text
 
 
 def template(name: str, *, html: bool = False) -> Template:

@@ -5,15 +5,13 @@ One rule everywhere: a sentence is never surer than its numbers. Without an inte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from specbench import text
+from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult, Summary
+from specbench.analysis.facts import Facts, Model
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.records import Load, Policy, Sampling
-from specbench.report import text
-from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
-from specbench.report.facts import Facts, Model
 from specbench.report.marks import mark
 
 # An interval takes MIN_PROMPTS; one over fewer than these is wide and leans on its shape, and is marked.
@@ -157,7 +155,7 @@ def scope(facts: Facts, engine: str, hardware: str, drafts: Sequence[DraftResult
         f"machine: {text.escape(hardware)}; {setting}",
         f"sampling: {sampling(facts.sampling)}{limit}",
         *(
-            [f"chat template given {text.code(template_kwargs(facts.template_kwargs))}"]
+            [f"chat template given {text.code(text.template_kwargs(facts.template_kwargs))}"]
             if facts.template_kwargs
             else []
         ),
@@ -178,11 +176,6 @@ def sampling(settings: Sampling) -> str:
     if settings.min_p:
         parts.append(f"min-p {settings.min_p:g}")
     return ", ".join([*parts, *penalty])
-
-
-def template_kwargs(given: Mapping[str, Any]) -> str:
-    """`enable_thinking: false`, values as JSON has them; empty where nothing is given."""
-    return text.clean(", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in given.items()))
 
 
 def prompts(facts: Facts) -> str:

@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from specbench import text
+from specbench.analysis.contract import Summary
+from specbench.analysis.facts import Facts, read_facts
+from specbench.analysis.frame import main_trials
 from specbench.errors import StoreError
-from specbench.report import text, wording
+from specbench.report import wording
 from specbench.report.brief import commands, doubts, notes, published, steps, trust
 from specbench.report.brief.captions import captions
 from specbench.report.brief.glance import glance
 from specbench.report.brief.sections import section
-from specbench.report.contract import Summary
 from specbench.report.economics import BATCH_HEADER, CURVE_NOTE
-from specbench.report.facts import Facts, read_facts
-from specbench.report.frame import main_trials
 from specbench.report.marks import Doubt, in_order, numbered
 from specbench.report.served.words import server_words
 from specbench.report.settings.section import settings_of

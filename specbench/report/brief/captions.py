@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, Summary
 from specbench.records import Policy
-from specbench.report import readings, text, wording
-from specbench.report.contract import DraftResult, Summary
+from specbench.report import readings, wording
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from specbench.report import text
-from specbench.report.facts import Facts
+from specbench import text
+from specbench.analysis.facts import Facts
 
 
 def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:

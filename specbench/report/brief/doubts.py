@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from specbench import text
+from specbench.analysis.contract import CategoryResult, DraftResult, Summary
+from specbench.analysis.facts import MANY_CUT, Facts
 from specbench.records import Caution, Policy
-from specbench.report import text
 from specbench.report.brief.commands import limited_command
-from specbench.report.contract import CategoryResult, DraftResult, Summary
-from specbench.report.facts import MANY_CUT, Facts
 from specbench.report.marks import Doubt
 from specbench.report.wording import FEW_PROMPTS, best_row, by_speedup
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
+from specbench.analysis.facts import Facts, differing, parted
 from specbench.records import Trial
-from specbench.report import text
-from specbench.report.contract import DraftResult, GammaResult, Summary
-from specbench.report.facts import Facts, differing, parted
 from specbench.report.marks import mark
 from specbench.report.wording import best_row, recommended
 

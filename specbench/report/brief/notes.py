@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, GammaResult
 from specbench.records import Policy
-from specbench.report import text
-from specbench.report.contract import DraftResult, GammaResult
 from specbench.report.wording import best_row
 
 

@@ -18,8 +18,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from specbench import text
 from specbench.errors import StoreError
-from specbench.report import text
 from specbench.report.templating import template
 
 _VERDICT = re.compile(r"(NO-GO|GO|UNCLEAR)(, of \d+ drafts)?:")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specbench import text
+from specbench.analysis.contract import DraftResult
 from specbench.drafters import parse_draft
-from specbench.report import text
-from specbench.report.contract import DraftResult
 from specbench.report.wording import best_row
 
 _LEADERBOARD = "[Spec-Bench](https://github.com/hemingkx/Spec-Bench/blob/main/Leaderboard.md)"

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specbench import text
+from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult, Summary
+from specbench.analysis.facts import Facts
+from specbench.analysis.stopped import stopped_line, stopped_note
 from specbench.records import Policy, Trial
-from specbench.report import readings, text, wording
+from specbench.report import readings, wording
 from specbench.report.brief import notes, trust
-from specbench.report.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.report.economics import Economics, economics
-from specbench.report.facts import Facts
 from specbench.report.marks import mark
 from specbench.report.served.load_tables import load_note, load_rows, load_shown
-from specbench.report.stopped import stopped_line, stopped_note
 
 Rows = tuple[tuple[str, ...], ...]
 

@@ -13,18 +13,19 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from specbench import text
+from specbench.analysis.compare.comparison import compared
+from specbench.analysis.contract import CategoryResult, DraftResult, Summary
+from specbench.analysis.facts import Facts, read_facts
+from specbench.analysis.frame import main_trials
+from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
 from specbench.records import Call, Trial
-from specbench.report import text, wording
+from specbench.report import wording
 from specbench.report.brief import commands, doubts, steps
 from specbench.report.brief.brief import BRIEF_FILE, FIGURES_FOLDER, provenance, with_doubts, write_pages, writing
-from specbench.report.compare.comparison import compared
-from specbench.report.contract import CategoryResult, DraftResult, Summary
-from specbench.report.facts import Facts, read_facts
-from specbench.report.frame import main_trials
 from specbench.report.marks import Doubt
 from specbench.report.settings.section import settings_of
-from specbench.report.summarise import summarise
 from specbench.store import StoredRun
 
 Rows = list[tuple[str, ...]]
@@ -183,7 +184,7 @@ def _rows(runs: Sequence[Run]) -> Rows:
 
 
 def _given(run: Run) -> str:
-    return wording.template_kwargs(run.facts.template_kwargs)
+    return text.template_kwargs(run.facts.template_kwargs)
 
 
 def _floor(share: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.report import text
+from specbench import text
 from specbench.report.canvas import COLOURS, INK, MARKERS, legend_above, levels, name, padded, save, sheet
 from specbench.report.wording import best_row
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.facts import Facts, differing, parted
 from specbench.decision.verdict import prompts_to_settle
 from specbench.records import Divergence, Interval, Trial
-from specbench.report import text
 from specbench.report.brief.step import Step
-from specbench.report.contract import DraftResult, Summary
-from specbench.report.facts import Facts, differing, parted
 from specbench.report.marks import mark
 from specbench.report.readings import Cost, cost
 from specbench.report.served.steps import looks_up, server_steps

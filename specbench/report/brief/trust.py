@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limit
+from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.facts import Facts, differing, parted
 from specbench.records import Divergence, Trial
-from specbench.report import text
-from specbench.report.contract import DraftResult, Summary
-from specbench.report.facts import Facts, differing, parted
 from specbench.report.marks import mark
 from specbench.report.wording import best_row
 

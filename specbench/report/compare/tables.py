@@ -8,8 +8,8 @@ from functools import partial
 from rich.console import RenderableType
 from rich.text import Text
 
-from specbench.report import text
-from specbench.report.compare.contract import (
+from specbench import text
+from specbench.analysis.compare.contract import (
     ComparedCategory,
     ComparedDraft,
     ComparedGamma,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specbench.report import readings, text, wording
+from specbench import text
+from specbench.analysis.contract import DraftResult, GammaResult
+from specbench.report import readings, wording
 from specbench.report.brief import notes, steps, trust
 from specbench.report.brief.doubts import cautions
-from specbench.report.contract import DraftResult, GammaResult
 from specbench.report.economics import economics
 from specbench.report.explain.story import Story, add, apart, asked, divide, drafts, multiply, reaches, verdict
 

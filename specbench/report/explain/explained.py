@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from specbench.analysis.contract import Summary
 from specbench.report.brief.doubts import doubts
-from specbench.report.contract import Summary
 from specbench.report.explain.engineer import engineer_values
 from specbench.report.explain.explain import Explanation, Level, with_words
 from specbench.report.explain.manager import manager_values

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specbench.report import readings, text, wording
+from specbench import text
+from specbench.analysis.facts import differing, parted
+from specbench.report import readings, wording
 from specbench.report.brief import steps
 from specbench.report.brief.glance import glance
 from specbench.report.economics import economics
 from specbench.report.explain.story import Story, apart, asked, drafts, number, reaches, verdict
-from specbench.report.facts import differing, parted
 from specbench.report.marks import mark
 
 

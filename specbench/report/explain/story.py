@@ -9,11 +9,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
+from specbench.analysis.facts import Facts, read_facts
+from specbench.analysis.frame import main_trials
 from specbench.records import Policy, Trial
-from specbench.report import readings, text, wording
-from specbench.report.contract import DraftResult, GammaResult, Summary
-from specbench.report.facts import Facts, read_facts
-from specbench.report.frame import main_trials
+from specbench.report import readings, wording
 from specbench.store import StoredRun
 
 _ROUNDED = "(the digits shown are rounded)"

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specbench import text
+from specbench.analysis.plan.amounts import minutes_for
+from specbench.analysis.plan.contract import Plan
+from specbench.analysis.served.server import is_served
 from specbench.config import RunConfig
 from specbench.records import Policy
-from specbench.report import text
-from specbench.report.plan.amounts import minutes_for
-from specbench.report.plan.contract import Plan
 from specbench.report.plan.numbers import about
-from specbench.report.served.server import is_served
 from specbench.shipped import DEFAULT_WORKLOAD
 from specbench.store import StoredRun
 

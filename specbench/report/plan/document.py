@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from specbench import text
+from specbench.analysis.facts import MANY_CUT, Facts, Model, read_facts
+from specbench.analysis.plan.amounts import Amounts, amounts
+from specbench.analysis.plan.contract import Plan
+from specbench.analysis.plan.evidence import Evidence, read_evidence
+from specbench.analysis.plan.planned import OWN_SPREAD
+from specbench.analysis.plan.stops import TOO_FEW, Stop, any_time, before_the_sweep, exactly, speedup, too_few
+from specbench.analysis.summarise import summarise
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report import text, wording
-from specbench.report.facts import MANY_CUT, Facts, Model, read_facts
+from specbench.report import wording
 from specbench.report.plan import numbers as plan_numbers
-from specbench.report.plan.amounts import Amounts, amounts
 from specbench.report.plan.commands import FILE, on_shipped_prompts, steps
-from specbench.report.plan.contract import Plan
-from specbench.report.plan.evidence import Evidence, read_evidence
 from specbench.report.plan.numbers import Rows, about
-from specbench.report.plan.planned import OWN_SPREAD
-from specbench.report.plan.stops import TOO_FEW, Stop, any_time, before_the_sweep, exactly, speedup, too_few
-from specbench.report.summarise import summarise
 from specbench.report.templating import template
 from specbench.store import StoredRun
 from specbench.workload.cautions import TOLERATED_SHARE
@@ -199,7 +200,7 @@ def _settings(plan: Plan, pilot: Evidence | None) -> Rows:
         ("sampling", wording.sampling(facts.sampling)),
         *(
             (("chat template given", text.code(given)),)
-            if (given := wording.template_kwargs(facts.template_kwargs))
+            if (given := text.template_kwargs(facts.template_kwargs))
             else ()
         ),
         ("output limit", _limit(facts)),

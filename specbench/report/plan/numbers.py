@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from specbench import text
+from specbench.analysis.plan.amounts import Amounts, minutes_for
+from specbench.analysis.plan.contract import Need, Plan, Truth
+from specbench.analysis.plan.planned import OWN_SPREAD
+from specbench.analysis.plan.stops import exactly
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
-from specbench.report import text
-from specbench.report.plan.amounts import Amounts, minutes_for
-from specbench.report.plan.contract import Need, Plan, Truth
-from specbench.report.plan.planned import OWN_SPREAD
-from specbench.report.plan.stops import exactly
 from specbench.report.plan.tables import minutes_cell, prompts_cell
 
 Rows = tuple[tuple[str, ...], ...]

@@ -9,9 +9,9 @@ from functools import partial
 from rich.console import RenderableType
 from rich.text import Text
 
-from specbench.report import text
+from specbench import text
+from specbench.analysis.plan.contract import Need, Plan, Truth
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
-from specbench.report.plan.contract import Need, Plan, Truth
 
 
 def plan_tables(plan: Plan) -> list[RenderableType]:

@@ -6,12 +6,12 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from specbench import text
+from specbench.analysis.contract import Summary
+from specbench.analysis.served.contract import LoadResult
+from specbench.analysis.served.loads import metric_of
 from specbench.records import Policy
-from specbench.report import text
 from specbench.report.canvas import COLOURS, MARKERS, legend_above, level_lines, levels, name, padded, page
-from specbench.report.contract import Summary
-from specbench.report.served.contract import LoadResult
-from specbench.report.served.loads import metric_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

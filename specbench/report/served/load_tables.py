@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.served.contract import LoadResult, Percentiles
+from specbench.analysis.served.loads import metric_of
 from specbench.records import Load, Policy
-from specbench.report import text
-from specbench.report.contract import DraftResult, Summary
 from specbench.report.readings import stops_paying_words
-from specbench.report.served.contract import LoadResult, Percentiles
-from specbench.report.served.loads import metric_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

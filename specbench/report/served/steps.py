@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
+from specbench.analysis.facts import Facts
 from specbench.drafters import parse_draft
-from specbench.report import text
 from specbench.report.brief.step import Step
-from specbench.report.contract import DraftResult, GammaResult, Summary
-from specbench.report.facts import Facts
 from specbench.report.wording import best_row
 
 # So many requests at once are far enough from the most that were measured to tell something new.

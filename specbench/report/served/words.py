@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specbench.report import text
-from specbench.report.served.contract import ClockCheck, CounterCheck, Server
-from specbench.report.served.server import NUMBERS
+from specbench import text
+from specbench.analysis.served.contract import ClockCheck, CounterCheck, Server
+from specbench.analysis.served.server import NUMBERS
 
 # An arm whose clocks differ by so much more than those of all arms together is named.
 _APART = 0.005

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from specbench import text
 from specbench.config import SERVED
 from specbench.drafters import DraftSpec
 from specbench.models.embedded import DEMO
 from specbench.records import Sampling
-from specbench.report import text
 
 Role = Literal["target", "draft"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from specbench import text
+from specbench.analysis.contract import CategoryResult, DraftResult
 from specbench.records import Call
-from specbench.report import text
-from specbench.report.contract import CategoryResult, DraftResult
 from specbench.report.marks import mark
 from specbench.report.wording import by_speedup, few_mark
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.facts import Facts, Model
 from specbench.config import SERVED
 from specbench.drafters import parse_draft
 from specbench.records import Call
-from specbench.report.contract import DraftResult, Summary
-from specbench.report.facts import Facts, Model
 from specbench.report.settings.engines import ENGINES, Engine
 from specbench.report.settings.plan import Given, Plan
 from specbench.report.settings.routing import gamma_to_paste, routing

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.facts import Facts
 from specbench.config import SERVED
 from specbench.drafters import parse_draft
 from specbench.models.embedded import PREFIX
 from specbench.records import Call
-from specbench.report import text
-from specbench.report.contract import DraftResult, Summary
-from specbench.report.facts import Facts
 from specbench.report.marks import mark
 from specbench.report.settings.engines import Engine
 from specbench.report.settings.plan import Given, Plan, gguf, shell

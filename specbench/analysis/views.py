@@ -9,11 +9,11 @@ import numpy as np
 from specbench.acceptance.lossless import lossy_reason
 from specbench.acceptance.metrics import Counts, basis, pooled, trial_counts
 from specbench.acceptance.replay import Expected, Text, replay
+from specbench.analysis.facts import precision_of
+from specbench.analysis.frame import NO_ROWS, ArmRows, shared_prompts
 from specbench.decision.interval import Floats, Paired
 from specbench.drafters import parse_draft, reader_of
 from specbench.records import Arm, ArmKind, CostPoint, Load, Policy, Trial
-from specbench.report.facts import precision_of
-from specbench.report.frame import NO_ROWS, ArmRows, shared_prompts
 from specbench.store import StoredRun
 
 

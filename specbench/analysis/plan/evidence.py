@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from specbench import text
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
+from specbench.analysis.facts import Facts, differing, parted
+from specbench.analysis.frame import main_trials
+from specbench.analysis.plan.contract import Plan
+from specbench.analysis.plan.pilot import Pilot, read_pilot
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.verdict import least_share
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report import text
-from specbench.report.contract import DraftResult, GammaResult, Summary
-from specbench.report.facts import Facts, differing, parted
-from specbench.report.frame import main_trials
-from specbench.report.plan.contract import Plan
-from specbench.report.plan.pilot import Pilot, read_pilot
 from specbench.store import StoredRun
 
 # "perhaps": the pilot is beyond the threshold, but its prompts are too few to be sure of that.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from specbench.analysis.cautions import ReplayGap
+from specbench.analysis.views import DraftView
 from specbench.decision.interval import Paired, speedup_interval
-from specbench.report.cautions import ReplayGap
-from specbench.report.views import DraftView
 
 # Several gammas are compared at once; only a gap that sampling could hardly make is worth a warning.
 GAP_CONFIDENCE = 0.999

@@ -10,10 +10,10 @@ from operator import attrgetter
 
 import numpy as np
 
+from specbench import text
 from specbench.cost.model import RoundCosts, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
 from specbench.records import Arm, Caution, CostPoint, Interval, Trial
-from specbench.report import text
 from specbench.store import StoredRun
 
 # How much slower the target may be without a draft than everything else says. Two kept runs are between 0.91 and 1.01.

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from specbench.analysis.contract import Choice, Rival
+from specbench.analysis.results import Judged
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired
 from specbench.decision.verdict import judge
 from specbench.records import Policy
-from specbench.report.contract import Choice, Rival
-from specbench.report.results import Judged
 
 
 def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from specbench.analysis.agreement import replay_gap
+from specbench.analysis.cautions import run_cautions
+from specbench.analysis.choice import choose
+from specbench.analysis.contract import SCHEMA, Summary
+from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of
+from specbench.analysis.results import Judged
+from specbench.analysis.ruled import spared
+from specbench.analysis.served.cautions import server_cautions
+from specbench.analysis.served.contract import LoadResult
+from specbench.analysis.served.loads import load_results, with_loads
+from specbench.analysis.served.server import server_of
+from specbench.analysis.steady import Steady
+from specbench.analysis.stopped import kept_arms, stopped_gammas
+from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import speedup_interval
 from specbench.errors import ConfigError, StoreError
 from specbench.positions import read_positions
 from specbench.records import Arm, Interval, Policy
-from specbench.report.agreement import replay_gap
-from specbench.report.cautions import run_cautions
-from specbench.report.choice import choose
-from specbench.report.contract import SCHEMA, Summary
-from specbench.report.frame import ArmRows, by_arm, counted, loads_of
-from specbench.report.results import Judged
-from specbench.report.ruled import spared
-from specbench.report.served.cautions import server_cautions
-from specbench.report.served.contract import LoadResult
-from specbench.report.served.loads import load_results, with_loads
-from specbench.report.served.server import server_of
-from specbench.report.steady import Steady
-from specbench.report.stopped import kept_arms, stopped_gammas
-from specbench.report.views import DraftView, a_a
 from specbench.store import StoredRun, cautions_of
 
 

@@ -5,8 +5,10 @@ Unknown is "-". Nothing here rounds a doubt away: a share just under 1 reads ">9
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 UNKNOWN = "-"
 NO_INTERVAL = "(no interval)"
@@ -143,3 +145,8 @@ def table(columns: Sequence[tuple[str, Sequence[str]]]) -> tuple[tuple[str, ...]
     """Header and rows from (heading, cells) columns; a column that no row can fill is left out."""
     kept = [(name, cells) for name, cells in columns if any(cell != UNKNOWN for cell in cells)]
     return tuple(name for name, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True))
+
+
+def template_kwargs(given: Mapping[str, Any]) -> str:
+    """`enable_thinking: false`, values as JSON has them; empty where nothing is given."""
+    return clean(", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in given.items()))

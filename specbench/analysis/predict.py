@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
+from specbench.analysis.contract import GammaResult, PredictedBatch, PredictedGamma, RoundTime
+from specbench.analysis.views import DraftView
 from specbench.cost.model import RoundCosts, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
-from specbench.report.contract import GammaResult, PredictedBatch, PredictedGamma, RoundTime
-from specbench.report.views import DraftView
 
 # Below this a difference between prediction and measurement needs no explanation.
 EXPLAINED = 0.05

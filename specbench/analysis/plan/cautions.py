@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from scipy.special import stdtrit
 
+from specbench import text
+from specbench.analysis.plan.pilot import MAX_RETRIES, Pilot
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import ON_THE_MINIMUM, Spread
 from specbench.records import Caution, Policy
-from specbench.report import text
-from specbench.report.plan.pilot import MAX_RETRIES, Pilot
 
 # From this share of the variance on, timing noise is worth fighting before prompts are added.
 NOISY_SHARE = 0.5

@@ -6,14 +6,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specbench.analysis.contract import DraftResult
+from specbench.analysis.frame import loads_of
+from specbench.analysis.ruled import spared
+from specbench.analysis.served.server import is_served
+from specbench.analysis.timing import timing_cautions
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.drafters import parse_draft
 from specbench.records import Arm, Caution, Interval, Policy, Trial
-from specbench.report.contract import DraftResult
-from specbench.report.frame import loads_of
-from specbench.report.ruled import spared
-from specbench.report.served.server import is_served
-from specbench.report.timing import timing_cautions
 from specbench.store import StoredRun
 
 DOMINANT_SHARE = 0.25

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from specbench.analysis.contract import DraftResult, Money
+from specbench.analysis.frame import ArmRows, at_load, by_arm, loads_of
+from specbench.analysis.results import Judged
+from specbench.analysis.served.contract import LoadResult, Percentiles
+from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import Paired, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial
-from specbench.report.contract import DraftResult, Money
-from specbench.report.frame import ArmRows, at_load, by_arm, loads_of
-from specbench.report.results import Judged
-from specbench.report.served.contract import LoadResult, Percentiles
-from specbench.report.views import DraftView, a_a
 from specbench.store import StoredRun
 
 # So many requests show a percentile: one of them lies beyond it.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from specbench import text
+from specbench.analysis.agreement import GAP_CONFIDENCE
 from specbench.decision.interval import Paired, speedup_interval
 from specbench.records import Round
-from specbench.report import text
-from specbench.report.agreement import GAP_CONFIDENCE
 
 if TYPE_CHECKING:
     from specbench.engines.comparing import Pair

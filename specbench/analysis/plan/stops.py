@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limit
+from specbench.analysis.plan.amounts import half_width_of
+from specbench.analysis.plan.contract import Plan
+from specbench.analysis.plan.evidence import Evidence, Found, State, ceilings, chances, other_texts, slower_shares
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
 from specbench.records import Policy
-from specbench.report import text
-from specbench.report.plan.amounts import half_width_of
-from specbench.report.plan.contract import Plan
-from specbench.report.plan.evidence import Evidence, Found, State, ceilings, chances, other_texts, slower_shares
 
 # Warnings of a run that it did not measure what it was meant to.
 BROKEN = (

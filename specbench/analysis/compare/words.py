@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from specbench import text
+from specbench.analysis.compare.contract import ComparedSide, Moved
 from specbench.records import Call
-from specbench.report import text
-from specbench.report.compare.contract import ComparedSide, Moved
 
 # Two times, or two taus, that are no further apart are called the same.
 _NEAR = 0.05

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from specbench import text
+from specbench.analysis.served.contract import ClockCheck, CounterCheck, Server
+from specbench.analysis.served.server import NUMBERS, total_drafted
 from specbench.records import Arm, Caution, Trial
-from specbench.report import text
-from specbench.report.served.contract import ClockCheck, CounterCheck, Server
-from specbench.report.served.server import NUMBERS, total_drafted
 
 # A server may keep the tokens of a chat template, which are the same in every prompt.
 TEMPLATE_TOKENS = 32

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specbench.analysis.served.contract import LoadResult, Server
 from specbench.records import Call, Caution
-from specbench.report.served.contract import LoadResult, Server
 
 SCHEMA = 1
 

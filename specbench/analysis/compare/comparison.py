@@ -12,11 +12,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.decision.interval import Paired, speedup_interval, totals_interval
-from specbench.errors import StoreError
-from specbench.models.encoding import changed_encoding
-from specbench.records import Caution, Interval, Policy, sampling_of
-from specbench.report.compare.contract import (
+from specbench.analysis.compare.contract import (
     SCHEMA,
     ComparedCategory,
     ComparedDraft,
@@ -26,16 +22,20 @@ from specbench.report.compare.contract import (
     Comparison,
     Slower,
 )
-from specbench.report.compare.words import reason, term_that_moved, verdicts
-from specbench.report.contract import Summary
-from specbench.report.frame import by_arm, main_trials
-from specbench.report.served.server import is_served
-from specbench.report.steady import Steady
-from specbench.report.stopped import kept_arms
-from specbench.report.summarise import summarise
-from specbench.report.views import DraftView
-from specbench.report.wording import template_kwargs
+from specbench.analysis.compare.words import reason, term_that_moved, verdicts
+from specbench.analysis.contract import Summary
+from specbench.analysis.frame import by_arm, main_trials
+from specbench.analysis.served.server import is_served
+from specbench.analysis.steady import Steady
+from specbench.analysis.stopped import kept_arms
+from specbench.analysis.summarise import summarise
+from specbench.analysis.views import DraftView
+from specbench.decision.interval import Paired, speedup_interval, totals_interval
+from specbench.errors import StoreError
+from specbench.models.encoding import changed_encoding
+from specbench.records import Caution, Interval, Policy, sampling_of
 from specbench.store import StoredRun
+from specbench.text import template_kwargs
 
 Rows = NDArray[np.int64]
 PromptKey = tuple[str, int]  # the content's hash, and which of several equal prompts

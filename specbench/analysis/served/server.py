@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from specbench.analysis.frame import counted, loads_of
+from specbench.analysis.served.contract import ClockCheck, CounterCheck, NumberCheck, Server
 from specbench.records import Counters, Stretch, Trial
-from specbench.report.frame import counted, loads_of
-from specbench.report.served.contract import ClockCheck, CounterCheck, NumberCheck, Server
 from specbench.store import StoredRun
 
 NUMBERS = {"tokens": "output tokens", "rounds": "rounds", "drafted": "drafted", "accepted": "accepted"}

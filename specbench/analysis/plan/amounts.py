@@ -7,9 +7,9 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from specbench.analysis.plan.contract import CategoryPlan, Plan
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS, prompts_for_width
-from specbench.report.plan.contract import CategoryPlan, Plan
 
 
 @dataclass(frozen=True, slots=True)

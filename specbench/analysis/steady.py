@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from specbench.analysis.frame import ArmRows
+from specbench.analysis.views import a_a, arm_of
 from specbench.decision.interval import excess_variance, speedup_interval
 from specbench.records import Arm, Policy
-from specbench.report.frame import ArmRows
-from specbench.report.views import a_a, arm_of
 
 
 class Steady:

@@ -9,13 +9,13 @@ from statistics import fmean
 
 import numpy as np
 
+from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of, main_trials, shared_prompts
+from specbench.analysis.stopped import kept_arms
+from specbench.analysis.views import arm_of, paired
 from specbench.decision.holdout import Choice, choose_gamma
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
 from specbench.records import Arm, Policy, Trial
-from specbench.report.frame import ArmRows, by_arm, counted, loads_of, main_trials, shared_prompts
-from specbench.report.stopped import kept_arms
-from specbench.report.views import arm_of, paired
 from specbench.store import StoredRun
 
 # A run repeats about a tenth of its trials at most.

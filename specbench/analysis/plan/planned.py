@@ -8,6 +8,10 @@ from dataclasses import astuple, dataclass, replace
 
 from scipy.special import stdtrit
 
+from specbench import text
+from specbench.analysis.plan.cautions import assumptions, plan_cautions
+from specbench.analysis.plan.contract import SCHEMA, CategoryPlan, Need, Plan, Truth
+from specbench.analysis.plan.pilot import MAX_RETRIES, Cost, Part, Pilot
 from specbench.config import RunConfig
 from specbench.decision.plan import (
     CHANCE,
@@ -19,10 +23,6 @@ from specbench.decision.plan import (
     spread_of,
 )
 from specbench.records import Call, Policy
-from specbench.report import text
-from specbench.report.plan.cautions import assumptions, plan_cautions
-from specbench.report.plan.contract import SCHEMA, CategoryPlan, Need, Plan, Truth
-from specbench.report.plan.pilot import MAX_RETRIES, Cost, Part, Pilot
 
 # A category with fewer prompts in the pilot takes the spread that all categories share.
 OWN_SPREAD = 5

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specbench.acceptance.lossless import explained
+from specbench.analysis.frame import counted, loads_of
+from specbench.analysis.ruled import spared
+from specbench.analysis.served.server import is_served
 from specbench.records import Divergence, Load, Policy, ReferenceCheck, Sampling, Trial, sampling_of
-from specbench.report.frame import counted, loads_of
-from specbench.report.ruled import spared
-from specbench.report.served.server import is_served
 from specbench.store import StoredRun
 
 # With more of the answers cut than this, a run says little about how long answers go on.

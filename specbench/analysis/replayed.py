@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
+from specbench.analysis.search import BestPair, best_pair
 from specbench.decision.interval import share_interval
 from specbench.records import Caution, CostPoint
-from specbench.report.search import BestPair, best_pair
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specbench import text
 from specbench.acceptance.metrics import pooled, trial_counts
+from specbench.analysis.contract import StoppedGamma
+from specbench.analysis.frame import ArmRows, shared_prompts
+from specbench.analysis.ruled import ruled_out
+from specbench.analysis.views import arm_of, paired
 from specbench.decision.interval import speedup_interval
 from specbench.records import Arm, Policy, RuledOut
-from specbench.report import text
-from specbench.report.contract import StoppedGamma
-from specbench.report.frame import ArmRows, shared_prompts
-from specbench.report.ruled import ruled_out
-from specbench.report.views import arm_of, paired
 
 
 def kept_arms(arms: Mapping[Arm, ArmRows], run: Mapping[str, Any]) -> dict[Arm, ArmRows]:

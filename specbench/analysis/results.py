@@ -8,14 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from specbench import text
 from specbench.acceptance.metrics import Counts
-from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
-from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
-from specbench.decision.verdict import Gates, judge, least_share
-from specbench.records import Call, Interval, Policy
-from specbench.report import text
-from specbench.report.contract import (
+from specbench.analysis.contract import (
     BreakEven,
     CategoryGamma,
     CategoryResult,
@@ -25,10 +20,15 @@ from specbench.report.contract import (
     Money,
     RoundTime,
 )
-from specbench.report.frame import ArmRows
-from specbench.report.predict import Predictor, missing_term, stops_paying
-from specbench.report.steady import Steady
-from specbench.report.views import DraftView, rate
+from specbench.analysis.frame import ArmRows
+from specbench.analysis.predict import Predictor, missing_term, stops_paying
+from specbench.analysis.steady import Steady
+from specbench.analysis.views import DraftView, rate
+from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
+from specbench.decision.holdout import choose_gamma
+from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
+from specbench.decision.verdict import Gates, judge, least_share
+from specbench.records import Call, Interval, Policy
 
 
 class Judged:
