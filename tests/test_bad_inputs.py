@@ -179,7 +179,7 @@ def test_a_byte_order_mark_in_a_configuration_is_no_fault(tmp_path: Path) -> Non
 
 def test_the_program_itself(tmp_path: Path) -> None:
     """One of each kind outside this process: what a shell sees."""
-    (tmp_path / "a.jsonl").write_bytes(GOOD + BAD[:-4])
+    (tmp_path / "a.jsonl").write_bytes(BAD[:-4])
     (tmp_path / "bad.yaml").write_text("gamma: 8..1")
     calls = [["workload", "a.jsonl"], ["sweep", "--config", "bad.yaml"]]
     for call in calls:

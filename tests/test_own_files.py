@@ -232,7 +232,7 @@ def with_special_tokens(lab, folder, template, single):
 def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, single, codes):
     folder = with_special_tokens(lab, tmp_path / "t", template, single)
     loaded = load_model(str(folder), dtype="float32", device="cpu")
-    ids = encode(loaded, PROMPT)
+    ids = encode(loaded, PROMPT, None)
     assert {each.code for each in encoding_cautions(loaded, [ids, ids], frozenset({256}), Today())} == codes
     found = findings(lab, folder)
     assert {code for code in ("end-in-prompt", "two-begins") if found[code]["state"] != "ok"} == codes
@@ -286,12 +286,12 @@ def edit_template(folder, template):
 def test_a_template_has_one_date_for_a_whole_run(dated):
     loaded = load_model(str(dated.target), dtype="float32", device="cpu")
     first, second = Today(datetime(2026, 11, 27)), Today(datetime(2026, 11, 28))
-    assert encode(loaded, PROMPT, first) != encode(loaded, PROMPT, second)
-    assert encode(loaded, PROMPT, first) == encode(loaded, PROMPT, Today(datetime(2026, 11, 27)))
-    assert first.written and "27 Nov 2026" in loaded.tokenizer.decode(encode(loaded, PROMPT, first))
+    assert encode(loaded, PROMPT, None, first) != encode(loaded, PROMPT, None, second)
+    assert encode(loaded, PROMPT, None, first) == encode(loaded, PROMPT, None, Today(datetime(2026, 11, 27)))
+    assert first.written and "27 Nov 2026" in loaded.tokenizer.decode(encode(loaded, PROMPT, None, first))
     loaded.tokenizer.chat_template = "{{ messages[0].content }}"
     other = Today()
-    encode(loaded, PROMPT, other)
+    encode(loaded, PROMPT, None, other)
     assert not other.written
 
 

@@ -23,6 +23,7 @@ from specbench.acceptance import loop
 from specbench.analysis.summarise import summarise
 from specbench.drafters.model import ModelDrafter
 from specbench.engines.cached import CachedModel
+from specbench.errors import ModelError
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.run import run
@@ -153,6 +154,10 @@ def more_than_rounding(world: World, planted: bool) -> set[str]:
         return logits * (1 + off * (2 * torch.rand(logits.shape, generator=noise) - 1)).to(logits.dtype)
 
     world.patch.setattr(CachedModel, "forward_rows", verified_otherwise)
+    if planted:  # it would be refused before the run
+        with pytest.raises(ModelError, match="gives other tokens here than in transformers' generate"):
+            world.run(dtype="bfloat16", max_new_tokens=16)
+        world.patch.setattr("specbench.engines.local.LocalEngine.check_reference", lambda *_, **__: [])
     stored = world.run(dtype="bfloat16", max_new_tokens=16)
     margins = [trial.diverged.margin for trial in stored.trials if trial.diverged is not None]
     assert max(margins, default=0) > 0, "nothing but exact ties was flipped"

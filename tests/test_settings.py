@@ -280,7 +280,7 @@ def test_the_python_sets_what_generation_config_knows() -> None:
     assert said == {"prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit"}
     assert found | said <= known
     sampled = of(made(sampling=Sampling(2.0, 0.9, 0)), "transformers").code
-    assert "do_sample=True, temperature=2.0, top_p=0.9, top_k=0, min_p=0.0, repetition_penalty=1.0" in sampled
+    assert "do_sample=True, temperature=2.0, top_p=0.9, top_k=0, max_new_tokens=64" in sampled
 
 
 PENALISED = Sampling(0.7, 1.0, 0, 0.1, 1.2)

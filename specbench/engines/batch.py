@@ -19,7 +19,7 @@ from specbench.acceptance.rules import align
 from specbench.acceptance.score import as_scores, reduce
 from specbench.acceptance.scores import Scores, until_end
 from specbench.engines.cache import RewindableCache
-from specbench.engines.cached import read
+from specbench.engines.cached import pass_of
 from specbench.records import Sampling
 
 CHUNK = 32
@@ -132,5 +132,5 @@ def _read(model: Any, cache: RewindableCache, ids: Tensor, past: int, chosen: Te
     last token of a text may be one that a draft does not know: what follows it is not wanted."""
     ids = ids.clamp_max(int(model.config.get_text_config(decoder=True).vocab_size) - 1)
     if not chosen.any():
-        return read(model, ids, cache, keep=1, past=past)[:0, 0]
-    return read(model, ids, cache, keep=0, past=past)[chosen]
+        return pass_of(model).read(model, ids, cache, 1, past)[:0, 0]
+    return pass_of(model).read(model, ids, cache, 0, past)[chosen]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class CachedModel:
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
         self.cache = RewindableCache(config, capacity)
+        self._pass = pass_of(model)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
         self.length = 0
@@ -78,7 +80,7 @@ class CachedModel:
             return logits
         if self._lean is not None:
             return self._lean(ids, self.cache, keep)
-        return read(self.model, ids, self.cache, keep, past=past)
+        return self._pass.read(self.model, ids, self.cache, keep, past)
 
     @torch.inference_mode()
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
@@ -120,18 +122,29 @@ class CachedModel:
         self.length = length
 
 
-def read(model: Any, ids: Tensor, cache: Cache, keep: int, *, past: int) -> Tensor:
-    """One pass of transformers' own forward over `ids` [batch, n] that follow `past` others; logits [batch, keep, V]
-    after the last `keep`, or after all with 0. A model that does not take the number gives all, and the rest is cut
-    off. One that also reads images remembers from text to text where it was, so it is told."""
-    more: dict[str, Any] = {}
-    if takes(type(model).forward, "logits_to_keep"):
-        more["logits_to_keep"] = keep
-    if model.config.get_text_config(decoder=True) is not model.config:
-        more["position_ids"] = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
-    out = model(input_ids=ids, past_key_values=cache, use_cache=True, **more)
-    logits: Tensor = out.logits
-    return logits[:, -keep:] if keep else logits
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What transformers' own forward of a model is given beside ids and cache. A model that takes no number of logits
+    to keep (`keeps`) gives all, and the rest is cut off; one that also reads images remembers from text to text where
+    it was, so it is told (`told`)."""
+
+    keeps: bool
+    told: bool
+
+    def read(self, model: Any, ids: Tensor, cache: Cache, keep: int, past: int) -> Tensor:
+        """One pass over `ids` [batch, n] that follow `past` others; logits [batch, keep, V] after the last `keep`, or
+        after all with 0."""
+        more: dict[str, Any] = {"logits_to_keep": keep} if self.keeps else {}
+        if self.told:
+            more["position_ids"] = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
+        logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, **more).logits
+        return logits[:, -keep:] if keep else logits
+
+
+def pass_of(model: Any) -> Pass:
+    """How to run a model."""
+    composite = model.config.get_text_config(decoder=True) is not model.config
+    return Pass(keeps=takes(type(model).forward, "logits_to_keep"), told=composite)
 
 
 def packed_head(model: Any) -> None:

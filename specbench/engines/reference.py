@@ -145,10 +145,10 @@ def _failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
 
 
 def _own(loaded: LoadedModel, text: _Text) -> list[float]:
-    """Margins where transformers, reading the whole text at once and without a cache, would have gone another way."""
+    """Margins where transformers, reading the whole text at once, would have gone another way."""
     ids = torch.tensor([[*text.prompt, *text.output]], device=loaded.model.device)
     with torch.inference_mode():
-        logits = loaded.model(input_ids=ids, use_cache=False).logits[0, len(text.prompt) - 1 : -1]
+        logits = loaded.model(input_ids=ids).logits[0, len(text.prompt) - 1 : -1]
     return _margins(logits, text.output)
 
 
