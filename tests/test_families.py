@@ -182,6 +182,26 @@ def test_masks_of_transformers_are_its_own_again_after_a_pass_that_fails() -> No
     assert not masks.ALL_MASK_ATTENTION_FUNCTIONS._local_mapping
 
 
+def test_a_model_that_looks_ahead_is_refused_where_its_configuration_does_not_tell() -> None:
+    made = model("bert-generation", is_decoder=False)
+    with pytest.raises(ModelError, match=r"^m \(bert-generation\) is not causal as configured"):
+        check(made, CachedModel(made, 64))
+
+
+def test_rounding_excuses_no_wide_margin_in_float32_and_chaos_does_in_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from specbench.engines import reference
+
+    made = model("llama")
+    monkeypatch.setattr(reference, "_apart", lambda *_: [0.5, 0.5])
+    monkeypatch.setattr(reference, "_own", lambda *_: [0.5])  # of each of three texts
+    assert check(made, CachedModel(made, 64), dtype="bfloat16").near_ties == 2
+    with pytest.raises(ModelError, match=r"at 2 of 48 places by a margin of up to 50\.0%"):
+        check(made, CachedModel(made, 64), dtype="float32")
+    monkeypatch.setattr(reference, "_own", lambda *_: [])
+    with pytest.raises(ModelError, match=r"rounding in bfloat16 explains 3\.1%"):
+        check(made, CachedModel(made, 64), dtype="bfloat16")
+
+
 def test_local_attention_of_another_make_is_refused_in_a_batch_and_right_alone() -> None:
     """GPT-Neo cuts its windows out of a table of its own, which no mask tells."""
     made = model("gpt_neo", num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=6)

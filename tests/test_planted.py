@@ -23,8 +23,7 @@ from specbench.acceptance import loop
 from specbench.analysis.summarise import summarise
 from specbench.drafters.model import ModelDrafter
 from specbench.engines.cached import CachedModel
-from specbench.errors import ModelError
-from specbench.errors import StoreError
+from specbench.errors import ModelError, StoreError
 from specbench.records import Policy
 from specbench.run import run
 from specbench.store import StoredRun, find_runs, read_run

@@ -63,7 +63,7 @@ def require_family(config: Any, name: str) -> None:
         raise ModelError(f"{who} writes from what an encoder reads", cure="Choose a causal language model.")
     if not _is_causal(config, text):
         raise ModelError(
-            f"{who} is not causal as configured: every token sees those after it",
+            f"{who} is not causal as configured: a token sees those after it",
             cure="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
         )
 
