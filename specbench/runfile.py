@@ -86,7 +86,8 @@ def skipped_prompts(left_out: Sequence[dict[str, str]]) -> Caution:
     first = left_out[0]
     return Caution(
         "skipped-prompts",
-        f"{len(left_out)} prompts were left out, the first: {first['id']}, {first['reason']}",
+        f"{len(left_out)} prompt{'s were' if len(left_out) > 1 else ' was'} left out, the first: {first['id']}, "
+        f"{first['reason']}",
         "Mend or shorten them; run.json lists all.",
     )
 
