@@ -23,12 +23,12 @@ from specbench.engines.room import WIDEST, require_disk, require_memory
 from specbench.errors import WorkloadError
 from specbench.looks import Looks
 from specbench.models import resolve_device
-from specbench.models.defaults import generation_caution
-from specbench.models.encoding import Today, encoded_record, encoding_cautions, today_of
+from specbench.models.defaults import own_cautions
+from specbench.models.encoding import Today, encoded_record, today_of
 from specbench.models.memory import is_out_of_memory, memory_errors
 from specbench.positions import PositionWriter
 from specbench.provenance import in_process, provenance
-from specbench.records import Arm, Caution, Prompt
+from specbench.records import Arm, Prompt
 from specbench.replaying import replay_texts, scored_texts
 from specbench.resume import opened, progress_of, threads_of, unfinished
 from specbench.runfile import marked, prompts_of, run_record
@@ -143,14 +143,15 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
     engine = LocalEngine(config, threads)
     engine.today = _today(earlier, observer)
     encoded, skipped = _fit(engine, chosen, config, batched=replay_only or config.batch_size > 1)
-    engine.cautions += _cautions(engine, encoded, config)
+    ids = [item.ids for item in encoded]
+    engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
     order: list[Unit] = []
     if not replay_only:
         order, short = plan_units(encoded, config)
         skipped += short
-    engine.settle([item.ids for item in encoded], {} if earlier is None else _layers(earlier))
+    engine.settle(ids, {} if earlier is None else _layers(earlier))
     observer.say("Comparing with transformers' generate")
-    reference = engine.check_reference([item.ids for item in encoded], config.max_new_tokens, padded=replay_only)
+    reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
     planned = len(order) * len(plan_arms(config, config.gamma)) * config.repeats
     require_disk(config, chosen, planned - (len(earlier.trials) if earlier else 0))
     record = run_record(
@@ -177,14 +178,6 @@ def _today(earlier: StoredRun | None, observer: Observer) -> Today:
     if today.at.date() != datetime.now().date():
         observer.say(f"The chat template writes the date: prompts keep that of the run, {today.at:%Y-%m-%d}")
     return today
-
-
-def _cautions(engine: LocalEngine, encoded: Sequence[Encoded], config: RunConfig) -> list[Caution]:
-    """What is odd about the prompts' tokens, and what the target's own files would do elsewhere."""
-    found = encoding_cautions(engine.target, [item.ids for item in encoded], engine.eos, engine.today)
-    longest = max(len(item.ids) for item in encoded) + config.max_new_tokens
-    other = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens, longest=longest)
-    return found if other is None else [*found, other]
 
 
 def _measure(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from specbench.config import RunConfig
 from specbench.doctor.findings import Finding, State
 from specbench.models import LoadedModel
-from specbench.models.defaults import CODE, generation_caution
-from specbench.models.encoding import Today, encoding_cautions
+from specbench.models.defaults import CODE, own_cautions
+from specbench.models.encoding import Today
 from specbench.models.prompts import end_tokens
 
 # What a check says where a run would say nothing, and how bad it is where a run warns.
@@ -23,10 +23,7 @@ _CHECKS: dict[str, tuple[State, str]] = {
 
 def own_files(target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence[int]], today: Today) -> list[Finding]:
     """One finding for each check; `encoded` are the prompts as token ids, written `today`."""
-    cautions = {each.code: each for each in encoding_cautions(target, encoded, end_tokens(target), today)}
-    longest = max(map(len, encoded)) + config.max_new_tokens
-    other = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens, longest=longest)
-    cautions |= {} if other is None else {other.code: other}
+    cautions = {each.code: each for each in own_cautions(target, config, encoded, end_tokens(target), today)}
     found = []
     for code, (state, sound) in _CHECKS.items():
         caution = cautions.get(code)

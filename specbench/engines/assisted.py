@@ -22,13 +22,10 @@ from transformers.generation.candidate_generator import (
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import until_end
 from specbench.drafters import DraftSpec
-from specbench.engines.batch import generation_settings
+from specbench.engines.batch import NO_PADDING, generation_settings
 from specbench.models import LoadedModel
 from specbench.models.convert import quiet_transformers
 from specbench.records import Round, Sampling
-
-# With the id of a real token as padding, transformers would not attend to it in the prompt.
-NO_PADDING = -1
 
 RULES = ("first-token", "limit", "end-drafted", "end-accepted")
 

@@ -24,6 +24,9 @@ from specbench.records import Sampling
 
 CHUNK = 32
 
+# With the id of a real token as padding, transformers would not attend to it in the prompt.
+NO_PADDING = -1
+
 
 def generation_settings(sampling: Sampling) -> dict[str, Any]:
     """What transformers' GenerationConfig calls these settings. It cuts to the best 50 tokens where nothing is said."""

@@ -7,6 +7,7 @@ room already taken avoids that in both arms alike.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,8 +81,7 @@ class RewindableCache(Cache):  # type: ignore[misc]
 
     def __init__(self, config: Any, capacity: int) -> None:
         self.capacity = capacity
-        text = config.get_text_config(decoder=True)
-        super().__init__(layers=[_layer_like(layer, capacity) for layer in cache_layers(text)])
+        super().__init__(layers=layers_for(config, lambda: RewindableLayer(capacity)))
 
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on."""
@@ -95,5 +95,7 @@ class RewindableCache(Cache):  # type: ignore[misc]
         return shared
 
 
-def _layer_like(layer: Any, capacity: int) -> Any:
-    return DummyLayer() if keeps_nothing(layer) else RewindableLayer(capacity)
+def layers_for(config: Any, make: Callable[[], RewindableLayer]) -> list[Any]:
+    """A layer of `make` for each that keeps keys and values, an empty one for each that keeps none."""
+    kept = cache_layers(config.get_text_config(decoder=True))
+    return [DummyLayer() if keeps_nothing(layer) else make() for layer in kept]

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.cache_utils import Cache, DummyLayer
+from transformers.cache_utils import Cache
 
 from specbench.acceptance.rules import queued
-from specbench.engines.cache import RewindableLayer
+from specbench.engines.cache import RewindableLayer, layers_for
 from specbench.engines.cached import packed_head
 from specbench.engines.graphs import Graphs, Recorder
 from specbench.engines.lean import Update, decoder_of, seen_from
 from specbench.engines.masks import masks_at
-from specbench.models.family import cache_layers, keeps_nothing, require_batches, require_family
+from specbench.models.family import keeps_nothing, require_batches, require_family
 
 
 class _Places:
@@ -80,10 +80,7 @@ class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
         self.capacity = capacity
         self.places = _Places(batch)
         self.lengths: list[int] = []
-        layers = cache_layers(config.get_text_config(decoder=True))
-        super().__init__(
-            layers=[DummyLayer() if keeps_nothing(layer) else _RaggedLayer(capacity, self.places) for layer in layers]
-        )
+        super().__init__(layers=layers_for(config, lambda: _RaggedLayer(capacity, self.places)))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths, default=0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.lossless import near_tie_limit
-from specbench.engines.batch import generate_batch, plain_settings
+from specbench.engines.batch import NO_PADDING, generate_batch, generation_settings, plain_settings
 from specbench.engines.cached import CachedModel
 from specbench.engines.lean import agree
 from specbench.engines.ragged import RaggedModel
@@ -96,13 +96,13 @@ def _compared(
     texts = list(map(_Text, prompts, write(loaded, prompts, new, sorted(eos))))
     with _failing_as_ours(loaded), torch.inference_mode():
         apart = _apart(reader, texts, widest)
+    places = sum(len(text.output) for text in texts)
     limit = max(near_tie_limit(dtype), _ROUNDING)
     wide = [margin for margin in apart if not margin <= limit]
     # In few bits some models are chaotic: where transformers is as far from itself, reading at once what it wrote step
     # by step, it is the arithmetic.
     own = [margin for text in texts for margin in _own(loaded, text)] if wide and dtype != "float32" else []
     if len(wide) > 2 * sum(not margin <= limit for margin in own):
-        places = sum(len(text.output) for text in texts)
         raise ModelError(
             f"{loaded.name} gives other tokens here than in transformers' generate, at {len(wide)} of {places} places "
             f"by a margin of up to {max(wide):.1%} of the logit, where rounding in {dtype} explains {limit:.1%}",
@@ -110,7 +110,7 @@ def _compared(
             + ("Run one text at a time (--batch-size 1)" if isinstance(reader, RaggedModel) else "Run another model")
             + "; please report it.",
         )
-    return sum(len(text.output) for text in texts), len(apart)
+    return places, len(apart)
 
 
 def _together(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
@@ -123,8 +123,9 @@ def _one_by_one(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos
 
     model, found = loaded.model, []
     with quiet_transformers():
-        # An id that is no token: with a real one transformers would not attend to it in the prompt.
-        config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=eos or None, pad_token_id=-1)
+        config = GenerationConfig(
+            max_new_tokens=new, eos_token_id=eos or None, pad_token_id=NO_PADDING, **generation_settings(Sampling())
+        )
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
         with _failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):

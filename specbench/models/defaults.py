@@ -7,17 +7,22 @@ of llama.cpp the package gguf 0.19 (`Metadata.load`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specbench.checks.keys import shown
+from specbench.config import RunConfig
 from specbench.errors import ModelError
 from specbench.models.directory import generation_settings, is_local
 from specbench.models.embedded import PREFIX, folder_of
+from specbench.models.encoding import Today, encoding_cautions
 from specbench.models.hub import cached_folder
 from specbench.records import Caution, Sampling
+
+if TYPE_CHECKING:
+    from specbench.models.load import LoadedModel
 
 CODE = "generation-config"
 
@@ -111,6 +116,17 @@ def unmeasured(values: Mapping[str, Any], sampling: Sampling, *, new_tokens: int
         and value not in ([], {}, "")
         and _changes(key, value, neutral, values, sampling, {"max_new_tokens": new_tokens, "max_length": longest})
     }
+
+
+def own_cautions(
+    target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence[int]], ends: frozenset[int], today: Today
+) -> list[Caution]:
+    """What is odd about the tokens of prompts and the ends of texts, and what the target's own files would do to texts
+    elsewhere. `encoded` are the prompts as token ids, written `today`."""
+    found = encoding_cautions(target, encoded, ends, today)
+    longest = max(map(len, encoded)) + config.max_new_tokens
+    other = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens, longest=longest)
+    return found if other is None else [*found, other]
 
 
 def generation_caution(
