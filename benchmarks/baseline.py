@@ -2,7 +2,7 @@
 
 A speedup is worth as much as its baseline: a slow target-alone loop would make every draft look good, a slow
 speculative loop every draft look bad. So both are held against `generate`, with and without `assistant_model`, and
-against our own loop over transformers' layers, which is what we had before the lean ones (engines/lean.py).
+against our own loop over transformers' layers, which is what we had before the lean ones (backends/local/lean.py).
 
 Regime: the embedded pair in bfloat16 on the CPU, batch 1, one thread (two collapse when anything else runs), greedy,
 default prompts of all categories, fixed gamma. No token ends a text, so that both emit the same count; acceptance past
@@ -34,13 +34,13 @@ import torch
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from specbench.backends.local import local
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.local import LocalEngine
+from specbench.backends.local.swap import make_lean
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.cost.probe import median_interval
-from specbench.engines import local
-from specbench.engines.cached import CachedModel
-from specbench.engines.local import LocalEngine
-from specbench.engines.swap import make_lean
 from specbench.models import load_model
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm

@@ -1,9 +1,9 @@
 """Does torch.compile pay on a CPU? One decoding step and one verify pass, compiled, against the lean pass as it is.
 
-The compiled pass is the one that CUDA graphs record (engines/graphs.py): fixed shapes and places, so that nothing is
-compiled again as the text grows; its weights are not packed, since the compiler knows no packed ones. Compile time is
-that of the first call. It pays after as many passes as it saves their time for; a sweep needs a pass for every width,
-from 1 to gamma + 1, and for target and draft.
+The compiled pass is the one that CUDA graphs record (backends/local/graphs.py): fixed shapes and places, so that
+nothing is compiled again as the text grows; its weights are not packed, since the compiler knows no packed ones.
+Compile time is that of the first call. It pays after as many passes as it saves their time for; a sweep needs a pass
+for every width, from 1 to gamma + 1, and for target and draft.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from specbench.backends.local import packed, swap
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.graphs import put_all
+from specbench.backends.local.lean import decoder_of, seen_from
 from specbench.cost.load import load_average
 from specbench.cost.probe import median_interval
-from specbench.engines import packed, swap
-from specbench.engines.cached import CachedModel
-from specbench.engines.graphs import put_all
-from specbench.engines.lean import decoder_of, seen_from
 from specbench.models import load_model
 
 CONTEXT, CAPACITY, WIDTHS = 200, 320, (1, 3)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from specbench.acceptance.positions import PositionWriter
 from specbench.acceptance.replay import Positions
 from specbench.config import RunConfig
-from specbench.positions import PositionWriter
 from specbench.records import Arm, CostPoint, Times, Trial
 
 CATEGORIES = ("chat", "code", "extract", "maths", "qa", "rewrite", "summarise", "translate")

@@ -26,11 +26,11 @@ from benchmarks import baseline
 from benchmarks.baseline import DTYPE, TARGET, ratio
 from specbench.acceptance.loop import generate
 from specbench.acceptance.many import generate_many
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.graphs import record_all
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.swap import make_lean
 from specbench.clock import EventStopwatch
-from specbench.engines.cached import CachedModel
-from specbench.engines.graphs import record_all
-from specbench.engines.ragged import RaggedModel
-from specbench.engines.swap import make_lean
 from specbench.models import load_model
 from specbench.models.convert import quiet_transformers
 from specbench.models.prompts import encode

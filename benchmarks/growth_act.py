@@ -19,15 +19,15 @@ import psutil
 from benchmarks.fake_engine import FakeEngine
 from benchmarks.fake_folder import TOKENS
 from benchmarks.spent import PEAK_UNIT
+from specbench.acceptance.positions import PositionWriter
 from specbench.analysis import summarise
 from specbench.analysis.replayed import replayed
 from specbench.api import load_run, texts_of
-from specbench.bench import Bench, Encoded, units
 from specbench.config import RunConfig
-from specbench.positions import PositionWriter
 from specbench.records import Arm, Message, Prompt, Trial
 from specbench.report import figures
 from specbench.report.brief import brief
+from specbench.run.bench import Bench, Encoded, units
 from specbench.store import RunWriter, read_run
 from specbench.workload import load_workload, profile
 

@@ -30,9 +30,9 @@ from typing import Any
 FLAGS = "--limit 3 --max-new-tokens 8 --gamma 1,3 --dtype float32 --device cpu --threads 1 --probe-batch-sizes 1"
 LIBRARIES = (
     "specbench.cli",
-    "specbench.commands",
-    "specbench.run",
-    "specbench.engines.local",
+    "specbench.run.task",
+    "specbench.run.session",
+    "specbench.backends.local.local",
     "specbench.analysis.summarise",
     "transformers.conversion_mapping",
     "transformers.models.auto.modeling_auto",
@@ -135,8 +135,8 @@ def _make_lossy() -> None:
 
 def _plant(kill: Kill, pipe: int) -> None:
     """Hooks into what this process calls to write; nothing of specbench is changed."""
-    from specbench.engines.local import LocalEngine
-    from specbench.positions import PositionWriter
+    from specbench.acceptance.positions import PositionWriter
+    from specbench.backends.local.local import LocalEngine
 
     left = iter(range(kill.nth - 1, -1, -1))
     write, replace, probe, append = os.write, os.replace, LocalEngine.probe, PositionWriter.append
@@ -197,8 +197,8 @@ def _plant(kill: Kill, pipe: int) -> None:
 
 def found_in(out: Path) -> tuple[dict[Any, Any], list[str]]:
     """What the one run below `out` holds beside times, and what is wrong with it: trials that are there twice."""
+    from specbench.acceptance.positions import read_positions
     from specbench.analysis.summarise import summarise
-    from specbench.positions import read_positions
     from specbench.store import read_run, trial_key
 
     folders = [path.parent for path in out.glob("*/run.json")]

@@ -17,7 +17,7 @@ from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm, Trial
-from specbench.run import run
+from specbench.run.session import run
 
 
 class Timer:

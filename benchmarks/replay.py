@@ -19,14 +19,14 @@ from transformers import GenerationConfig
 
 from benchmarks.baseline import ARMS, DRAFT, DTYPE, TARGET, Theirs
 from specbench.acceptance.replay import replay
-from specbench.bench import text_of
+from specbench.backends.local.local import LocalEngine
+from specbench.backends.local.room import REPLAY_BATCH
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.drafters import parse_draft
-from specbench.engines.local import LocalEngine
-from specbench.engines.room import REPLAY_BATCH
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm, Prompt
+from specbench.run.bench import text_of
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
 from specbench.analysis.frame import counted
 from specbench.analysis.ruled import ruled_out
@@ -23,10 +24,9 @@ from specbench.analysis.stopped import ruled_out_line
 from specbench.analysis.summarise import summarise
 from specbench.config import load_config
 from specbench.decision.ruling import look_sizes
-from specbench.looks import look
-from specbench.positions import read_positions
-from specbench.progress import RunProgress
 from specbench.records import Arm, RuledOut
+from specbench.run.looks import look
+from specbench.run.progress import RunProgress
 from specbench.store import StoredRun, read_run
 
 KEPT = ("reports/example", "reports/drafters")
@@ -68,7 +68,7 @@ def compare(name: str, whole: StoredRun) -> None:
 
 def main(quick: bool = False) -> None:
     """Sweep, walk, print. A run of its own on 40 prompts at five gammas, or on 12 at three if `quick`."""
-    from specbench.run import run
+    from specbench.run.session import run
 
     size = {"limit": 40, "gamma": (1, 2, 4, 8, 16), "max_new_tokens": 32}
     if quick:

@@ -29,12 +29,12 @@ from scipy.stats import t as student
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.ragged import RaggedCache
 from specbench.config import RunConfig
-from specbench.engines.cache import RewindableCache
-from specbench.engines.ragged import RaggedCache
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm, Trial
-from specbench.run import run
+from specbench.run.session import run
 
 GAMMA, TOKENS, PARTS, SKIPPED, EVERY = 2, 8, 10, 2, 50
 END = "<|end|>"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from specbench.acceptance.replay import Text
     from specbench.analysis.contract import Summary
     from specbench.analysis.facts import Facts
-    from specbench.commands import Task
+    from specbench.run.task import Task
 
 Location = str | os.PathLike[str]
 
@@ -57,7 +57,7 @@ def sweep(
 
     Raises SpecbenchError. KeyboardInterrupt passes through; what was finished is kept, and the same call continues.
     """
-    from specbench.commands import task_of
+    from specbench.run.task import task_of
 
     given = _plain(keys)
     task = task_of("sweep", given, config=_path(config), costs=_path(costs), resume=resume, replay_only=replay_only)
@@ -73,7 +73,7 @@ def measure(
     **keys: object,
 ) -> Run:
     """`specbench measure`: the same at one gamma."""
-    from specbench.commands import task_of
+    from specbench.run.task import task_of
 
     given = _plain(keys)
     task = task_of("measure", given, config=_path(config), costs=_path(costs), resume=resume)
@@ -237,8 +237,8 @@ class Run:
 
 def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
     """What a replay of this run at these gammas is made from. Raises StoreError where it cannot be made."""
+    from specbench.acceptance.positions import read_positions
     from specbench.acceptance.replay import Blocks
-    from specbench.positions import read_positions
 
     where = str(stored.folder)
     if stored.run["command"] == "probe":
@@ -260,7 +260,7 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
 
 
 def _done(task: Task, keys: Mapping[str, object], config: Location | None, quiet: bool) -> Run:
-    from specbench.commands import carry_out
+    from specbench.run.task import carry_out
 
     with as_typed(task, {"config": config} | dict(keys)):
         try:

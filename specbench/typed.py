@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from specbench.commands import Task
+    from specbench.run.task import Task
 
 # A flag of these is given once for each value.
 _REPEATED = ("draft", "trust_remote_code")

@@ -8,14 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from specbench import run
 from specbench.acceptance import loop
+from specbench.backends.local import local, prober
+from specbench.backends.local.cached import CachedModel
 from specbench.clock import Stopwatch
 from specbench.config import RunConfig
 from specbench.cost.plan import ProbePlan, run_plan
-from specbench.engines import local, prober
-from specbench.engines.cached import CachedModel
 from specbench.records import Arm
+from specbench.run import session as run
 
 STEP_S, MORE_S, DRAFT_S, READ_S = 0.020, 0.001, 0.002, 0.0004
 LAUNCH_S, ACCEPT_S = 0.00005, 0.0002

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from specbench.acceptance.positions import PositionWriter
 from specbench.acceptance.replay import Positions
 from specbench.config import RunConfig
-from specbench.positions import PositionWriter
 from specbench.records import Arm, CostPoint, Policy, Times, Trial
 from specbench.store import StoredRun
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from specbench.backends.server.adapter import Ask, Chunk
+from specbench.backends.server.detect import ADAPTERS, detect
+from specbench.backends.server.llamacpp import LlamaCpp
+from specbench.backends.server.openai import OpenAI, finish_of, stream_times, survivors, text_of, usage_of
+from specbench.backends.server.preflight import check_defaults
+from specbench.backends.server.scoring import Scorer, Top
+from specbench.backends.server.sglang import SGLang
+from specbench.backends.server.vllm import VLLM
 from specbench.records import Counters, Message, Sampling, Told
-from specbench.servers.adapter import Ask, Chunk
-from specbench.servers.detect import ADAPTERS, detect
-from specbench.servers.llamacpp import LlamaCpp
-from specbench.servers.openai import OpenAI, finish_of, stream_times, survivors, text_of, usage_of
-from specbench.servers.preflight import check_defaults
-from specbench.servers.scoring import Scorer, Top
-from specbench.servers.sglang import SGLang
-from specbench.servers.vllm import VLLM
 
 CAPTURES = Path(__file__).parent / "captures"
 ASK = Ask((Message("system", "Be brief."), Message("user", "Hi")), 24, Sampling(), seed=7)

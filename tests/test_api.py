@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 
 import specbench
 from specbench.cli import app
-from specbench.commands import outside_event_loop, task_of
 from specbench.config import POLICY_CHECKS, RUN_CHECKS
 from specbench.errors import ConfigError, ModelError, StoreError
-from specbench.progress import RunProgress
 from specbench.records import Round
 from specbench.report.canvas import save
+from specbench.run.progress import RunProgress
+from specbench.run.task import outside_event_loop, task_of
 from specbench.store import find_runs, read_run, trial_key
 from specbench.typed import NO_FLAG, command_line
 

@@ -11,8 +11,8 @@ import pytest
 from test_api import EXAMPLE, ROOT
 
 import specbench
-from specbench.commands import task_of
 from specbench.errors import ConfigError
+from specbench.run.task import task_of
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 CONTRACT = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")

@@ -15,14 +15,14 @@ from test_servers_as_found import measured
 from test_serving import codes, counted
 from test_token_ids import Posted
 
-from specbench import servedfile
-from specbench.positions import read_positions
+from specbench.acceptance.positions import read_positions
+from specbench.backends.server.adapter import Chunk, ask_of
+from specbench.backends.server.detect import ADAPTERS
+from specbench.backends.server.failures import RefusedError
+from specbench.backends.server.llamacpp import LlamaCpp
+from specbench.backends.server.openai import OpenAI, stream_times, text_of
 from specbench.records import Message, Prompt, Sampling
-from specbench.servers.adapter import Chunk, ask_of
-from specbench.servers.detect import ADAPTERS
-from specbench.servers.failures import RefusedError
-from specbench.servers.llamacpp import LlamaCpp
-from specbench.servers.openai import OpenAI, stream_times, text_of
+from specbench.run import servedfile
 from specbench.store import read_run
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}

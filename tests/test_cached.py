@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import GREEDY, model_drafter, near_copy, run, tiny_llama
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
-from specbench.engines.cached import CachedModel
+from specbench.backends.local.cached import CachedModel
 from specbench.errors import EngineError, ModelError
 
 MODEL = tiny_llama(64, seed=1)

@@ -14,10 +14,10 @@ from torch import Tensor
 from specbench.acceptance import rules
 from specbench.acceptance.loop import Generation
 from specbench.acceptance.rules import accept_greedy, accept_sampled, judged_greedy, judged_sampled
+from specbench.backends.local.cached import CachedModel
 from specbench.drafters import step
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.engines.cached import CachedModel
 from specbench.records import Sampling
 
 PLAIN = tiny_llama(64, seed=1, num_hidden_layers=3)

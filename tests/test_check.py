@@ -18,14 +18,14 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from typer.testing import CliRunner
 
 from specbench.analysis.checked import Checked, CheckedDraft, CheckedGamma, Tally, checked_gamma
-from specbench.checking import Asked, check, comparable, unsupported
+from specbench.backends.local.assisted import RULES, SeenRound, SeenText, reconcile, watched
+from specbench.backends.local.comparing import Pair, placed
 from specbench.cli import app
 from specbench.drafters import parse_draft
-from specbench.engines.assisted import RULES, SeenRound, SeenText, reconcile, watched
-from specbench.engines.comparing import Pair, placed
 from specbench.records import Arm, Message, Prompt, Round, Sampling, Times, Trial
 from specbench.report.check_tables import REASONS
 from specbench.store import read_run
+from specbench.verify.check import Asked, check, comparable, unsupported
 
 GAMMAS = (1, 5)
 

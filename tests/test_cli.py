@@ -181,7 +181,7 @@ def test_brief_without_a_run(tmp_path):
 
 
 def test_interrupt_is_130_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
-    from specbench import progress
+    from specbench.run import progress
 
     def interrupt(self, trial):
         raise KeyboardInterrupt
@@ -195,7 +195,7 @@ def test_interrupt_is_130_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
 
 
 def test_a_bug_is_one_line_without_text(lab, tmp_path, monkeypatch):
-    from specbench.engines.local import LocalEngine
+    from specbench.backends.local.local import LocalEngine
 
     def buggy(self, *args, **kwargs):
         raise ValueError(f"oops: {CANARY}")

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from specbench.servers.client import Client, FailedError
+from specbench.backends.server.client import Client, FailedError
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n{"a": 1}'
 

@@ -11,6 +11,7 @@ from tiny import GREEDY, lean, near_copy, tiny_llama
 from specbench.acceptance.loop import generate
 from specbench.acceptance.replay import Positions, replay
 from specbench.acceptance.score import score
+from specbench.backends.local.cached import CachedModel
 from specbench.clock import Stopwatch
 from specbench.cost.model import (
     RoundCosts,
@@ -23,7 +24,6 @@ from specbench.cost.model import (
 )
 from specbench.cost.probe import Probed, median_interval, probe
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.cached import CachedModel
 from specbench.records import CostPoint
 
 PLAIN = tiny_llama(64, seed=1)

@@ -16,8 +16,8 @@ from specbench.acceptance.loop import Proposal
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.score import match_each_block
+from specbench.backends.local.cached import CachedModel
 from specbench.drafters.cross import CrossDrafter
-from specbench.engines.cached import CachedModel
 from specbench.records import Sampling
 
 

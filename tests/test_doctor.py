@@ -17,15 +17,15 @@ from tiny import near_copy, save_with_byte_tokenizer, tiny_llama
 
 from specbench.acceptance import loop
 from specbench.acceptance.loop import Proposal
-from specbench.doctor import findings, language, machine, sampled, template
-from specbench.doctor.bed import make_bed
-from specbench.doctor.examine import Patient, examine
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.drafting import Draft
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.spec import parse_draft
-from specbench.engines.cached import CachedModel
-from specbench.engines.drafting import Draft
 from specbench.models import LoadedModel, load_model
 from specbench.records import Sampling
+from specbench.verify import findings, language, machine, sampled, template
+from specbench.verify.bed import make_bed
+from specbench.verify.examine import Patient, examine
 
 VOCAB = 257
 EOS = frozenset({256})

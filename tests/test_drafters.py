@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, run, tiny_llama
 
 from specbench.acceptance.metrics import count
+from specbench.acceptance.positions import PositionWriter, read_positions
 from specbench.acceptance.replay import Blocks, Positions, replay
 from specbench.acceptance.score import score
 from specbench.acceptance.scores import match_blocks
+from specbench.backends.local.cached import CachedModel
 from specbench.drafters import DraftSpec, NgramSpec, parse_draft
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.engines.cached import CachedModel
 from specbench.errors import ConfigError
-from specbench.positions import PositionWriter, read_positions
 from specbench.records import Sampling
 
 VOCAB = 24

@@ -1,5 +1,5 @@
 """Kinds of attention, tiny and random, held against transformers' own `generate`: alone and in batches of texts of
-different lengths. Passes have drafts that are rejected and rolled back (engines/reference.py)."""
+different lengths. Passes have drafts that are rejected and rolled back (backends/local/reference.py)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from specbench.acceptance.replay import replay
 from specbench.acceptance.scores import as_text
+from specbench.backends.local import masks, ragged
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.reference import check_reference, pick
 from specbench.cli import app
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
-from specbench.engines import masks, ragged
-from specbench.engines.cached import CachedModel
-from specbench.engines.ragged import RaggedModel
-from specbench.engines.reference import check_reference, pick
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.family import (
@@ -189,7 +189,7 @@ def test_a_model_that_looks_ahead_is_refused_where_its_configuration_does_not_te
 
 
 def test_rounding_excuses_no_wide_margin_in_float32_and_chaos_does_in_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specbench.engines import reference
+    from specbench.backends.local import reference
 
     made = model("llama")
     monkeypatch.setattr(reference, "_apart", lambda *_: [0.5, 0.5])
@@ -321,7 +321,7 @@ def test_a_draft_is_silent_after_a_token_that_it_cannot_read() -> None:
 
 def test_texts_side_by_side_are_scored_up_to_a_token_that_the_draft_cannot_read() -> None:
     from specbench.acceptance.score import score
-    from specbench.engines.batch import score_batch
+    from specbench.backends.local.batch import score_batch
 
     target, draft = _pair()
     prompt, output = _first_prompt_that_writes(target, 64)
@@ -434,7 +434,7 @@ def test_planted_a_text_that_crosses_a_change_of_frequencies_is_refused(
     lab: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags, _ = _long_rope(lab, tmp_path)
-    monkeypatch.setattr("specbench.engines.local.LocalEngine.frequency_limit", None)
+    monkeypatch.setattr("specbench.backends.local.local.LocalEngine.frequency_limit", None)
     found = _sweep(lab, tmp_path, *flags, "--max-new-tokens", "14")
     assert found.exit_code == 2, found.output
     assert "gives other tokens here than in transformers' generate" in found.stderr

@@ -17,11 +17,11 @@ from bad_inputs.judging import CANARY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from specbench.acceptance.positions import read_positions
 from specbench.analysis.facts import read_facts
 from specbench.checks import MAX_GAMMA, POLICY_CHECKS, RUN_CHECKS
 from specbench.config import RunConfig, load_config
 from specbench.errors import ConfigError, StoreError, WorkloadError
-from specbench.positions import read_positions
 from specbench.records import Times, Trial
 from specbench.store import StoredRun, read_run
 from specbench.workload import Workload, load_workload, profile

@@ -13,8 +13,8 @@ from tiny import run
 
 from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.score import match_each_block
+from specbench.backends.local.cached import CachedModel
 from specbench.drafters.cross import CrossDrafter
-from specbench.engines.cached import CachedModel
 from specbench.errors import ModelError
 from specbench.models import embedded, load_model, load_tokenizer, wheel
 from specbench.models.prompts import end_tokens

@@ -11,15 +11,15 @@ from tiny import GREEDY, near_copy, run, tiny_llama
 
 from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import generate_many
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.graphs import record_all
+from specbench.backends.local.lean import LeanLayer
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.swap import make_lean
 from specbench.clock import EventStopwatch, Stopwatch
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.engines.cached import CachedModel
-from specbench.engines.graphs import record_all
-from specbench.engines.lean import LeanLayer
-from specbench.engines.ragged import RaggedModel
-from specbench.engines.swap import make_lean
 from specbench.records import Sampling
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -14,15 +14,15 @@ from tiny import GREEDY, near_copy, run, tiny_llama
 from torch import Tensor
 
 from specbench.acceptance.many import generate_many
+from specbench.backends.local import graphs
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.graphs import record_all
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.swap import make_lean
 from specbench.clock import Stopwatch
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.engines import graphs
-from specbench.engines.cached import CachedModel
-from specbench.engines.graphs import record_all
-from specbench.engines.ragged import RaggedModel
-from specbench.engines.swap import make_lean
 
 MODEL = tiny_llama(64, seed=1, num_hidden_layers=3)
 LEAN = tiny_llama(64, seed=1, num_hidden_layers=3)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from test_run import FakeObserver, config_for, sweep
 
-from specbench.positions import PositionWriter, read_positions
+from specbench.acceptance.positions import PositionWriter, read_positions
 from specbench.records import Divergence
-from specbench.run import run
+from specbench.run.session import run
 from specbench.store import DIVERGENCES_FILE, TRIALS_FILE, RunWriter, read_run, trial_key
 
 ROOT = Path(__file__).parent.parent

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from test_launched import written
 
+from specbench.backends.server import launch
+from specbench.backends.server.launch import Setting, command, engine_version, find_launch, require_draft
+from specbench.backends.server.launchfile import read_launch
+from specbench.backends.server.modelfiles import model_file
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, ModelError
-from specbench.servers import launch
-from specbench.servers.launch import Setting, command, engine_version, find_launch, require_draft
-from specbench.servers.launchfile import read_launch
-from specbench.servers.modelfiles import model_file
 
 ENGINES = Path(__file__).parents[1] / "configs" / "engines"
 

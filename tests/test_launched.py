@@ -16,11 +16,11 @@ import psutil
 import pytest
 import yaml
 
+from specbench.backends.server import launched
+from specbench.backends.server.launch import Setting
+from specbench.backends.server.launched import Launched
+from specbench.backends.server.launchfile import LaunchFile, read_launch
 from specbench.errors import ConfigError, EngineError, StoreError
-from specbench.servers import launched
-from specbench.servers.launch import Setting
-from specbench.servers.launched import Launched
-from specbench.servers.launchfile import LaunchFile, read_launch
 
 SECRET = "a-prompt-of-the-user"
 
@@ -207,8 +207,8 @@ def test_what_is_not_there_is_said(tmp_path):
 PARENT = """
 import sys, time
 from pathlib import Path
-from specbench.servers.launch import Setting, find_launch
-from specbench.servers.launched import Launched
+from specbench.backends.server.launch import Setting, find_launch
+from specbench.backends.server.launched import Launched
 file, log, says = sys.argv[1:]
 server = Launched(find_launch(file), Setting("t"), log=Path(log))
 if says == "starting":
@@ -267,11 +267,11 @@ def test_a_keeper_that_was_killed_leaves_no_server(tmp_path):
 
 def test_the_keeper_is_light():
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, specbench.servers.keeper; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, specbench.backends.server.keeper; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
     )
     ours = {name for name in done.stdout.split() if name.startswith("specbench")}
-    assert ours == {"specbench", "specbench.servers", "specbench.servers.keeper"}
+    assert ours == {"specbench", "specbench.backends.server", "specbench.backends.server.keeper"}
     assert not {"asyncio", "logging", "psutil", "yaml"} & set(done.stdout.split())

@@ -25,15 +25,15 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from specbench.backends.local import lean
+from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.lean import LeanLayer, decoder_of
+from specbench.backends.local.packed import Packed, packs
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.swap import forward_of, make_lean
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.engines import lean
-from specbench.engines.cache import RewindableCache
-from specbench.engines.cached import CachedModel
-from specbench.engines.lean import LeanLayer, decoder_of
-from specbench.engines.packed import Packed, packs
-from specbench.engines.ragged import RaggedModel
-from specbench.engines.swap import forward_of, make_lean
 from specbench.models.memory import step_bytes, weight_bytes
 
 SHAPE: dict[str, Any] = {

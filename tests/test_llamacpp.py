@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specbench.backends.server.adapter import Ask, Chunk
+from specbench.backends.server.llamacpp import WHOLE_TEXT, LlamaCpp, rounds_of
 from specbench.records import Counters, Message, Round, Sampling
-from specbench.servers.adapter import Ask, Chunk
-from specbench.servers.llamacpp import WHOLE_TEXT, LlamaCpp, rounds_of
 
 CAPTURES = Path(__file__).parent / "captures"
 

@@ -12,17 +12,17 @@ from test_run import FakeObserver, config_for
 from test_run import sweep as whole_sweep
 
 from benchmarks.saving import as_swept
-from specbench import looks
+from specbench.acceptance.positions import read_positions
 from specbench.analysis.compare.comparison import compared
 from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
-from specbench.bench import Bench
+from specbench.backends.local.local import LocalEngine
 from specbench.cost.plan import Costs
-from specbench.engines.local import LocalEngine
-from specbench.positions import read_positions
 from specbench.records import CostPoint, Times
 from specbench.report.brief.brief import render_brief
-from specbench.run import plan_units, run
+from specbench.run import looks
+from specbench.run.bench import Bench
+from specbench.run.session import plan_units, run
 from specbench.store import RunWriter, find_runs, read_run, trial_key
 
 GAMMAS = (1, 2, 4, 8)

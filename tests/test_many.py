@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, run, tiny_llama
 
 from specbench.acceptance.many import generate_many
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.ragged import RaggedModel
 from specbench.clock import Stopwatch
 from specbench.drafters import NgramSpec
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
-from specbench.engines.cached import CachedModel
-from specbench.engines.ragged import RaggedModel
 from specbench.errors import ModelError
 from specbench.records import Sampling
 

@@ -118,7 +118,7 @@ def test_every_kind_of_draft_in_one_run(lab, tmp_path):
 
 
 def test_the_layers_of_a_skip_draft_are_kept_when_a_run_goes_on(lab, tmp_path, monkeypatch):
-    from specbench.engines import local
+    from specbench.backends.local import local
 
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, draft=["skip:auto"], limit=4, observer=FakeObserver(interrupt_after=5))

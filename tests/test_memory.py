@@ -16,17 +16,17 @@ from test_run import FakeObserver, config_for, sweep
 from tiny import save_with_byte_tokenizer, tiny_llama
 from transformers import LlamaForCausalLM
 
+from specbench.acceptance.positions import read_positions
 from specbench.analysis.summarise import summarise
-from specbench.engines import local, room
-from specbench.engines.cache import RewindableCache
-from specbench.engines.lean import LeanDecoder
-from specbench.engines.ragged import RaggedCache
+from specbench.backends.local import local, room
+from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.lean import LeanDecoder
+from specbench.backends.local.ragged import RaggedCache
 from specbench.errors import EngineError, ModelError, StoreError
 from specbench.models import load_model
 from specbench.models.memory import is_out_of_memory
 from specbench.models.size import size_of
-from specbench.positions import read_positions
-from specbench.run import run
+from specbench.run.session import run
 from specbench.store import find_runs, read_run
 
 

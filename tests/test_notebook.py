@@ -19,10 +19,10 @@ from fake_worlds import GO
 from test_api import EXAMPLE, call, keys_for
 
 import specbench
+from specbench.acceptance.positions import PositionWriter
 from specbench.acceptance.replay import Blocks
 from specbench.analysis.facts import read_facts
 from specbench.errors import ConfigError, StoreError
-from specbench.positions import PositionWriter
 from specbench.report.notebook import verdict_table
 
 SERVED = EXAMPLE.parent / "llamacpp"

@@ -18,7 +18,6 @@ from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
 from specbench.analysis.compare.comparison import compared
-from specbench.checking import Asked, check
 from specbench.checks.stored import check_run
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.models import encoding, load_model
@@ -27,6 +26,7 @@ from specbench.models.encoding import Today, changed_encoding, encoded_record, e
 from specbench.models.prompts import encode, end_tokens
 from specbench.records import Message, Prompt, Sampling
 from specbench.store import find_runs
+from specbench.verify.check import Asked, check
 
 GREEDY, WARM = Sampling(), Sampling(0.7, 0.9, 20)
 SMALL = {"limit": 2, "gammas": (1,), "max_new_tokens": 4}
@@ -43,8 +43,8 @@ PROMPT = Prompt("p", (Message("user", "hello"),), "0" * 64)
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch):
     """Timing the models alone takes most of so small a run, and is tested elsewhere."""
+    from specbench.backends.local.local import LocalEngine
     from specbench.cost.plan import Costs
-    from specbench.engines.local import LocalEngine
 
     monkeypatch.setattr(LocalEngine, "probe", lambda *_: Costs(()))
 

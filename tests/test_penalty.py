@@ -28,15 +28,15 @@ from specbench.acceptance.penalty import RepetitionPenalty, penalised
 from specbench.acceptance.replay import replay
 from specbench.acceptance.rules import distribution
 from specbench.analysis.summarise import summarise
+from specbench.backends.local.batch import generate_batch, score_batch
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.ragged import RaggedModel
 from specbench.config import RunConfig, load_config
 from specbench.drafters import NgramSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
-from specbench.engines.batch import generate_batch, score_batch
-from specbench.engines.cached import CachedModel
-from specbench.engines.ragged import RaggedModel
 from specbench.errors import ConfigError
 from specbench.records import Round, Sampling, sampling_of
 from specbench.report import wording

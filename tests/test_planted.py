@@ -18,14 +18,14 @@ from fake_run import FakeDraft, FakeMachine, fake_run
 from fake_served import FakeServer, fake_served
 from test_run import FakeObserver, config_for
 
-from specbench import bench
 from specbench.acceptance import loop
 from specbench.analysis.summarise import summarise
+from specbench.backends.local.cached import CachedModel
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.cached import CachedModel
 from specbench.errors import ModelError, StoreError
 from specbench.records import Policy
-from specbench.run import run
+from specbench.run import bench
+from specbench.run.session import run
 from specbench.store import StoredRun, find_runs, read_run
 
 
@@ -156,7 +156,7 @@ def more_than_rounding(world: World, planted: bool) -> set[str]:
     if planted:  # it would be refused before the run
         with pytest.raises(ModelError, match="gives other tokens here than in transformers' generate"):
             world.run(dtype="bfloat16", max_new_tokens=16)
-        world.patch.setattr("specbench.engines.local.LocalEngine.check_reference", lambda *_, **__: [])
+        world.patch.setattr("specbench.backends.local.local.LocalEngine.check_reference", lambda *_, **__: [])
     stored = world.run(dtype="bfloat16", max_new_tokens=16)
     margins = [trial.diverged.margin for trial in stored.trials if trial.diverged is not None]
     assert max(margins, default=0) > 0, "nothing but exact ties was flipped"

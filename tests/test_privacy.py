@@ -19,13 +19,13 @@ from test_cli import call
 from test_serving import ROUNDS
 
 import specbench
-from specbench import progress
+from specbench.backends.local.local import LocalEngine
 from specbench.config import load_config
 from specbench.cost import bandwidth
-from specbench.doctor import machine, sampled
-from specbench.engines.local import LocalEngine
 from specbench.errors import ConfigError, EngineError
+from specbench.run import progress
 from specbench.store import find_runs, read_run
+from specbench.verify import machine, sampled
 
 SHOWN = ("visible-id", "visible-kind")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny import GREEDY, model_drafter, near_copy, tiny_llama
 
+from specbench.backends.local import prober
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.prober import Prober
 from specbench.config import load_config
 from specbench.cost import model
 from specbench.cost.plan import ProbePlan, run_plan
 from specbench.cost.probe import Probed, probe, probe_prefill, texts
-from specbench.engines import prober
-from specbench.engines.cached import CachedModel
-from specbench.engines.prober import Prober
 from specbench.errors import ConfigError
 from specbench.models import memory
 from specbench.models.memory import cache_bytes, step_bytes, weight_bytes

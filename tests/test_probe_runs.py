@@ -12,15 +12,15 @@ from test_cli import call
 from test_docs import PAGES, nullable, rows_of
 from test_run import FakeObserver, config_for
 
+from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
 from specbench.analysis import probed as contract
 from specbench.analysis.summarise import summarise
 from specbench.cost import bandwidth
 from specbench.errors import ModelError, StoreError
 from specbench.models import shapes
-from specbench.positions import read_positions
 from specbench.records import CostPoint
-from specbench.run import run
+from specbench.run.session import run
 from specbench.store import find_runs, read_run
 
 LLAMA = {

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from test_metrics import served_trial
 
-from specbench.progress import RunProgress, TimeLeft
 from specbench.records import Arm, Load, Times
+from specbench.run.progress import RunProgress, TimeLeft
 
 
 def shown(arms: dict[Arm, float]) -> str:

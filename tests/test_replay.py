@@ -20,8 +20,8 @@ from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Positions, replay
 from specbench.acceptance.rules import distribution
 from specbench.acceptance.score import score
+from specbench.backends.local.cached import CachedModel
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.cached import CachedModel
 from specbench.records import Sampling
 
 PLAIN = tiny_llama(64, seed=1)

@@ -9,12 +9,12 @@ import pytest
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
+from specbench.acceptance.positions import read_positions
 from specbench.analysis import views as views_module
 from specbench.analysis.summarise import summarise
-from specbench.engines.batch import generate_batch, score_batch
-from specbench.positions import read_positions
+from specbench.backends.local.batch import generate_batch, score_batch
 from specbench.records import Sampling
-from specbench.run import run
+from specbench.run.session import run
 from specbench.store import read_run
 
 from tiny import GREEDY, near_copy, tiny_llama  # isort: skip
@@ -102,7 +102,7 @@ def test_an_interrupted_replay_continues(lab, tmp_path, stored):
         def advance(self, texts):
             raise KeyboardInterrupt
 
-    from specbench import replaying
+    from specbench.run import replay as replaying
 
     config = config_for(lab, tmp_path)
     before, replaying.REPLAY_BATCH = replaying.REPLAY_BATCH, 5
@@ -141,7 +141,7 @@ def test_batched_sampling_draws_from_the_warped_distribution():
 
 def test_batched_scores_are_those_of_single_texts():
     from specbench.acceptance.score import score
-    from specbench.engines.cached import CachedModel
+    from specbench.backends.local.cached import CachedModel
 
     target = tiny_llama(64, seed=1)
     draft = near_copy(target, noise=0.1)

@@ -18,11 +18,11 @@ import pytest
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
-from specbench import provenance, runfile
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
-from specbench.resume import differences, same_setting, unfinished
-from specbench.runfile import stored_config
+from specbench.run import provenance, runfile
+from specbench.run.resume import differences, same_setting, unfinished
+from specbench.run.runfile import stored_config
 from specbench.store import RunWriter, find_runs, folders, in_use, new_folder, read_run, trial_key
 
 ROOT = Path(__file__).parent.parent
@@ -33,8 +33,8 @@ TRIALS = 6
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch):
     """Timing the models alone takes most of so small a run, and is tested elsewhere."""
+    from specbench.backends.local.local import LocalEngine
     from specbench.cost.plan import Costs
-    from specbench.engines.local import LocalEngine
 
     monkeypatch.setattr(LocalEngine, "probe", lambda *_: Costs(()))
 
@@ -138,7 +138,7 @@ from importlib import import_module
 from benchmarks.kills import LIBRARIES
 for name in LIBRARIES:
     import_module(name)
-from specbench import runfile
+from specbench.run import runfile
 
 def start(barrier):
     begin = runfile._begin

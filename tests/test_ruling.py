@@ -16,12 +16,12 @@ import pytest
 from fake_run import FakeDraft, FakeMachine, fake_run
 
 from benchmarks.saving import as_swept
+from specbench.acceptance.positions import read_positions
 from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
 from specbench.decision.ruling import Standing, look_sizes, rule
-from specbench.looks import look
-from specbench.positions import read_positions
+from specbench.run.looks import look
 
 
 def pair(spec_s, n=20, tokens=None):

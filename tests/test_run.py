@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 from conftest import CANARY
 
-from specbench import bench
 from specbench.acceptance import loop
 from specbench.analysis.summarise import summarise
-from specbench.bench import Bench
 from specbench.config import load_config
 from specbench.errors import StoreError, WorkloadError
-from specbench.run import plan_arms, run, shuffled
+from specbench.run import bench
+from specbench.run.bench import Bench
+from specbench.run.session import plan_arms, run, shuffled
 from specbench.store import find_runs, read_run, trial_key
 
 

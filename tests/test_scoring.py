@@ -9,12 +9,12 @@ from fake_scorer import END, FakeScorer
 from test_cli import call
 from test_run import FakeObserver
 
+from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
+from specbench.backends.server import patience
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, VocabularyError
-from specbench.positions import read_positions
-from specbench.scoring import score_on_servers
-from specbench.servers import patience
+from specbench.run.scoring import score_on_servers
 
 TEXT = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
 

@@ -10,15 +10,15 @@ import pytest
 from test_run import FakeObserver
 from test_xllama import FILE, Launched, setting
 
+from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
+from specbench.backends.server.adapter import Ask
+from specbench.backends.server.client import Client
+from specbench.backends.server.llamacpp import LlamaCpp
+from specbench.backends.server.scoring import score_output
 from specbench.config import load_config
-from specbench.positions import read_positions
 from specbench.records import Message, Sampling
-from specbench.scoring import score_on_servers
-from specbench.servers.adapter import Ask
-from specbench.servers.client import Client
-from specbench.servers.llamacpp import LlamaCpp
-from specbench.servers.scoring import score_output
+from specbench.run.scoring import score_on_servers
 
 pytestmark = pytest.mark.slow
 

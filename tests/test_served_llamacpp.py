@@ -12,9 +12,9 @@ import pytest
 from conftest import CANARY
 from test_cli import call
 
-from specbench import servedfile
 from specbench.acceptance.metrics import count, pooled
 from specbench.analysis.summarise import summarise
+from specbench.run import servedfile
 from specbench.store import StoredRun, read_run
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,9 @@ def test_no_prompt_is_in_the_folder_and_no_server_is_left(stored):
     files = [path for path in stored.folder.rglob("*") if path.is_file()]
     assert sum(path.suffix == ".log" for path in files) == 3
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
-    mine = [p for p in psutil.Process().children(recursive=True) if "specbench.servers" in " ".join(p.cmdline())]
+    mine = [
+        p for p in psutil.Process().children(recursive=True) if "specbench.backends.server" in " ".join(p.cmdline())
+    ]
     assert mine == []
 
 

@@ -12,12 +12,12 @@ from test_cli import call
 from test_run import FakeObserver
 from test_serving import codes, counted
 
+from specbench.backends.server import patience
+from specbench.backends.server.failures import problem_of
 from specbench.checks.address import check_address, check_model_names, split_address
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError
-from specbench.servers import patience
-from specbench.servers.failures import problem_of
-from specbench.serving import serve
+from specbench.run.serving import serve
 from specbench.store import find_runs, read_run
 
 

@@ -14,12 +14,12 @@ from test_cli import call
 from test_run import FakeObserver
 
 from specbench.analysis.summarise import summarise
+from specbench.backends.server import patience
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
 from specbench.report.brief.brief import render_brief
-from specbench.servers import patience
-from specbench.serving import serve
+from specbench.run.serving import serve
 from specbench.store import StoredRun, read_run, trial_key
 
 ROUNDS = (Round(3, 2), Round(3, 0), Round(3, 3))

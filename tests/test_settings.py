@@ -34,8 +34,11 @@ from transformers import GenerationConfig
 from specbench.analysis.contract import Choice, Rival, Summary
 from specbench.analysis.facts import Facts, read_facts
 from specbench.analysis.served.contract import Server
+from specbench.backends.local.assisted import watched
+from specbench.backends.server.launch import Setting, command, require_draft
+from specbench.backends.server.launchfile import LaunchFile, read_launch
+from specbench.backends.server.modelfiles import model_file
 from specbench.drafters import parse_draft
-from specbench.engines.assisted import watched
 from specbench.errors import ConfigError
 from specbench.models import load_model
 from specbench.records import Sampling
@@ -43,9 +46,6 @@ from specbench.report.marks import unmarked
 from specbench.report.settings.engines import ENGINES
 from specbench.report.settings.section import EngineSettings, Settings, settings_of
 from specbench.report.templating import template
-from specbench.servers.launch import Setting, command, require_draft
-from specbench.servers.launchfile import LaunchFile, read_launch
-from specbench.servers.modelfiles import model_file
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "engines"
 ALL = ("vLLM", "SGLang", "llama.cpp", "TGI", "transformers")

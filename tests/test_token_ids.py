@@ -15,18 +15,18 @@ from fake_server import FakeServer
 from test_adapters import capture, scored_ids
 from test_scoring import TEXT, scored
 
+from specbench.acceptance.positions import read_positions
 from specbench.acceptance.scores import greedy_scores, match_blocks
+from specbench.backends.server import patience
+from specbench.backends.server.adapter import Ask
+from specbench.backends.server.llamacpp import LlamaCpp
+from specbench.backends.server.scoring import score_output
+from specbench.backends.server.vllm import VLLM
 from specbench.config import load_config
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import NgramSpec
 from specbench.errors import ConfigError, EngineError
-from specbench.positions import read_positions
 from specbench.records import Message, Round, Sampling
-from specbench.servers import patience
-from specbench.servers.adapter import Ask
-from specbench.servers.llamacpp import LlamaCpp
-from specbench.servers.scoring import score_output
-from specbench.servers.vllm import VLLM
 from specbench.store import read_run
 
 ASK = Ask((Message("user", "Name three rivers."),), 160, Sampling(), 1)

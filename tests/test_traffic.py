@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from specbench.backends.server.traffic import drive
 from specbench.records import Load
-from specbench.servers.traffic import drive
 
 
 class Scene:

@@ -18,10 +18,10 @@ import pytest
 from test_cli import call
 
 import specbench
+from specbench.backends.server.launchfile import read_launch
 from specbench.config import load_config
 from specbench.errors import ConfigError, ModelError
 from specbench.models import load_model, load_tokenizer
-from specbench.servers.launchfile import read_launch
 
 ROOT = Path(specbench.__file__).parent.parent
 
@@ -308,10 +308,10 @@ def test_programs_are_started_here_and_nowhere_else_from_lists_of_words():
     # Benchmarks, which are not installed, time whole commands.
     assert {name for name in places if name.startswith("specbench/")} == {
         "specbench/models/wheel.py",  # pip, for the embedded models
-        "specbench/provenance.py",  # git, nvidia-smi
-        "specbench/servers/keeper.py",  # the command of a launch file
-        "specbench/servers/launch.py",  # its version command
-        "specbench/servers/launched.py",  # the keeper
+        "specbench/run/provenance.py",  # git, nvidia-smi
+        "specbench/backends/server/keeper.py",  # the command of a launch file
+        "specbench/backends/server/launch.py",  # its version command
+        "specbench/backends/server/launched.py",  # the keeper
     }
 
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
+from specbench.backends.server.adapter import Ask, Reading
+from specbench.backends.server.client import Client
+from specbench.backends.server.detect import detect
+from specbench.backends.server.vllm import VLLM
 from specbench.models import embedded
 from specbench.records import Message, Sampling
-from specbench.servers.adapter import Ask, Reading
-from specbench.servers.client import Client
-from specbench.servers.detect import detect
-from specbench.servers.vllm import VLLM
 
 pytestmark = pytest.mark.skipif("SPECBENCH_TEST_VLLM" not in os.environ, reason="set SPECBENCH_TEST_VLLM=1")
 

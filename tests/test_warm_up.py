@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from specbench.acceptance.loop import Generation
-from specbench.bench import Bench
 from specbench.config import RunConfig
 from specbench.records import Arm, Round, Times
-from specbench.run import _whole
+from specbench.run.bench import Bench
+from specbench.run.session import _whole
 
 FIRST_S, LATER_S = 0.030, 0.001
 ARMS = (Arm("baseline"), Arm("speculative", "d", 1), Arm("speculative", "d", 4))

@@ -15,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from specbench.backends.server import xllama
+from specbench.backends.server.launch import Setting, engine_version
+from specbench.backends.server.launched import Launched
+from specbench.backends.server.launchfile import read_launch
+from specbench.backends.server.modelfiles import model_file
 from specbench.drafters.spec import parse_draft
 from specbench.errors import EngineError
-from specbench.servers import xllama
-from specbench.servers.launch import Setting, engine_version
-from specbench.servers.launched import Launched
-from specbench.servers.launchfile import read_launch
-from specbench.servers.modelfiles import model_file
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("xllamacpp")

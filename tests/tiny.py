@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench.acceptance.loop import Drafter, Generation, generate
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.swap import forward_of, make_lean
 from specbench.clock import Stopwatch
 from specbench.drafters.model import ModelDrafter
-from specbench.engines.cached import CachedModel
-from specbench.engines.swap import forward_of, make_lean
 from specbench.records import Sampling
 
 GREEDY = Sampling()

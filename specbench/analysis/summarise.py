@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from specbench.acceptance.positions import read_positions
 from specbench.analysis.agreement import replay_gap
 from specbench.analysis.cautions import run_cautions
 from specbench.analysis.choice import choose
@@ -21,7 +22,6 @@ from specbench.analysis.stopped import kept_arms, stopped_gammas
 from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import speedup_interval
 from specbench.errors import ConfigError, StoreError
-from specbench.positions import read_positions
 from specbench.records import Arm, Interval, Policy
 from specbench.store import StoredRun, cautions_of
 

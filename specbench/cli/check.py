@@ -42,9 +42,9 @@ def check(
     except ValueError as error:
         raise ConfigError(str(error), where="--gamma") from None
     folder = run or newest(out, timed=True)
-    from specbench.checking import Asked
-    from specbench.checking import check as check_run
-    from specbench.progress import RunProgress
+    from specbench.run.progress import RunProgress
+    from specbench.verify.check import Asked
+    from specbench.verify.check import check as check_run
 
     asked = Asked(limit, gammas, system_prompt, frozenset(trust_remote_code or ()))
     with RunProgress(quiet=quiet) as progress:

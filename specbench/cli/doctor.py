@@ -61,7 +61,7 @@ def doctor(
     from specbench.shipped import shipped
 
     settings = load_config(config or shipped("configs/default.yaml"), flags)
-    from specbench.doctor.admit import run_doctor
+    from specbench.verify.admit import run_doctor
 
     found = run_doctor(settings, (lambda _: None) if quiet else (lambda line: typer.echo(line, err=True)))
     if as_json:

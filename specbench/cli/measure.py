@@ -12,7 +12,7 @@ from specbench.cli.show import show, show_replay
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.commands import Command
+    from specbench.run.task import Command
 
 RUN_HELP = {
     "measure": "Time the target alone and with a draft, at one gamma. Arms take turns prompt by prompt.",
@@ -112,7 +112,7 @@ def measure_or_sweep(
     flags = {key: None if value in ([], ()) else value for key, value in flags.items()}
     if strict and replay_only:
         raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
-    from specbench.commands import carry_out, task_of
+    from specbench.run.task import carry_out, task_of
 
     command: Command = "measure" if ctx.command.name == "measure" else "sweep"
     task = task_of(command, flags, config=config, costs=costs, resume=resume, replay_only=replay_only)

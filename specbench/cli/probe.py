@@ -62,7 +62,7 @@ def probe(
         # The default draft belongs to the default target.
         settings = replace(settings, draft=())
     from specbench.analysis.probed import probed
-    from specbench.probing import ProbeRequest, run_probe
+    from specbench.run.probe import ProbeRequest, run_probe
     from specbench.store import read_run
 
     request = ProbeRequest(target_config, tuple(draft_config or ()), contexts, passes)

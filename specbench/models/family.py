@@ -1,6 +1,6 @@
 """Which models the loop can drive, told from their configuration alone, before weights are fetched or loaded.
 
-What a configuration does not tell is found when a text is held against transformers' own (engines/reference.py).
+What a configuration does not tell is found when a text is held against transformers' own (backends/local/reference.py).
 """
 
 from __future__ import annotations

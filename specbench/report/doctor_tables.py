@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench import text
-from specbench.doctor.findings import Examination, Finding, State
 from specbench.report.layout import Block, note, readable
+from specbench.verify.findings import Examination, Finding, State
 
 _COLOUR: dict[State, str] = {"ok": "green", "note": "yellow", "broken": "bold red", "not checked": "dim"}
 _ORDER: tuple[State, ...] = ("broken", "note", "not checked", "ok")

@@ -1,6 +1,6 @@
 """Every engine that settings are given for: what to paste, how to see that it drafts, and how to switch it off.
 
-The counters are those of specbench/servers/*.py; beside them docs/source/reference/metrics.md of
+The counters are those of specbench/backends/server/*.py; beside them docs/source/reference/metrics.md of
 github.com/huggingface/text-generation-inference, and github.com/ggml-org/llama.cpp/issues/25345 (a draft that is loaded
 and never used).
 """

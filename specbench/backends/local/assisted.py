@@ -1,0 +1,217 @@
+"""The other way to every count: generation in transformers with a draft, watched round by round and not changed.
+
+Counts are taken where transformers hands them to its own candidate generator after each round. What it counts otherwise
+than docs/measuring.md is put right by `reconcile`, one named rule at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.candidate_generator import (
+    AssistedCandidateGenerator,
+    CandidateGenerator,
+    PromptLookupCandidateGenerator,
+)
+
+from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.scores import until_end
+from specbench.backends.local.batch import NO_PADDING, generation_settings
+from specbench.drafters import DraftSpec
+from specbench.models import LoadedModel
+from specbench.models.convert import quiet_transformers
+from specbench.records import Round, Sampling
+
+RULES = ("first-token", "limit", "end-drafted", "end-accepted")
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRound:
+    """A round as transformers had it. `length` tokens were there before; `proposed` is what the draft said, of an
+    n-gram look-up before it was cut at an end of sequence; `drafted` and `accepted` are transformers' own counts."""
+
+    length: int
+    proposed: tuple[int, ...]
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeenText:
+    """Output token ids, the first of them before all rounds if `started`, and the rounds. No round can take the text
+    beyond `end` tokens, prompt included."""
+
+    tokens: list[int]
+    rounds: list[SeenRound]
+    started: bool
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """Rounds as docs/measuring.md counts them, and how many of them each rule of RULES touched."""
+
+    rounds: list[Round]
+    touched: dict[str, int]
+
+
+class Assisted:
+    """Generation in transformers for one target. Models given to it lose their own generation settings, which our loop
+    does not have either: a repetition penalty there would make another text. The run's own reaches the draft with the
+    target's processors, and is applied there once."""
+
+    def __init__(self, target: LoadedModel, *, eos: Collection[int], sampling: Sampling) -> None:
+        self._target = target.model
+        self._target.generation_config = GenerationConfig()
+        self._eos, self._sampling = sorted(eos), sampling
+
+    def text(
+        self,
+        ids: Sequence[int],
+        spec: DraftSpec,
+        draft: LoadedModel | None,
+        gamma: int,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        after_first: bool = True,
+    ) -> SeenText:
+        """One text after the prompt `ids`. With `after_first` drafting begins where ours does: after the first token,
+        which the target gives alone."""
+        torch.manual_seed(seed)
+        end = len(ids) + max_new_tokens
+        x = list(ids)
+        if after_first:
+            x = self._generate(x, 1, {}, {})
+            if x[-1] in self._eos or max_new_tokens == 1:
+                return SeenText(x[len(ids) :], [], True, end)
+        rounds: list[SeenRound] = []
+        settings, assistant = _lookup(spec, gamma), {}
+        if draft is not None:
+            draft.model.generation_config = _constant(gamma)
+            settings, assistant = {}, {"assistant_model": draft.model}
+        with watched(rounds):
+            x = self._generate(x, end - len(x), settings, assistant)
+        return SeenText(x[len(ids) :], rounds, after_first, end)
+
+    def _generate(self, x: list[int], new: int, settings: dict[str, Any], assistant: dict[str, Any]) -> list[int]:
+        prompt = torch.tensor([x], device=self._target.device)
+        with torch.inference_mode(), quiet_transformers():
+            config = GenerationConfig(
+                max_new_tokens=new,
+                eos_token_id=self._eos,
+                pad_token_id=NO_PADDING,
+                **settings,
+                **generation_settings(self._sampling),
+            )
+            out = self._target.generate(
+                prompt, attention_mask=torch.ones_like(prompt), generation_config=config, **assistant
+            )
+        return list(map(int, out[0]))
+
+
+def _constant(gamma: int) -> GenerationConfig:
+    """Of an assistant: the only place from which transformers reads gamma; by default it also cuts unsure drafts."""
+    return GenerationConfig(
+        num_assistant_tokens=gamma, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
+    )
+
+
+def _lookup(spec: DraftSpec, gamma: int) -> dict[str, Any]:
+    if spec.ngram is None:
+        return {}
+    return {
+        "prompt_lookup_num_tokens": min(gamma, spec.ngram.longest or gamma),
+        "max_matching_ngram_size": spec.ngram.n,
+    }
+
+
+@contextmanager
+def watched(rounds: list[SeenRound]) -> Iterator[None]:
+    """Note every round of assisted generation and of prompt look-up inside the block; nothing else changes."""
+    proposed: list[tuple[int, tuple[int, ...]]] = []
+
+    def asked(original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_candidates(self: Any, input_ids: Any, **more: Any) -> Any:
+            found = original(self, input_ids, **more)
+            uncut = found[0]
+            if isinstance(self, PromptLookupCandidateGenerator):
+                kept, self.eos_token_id = self.eos_token_id, None
+                uncut = original(self, input_ids, **more)[0]
+                self.eos_token_id = kept
+            length = input_ids.shape[1]
+            proposed.append((length, tuple(map(int, uncut[0, length:]))))
+            return found
+
+        return get_candidates
+
+    def told(original: Callable[..., Any]) -> Callable[..., Any]:
+        def update_candidate_strategy(self: Any, input_ids: Any, scores: Any, num_matches: Any) -> Any:
+            rounds.append(SeenRound(*proposed.pop(), scores.shape[1] - 1, int(num_matches)))
+            return original(self, input_ids, scores, num_matches)
+
+        return update_candidate_strategy
+
+    kinds: tuple[type[CandidateGenerator], ...] = (AssistedCandidateGenerator, PromptLookupCandidateGenerator)
+    wrappers = {"get_candidates": asked, "update_candidate_strategy": told}
+    own = [(kind, name, vars(kind).get(name)) for kind in kinds for name in wrappers]
+    try:
+        for kind, name, _ in own:
+            setattr(kind, name, wrappers[name](getattr(kind, name)))
+        yield
+    finally:
+        for kind, name, original in own:
+            if original is None:
+                delattr(kind, name)  # it was inherited
+            else:
+                setattr(kind, name, original)
+
+
+def reconcile(
+    text: SeenText, *, prompt_tokens: int, eos: Collection[int], rules: Collection[str] = RULES
+) -> Reconciled:
+    """Count the rounds of a text as our loop does. Rounds are neither added nor dropped.
+
+    `limit`: no draft beyond the token limit with room for the bonus. `end-drafted`: a look-up drafts an end of sequence
+    too. `end-accepted`: a drafted end of sequence that stands is accepted, and not a bonus. `first-token` is done while
+    generating, and is one round in each text.
+    """
+    x = dict(enumerate(text.tokens, prompt_tokens))
+    touched = dict.fromkeys(RULES, 0)
+    touched["first-token"] = int(text.started)
+    rounds = []
+    for seen in text.rounds:
+        said = until_end(seen.proposed[: text.end - seen.length - 1], eos)
+        drafted, accepted = seen.drafted, seen.accepted
+        if "limit" in rules and drafted > text.end - seen.length - 1:
+            drafted = text.end - seen.length - 1
+            touched["limit"] += 1
+        if "end-drafted" in rules and drafted < len(said):
+            drafted = len(said)
+            touched["end-drafted"] += 1
+        after = x.get(seen.length + accepted)
+        if "end-accepted" in rules and accepted < len(said) and after in eos and said[accepted] == after:
+            accepted += 1
+            touched["end-accepted"] += 1
+        rounds.append(Round(drafted, accepted))
+    return Reconciled(rounds, touched)
+
+
+def gaps(
+    model: Any, ids: Sequence[int], new: Sequence[int], sampling: Sampling, rival: int | None = None
+) -> list[float]:
+    """For each token of `new` after `ids`, how far the model's best logit there is above the second best, or above that
+    of token `rival`, over the best one's magnitude: how near a tie it was."""
+    if not new:
+        return []
+    with torch.inference_mode():
+        rows = model(torch.tensor([[*ids, *new]], device=model.device)).logits[0, len(ids) - 1 : -1].float()
+        rows = RepetitionPenalty(sampling).apply(rows, [*ids, *new[:-1]])
+    top = rows.topk(2).values  # [n, 2]
+    below = top[:, 1] if rival is None else rows[:, rival]
+    return [float(gap) for gap in (top[:, 0] - below) / top[:, 0].abs().clamp_min(1e-9)]

@@ -1,0 +1,139 @@
+"""Many texts at once, for acceptance without a wall clock: generation through transformers' own `generate` on
+left-padded prompts, and teacher-forced scoring of right-padded texts.
+
+Nothing here is timed. In bfloat16 a padded batch rounds differently from single steps, so a greedy text may leave that
+of the single-sequence engine at a near-tie; the text is the target's either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specbench.acceptance.penalty import penalised
+from specbench.acceptance.rules import align
+from specbench.acceptance.score import as_scores, reduce
+from specbench.acceptance.scores import Scores, until_end
+from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.cached import pass_of
+from specbench.records import Sampling
+
+CHUNK = 32
+
+# With the id of a real token as padding, transformers would not attend to it in the prompt.
+NO_PADDING = -1
+
+
+def generation_settings(sampling: Sampling) -> dict[str, Any]:
+    """What transformers' GenerationConfig calls these settings. It cuts to the best 50 tokens where nothing is said."""
+    penalty = {"repetition_penalty": sampling.repetition_penalty} if sampling.penalised else {}
+    if sampling.greedy:
+        return {"do_sample": False, **penalty}
+    warpers = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    return {"do_sample": True, **warpers, **({"min_p": sampling.min_p} if sampling.min_p else {}), **penalty}
+
+
+@contextmanager
+def plain_settings(model: Any) -> Iterator[None]:
+    """Without the model's own generation settings: `generate` fills what a GenerationConfig leaves open from them, and
+    a penalty or suppressed tokens of theirs would make another text than our loop."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    eos: Collection[int],
+    max_new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """Output token ids for each prompt, ending with the first end of sequence or at the limit."""
+    from transformers import GenerationConfig
+
+    longest = max(map(len, prompts))
+    pad = min(eos, default=0)
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(eos) or None,
+        pad_token_id=pad,
+        **generation_settings(sampling),
+    )
+    cache = RewindableCache(model.config, longest + max_new_tokens)
+    with torch.random.fork_rng(), plain_settings(model):
+        torch.manual_seed(seed)
+        out = model.generate(ids, attention_mask=mask, generation_config=config, past_key_values=cache)
+    return [until_end(row, eos) for row in out[:, longest:].tolist()]
+
+
+@torch.inference_mode()
+def score_batch(
+    target: Any | None,
+    draft: Any,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Sequence[int]],
+    *,
+    vocab_size: int,
+    sampling: Sampling,
+    eos: Collection[int],
+) -> list[Scores]:
+    """What `acceptance.score.score` computes, for several texts side by side. Rows are padded on the right, where
+    causal attention never looks, so no mask is needed; logits of one chunk of positions exist at a time."""
+    rows = [[*p, *o] for p, o in zip(prompts, outputs, strict=True)]
+    width = max(map(len, rows)) - 1
+    ids = torch.tensor([row + [0] * (width + 1 - len(row)) for row in rows], device=draft.device)
+    # Having read token t, a model predicts t + 1; wanted are the predictions of every output token but the first.
+    at = torch.arange(width)
+    wanted = torch.stack([(at >= len(p)) & (at < len(r) - 1) for p, r in zip(prompts, rows, strict=True)])
+    columns, owners = [], []
+    models = [draft] if sampling.greedy else [draft, target]
+    caches = [RewindableCache(m.config, width) for m in models]
+    for begin in range(0, width, CHUNK):
+        end = min(begin + CHUNK, width)
+        chosen = wanted[:, begin:end]
+        logits = [_read(m, c, ids[:, begin:end], begin, chosen) for m, c in zip(models, caches, strict=True)]
+        if chosen.any():
+            x = ids[:, begin + 1 : end + 1][chosen]
+            logits[0] = align(logits[0], vocab_size)
+            if sampling.penalised:
+                read_ids = ids[:, :end]
+                logits = [_penalised(each, read_ids, chosen, sampling.repetition_penalty) for each in logits]
+            columns.append(reduce(logits[0], None if sampling.greedy else logits[1], x, sampling, eos))
+            owners.append(chosen.nonzero()[:, 0])
+    table = torch.cat(columns, 1) if columns else torch.empty(6, 0)
+    owner = torch.cat(owners) if owners else torch.empty(0)
+    return [as_scores(table[:, owner == index]) for index in range(len(rows))]
+
+
+def _penalised(logits: Tensor, ids: Tensor, chosen: Tensor, penalty: float) -> Tensor:
+    """Logits [n, V] at the `chosen` places of the last of `ids` [rows, read], each after what its row has up to there;
+    those of a row lie side by side."""
+    ahead, parts = chosen.shape[1], []
+    for row, places, part in zip(ids, chosen, torch.split(logits, chosen.sum(1).tolist()), strict=True):
+        if len(part):
+            last = int(places.nonzero()[-1, 0])
+            parts.append(penalised(part, row[: len(row) - ahead + last + 1], penalty))
+    return torch.cat(parts)
+
+
+def _read(model: Any, cache: RewindableCache, ids: Tensor, past: int, chosen: Tensor) -> Tensor:
+    """Logits [n, V] at the `chosen` positions of a chunk [rows, chunk]; the head runs only where they are wanted. The
+    last token of a text may be one that a draft does not know: what follows it is not wanted."""
+    ids = ids.clamp_max(int(model.config.get_text_config(decoder=True).vocab_size) - 1)
+    if not chosen.any():
+        return pass_of(model).read(model, ids, cache, 1, past)[:0, 0]
+    return pass_of(model).read(model, ids, cache, 0, past)[chosen]

@@ -1,0 +1,162 @@
+"""A transformers model in process, one sequence or several of equal length, behind the loop's `Target`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from specbench.acceptance.rules import queued
+from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.graphs import Graphs, Recorder, put_all
+from specbench.backends.local.lean import decoder_of
+from specbench.backends.local.packed import Packed
+from specbench.errors import EngineError
+from specbench.models.family import require_family, takes
+from specbench.models.memory import ModelMemoryError, is_out_of_memory
+
+
+class CachedModel:
+    """A causal language model and its KV cache with room for `capacity` tokens in each of `batch` sequences.
+
+    Raises ModelError for models whose memory is not a KV cache (state-space and linear-attention layers cannot be
+    rewound) and ModelMemoryError where a pass does not fit.
+    """
+
+    def __init__(self, model: Any, capacity: int, batch: int = 1) -> None:
+        require_family(model.config, type(model).__name__)
+        config = model.config.get_text_config(decoder=True)
+        self.model = model
+        self.batch = batch
+        self.capacity = capacity
+        self.device = str(model.device)
+        self.vocab_size = int(config.vocab_size)
+        self.cache = RewindableCache(config, capacity)
+        self._pass = pass_of(model)
+        self._lean = decoder_of(model)
+        self._graphs: Graphs | None = None
+        self.length = 0
+        packed_head(model)
+
+    def forward(self, ids: Sequence[int] | Tensor, keep: int) -> Tensor:
+        """Read `ids`, return logits [keep, V] after the last `keep` of them. For a batch of one. Ids that are a tensor
+        [n] on the device come from a model, and are not looked at."""
+        return self._forward(ids[None], keep)[0] if isinstance(ids, Tensor) else self.forward_rows([ids], keep)[0]
+
+    def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
+        """Read one row of ids, all of one length, in each of the `batch` sequences; logits [batch, keep, V]."""
+        if len(rows) != self.batch:
+            raise ValueError(f"{len(rows)} rows for a batch of {self.batch}")
+        highest = max(map(max, rows))
+        if highest >= self.vocab_size:
+            raise EngineError(
+                f"The text holds token id {highest}, the model knows only {self.vocab_size}",
+                cure="Choose a draft with the target's vocabulary.",
+            )
+        return self._forward(queued(rows, self.device), keep)
+
+    def _forward(self, ids: Tensor, keep: int) -> Tensor:
+        try:
+            logits = self._read(ids, keep)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens = f"{self.length + ids.shape[1]} tokens"
+            raise ModelMemoryError(self, tokens if self.batch == 1 else f"{tokens}, batch {self.batch}") from error
+        self.length += ids.shape[1]
+        return logits
+
+    def _read(self, ids: Tensor, keep: int) -> Tensor:
+        # The cache's own length: a model of the first layers shares its cache, and whoever rewinds one rewinds both.
+        past, n = self.cache.get_seq_length(), ids.shape[1]
+        if self._graphs is not None and self._graphs.has(self.batch, n, keep) and past + n <= self.capacity:
+            logits = self._graphs.read(ids, self._places[past : past + n][None], keep, past + n)
+            self.cache.rewind(past + n)
+            return logits
+        if self._lean is not None:
+            return self._lean(ids, self.cache, keep)
+        return self._pass.read(self.model, ids, self.cache, keep, past)
+
+    @torch.inference_mode()
+    def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
+        """Record passes over so many tokens, keeping all logits or the last; whether all were. Leaves the cache
+        empty."""
+        self._graphs = None
+        if self._lean is None:
+            return False
+        self._places = torch.arange(self.capacity, device=self.device)
+        self.rewind(0)
+        self.forward_rows([[0, 0]] * self.batch, 1)
+        past, graphs = self.length, Graphs(self._lean, self._places, put_all(self.cache.layers), recorder)
+        ids = torch.zeros(self.batch, max(widths), dtype=torch.long, device=self.device)
+
+        def add(width: int) -> bool:
+            self.rewind(past)
+            keep, new = (width if every else 1), ids[:, :width]
+            return graphs.add(new, self._places[past : past + width][None], keep, self._forward(new, keep))
+
+        done = all(map(add, widths))
+        self._graphs = graphs if done else None
+        self.rewind(0)
+        return done
+
+    def forget(self) -> None:
+        """Run plainly again."""
+        self._graphs = None
+
+    def sharing(self, cut: Any) -> CachedModel:
+        """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
+        twin = copy.copy(self)
+        twin.model, twin._lean, twin._graphs = cut, decoder_of(cut), None
+        twin.cache = self.cache.first(len(cut.get_decoder().layers))
+        return twin
+
+    def rewind(self, length: int) -> None:
+        """Keep only the first `length` tokens of each sequence."""
+        self.cache.rewind(length)
+        self.length = length
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What transformers' own forward of a model is given beside ids and cache. A model that takes no number of logits
+    to keep (`keeps`) gives all, and the rest is cut off; one that also reads images remembers from text to text where
+    it was, so it is told (`told`)."""
+
+    keeps: bool
+    told: bool
+
+    def read(self, model: Any, ids: Tensor, cache: Cache, keep: int, past: int) -> Tensor:
+        """One pass over `ids` [batch, n] that follow `past` others; logits [batch, keep, V] after the last `keep`, or
+        after all with 0."""
+        more: dict[str, Any] = {"logits_to_keep": keep} if self.keeps else {}
+        if self.told:
+            more["position_ids"] = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
+        logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, **more).logits
+        return logits[:, -keep:] if keep else logits
+
+
+def pass_of(model: Any) -> Pass:
+    """How to run a model."""
+    composite = model.config.get_text_config(decoder=True) is not model.config
+    return Pass(keeps=takes(type(model).forward, "logits_to_keep"), told=composite)
+
+
+def packed_head(model: Any) -> None:
+    """See to it that the head of a model gets packed hidden states; once for each model."""
+    head = model.get_output_embeddings()
+    if head is not None and not isinstance(head, Packed) and not head._forward_pre_hooks:
+        head.register_forward_pre_hook(_packed)
+
+
+def _packed(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hidden states whose first rows were cut off keep the strides of the whole; torch then copies the entire weight
+    of the head at each call (70 ms instead of 8 for the embedded draft's two-token step). A copy of them does not:
+    `contiguous()` would return the view, since a dimension of size 1 may have any stride."""
+    hidden, *rest = inputs
+    return (hidden.clone(memory_format=torch.contiguous_format), *rest)

@@ -1,0 +1,224 @@
+"""The drafts of a run in process: what `--draft` names, loaded, with the drafter that the loop drives and the scores
+that the replay needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specbench.acceptance.loop import Drafter
+from specbench.acceptance.many import ManyDrafter
+from specbench.acceptance.score import match_each_block, score
+from specbench.acceptance.scores import BlockScores, Scores, match_blocks
+from specbench.backends.local.batch import score_batch
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.swap import forward_of
+from specbench.checks import MAX_GAMMA
+from specbench.drafters import DraftSpec
+from specbench.drafters.combined import CombinedDrafter
+from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.many import ManyModelDrafter, SideBySide
+from specbench.drafters.model import ModelDrafter
+from specbench.drafters.ngram import NgramDrafter
+from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
+from specbench.drafters.skip import SkipDrafter, first_layers
+from specbench.errors import ConfigError
+from specbench.models import LoadedModel
+from specbench.models.memory import cache_bytes
+from specbench.models.prompts import end_tokens
+from specbench.records import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the drafts of one run share: the target, its reader, and how text is generated. `gamma` is the largest."""
+
+    target: LoadedModel
+    reader: CachedModel
+    sampling: Sampling
+    eos: frozenset[int]
+    gamma: int
+
+
+class Draft:
+    """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone. Once open,
+    `stepper` is what reads its draft steps."""
+
+    def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
+        self.spec = spec
+        self.loaded = loaded
+
+    def facts(self) -> dict[str, Any]:
+        """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the
+        name under which its model is timed alone, None where there is none."""
+        loaded = self.loaded
+        if loaded is None or self.spec.kind == "skip":
+            own = {"name": self.spec.text, "revision": None, "parameters": 0, "weight_bytes": 0}
+            own |= {"cache_bytes_per_token": 0, "reader": None}
+            return own | ({} if loaded is None else {"layers": self.spec.layers, "reader": self.spec.reader})
+        config, element = loaded.model.config, next(loaded.model.parameters()).element_size()
+        cache = cache_bytes(config, 1, 1, element)
+        return facts(loaded) | {"cache_bytes_per_token": cache, "reader": self.spec.reader}
+
+    def open(self, setting: Setting, capacity: int) -> None:
+        """Make its drafter, with room for sequences of `capacity` tokens."""
+        self._setting = setting
+        self._lookup = NgramDrafter(self.spec.ngram, eos=setting.eos) if self.spec.ngram is not None else None
+        if self.spec.kind == "cross" and self.loaded is not None:
+            # The same text may take more tokens in another tokenizer.
+            capacity = min(2 * capacity, self.loaded.max_context or 2 * capacity)
+        self.reader = None if self.loaded is None else CachedModel(self.loaded.model, capacity)
+        self.stepper: CachedModel | RaggedModel | None = self.reader
+        model = self._model_drafter()
+        if self._lookup is None or model is None:
+            self.drafter = self._lookup or model
+        else:
+            self.drafter = CombinedDrafter(self._lookup, model)
+
+    def _model_drafter(self) -> Drafter | None:
+        spec, setting, loaded = self.spec, self._setting, self.loaded
+        if loaded is None or self.reader is None:
+            return None
+        if spec.kind == "cross":
+            return CrossDrafter(
+                self.reader,
+                loaded.tokenizer,
+                setting.target.tokenizer,
+                eos=setting.eos,
+                end=_main_end(setting),
+                draft_eos=end_tokens(loaded),
+                repetition_penalty=setting.sampling.repetition_penalty,
+            )
+        options: dict[str, Any] = {
+            "vocab_size": setting.reader.vocab_size,
+            "sampling": setting.sampling,
+            "eos": setting.eos,
+            "cutoff": spec.cutoff,
+            "chained": _chains(setting),
+        }
+        if spec.kind == "skip":
+            self.stepper = shared = setting.reader.sharing(loaded.model)
+            return SkipDrafter(shared, **options)
+        drafter = ModelDrafter(self.reader, **options)
+        return ReadableDrafter(drafter, self.reader.vocab_size) if self._knows_fewer else drafter
+
+    @property
+    def _knows_fewer(self) -> bool:
+        """Whether the target may write tokens that this draft model cannot read."""
+        known = None if self.reader is None else self.reader.vocab_size
+        return self.spec.kind == "model" and known is not None and known < self._setting.reader.vocab_size
+
+    def open_many(self, setting: Setting, capacity: int, batch: int) -> ManyDrafter:
+        """Its drafter for batches, whose model then is what reads draft steps."""
+        if self.loaded is None:
+            ngram = self.spec.ngram
+            assert ngram is not None
+            return SideBySide(lambda: NgramDrafter(ngram, eos=setting.eos))
+        self.stepper = RaggedModel(self.loaded.model, capacity, batch)
+        drafter = ManyModelDrafter(
+            self.stepper,
+            vocab_size=setting.reader.vocab_size,
+            sampling=setting.sampling,
+            eos=setting.eos,
+            cutoff=self.spec.cutoff,
+            chained=_chains(setting),
+        )
+        return ManyReadableDrafter(drafter, self.stepper.vocab_size) if self._knows_fewer else drafter
+
+    def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores | BlockScores:
+        """What it would have said at every position of `output`, a text of the target alone after `ids`."""
+        blocks, setting = self._blocks(ids, output), self._setting
+        if self.loaded is None or self.reader is None or self.spec.kind == "cross":
+            assert blocks is not None
+            return blocks
+        found = score(
+            setting.reader,
+            self.reader,
+            *self._readable(ids, output),
+            vocab_size=setting.reader.vocab_size,
+            sampling=setting.sampling,
+            eos=setting.eos,
+        )
+        return replace(silent_after(found, len(output) - 1), blocks=blocks)
+
+    def score_texts(
+        self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
+    ) -> Sequence[Scores | BlockScores]:
+        """`score` for several texts at once."""
+        setting = self._setting
+        if self.loaded is None or self.spec.kind == "cross":
+            return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
+        found = score_batch(
+            setting.target.model,
+            self.loaded.model,
+            *map(list, zip(*map(self._readable, prompts, outputs), strict=True)),
+            vocab_size=setting.reader.vocab_size,
+            sampling=setting.sampling,
+            eos=setting.eos,
+        )
+        texts = zip(found, prompts, outputs, strict=True)
+        return [
+            replace(silent_after(scores, len(output) - 1), blocks=self._blocks(ids, output))
+            for scores, ids, output in texts
+        ]
+
+    def _readable(self, ids: Sequence[int], output: Sequence[int]) -> tuple[list[int], list[int]]:
+        """A text as far as the draft model can be scored over it: prompt and output."""
+        if not self._knows_fewer or self.reader is None:
+            return list(ids), list(output)
+        known = self.reader.vocab_size
+        return [min(token, known - 1) for token in ids], readable(ids, output, known)
+
+    def _blocks(self, ids: Sequence[int], output: Sequence[int]) -> BlockScores | None:
+        if isinstance(self.drafter, CrossDrafter):
+            return match_each_block(self.drafter, ids, output, self._setting.gamma)
+        return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
+
+
+def _chains(setting: Setting) -> bool:
+    """Whether drafts stay on a device that runs behind."""
+    return not setting.reader.device.startswith("cpu")
+
+
+def _main_end(setting: Setting) -> int:
+    """Of the target's ends of sequence the one that its tokenizer names."""
+    named = setting.target.tokenizer.eos_token_id
+    return named if named in setting.eos else min(setting.eos)
+
+
+def refuse_batches(specs: Sequence[DraftSpec]) -> None:
+    """Raise ConfigError for a draft that has no form for batches."""
+    for spec in specs:
+        if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram):
+            raise ConfigError(
+                "Batches take a draft model or an n-gram look-up", where=spec.text, cure="Use --batch-size 1."
+            )
+
+
+def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[[str], LoadedModel]) -> list[Draft]:
+    """One Draft for each spec; a model that several name is loaded once. `skip:auto` comes without its layers."""
+    models: dict[str, LoadedModel] = {}
+    drafts = []
+    for spec in specs:
+        loaded = None
+        if spec.kind == "skip" and spec.layers is not None:
+            loaded = replace(target, name=spec.text, model=first_layers(target.model, spec.layers))
+        elif spec.model is not None:
+            if spec.model not in models:
+                models[spec.model] = load(spec.model)
+            loaded = models[spec.model]
+        drafts.append(Draft(spec, loaded))
+    return drafts
+
+
+def facts(loaded: LoadedModel) -> dict[str, Any]:
+    """What identifies a loaded model in run.json, and what runs its layers."""
+    return {
+        "name": loaded.name,
+        "revision": loaded.revision,
+        "parameters": loaded.parameters,
+        "weight_bytes": loaded.weight_bytes,
+        "forward": forward_of(loaded.model),
+    }

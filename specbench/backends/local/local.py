@@ -1,0 +1,306 @@
+"""The engine in process: transformers models under specbench's own loop, one sequence at a time."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from specbench.acceptance.loop import Generation, generate
+from specbench.acceptance.many import ManyDrafter, generate_many
+from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.scores import BlockScores, Scores
+from specbench.backends.local.batch import generate_batch
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.drafting import Draft, Setting, facts, load_drafts, refuse_batches
+from specbench.backends.local.graphs import Recordable, record_all
+from specbench.backends.local.layers import choose_layers
+from specbench.backends.local.prober import Prober
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.reference import check_reference
+from specbench.backends.local.room import WIDEST
+from specbench.backends.local.swap import make_lean
+from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
+from specbench.config import RunConfig
+from specbench.cost.plan import Costs, ProbePlan
+from specbench.drafters import DraftSpec, parse_draft
+from specbench.errors import ModelError
+from specbench.models import LoadedModel, load_model, resolve_device
+from specbench.models.encoding import Today
+from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
+from specbench.models.load import read_config
+from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
+from specbench.models.rendering import unwritten
+from specbench.models.vocabulary import check_vocabularies
+from specbench.records import Arm, Caution, Prompt, ReferenceCheck, Sampling
+
+NO_GRAPHS = Caution(
+    "no-cuda-graphs",
+    "the models' passes could not be recorded as CUDA graphs: every step pays for its kernel launches, with a draft "
+    "and without, and small models more than large ones",
+    "Read the speedup as that of an engine without graphs, or measure on a server (--engine).",
+)
+
+
+def _eager(name: str) -> Caution:
+    return Caution(
+        "no-sdpa",
+        f"transformers has no fused attention for {name}: it is written out in single operations, so that a step, a "
+        "verify pass over several tokens above all, takes longer than on an engine with a kernel for it",
+        "Read acceptance as it is, and measure the speedup on the engine that serves it (--engine, --server).",
+    )
+
+
+class LocalEngine:
+    """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`."""
+
+    def __init__(self, config: RunConfig, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device = resolve_device(config.device)
+        self.sampling: Sampling = config.sampling
+        self.seed = config.seed
+        self._template_kwargs = config.chat_template_kwargs
+        self.gammas = config.gamma
+        self.batch_size = config.batch_size
+        self._dtype = config.dtype
+        self.cautions: list[Caution] = []
+        specs = [parse_draft(text) for text in config.draft]
+        _require_forms(config, specs)
+        self.target = self._load(config, config.target)
+        found = load_drafts(specs, self.target, lambda name: self._load(config, name))
+        self.drafts: dict[str, Draft] = {draft.spec.text: draft for draft in found}
+        self._many_drafters: dict[str, ManyDrafter] = {}
+        checked: dict[str, LoadedModel] = {}
+        for draft in found:
+            if draft.loaded is not None and draft.spec.kind == "model":
+                checked[draft.loaded.name] = draft.loaded
+        for loaded in checked.values():
+            report = check_vocabularies(
+                self.target.tokenizer, loaded.tokenizer, _vocab_size(self.target.model), _vocab_size(loaded.model)
+            )
+            self.cautions += report.cautions
+        self.eos = end_tokens(self.target)
+        self.today = Today()
+
+    def _load(self, config: RunConfig, name: str) -> LoadedModel:
+        trusted = frozenset(config.trust_remote_code)
+        loaded = load_model(name, dtype=config.dtype, device=self.device, trust_remote_code=trusted)
+        make_lean(loaded.model)
+        if attention_of(loaded.model.config) == "eager":
+            self.cautions.append(_eager(name))
+        return loaded
+
+    @property
+    def frequency_limit(self) -> int | None:
+        """The length below or above which a text has to stay as a whole (LongRoPE), of all models here; None where
+        there is none."""
+        models = (self.target, *(draft.loaded for draft in self.drafts.values() if draft.loaded is not None))
+        limits = (frequency_limit(loaded.model.config) for loaded in models)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def max_context(self) -> int | None:
+        """Tokens that every model here can read; None where none says."""
+        models = (self.target, *(draft.loaded for draft in self.drafts.values() if draft.loaded is not None))
+        limits = [model.max_context for model in models if model.max_context is not None]
+        return min(limits, default=None)
+
+    def describe(self) -> dict[str, Any]:
+        """What was loaded, for the record: name, revision, parameters, bytes of weights and cache of each model."""
+        return {
+            "target": facts(self.target) | {"end_tokens": sorted(self.eos)},
+            "drafts": {text: draft.facts() for text, draft in self.drafts.items()},
+        }
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of the prompt, through the target's chat template where it has one, written `today`."""
+        return encode(self.target, prompt, self._template_kwargs, self.today)
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> EncodedPrompts:
+        """All that the template does not refuse; what it does not write of them is among the cautions."""
+        found = encode_all(self.target, prompts, self._template_kwargs, self.today)
+        self.cautions += unwritten(self.target, [prompt for prompt, _ in found.encoded], self._template_kwargs)
+        return found
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Output token ids as text."""
+        return str(self.target.tokenizer.decode(tokens))
+
+    def reserve(self, capacity: int) -> None:
+        """Make room in every KV cache for sequences of `capacity` tokens."""
+        self._target = CachedModel(self.target.model, capacity)
+        if self.batch_size > 1:
+            # A row may be padded by as much as the widest pass.
+            self._many = RaggedModel(self.target.model, capacity + WIDEST, self.batch_size)
+        self._setting = Setting(self.target, self._target, self.sampling, self.eos, max(self.gammas))
+        for draft in self.drafts.values():
+            if draft.spec.kind != "skip" or draft.spec.layers is not None:
+                draft.open(self._setting, capacity)
+            if self.batch_size > 1:
+                self._many_drafters[draft.spec.text] = draft.open_many(
+                    self._setting, self._many.capacity, self.batch_size
+                )
+
+    def settle(self, prompts: Sequence[Sequence[int]], known: Mapping[str, int]) -> None:
+        """Choose the layers of `skip:auto` drafts over a few prompts, or take those `known` from an earlier session; on
+        CUDA, record the passes of every model. After `reserve`."""
+        for text, draft in list(self.drafts.items()):
+            if draft.spec.kind == "skip" and draft.spec.layers is None:
+                layers = known.get(text) or choose_layers(self._setting, prompts, self.gammas)
+                (settled,) = load_drafts([replace(draft.spec, layers=layers)], self.target, lambda name: self.target)
+                settled.open(self._setting, self._target.capacity)
+                self.drafts[text] = settled
+        if self.device.startswith("cuda"):
+            target = self._target if self.batch_size == 1 else self._many
+            wanted: list[tuple[Recordable, range, bool]] = [(target, range(1, max(self.gammas) + 2), True)]
+            wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
+            if not record_all(wanted):
+                self.cautions.append(NO_GRAPHS)
+
+    def check_reference(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, padded: bool
+    ) -> list[ReferenceCheck]:
+        """Hold target and drafts against transformers' own `generate`, before anything is measured. Raises ModelError
+        where a model here is not the one that transformers runs. After `settle`."""
+        many = self.batch_size > 1 and not padded
+        pairs = [(self.target, self._many if many else self._target)]
+        for draft in self.drafts.values():
+            reader = draft.stepper if many else draft.reader
+            if draft.loaded is not None and draft.spec.kind != "skip" and reader is not None:
+                pairs.append((draft.loaded, reader))
+        found = []
+        for loaded, reader in {id(loaded): (loaded, reader) for loaded, reader in pairs}.values():
+            # A draft may know fewer ids; which ones are read does not matter here.
+            texts = [[token % reader.vocab_size for token in prompt] for prompt in prompts]
+            is_target = loaded is self.target
+            found.append(
+                check_reference(
+                    loaded,
+                    reader,
+                    texts,
+                    max_new_tokens=max_new_tokens,
+                    widest=max(self.gammas) + 1 if is_target else 2,
+                    eos=self.eos if is_target else (),
+                    dtype=self._dtype,
+                    padded=padded,
+                )
+            )
+        return found
+
+    def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
+        """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""
+        with torch.inference_mode():
+            for width in widths:
+                self._target.rewind(0)
+                self._target.forward(ids, keep=1)
+                self._target.forward([ids[-1]] * width, keep=width)
+
+    def probe(self, ids: Sequence[int], plan: ProbePlan) -> Costs:
+        """What target and drafts cost alone; n-gram look-up is taken to cost nothing."""
+        models: dict[str | None, Any] = {None: self.target.model}
+        models |= {d.spec.reader: d.loaded.model for d in self.drafts.values() if d.loaded is not None}
+        return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling).run()
+
+    def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
+        """One trial. The same `seed_text` draws the same random numbers in the same arm."""
+        generator = torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{seed_text}"))
+        return generate(
+            self._target,
+            None if arm.draft is None else self.drafts[arm.draft].drafter,
+            ids,
+            gamma=arm.gamma or 0,
+            sampling=self.sampling,
+            eos=self.eos,
+            max_new_tokens=max_new_tokens,
+            generator=generator,
+            clock=self._clock(),
+        )
+
+    def generate_many(
+        self, prompts: Sequence[Sequence[int]], arm: Arm, *, max_new_tokens: int, seed_texts: Sequence[str]
+    ) -> list[Generation]:
+        """One trial of a batch; every row draws the random numbers that it would draw alone, up to its last round."""
+        return generate_many(
+            self._many,
+            None if arm.draft is None else self._many_drafters[arm.draft],
+            prompts,
+            gamma=arm.gamma or 0,
+            sampling=self.sampling,
+            eos=self.eos,
+            max_new_tokens=max_new_tokens,
+            generators=[
+                torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{text}")) for text in seed_texts
+            ],
+            clock=self._clock(),
+        )
+
+    def score(self, ids: Sequence[int], output: Sequence[int], draft: str) -> Scores | BlockScores:
+        """What `draft` would have said at every position of `output`, a text of the target alone after `ids`."""
+        return self.drafts[draft].score(ids, output)
+
+    def texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed_text: str) -> list[list[int]]:
+        """Texts of the target alone for several prompts at once; not for timing."""
+        return generate_batch(
+            self.target.model,
+            prompts,
+            sampling=self.sampling,
+            eos=self.eos,
+            max_new_tokens=max_new_tokens,
+            seed=self._seed(seed_text),
+        )
+
+    def score_texts(
+        self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], draft: str
+    ) -> Sequence[Scores | BlockScores]:
+        """`score` for several texts at once."""
+        return self.drafts[draft].score_texts(prompts, outputs)
+
+    def release(self) -> None:
+        """Give back what a pass that ran out of memory left behind. Caches stay: the next text begins them anew."""
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _clock(self) -> Clock:
+        if self.device.startswith("cuda"):
+            return EventStopwatch(partial(torch.cuda.Event, enable_timing=True))
+        return Stopwatch(device_sync(self.device))
+
+    def _seed(self, text: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")
+
+    def margin(self, ids: Sequence[int]) -> float:
+        """The target's top-2 logit margin after `ids`, as a fraction of its top logit's magnitude: how near a tie
+        the next token is, in the unit in which rounding errors come. A penalty counts, as it did for the text."""
+        with torch.inference_mode():
+            self._target.rewind(0)
+            logits = RepetitionPenalty(self.sampling).apply(self._target.forward(ids, keep=1), ids)
+            top = logits[0].float().topk(2).values
+        return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))
+
+
+def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
+    """Raise ConfigError or ModelError, before weights are loaded, where batches or a skip draft are asked of a model
+    that has no such form."""
+    trusted = frozenset(config.trust_remote_code)
+    if config.batch_size > 1:
+        refuse_batches(specs)
+        for name in dict.fromkeys([config.target, *(spec.model for spec in specs if spec.model is not None)]):
+            require_batches(read_config(name, trust_remote_code=trusted), name)
+    for spec in specs:
+        if spec.kind == "skip" and not shares_layers(read_config(config.target, trust_remote_code=trusted)):
+            raise ModelError(
+                f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
+                "or hold more than one attention each",
+                where=spec.text,
+                cure="Use another draft.",
+            )
+
+
+def _vocab_size(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)

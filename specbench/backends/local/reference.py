@@ -1,0 +1,252 @@
+"""The reference of every model of a run: transformers' own `generate`, held against the passes that will be timed.
+
+Losslessness compares the arms with each other, and both arms go through our loop: what is wrong in both alike looks
+lossless. So before anything is measured transformers writes a few short texts, with its own cache, masks, positions and
+loop, and our passes read them as a trial would: a prompt, then passes of every width, with drafts that are rejected and
+rolled back; in a run of batches rows of different lengths side by side. At every place our likeliest token must be the
+text's own, or nearly tied with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from specbench.acceptance.lossless import near_tie_limit
+from specbench.backends.local.batch import NO_PADDING, generate_batch, generation_settings, plain_settings
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.lean import agree
+from specbench.backends.local.ragged import RaggedModel
+from specbench.errors import ModelError, SpecbenchError
+from specbench.models import LoadedModel
+from specbench.models.convert import quiet_transformers
+from specbench.models.memory import is_out_of_memory
+from specbench.records import ReferenceCheck, Sampling
+
+# Prompts that are looked at, and new tokens of each.
+PROMPTS, TOKENS = 3, 16
+
+# Two ways to the same numbers differ by more than one rounding: a wrong mask or position moves logits by far more.
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A prompt and what transformers writes after it."""
+
+    prompt: list[int]
+    output: list[int]
+
+
+def pick(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Of all lengths the shortest, the middle and the longest: windows and the like only show in long texts."""
+    order = sorted(prompts, key=len)
+    places = sorted({round(i * (len(order) - 1) / (PROMPTS - 1)) for i in range(PROMPTS)})
+    return [list(order[place]) for place in places]
+
+
+def check_reference(
+    loaded: LoadedModel,
+    reader: CachedModel | RaggedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    widest: int,
+    eos: Iterable[int],
+    dtype: str,
+    padded: bool = False,
+) -> ReferenceCheck:
+    """Hold `reader`, which runs `loaded`, against transformers over some `prompts`, in passes of 1 to `widest` tokens.
+    `padded` lets transformers write the texts as one batch, as a run without a wall clock does. Raises ModelError where
+    the two are not the same model, or transformers cannot run it on text."""
+    began_s = time.perf_counter()
+    chosen = pick(prompts)
+    while chosen:
+        try:
+            tokens, near_ties = _compared(
+                loaded, reader, chosen, min(TOKENS, max_new_tokens), widest, eos, dtype, padded
+            )
+            return ReferenceCheck(loaded.name, len(chosen), tokens, near_ties, time.perf_counter() - began_s)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            chosen.pop()  # the longest; where a run has no memory for it either, it is left out and named
+    return ReferenceCheck(loaded.name, 0, 0, 0, time.perf_counter() - began_s)
+
+
+def _compared(
+    loaded: LoadedModel,
+    reader: CachedModel | RaggedModel,
+    prompts: Sequence[list[int]],
+    new: int,
+    widest: int,
+    eos: Iterable[int],
+    dtype: str,
+    padded: bool,
+) -> tuple[int, int]:
+    """Places that were compared, and near ties among them."""
+    _require_causal(loaded, prompts[0])
+    write = _together if padded else _one_by_one
+    texts = list(map(_Text, prompts, write(loaded, prompts, new, sorted(eos))))
+    with _failing_as_ours(loaded), torch.inference_mode():
+        apart = _apart(reader, texts, widest)
+    places = sum(len(text.output) for text in texts)
+    limit = max(near_tie_limit(dtype), _ROUNDING)
+    wide = [margin for margin in apart if not margin <= limit]
+    # In few bits some models are chaotic: where transformers is as far from itself, reading at once what it wrote step
+    # by step, it is the arithmetic.
+    own = [margin for text in texts for margin in _own(loaded, text)] if wide and dtype != "float32" else []
+    if len(wide) > 2 * sum(not margin <= limit for margin in own):
+        raise ModelError(
+            f"{loaded.name} gives other tokens here than in transformers' generate, at {len(wide)} of {places} places "
+            f"by a margin of up to {max(wide):.1%} of the logit, where rounding in {dtype} explains {limit:.1%}",
+            cure="Nothing was measured. "
+            + ("Run one text at a time (--batch-size 1)" if isinstance(reader, RaggedModel) else "Run another model")
+            + "; please report it.",
+        )
+    return places, len(apart)
+
+
+def _together(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
+    with _failing_as_ours(loaded), quiet_transformers():
+        return generate_batch(loaded.model, prompts, sampling=Sampling(), eos=eos, max_new_tokens=new, seed=0)
+
+
+def _one_by_one(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
+    from transformers import GenerationConfig
+
+    model, found = loaded.model, []
+    with quiet_transformers():
+        config = GenerationConfig(
+            max_new_tokens=new, eos_token_id=eos or None, pad_token_id=NO_PADDING, **generation_settings(Sampling())
+        )
+    for prompt in prompts:
+        ids = torch.tensor([prompt], device=model.device)
+        with _failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        found.append([int(token) for token in out[0, len(prompt) :]])
+    return found
+
+
+@contextmanager
+def _failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
+    """Whatever a model raises, as one line without its message, which may hold what was read."""
+    try:
+        yield
+    except SpecbenchError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{loaded.name} ({loaded.model.config.model_type}) cannot be run on text alone with a cache of ours "
+            f"({type(error).__name__})",
+            cure="Choose another model; one that a server runs can be measured there: --server.",
+        ) from error
+
+
+def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
+    """Raise ModelError where what a model says depends on tokens that follow: BERT and its kin, of which not every
+    configuration tells. The same prompt with another last token is read, and said the same before it."""
+    if len(prompt) < 2:
+        return
+    other = next((token for token in prompt if token != prompt[-1]), 0)
+    with _failing_as_ours(loaded), torch.inference_mode(), quiet_transformers():
+        one, two = (
+            loaded.model(input_ids=torch.tensor([[*prompt[:-1], last]], device=loaded.model.device)).logits[0, -2]
+            for last in (prompt[-1], other)
+        )
+    if not agree(one, two, one):
+        raise ModelError(
+            f"{loaded.name} ({loaded.model.config.model_type}) is not causal as configured: a token sees those after "
+            "it",
+            cure="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
+        )
+
+
+def _own(loaded: LoadedModel, text: _Text) -> list[float]:
+    """Margins where transformers, reading the whole text at once, would have gone another way."""
+    ids = torch.tensor([[*text.prompt, *text.output]], device=loaded.model.device)
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=ids).logits[0, len(text.prompt) - 1 : -1]
+    return _margins(logits, text.output)
+
+
+def _margins(logits: Tensor, output: Sequence[int]) -> list[float]:
+    """Of the places where the likeliest token of `logits` [n, V] is not that of `output`: how much likelier it is, as a
+    share of its logit."""
+    logits = logits.float()
+    best = logits.max(-1)
+    theirs = logits.gather(1, torch.tensor(output, device=logits.device)[:, None])[:, 0]
+    margins = ((best.values - theirs) / best.values.abs().clamp_min(1e-9)).tolist()
+    return [margin for margin, token, own in zip(margins, best.indices.tolist(), output, strict=True) if token != own]
+
+
+def _apart(reader: CachedModel | RaggedModel, texts: Sequence[_Text], widest: int) -> list[float]:
+    """Margins of all places at which `reader` would have gone another way."""
+    if isinstance(reader, RaggedModel):
+        groups = [texts[i : i + reader.batch] for i in range(0, len(texts), reader.batch)]
+        return [margin for group in groups for margin in _walk(group, widest, _side_by_side(reader, group))]
+    return [margin for text in texts for margin in _walk([text], widest, _alone(reader, text))]
+
+
+# From what each row reads next, and how many of it stay, to the logits [n, V] of each row.
+_Reads = Callable[[Sequence[Sequence[int]], Sequence[int]], Sequence[Tensor]]
+
+
+def _walk(texts: Sequence[_Text], widest: int, read: _Reads) -> list[float]:
+    """Read texts side by side in passes of every width, some of which hold drafts that are wrong and rolled back."""
+    found: list[float] = []
+    first = read([text.prompt for text in texts], [len(text.prompt) for text in texts])
+    for text, logits in zip(texts, first, strict=True):
+        found += _margins(logits[-1:], text.output[:1])
+    done = [0] * len(texts)
+    # Of an even width only the first half is right.
+    passes = cycle([(width, width if width % 2 else width // 2) for width in range(1, widest + 1)])
+    while any(at < len(text.output) - 1 for at, text in zip(done, texts, strict=True)):
+        rows, kept = [], []
+        for at, text in zip(done, texts, strict=True):
+            left = len(text.output) - 1 - at
+            width, right = next(passes)
+            right = min(left, right)
+            rows.append([*text.output[at : at + right], *[text.prompt[0]] * (width - right)] if left else [])
+            kept.append(right if left else 0)
+        for row, (logits, n) in enumerate(zip(read(rows, kept), kept, strict=True)):
+            at = done[row]
+            found += _margins(logits[:n], texts[row].output[at + 1 : at + 1 + n]) if n else []
+            done[row] += n
+    return found
+
+
+def _alone(reader: CachedModel, text: _Text) -> _Reads:
+    reader.rewind(0)
+    length = 0
+
+    def read(rows: Sequence[Sequence[int]], kept: Sequence[int]) -> Sequence[Tensor]:
+        nonlocal length
+        logits = reader.forward(rows[0], keep=len(rows[0]) if length else 1)
+        length += kept[0]
+        reader.rewind(length)
+        return [logits]
+
+    return read
+
+
+def _side_by_side(reader: RaggedModel, texts: Sequence[_Text]) -> _Reads:
+    reader.begin(len(texts))
+    lengths = [0] * len(texts)
+
+    def read(rows: Sequence[Sequence[int]], kept: Sequence[int]) -> Sequence[Tensor]:
+        nonlocal lengths
+        logits = reader.forward(rows, every=any(lengths))
+        lengths = [length + n for length, n in zip(lengths, kept, strict=True)]
+        reader.rewind(lengths)
+        return list(logits) if logits.dim() == 3 else [one[None] for one in logits]
+
+    return read

@@ -1,0 +1,164 @@
+"""The command line of one server, from a launch file and what is to be measured."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from specbench.backends.server.launchfile import PLACEHOLDER, LaunchFile, placeholders, read_launch
+from specbench.drafters.spec import DraftSpec
+from specbench.errors import ConfigError
+from specbench.shipped import shipped
+
+__all__ = ["LaunchFile", "Setting", "command", "engine_version", "environment", "find_launch", "require_draft"]
+
+FOLDER = "configs/engines"
+SHIPPED = ("llamacpp", "sglang", "vllm", "xllamacpp")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One server to start: what the placeholders of a launch file become, all but the port. `target` and `draft` are as
+    `model_file` gives them; `draft` is None for the target alone and for a look-up. `gamma` belongs to `spec`;
+    `concurrency` is how many sequences it serves side by side."""
+
+    target: str
+    spec: DraftSpec | None = None
+    draft: str | None = None
+    gamma: int | None = None
+    concurrency: int = 1
+    threads: int = 1
+    host: str = "127.0.0.1"
+
+
+def find_launch(name: str) -> LaunchFile:
+    """The launch file of an engine (`llamacpp`, `vllm`, ...), or the one at a path. `llamacpp` is the Python package
+    where it is installed, else the program llama-server. Raises ConfigError, also where `needs` is not installed."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        found = read_launch(Path(name).expanduser())
+    elif name == "llamacpp" and _present("xllamacpp"):
+        found = read_launch(shipped(f"{FOLDER}/xllamacpp.yaml"))
+    elif name in SHIPPED:
+        found = read_launch(shipped(f"{FOLDER}/{name}.yaml"))
+    else:
+        near = difflib.get_close_matches(name, SHIPPED, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(SHIPPED)}; else name a launch file."
+        raise ConfigError(f"No engine is called {name!r}", cure=hint)
+    if found.needs is not None and not _present(found.needs):
+        cure = f"Install it: {found.install}" if found.install else "Install it."
+        raise ConfigError(f"{found.needs} is not installed", where=str(found.path), cure=cure)
+    return found
+
+
+def require_draft(file: LaunchFile, spec: DraftSpec) -> None:
+    """Raises ConfigError where this engine cannot draft as `spec` says; to be asked before anything is started."""
+    refusal = _refusal(file, spec)
+    if refusal is not None:
+        reason, cure = refusal
+        raise ConfigError(f"{file.path.stem} cannot draft like this: {reason}", where=spec.text, cure=cure)
+
+
+def command(file: LaunchFile, setting: Setting, port: int) -> list[str]:
+    """The command line of one server. Raises ConfigError as `require_draft` does."""
+    parts: tuple[str, ...] = file.command
+    if setting.spec is not None:
+        require_draft(file, setting.spec)
+        parts += (file.ngram if setting.spec.ngram is not None else file.model) or ()
+    values = _values(file, setting, port)
+    return [_filled(part, values) for part in parts]
+
+
+def environment(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
+    """Our own environment with the file's `env` over it."""
+    values = _values(file, setting, port)
+    return {**os.environ, **{name: _filled(value, values) for name, value in file.env.items()}}
+
+
+def engine_version(file: LaunchFile) -> str | None:
+    """The first line that the file's `version` command prints; None where there is none or it fails."""
+    if file.version is None:
+        return None
+    line = [_filled(part, {"python": sys.executable}) for part in file.version]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # llama-server prints its version where others print their errors.
+    return next((text.strip() for text in (done.stdout + "\n" + done.stderr).splitlines() if text.strip()), None)
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """A path may hold a quote or a backslash, which JSON has to be told of."""
+    json_text = text.startswith('{"')
+    return PLACEHOLDER.sub(lambda m: json.dumps(values[m[1]])[1:-1] if json_text else values[m[1]], text)
+
+
+def _values(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
+    values = {
+        "python": sys.executable,
+        "target": setting.target,
+        "host": setting.host,
+        "port": str(port),
+        "concurrency": str(setting.concurrency),
+        "context": str(file.context),
+        "context_total": str(file.context * setting.concurrency),
+        "threads": str(setting.threads),
+    }
+    spec = setting.spec
+    if spec is None:
+        return values
+    if setting.gamma is None or (spec.kind == "model" and setting.draft is None):
+        raise ValueError("a draft comes with its gamma, a draft model with its file")
+    values |= {"gamma": str(setting.gamma), "gamma_plus_one": str(setting.gamma + 1)}
+    values |= {"draft": setting.draft or "", "cutoff": f"{spec.cutoff:g}"}
+    if spec.ngram is not None:
+        values |= {"n": str(spec.ngram.n), "min": str(spec.ngram.shortest)}
+    return values
+
+
+def _refusal(file: LaunchFile, spec: DraftSpec) -> tuple[str, str] | None:
+    """What the engine cannot do, and the cure; None where it can all of it."""
+    section = "ngram" if spec.ngram is not None else "model"
+    parts = file.ngram if spec.ngram is not None else file.model
+    if spec.kind == "skip":
+        return "no server drafts with the target's own first layers", "Name a draft model, or ngram:n=3."
+    if spec.kind == "cross":
+        return "no server drafts through another tokenizer", "Name a draft model with the target's vocabulary."
+    if spec.ngram is not None and spec.kind is not None:
+        return "a look-up and a model together", "Name them as two drafts."
+    if parts is None:
+        what = "a look-up" if section == "ngram" else "a draft model"
+        return (
+            f"its launch file has no `{section}` for {what}",
+            f"Copy {file.path}, add `{section}`, and name the copy.",
+        )
+    if spec.cutoff and not placeholders(parts) & {"cutoff"}:
+        return "it has no cut-off", "Leave cutoff out."
+    if spec.ngram is None:
+        return None
+    # `ngram:n=3` leaves the shortest match to the engine; who writes min= means it.
+    written = re.search(r"[:,]min=", spec.text) is not None or spec.ngram.shortest != 1
+    if written and spec.ngram.shortest != spec.ngram.n and not placeholders(parts) & {"min"}:
+        return "it matches n tokens and no fewer", f"Write ngram:n={spec.ngram.n}."
+    if spec.ngram.longest is not None:
+        return "gamma alone limits what it proposes", "Leave max out."
+    return None
+
+
+def _present(needed: str) -> bool:
+    """Whether a package can be imported or a program is on PATH."""
+    if shutil.which(needed) is not None:
+        return True
+    try:
+        return importlib.util.find_spec(needed) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,229 @@
+"""llama.cpp's server: what its fields mean, as build 11549 answers.
+
+It lists no rounds, but a streamed answer with `timings_per_token` carries running totals of drafted and accepted tokens
+with every token: where the drafted total grows a round begins, and it emits one token more than it accepted. A token
+beyond that is a step without a draft. /props says "none" even while it speculates; only /slots tells.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from specbench.backends.server import openai
+from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.counters import by_position, samples, total
+from specbench.backends.server.failures import AnswerError, RefusedError, as_word, word
+from specbench.backends.server.fields import Json, count, counts, number, parsed, rows, seconds, table, text
+from specbench.backends.server.scoring import Step
+from specbench.backends.server.writing import Post, Written
+from specbench.records import Counters, Finish, Round, Sampling, Told
+
+_COUNTER = "llamacpp:spec_decode_num_"
+_COMPLETION = "/completion"
+
+# A draft's sampler keeps so many tokens, and --spec-draft-p-min is about the likeliest's share of them. Seen with build
+# 11549: with this share a replay has the rounds that the server counts, with the probability itself it has not.
+DRAFT_TOP_K = 10
+
+# What the chat template is given, and wishes that leave the text as the model writes it.
+_WRITES = ("messages", "tools", "chat_template_kwargs", "tool_choice")
+_FREE = (("tool_choice", "auto"), ("tool_choice", "none"))
+# A penalty counts so many of the last tokens, 64 if nothing is said. Build 11549 refuses the -1 of its documentation,
+# and takes memory for each of them.
+WHOLE_TEXT = 1 << 18
+
+# What it may be started with, or a GGUF file may have, and the values that change no text.
+_OFF = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
+_OFF |= {"xtc_probability": 0.0, "typical_p": 1.0, "top_n_sigma": -1.0, "mirostat": 0.0, "dynatemp_range": 0.0}
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "seed", "cache_prompt")
+_STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
+
+
+class LlamaCpp:
+    """llama-server, or the same server inside a Python process (xllamacpp)."""
+
+    name = "llama.cpp"
+    path = openai.CHAT
+    metrics: str | None = "/metrics"
+    sources: Mapping[str, str] = {
+        **openai.SOURCES,
+        "first_s": "arrival of the first chunk with timings.predicted_n, or with text",
+        "rounds": "steps of timings.draft_n and timings.draft_n_accepted from chunk to chunk",
+        "told.drafted": "timings.draft_n",
+        "told.accepted": "timings.draft_n_accepted",
+        "told.prefill_s": "timings.prompt_ms",
+        "told.decode_s": "timings.predicted_ms",
+        "told.cached_tokens": "timings.cache_n",
+        "speculating": "/slots [].speculative",
+        "counters": f"/metrics {_COUNTER}*, llamacpp:tokens_predicted_total",
+    }
+
+    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
+        """Its own defaults (top_k 40, top_p 0.95, min_p 0.05) are switched off, and so is the reuse of prompts."""
+        return openai.chat_body(ask, model) | {
+            "top_k": ask.sampling.top_k,
+            "min_p": ask.sampling.min_p,
+            "repeat_penalty": ask.sampling.repetition_penalty,
+            "repeat_last_n": WHOLE_TEXT if ask.sampling.penalised else 0,
+            "cache_prompt": False,
+            "timings_per_token": True,
+        }
+
+    def read(self, chunks: Sequence[Chunk]) -> Reading:
+        finish = openai.finish_of(chunks)
+        timings = [found for chunk in chunks if (found := table(chunk.data, "timings"))]
+        if not timings:
+            raise AnswerError("the answer has no timings, which llama.cpp's server always sends")
+        rounds = rounds_of(timings)
+        answer = openai.reading(
+            chunks,
+            tuple(r.drafted for r in rounds or ()),
+            tuple(r.accepted for r in rounds or ()),
+            _told(timings[-1], finish),
+        )
+        # Of an answer that it parses (tools, a grammar) it holds the first tokens back, but not their timings.
+        counted = [chunk.at_s for chunk in chunks if (count(table(chunk.data, "timings"), "predicted_n") or 0) >= 1]
+        return replace(answer, first_s=min(answer.first_s, *counted))
+
+    def counters(self, page: str) -> Counters:
+        found = samples(page)
+        return Counters(
+            tokens=total(found, "llamacpp:tokens_predicted_total"),
+            rounds=total(found, f"{_COUNTER}drafts_total"),
+            drafted=total(found, f"{_COUNTER}draft_tokens_total"),
+            accepted=total(found, f"{_COUNTER}accepted_tokens_total"),
+            survived=by_position(found, f"{_COUNTER}accepted_tokens_per_pos_total"),
+        )
+
+    async def state(self, get: Get) -> State:
+        model = await openai.served(get)
+        props = parsed(await get("/props"))
+        slots = _slots(await get("/slots"))
+        first = slots[0] if slots else {}
+        methods = (text(table(first, "params"), "speculative.types") or "").split(",")
+        speculating = None if not slots else any(slot.get("speculative") is True for slot in slots)
+        return State(
+            model=text(model, "id"),
+            version=text(props, "build_info"),
+            speculating=speculating,
+            method=", ".join(m for m in methods if m not in ("", "none")) or None if speculating else None,
+            busy=None if not slots else sum(slot.get("is_processing") is True for slot in slots),
+            context=count(first, "n_ctx"),
+            prefix_cache=False,  # every request says cache_prompt: false
+            defaults=self._defaults(table(table(props, "default_generation_settings"), "params")),
+        )
+
+    def _defaults(self, params: Json) -> dict[str, float] | None:
+        asked = self.body(Ask((), 1, Sampling(), 0), None)
+        told = {key: number(params, key) for key in _OFF if key not in asked}
+        return {key: value for key, value in told.items() if value not in (None, _OFF[key])} or None
+
+    async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
+        """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens: what
+        would hold a chat to a grammar cannot be asked for so. Raises RefusedError for that."""
+        held = [key for key, value in ask.request.items() if (key, value) not in _FREE]
+        if held:
+            raise RefusedError(f"it tells no token ids of texts under {', '.join(word(key) or '?' for key in held)}")
+        body = openai.chat_body(ask, None)
+        asked = text(await post("/apply-template", {key: body[key] for key in _WRITES if key in body}), "prompt")
+        if asked is None:
+            raise AnswerError("the answer of /apply-template has no prompt")
+        ids = await _tokenize(post, {"content": asked, "add_special": True, "parse_special": True})
+        greedy = {key: value for key, value in self.body(ask, None).items() if key in _SAMPLING}
+        body = {"prompt": list(ids), "n_predict": ask.max_tokens, "return_tokens": True, **greedy}
+        answer = await post(_COMPLETION, body)
+        output, finish = counts(answer, "tokens"), _STOPS.get(text(answer, "stop_type") or "")
+        if not output or finish is None:
+            raise AnswerError(f"the answer has no tokens, or ended with stop_type {as_word(answer.get('stop_type'))}")
+        return Written(ids, output, finish)
+
+    async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
+        """See `Tokenizing`."""
+        return await _tokenize(post, {"content": text, "add_special": False, "parse_special": True})
+
+    async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
+        """See `Writer`."""
+        end = text(parsed(await get("/props")), "eos_token")
+        return frozenset(await self.token_ids(post, end, model) if end else ())
+
+    def step_request(self, ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
+        """See `StepScorer`."""
+        return _COMPLETION, {
+            "prompt": list(ids),
+            "n_predict": 1,
+            "temperature": 0.0,
+            "n_probs": DRAFT_TOP_K,
+            "cache_prompt": True,
+        }
+
+    def read_step(self, payload: Json, ids: Sequence[int]) -> Step:
+        """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler; the confidence is that
+        among the likeliest few, which is what a draft's p-min is compared with."""
+        if count(payload, "tokens_evaluated") != len(ids):
+            raise AnswerError(f"the answer is about {as_word(payload.get('tokens_evaluated'))} tokens, not {len(ids)}")
+        places = rows(payload, "completion_probabilities")
+        tops = rows(places[0], "top_logprobs") if places else []
+        token, logprobs = count(tops[0], "id") if tops else None, [number(each, "logprob") for each in tops]
+        told = [math.exp(each) for each in logprobs if each is not None]
+        if token is None or logprobs[0] is None:
+            raise AnswerError("the answer has no completion_probabilities[0].top_logprobs[0]")
+        return Step(token, logprobs[0], told[0] / sum(told), count(table(payload, "timings"), "prompt_n"))
+
+
+def rounds_of(timings: Sequence[Json]) -> list[Round] | None:
+    """The rounds of a request from its running totals. None where several rounds may hide in one step: the server holds
+    text back while a character is incomplete."""
+    rounds: list[Round] = []
+    tokens, drafted, accepted = 1, 0, 0
+    room = 0  # tokens that the last round has yet to emit
+    for now in timings:
+        n = count(now, "predicted_n") or tokens
+        d, a = count(now, "draft_n") or 0, count(now, "draft_n_accepted") or 0
+        new = n - tokens
+        if d > drafted:
+            if new > 1:
+                return None
+            rounds.append(Round(d - drafted, a - accepted))
+            room = a - accepted + 1
+        plain = max(0, new - room)
+        rounds += [Round(0, 0)] * plain
+        room -= new - plain
+        tokens, drafted, accepted = n, d, a
+    return rounds
+
+
+def _told(timings: Json, finish: Finish) -> Told:
+    """Every token but the first came from a step or from an acceptance, so that a text that the limit ended tells its
+    rounds; at an end of sequence accepted tokens may have been cut off."""
+    tokens, accepted = count(timings, "predicted_n"), count(timings, "draft_n_accepted")
+    whole = finish == "length" and tokens is not None and accepted is not None
+    return Told(
+        prefill_s=seconds(timings, "prompt_ms", per_second=1000),
+        decode_s=seconds(timings, "predicted_ms", per_second=1000),
+        rounds=(tokens or 0) - 1 - (accepted or 0) if whole else None,
+        drafted=count(timings, "draft_n"),
+        accepted=accepted,
+        cached_tokens=count(timings, "cache_n"),
+    )
+
+
+async def _tokenize(post: Post, body: dict[str, Any]) -> tuple[int, ...]:
+    found = counts(await post("/tokenize", body), "tokens")
+    if found is None:
+        raise AnswerError("the answer of /tokenize has no tokens")
+    return found
+
+
+def _slots(page: str | None) -> list[Json]:
+    """The slots; none where the server was started without that page."""
+    try:
+        found = json.loads(page) if page is not None else []
+    except (ValueError, RecursionError):
+        found = []
+    if not isinstance(found, list):
+        return []
+    return rows({"slots": found}, "slots")

@@ -1,0 +1,199 @@
+"""What all servers with OpenAI's interface share, and the plain adapter that knows nothing else of its server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.failures import AnswerError, as_word, error_word
+from specbench.backends.server.fields import Json, count, parsed, rows, table, text
+from specbench.records import Counters, Finish, Told
+
+CHAT = "/v1/chat/completions"
+SOURCES: Mapping[str, str] = {
+    "text": "choices[].delta: thoughts, content, tool_calls",
+    "finish": "choices[].finish_reason",
+    "prompt_tokens": "usage.prompt_tokens",
+    "output_tokens": "usage.completion_tokens",
+    "first_s": "arrival of the first chunk with text",
+    "last_s": "arrival of the last chunk with text or a finish_reason",
+    "told.cached_tokens": "usage.prompt_tokens_details.cached_tokens",
+}
+FINISHES: Mapping[str, Finish] = {"stop": "eos", "tool_calls": "eos", "function_call": "eos", "length": "length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request as the server counts them; `output_tokens` with the end of sequence, `cached_tokens` of the
+    prompt were not computed again."""
+
+    prompt_tokens: int | None
+    output_tokens: int
+    cached_tokens: int | None
+
+
+def chat_body(ask: Ask, model: str | None) -> dict[str, Any]:
+    """A streamed chat request in the fields of OpenAI's interface alone, which has no top_k; but for
+    chat_template_kwargs, which every engine takes and gateways pass on. Greedy decoding draws nothing with a seed, and
+    some servers refuse that field."""
+    beside: dict[str, Any] = {"tools": list(ask.tools), "chat_template_kwargs": dict(ask.template_kwargs)}
+    body: dict[str, Any] = {
+        **ask.request,
+        **{key: value for key, value in beside.items() if value},
+        "messages": [{"role": message.role, "content": message.content, **message.fields} for message in ask.messages],
+        "max_tokens": ask.max_tokens,
+        "temperature": ask.sampling.temperature,
+        "top_p": ask.sampling.top_p,
+        **({} if ask.sampling.greedy else {"seed": ask.seed}),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return body if model is None else {"model": model, **body}
+
+
+def stream_times(chunks: Sequence[Chunk]) -> tuple[float, float]:
+    """Arrival of the first and of the last token, seconds after the request was sent. The end of sequence has no text:
+    it arrives with the finish_reason. Raises ValueError where no chunk carries a token."""
+    spoken = [chunk.at_s for chunk in chunks if _text(chunk)]
+    ended = [chunk.at_s for chunk in chunks if any(_reason(choice) for choice in _choices(chunk))]
+    if not spoken and not ended:
+        raise AnswerError("the answer has no token")
+    return min(spoken or ended), max(spoken + ended)
+
+
+def text_of(chunks: Sequence[Chunk]) -> str:
+    """All text of an answer, thoughts and calls of tools included, in the order of its arrival."""
+    return "".join(_text(chunk) for chunk in chunks)
+
+
+def finish_of(chunks: Sequence[Chunk]) -> Finish:
+    """How the answer ended. Raises ValueError for an answer that broke off or ended in another way than ours can."""
+    reasons = [reason for chunk in chunks for choice in _choices(chunk) if (reason := _reason(choice))]
+    if not reasons:
+        raise AnswerError("the answer broke off: no finish_reason")
+    if reasons[-1] not in FINISHES:
+        raise AnswerError(f"the answer ended with finish_reason {as_word(reasons[-1])}")
+    return FINISHES[reasons[-1]]
+
+
+def usage_of(chunks: Sequence[Chunk]) -> Usage:
+    """The last counts in the stream: some servers repeat running counts in every chunk. Raises ValueError where there
+    are none."""
+    told = [usage for chunk in chunks if (usage := table(chunk.data, "usage"))]
+    output_tokens = count(told[-1], "completion_tokens") if told else None
+    if output_tokens is None:
+        raise AnswerError(
+            "no usage.completion_tokens, which we ask for by stream_options.include_usage (some servers and gateways "
+            "send it only where a setting of theirs says so)"
+        )
+    cached_tokens = count(table(told[-1], "prompt_tokens_details"), "cached_tokens")
+    return Usage(count(told[-1], "prompt_tokens"), output_tokens, cached_tokens)
+
+
+def reading(
+    chunks: Sequence[Chunk],
+    drafted: tuple[int, ...] = (),
+    accepted: tuple[int, ...] = (),
+    told: Told | None = None,
+) -> Reading:
+    """The answer, with what an engine tells beyond OpenAI's fields. Raises ValueError for one that is not whole."""
+    finish, usage, said = finish_of(chunks), usage_of(chunks), text_of(chunks)
+    first_s, last_s = stream_times(chunks)
+    if said and not usage.output_tokens:
+        raise AnswerError("usage.completion_tokens is 0, and there is a text")
+    told = told or Told()
+    return Reading(
+        text=said,
+        finish=finish,
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.output_tokens or 1,  # the end of sequence, which some servers do not count
+        first_s=first_s,
+        last_s=last_s,
+        drafted=drafted,
+        accepted=accepted,
+        told=told if told.cached_tokens is not None else replace(told, cached_tokens=usage.cached_tokens),
+        pieces=sum(bool(_text(chunk)) for chunk in chunks),
+    )
+
+
+async def listed(get: Get) -> list[Json]:
+    """What the server lists as models; nothing where it has no such page, or a home page in its place."""
+    try:
+        page = parsed(await get("/v1/models"))
+    except AnswerError:
+        return []
+    return rows(page, "data")
+
+
+def models_of(listing: Sequence[Json]) -> list[list[Json]]:
+    """The models of a listing, each with all names that it has, without the adapters (LoRA) of others."""
+    found: dict[str | None, list[Json]] = {}
+    for row in listing:
+        if text(row, "parent") is None:
+            found.setdefault(text(row, "root") or text(row, "id"), []).append(row)
+    return list(found.values())
+
+
+async def served(get: Get) -> Json:
+    """The model that the server lists, under its first name; empty where it lists none or several."""
+    models = models_of(await listed(get))
+    return models[0][0] if len(models) == 1 else {}
+
+
+def survivors(histogram: Sequence[int]) -> tuple[int, ...]:
+    """From how many rounds accepted exactly 0, 1, 2, ... drafts: how many had their first 1, 2, ... accepted."""
+    return tuple(sum(histogram[length:]) for length in range(1, len(histogram)))
+
+
+class OpenAI:
+    """A server that tells no more than OpenAI's interface: text, tokens and times; nothing of speculation."""
+
+    name = "openai"
+    path = CHAT
+    metrics: str | None = None
+    sources: Mapping[str, str] = SOURCES
+
+    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
+        """Raises ValueError for what the interface does not have."""
+        asked = ask.sampling
+        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+            if getattr(asked, name) != off:
+                raise ValueError(f"OpenAI's interface has no {name}")
+        return chat_body(ask, model)
+
+    def read(self, chunks: Sequence[Chunk]) -> Reading:
+        return reading(chunks)
+
+    def counters(self, page: str) -> Counters:
+        """Nothing: such a server has no page of counters that we know."""
+        return Counters()
+
+    async def state(self, get: Get) -> State:
+        """Its model, where it serves exactly one."""
+        return State(model=text(await served(get), "id"))
+
+
+def _choices(chunk: Chunk) -> list[Json]:
+    """The choices of a chunk. Raises ValueError for a chunk that tells of a failure instead."""
+    if chunk.data.get("error") is not None:
+        raise AnswerError(f"the server broke the answer off with an error{error_word(chunk.data['error'])}")
+    return rows(chunk.data, "choices")
+
+
+def _text(chunk: Chunk) -> str:
+    return "".join(_said(table(choice, "delta")) for choice in _choices(chunk))
+
+
+def _said(delta: Json) -> str:
+    """The text of a delta. A model that thinks sends its thoughts in a field of their own, some servers in two that say
+    the same; calls of tools have no text but what is called and with what."""
+    calls = [table(call, "function") for call in rows(delta, "tool_calls")] + [table(delta, "function_call")]
+    called = [text(call, key) or "" for call in calls for key in ("name", "arguments")]
+    thought = text(delta, "reasoning_content") or text(delta, "reasoning") or ""
+    return "".join((thought, text(delta, "content") or "", text(delta, "refusal") or "", *called))
+
+
+def _reason(choice: Json) -> str | None:
+    return text(choice, "finish_reason")

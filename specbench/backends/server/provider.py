@@ -1,0 +1,226 @@
+"""Where the servers of a run come from: they run already, or one is started for every arm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from specbench.backends.server.adapter import Adapter
+from specbench.backends.server.client import Client, is_local
+from specbench.backends.server.detect import ADAPTERS, detect
+from specbench.backends.server.launch import LaunchFile, Setting, command, engine_version, find_launch, require_draft
+from specbench.backends.server.launched import Launched
+from specbench.backends.server.modelfiles import model_file
+from specbench.backends.server.naming import model_name
+from specbench.config import RunConfig
+from specbench.drafters.spec import DraftSpec
+from specbench.errors import ConfigError, EngineError
+
+LOGS = "server-logs"
+
+# Sequences side by side for requests that arrive at random.
+OPEN_SLOTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A server that answers. `pid` is its process where we started it, `model` the name by which it knows its model.
+    One with `shared` answers for several arms under several names, and may have to load what is asked for next."""
+
+    url: str
+    adapter: Adapter
+    pid: int | None = None
+    model: str | None = None
+    shared: bool = False
+
+
+class Provider(Protocol):
+    """`adapter` reads the answers. `prompts_per_start`: after how many prompts the next arm's server is due (None:
+    after all); `at_once`: whether all arms' servers run side by side instead. `models` are the facts of target and
+    drafts for run.json, `where` names the machine if it is not this one. `launch` is the launch file's name, `version`
+    what its own command says."""
+
+    adapter: Adapter
+    prompts_per_start: int | None
+    at_once: bool
+    models: dict[str, Any]
+    where: str | None
+    launch: str | None
+    version: str | None
+    threads: int | None
+
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
+        """A context manager of a server (Up) for the target alone (None) or a draft at one gamma."""
+
+    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[Up]:
+        """A context manager of a server for the target alone (None) or for a draft's model alone."""
+
+
+class Running:
+    """Two servers that run already, one with the target alone and one that speculates. The client's view of them is all
+    there is: neither their machine nor their models are known but by name."""
+
+    at_once = False
+    launch: str | None = None
+    version: str | None = None
+    threads: int | None = None
+
+    def __init__(self, config: RunConfig, specs: dict[str, DraftSpec]) -> None:
+        assert config.server is not None
+        self._config = config
+        first, second = config.served_names
+        self._target = asyncio.run(self._met(config.server, first, config.target))
+        self.adapter = self._target.adapter
+        self._speculating = self._draft = None
+        if config.spec_server is not None:
+            both = self._met(config.spec_server, second or first, config.target, self.adapter)
+            self._speculating = asyncio.run(both)
+            if self._speculating == self._target:
+                raise ConfigError(
+                    "One server is named both for the target alone and for the target that speculates",
+                    where=config.spec_server,
+                    cure="Name the other, or what this one calls both models: --served-model-name ALONE,SPECULATING.",
+                )
+        if config.draft_server is not None:
+            model = next((spec.model for spec in specs.values() if spec.model is not None), None)
+            self._draft = asyncio.run(self._met(config.draft_server, second, model))
+        # Prompt by prompt the two take turns, unless they are to be kept busy, or one has to make room for the other.
+        by_turns = len(config.loads) == 1 and config.loads[0].concurrency == 1 and config.server != config.spec_server
+        self.prompts_per_start = 1 if by_turns else None
+        self.models = {"target": _facts(config.target, None), "drafts": {d: _facts(d, None) for d in config.draft}}
+        host = urlsplit(config.server).hostname
+        self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
+
+    async def _met(self, url: str, wanted: str | None, guess: str | None, adapter: Adapter | None = None) -> Up:
+        """The server at an address: which engine answers there unless `adapter` says it, and what it calls the
+        model."""
+        async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+            named = self._config.engine
+            if adapter is None:
+                adapter = await detect(client.get) if named == "local" else ADAPTERS[named]()
+            model = await model_name(client.get, url, wanted, guess)
+        return Up(url, adapter, model=model, shared=self._config.server == self._config.spec_server)
+
+    @contextmanager
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[Up]:
+        found = self._target if draft is None else self._speculating
+        assert found is not None
+        yield found
+
+    @contextmanager
+    def alone(self, draft: str | None, folder: Path) -> Iterator[Up]:
+        found = self._target if draft is None else self._draft
+        assert found is not None
+        yield found
+
+
+class Starting:
+    """Starts one server at a time on this machine, as a launch file says. Raises ConfigError or ModelError before any
+    is started where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served
+    alone."""
+
+    where: str | None = None
+
+    def __init__(self, config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: int) -> None:
+        self.file: LaunchFile = find_launch(config.launch or config.engine)
+        self.adapter = ADAPTERS[self.file.engine]()
+        self.launch: str | None = self.file.path.name
+        self.version: str | None = engine_version(self.file)
+        self._config = config
+        self._threads = threads
+        self.threads: int | None = threads
+        self._specs = specs
+        for spec in specs.values() if gammas else ():
+            require_draft(self.file, spec)
+        self._target = model_file(config.target, self.file.models)
+        names = {text: spec.model for text, spec in specs.items()}
+        self._drafts = {t: None if name is None else model_file(name, self.file.models) for t, name in names.items()}
+        busiest = max(config.concurrency)
+        self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
+        self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
+        self.at_once = self.file.at_once and self._slots == 1
+        self.models = {
+            "target": _facts(config.target, self._target),
+            "drafts": {text: _facts(text, path) for text, path in self._drafts.items()},
+        }
+        for text in specs:
+            for gamma in gammas:
+                command(self.file, self._setting(text, gamma), 0)
+
+    def _setting(self, draft: str | None, gamma: int | None) -> Setting:
+        return Setting(
+            target=self._target,
+            spec=None if draft is None else self._specs[draft],
+            draft=None if draft is None else self._drafts[draft],
+            gamma=gamma,
+            concurrency=self._slots,
+            threads=self._threads,
+        )
+
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
+        log = folder / LOGS / f"{_slug(draft, gamma)}.log"
+        return self._started(self._setting(draft, gamma), self._config.served_names[0], log)
+
+    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[Up]:
+        if draft is None:
+            return self.up(None, None, folder)
+        path = self._drafts[draft]
+        assert path is not None
+        log = folder / LOGS / f"{_slug(draft, None)}.log"
+        return self._started(replace(self._setting(None, None), target=path), self._config.served_names[1], log)
+
+    @contextmanager
+    def _started(self, setting: Setting, wanted: str | None, log: Path) -> Iterator[Up]:
+        log.parent.mkdir(exist_ok=True)
+        with Launched(self.file, setting, log=log) as server:
+            try:
+                name = asyncio.run(self._name(server.url, wanted, setting.target))
+                yield Up(server.url, self.adapter, server.pid, name)
+            except EngineError:
+                if server.alive():
+                    raise
+                raise EngineError(
+                    f"The server ended in the middle of the measurement (exit code {server.exit_code})",
+                    where=str(log),
+                    cure="See its log; the same command then continues where it stopped.",
+                ) from None
+
+    async def _name(self, url: str, wanted: str | None, guess: str) -> str | None:
+        async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+            return await model_name(client.get, url, wanted, guess)
+
+
+def provider_of(
+    config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: Callable[[], int]
+) -> Provider:
+    """The servers that the configuration names. `threads` are for those that are started, and take time to count."""
+    if config.server is not None:
+        return Running(config, specs)
+    return Starting(config, specs, gammas, threads())
+
+
+def key_of(config: RunConfig) -> str | None:
+    """The key from the environment; it is held nowhere else."""
+    return os.environ.get(config.api_key_env) or None
+
+
+def _facts(name: str, path: str | None) -> dict[str, Any]:
+    """What is known of a model that another process reads. A look-up has none and adds nothing."""
+    if name.startswith("ngram") and path is None:
+        return {"name": name, "revision": None, "parameters": 0, "weight_bytes": 0}
+    file = Path(path) if path is not None else None
+    size = file.stat().st_size if file is not None and file.is_file() else None
+    return {"name": file.name if file is not None else name, "revision": None, "parameters": None, "weight_bytes": size}
+
+
+def _slug(draft: str | None, gamma: int | None) -> str:
+    """A file name for one arm's log."""
+    name = "target" if draft is None else f"{draft}-alone" if gamma is None else f"{draft}-gamma-{gamma}"
+    return re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)[-100:]

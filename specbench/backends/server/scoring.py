@@ -1,0 +1,99 @@
+"""Asking a server what it would have chosen at every place of a given text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from specbench.backends.server.failures import AnswerError
+from specbench.backends.server.fields import Json
+from specbench.backends.server.writing import Post
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """One place of a text: the `token` that stands there, and the token `top` that the model finds likeliest after all
+    before it, with its log-probability in nats. They are equal where greedy decoding would have gone on so.
+    `confidence` is what the engine holds against its cut-off where that is not the probability itself."""
+
+    token: int
+    top: int
+    top_logprob: float
+    confidence: float | None = None
+
+    @property
+    def sure(self) -> float:
+        """The probability that the engine holds against its cut-off."""
+        return min(1.0, math.exp(self.top_logprob)) if self.confidence is None else self.confidence
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An adapter whose engine can do it. One request reads the text once and writes one token."""
+
+    def score_request(self, ids: Sequence[int], model: str | None = None) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of the request for a text of token ids; the answer is not streamed."""
+
+    def read_scores(self, payload: Json, ids: Sequence[int]) -> list[Top]:
+        """The places of `ids` from the second on: entry i is about ids[i + 1], for nothing comes before the first.
+        Raises ValueError for an answer that is not about these ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What comes next after a text: the likeliest token with its log-probability in nats, its probability as the engine
+    holds it against its cut-off, and how many tokens the server had to read for it (None: it does not tell)."""
+
+    top: int
+    top_logprob: float
+    confidence: float
+    read: int | None
+
+
+@runtime_checkable
+class StepScorer(Protocol):
+    """An adapter whose engine tells only what comes next. Asked token by token, each request one token longer than the
+    one before, it reads one token a request: its own cache has the rest."""
+
+    def step_request(self, ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of the request for what follows token ids; the answer is not streamed."""
+
+    def read_step(self, payload: Json, ids: Sequence[int]) -> Step:
+        """The answer. Raises ValueError for one that is not about these ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The places of an output from its second token on, [n] for n + 1 tokens, and how many tokens the server read that
+    it had read before."""
+
+    tops: list[Top]
+    read_again: int = 0
+
+
+async def score_output(
+    adapter: Scorer | StepScorer, post: Post, prompt: Sequence[int], output: Sequence[int], model: str | None
+) -> Scored:
+    """What the server's model would have said in place of each token of `output` but the first."""
+    if len(output) < 2:
+        return Scored([])
+    ids = [*prompt, *output]
+    if isinstance(adapter, Scorer):
+        path, body = adapter.score_request(ids, model)
+        return Scored(adapter.read_scores(await post(path, body), ids)[len(prompt) :])
+    tops, read_again = [], 0
+    for end in range(len(prompt) + 1, len(ids)):
+        path, body = adapter.step_request(ids[:end])
+        step = adapter.read_step(await post(path, body), ids[:end])
+        tops.append(Top(ids[end], step.top, step.top_logprob, step.confidence))
+        if len(tops) > 1:
+            read_again += (step.read or 1) - 1
+    return Scored(tops, read_again)
+
+
+def require_places(places: Sequence[object], ids: Sequence[int]) -> None:
+    """Raises ValueError where an engine scored another number of places than the text has tokens."""
+    if len(places) != len(ids):
+        raise AnswerError(f"the server scored {len(places)} places of a text of {len(ids)} tokens")

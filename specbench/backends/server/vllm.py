@@ -1,0 +1,175 @@
+"""vLLM's server: what its fields mean, as version 0.32.0 answers.
+
+Where it runs with --enable-per-request-metrics and --per-request-spec-decode-metrics detailed (or summary) an answer
+tells its times and its rounds (or their totals). Both count only steps that drafted; steps without a draft are nowhere.
+They also count what the target agreed with after the token limit or an end of sequence had cut the text, so that
+1 + rounds + accepted + steps without a draft is output_tokens or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.counters import Samples, by_position, samples, total
+from specbench.backends.server.failures import AnswerError, as_word
+from specbench.backends.server.fields import Json, count, counts, number, parsed, rows, seconds, table, text
+from specbench.backends.server.openai import CHAT, FINISHES, SOURCES, chat_body, reading, served, survivors
+from specbench.backends.server.scoring import Top, require_places
+from specbench.backends.server.writing import Post, Written
+from specbench.records import Counters, Told
+
+_COUNTER = "vllm:spec_decode_num_"
+_POSITIONS = f"{_COUNTER}accepted_tokens_per_pos_total"
+_TOKENS = "vllm:generation_tokens_total"
+_SPEC = "metrics.speculative_decoding"
+
+
+class VLLM:
+    """vLLM's server with OpenAI's interface."""
+
+    name = "vLLM"
+    path = CHAT
+    metrics: str | None = "/metrics"
+    sources: Mapping[str, str] = {
+        **SOURCES,
+        "drafted": f"{_SPEC}.per_step_drafted (level detailed)",
+        "accepted": f"{_SPEC}.per_step_accepted (level detailed)",
+        "told.prefill_s": "metrics.time_to_first_token_ms, from the start of its first step, without the queue",
+        "told.decode_s": "metrics.generation_time_ms, from the first token to the last",
+        "told.queue_s": "metrics.queue_time_ms",
+        "told.rounds": f"{_SPEC}.num_spec_steps",
+        "told.drafted": f"{_SPEC}.num_draft_tokens",
+        "told.accepted": f"{_SPEC}.num_accepted_draft_tokens",
+        "told.survived": f"{_SPEC}.acceptance_histogram",
+        "counters": f"/metrics {_COUNTER}*, {_TOKENS}",
+        "speculating": f"/metrics has {_COUNTER}*",
+        "gamma": f"/metrics positions of {_POSITIONS}",
+        "busy": "/metrics vllm:num_requests_running + vllm:num_requests_waiting",
+        "prefix_cache": "/metrics vllm:cache_config_info enable_prefix_caching",
+    }
+
+    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
+        """Says what the model's generation_config.json could otherwise decide: top_k (-1 is off), min_p, penalty."""
+        asked = ask.sampling
+        said = {"top_k": asked.top_k or -1, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
+        return chat_body(ask, model) | said
+
+    def read(self, chunks: Sequence[Chunk]) -> Reading:
+        """No rounds are listed at level summary: it tells how many of them accepted how much, not in which order."""
+        found = [metrics for chunk in chunks if (metrics := table(chunk.data, "metrics"))]
+        metrics = found[-1] if found else {}
+        drafted, accepted = _rounds(table(metrics, "speculative_decoding"))
+        return reading(chunks, drafted, accepted, _told(metrics))
+
+    def counters(self, page: str) -> Counters:
+        found = samples(page)
+        return Counters(
+            tokens=total(found, _TOKENS),
+            rounds=total(found, f"{_COUNTER}drafts_total"),
+            drafted=total(found, f"{_COUNTER}draft_tokens_total"),
+            accepted=total(found, f"{_COUNTER}accepted_tokens_total"),
+            survived=by_position(found, _POSITIONS),
+        )
+
+    async def state(self, get: Get) -> State:
+        """A server that speculates has the counters of speculation from its start, at 0; one that does not has none.
+        With --disable-log-stats it shows no counters at all. It does not tell how it drafts."""
+        model, page = await served(get), await get("/metrics")
+        found = {} if page is None else samples(page)
+        return State(
+            model=text(model, "id"),
+            version=text(parsed(await get("/version")), "version"),
+            speculating=_POSITIONS in found if _TOKENS in found else None,
+            gamma=len(by_position(found, _POSITIONS) or ()) or None,
+            busy=_busy(found),
+            context=count(model, "max_model_len"),
+            prefix_cache=_prefix_cache(found),
+        )
+
+    async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
+        """See `Writer`."""
+        body = {key: value for key, value in self.body(ask, model).items() if key != "stream_options"}
+        return _written(await post(CHAT, body | {"stream": False, "return_token_ids": True}))
+
+    async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
+        """See `Tokenizing`."""
+        body = {"prompt": text, "add_special_tokens": False}
+        found = counts(await post("/tokenize", body if model is None else {"model": model, **body}), "tokens")
+        if found is None:
+            raise AnswerError("the answer of /tokenize has no tokens")
+        return found
+
+    async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
+        """See `Writer`. It tells none."""
+        return frozenset()
+
+    def score_request(self, ids: Sequence[int], model: str | None = None) -> tuple[str, dict[str, Any]]:
+        """See `Scorer`."""
+        body = {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+        return "/v1/completions", body if model is None else {"model": model, **body}
+
+    def read_scores(self, payload: Json, ids: Sequence[int]) -> list[Top]:
+        """See `Scorer`. Each place has the token that stands there and the likeliest, by token id; one, if equal."""
+        choices = rows(payload, "choices")
+        places = (choices[0] if choices else {}).get("prompt_logprobs")
+        if not isinstance(places, list):
+            raise AnswerError("the answer has no prompt_logprobs")
+        require_places(places, ids)
+        return [_top(place, token) for place, token in zip(places[1:], ids[1:], strict=True)]
+
+
+def _rounds(spec: Json) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Drafted and accepted tokens of each round in order; empty where it does not list them."""
+    drafted, accepted = counts(spec, "per_step_drafted") or (), counts(spec, "per_step_accepted") or ()
+    if len(drafted) != len(accepted) or (drafted and len(drafted) != count(spec, "num_spec_steps")):
+        rounds = count(spec, "num_spec_steps")
+        raise AnswerError(f"the answer lists {len(drafted)} drafts and {len(accepted)} acceptances of {rounds} rounds")
+    return drafted, accepted
+
+
+def _written(answer: Json) -> Written:
+    choices = rows(answer, "choices")
+    prompt, output = counts(answer, "prompt_token_ids"), counts(choices[0], "token_ids") if choices else None
+    if not prompt or not output or len(output) != count(table(answer, "usage"), "completion_tokens"):
+        raise AnswerError("the answer does not tell all its token ids")
+    finish = FINISHES.get(text(choices[0], "finish_reason") or "")
+    if finish is None:
+        raise AnswerError(f"the answer ended with finish_reason {as_word(choices[0].get('finish_reason'))}")
+    return Written(prompt, output, finish)
+
+
+def _told(metrics: Json) -> Told:
+    spec = table(metrics, "speculative_decoding")
+    histogram = counts(spec, "acceptance_histogram")
+    return Told(
+        prefill_s=seconds(metrics, "time_to_first_token_ms", per_second=1000),
+        decode_s=seconds(metrics, "generation_time_ms", per_second=1000),
+        queue_s=seconds(metrics, "queue_time_ms", per_second=1000),
+        rounds=count(spec, "num_spec_steps"),
+        drafted=count(spec, "num_draft_tokens"),
+        accepted=count(spec, "num_accepted_draft_tokens"),
+        survived=None if histogram is None else survivors(histogram),
+    )
+
+
+def _busy(found: Samples) -> int | None:
+    running, waiting = (total(found, f"vllm:num_requests_{state}") for state in ("running", "waiting"))
+    return None if running is None or waiting is None else running + waiting
+
+
+def _prefix_cache(found: Samples) -> bool | None:
+    """Whether any engine keeps one."""
+    said = [labels.get("enable_prefix_caching") for labels, _ in found.get("vllm:cache_config_info", [])]
+    return "True" in said if said else None
+
+
+def _top(place: object, token: int) -> Top:
+    if not isinstance(place, dict) or str(token) not in place:
+        raise AnswerError("the server scored another text than it was sent")
+    firsts = [key for key, entry in place.items() if isinstance(entry, dict) and count(entry, "rank") == 1]
+    logprob = number(place[firsts[0]], "logprob") if len(firsts) == 1 else None
+    if logprob is None:
+        raise AnswerError("the server does not tell the likeliest token at every place")
+    return Top(token, int(firsts[0]), logprob)

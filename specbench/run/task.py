@@ -1,0 +1,113 @@
+"""What `measure` and `sweep` do, whoever asks: keys and options in, checked, the finished run folder out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from specbench.config import SERVED, RunConfig, load_config
+from specbench.errors import ConfigError
+from specbench.shipped import shipped
+
+Command = Literal["measure", "sweep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A run that was asked for, checked. `gammas` are the draft lengths to measure; `mode` is "auto", "resume" or
+    "fresh"; `costs` is the folder of a probe, or None."""
+
+    command: Command
+    config: RunConfig
+    gammas: tuple[int, ...]
+    mode: str
+    replay_only: bool
+    costs: Path | None
+
+
+def task_of(
+    command: Command,
+    keys: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    costs: Path | None = None,
+    resume: bool | None = None,
+    replay_only: bool = False,
+) -> Task:
+    """`keys` are those of RunConfig and of its policy, None where not given; they go over those of the YAML file
+    `config` (None: configs/default.yaml). `resume`: True demands an unfinished run, False starts a new one. Raises
+    ConfigError."""
+    given = {key: value for key, value in keys.items() if value is not None}
+    if "server" in given:
+        # What runs there is not what the configuration names, unless the user says so.
+        given = {"target": SERVED, "draft": [SERVED]} | given
+    settings = load_config(config or shipped("configs/default.yaml"), given)
+    gammas = settings.gamma
+    if costs is not None and settings.served:
+        raise ConfigError("A server is not predicted from a probe", where="--costs", cure="Leave it out.")
+    if costs is not None and replay_only:
+        raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
+    if command == "measure":
+        if replay_only:
+            raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
+        if "gamma" not in given:
+            gammas = (settings.measure_gamma,)
+        elif len(gammas) != 1:
+            raise ConfigError(
+                f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
+            )
+    mode = {None: "auto", True: "resume", False: "fresh"}[resume]
+    return Task(command, settings, gammas, mode, replay_only, costs)
+
+
+def carry_out(task: Task, *, quiet: bool = False) -> Path:
+    """Run or continue, with progress on stderr unless `quiet`; returns the run folder. KeyboardInterrupt passes through
+    after the folder is marked, and every other failure is a SpecbenchError or a bug."""
+    from specbench.run.progress import RunProgress
+
+    with outside_event_loop(), RunProgress(quiet=quiet) as progress:
+        if task.config.served and task.replay_only:
+            from specbench.run.scoring import score_on_servers
+
+            return score_on_servers(task.config, task.gammas, progress, mode=task.mode)
+        if task.config.served:
+            from specbench.run.serving import serve
+
+            return serve(task.config, task.command, task.gammas, progress, mode=task.mode)
+        from specbench.run.session import run
+
+        return run(
+            task.config,
+            task.command,
+            task.gammas,
+            progress,
+            mode=task.mode,
+            replay_only=task.replay_only,
+            costs=task.costs,
+        )
+
+
+@contextmanager
+def outside_event_loop() -> Iterator[None]:
+    """Servers are asked in event loops of our own, which start only where none is running. A notebook runs one in this
+    very thread: meanwhile it stands aside, so that everything is as on the command line, interrupts included."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        yield
+        return
+    task = asyncio.current_task(loop)
+    if task is not None:
+        asyncio.tasks._leave_task(loop, task)
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(loop)
+        asyncio._set_running_loop(loop)
+        if task is not None:
+            asyncio.tasks._enter_task(loop, task)
