@@ -18,7 +18,6 @@ from specbench.config import load_config, override_policy
 from specbench.errors import ConfigError, SpecbenchError, StoreError
 from specbench.records import Call, CostPoint, Policy
 from specbench.store import StoredRun, read_run
-from specbench.typed import as_typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +60,7 @@ def sweep(
 
     given = _plain(keys)
     task = task_of("sweep", given, config=_path(config), costs=_path(costs), resume=resume, replay_only=replay_only)
-    return _done(task, given, config, quiet)
+    return _done(task, quiet)
 
 
 def measure(
@@ -77,7 +76,7 @@ def measure(
 
     given = _plain(keys)
     task = task_of("measure", given, config=_path(config), costs=_path(costs), resume=resume)
-    return _done(task, given, config, quiet)
+    return _done(task, quiet)
 
 
 def load_run(folder: Location, **policy: object) -> Run:
@@ -259,15 +258,14 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
     return texts
 
 
-def _done(task: Task, keys: Mapping[str, object], config: Location | None, quiet: bool) -> Run:
+def _done(task: Task, quiet: bool) -> Run:
     from specbench.run.task import carry_out
 
-    with as_typed(task, {"config": config} | dict(keys)):
-        try:
-            folder = carry_out(task, quiet=quiet)
-        except KeyboardInterrupt as stop:
-            stop.add_note("specbench: what was finished is kept, and the same call continues where it stopped.")
-            raise
+    try:
+        folder = carry_out(task, quiet=quiet)
+    except KeyboardInterrupt as stop:
+        stop.add_note("specbench: what was finished is kept, and the same call continues where it stopped.")
+        raise
     return load_run(folder)
 
 

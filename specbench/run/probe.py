@@ -51,7 +51,7 @@ class Subjects:
         return [self.target, *self.drafts.values()]
 
 
-def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
+def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence[str] = ()) -> Path:
     """Time the models alone and store what was found; returns the folder, made when all is done."""
     threads = config.threads or free_cores()
     import torch
@@ -64,7 +64,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(in_process(device), device, config.dtype, threads)
+    setting = provenance(in_process(device), device, config.dtype, threads, argv=argv)
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -51,13 +51,19 @@ def in_process(device: str) -> str:
 
 
 def provenance(
-    engine: str, device: str | None, precision: str | None, threads: int | None, where: str | None = None
+    engine: str,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    where: str | None = None,
+    *,
+    argv: Sequence[str],
 ) -> dict[str, Any]:
     """Everything needed to judge whether another measurement is comparable. `device` is None where a server runs the
-    models; `where` names the machine if it is not this one."""
+    models; `where` names the machine if it is not this one; `argv` is the command, without private texts."""
     machine = hardware(device)
     return {
-        "argv": ["specbench", *_without_text(sys.argv[1:])],
+        "argv": list(argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"specbench": __version__, "python": platform.python_version()} | _versions(),
         "commit": _commit(),
@@ -87,17 +93,6 @@ def _nvidia() -> str | None:
         return None
     names = found.stdout.split("\n")[:-1] if found.returncode == 0 else []
     return " + ".join(names) or None
-
-
-def _without_text(argv: list[str]) -> list[str]:
-    """The arguments without the text of a system prompt, which may be private."""
-    shown = list(argv)
-    for index, word in enumerate(argv):
-        if word == "--system-prompt" and index + 1 < len(argv):
-            shown[index + 1] = "..."
-        elif word.startswith("--system-prompt="):
-            shown[index] = "--system-prompt=..."
-    return shown
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,6 @@ with speculation off, and a server of the draft alone, are enough to know the ro
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ from specbench.acceptance.scores import BlockScores, Scores, greedy_scores, matc
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import ask_of
 from specbench.backends.server.asking import Asking
-from specbench.backends.server.client import Client
+from specbench.backends.server.client import Client, run_async
 from specbench.backends.server.failures import RefusedError
 from specbench.backends.server.patience import Patience
 from specbench.backends.server.provider import Provider, Up, key_of, provider_of
@@ -27,11 +26,11 @@ from specbench.backends.server.sameids import Ids, probed, require_same
 from specbench.backends.server.scoring import Scorer, StepScorer, score_output
 from specbench.backends.server.traffic import each
 from specbench.backends.server.writing import Tokenizing, Writer, Written
-from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec, parse_draft, with_cutoff
 from specbench.errors import ConfigError, EngineError
+from specbench.kinds import MAX_GAMMA
 from specbench.records import Caution, Prompt
 from specbench.run.bench import Observer, text_of
 from specbench.run.resume import opened, threads_of, unfinished
@@ -45,7 +44,9 @@ BLOCK = 16
 T = TypeVar("T")
 
 
-def score_on_servers(config: RunConfig, gammas: Sequence[int], observer: Observer, *, mode: str = "auto") -> Path:
+def score_on_servers(
+    config: RunConfig, gammas: Sequence[int], observer: Observer, *, mode: str = "auto", argv: Sequence[str] = ()
+) -> Path:
     """Run or continue; returns the run folder, in which the positions of every scored text already lie. `mode` is as
     for a run in process. KeyboardInterrupt passes through after the folder is marked and the servers are stopped."""
     drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
@@ -60,7 +61,7 @@ def score_on_servers(config: RunConfig, gammas: Sequence[int], observer: Observe
             where="--replay-only",
             cure="Serve the target with llama.cpp or vLLM, and name it with --engine.",
         )
-    prompts, record = begun(config, "replay", provider, 0)
+    prompts, record = begun(config, "replay", provider, 0, argv)
     folder, record = opened(config, record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
         _Scoring(config, specs, provider, writer, positions, observer).run(prompts)
@@ -174,7 +175,7 @@ class _Scoring:
 
         self.observer.say(f"Checking the server of {draft}")
         with self.provider.alone(draft, self.writer.folder) as up:
-            asyncio.run(session(up))
+            run_async(session(up))
 
     def _write(self, prompts: Sequence[Prompt]) -> dict[str, Written]:
         """The target's texts by prompt id, without those that it refuses or that keep failing."""
@@ -198,7 +199,7 @@ class _Scoring:
                 await each(prompts, self.config.concurrency[0], write)
 
         with self.provider.alone(None, self.writer.folder) as up:
-            asyncio.run(session(up))
+            run_async(session(up))
         self._ends |= {text.output[-1] for text in texts.values() if text.finish == "eos"}
         # Token ids that end texts of this model: a later session must not judge by fewer.
         self.writer.update(served=self.writer.run["served"] | {"ends": sorted(self._ends)})
@@ -226,7 +227,7 @@ class _Scoring:
                 await each(texts, self.config.concurrency[0], score)
 
         with self.provider.alone(draft, self.writer.folder) as up:
-            asyncio.run(session(up))
+            run_async(session(up))
 
     @asynccontextmanager
     async def _session(self, up: Up, draft: str | None) -> AsyncIterator[tuple[Client, Up]]:

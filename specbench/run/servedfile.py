@@ -24,7 +24,9 @@ from specbench.text import clean
 IDENTITY = ("model", "version", "speculating", "gamma", "context", "method")
 
 
-def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tuple[list[Prompt], dict[str, Any]]:
+def begun(
+    config: RunConfig, command: str, provider: Provider, arms: int, argv: Sequence[str]
+) -> tuple[list[Prompt], dict[str, Any]]:
     """The prompts in the order in which they are measured, and run.json as it would begin; `arms` times is each prompt
     to be timed."""
     workload, chosen = prompts_of(config)
@@ -41,7 +43,7 @@ def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tup
         workload,
         prompts,
         [],
-        setting=provenance(engine(provider, None), None, None, provider.threads, provider.where),
+        setting=provenance(engine(provider, None), None, None, provider.threads, provider.where, argv=argv),
         models=provider.models,
         cautions=[] if own is None else [own],
         trials_planned=len(prompts) * config.repeats * len(config.loads) * arms,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from specbench.backends.server.adapter import Ask, Reading, State, ask_of
 from specbench.backends.server.asking import Asking
-from specbench.backends.server.client import Client
+from specbench.backends.server.client import Client, run_async
 from specbench.backends.server.failures import AnswerError, FailedError, RefusedError
 from specbench.backends.server.nearness import divergence, logprobs_body
 from specbench.backends.server.patience import PAUSE_S, Patience
@@ -78,7 +78,7 @@ class ServerBench:
             async with self._client(up) as client:
                 return await self._asking.look(client, up)
 
-        return asyncio.run(ask())
+        return run_async(ask())
 
     def warm_up(self, up: Up, arm: Arm, prompts: Sequence[Prompt]) -> list[Reading]:
         """Short answers, one after the other, kept in the folder, marked, and counted nowhere. A prompt that is refused
@@ -100,7 +100,7 @@ class ServerBench:
                         found.append(reading)
             return found
 
-        return asyncio.run(ask())
+        return run_async(ask())
 
     def unread(self, up: Up, prompts: Sequence[Prompt]) -> set[str]:
         """What prompts have in vain beside their messages."""
@@ -110,13 +110,13 @@ class ServerBench:
             async with self._client(up) as client:
                 return await self._asking.unread(client, up, asks)
 
-        return asyncio.run(ask())
+        return run_async(ask())
 
     def stretch(self, up: Up, arm: Arm, jobs: Sequence[Job]) -> None:
         """Every job once, under the arm's load."""
         todo = [job for job in jobs if job.prompt.id not in self.refused]
         if todo:
-            asyncio.run(self._stretch(up, arm, todo))
+            run_async(self._stretch(up, arm, todo))
 
     async def _stretch(self, up: Up, arm: Arm, jobs: Sequence[Job]) -> None:
         async with self._client(up) as client:
@@ -253,7 +253,7 @@ class ServerBench:
                     if answer is not None and text_hash(answer[0].text) == hashes[key]:
                         self.texts[key] = answer[0].text
 
-        asyncio.run(ask())
+        run_async(ask())
 
     def divergences(self, up: Up, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> None:
         """Where greedy texts of these prompts differ from the target alone: at which token, and how near a tie it was
@@ -266,7 +266,7 @@ class ServerBench:
                     if found is not None:
                         self.writer.append_divergence((prompt.id, arm, 0), found)
 
-        asyncio.run(ask())
+        run_async(ask())
 
     def differ(self, prompts: Sequence[Prompt], arms: Sequence[Arm]) -> bool:
         """Whether any text of these prompts differs from the target alone."""

@@ -47,7 +47,15 @@ class Serving:
         return "baseline" if self.draft is None else f"{self.draft} gamma {self.gamma}"
 
 
-def serve(config: RunConfig, command: str, gammas: Sequence[int], observer: Observer, *, mode: str = "auto") -> Path:
+def serve(
+    config: RunConfig,
+    command: str,
+    gammas: Sequence[int],
+    observer: Observer,
+    *,
+    mode: str = "auto",
+    argv: Sequence[str] = (),
+) -> Path:
     """Run or continue on servers; returns the run folder, in which every answered request already lies. `mode` is as
     for a run in process. KeyboardInterrupt passes through after the folder is marked and the servers are stopped."""
     drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
@@ -57,7 +65,7 @@ def serve(config: RunConfig, command: str, gammas: Sequence[int], observer: Obse
     earlier = unfinished(config, command, mode)
     provider = provider_of(config, specs, tuple(gammas), partial(threads_of, config, earlier))
     arms = 2 + len(config.draft) * len(config.gamma)
-    prompts, record = begun(config, command, provider, arms)
+    prompts, record = begun(config, command, provider, arms, argv)
     folder, record = opened(config, record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer):
         _Serve(config, specs, provider, writer, observer).run(prompts)

@@ -93,13 +93,14 @@ def run(
     mode: str = "auto",
     replay_only: bool = False,
     costs: Path | None = None,
+    argv: Sequence[str] = (),
 ) -> Path:
     """Run or continue; returns the run folder, in which every finished trial already lies.
 
     `replay_only` measures acceptance and no wall clock. `costs`: the folder of a probe in this very setting, whose
     points are taken instead of timing the models alone. `mode`: "fresh" starts a new folder, "resume" demands an
-    unfinished one, "auto" takes an unfinished one if there is one with the same configuration. KeyboardInterrupt
-    passes through after the folder is marked interrupted.
+    unfinished one, "auto" takes an unfinished one if there is one with the same configuration; `argv` is kept as the
+    command. KeyboardInterrupt passes through after the folder is marked interrupted.
     """
     # What cannot be drafted with is refused here, before anything is loaded.
     drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
@@ -108,7 +109,7 @@ def run(
         require_probe(costs)
     kind = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
-    plan = _prepared(config, kind, earlier, observer)
+    plan = _prepared(config, kind, earlier, observer, argv)
     reused = None if costs is None else stored_costs(costs, plan.record, _probe_plan(plan.encoded, config))
     folder, record = opened(config, plan.record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer), memory_errors():
@@ -130,7 +131,9 @@ class Prepared:
     record: dict[str, Any]
 
 
-def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer: Observer) -> Prepared:
+def _prepared(
+    config: RunConfig, kind: str, earlier: StoredRun | None, observer: Observer, argv: Sequence[str]
+) -> Prepared:
     """Read the prompts, load the models, see what fits."""
     workload, chosen = prompts_of(config)
     threads = threads_of(config, earlier)
@@ -160,7 +163,7 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
         workload,
         [item.prompt for item in encoded],
         skipped,
-        setting=provenance(in_process(engine.device), engine.device, config.dtype, threads),
+        setting=provenance(in_process(engine.device), engine.device, config.dtype, threads, argv=argv),
         models=engine.describe() | {"reference_check": [asdict(one) for one in reference]},
         cautions=engine.cautions,
         trials_planned=planned,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError, StoreError
+from specbench.kinds import MAX_GAMMA
 from specbench.models.memory import available_bytes, cache_bytes, gigabytes, pass_bytes
 from specbench.models.size import ELEMENT_BYTES, ModelSize, size_of
 from specbench.records import Prompt

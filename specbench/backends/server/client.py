@@ -9,8 +9,11 @@ import asyncio
 import json
 import ssl
 import time
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
-from typing import Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,12 +21,16 @@ from httpx_sse import EventSource, SSEError
 
 from specbench.backends.server.adapter import Chunk
 from specbench.backends.server.failures import FailedError, Problem, RefusedError, error_word, problem_of
-from specbench.checks.address import split_address
-from specbench.checks.keys import shown
 from specbench.errors import EngineError, SpecbenchError
+from specbench.text import shown
 
 # A page that takes longer than this will not come.
 PAGE_S = 10.0
+LOOK_S = 0.1
+
+Answered = TypeVar("Answered")
+
+_CHAT = "/chat/completions"
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -34,9 +41,42 @@ def _verified() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
+def run_async(coroutine: Coroutine[Any, Any, Answered]) -> Answered:
+    """As asyncio.run; where this thread runs an event loop already, as a notebook does, in a thread of its own. An
+    interrupt cancels what is asked for, and is raised when that has ended."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
+
+    async def work() -> Answered:
+        begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await coroutine
+
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(asyncio.run, work())
+        try:
+            while not answer.done():
+                wait([answer], timeout=LOOK_S)  # an interrupt is seen between two looks, whichever thread it met
+        except KeyboardInterrupt:
+            loop, task = begun.result()
+            if task is not None:
+                with suppress(RuntimeError):  # it has ended meanwhile
+                    loop.call_soon_threadsafe(task.cancel)
+            wait([answer])
+            raise
+        return answer.result()
+
+
 def is_local(url: str) -> bool:
     """Whether the address is on this machine."""
     return (urlsplit(url).hostname or "") in LOOPBACK
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Where requests go, and what of /v1/chat/completions the address leaves out: "" or "/v1"."""
+    return (address.removesuffix(_CHAT), "/v1") if address.endswith(_CHAT) else (address, "")
 
 
 class Client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from specbench.backends.server.adapter import Adapter
-from specbench.backends.server.client import Client, is_local
+from specbench.backends.server.client import Client, is_local, run_async
 from specbench.backends.server.detect import ADAPTERS, detect
 from specbench.backends.server.launch import LaunchFile, Setting, command, engine_version, find_launch, require_draft
 from specbench.backends.server.launched import Launched
@@ -76,12 +75,12 @@ class Running:
         assert config.server is not None
         self._config = config
         first, second = config.served_names
-        self._target = asyncio.run(self._met(config.server, first, config.target))
+        self._target = run_async(self._met(config.server, first, config.target))
         self.adapter = self._target.adapter
         self._speculating = self._draft = None
         if config.spec_server is not None:
             both = self._met(config.spec_server, second or first, config.target, self.adapter)
-            self._speculating = asyncio.run(both)
+            self._speculating = run_async(both)
             if self._speculating == self._target:
                 raise ConfigError(
                     "One server is named both for the target alone and for the target that speculates",
@@ -90,7 +89,7 @@ class Running:
                 )
         if config.draft_server is not None:
             model = next((spec.model for spec in specs.values() if spec.model is not None), None)
-            self._draft = asyncio.run(self._met(config.draft_server, second, model))
+            self._draft = run_async(self._met(config.draft_server, second, model))
         # Prompt by prompt the two take turns, unless they are to be kept busy, or one has to make room for the other.
         by_turns = len(config.loads) == 1 and config.loads[0].concurrency == 1 and config.server != config.spec_server
         self.prompts_per_start = 1 if by_turns else None
@@ -181,7 +180,7 @@ class Starting:
         log.parent.mkdir(exist_ok=True)
         with Launched(self.file, setting, log=log) as server:
             try:
-                name = asyncio.run(self._name(server.url, wanted, setting.target))
+                name = run_async(self._name(server.url, wanted, setting.target))
                 yield Up(server.url, self.adapter, server.pid, name)
             except EngineError:
                 if server.alive():
