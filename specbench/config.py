@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 SERVED = "served"
 
 Metric = Literal["decode", "e2e"]
+DType = Literal["float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Engine = Literal["local", "llamacpp", "vllm", "sglang", "openai"]
 
 # Commands that have a flag for most settings.
 RUNS = ("measure", "sweep")
@@ -106,10 +109,10 @@ class RunConfig:
         MODELS,
         metavar="SPEC",
     )
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], WORDS] = setting(
+    dtype: Annotated[DType, WORDS] = setting(
         "bfloat16", "float32, bfloat16 or float16: use what you serve with.", "models", MODELS
     )
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], WORDS] = setting(
+    device: Annotated[Device, WORDS] = setting(
         "auto", "auto, cpu, cuda or mps.", "models", MODELS
     )
     threads: Annotated[int, Range(1, 4096)] | None = setting(
@@ -183,7 +186,7 @@ class RunConfig:
         measured=False,
     )
 
-    engine: Annotated[Literal["local", "llamacpp", "vllm", "sglang", "openai"], WORDS] = setting(
+    engine: Annotated[Engine, WORDS] = setting(
         "local", "local, or a server: llamacpp, vllm, sglang, openai.", "server", RUNS
     )
     launch: PathText | None = setting(
