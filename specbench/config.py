@@ -40,7 +40,6 @@ from specbench.kinds import (
 )
 from specbench.settings import Setting, check_all, setting, settings_of
 from specbench.shipped import DEFAULT_WORKLOAD
-from specbench.strict_yaml import read_file
 from specbench.text import shown
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Policy:
     )
     metric: Annotated[Metric, WORDS] = setting(
         "decode",
-        "What the verdict is on: decode (time per token after the first), or e2e with the prefills.",
+        "The verdict is on decode (time per token after the first) or e2e (with the prefills).",
         "decision",
         (*RUNS, "brief"),
     )
@@ -90,7 +89,7 @@ class Policy:
         unset="the prompts",
     )
     price_per_hour: Annotated[float, Range(0, 1e9, above=True)] | None = setting(
-        None, "Of the machine, in any currency: adds the price per token.", "decision", (*RUNS, "brief")
+        None, "Of the machine, in any currency: adds the price of tokens.", "decision", (*RUNS, "brief")
     )
     max_added_gb: Annotated[float, Range(0, 1e6)] | None = setting(
         None, "Memory (10^9 bytes) that weights and cache of the draft may take.", "decision", (*RUNS, "brief")
@@ -112,9 +111,7 @@ class RunConfig:
     dtype: Annotated[DType, WORDS] = setting(
         "bfloat16", "float32, bfloat16 or float16: use what you serve with.", "models", MODELS
     )
-    device: Annotated[Device, WORDS] = setting(
-        "auto", "auto, cpu, cuda or mps.", "models", MODELS
-    )
+    device: Annotated[Device, WORDS] = setting("auto", "auto, cpu, cuda or mps.", "models", MODELS)
     threads: Annotated[int, Range(1, 4096)] | None = setting(
         None, "CPU threads.", "models", MODELS, unset="the free cores less one"
     )
@@ -122,7 +119,9 @@ class RunConfig:
         (), "Model whose own code may run; repeatable.", "models", (*TEXTS, "check"), metavar="MODEL", measured=False
     )
 
-    workload: Text = setting(DEFAULT_WORKLOAD, "Prompt file, or hub:ID for a data set.", "prompts", TEXTS)
+    workload: Text = setting(
+        DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", TEXTS
+    )
     limit: Annotated[int, Range(1, 10_000_000)] | None = setting(
         None,
         "Use at most N prompts, spread over the categories.",
@@ -142,7 +141,11 @@ class RunConfig:
         None, "Put before prompts that have none.", "prompts", (*RUNS, "check"), private=True
     )
     chat_template_kwargs: TemplateKwargs = setting(
-        None, "For the chat template: '{\"enable_thinking\": false}'.", "prompts", TEXTS, metavar="JSON"
+        None,
+        "For the chat template: '{\"enable_thinking\": false}'; a row's own go first.",
+        "prompts",
+        TEXTS,
+        metavar="JSON",
     )
 
     max_new_tokens: Annotated[int, Range(2, 1_000_000)] = setting(
@@ -153,21 +156,29 @@ class RunConfig:
     top_k: Annotated[int, Range(0, 10_000_000)] = setting(0, "0 is off.", "generation", TEXTS)
     min_p: Annotated[float, Range(0, 1)] = setting(0.0, "0 is off.", "generation", TEXTS)
     repetition_penalty: Annotated[float, Range(0, 10, above=True)] = setting(
-        1.0, "On tokens of prompt and output; 1 is off.", "generation", TEXTS, also=("repeat_penalty",)
+        1.0,
+        "On tokens of prompt and output, also at temperature 0; 1 is off.",
+        "generation",
+        TEXTS,
+        also=("repeat_penalty",),
     )
-    seed: Annotated[int, Range(0, 2**31 - 1)] = setting(0, "For sampling, order and selection.", "generation", RUNS)
+    seed: Annotated[int, Range(0, 2**31 - 1)] = setting(
+        0, "Draws samples, orders trials, selects prompts.", "generation", RUNS
+    )
     batch_size: Annotated[int, Range(1, MAX_BATCH)] = setting(
-        1, "Sequences at a time, in every arm.", "generation", RUNS
+        1, "Sequences at a time, in every arm; above 1 a batch is one trial.", "generation", RUNS
     )
 
     gamma: Gammas = setting(
         (1, 2, 4),
-        "Draft lengths of a sweep: 1..8, 1..8..2 or 1,2,4; for measure just one.",
+        "Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.",
         "drafts",
         (*RUNS, "probe", "plan", "replay", "check"),
         also=("num_speculative_tokens",),
     )
-    measure_gamma: Annotated[int, Range(1, MAX_GAMMA)] = setting(1, "The one draft length of measure.", "drafts")
+    measure_gamma: Annotated[int, Range(1, MAX_GAMMA)] = setting(
+        1, "The one draft length of measure, where no flag names another.", "drafts"
+    )
     cutoff: Cutoff = setting(
         0.0, "Drafts stop below this confidence; 0 is off.", "drafts", (*RUNS, "replay"), also=("p_min",)
     )
@@ -180,7 +191,7 @@ class RunConfig:
     )
     probe_batch_sizes: BatchSizes = setting(
         (1, 2, 4, 8),
-        "Batch sizes at which the models are timed alone: 1,2,4,8.",
+        "Batch sizes at which the models are timed alone: 1,2,4,8; 1 is always in.",
         "drafts",
         (*RUNS, "probe"),
         measured=False,
@@ -198,7 +209,7 @@ class RunConfig:
         None, "Address of a running server of the draft alone, for --replay-only.", "server", RUNS
     )
     served_model_name: ModelNames | None = setting(
-        None, "What the server calls the model, where it lists several.", "server", RUNS
+        None, "What the server calls the model, where it lists several; NAME,NAME for two.", "server", RUNS
     )
     concurrency: Clients = setting((1,), "Clients at once: 1,2,4,8; verdict on the first.", "server", RUNS)
     rate: Rates = setting((), "Also requests per second at random: 0.5,1,2.", "server", RUNS)
@@ -206,16 +217,22 @@ class RunConfig:
         300.0, "A longer request is given up.", "server", RUNS
     )
     api_key_env: Variable = setting(
-        API_KEY_ENV, "Environment variable with the server's key.", "server", RUNS, measured=False
+        API_KEY_ENV,
+        "Environment variable with the server's key, which is never stored.",
+        "server",
+        RUNS,
+        measured=False,
     )
 
     policy: Policy = field(default_factory=Policy)
 
-    out: PathText = setting("reports", "Where run folders go.", "output", (*RUNS, "probe"), measured=False)
+    out: PathText = setting(
+        "reports", "Where run folders go: OUT/<utc>-<name>/.", "output", (*RUNS, "probe"), measured=False
+    )
     name: Name | None = setting(
         None, "Part of the run folder's name.", "output", (*RUNS, "probe"), unset="the command's name", measured=False
     )
-    keep_text: bool = setting(False, "Store prompt and output texts.", "output", RUNS, measured=False)
+    keep_text: bool = setting(False, "Store prompt and output texts in the run folder.", "output", RUNS, measured=False)
 
     @property
     def sampling(self) -> Sampling:
@@ -269,7 +286,11 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError naming the key, the value and the cure.
     """
-    values = read_file(path) if path is not None else {}
+    values = {}
+    if path is not None:
+        from specbench.strict_yaml import read_file
+
+        values = read_file(path)
     where = str(path) if path is not None else "defaults"
     given = check_all({k: v for k, v in flags.items() if v is not None}, SETTINGS, "flags")
     policy_values = values.pop("policy", None)

@@ -23,6 +23,7 @@ _HIDDEN = re.compile(
 
 _HEADING = re.compile(r"^#+ .*$", re.MULTILINE)
 
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """One entry. `plain` is a sentence; `also` are other names and `forms` other spellings, both found in texts;
