@@ -24,9 +24,9 @@ _CATEGORIES_SHOWN = 20
 @app.command("show", cls=Grouped)
 def show_run(
     run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    strict: Strict = False,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
-    strict: Strict = False,
 ) -> None:
     """The tables of a stored run, as sweep prints them."""
     from specbench.analysis.summarise import summarise
