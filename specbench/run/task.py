@@ -109,7 +109,7 @@ def command_line(command: str, given: Mapping[str, object]) -> tuple[str, ...]:
             words.append(flag)
         elif setting is not None and setting.declared.private:
             words += [flag, "..."]
-        elif isinstance(value, list) and (setting is None or setting.repeated):
+        elif isinstance(value, list | tuple) and (setting is None or setting.repeated):
             words += [word for each in value for word in (flag, str(each))]
         elif isinstance(value, Mapping) and setting is not None and setting.declared.metavar == "JSON":
             words += [flag, json.dumps(value)]
