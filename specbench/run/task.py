@@ -71,18 +71,9 @@ def carry_out(task: Task, *, quiet: bool = False) -> Path:
     """Run or continue, with progress on stderr unless `quiet`; returns the run folder. KeyboardInterrupt passes through
     after the folder is marked, and every other failure is a SpecbenchError or a bug."""
     from specbench.run.progress import RunProgress
+    from specbench.run.session import run
 
     with RunProgress(quiet=quiet) as progress:
-        if task.config.served and task.replay_only:
-            from specbench.run.scoring import score_on_servers
-
-            return score_on_servers(task.config, task.gammas, progress, mode=task.mode, argv=task.argv)
-        if task.config.served:
-            from specbench.run.serving import serve
-
-            return serve(task.config, task.command, task.gammas, progress, mode=task.mode, argv=task.argv)
-        from specbench.run.session import run
-
         return run(
             task.config,
             task.command,

@@ -9,11 +9,8 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from functools import cache
-from typing import Any, Self, TypeVar
+from typing import Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,9 +23,6 @@ from specbench.text import shown
 
 # A page that takes longer than this will not come.
 PAGE_S = 10.0
-LOOK_S = 0.1
-
-Answered = TypeVar("Answered")
 
 _CHAT = "/chat/completions"
 
@@ -39,34 +33,6 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def _verified() -> ssl.SSLContext:
     """Certificates are verified; reading them takes longer than many a request."""
     return httpx.create_ssl_context()
-
-
-def run_async(coroutine: Coroutine[Any, Any, Answered]) -> Answered:
-    """As asyncio.run; where this thread runs an event loop already, as a notebook does, in a thread of its own. An
-    interrupt cancels what is asked for, and is raised when that has ended."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
-
-    async def work() -> Answered:
-        begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
-        return await coroutine
-
-    with ThreadPoolExecutor(1) as threads:
-        answer = threads.submit(asyncio.run, work())
-        try:
-            while not answer.done():
-                wait([answer], timeout=LOOK_S)  # an interrupt is seen between two looks, whichever thread it met
-        except KeyboardInterrupt:
-            loop, task = begun.result()
-            if task is not None:
-                with suppress(RuntimeError):  # it has ended meanwhile
-                    loop.call_soon_threadsafe(task.cancel)
-            wait([answer])
-            raise
-        return answer.result()
 
 
 def is_local(url: str) -> bool:
