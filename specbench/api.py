@@ -46,10 +46,7 @@ def _takes(settings: Mapping[str, Setting]) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-        keys = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=setting.bare)
-            for key, setting in settings.items()
-        ]
+        keys = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in settings]
         function.__dict__["__signature__"] = signature.replace(parameters=[*own, *keys])
         return function
 
