@@ -53,9 +53,9 @@ class Written:
     parse: Callable[[Any], Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        from pydantic_core import core_schema
+        from pydantic import BeforeValidator
 
-        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+        return BeforeValidator(self.parse).__get_pydantic_core_schema__(source, handler)
 
 
 def parse_gammas(value: object) -> tuple[int, ...]:
