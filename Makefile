@@ -15,7 +15,7 @@ help:
 	@echo "make test-gpu  tests of passes on a CUDA device (where there is one)"
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
-	@echo "make docs   write docs/reference.md and docs/glossary.md anew from the command line and the terms"
+	@echo "make docs   write docs/reference.md, docs/glossary.md and configs/default.yaml anew from the code"
 	@echo "make bench  performance as ratios against named peers"
 	@echo "make bench-gpu  the same for the engine on a CUDA device"
 
@@ -34,7 +34,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/deptry specbench benchmarks
+	$(BIN)/deptry specbench benchmarks tools
 	$(BIN)/python -m pip check --disable-pip-version-check
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
@@ -59,8 +59,7 @@ test-vllm: $(STAMP) $(if $(SPECBENCH_VLLM_PYTHON),,$(VLLM)/.installed)
 		$(BIN)/python -m pytest tests/test_vllm.py
 
 docs: $(STAMP)
-	$(BIN)/python -m specbench.cli.reference docs/reference.yaml docs/reference.md
-	$(BIN)/python -m specbench.report.explain.glossary > docs/glossary.md
+	$(BIN)/python -m tools
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from specbench.config import Metric as Metric
+from specbench.config import Policy as Policy  # a setting each; declared with the others
+
 Role = Literal["system", "user", "assistant", "tool"]
 ArmKind = Literal["baseline", "baseline-again", "speculative"]
 Finish = Literal["eos", "length"]
 Call = Literal["GO", "NO-GO", "UNCLEAR"]
-Metric = Literal["decode", "e2e"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,22 +333,6 @@ class Caution:
     code: str
     message: str
     cure: str
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the user asks of speculation before turning it on. `mix` is the share of requests of each category in the
-    user's traffic; `price_per_hour` of the machine, in any currency; `max_added_gb` the memory a draft may take, in
-    gigabytes of 10^9 bytes."""
-
-    min_speedup: float = 1.10
-    metric: Metric = "decode"
-    confidence: float = 0.95
-    slower_than: float = 0.95
-    max_slower_share: float = 0.25
-    mix: dict[str, float] | None = None
-    price_per_hour: float | None = None
-    max_added_gb: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

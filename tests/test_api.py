@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import os
 import shutil
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,14 +25,13 @@ from typer.testing import CliRunner
 import specbench
 from specbench.backends.server import worker
 from specbench.cli import app
-from specbench.config import POLICY_CHECKS, RUN_CHECKS
+from specbench.config import SETTINGS
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.records import Round
 from specbench.report.canvas import save
 from specbench.run.progress import RunProgress
-from specbench.run.task import task_of
+from specbench.run.task import command_line, task_of
 from specbench.store import find_runs, read_run, trial_key
-from specbench.typed import NO_FLAG, command_line
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "reports" / "example"
@@ -162,7 +163,6 @@ def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkey
     before = ["ipykernel_launcher", "-f", "/home/somebody/ipykernel.json"]  # a brief may speak of kernels
     monkeypatch.setattr(sys, "argv", before)
     run = specbench.sweep(**keys_for(lab, tmp_path, limit=1, gamma=1, system_prompt=CANARY), quiet=True)
-    assert sys.argv is before
     assert "ipykernel" not in (run.folder / "run.json").read_text() + run.brief()
     assert CANARY not in (run.folder / "run.json").read_text()
 
@@ -183,17 +183,24 @@ def test_the_typed_command_is_read_as_the_same_task(tmp_path):
         "metric": "e2e",
     }
     task = task_of("sweep", keys, costs=tmp_path)
-    words = command_line(task, keys)
+    words = list(task.argv)
     sweep = typer.main.get_command(app).commands["sweep"]
     read = sweep.make_context("sweep", words[2:]).params
     own = {key: read.pop(key) for key in ("config", "resume", "replay_only", "costs", "as_json", "quiet", "strict")}
-    read = {key: None if value in ([], ()) else value for key, value in read.items()}
-    assert task_of("sweep", read, costs=own["costs"]) == task
-    flags = {opt for param in sweep.params for opt in param.opts}
-    without = {key for key in (*RUN_CHECKS, *POLICY_CHECKS) if f"--{key.replace('_', '-')}" not in flags}
-    assert without == set(NO_FLAG)
-    one = task_of("measure", {"measure_gamma": 3})
-    assert command_line(one, {"measure_gamma": 3}) == ["specbench", "measure", "--gamma", "3"]
+    assert read["system_prompt"] == "..."  # the words are stored, and it may be private
+    again = task_of("sweep", {key: value for key, value in read.items() if value} | {"system_prompt": "x y"})
+    assert replace(again, costs=own["costs"], argv=task.argv) == task
+    assert task_of("measure", {"measure_gamma": 3}).argv == ("specbench", "measure", "--gamma", "3")
+    assert task_of("sweep", {"p_min": 0.2}).argv == task_of("sweep", {"cutoff": 0.2}).argv
+
+
+def test_what_has_no_flag_and_what_is_not_given_is_not_typed():
+    given = {"limit": None, "keep_text": False, "slower_than": 0.9, "all_gammas": True, "draft": ["a", "b"]}
+    assert command_line("sweep", given) == ("specbench", "sweep", "--all-gammas", "--draft", "a", "--draft", "b")
+    flags = {opt for param in typer.main.get_command(app).commands["sweep"].params for opt in param.opts}
+    without = {key for key, each in SETTINGS.items() if not set(each.flags) <= flags}
+    assert without == {key for key, each in SETTINGS.items() if not each.declared.on}
+    assert without == {"measure_gamma", "max_other_cores", "slower_than", "max_slower_share"}
 
 
 # --- what goes wrong
@@ -281,7 +288,7 @@ def test_an_interrupt_stops_a_run_on_servers_in_a_notebook(lab, tmp_path, monkey
     def interrupt(self, trial):
         seen.append(trial)
         if len(seen) == 4:
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # as a notebook sends it: to the process, not to a thread
         return shown(self, trial)
 
     with FakeServer() as alone, FakeServer(rounds=(Round(3, 2),)) as drafting:

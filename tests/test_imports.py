@@ -18,7 +18,6 @@ LAYERS = [
     ["cli", "__main__"],
     ["api", "__init__"],
     ["report"],
-    ["typed"],
     ["verify"],
     ["run"],
     ["analysis"],
@@ -28,9 +27,12 @@ LAYERS = [
     ["cost"],
     ["acceptance"],
     ["models", "workload"],
-    ["config", "shipped", "store"],
+    ["store"],
     ["checks"],
-    ["clock", "records", "text"],
+    ["clock", "config", "records"],
+    ["settings", "shipped"],
+    ["kinds", "strict_yaml"],
+    ["text", "validation"],
     ["errors", ""],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
@@ -74,9 +76,9 @@ def test_every_room_has_a_place():
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "scipy", "numpy")
 
 
-def loaded(code: str) -> set[str]:
+def loaded(code: str, names: tuple[str, ...] = HEAVY) -> set[str]:
     """Which heavy libraries a fresh Python has loaded after running `code`."""
-    report = f"\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    report = f"\nimport sys\nprint(*[m for m in {names!r} if m in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
     return set(done.stderr.splitlines()[-1].split())
 
@@ -86,7 +88,8 @@ def command(*args: str) -> str:
 
 
 def test_help_and_flag_errors_are_light():
-    assert loaded(command("--help")) == set()
+    assert loaded(command("--help"), (*HEAVY, "pydantic", "rich", "yaml")) == set()
+    assert loaded(command("sweep", "--help"), (*HEAVY, "rich", "yaml")) == set()
     assert loaded(command("sweep", "--gamma", "0")) == set()
     assert loaded("import specbench.models, specbench.workload, specbench.store") == set()
 

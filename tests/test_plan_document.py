@@ -306,7 +306,7 @@ def test_a_run_from_elsewhere_is_repeated_from_its_configuration(tmp_path):
     _, page, _ = made(tmp_path / "r", drafts, change=change)
     sweep = " ".join(flags_of(page, "sweep")[-1])
     assert (
-        "--target org/model --draft a --draft b --max-new-tokens 99 --temperature 0.7 --dtype float32 --gamma" in sweep
+        "--target org/model --draft a --draft b --dtype float32 --max-new-tokens 99 --temperature 0.7 --gamma" in sweep
     )
     assert "kernel" not in page and "--top-p" not in sweep
 

@@ -63,7 +63,7 @@ def test_resume_with_another_configuration_shows_how_it_differs(lab, tmp_path):
     with pytest.raises(StoreError) as refused:
         sweep(lab, tmp_path, mode="resume", **SMALL | {"max_new_tokens": 7, "gammas": (1, 2), "seed": 3})
     says = refused.value.line()
-    assert f"{folder} has gamma: 1 -> 1,2, max_new_tokens: 4 -> 7, seed: 0 -> 3 ({tmp_path})" in says
+    assert f"{folder} has max_new_tokens: 4 -> 7, seed: 0 -> 3, gamma: 1 -> 1,2 ({tmp_path})" in says
     assert find_runs(tmp_path) == [folder]
 
 

@@ -13,9 +13,9 @@ from test_run import FakeObserver
 from test_serving import codes, counted
 
 from specbench.backends.server import patience
+from specbench.backends.server.client import split_address
 from specbench.backends.server.failures import problem_of
-from specbench.checks.address import check_address, check_model_names, split_address
-from specbench.config import load_config
+from specbench.config import SETTINGS, load_config
 from specbench.errors import ConfigError, EngineError
 from specbench.run.session import run
 from specbench.store import find_runs, read_run
@@ -69,13 +69,13 @@ def refusing(status, error):
     ],
 )
 def test_an_address_is_kept_without_what_requests_add(given, kept):
-    assert check_address(given) == kept
+    assert SETTINGS["server"].read(given) == kept
     assert load_config(None, {"server": given, "engine": "openai"}).server == kept
     assert split_address(kept) == (kept, "")
 
 
 def test_a_whole_address_that_is_not_below_v1_is_asked_as_it_is():
-    assert check_address("http://h/api/chat/completions/") == "http://h/api/chat/completions"
+    assert SETTINGS["server"].read("http://h/api/chat/completions/") == "http://h/api/chat/completions"
     assert split_address("http://h/api/chat/completions") == ("http://h/api", "/v1")
 
 
@@ -214,8 +214,8 @@ def test_two_names_at_one_address(lab, tmp_path):
 @pytest.mark.parametrize("value", ["", ",", "a,", "a,b,c", 5, "a\nb"])
 def test_what_is_no_name_is_refused(value):
     with pytest.raises(ValueError, match="write a name"):
-        check_model_names(value)
-    assert check_model_names("a , b") == "a,b"
+        SETTINGS["served_model_name"].read(value)
+    assert SETTINGS["served_model_name"].read("a , b") == "a,b"
 
 
 def test_a_name_without_a_server_is_refused():

@@ -7,37 +7,16 @@ so that sums and ratios of numbers stay numbers.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Callable
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from specbench.validation import kind_of
+
 Record = TypeVar("Record")
 
 LARGEST = 1e12
-
-_KINDS: dict[type, str] = {
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    NoneType: "null",
-}
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words: "text", "a number", "a list"."""
-    return _KINDS.get(type(value), f"of type {type(value).__name__}")
-
-
-def strict_json(data: bytes) -> Any:
-    """json.loads without NaN, infinities, keys given twice and encodings but UTF-8, which Python takes and JSON does
-    not. Raises ValueError and RecursionError."""
-    return _STRICT.decode(data.decode())
 
 
 def read_as(kind: type[Record], value: object, noun: str) -> Record:
@@ -219,24 +198,3 @@ def _taken(kind: Any) -> frozenset[type]:
     """Types of which a field of this kind takes every value as it is."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return frozenset(part for part in parts if part in (str, bool, NoneType))
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError("a number is out of range")
-    return number
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-_STRICT = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)

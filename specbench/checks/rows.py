@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import lt
 
 from specbench.checks.fields import read_as
-from specbench.checks.keys import MAX_GAMMA
+from specbench.kinds import MAX_GAMMA
 from specbench.records import Arm, Divergence, Stretch, Trial
 
 MOST_DRAFTED = 4096  # in a round; a server may draft more than it was asked for

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from specbench.checks.fields import check_fields
-from specbench.checks.keys import MAX_GAMMA, POLICY_CHECKS
+from specbench.config import POLICY_SETTINGS
+from specbench.kinds import MAX_GAMMA
 from specbench.records import Caution, CostPoint, ReferenceCheck, RuledOut
 
 _RUN: dict[str, Any] = {
@@ -160,10 +161,10 @@ def _check_policy(policy: object) -> None:
     check_fields(policy, {}, "config.policy")
     assert isinstance(policy, dict)
     for name, value in policy.items():
-        if name not in POLICY_CHECKS:
+        if name not in POLICY_SETTINGS:
             raise ValueError("config.policy has a key that this version does not know")
         try:
-            POLICY_CHECKS[name](value)
+            POLICY_SETTINGS[name].read(value)
         except ValueError:
             raise ValueError(f"config.policy.{name} is not what a policy may hold") from None
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from json import loads
 from typing import Any
 
-from specbench.checks.keys import shown
 from specbench.errors import ConfigError, TemplateError
 from specbench.models.encoding import Today
 from specbench.models.load import LoadedModel
 from specbench.records import Message, Prompt
+from specbench.text import shown
 
 Kwargs = Mapping[str, Any] | None
 

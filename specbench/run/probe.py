@@ -52,7 +52,7 @@ class Subjects:
         return [self.target, *self.drafts.values()]
 
 
-def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
+def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence[str] = ()) -> Path:
     """Time the models alone and store what was found; returns the folder, made when all is done."""
     threads = config.threads or free_cores()
     import torch
@@ -66,7 +66,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(Setting(in_process(device), device, config.dtype, threads))
+    setting = provenance(Setting(in_process(device), device, config.dtype, threads), argv)
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -46,11 +46,12 @@ def hardware(device: str | None) -> Hardware:
     return Hardware(_cpu_name(), cores, psutil.virtual_memory().total, accelerator)
 
 
-def provenance(setting: Setting) -> dict[str, Any]:
-    """Everything needed to judge whether another measurement is comparable."""
+def provenance(setting: Setting, argv: Sequence[str]) -> dict[str, Any]:
+    """Everything needed to judge whether another measurement is comparable. `argv` is the command, without private
+    texts."""
     machine = hardware(setting.device)
     return {
-        "argv": ["specbench", *_without_text(sys.argv[1:])],
+        "argv": list(argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"specbench": __version__, "python": platform.python_version()} | _versions(),
         "commit": _commit(),
@@ -80,17 +81,6 @@ def _nvidia() -> str | None:
         return None
     names = found.stdout.split("\n")[:-1] if found.returncode == 0 else []
     return " + ".join(names) or None
-
-
-def _without_text(argv: list[str]) -> list[str]:
-    """The arguments without the text of a system prompt, which may be private."""
-    shown = list(argv)
-    for index, word in enumerate(argv):
-        if word == "--system-prompt" and index + 1 < len(argv):
-            shown[index + 1] = "..."
-        elif word.startswith("--system-prompt="):
-            shown[index] = "--system-prompt=..."
-    return shown
 
 
 def _versions() -> dict[str, str]:

@@ -54,6 +54,7 @@ def run_record(
     unused: Sequence[dict[str, str]],
     *,
     trials_planned: int,
+    argv: Sequence[str] = (),
 ) -> dict[str, Any]:
     """run.json at the start of a run. `unused` are prompts that were admitted and find no place in the plan."""
     without = {one["id"] for one in unused}
@@ -68,7 +69,7 @@ def run_record(
         "name": config.name or command,
         "config": stored_config(config),
         "fingerprint": config.fingerprint(),
-        "provenance": provenance(admitted.setting),
+        "provenance": provenance(admitted.setting, argv),
         **admitted.facts,
         "workload": {
             "source": workload.source,

@@ -116,13 +116,14 @@ def run(
     mode: str = "auto",
     replay_only: bool = False,
     costs: Path | None = None,
+    argv: Sequence[str] = (),
 ) -> Path:
     """Run or continue; returns the run folder, in which every finished trial already lies.
 
     `replay_only` measures acceptance and no wall clock. `costs`: the folder of a probe in this very setting, whose
     points are taken instead of timing the models alone. `mode`: "fresh" starts a new folder, "resume" demands an
-    unfinished one, "auto" takes an unfinished one if there is one with the same configuration. KeyboardInterrupt
-    passes through after the folder is marked interrupted.
+    unfinished one, "auto" takes an unfinished one if there is one with the same configuration; `argv` is kept as the
+    command. KeyboardInterrupt passes through after the folder is marked interrupted.
     """
     # What cannot be drafted with is refused here, before anything is loaded.
     drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
@@ -143,7 +144,7 @@ def run(
     admitted = backend.admit(chosen)
     units, skipped = ([], []) if replay_only else plan_units(admitted.items, config)
     planned = len(units) * len(plan_arms(config, gammas)) * config.repeats
-    record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned)
+    record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned, argv=argv)
     _require_disk(config, chosen, planned, earlier)
     reused = None if costs is None else stored_costs(costs, record, run_plan(_lengths(units), config))
     at_load = [one["id"] for one in record["workload"]["skipped"]]

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from specbench.checks.fields import strict_json
 from specbench.errors import StoreError
 from specbench.store.record import why_not
+from specbench.validation import strict_json
 
 # Beyond anything that was ever written, and below what would take forever.
 LONGEST_LINE = 64 << 20

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from specbench.checks.fields import strict_json
 from specbench.checks.stored import check_run
 from specbench.errors import StoreError
 from specbench.records import Caution, Policy
+from specbench.validation import strict_json
 
 SCHEMA = 1
 RUN_FILE = "run.json"

@@ -15,7 +15,6 @@ from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.swap import forward_of
-from specbench.checks import MAX_GAMMA
 from specbench.drafters import DraftSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter
@@ -25,6 +24,7 @@ from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError
+from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import end_tokens

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError
+from specbench.kinds import MAX_GAMMA
 from specbench.models.memory import available_bytes, cache_bytes, gigabytes, pass_bytes
 from specbench.models.size import ELEMENT_BYTES, ModelSize, size_of
 from specbench.records import Prompt

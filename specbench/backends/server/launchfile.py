@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from specbench.checks.strict_yaml import YamlError, read_yaml
 from specbench.errors import ConfigError
+from specbench.strict_yaml import YamlError, read_yaml
 
 Models = Literal["gguf", "directory", "name"]
 

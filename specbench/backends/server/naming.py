@@ -10,8 +10,8 @@ from specbench.backends.server.adapter import Get
 from specbench.backends.server.failures import AnswerError
 from specbench.backends.server.fields import text
 from specbench.backends.server.openai import listed, models_of
-from specbench.checks.keys import shown
 from specbench.errors import ConfigError, EngineError, SpecbenchError
+from specbench.text import shown
 
 # So many names fit on an error's one line.
 MOST_SHOWN = 10

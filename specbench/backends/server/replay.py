@@ -26,11 +26,11 @@ from specbench.backends.server.scoring import Scorer, StepScorer, score_output
 from specbench.backends.server.traffic import each
 from specbench.backends.server.worker import call, stream
 from specbench.backends.server.writing import Tokenizing, Writer
-from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec
 from specbench.errors import ConfigError, EngineError
+from specbench.kinds import MAX_GAMMA
 from specbench.records import Caution
 from specbench.store import RunWriter
 

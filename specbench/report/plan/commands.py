@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from specbench import text
 from specbench.analysis.plan.amounts import minutes_for
 from specbench.analysis.plan.contract import Plan
 from specbench.analysis.served.server import is_served
-from specbench.config import RunConfig
+from specbench.config import RUN_SETTINGS, SETTINGS
 from specbench.records import Policy
 from specbench.report.plan.numbers import about
+from specbench.run.task import command_line
 from specbench.shipped import DEFAULT_WORKLOAD
 from specbench.store import StoredRun
 
@@ -28,16 +28,14 @@ _LEFT_OUT = {
     "--workload", "--column", "--category-column", "--system-prompt",
     "--name", "--keep-text", "--fresh", "--resume", "--json", "--quiet", "--strict",
 }  # fmt: skip
-_DOCTORS = {
-    "--config", "--target", "--draft", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
-    "--dtype", "--device", "--threads", "--chat-template-kwargs", "--trust-remote-code",
-}  # fmt: skip
-# Keys of a configuration that a command line has to repeat where the pilot's own was not recorded.
-_KEYS = (
-    "target", "draft", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
-    "dtype", "device", "threads", "chat_template_kwargs", "cutoff", "batch_size", "engine", "launch", "server",
-    "spec_server", "served_model_name", "concurrency", "rate",
-)  # fmt: skip
+_DOCTORS = {"--config"} | {each.flags[0] for each in SETTINGS.values() if "doctor" in each.declared.on}
+_DOCTORS -= {"--workload", "--limit", "--max-new-tokens"}  # it is asked about the pilot's prompts, in its own number
+# Settings that a command line has to repeat where the pilot's own was not recorded.
+_REPEATED = {
+    key: each
+    for key, each in RUN_SETTINGS.items()
+    if "sweep" in each.declared.on and each.declared.measured and each.flags[0] not in _LEFT_OUT
+}
 _ALWAYS = ("target", "draft", "max_new_tokens")
 
 Option = Sequence[str]  # ("--limit", "16") or ("--fresh",)
@@ -139,21 +137,17 @@ def _options(plan: Plan, stored: StoredRun | None) -> list[Option]:
     if argv[1:2] in (["sweep"], ["measure"]):
         return _grouped(argv[2:])
     config: dict[str, Any] = stored.run["config"]
-    usual = asdict(RunConfig())
-    return [
-        (f"--{key.replace('_', '-')}", value)
-        for key in _KEYS
-        if key in config and (key in _ALWAYS or config[key] not in (None, usual[key]))
-        for value in _values(key, config[key])
-    ]
+    given = {
+        key: config[key]
+        for key, each in _REPEATED.items()
+        if key in config and (key in _ALWAYS or config[key] not in (None, each.default, _listed(each.default)))
+    }
+    return _grouped(command_line("sweep", given)[2:])
 
 
-def _values(key: str, value: Any) -> list[str]:
-    """As the command line takes it: a draft is named once for each, every other list is one word, a mapping is JSON."""
-    if isinstance(value, dict):
-        return [json.dumps(value)]
-    words = [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
-    return words if key == "draft" else [",".join(words)]
+def _listed(value: Any) -> Any:
+    """As it is read from JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _grouped(words: Iterable[str]) -> list[Option]:
