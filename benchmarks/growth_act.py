@@ -28,6 +28,7 @@ from specbench.records import Arm, Message, Prompt, Trial
 from specbench.report import figures
 from specbench.report.brief import brief
 from specbench.run.bench import Bench, Encoded, units
+from specbench.run_record import Provenance, RunRecord
 from specbench.store import RunWriter, read_run
 from specbench.workload import load_workload, profile
 
@@ -57,7 +58,12 @@ def bookkeeping(folder: Path, prompts: int, gammas: int, drafts: int) -> None:
     encoded = [Encoded(Prompt(f"p{n}", (Message("user", f"{n}"),), f"{n:064}", "all"), [1, 2]) for n in range(prompts)]
     to = folder / "written"
     to.mkdir()
-    with RunWriter(to, {"config": config.as_dict()}) as writer, PositionWriter(to) as positions:
+    with (
+        RunWriter(
+            to, RunRecord(status="started", command="sweep", config=config, provenance=Provenance("fake engine"))
+        ) as writer,
+        PositionWriter(to) as positions,
+    ):
         engine = cast(Any, FakeEngine())
         bench = Bench(engine, config, writer, positions, Silent(), Counter(), repeats_left=0)
         for unit in units(encoded, 1):

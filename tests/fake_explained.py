@@ -52,13 +52,13 @@ def with_rows(case: Case, change: Callable[[GammaResult], GammaResult], **of_dra
 
 def with_policy(case: Case, **policy: Any) -> Case:
     stored, summary = case
-    config = stored.run["config"] | {"policy": stored.run["config"]["policy"] | policy}
+    config = stored.run.config | {"policy": stored.run.config.policy | policy}
     return replace(stored, run=stored.run | {"config": config}), summary
 
 
 def in_batches(case: Case) -> Case:
     stored, summary = case
-    config = stored.run["config"] | {"batch_size": 4}
+    config = stored.run.config | {"batch_size": 4}
     return replace(stored, run=stored.run | {"config": config}), replace(summary, batch_size=4)
 
 

@@ -28,9 +28,11 @@ LAYERS = [
     ["cost"],
     ["acceptance"],
     ["models", "workload"],
-    ["config", "shipped", "store"],
+    ["store"],
+    ["run_record"],
+    ["config", "shipped"],
     ["checks"],
-    ["clock", "records", "text"],
+    ["clock", "records", "text", "validation"],
     ["errors", ""],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
@@ -71,7 +73,7 @@ def test_every_room_has_a_place():
     assert rooms <= set(RANK)
 
 
-HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "scipy", "numpy")
+HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "scipy", "numpy", "pydantic")
 
 
 def loaded(code: str) -> set[str]:
@@ -97,7 +99,7 @@ def test_a_profile_of_prompts_is_light():
 
 def test_a_written_brief_is_without_models_and_frames(tmp_path):
     run = str(ROOT.parent / "reports/example")
-    assert loaded(command("brief", run, "--to", str(tmp_path))) <= {"numpy", "matplotlib", "scipy"}
+    assert loaded(command("brief", run, "--to", str(tmp_path))) <= {"numpy", "matplotlib", "scipy", "pydantic"}
     assert (tmp_path / "brief.md").exists()
 
 

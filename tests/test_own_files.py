@@ -149,11 +149,11 @@ def test_a_file_that_cannot_be_read_is_refused_and_not_left_out(lab, tmp_path, c
 def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_path):
     target = model_with(lab, tmp_path / "t", repetition_penalty=1.1, do_sample=True, temperature=0.7)
     stored = sweep(lab, tmp_path / "runs", target=str(target), **SMALL)
-    (said,) = [each for each in stored.run["warnings"] if each["code"] == "generation-config"]
+    (said,) = [each for each in stored.run.warnings if each["code"] == "generation-config"]
     assert "repetition_penalty 1.1, temperature 0.7" in said["message"]
-    assert stored.run["target"]["end_tokens"] == [256]
+    assert stored.run.target.end_tokens == [256]
     plain = sweep(lab, tmp_path / "runs", **SMALL)
-    assert not [each for each in plain.run["warnings"] if each["code"] == "generation-config"]
+    assert not [each for each in plain.run.warnings if each["code"] == "generation-config"]
     found = findings(lab, target)
     assert (found["generation-config"]["state"], found["date-in-prompt"]["state"]) == ("note", "ok")
     assert "temperature 0.7" in found["generation-config"]["evidence"]
@@ -239,7 +239,7 @@ def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, si
     if "end-in-prompt" in codes:
         assert found["end-in-prompt"]["state"] == ("broken" if template is None else "note")
     stored = sweep(lab, tmp_path / "runs", target=str(folder), **SMALL)
-    assert {each["code"] for each in stored.run["warnings"]} >= codes
+    assert {each["code"] for each in stored.run.warnings} >= codes
 
 
 def test_an_empty_prompt_that_is_its_end_alone_is_not_accused(lab):
@@ -303,9 +303,9 @@ def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tm
     stored = sweep(dated, tmp_path / "runs", observer=observer, **SMALL)
     assert stored.folder == folder and stored.status == "finished"
     assert "The chat template writes the date: prompts keep that of the run, 2026-11-27" in observer.lines
-    encoded = stored.run["workload"]["encoded"]
+    encoded = stored.run.workload.encoded
     assert encoded["now"].startswith("2026-11-27") and len(encoded["ids_sha256"]) == 2
-    (said,) = [each for each in stored.run["warnings"] if each["code"] == "date-in-prompt"]
+    (said,) = [each for each in stored.run.warnings if each["code"] == "date-in-prompt"]
     assert "2026-11-27" in said["message"]
     assert check(folder, Asked(), FakeObserver()).agreement != "disagree"
     assert CANARY not in (folder / "run.json").read_text()

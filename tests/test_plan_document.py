@@ -208,7 +208,7 @@ def test_a_batch_counts_as_its_requests(tmp_path):
     def batched(stored):
         trials = [replace(trial, members=tuple(f"{trial.prompt_id}.{n}" for n in range(4))) for trial in stored.trials]
         return replace(
-            stored, run=stored.run | {"config": stored.run["config"] | {"batch_size": 4}}, trials=tuple(trials)
+            stored, run=stored.run | {"config": stored.run.config | {"batch_size": 4}}, trials=tuple(trials)
         )
 
     plan, page, _ = made(tmp_path / "r", change=batched)
@@ -267,7 +267,7 @@ def test_the_pilots_own_settings_are_measured_again(tmp_path):
     typed += " --system-prompt ... --batch-size 1 --name secret --threads 3 --fresh"
 
     def change(stored):
-        return replace(stored, run=stored.run | {"provenance": stored.run["provenance"] | {"argv": typed.split()}})
+        return replace(stored, run=stored.run | {"provenance": stored.run.provenance | {"argv": typed.split()}})
 
     _, page, _ = made(tmp_path / "r", change=change)
     pilot, sweep = flags_of(page, "sweep")
@@ -296,10 +296,10 @@ def test_a_run_from_elsewhere_is_repeated_from_its_configuration(tmp_path):
     asked = asdict(RunConfig(target="org/model", draft=("a", "b"), temperature=0.7, dtype="float32", max_new_tokens=99))
 
     def change(stored):
-        config = stored.run["config"] | {
+        config = stored.run.config | {
             key: asked[key] for key in ("target", "temperature", "dtype", "max_new_tokens")
         }
-        origin = stored.run["provenance"] | {"argv": ["specbench", "-f", "kernel.json"]}
+        origin = stored.run.provenance | {"argv": ["specbench", "-f", "kernel.json"]}
         return replace(stored, run=stored.run | {"config": config, "provenance": origin})
 
     drafts = {"a": FakeDraft({"code": 0.8, "chat": 0.6}), "b": FakeDraft({"code": 0.7, "chat": 0.6})}
@@ -313,7 +313,7 @@ def test_a_run_from_elsewhere_is_repeated_from_its_configuration(tmp_path):
 
 def test_a_pilot_on_the_prompts_that_come_with_specbench_is_not_of_your_traffic(tmp_path):
     def own(stored):
-        return replace(stored, run=stored.run | {"config": stored.run["config"] | {"workload": "mine.jsonl"}})
+        return replace(stored, run=stored.run | {"config": stored.run.config | {"workload": "mine.jsonl"}})
 
     _, mine, _ = made(tmp_path / "r", change=own)
     assert "not of your traffic" in example() and "not of your traffic" not in mine
@@ -355,7 +355,7 @@ def test_nothing_private_is_on_the_page(tmp_path):
             replace(t, prompt_text="SECRET PROMPT", output_text="SECRET ANSWER", prompt_id="SECRET ID")
             for t in stored.trials
         ]
-        config = stored.run["config"] | {"system_prompt": "SECRET SYSTEM", "keep_text": True}
+        config = stored.run.config | {"system_prompt": "SECRET SYSTEM", "keep_text": True}
         return replace(
             stored,
             run=stored.run | {"config": config},

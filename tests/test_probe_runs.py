@@ -90,7 +90,7 @@ def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
         assert row["step_low_s"] <= row["step_s"] <= row["step_high_s"]
         assert row["tokens_per_s"] == pytest.approx(row["batch"] / row["step_s"])
     (folder,) = find_runs(tmp_path / "runs")
-    assert read_run(folder).run["command"] == "probe"
+    assert read_run(folder).run.command == "probe"
     # a probe is no run
     result = call("brief", "--out", tmp_path / "runs")
     assert (result.exit_code, "No run yet" in result.stderr) == (2, True)
@@ -150,9 +150,9 @@ def test_the_tables_say_what_was_timed(probed_lab, lab):
 def test_a_run_with_stored_costs_predicts_the_same(probed_lab, lab, tmp_path):
     folder, _ = probed_lab
     stored = read_run(run(config_for(lab, tmp_path), "sweep", (1, 3), FakeObserver(), costs=folder))
-    assert stored.run["probe_from"] == str(folder)
-    assert stored.run["probe"] == read_run(folder).run["probe"]
-    view_costs = [CostPoint(**point) for point in read_run(folder).run["probe"]]
+    assert stored.run.probe_from == str(folder)
+    assert stored.run.probe == read_run(folder).run.probe
+    view_costs = [CostPoint(**point) for point in read_run(folder).run.probe]
     assert {p.batch for p in view_costs} == {1, 2}
     first = summarise(stored).drafts[0].gammas
     twin = replace(stored, run=stored.run | {"probe": [asdict(p) for p in view_costs]})
@@ -192,8 +192,8 @@ def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
 def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
     config = config_for(lab, tmp_path, limit=2, probe_batch_sizes="2")
     stored = read_run(run(config, "sweep", (1, 2), FakeObserver()))
-    points = [CostPoint(**point) for point in stored.run["probe"]]
-    assert stored.run["probe_from"] is None
+    points = [CostPoint(**point) for point in stored.run.probe]
+    assert stored.run.probe_from is None
     assert {p.batch for p in points} == {1, 2}
     assert len({p.context for p in points if p.batch == 2}) == 1
     assert {(p.model is None, p.tokens) for p in points if p.phase == "draft"} == {(False, 1), (False, 2)}

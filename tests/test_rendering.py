@@ -167,11 +167,11 @@ def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: l
     code, out, err = outcome(args)
     assert code == 0, err
     stored = read_run(find_runs(tmp_path / "out")[0])
-    assert stored.run["workload"]["skipped"] == [{"id": "q1", "reason": "the chat template refuses it (TemplateError)"}]
-    assert stored.run["workload"]["prompts_used"] == 3
-    assert stored.run["config"]["chat_template_kwargs"] == {"year": 7}
+    assert stored.run.workload.skipped == [{"id": "q1", "reason": "the chat template refuses it (TemplateError)"}]
+    assert stored.run.workload.prompts_used == 3
+    assert stored.run.config.chat_template_kwargs == {"year": 7}
     assert {"skipped-prompts", "template-drops", "request-fields-not-used"} <= {
-        w["code"] for w in stored.run["warnings"]
+        w["code"] for w in stored.run.warnings
     }
     assert "template argument enable_thinking (1 prompt), template argument year (3 prompts)" in " ".join(out.split())
     if not more:

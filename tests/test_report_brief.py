@@ -25,7 +25,7 @@ def page(world: World, **changes: object) -> str:
 
 
 def with_config(stored: StoredRun, **values: object) -> StoredRun:
-    return replace(stored, run=stored.run | {"config": stored.run["config"] | values})
+    return replace(stored, run=stored.run | {"config": stored.run.config | values})
 
 
 def section(text: str, heading: str) -> str:

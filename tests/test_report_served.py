@@ -253,7 +253,7 @@ def test_a_server_knows_gaps_and_no_margins(tmp_path: Path) -> None:
 
 def test_the_precision_is_the_servers_own_or_not_known(tmp_path: Path) -> None:
     stored = fake_served(tmp_path / "r")
-    config = stored.run["config"] | {"dtype": "bfloat16"}
+    config = stored.run.config | {"dtype": "bfloat16"}
     silent = replace(stored, run=stored.run | {"config": config, "provenance": {"engine": "x", "hardware": None}})
     page = render_brief(silent, summarise(silent))
     assert "precision not recorded" in page and "bfloat16" not in page and "x over HTTP." in page

@@ -175,10 +175,10 @@ def test_of_two_that_start_at_once_one_is_refused(lab, tmp_path):
 def test_what_another_process_wrote_meanwhile_is_not_overwritten(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     read = read_run(folder)
-    with RunWriter(folder, dict(read.run)) as writer:
+    with RunWriter(folder, read.run) as writer:
         writer.update(status="finished")
     with pytest.raises(StoreError, match="went on with this run meanwhile; it is finished now"):
-        RunWriter(folder, dict(read.run))
+        RunWriter(folder, read.run)
     assert not in_use(folder)
     assert read_run(folder).status == "finished"
 
@@ -329,7 +329,7 @@ def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tm
         assert stored.status == "finished"
         assert min(t.times.decode_s for t in stored.trials) > 0
         assert find_runs(tmp_path)[0] == stored.folder
-        origin = stored.run["provenance"]
+        origin = stored.run.provenance
         assert origin["finished"] < origin["started"]  # as the clock said
     assert names == sorted(names)
 
@@ -350,7 +350,7 @@ def test_a_run_measured_in_two_settings_says_so(lab, tmp_path):
     edited(folder, lambda run: run["provenance"]["hardware"].update(memory_bytes=_nearly(run)))
     stored = sweep(lab, tmp_path, **SMALL)
     assert stored.folder == folder
-    first, second = stored.run["sessions"]
+    first, second = stored.run.sessions
     assert (first["commit"], first["platform"]) == ("v0.1-3-gabc", "Linux-5.4")
     assert second["commit"] != first["commit"]
     (caution,) = [c for c in summarise(stored).warnings if c.code == "mixed-sessions"]
@@ -368,7 +368,7 @@ def test_a_run_continued_in_one_setting_says_nothing(lab, tmp_path):
     interrupted(lab, tmp_path)
     stored = sweep(lab, tmp_path, **SMALL)
     assert "mixed-sessions" not in [c.code for c in summarise(stored).warnings]
-    assert len(stored.run["sessions"]) == 2
+    assert len(stored.run.sessions) == 2
 
 
 def test_other_versions_are_refused_and_named(lab, tmp_path):

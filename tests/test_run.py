@@ -232,7 +232,7 @@ def test_prompts_that_do_not_fit_are_skipped_and_reported(lab, tmp_path):
     long.write_text("\n".join(map(json.dumps, rows)))
     stored = sweep(lab, tmp_path, workload=str(long))
     assert {t.prompt_id for t in stored.trials} == {"short"}
-    (skipped,) = stored.run["workload"]["skipped"]
+    (skipped,) = stored.run.workload.skipped
     assert skipped["id"] == "long"
     assert "exceed the context of 512" in skipped["reason"]
     assert "skipped-prompts" in [c.code for c in summarise(stored).warnings]
@@ -284,7 +284,7 @@ def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
 def test_the_policy_of_the_last_command_holds(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
-    assert sweep(lab, tmp_path, limit=2, min_speedup=3.0).run["config"]["policy"]["min_speedup"] == 3.0
+    assert sweep(lab, tmp_path, limit=2, min_speedup=3.0).run.config.policy.min_speedup == 3.0
 
 
 def test_a_system_prompt_is_private(lab, tmp_path):
@@ -292,11 +292,11 @@ def test_a_system_prompt_is_private(lab, tmp_path):
     assert stored.trials[0].prompt_tokens > 60
     for path in stored.folder.rglob("*"):
         assert b"pirate-canary" not in path.read_bytes()
-    assert stored.run["config"]["system_prompt"].startswith("sha256:")
+    assert stored.run.config.system_prompt.startswith("sha256:")
 
 
 def test_the_models_are_probed_before_the_trials_and_predict_every_gamma(stored):
-    points = stored.run["probe"]
+    points = stored.run.probe
     steps = [p for p in points if p["context"] and p["phase"] == "read"]
     assert {(p["model"] is None, p["tokens"]) for p in steps} == {(True, n) for n in (1, 2, 3, 4)} | {
         (False, 1),

@@ -21,7 +21,7 @@ GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
 
 
 def with_policy(stored, **policy):
-    config = stored.run["config"] | {"policy": stored.run["config"]["policy"] | policy}
+    config = stored.run.config | {"policy": stored.run.config.policy | policy}
     return replace(stored, run=stored.run | {"config": config})
 
 
@@ -59,7 +59,7 @@ def test_a_miss_names_the_term_that_was_planted(tmp_path, term, change):
     warm = tuple(t for t in probed.trials if t.warmup)
     timed = replace(
         wrong,
-        run=wrong.run | {"probe": probed.run["probe"]},
+        run=wrong.run | {"probe": probed.run.probe},
         trials=(*(t for t in wrong.trials if not t.warmup), *warm),
     )
     rows = summarise(timed).drafts[0].gammas
@@ -69,7 +69,7 @@ def test_a_miss_names_the_term_that_was_planted(tmp_path, term, change):
 
 def test_a_machine_that_was_slower_throughout_is_no_missing_term(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD})
-    half = [point | {key: point[key] / 2 for key in ("median_s", "low_s", "high_s")} for point in stored.run["probe"]]
+    half = [point | {key: point[key] / 2 for key in ("median_s", "low_s", "high_s")} for point in stored.run.probe]
     rows = summarise(replace(stored, run=stored.run | {"probe": half})).drafts[0].gammas
     assert all(row.missing_term in (None, "the rest") for row in rows)  # other_s did not slow down with it
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from specbench.checks.address import check_address, check_model_names
-from specbench.checks.fields import kind_of
 from specbench.checks.template_kwargs import check_template_kwargs
+from specbench.validation import kind_of
 
 MAX_GAMMA = 64
 MAX_BATCH = 1024

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from specbench.checks.fields import LARGEST, strict_json
+from specbench.records import LARGEST
+from specbench.validation import strict_json
 
 # Of the call that renders: all else goes to the template.
 RESERVED = frozenset(

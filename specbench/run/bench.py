@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +15,7 @@ from specbench.acceptance.scores import BlockScores, Scores, as_text
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.errors import EngineError
-from specbench.records import Arm, Caution, Divergence, Prompt, Trial
+from specbench.records import Arm, Caution, Divergence, Omitted, Prompt, Trial
 from specbench.store import OUT_OF_MEMORY, RunWriter, TrialKey, left_out
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class LeftOut:
     def __init__(self, writer: RunWriter, most_in_a_row: int | None = MOST_IN_A_ROW) -> None:
         self._writer = writer
         self._most = most_in_a_row
-        self._waiting: list[dict[str, str]] = []
+        self._waiting: list[Omitted] = []
         self._any_fitted = False
         self.ids = left_out(writer.run)
 
@@ -243,7 +243,7 @@ class LeftOut:
     def add(self, prompt_id: str, tokens: int) -> None:
         """Memory ran out on a prompt of `tokens` tokens, those to be generated included. Raises EngineError where it
         did on the ones before as well."""
-        self._waiting.append({"id": prompt_id, "reason": f"{OUT_OF_MEMORY} at {tokens:,} tokens, its answer included"})
+        self._waiting.append(Omitted(prompt_id, f"{OUT_OF_MEMORY} at {tokens:,} tokens, its answer included"))
         if len(self._waiting) == self._most:
             raise self._error(f"Out of memory on {self._most} prompts in a row")
 
@@ -265,9 +265,9 @@ class LeftOut:
     def _store(self) -> None:
         if not self._waiting:
             return
-        workload = self._writer.run["workload"]
-        skipped = [*workload["skipped"], *self._waiting]
-        self.ids |= {one["id"] for one in self._waiting}
+        workload = self._writer.run.workload
+        skipped = (*workload.skipped, *self._waiting)
+        self.ids |= {one.id for one in self._waiting}
         self._waiting.clear()
         lengths = _lengths(skipped)
         warning = Caution(
@@ -276,13 +276,13 @@ class LeftOut:
             f"out, at {min(lengths):,} tokens and more, answers included: no number here is about prompts as long",
             "Free memory, or use a smaller model or --dtype bfloat16, and run again with --fresh.",
         )
-        others = [one for one in self._writer.run["warnings"] if one["code"] != warning.code]
-        self._writer.update(workload=workload | {"skipped": skipped}, warnings=[*others, asdict(warning)])
+        others = [one for one in self._writer.run.warnings if one.code != warning.code]
+        self._writer.update(workload=replace(workload, skipped=skipped), warnings=(*others, warning))
 
 
-def _lengths(skipped: Iterable[dict[str, str]]) -> list[int]:
+def _lengths(skipped: Iterable[Omitted]) -> list[int]:
     """Tokens at which memory ran out, of the prompts that were left out for that."""
-    found = (re.match(rf"{OUT_OF_MEMORY} at ([\d,]+) tokens", one["reason"]) for one in skipped)
+    found = (re.match(rf"{OUT_OF_MEMORY} at ([\d,]+) tokens", one.reason) for one in skipped)
     return [int(at[1].replace(",", "")) for at in found if at is not None]
 
 

@@ -6,33 +6,18 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from specbench import __version__
+from specbench.run_record import Machine, Provenance
 
 
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """The machine. `memory_bytes` is what is installed."""
-
-    cpu: str
-    physical_cores: int
-    memory_bytes: int
-    accelerator: str | None
-
-    def line(self) -> str:
-        """One line for tables and the brief."""
-        chip = self.accelerator or f"{self.cpu}, {self.physical_cores} cores"
-        return f"{chip}, {self.memory_bytes / 2**30:.0f} GiB"
-
-
-def hardware(device: str | None) -> Hardware:
+def hardware(device: str | None) -> Machine:
     """The machine as it is. The accelerator is named only where `device` uses one, or a server may."""
     accelerator = _nvidia() if device is None else None
     if device == "cuda":
@@ -42,7 +27,9 @@ def hardware(device: str | None) -> Hardware:
     elif device == "mps":
         accelerator = f"Apple GPU ({platform.machine()})"
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return Hardware(_cpu_name(), cores, psutil.virtual_memory().total, accelerator)
+    cpu, memory = _cpu_name(), psutil.virtual_memory().total
+    line = f"{accelerator or f'{cpu}, {cores} cores'}, {memory / 2**30:.0f} GiB"
+    return Machine(cpu, cores, memory, accelerator, line)
 
 
 def in_process(device: str) -> str:
@@ -52,29 +39,23 @@ def in_process(device: str) -> str:
 
 def provenance(
     engine: str, device: str | None, precision: str | None, threads: int | None, where: str | None = None
-) -> dict[str, Any]:
+) -> Provenance:
     """Everything needed to judge whether another measurement is comparable. `device` is None where a server runs the
     models; `where` names the machine if it is not this one."""
     machine = hardware(device)
-    return {
-        "argv": ["specbench", *_without_text(sys.argv[1:])],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"specbench": __version__, "python": platform.python_version()} | _versions(),
-        "commit": _commit(),
-        "platform": platform.platform(),
-        "hardware": {
-            "cpu": machine.cpu,
-            "physical_cores": machine.physical_cores,
-            "memory_bytes": machine.memory_bytes,
-            "accelerator": machine.accelerator,
-            "line": where or machine.line(),
-        },
-        "engine": engine,
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
+    return Provenance(
+        argv=("specbench", *_without_text(sys.argv[1:])),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"specbench": __version__, "python": platform.python_version()} | _versions(),
+        commit=_commit(),
+        platform=platform.platform(),
+        hardware=machine if where is None else replace(machine, line=where),
+        engine=engine,
+        device=device,
+        precision=precision,
+        threads=threads,
+        load_at_start=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
 
 
 def _nvidia() -> str | None:

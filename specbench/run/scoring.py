@@ -36,7 +36,8 @@ from specbench.records import Caution, Prompt
 from specbench.run.bench import Observer, text_of
 from specbench.run.resume import opened, threads_of, unfinished
 from specbench.run.runfile import marked
-from specbench.run.servedfile import begun, engine, note_losses, note_server, nothing_done
+from specbench.run.servedfile import begun, engine, note_losses, note_server, nothing_done, refused_before
+from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 
 # Prompts that are written and then scored where both servers run: as much would be lost if we were killed.
@@ -123,12 +124,12 @@ class _Scoring:
         self.positions = positions
         self.observer = observer
         self.scored = {(text.prompt_id, text.draft) for text in read_positions(writer.folder)}
-        self.refused: dict[str, str] = {s["id"]: s["reason"] for s in writer.run["workload"]["skipped"]}
+        self.refused = refused_before(writer.run)
         self.patience = Patience()
         self._asking = Asking()
         self._unread: set[str] | None = None
         self.read_again = 0
-        self._ends: frozenset[int] = frozenset(writer.run["served"].get("ends", ()))
+        self._ends: frozenset[int] = frozenset((writer.run.served or ServedBy()).ends)
         self._cautions: list[Caution] = []
         self._ids: dict[str | None, Ids | None] = {}  # of PROBES, by draft
 
@@ -201,7 +202,8 @@ class _Scoring:
             asyncio.run(session(up))
         self._ends |= {text.output[-1] for text in texts.values() if text.finish == "eos"}
         # Token ids that end texts of this model: a later session must not judge by fewer.
-        self.writer.update(served=self.writer.run["served"] | {"ends": sorted(self._ends)})
+        served = self.writer.run.served or ServedBy()
+        self.writer.update(served=replace(served, ends=tuple(sorted(self._ends))))
         return texts
 
     def _ask(self, draft: str, texts: Sequence[tuple[Prompt, Written]]) -> None:

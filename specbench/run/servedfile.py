@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -13,9 +13,10 @@ from specbench.backends.server.provider import Provider
 from specbench.config import RunConfig
 from specbench.errors import ConfigError, EngineError, StoreError
 from specbench.models.defaults import generation_caution
-from specbench.records import Caution, Prompt
+from specbench.records import Caution, Omitted, Prompt
 from specbench.run.provenance import provenance
 from specbench.run.runfile import prompts_of, run_record, skipped_prompts
+from specbench.run_record import Command, RunRecord, ServedBy
 from specbench.store import RunWriter
 from specbench.text import clean
 
@@ -24,7 +25,7 @@ from specbench.text import clean
 IDENTITY = ("model", "version", "speculating", "gamma", "context", "method")
 
 
-def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tuple[list[Prompt], dict[str, Any]]:
+def begun(config: RunConfig, command: Command, provider: Provider, arms: int) -> tuple[list[Prompt], RunRecord]:
     """The prompts in the order in which they are measured, and run.json as it would begin; `arms` times is each prompt
     to be timed."""
     workload, chosen = prompts_of(config)
@@ -35,6 +36,7 @@ def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tup
     except ValueError as error:
         raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
     own = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens)
+    served = ServedBy(provider.adapter.name, provider.launch, dict(provider.adapter.sources))
     record = run_record(
         config,
         command,
@@ -45,25 +47,21 @@ def begun(config: RunConfig, command: str, provider: Provider, arms: int) -> tup
         models=provider.models,
         cautions=[] if own is None else [own],
         trials_planned=len(prompts) * config.repeats * len(config.loads) * arms,
+        served=served,
     )
-    sources = dict(provider.adapter.sources)
-    served = {"adapter": provider.adapter.name, "launch": provider.launch, "sources": sources, "settings": {}}
-    return prompts, record | {"served": served}
+    return prompts, record
 
 
 def note_server(writer: RunWriter, label: str, state: State, name: str | None) -> None:
     """Store what the server of `label` is, and under which `name` the engine goes (None: as before). Raises StoreError
     where an earlier session measured another."""
-    served = writer.run["served"]
-    earlier = served["settings"].get(label)
+    served = writer.run.served or ServedBy()
+    earlier = served.settings.get(label)
     # Whoever reads the run need not know where on a disk the model lay.
     model = PurePath(state.model).name if state.model and state.model.startswith("/") else state.model
-    now = asdict(state) | {"busy": None, "model": model}
-    was = {} if earlier is None else {key: earlier.get(key) for key in IDENTITY}
-    if was.get("method") is None or now["method"] is None:
-        was.pop("method", None)
-    changed = [f"{key}: {clean(was[key])} -> {clean(now[key])}" for key in was if was[key] != now[key]]
-    engine_was = writer.run["provenance"]["engine"]
+    now = replace(state, busy=None, model=model)
+    changed = [] if earlier is None else [_change(key, earlier, now) for key in IDENTITY if _differ(key, earlier, now)]
+    engine_was = writer.run.provenance.engine
     if earlier is not None and name not in (None, engine_was):
         changed.append(f"{clean(engine_was)} -> {clean(name)}")
     if changed:
@@ -72,9 +70,23 @@ def note_server(writer: RunWriter, label: str, state: State, name: str | None) -
             where=str(writer.folder),
             cure="Use --fresh to start a new run.",
         )
-    writer.update(served=served | {"settings": served["settings"] | {label: now}})
+    writer.update(served=replace(served, settings={**served.settings, label: now}))
     if name is not None:
-        writer.update(provenance=writer.run["provenance"] | {"engine": name})
+        writer.update(provenance=replace(writer.run.provenance, engine=name))
+
+
+def _differ(key: str, was: State, now: State) -> bool:
+    before, after = getattr(was, key), getattr(now, key)
+    return bool(before != after and (key != "method" or None not in (before, after)))
+
+
+def _change(key: str, was: State, now: State) -> str:
+    return f"{key}: {clean(getattr(was, key))} -> {clean(getattr(now, key))}"
+
+
+def refused_before(run: RunRecord) -> dict[str, str]:
+    """Prompts that earlier sessions left out, by id, and why."""
+    return {skipped.id: skipped.reason for skipped in run.workload.skipped}
 
 
 def note_losses(
@@ -83,21 +95,22 @@ def note_losses(
     """Put into run.json what a session noticed: prompts `refused`, with reasons, requests that failed for good, and
     other `cautions`."""
     run = writer.run
-    known = {skipped["id"] for skipped in run["workload"]["skipped"]}
-    new = [{"id": name, "reason": why} for name, why in refused.items() if name not in known]
+    workload = run.workload
+    known = {skipped.id for skipped in workload.skipped}
+    new = [Omitted(name, why) for name, why in refused.items() if name not in known]
     said = list(cautions)
     changes: dict[str, Any] = {}
     if new:
-        skipped = run["workload"]["skipped"] + new
-        changes["workload"] = run["workload"] | {"skipped": skipped}
+        skipped = (*workload.skipped, *new)
+        changes["workload"] = replace(workload, skipped=skipped)
         said.append(skipped_prompts(skipped))
     if failures:
         said.append(_failed(failures))
         changes["status"] = "interrupted"  # the same command asks again
-    unique = {caution.code: asdict(caution) for caution in said}
-    kept = [warning for warning in run["warnings"] if warning["code"] not in {*unique, "failed-requests"}]
+    unique = {caution.code: caution for caution in said}
+    kept = [warning for warning in run.warnings if warning.code not in {*unique, "failed-requests"}]
     # At once: a kill in between would leave prompts out without a word.
-    writer.update(**changes, warnings=[*kept, *unique.values()])
+    writer.update(**changes, warnings=(*kept, *unique.values()))
 
 
 def nothing_done(

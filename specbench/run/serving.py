@@ -23,9 +23,10 @@ from specbench.records import Arm, ArmKind, Caution, Prompt
 from specbench.run.bench import Observer
 from specbench.run.resume import opened, progress_of, threads_of, unfinished
 from specbench.run.runfile import marked
-from specbench.run.servedfile import begun, engine, note_losses, note_server, nothing_done
+from specbench.run.servedfile import begun, engine, note_losses, note_server, nothing_done, refused_before
 from specbench.run.serverbench import Job, ServerBench, text_hash
 from specbench.run.session import shuffled
+from specbench.run_record import Command
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, trial_key
 
 WARM_UPS = 2
@@ -47,7 +48,9 @@ class Serving:
         return "baseline" if self.draft is None else f"{self.draft} gamma {self.gamma}"
 
 
-def serve(config: RunConfig, command: str, gammas: Sequence[int], observer: Observer, *, mode: str = "auto") -> Path:
+def serve(
+    config: RunConfig, command: Command, gammas: Sequence[int], observer: Observer, *, mode: str = "auto"
+) -> Path:
     """Run or continue on servers; returns the run folder, in which every answered request already lies. `mode` is as
     for a run in process. KeyboardInterrupt passes through after the folder is marked and the servers are stopped."""
     drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
@@ -101,9 +104,9 @@ class _Serve:
         attempts, self.done = progress_of(stored.trials)
         self._hashes = {trial_key(trial): trial.output_sha256 for trial in stored.trials if not trial.warmup}
         self._noted = {trial_key(trial) for trial in stored.trials if trial.diverged is not None}
-        total = int(writer.run["trials_planned"])
+        total = writer.run.trials_planned or 0
         self.bench = ServerBench(config, writer, observer, attempts, 3 + total // 10, _next_stretch(stored))
-        self.bench.refused = {s["id"]: s["reason"] for s in writer.run["workload"]["skipped"]}
+        self.bench.refused = refused_before(writer.run)
         self._cautions: list[Caution] = []
         self._looked: dict[str, State] = {}
         self._warm: set[str] = set()
@@ -112,7 +115,7 @@ class _Serve:
         speculative = [Serving("speculative", draft, g) for draft in self.config.draft for g in self.config.gamma]
         servings = [Serving("baseline"), Serving("baseline-again"), *speculative]
         self._check_all(servings, prompts)
-        self.observer.begin(int(self.writer.run["trials_planned"]), len(self.done))
+        self.observer.begin(self.writer.run.trials_planned or 0, len(self.done))
         size = self.provider.prompts_per_start or len(prompts)
         try:
             for begin in range(0, len(prompts), size):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from specbench.acceptance.positions import PositionWriter
 from specbench.analysis.stopped import ruled_out_line
@@ -25,13 +25,14 @@ from specbench.models import resolve_device
 from specbench.models.defaults import own_cautions
 from specbench.models.encoding import Today, encoded_record, today_of
 from specbench.models.memory import is_out_of_memory, memory_errors
-from specbench.records import Arm, Prompt
+from specbench.records import Arm, Omitted, Prompt
 from specbench.run.bench import Bench, Encoded, LeftOut, Observer, Unit, batch_too_large, units
 from specbench.run.looks import Looks
 from specbench.run.provenance import in_process, provenance
 from specbench.run.replay import replay_texts, scored_texts
 from specbench.run.resume import opened, progress_of, threads_of, unfinished
 from specbench.run.runfile import marked, prompts_of, run_record
+from specbench.run_record import Command, RunRecord
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ def shuffled(items: Sequence[T], seed: str) -> list[T]:
     return order
 
 
-def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit], list[dict[str, str]]]:
+def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit], list[Omitted]]:
     """Prompts, or batches of them, in the order in which they are measured; and the prompts that fill no batch."""
     order = list(encoded)
     random.Random(config.seed).shuffle(order)
@@ -67,7 +68,7 @@ def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit
             cure="Use more prompts (--limit) or a smaller --batch-size.",
         )
     rest = order[len(found) * config.batch_size :]
-    return found, [{"id": item.prompt.id, "reason": f"left over from batches of {config.batch_size}"} for item in rest]
+    return found, [Omitted(item.prompt.id, f"left over from batches of {config.batch_size}") for item in rest]
 
 
 def _spread(order: Sequence[Encoded], seed: int) -> list[Encoded]:
@@ -86,7 +87,7 @@ def _spread(order: Sequence[Encoded], seed: int) -> list[Encoded]:
 
 def run(
     config: RunConfig,
-    command: str,
+    command: Command,
     gammas: Sequence[int],
     observer: Observer,
     *,
@@ -106,7 +107,7 @@ def run(
     config = replace(config, gamma=tuple(gammas), draft=drafts)
     if costs is not None:
         require_probe(costs)
-    kind = "replay" if replay_only else command
+    kind: Command = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
     plan = _prepared(config, kind, earlier, observer)
     reused = None if costs is None else stored_costs(costs, plan.record, _probe_plan(plan.encoded, config))
@@ -127,10 +128,10 @@ class Prepared:
     engine: LocalEngine
     encoded: list[Encoded]
     order: list[Unit]
-    record: dict[str, Any]
+    record: RunRecord
 
 
-def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer: Observer) -> Prepared:
+def _prepared(config: RunConfig, kind: Command, earlier: StoredRun | None, observer: Observer) -> Prepared:
     """Read the prompts, load the models, see what fits."""
     workload, chosen = prompts_of(config)
     threads = threads_of(config, earlier)
@@ -154,6 +155,7 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
     reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
     planned = len(order) * len(plan_arms(config, config.gamma)) * config.repeats
     require_disk(config, chosen, planned - (len(earlier.trials) if earlier else 0))
+    contents = [(item.prompt.sha256, item.ids) for item in encoded]
     record = run_record(
         config,
         kind,
@@ -161,20 +163,19 @@ def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer:
         [item.prompt for item in encoded],
         skipped,
         setting=provenance(in_process(engine.device), engine.device, config.dtype, threads),
-        models=engine.describe() | {"reference_check": [asdict(one) for one in reference]},
+        models=engine.describe(),
         cautions=engine.cautions,
         trials_planned=planned,
+        encoded=encoded_record(engine.target, contents, engine.today),
+        reference=reference,
     )
-    contents = [(item.prompt.sha256, item.ids) for item in encoded]
-    record["workload"]["encoded"] = encoded_record(engine.target, contents, engine.today)
     return Prepared(engine, encoded, order, record)
 
 
 def _today(earlier: StoredRun | None, observer: Observer) -> Today:
     """What a chat template takes for today: in a run that goes on, the day that it began with, or its prompts would
     become others in the middle."""
-    workload = {} if earlier is None else earlier.run.get("workload") or {}
-    today = today_of(workload.get("encoded"))
+    today = today_of(None if earlier is None else earlier.run.workload.encoded)
     if today.at.date() != datetime.now().date():
         observer.say(f"The chat template writes the date: prompts keep that of the run, {today.at:%Y-%m-%d}")
     return today
@@ -197,17 +198,16 @@ def _measure(
         bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
         looks = Looks(writer, arms, len(order))
         bench.warm_up(order[0], looks.arms)
-        if "probe" not in writer.run:
+        if writer.run.probe is None:
             if reused is None:
                 observer.say("Timing the models alone")
             encoded = [one for item in order for one in item.items]
             costs = engine.probe(encoded[0].ids, _probe_plan(encoded, config)) if reused is None else reused
-            cautions = [asdict(caution) for caution in costs.cautions]
             # At once: a kill in between would leave the costs without what is wrong with them.
             writer.update(
-                probe=[asdict(point) for point in costs.points],
+                probe=costs.points,
                 probe_from=costs.source,
-                warnings=[*writer.run["warnings"], *cautions],
+                warnings=(*writer.run.warnings, *costs.cautions),
             )
         left_out = LeftOut(writer)
         order = [item for item in order if item.id not in left_out.ids]
@@ -266,13 +266,12 @@ def _probe_plan(encoded: Sequence[Encoded], config: RunConfig) -> ProbePlan:
 
 def _layers(earlier: StoredRun) -> dict[str, int]:
     """Layers that an earlier session chose for its skip drafts."""
-    drafts = earlier.run.get("drafts", {})
-    return {spec: facts["layers"] for spec, facts in drafts.items() if "layers" in facts}
+    return {spec: facts.layers for spec, facts in earlier.run.drafts.items() if facts.layers is not None}
 
 
 def _fit(
     engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig, *, batched: bool
-) -> tuple[list[Encoded], list[dict[str, str]]]:
+) -> tuple[list[Encoded], list[Omitted]]:
     """Encode the prompts; those that the chat template refuses or that would not fit the context are skipped and
     listed, never changed."""
     found = engine.encode_all(prompts)
@@ -282,7 +281,7 @@ def _fit(
         need = len(ids) + config.max_new_tokens
         if engine.max_context is not None and need > engine.max_context:
             reason = f"{len(ids)} + {config.max_new_tokens} new tokens exceed the context of {engine.max_context}"
-            skipped.append({"id": prompt.id, "reason": reason})
+            skipped.append(Omitted(prompt.id, reason))
         else:
             encoded.append(Encoded(prompt, ids))
     if not encoded:
@@ -298,7 +297,7 @@ def _fit(
 
 def _on_one_side(
     encoded: Sequence[Encoded], limit: int, config: RunConfig, batched: bool
-) -> tuple[list[Encoded], list[dict[str, str]]]:
+) -> tuple[list[Encoded], list[Omitted]]:
     """Texts that stay below the length at which a model changes its frequencies, or begin above it: a text that crosses
     it would go on with keys of the other frequencies. In a batch all rows are turned alike, so there the side with more
     prompts is taken."""
@@ -315,5 +314,5 @@ def _on_one_side(
         )
     why = "and a batch holds texts of one side" if batched else "which a cached text cannot follow"
     reason = f"the model changes its rotary frequencies at {limit} tokens (LongRoPE), {why}"
-    left_out = [{"id": item.prompt.id, "reason": reason} for item in encoded if item.prompt.id not in ids]
+    left_out = [Omitted(item.prompt.id, reason) for item in encoded if item.prompt.id not in ids]
     return [item for item in encoded if item.prompt.id in ids], left_out
