@@ -97,7 +97,7 @@ def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
 
     assert counts(swept.stored) == counts(typed) and len(swept.trials) == 12 * 4
     same = ("command", "fingerprint", "trials_planned", "target", "drafts", "workload", "warnings", "status")
-    assert {key: swept.stored.run[key] for key in same} == {key: typed.run[key] for key in same}
+    assert {key: getattr(swept.stored.run, key) for key in same} == {key: getattr(typed.run, key) for key in same}
     columns = ["gamma", "rounds", "drafted", "accepted", "emitted"]
     found = json.loads(result.stdout)["drafts"][0]["gammas"]
     assert swept.gammas[columns].to_dict("records") == [{key: row[key] for key in columns} for row in found]
@@ -151,7 +151,7 @@ def test_replay_only_has_acceptance_and_no_verdict(swept, lab, tmp_path):
 
 def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkeypatch):
     argv = swept.stored.run.provenance.argv
-    assert argv[:2] == ["specbench", "sweep"] and not {"-q", "tests"} & set(argv)
+    assert argv[:2] == ("specbench", "sweep") and not {"-q", "tests"} & set(argv)
     assert f"--target {lab.target} --draft {lab.near} --workload {lab.workload}" in " ".join(argv)
     assert argv[argv.index("--config") + 1] == str(lab.workload.parent / "lab.yaml")
     # typed, it continues or repeats this very run

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
@@ -23,6 +24,7 @@ from specbench.errors import StoreError
 from specbench.run import provenance, runfile
 from specbench.run.resume import differences, same_setting, unfinished
 from specbench.run.runfile import stored_config
+from specbench.run_record import RunRecord
 from specbench.store import RunWriter, find_runs, folders, in_use, new_folder, read_run, trial_key
 
 ROOT = Path(__file__).parent.parent
@@ -107,8 +109,8 @@ def test_a_run_that_cannot_be_read_is_not_left_silently(lab, tmp_path):
 def test_the_second_process_is_refused_and_a_killed_one_does_not_block(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     holds = (
-        "import json, sys, time; from pathlib import Path; from specbench.store import RunWriter\n"
-        "folder = Path(sys.argv[1]); run = json.loads((folder / 'run.json').read_text())\n"
+        "import sys, time; from pathlib import Path; from specbench.store import RunWriter, read_record\n"
+        "folder = Path(sys.argv[1]); run = read_record(folder)\n"
         "writer = RunWriter(folder, run); writer.update(status='started'); print('held', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", holds, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -209,7 +211,7 @@ def failing(monkeypatch, name, code, nth, holding=b""):
     [
         ("trials.jsonl", b"", 1, 0, "failed"),
         ("trials.jsonl", b"", 7, 3, "failed"),
-        ("run.json.tmp", b'"probe"', 1, 0, "started"),
+        ("run.json.tmp", b'"median_s"', 1, 0, "started"),
         ("run.json.tmp", b'"finished"', 1, TRIALS, "started"),
     ],
 )
@@ -330,7 +332,7 @@ def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tm
         assert min(t.times.decode_s for t in stored.trials) > 0
         assert find_runs(tmp_path)[0] == stored.folder
         origin = stored.run.provenance
-        assert origin["finished"] < origin["started"]  # as the clock said
+        assert origin.finished < origin.started  # as the clock said
     assert names == sorted(names)
 
 
@@ -351,8 +353,8 @@ def test_a_run_measured_in_two_settings_says_so(lab, tmp_path):
     stored = sweep(lab, tmp_path, **SMALL)
     assert stored.folder == folder
     first, second = stored.run.sessions
-    assert (first["commit"], first["platform"]) == ("v0.1-3-gabc", "Linux-5.4")
-    assert second["commit"] != first["commit"]
+    assert (first.commit, first.platform) == ("v0.1-3-gabc", "Linux-5.4")
+    assert second.commit != first.commit
     (caution,) = [c for c in summarise(stored).warnings if c.code == "mixed-sessions"]
     assert "in 2 sessions" in caution.message
     assert "commit of specbench (v0.1-3-gabc, " in caution.message and "system (Linux-5.4, " in caution.message
@@ -394,10 +396,11 @@ def test_every_part_of_the_setting_is_compared(lab, tmp_path):
         (("provenance", "versions"), "transformers"),
         (("provenance", "versions"), "specbench"),
     ):
-        other = json.loads(json.dumps(run))
+        other = asdict(run)
         part = other
         for step in where:
             part = part[step]
         part[key] = "another"
+        other = TypeAdapter(RunRecord).validate_python(other)
         with pytest.raises(StoreError, match=f"{key}: another -> "):
             same_setting(other, run, tmp_path)

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from fake_run import FakeDraft, FakeMachine, fake_run
+from fake_run import FakeDraft, FakeMachine, fake_run, with_run
 
 from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
-from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
 from specbench.decision.ruling import Standing, look_sizes, rule
 from specbench.run.looks import look
+from specbench.run_record import CategoryCount, WorkloadFacts
 
 
 def pair(spec_s, n=20, tokens=None):
@@ -157,7 +157,7 @@ def planted(folder, world, seed, prompts=60, gammas=(1, 2, 3, 4, 6, 8)):
     machine = FakeMachine(verify=tuple(1 + world.verify * n for n in range(max(gammas) + 1)), noise=world.noise)
     counts, drafts = dict.fromkeys(world.alpha, each), {"d": FakeDraft(world.alpha)}
     stored = fake_run(folder, drafts, machine=machine, prompts=counts, gammas=gammas, seed=seed)
-    stored.run.workload = {"categories": {name: {"available": each, "used": each} for name in world.alpha}}
+    stored = with_run(stored, workload=WorkloadFacts(categories=dict.fromkeys(world.alpha, CategoryCount(each, each))))
     order = [f"p{number}" for number in range(prompts)]
     random.Random(seed).shuffle(order)
     return stored, order
