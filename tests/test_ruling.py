@@ -20,7 +20,7 @@ from specbench.acceptance.positions import read_positions
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
 from specbench.decision.ruling import Standing, look_sizes, rule
-from specbench.run.looks import look
+from specbench.run.early_stopping import look
 from specbench.run_record import CategoryCount, WorkloadFacts
 
 

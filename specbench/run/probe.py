@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specbench.backends.base import Setting
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError
 from specbench.records import Bandwidth, Caution
-from specbench.run.provenance import in_process, provenance
-from specbench.run.runfile import ended, prompts_of
+from specbench.run.provenance import provenance
+from specbench.run.record import ended, prompts_of
 from specbench.run_record import ModelFacts, Provenance, RunRecord
 from specbench.store import RunWriter, new_folder
 
@@ -57,6 +58,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
     import torch
 
     from specbench.backends.local.prober import Prober
+    from specbench.backends.local.session import in_process
     from specbench.clock import device_sync
     from specbench.cost.bandwidth import memory_bandwidth
     from specbench.models import resolve_device
@@ -64,7 +66,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(in_process(device), device, config.dtype, threads)
+    setting = provenance(Setting(in_process(device), device, config.dtype, threads))
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from specbench import __version__
+from specbench.backends.base import Setting
 from specbench.run_record import Machine, Provenance
 
 
@@ -32,28 +33,20 @@ def hardware(device: str | None) -> Machine:
     return Machine(cpu, cores, memory, accelerator, line)
 
 
-def in_process(device: str) -> str:
-    """How the engine of this process is called."""
-    return f"transformers models in process, specbench loop ({device})"
-
-
-def provenance(
-    engine: str, device: str | None, precision: str | None, threads: int | None, where: str | None = None
-) -> Provenance:
-    """Everything needed to judge whether another measurement is comparable. `device` is None where a server runs the
-    models; `where` names the machine if it is not this one."""
-    machine = hardware(device)
+def provenance(setting: Setting) -> Provenance:
+    """Everything needed to judge whether another measurement is comparable."""
+    machine = hardware(setting.device)
     return Provenance(
         argv=("specbench", *_without_text(sys.argv[1:])),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={"specbench": __version__, "python": platform.python_version()} | _versions(),
         commit=_commit(),
         platform=platform.platform(),
-        hardware=machine if where is None else replace(machine, line=where),
-        engine=engine,
-        device=device,
-        precision=precision,
-        threads=threads,
+        hardware=machine if setting.where is None else replace(machine, line=setting.where),
+        engine=setting.engine,
+        device=setting.device,
+        precision=setting.precision,
+        threads=setting.threads,
         load_at_start=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 

@@ -12,20 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from specbench.backends.base import Admitted
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.errors import ConfigError, StoreError
-from specbench.records import Caution, Omitted, Prompt, ReferenceCheck
-from specbench.run_record import (
-    CategoryCount,
-    Command,
-    Encoding,
-    ModelFacts,
-    Provenance,
-    RunRecord,
-    ServedBy,
-    WorkloadFacts,
-)
+from specbench.records import Caution, Omitted, Prompt
+from specbench.run.provenance import provenance
+from specbench.run_record import CategoryCount, Command, Provenance, RunRecord, WorkloadFacts
 from specbench.shipped import workload_source
 from specbench.store import RUN_FILE, RunWriter, busy, find_runs, in_use, one_at_a_time, read_record
 from specbench.workload import Workload, load_workload, select
@@ -59,30 +52,25 @@ def run_record(
     config: RunConfig,
     command: Command,
     workload: Workload,
-    used: Sequence[Prompt],
-    skipped: Sequence[Omitted],
+    admitted: Admitted,
+    unused: Sequence[Omitted],
     *,
-    setting: Provenance,
-    models: tuple[ModelFacts, dict[str, ModelFacts]],
-    cautions: Sequence[Caution],
     trials_planned: int,
-    encoded: Encoding | None = None,
-    served: ServedBy | None = None,
-    reference: Sequence[ReferenceCheck] = (),
 ) -> RunRecord:
-    """run.json at the start of a run: `setting` is its provenance, `models` are the facts of target and drafts,
-    `served` and `encoded` what servers and what models in process have beside."""
-    left_out = (*(Omitted(each.name, each.reason) for each in workload.skipped), *skipped)
-    warnings = [*workload.cautions, *cautions, *([skipped_prompts(left_out)] if left_out else [])]
+    """run.json at the start of a run. `unused` are prompts that were admitted and find no place in the plan."""
+    without = {one.id for one in unused}
+    used = [item.prompt for item in admitted.items if item.prompt.id not in without]
+    left_out = (*(Omitted(each.name, each.reason) for each in workload.skipped), *admitted.skipped, *unused)
+    warnings = (*workload.cautions, *admitted.cautions, *([skipped_prompts(left_out)] if left_out else []))
     return RunRecord(
         status="started",
         command=command,
         name=config.name or command,
         config=stored_config(config),
         fingerprint=config.fingerprint(),
-        provenance=setting,
-        target=models[0],
-        drafts=models[1],
+        provenance=provenance(admitted.setting),
+        target=admitted.target,
+        drafts=admitted.drafts,
         workload=WorkloadFacts(
             source=workload.source,
             sha256=workload.sha256,
@@ -90,12 +78,12 @@ def run_record(
             prompts_used=len(used),
             categories=_by_category(workload.prompts, used),
             skipped=left_out,
-            encoded=encoded,
+            encoded=admitted.encoded,
         ),
-        served=served,
+        served=admitted.served,
         trials_planned=trials_planned,
-        warnings=tuple(warnings),
-        reference_check=tuple(reference),
+        warnings=warnings,
+        reference_check=admitted.reference,
     )
 
 
