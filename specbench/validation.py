@@ -73,8 +73,6 @@ def read_value(kind: type[Kind], value: object, noun: str) -> Kind:
         return adapter.validate_python(value)
     except ValidationError as error:
         raise ValueError(_line(error, value, noun, adapter)) from None
-    except UnicodeEncodeError:
-        raise ValueError(f"{noun} holds half a surrogate pair") from None
 
 
 def strict_json(data: bytes) -> Any:
@@ -134,6 +132,8 @@ def _beyond(code: str, context: Mapping[str, Any]) -> str:
             return f"has more than {context['max_length']} entries"
         case "too_short" | "string_too_short":
             return "is empty"
+        case "string_unicode":
+            return "holds half a surrogate pair"
         case "value_error":
             return str(context["error"])  # a check of ours, whose words follow the place
     return "is not what may be there"

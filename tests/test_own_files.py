@@ -171,7 +171,7 @@ def test_a_run_on_servers_names_it_where_the_files_are_at_hand(lab, tmp_path):
 def findings(lab, target):
     flags = ["--target", target, "--draft", lab.near, "--workload", lab.workload, "--dtype", "float32", "--limit", "1"]
     done = call("doctor", *map(str, flags), "--max-new-tokens", "4", "--threads", "1", "--json", "--quiet")
-    return {each.code: each for each in json.loads(done.stdout)["findings"]}
+    return {each["code"]: each for each in json.loads(done.stdout)["findings"]}
 
 
 # Ends of texts
