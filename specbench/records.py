@@ -31,7 +31,9 @@ class FirstFault:
 
 # What is read again from a run folder is held to these (specbench/validation.py).
 Count = Annotated[int, Ge(0), Le(LARGEST)]
+Size = Annotated[int, Ge(0), Le(10**18)]  # bytes, parameters: a model may have more than a million million
 Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+Speed = Annotated[float, Ge(0), Le(10**18)]  # bytes a second
 Counts = Annotated[tuple[Count, ...], FirstFault()]
 Survived = Annotated[tuple[Count, ...], FirstFault(), MaxLen(MOST_DRAFTED)]
 
@@ -300,9 +302,9 @@ class Bandwidth:
     """How fast a machine moves memory: bytes per second, median with an interval as for a cost, and in words what was
     measured."""
 
-    bytes_per_s: float
-    low: float
-    high: float
+    bytes_per_s: Speed
+    low: Speed
+    high: Speed
     what: str
 
 

@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from specbench.config import RunConfig
-from specbench.records import Bandwidth, Caution, CostPoint, Count, Counts, Number, Omitted, ReferenceCheck, RuledOut
+from specbench.records import (
+    Bandwidth,
+    Caution,
+    CostPoint,
+    Count,
+    Counts,
+    Number,
+    Omitted,
+    ReferenceCheck,
+    RuledOut,
+    Size,
+)
 
 SCHEMA: Literal[1] = 1
 
@@ -24,7 +35,7 @@ class Machine:
 
     cpu: str | None = None
     physical_cores: Count | None = None
-    memory_bytes: Count | None = None
+    memory_bytes: Size | None = None
     accelerator: str | None = None
     line: str | None = None
 
@@ -57,11 +68,11 @@ class ModelFacts:
 
     name: str | None = None
     revision: str | None = None
-    parameters: Count | None = None
-    weight_bytes: Count | None = None
-    step_bytes: Count | None = None
+    parameters: Size | None = None
+    weight_bytes: Size | None = None
+    step_bytes: Size | None = None
     forward: str | None = None
-    cache_bytes_per_token: Count | None = None
+    cache_bytes_per_token: Size | None = None
     reader: str | None = None
     layers: Count | None = None
     end_tokens: Counts = ()

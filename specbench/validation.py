@@ -132,6 +132,8 @@ def _beyond(code: str, context: Mapping[str, Any]) -> str:
             return f"has more than {context['max_length']} entries"
         case "too_short" | "string_too_short":
             return "is empty"
+        case "json_invalid":  # what Python's reader takes, such as half a surrogate pair
+            return f"is not JSON: {context['error']}"
         case "string_unicode":
             return "holds half a surrogate pair"
         case "value_error":

@@ -27,7 +27,7 @@ class RunWriter:
     begin, or as it was read from the folder; `revision` counts how often it was written.
 
     Raises StoreError where another process holds the lock or went on with the run since, where a link lies in the
-    folder, and where nothing can be written."""
+    folder, and where nothing can be written; EngineError for what could not be read again, which is not written."""
 
     def __init__(self, folder: Path, run: RunRecord) -> None:
         self.folder = folder
@@ -96,11 +96,11 @@ class RunWriter:
             raise unwritable(error, path) from None
 
     def update(self, **changes: Any) -> None:
-        """Change fields of run.json, atomically."""
-        self.run = replace(self.run, revision=self.run.revision + 1, **changes)
+        """Change fields of run.json, atomically. Raises EngineError for what could not be read again."""
+        run = replace(self.run, revision=self.run.revision + 1, **changes)
         path = self.folder / RUN_FILE
         try:
-            data = record_json(self.run)
+            data = record_json(run)
         except ValueError as error:
             raise EngineError(
                 f"What is known of the run is no run.json: {why_not(error)}",
@@ -111,6 +111,7 @@ class RunWriter:
             replace_file(path, data)
         except OSError as error:
             raise unwritable(error, path) from None
+        self.run = run
 
     def _refuse_stale(self) -> None:
         """Between reading the run and locking it, another process may have gone on with it."""
