@@ -71,7 +71,7 @@ def test_a_gamma_that_is_ruled_out_is_measured_no_further(lab, tmp_path):
     # the whole run says what it would have stopped: the same, for the same reason
     whole = sweep(lab, tmp_path, gammas=GAMMAS, all_gammas=True)
     assert counts(whole) == dict.fromkeys(GAMMAS, 12)
-    assert "looks" not in whole.run
+    assert whole.run.looks == ()
     walked = as_swept(whole, read_positions(whole.folder))
     assert walked.run.ruled_out == stored.run.ruled_out
     assert counts(walked) == counts(stored)
@@ -150,7 +150,7 @@ def test_a_look_that_a_kill_lost_is_taken_again(lab, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             sweep(lab, tmp_path, gammas=GAMMAS)
     (folder,) = find_runs(tmp_path)
-    assert "looks" not in read_run(folder).run
+    assert read_run(folder).run.looks == ()
     again = sweep(lab, tmp_path, gammas=GAMMAS)
     assert again.folder == folder
     assert counts(again) == {1: 12, 2: 12, 4: 10, 8: 10}
