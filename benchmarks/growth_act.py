@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from specbench.report import figures
 from specbench.report.brief import brief
 from specbench.run.losses import Losses
 from specbench.run.session import Measurement, units_of
-from specbench.store import RunWriter, StoredRun, read_run
+from specbench.store import RunWriter, StoredRun, read_record, read_run
 from specbench.workload import load_workload, profile
 
 LOADED = figures, summarise, brief  # what the commands load while they run belongs to no act
@@ -57,7 +58,7 @@ def bookkeeping(folder: Path, prompts: int, gammas: int, drafts: int) -> None:
     to = folder / "written"
     to.mkdir()
     # Nothing is timed alone and no gamma is stopped: what is left is a trial after another.
-    record = json.loads((folder / "run" / "run.json").read_bytes()) | {"command": "measure", "trials_planned": 0}
+    record = replace(read_record(folder / "run"), command="measure", trials_planned=0)
     with RunWriter(to, record) as writer:
         session = LocalSession(cast(Any, FakeEngine()), config, to)
         stored, losses = StoredRun(to, record, (), torn=False), Losses(writer, (), None)

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -102,8 +102,9 @@ def load_run(folder: Location, **policy: object) -> Run:
     """Open a run folder, finished or not. Keys of the policy, such as `min_speedup=1.2` or `mix={"code": 1.0}`, go over
     those that the run was started with. Raises StoreError, and ConfigError for a key or value that is not known."""
     stored = read_run(Path(folder))
-    asked = override_policy(stored.run["config"]["policy"], policy)
-    return Run(replace(stored, run=stored.run | {"config": stored.run["config"] | {"policy": asked}}))
+    config = stored.run.config
+    asked = Policy(**override_policy(asdict(config.policy), policy))
+    return Run(replace(stored, run=replace(stored.run, config=replace(config, policy=asked))))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,7 +126,7 @@ class Run:
     @property
     def policy(self) -> Policy:
         """What the verdict is held against."""
-        return Policy(**self.stored.run["config"]["policy"])
+        return self.stored.run.config.policy
 
     @cached_property
     def summary(self) -> Summary:
@@ -189,7 +190,7 @@ class Run:
         """One row for each point at which a model was timed alone; none where none was."""
         from specbench.report.notebook import frame
 
-        return frame(CostPoint, [CostPoint(**point) for point in self.stored.run.get("probe") or []])
+        return frame(CostPoint, self.stored.run.probe or ())
 
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
@@ -259,11 +260,11 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
     from specbench.acceptance.replay import Blocks
 
     where = str(stored.folder)
-    if stored.run["command"] == "probe":
+    if stored.run.command == "probe":
         raise StoreError("This folder holds a probe, no run", where=where, cure="Name the folder of a sweep.")
     texts = read_positions(stored.folder)
     if not texts:
-        served = "served" in stored.run
+        served = stored.run.served is not None
         cure = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
         raise StoreError("Nothing to replay in this run yet", where=where, cure=cure)
     for text in texts:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from specbench.text import shown
-from specbench.validation import kind_of, strict_json
+from specbench.validation import STORED, kind_of, strict_json
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler
+    from pydantic import GetCoreSchemaHandler, ValidationInfo
     from pydantic_core import CoreSchema
 
 MAX_GAMMA = 64
@@ -34,28 +34,43 @@ RESERVED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers from `low`, or only those above it, to `high`."""
+    """Numbers from `low`, or only those above it, to `high`. One that is read back from where we stored it is checked
+    by whoever reads it, in words of its own (context STORED)."""
 
     low: float
     high: float
     above: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        bounds: Any = {"gt" if self.above else "ge": self.low, "le": self.high}
-        schema: Any = handler(source)
-        return {**schema, **bounds}
+        from pydantic_core import PydanticKnownError
+        from pydantic_core.core_schema import with_info_after_validator_function
+
+        def within(value: float, info: ValidationInfo) -> float:
+            if info.context != STORED and not (self.low < value if self.above else self.low <= value):
+                raise PydanticKnownError("greater_than_equal", {"ge": self.low})
+            if info.context != STORED and value > self.high:
+                raise PydanticKnownError("less_than_equal", {"le": self.high})
+            return value
+
+        return with_info_after_validator_function(within, handler(source))
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What people write, and the parser that makes the value of it; its ValueError is the message."""
+    """What people write, and the parser that makes the value of it; its ValueError is the message. A value that is
+    read back from where we stored it (context STORED) is as the parser made it."""
 
     parse: Callable[[Any], Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        from pydantic import BeforeValidator
+        from pydantic_core.core_schema import with_info_before_validator_function
 
-        return BeforeValidator(self.parse).__get_pydantic_core_schema__(source, handler)
+        def read(value: Any, info: ValidationInfo) -> Any:
+            if info.context != STORED:
+                return self.parse(value)
+            return tuple(value) if isinstance(value, list) else value  # of JSON
+
+        return with_info_before_validator_function(read, handler(source))
 
 
 def parse_gammas(value: object) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fake_run
 from fake_served import FakeServer, fake_served
 from fake_summary import stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
@@ -52,14 +53,12 @@ def with_rows(case: Case, change: Callable[[GammaResult], GammaResult], **of_dra
 
 def with_policy(case: Case, **policy: Any) -> Case:
     stored, summary = case
-    config = stored.run["config"] | {"policy": stored.run["config"]["policy"] | policy}
-    return replace(stored, run=stored.run | {"config": config}), summary
+    return fake_run.with_policy(stored, **policy), summary
 
 
 def in_batches(case: Case) -> Case:
     stored, summary = case
-    config = stored.run["config"] | {"batch_size": 4}
-    return replace(stored, run=stored.run | {"config": config}), replace(summary, batch_size=4)
+    return fake_run.with_config(stored, batch_size=4), replace(summary, batch_size=4)
 
 
 def no_rounds(row: GammaResult) -> GammaResult:

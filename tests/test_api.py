@@ -100,7 +100,7 @@ def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
 
     assert counts(swept.stored) == counts(typed) and len(swept.trials) == 12 * 4
     same = ("command", "fingerprint", "trials_planned", "target", "drafts", "workload", "warnings", "status")
-    assert {key: swept.stored.run[key] for key in same} == {key: typed.run[key] for key in same}
+    assert {key: getattr(swept.stored.run, key) for key in same} == {key: getattr(typed.run, key) for key in same}
     columns = ["gamma", "rounds", "drafted", "accepted", "emitted"]
     found = json.loads(result.stdout)["drafts"][0]["gammas"]
     assert swept.gammas[columns].to_dict("records") == [{key: row[key] for key in columns} for row in found]
@@ -108,7 +108,7 @@ def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
 
 def test_measure_takes_one_gamma(lab, tmp_path):
     run = specbench.measure(**keys_for(lab, tmp_path, gamma=2, limit=1), quiet=True)
-    assert list(run.gammas["gamma"]) == [2] and run.stored.run["command"] == "measure"
+    assert list(run.gammas["gamma"]) == [2] and run.stored.run.command == "measure"
     with pytest.raises(ConfigError, match="measure takes one gamma, not 3"):
         specbench.measure(**keys_for(lab, tmp_path, gamma=range(1, 4)), quiet=True)
 
@@ -153,8 +153,8 @@ def test_replay_only_has_acceptance_and_no_verdict(swept, lab, tmp_path):
 
 
 def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkeypatch):
-    argv = swept.stored.run["provenance"]["argv"]
-    assert argv[:2] == ["specbench", "sweep"] and not {"-q", "tests"} & set(argv)
+    argv = swept.stored.run.provenance.argv
+    assert argv[:2] == ("specbench", "sweep") and not {"-q", "tests"} & set(argv)
     assert f"--target {lab.target} --draft {lab.near} --workload {lab.workload}" in " ".join(argv)
     assert argv[argv.index("--config") + 1] == str(lab.workload.parent / "lab.yaml")
     # typed, it continues or repeats this very run
@@ -277,7 +277,7 @@ def test_servers_are_measured_from_a_notebook(lab, tmp_path):
         run = in_a_notebook(lambda: specbench.sweep(**keys_of(lab, tmp_path, alone, drafting), quiet=True))
     assert run.status == "finished" and len(run.trials) == 3 * 3
     assert list(run.rounds["accepted"][:2]) == [2, 0]
-    assert run.stored.run["config"]["target"] == "served"
+    assert run.stored.run.config.target == "served"
     with pytest.raises(ConfigError, match="gamma"):  # an error comes through as itself
         in_a_notebook(lambda: specbench.sweep(**keys_of(lab, tmp_path, alone, drafting, gamma=[1, 2]), quiet=True))
 
@@ -327,7 +327,7 @@ def test_a_policy_goes_over_that_of_the_run(example):
     assert strict.verdict == "NO-GO" and strict.policy.mix == strict.summary.mix == mix
     assert strict.summary.drafts[0].speedup != example.summary.drafts[0].speedup
     assert (example.policy.min_speedup, example.policy.mix) == (1.1, None)
-    assert read_run(EXAMPLE).run["config"]["policy"]["min_speedup"] == 1.1
+    assert read_run(EXAMPLE).run.config.policy.min_speedup == 1.1
 
 
 def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_path):

@@ -104,7 +104,7 @@ def test_the_counts_are_those_of_transformers_round_by_round(stored, found):
     finishes = Counter(t.finish for t in stored.trials if t.arm.gamma and not t.warmup)
     assert min(finishes["eos"], finishes["length"]) > 5
     assert found.agreement == "same"
-    assert [draft.draft for draft in found.drafts] == stored.run["config"]["draft"]
+    assert [draft.draft for draft in found.drafts] == list(stored.run.config.draft)
     for draft in found.drafts:
         assert draft.not_compared is None
         assert [row.gamma for row in draft.gammas] == list(GAMMAS)

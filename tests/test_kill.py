@@ -47,7 +47,7 @@ def test_a_line_torn_at_any_byte_is_dropped_and_measured_again(stored, tmp_path,
     folder = tmp_path / "run"
     shutil.copytree(stored.folder, folder)
     changed = [t for t in stored.trials if t.arm.kind == "speculative" and not t.warmup]
-    with RunWriter(folder, dict(stored.run)) as writer:
+    with RunWriter(folder, stored.run) as writer:
         for number, trial in enumerate(changed):
             writer.append(replace(trial, attempt=7, output_sha256="0" * 64))  # texts that left the target's own
             writer.append_divergence(trial_key(trial), Divergence(number, 0.5))
@@ -63,7 +63,7 @@ def test_a_line_torn_at_any_byte_is_dropped_and_measured_again(stored, tmp_path,
             assert found.torn == (end > before)
         else:
             assert [t.diverged and t.diverged.index for t in found.trials if t.attempt == 7] == [0, None]
-        with RunWriter(folder, dict(stored.run)) as writer:
+        with RunWriter(folder, stored.run) as writer:
             if name == TRIALS_FILE:
                 writer.append(replace(changed[-1], attempt=7, output_sha256="0" * 64))
             else:
@@ -110,7 +110,7 @@ def test_lost_positions_are_made_again_without_a_trial(lab, tmp_path):
     before = read_run(folder)
     texts = read_positions(folder)
     (folder / "positions-0.arrow").unlink()
-    with RunWriter(folder, dict(before.run)) as writer:
+    with RunWriter(folder, before.run) as writer:
         writer.update(status="started")
     assert run(config, "sweep", (1,), FakeObserver()) == folder
     after = read_run(folder)

@@ -14,7 +14,6 @@ from test_run import sweep as whole_sweep
 from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.compare.comparison import compared
-from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.session import LocalSession
@@ -64,17 +63,17 @@ def test_a_gamma_that_is_ruled_out_is_measured_no_further(lab, tmp_path):
     observer = FakeObserver()
     stored = sweep(lab, tmp_path, gammas=GAMMAS, observer=observer)
     assert counts(stored) == {1: 12, 2: 12, 4: 10, 8: 10}
-    assert stored.run["looks"] == [10]
-    assert [(one.gamma, one.prompts, one.planned) for one in ruled_out(stored.run)] == [(4, 10, 12), (8, 10, 12)]
+    assert stored.run.looks == (10,)
+    assert [(one.gamma, one.prompts, one.planned) for one in stored.run.ruled_out] == [(4, 10, 12), (8, 10, 12)]
     assert [line for line in observer.lines if "is stopped after 10 of 12" in line]
-    assert stored.status == "finished" and stored.run["trials_planned"] == 12 * 6
+    assert stored.status == "finished" and stored.run.trials_planned == 12 * 6
     assert observer.begun == (72, 0)
     # the whole run says what it would have stopped: the same, for the same reason
     whole = sweep(lab, tmp_path, gammas=GAMMAS, all_gammas=True)
     assert counts(whole) == dict.fromkeys(GAMMAS, 12)
-    assert "looks" not in whole.run
+    assert whole.run.looks == ()
     walked = as_swept(whole, read_positions(whole.folder))
-    assert ruled_out(walked.run) == ruled_out(stored.run)
+    assert walked.run.ruled_out == stored.run.ruled_out
     assert counts(walked) == counts(stored)
     assert summarise(whole).verdict == summarise(stored).verdict == "NO-GO"
 
@@ -110,7 +109,7 @@ def test_a_run_that_is_cut_anywhere_stops_the_same(lab, tmp_path):
         observer = FakeObserver()
         again = sweep(lab, out, gammas=GAMMAS, observer=observer)
         assert len(find_runs(out)) == 1
-        assert ruled_out(again.run) == ruled_out(whole.run) and again.run["looks"] == [10]
+        assert again.run.ruled_out == whole.run.ruled_out and again.run.looks == (10,)
         assert {trial_key(t) for t in again.trials if not t.warmup} == {
             trial_key(t) for t in whole.trials if not t.warmup
         }
@@ -132,8 +131,8 @@ def test_every_look_adds_to_what_was_ruled_out(lab, tmp_path, monkeypatch):
 
     monkeypatch.setattr(early_stopping, "look", one_at_a_time)
     stored = sweep(lab, tmp_path, gammas=GAMMAS, workload=str(many), max_new_tokens=8)
-    assert at == [10, 20] and stored.run["looks"] == [10, 20]
-    assert [(one.gamma, one.prompts) for one in ruled_out(stored.run)] == [(8, 10), (4, 20)]
+    assert at == [10, 20] and stored.run.looks == (10, 20)
+    assert [(one.gamma, one.prompts) for one in stored.run.ruled_out] == [(8, 10), (4, 20)]
     assert counts(stored) == {1: 22, 2: 22, 4: 20, 8: 10}
     assert summarise(stored).trials_spared == 2 + 12
 
@@ -151,7 +150,7 @@ def test_a_look_that_a_kill_lost_is_taken_again(lab, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             sweep(lab, tmp_path, gammas=GAMMAS)
     (folder,) = find_runs(tmp_path)
-    assert "looks" not in read_run(folder).run
+    assert read_run(folder).run.looks == ()
     again = sweep(lab, tmp_path, gammas=GAMMAS)
     assert again.folder == folder
     assert counts(again) == {1: 12, 2: 12, 4: 10, 8: 10}
@@ -192,7 +191,7 @@ def test_batches_are_looked_at_as_prompts_are(lab, tmp_path):
         lab, tmp_path, gammas=GAMMAS, workload=str(many), batch_size=2, probe_batch_sizes="1", max_new_tokens=6
     )
     # the planted probe is of batch 1: without a prediction nothing is ruled out
-    assert stored.run["looks"] == [10] and ruled_out(stored.run) == ()
+    assert stored.run.looks == (10,) and stored.run.ruled_out == ()
     assert counts(stored) == dict.fromkeys(GAMMAS, 12)
 
 

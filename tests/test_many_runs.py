@@ -63,7 +63,7 @@ def test_a_batch_is_predicted_with_the_costs_of_its_size(batched):
 
 def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):
     stored = sweep(lab, tmp_path, batch_size=5, gammas=(1,))
-    assert [skipped["reason"] for skipped in stored.run["workload"]["skipped"]] == ["left over from batches of 5"] * 2
+    assert [skipped.reason for skipped in stored.run.workload.skipped] == ["left over from batches of 5"] * 2
     assert len([t for t in stored.trials if not t.warmup]) == 2 * 3
     assert "skipped-prompts" in [caution.code for caution in summarise(stored).warnings]
     with pytest.raises(WorkloadError, match="12 prompts fill no batch of 13"):
@@ -71,7 +71,7 @@ def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):
 
 
 def test_an_interrupted_run_of_batches_goes_on(lab, tmp_path, batched):
-    drafts = batched.run["config"]["draft"]
+    drafts = batched.run.config.draft
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, draft=drafts, batch_size=4, observer=FakeObserver(interrupt_after=11))
     whole = sweep(lab, tmp_path, draft=drafts, batch_size=4)
@@ -101,13 +101,13 @@ def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     ]
     stored = sweep(lab, tmp_path, draft=drafts, gammas=(1, 3), limit=6)
     summary = summarise(stored)
-    assert [draft.draft for draft in summary.drafts] == drafts
+    assert [draft.draft for draft in summary.drafts] == list(drafts)
     for draft in summary.drafts:
         for row in draft.gammas:
             assert row.identical_prompts == row.prompts == 6
             assert row.replay_rounds == row.rounds, draft.draft
-    assert stored.run["drafts"]["skip:auto"]["layers"] == 1  # of two layers
-    readers = {point["model"] for point in stored.run["probe"]}
+    assert stored.run.drafts["skip:auto"].layers == 1  # of two layers
+    readers = {point.model for point in stored.run.probe}
     assert readers == {None, str(near), "skip:layers=1", f"cross:{near}"}
     by_name = {draft.draft: draft for draft in summary.drafts}
     assert all(row.predicted_speedup is not None for draft in summary.drafts for row in draft.gammas)
@@ -125,4 +125,4 @@ def test_the_layers_of_a_skip_draft_are_kept_when_a_run_goes_on(lab, tmp_path, m
     monkeypatch.setattr(local, "choose_layers", lambda *_: pytest.fail("chosen again"))
     stored = sweep(lab, tmp_path, draft=["skip:auto"], limit=4)
     assert stored.status == "finished"
-    assert read_run(stored.folder).run["drafts"]["skip:auto"]["layers"] == 1
+    assert read_run(stored.folder).run.drafts["skip:auto"].layers == 1

@@ -182,7 +182,7 @@ def uneven(lab, tmp_path):
 
 
 def codes(stored):
-    return {warning["code"]: warning["message"] for warning in stored.run["warnings"]}
+    return {warning.code: warning.message for warning in stored.run.warnings}
 
 
 def counts(stored):
@@ -202,7 +202,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_of_every_arm(lab, tmp_path, monk
         stored = sweep(lab, tmp_path / "short", **flags)
     assert allocator.refused >= 2
     assert stored.status == "finished"
-    assert {s["id"] for s in stored.run["workload"]["skipped"]} == {"p2", "p5"}
+    assert {s.id for s in stored.run.workload.skipped} == {"p2", "p5"}
     assert "2 prompts were left out of every arm because memory ran out, at 1" in codes(stored)["out-of-memory"]
     summary = summarise(stored)
     assert [row.prompts for row in summary.drafts[0].gammas] == [6, 6]
@@ -217,7 +217,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_of_every_arm(lab, tmp_path, monk
 def test_a_failed_allocation_has_several_names(lab, tmp_path, monkeypatch, uneven, kind):
     Allocator(monkeypatch, longest=130, kind=kind, says="")
     stored = sweep(lab, tmp_path, gammas=(1,), workload=uneven, probe_batch_sizes="1", max_new_tokens=2)
-    assert {s["id"] for s in stored.run["workload"]["skipped"]} == {"p2", "p5"}
+    assert {s.id for s in stored.run.workload.skipped} == {"p2", "p5"}
 
 
 def test_one_failed_allocation_costs_one_prompt(lab, tmp_path, monkeypatch):
@@ -231,8 +231,8 @@ def test_one_failed_allocation_costs_one_prompt(lab, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         Allocator(patch, nth=middle)
         stored = sweep(lab, tmp_path / "second", gammas=(2,), probe_batch_sizes="1", max_new_tokens=6)
-    (lost,) = stored.run["workload"]["skipped"]
-    assert lost["id"] == counted[18][1].prompt_id
+    (lost,) = stored.run.workload.skipped
+    assert lost.id == counted[18][1].prompt_id
     assert summarise(stored).drafts[0].gammas[0].prompts == 11
 
 
@@ -248,7 +248,7 @@ def test_a_run_that_no_memory_is_left_for_stops_and_goes_on_later(lab, tmp_path,
     (folder,) = find_runs(tmp_path)
     before = read_run(folder)
     assert before.status == "failed"
-    assert before.run["workload"]["skipped"] == []
+    assert before.run.workload.skipped == ()
     stored = sweep(lab, tmp_path, **flags | {"observer": FakeObserver()})
     assert stored.folder == folder
     assert stored.status == "finished"
@@ -273,11 +273,11 @@ def test_a_prompt_that_was_left_out_stays_out_when_the_run_is_resumed(lab, tmp_p
         with pytest.raises(KeyboardInterrupt):
             sweep(lab, tmp_path, workload=uneven, probe_batch_sizes="1", observer=observer)
     (folder,) = find_runs(tmp_path)
-    first = read_run(folder).run["workload"]["skipped"]
+    first = read_run(folder).run.workload.skipped
     stored = sweep(lab, tmp_path, workload=uneven, probe_batch_sizes="1")
     assert stored.folder == folder
     # There would be room for them now.
-    assert stored.run["workload"]["skipped"] == first
+    assert stored.run.workload.skipped == first
     assert summarise(stored).drafts[0].gammas[0].prompts == 8 - len(first) < 8
 
 
@@ -304,7 +304,7 @@ def test_a_replay_halves_its_batches_and_loses_only_what_never_fits(lab, tmp_pat
     Allocator(monkeypatch, rows=4, longest=130)
     stored = replay(tmp_path / "short")
     assert stored.status == "finished"
-    assert {s["id"] for s in stored.run["workload"]["skipped"]} == {"p2", "p5"}
+    assert {s.id for s in stored.run.workload.skipped} == {"p2", "p5"}
     found = {t.prompt_id: t for t in read_positions(stored.folder)}
     assert set(found) == set(whole) - {"p2", "p5"}
     assert all((found[name].accept == whole[name].accept).all() for name in found)
@@ -353,7 +353,7 @@ def test_a_prompt_that_fails_when_it_is_scored_counts_in_no_arm(lab, tmp_path, m
 
     monkeypatch.setattr(local.LocalEngine, "score", refuse)
     stored = sweep(lab, tmp_path, gammas=(2,), probe_batch_sizes="1", max_new_tokens=6)
-    (lost,) = stored.run["workload"]["skipped"]
+    (lost,) = stored.run.workload.skipped
     row = summarise(stored).drafts[0].gammas[0]
-    assert lost["id"] not in {t.prompt_id for t in stored.trials if not t.warmup}
+    assert lost.id not in {t.prompt_id for t in stored.trials if not t.warmup}
     assert row.prompts == 11 and row.replay_rounds == row.rounds

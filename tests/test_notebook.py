@@ -89,9 +89,9 @@ def test_frames_hold_the_records_of_the_summary(example):
     shown = ["category", "verdict", "reasons", "best_gamma", "speedup_high", "prompts"]
     asked = [[getattr(row, name) for name in shown] for row in draft.categories]
     assert categories[shown].to_numpy().tolist() == asked and len(asked) == 8
-    points = example.stored.run["probe"]
-    assert list(example.costs["median_s"]) == [point["median_s"] for point in points]
-    assert example.costs["model"].isna().sum() == sum(point["model"] is None for point in points) > 0
+    points = example.stored.run.probe
+    assert list(example.costs["median_s"]) == [point.median_s for point in points]
+    assert example.costs["model"].isna().sum() == sum(point.model is None for point in points) > 0
     assert example.loads.empty
 
 

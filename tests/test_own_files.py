@@ -18,14 +18,15 @@ from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
 from specbench.analysis.compare.comparison import compared
-from specbench.checks.stored import check_run
+from specbench.config import RunConfig
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.models import encoding, load_model
 from specbench.models.defaults import _NEUTRAL, generation_caution, unmeasured
 from specbench.models.encoding import Today, changed_encoding, encoded_record, encoding_cautions, today_of
 from specbench.models.prompts import encode, end_tokens
 from specbench.records import Message, Prompt, Sampling
-from specbench.store import find_runs
+from specbench.run_record import Provenance, RunRecord, WorkloadFacts
+from specbench.store import find_runs, record_json
 from specbench.verify.check import Asked, check
 
 GREEDY, WARM = Sampling(), Sampling(0.7, 0.9, 20)
@@ -149,11 +150,11 @@ def test_a_file_that_cannot_be_read_is_refused_and_not_left_out(lab, tmp_path, c
 def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_path):
     target = model_with(lab, tmp_path / "t", repetition_penalty=1.1, do_sample=True, temperature=0.7)
     stored = sweep(lab, tmp_path / "runs", target=str(target), **SMALL)
-    (said,) = [each for each in stored.run["warnings"] if each["code"] == "generation-config"]
-    assert "repetition_penalty 1.1, temperature 0.7" in said["message"]
-    assert stored.run["target"]["end_tokens"] == [256]
+    (said,) = [each for each in stored.run.warnings if each.code == "generation-config"]
+    assert "repetition_penalty 1.1, temperature 0.7" in said.message
+    assert stored.run.target.end_tokens == (256,)
     plain = sweep(lab, tmp_path / "runs", **SMALL)
-    assert not [each for each in plain.run["warnings"] if each["code"] == "generation-config"]
+    assert not [each for each in plain.run.warnings if each.code == "generation-config"]
     found = findings(lab, target)
     assert (found["generation-config"]["state"], found["date-in-prompt"]["state"]) == ("note", "ok")
     assert "temperature 0.7" in found["generation-config"]["evidence"]
@@ -239,7 +240,7 @@ def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, si
     if "end-in-prompt" in codes:
         assert found["end-in-prompt"]["state"] == ("broken" if template is None else "note")
     stored = sweep(lab, tmp_path / "runs", target=str(folder), **SMALL)
-    assert {each["code"] for each in stored.run["warnings"]} >= codes
+    assert {each.code for each in stored.run.warnings} >= codes
 
 
 def test_an_empty_prompt_that_is_its_end_alone_is_not_accused(lab):
@@ -303,10 +304,10 @@ def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tm
     stored = sweep(dated, tmp_path / "runs", observer=observer, **SMALL)
     assert stored.folder == folder and stored.status == "finished"
     assert "The chat template writes the date: prompts keep that of the run, 2026-11-27" in observer.lines
-    encoded = stored.run["workload"]["encoded"]
-    assert encoded["now"].startswith("2026-11-27") and len(encoded["ids_sha256"]) == 2
-    (said,) = [each for each in stored.run["warnings"] if each["code"] == "date-in-prompt"]
-    assert "2026-11-27" in said["message"]
+    encoded = stored.run.workload.encoded
+    assert encoded.now.startswith("2026-11-27") and len(encoded.ids_sha256) == 2
+    (said,) = [each for each in stored.run.warnings if each.code == "date-in-prompt"]
+    assert "2026-11-27" in said.message
     assert check(folder, Asked(), FakeObserver()).agreement != "disagree"
     assert CANARY not in (folder / "run.json").read_text()
     # another day, another run: the same question is another prompt
@@ -339,8 +340,8 @@ def test_what_changed_is_said_only_of_prompts_that_both_have(lab):
         "1 of 1 prompts have other token ids: another tokenizer, or other arguments of the chat template"
     )
     assert changed_encoding(one, one) is None and changed_encoding(None, one) is None
-    clock = [one | {"now": f"2026-11-27T10:0{minute}:00"} for minute in (1, 2)]
-    said = changed_encoding(clock[0], clock[1] | {"ids_sha256": {"a": "other"}})
+    clock = [replace(one, now=f"2026-11-27T10:0{minute}:00") for minute in (1, 2)]
+    said = changed_encoding(clock[0], replace(clock[1], ids_sha256={"a": "other"}))
     assert "wrote 2026-11-27T10:01:00 and 2026-11-27T10:02:00" in said
     assert today_of(clock[0]).at == datetime(2026, 11, 27, 10, 1) and not today_of(None).written
 
@@ -349,8 +350,14 @@ def test_what_changed_is_said_only_of_prompts_that_both_have(lab):
 def test_a_record_that_specbench_did_not_write_is_refused(lab, change):
     loaded = load_model(str(lab.target), dtype="float32", device="cpu")
     record = encoded_record(loaded, [("a", [1])], Today())
-    run = {"status": "finished", "command": "replay", "config": {"policy": {}}, "workload": {"encoded": record}}
-    check_run(run)
-    run["workload"]["encoded"] = record | change
+    run = RunRecord(
+        status="finished",
+        command="replay",
+        config=RunConfig(),
+        provenance=Provenance("an engine"),
+        workload=WorkloadFacts(encoded=record),
+    )
+    record_json(run)
+    changed = replace(run, workload=WorkloadFacts(encoded=replace(record, **change)))
     with pytest.raises(ValueError, match=r"workload\.encoded"):
-        check_run(run)
+        record_json(changed)

@@ -277,7 +277,7 @@ def test_a_failure_half_way_is_not_quoted(session, tmp_path, monkeypatch):
         result = call("sweep", *session.args, "--out", tmp_path)
     (run,) = find_runs(tmp_path)
     assert (result.exit_code, read_run(run).status) == (1, "failed")
-    assert "ValueError in test_privacy.py" in read_run(run).run["failure"]
+    assert "ValueError in test_privacy.py" in read_run(run).run.failure
     assert heard_in(result.output.encode() + heard[0]) == set()
     assert leaks(tmp_path) == {}
 

@@ -86,7 +86,7 @@ def test_a_new_run_says_which_unfinished_one_it_leaves_and_why(lab, tmp_path):
 def test_a_system_prompt_is_not_shown_where_it_differs(lab, tmp_path):
     config = config_for(lab, tmp_path, system_prompt="be a pirate-canary")
     for kept in (False, True):
-        was = json.loads(json.dumps(stored_config(replace(config, keep_text=kept))))
+        was = json.loads(json.dumps(stored_config(replace(config, keep_text=kept)).as_dict()))
         now = replace(config, keep_text=True)
         assert differences(was | {"command": "sweep"}, now, "sweep") == []
         now = replace(now, system_prompt="be another-canary")
@@ -107,8 +107,8 @@ def test_a_run_that_cannot_be_read_is_not_left_silently(lab, tmp_path):
 def test_the_second_process_is_refused_and_a_killed_one_does_not_block(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     holds = (
-        "import json, sys, time; from pathlib import Path; from specbench.store import RunWriter\n"
-        "folder = Path(sys.argv[1]); run = json.loads((folder / 'run.json').read_text())\n"
+        "import sys, time; from pathlib import Path; from specbench.store import RunWriter, read_record\n"
+        "folder = Path(sys.argv[1]); run = read_record(folder)\n"
         "writer = RunWriter(folder, run); writer.update(status='started'); print('held', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", holds, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -175,10 +175,10 @@ def test_of_two_that_start_at_once_one_is_refused(lab, tmp_path):
 def test_what_another_process_wrote_meanwhile_is_not_overwritten(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     read = read_run(folder)
-    with RunWriter(folder, dict(read.run)) as writer:
+    with RunWriter(folder, read.run) as writer:
         writer.update(status="finished")
     with pytest.raises(StoreError, match="went on with this run meanwhile; it is finished now"):
-        RunWriter(folder, dict(read.run))
+        RunWriter(folder, read.run)
     assert not in_use(folder)
     assert read_run(folder).status == "finished"
 
@@ -209,8 +209,8 @@ def failing(monkeypatch, name, code, nth, holding=b""):
     [
         ("trials.jsonl", b"", 1, 0, "failed"),
         ("trials.jsonl", b"", 7, 3, "failed"),
-        ("run.json.tmp", b'"probe"', 1, 0, "started"),
-        ("run.json.tmp", b'"finished"', 1, TRIALS, "started"),
+        ("run.json.tmp", b'"probe": []', 1, 0, "started"),
+        ("run.json.tmp", b'"status": "finished"', 1, TRIALS, "started"),
     ],
 )
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
@@ -233,7 +233,7 @@ def test_a_full_or_broken_disk_loses_nothing_that_was_finished(
     assert (after.folder, after.status) == (folder, "finished")
     assert set(measured(after).values()) == {1} and len(measured(after)) == TRIALS
     assert [t for t in after.trials if not t.warmup][:kept] == [t for t in before.trials if not t.warmup]
-    assert "failure" not in after.run
+    assert after.run.failure is None
 
 
 def test_a_disk_that_fills_up_with_positions(lab, tmp_path):
@@ -329,8 +329,8 @@ def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tm
         assert stored.status == "finished"
         assert min(t.times.decode_s for t in stored.trials) > 0
         assert find_runs(tmp_path)[0] == stored.folder
-        origin = stored.run["provenance"]
-        assert origin["finished"] < origin["started"]  # as the clock said
+        origin = stored.run.provenance
+        assert origin.finished < origin.started  # as the clock said
     assert names == sorted(names)
 
 
@@ -350,9 +350,9 @@ def test_a_run_measured_in_two_settings_says_so(lab, tmp_path):
     edited(folder, lambda run: run["provenance"]["hardware"].update(memory_bytes=_nearly(run)))
     stored = sweep(lab, tmp_path, **SMALL)
     assert stored.folder == folder
-    first, second = stored.run["sessions"]
-    assert (first["commit"], first["platform"]) == ("v0.1-3-gabc", "Linux-5.4")
-    assert second["commit"] != first["commit"]
+    first, second = stored.run.sessions
+    assert (first.commit, first.platform) == ("v0.1-3-gabc", "Linux-5.4")
+    assert second.commit != first.commit
     (caution,) = [c for c in summarise(stored).warnings if c.code == "mixed-sessions"]
     assert "in 2 sessions" in caution.message
     assert "commit of specbench (v0.1-3-gabc, " in caution.message and "system (Linux-5.4, " in caution.message
@@ -368,7 +368,7 @@ def test_a_run_continued_in_one_setting_says_nothing(lab, tmp_path):
     interrupted(lab, tmp_path)
     stored = sweep(lab, tmp_path, **SMALL)
     assert "mixed-sessions" not in [c.code for c in summarise(stored).warnings]
-    assert len(stored.run["sessions"]) == 2
+    assert len(stored.run.sessions) == 2
 
 
 def test_other_versions_are_refused_and_named(lab, tmp_path):
@@ -386,18 +386,19 @@ def test_other_versions_are_refused_and_named(lab, tmp_path):
 def test_every_part_of_the_setting_is_compared(lab, tmp_path):
     run = read_run(interrupted(lab, tmp_path)).run
     same_setting(run, run, tmp_path)
-    for where, key in (
-        (("target",), "parameters"),
-        (("drafts", str(lab.near)), "parameters"),
-        (("provenance", "hardware"), "cpu"),
-        (("provenance", "hardware"), "accelerator"),
-        (("provenance", "versions"), "transformers"),
-        (("provenance", "versions"), "specbench"),
+    near, was = str(lab.near), run.provenance
+    machine = was.hardware
+    for key, value, other in (
+        ("parameters", "9", replace(run, target=replace(run.target, parameters=9))),
+        ("parameters", "9", replace(run, drafts={near: replace(run.drafts[near], parameters=9)})),
+        ("cpu", "Z80", with_origin(run, hardware=replace(machine, cpu="Z80"))),
+        ("accelerator", "A", with_origin(run, hardware=replace(machine, accelerator="A"))),
+        ("transformers", "1", with_origin(run, versions={**was.versions, "transformers": "1"})),
+        ("specbench", "1", with_origin(run, versions={**was.versions, "specbench": "1"})),
     ):
-        other = json.loads(json.dumps(run))
-        part = other
-        for step in where:
-            part = part[step]
-        part[key] = "another"
-        with pytest.raises(StoreError, match=f"{key}: another -> "):
+        with pytest.raises(StoreError, match=f"{key}: {value} -> "):
             same_setting(other, run, tmp_path)
+
+
+def with_origin(run, **origin):
+    return replace(run, provenance=replace(run.provenance, **origin))

@@ -232,9 +232,9 @@ def test_prompts_that_do_not_fit_are_skipped_and_reported(lab, tmp_path):
     long.write_text("\n".join(map(json.dumps, rows)))
     stored = sweep(lab, tmp_path, workload=str(long))
     assert {t.prompt_id for t in stored.trials} == {"short"}
-    (skipped,) = stored.run["workload"]["skipped"]
-    assert skipped["id"] == "long"
-    assert "exceed the context of 512" in skipped["reason"]
+    (skipped,) = stored.run.workload.skipped
+    assert skipped.id == "long"
+    assert "exceed the context of 512" in skipped.reason
     assert "skipped-prompts" in [c.code for c in summarise(stored).warnings]
     long.write_text(json.dumps(rows[1]))
     with pytest.raises(WorkloadError, match="No prompt fits"):
@@ -284,7 +284,7 @@ def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
 def test_the_policy_of_the_last_command_holds(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
-    assert sweep(lab, tmp_path, limit=2, min_speedup=3.0).run["config"]["policy"]["min_speedup"] == 3.0
+    assert sweep(lab, tmp_path, limit=2, min_speedup=3.0).run.config.policy.min_speedup == 3.0
 
 
 def test_a_system_prompt_is_private(lab, tmp_path):
@@ -292,17 +292,17 @@ def test_a_system_prompt_is_private(lab, tmp_path):
     assert stored.trials[0].prompt_tokens > 60
     for path in stored.folder.rglob("*"):
         assert b"pirate-canary" not in path.read_bytes()
-    assert stored.run["config"]["system_prompt"].startswith("sha256:")
+    assert stored.run.config.system_prompt.startswith("sha256:")
 
 
 def test_the_models_are_probed_before_the_trials_and_predict_every_gamma(stored):
-    points = stored.run["probe"]
-    steps = [p for p in points if p["context"] and p["phase"] == "read"]
-    assert {(p["model"] is None, p["tokens"]) for p in steps} == {(True, n) for n in (1, 2, 3, 4)} | {
+    points = stored.run.probe
+    steps = [p for p in points if p.context and p.phase == "read"]
+    assert {(p.model is None, p.tokens) for p in steps} == {(True, n) for n in (1, 2, 3, 4)} | {
         (False, 1),
         (False, 2),
     }
-    assert all(p["low_s"] <= p["median_s"] <= p["high_s"] for p in points)
+    assert all(p.low_s <= p.median_s <= p.high_s for p in points)
     for row in summarise(stored).drafts[0].gammas:
         # tiny models cost next to nothing beside Python: only the order of magnitude can be asked for
         assert 0.2 < row.predicted_speedup / row.speedup < 5
@@ -311,7 +311,7 @@ def test_the_models_are_probed_before_the_trials_and_predict_every_gamma(stored)
 def test_without_a_probe_nothing_is_predicted(stored):
     from dataclasses import replace
 
-    unprobed = replace(stored, run={k: v for k, v in stored.run.items() if k != "probe"})
+    unprobed = replace(stored, run=replace(stored.run, probe=None))
     assert {row.predicted_speedup for row in summarise(unprobed).drafts[0].gammas} == {None}
 
 

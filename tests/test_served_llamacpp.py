@@ -107,9 +107,9 @@ def test_the_report_says_what_it_is_and_takes_the_servers_word_beside_ours(store
     codes = [warning.code for warning in summary.warnings]
     assert "counters-disagree" not in codes
     assert "clock-disagrees" not in codes
-    states = stored.run["served"]["settings"]
-    assert states["baseline"]["speculating"] is False
-    assert states["demo:draft gamma 3"]["speculating"] is True
+    states = stored.run.served.settings
+    assert states["baseline"].speculating is False
+    assert states["demo:draft gamma 3"].speculating is True
 
 
 def test_no_prompt_is_in_the_folder_and_no_server_is_left(stored):
@@ -169,7 +169,7 @@ def test_tools_and_arguments_of_the_template_are_what_the_model_reads(tmp_path, 
     stored = read_run(swept(tmp_path, "--launch", launch, "--limit", "1"))
     assert stored.status == "finished"
     assert all(trial.identical for trial in counted(stored) if trial.arm.kind != "baseline")
-    said = [one["message"] for one in stored.run["warnings"] if one["code"] == "prompt-not-read"]
+    said = [one.message for one in stored.run.warnings if one.code == "prompt-not-read"]
     assert [message.startswith(f"with {unread} the first prompt") for message in said] == [True] * (unread is not None)
     if template is not None:
         replayed = call("sweep", *flags_of(tmp_path), "--launch", launch, "--limit", "1", "--replay-only", "--json")

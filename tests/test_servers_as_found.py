@@ -90,7 +90,7 @@ def test_every_page_and_request_is_below_the_address(lab, tmp_path, root, suffix
     with FakeOpenAI(root=root) as alone, FakeOpenAI(root=root) as drafting:
         stored = measured(lab, tmp_path, alone, drafting, suffix=suffix)
     assert len(counted(stored)) == 12
-    assert stored.run["config"]["server"] == alone.url + root
+    assert stored.run.config.server == alone.url + root
     assert {path for path in alone.paths if "v1" in path} == {f"{root}/v1/models", f"{root}/v1/chat/completions"}
 
 
@@ -143,7 +143,7 @@ def test_a_named_model_is_asked_for(lab, tmp_path, flags):
     with FakeOpenAI(names=SEVERAL) as alone, FakeOpenAI(names=SEVERAL) as drafting:
         stored = measured(lab, tmp_path, alone, drafting, **flags)
     assert {body["model"] for body in (*alone.seen, *drafting.seen)} == {"gemma3:4b"}
-    assert {one["model"] for one in stored.run["served"]["settings"].values()} == {"gemma3:4b"}
+    assert {one.model for one in stored.run.served.settings.values()} == {"gemma3:4b"}
 
 
 def test_the_only_model_needs_no_name_and_a_server_without_a_list_gets_the_one_given(lab, tmp_path):
@@ -235,7 +235,7 @@ def test_every_request_refused_is_an_error_and_all_is_asked_again(lab, tmp_path)
         assert CANARY not in error.value.line()
         (folder,) = find_runs(tmp_path)
         before = read_run(folder)
-        assert (before.status, before.run["workload"]["skipped"]) == ("failed", [])
+        assert (before.status, before.run.workload.skipped) == ("failed", ())
         assert CANARY not in json.dumps(before.run)
         alone.refuse = lambda body: None
         stored = measured(lab, tmp_path, alone, drafting)
@@ -252,7 +252,7 @@ def test_every_prompt_refused_is_no_finished_run(lab, tmp_path):
         with pytest.raises(EngineError, match=r"Not a single prompt .*HTTP status 422 \(extra_forbidden\)"):
             measured(lab, tmp_path, alone, drafting)
         (folder,) = find_runs(tmp_path)
-        assert (read_run(folder).status, read_run(folder).run["workload"]["skipped"]) == ("failed", [])
+        assert (read_run(folder).status, read_run(folder).run.workload.skipped) == ("failed", ())
         drafting.refuse = lambda body: None
         assert measured(lab, tmp_path, alone, drafting).status == "finished"
 
@@ -278,7 +278,7 @@ def test_a_refused_first_prompt_leaves_the_others_a_warm_server(lab, tmp_path):
     with FakeOpenAI(refuse=refuse) as alone, FakeOpenAI() as drafting:
         stored = measured(lab, tmp_path, alone, drafting)
     assert len(counted(stored)) == 9
-    assert [skipped["reason"] for skipped in stored.run["workload"]["skipped"]] == [
+    assert [skipped.reason for skipped in stored.run.workload.skipped] == [
         "the server refuses it: HTTP status 400 (context_length_exceeded)"
     ]
     assert len([trial for trial in stored.trials if trial.warmup]) == 4
@@ -365,9 +365,9 @@ def test_a_server_that_wants_the_newer_field_gets_it(lab, tmp_path):
     assert [body for body in alone.seen[1:] if "max_tokens" in body] == []
     assert {body["max_completion_tokens"] for body in alone.seen[-4:]} == {12}
     assert [body for body in drafting.seen if "max_completion_tokens" in body] == []
-    fields = {arm: said["limit_field"] for arm, said in stored.run["served"]["settings"].items()}
+    fields = {arm: said.limit_field for arm, said in stored.run.served.settings.items()}
     assert fields == {"baseline": "max_completion_tokens", "served gamma 3": None}
-    assert stored.run["workload"]["skipped"] == []
+    assert stored.run.workload.skipped == ()
 
 
 def test_a_server_that_takes_neither_is_asked_in_the_usual_one(lab, tmp_path):

@@ -60,7 +60,7 @@ def counted(stored: StoredRun) -> list[Trial]:
 
 
 def codes(stored: StoredRun) -> list[str]:
-    return [warning["code"] for warning in stored.run["warnings"]]
+    return [warning.code for warning in stored.run.warnings]
 
 
 def test_a_planted_truth_is_recovered(lab, tmp_path):
@@ -150,8 +150,8 @@ def test_a_request_that_keeps_failing_is_marked(lab, tmp_path):
         stored = served(lab, tmp_path, alone, drafting)
         assert len(counted(stored)) == 11
         assert stored.status == "interrupted"
-        (warning,) = [w for w in stored.run["warnings"] if w["code"] == "failed-requests"]
-        assert "HTTP status 500" in warning["message"]
+        (warning,) = [w for w in stored.run.warnings if w.code == "failed-requests"]
+        assert "HTTP status 500" in warning.message
         again = served(lab, tmp_path, alone, drafting)
         assert again.folder == stored.folder
         assert again.status == "finished"
@@ -188,9 +188,9 @@ def test_a_server_that_hangs_is_given_up(lab, tmp_path):
 def test_a_prompt_that_the_server_refuses_is_left_out_everywhere(lab, tmp_path):
     with FakeServer(fault_on="bread") as alone, speculating() as drafting:
         stored = served(lab, tmp_path, alone, drafting, limit=12)
-    (skipped,) = stored.run["workload"]["skipped"]
-    assert "HTTP status 400" in skipped["reason"]
-    assert skipped["id"] == "q1"
+    (skipped,) = stored.run.workload.skipped
+    assert "HTTP status 400" in skipped.reason
+    assert skipped.id == "q1"
     assert "skipped-prompts" in codes(stored)
     both = {t.prompt_id for t in counted(stored) if t.arm.kind == "baseline"}
     assert len(both) == 11

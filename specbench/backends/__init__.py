@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from specbench.run_record import RunRecord
 
 if TYPE_CHECKING:
     from specbench.backends.base import Backend
@@ -15,7 +17,7 @@ def backend_of(
     *,
     replay_only: bool,
     threads: Callable[[], int],
-    earlier: Mapping[str, Any] | None,
+    earlier: RunRecord | None,
     say: Callable[[str], None],
 ) -> Backend:
     """The engine that a configuration names. `threads` are for what is computed on this machine, and take time to

@@ -90,7 +90,7 @@ def _several(
 
 
 def _object(stored: StoredRun, summary: Summary) -> dict[str, Any]:
-    return summary.to_json() | {"policy": stored.run["config"]["policy"], "break_evens": _break_evens(summary)}
+    return summary.to_json() | {"policy": asdict(stored.run.config.policy), "break_evens": _break_evens(summary)}
 
 
 def _break_evens(summary: Summary) -> list[dict[str, Any]]:

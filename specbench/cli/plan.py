@@ -96,22 +96,21 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
         "gammas": settings.gamma if "gamma" in asked else None,
         "repeats": settings.repeats if "repeats" in asked else None,
     }
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from specbench.analysis.plan.pilot import read_pilot
     from specbench.analysis.plan.planned import Wanted, plan_of
-    from specbench.records import Policy
     from specbench.store import read_run
 
     if folder is None:
         return plan_of(Wanted(settings.policy, **wanted), None), settings.policy, None
     stored = read_run(folder)
     kept = {key: getattr(settings.policy, key) for key in ("min_speedup", "confidence") if key in asked}
-    policy = replace(Policy(**stored.run["config"]["policy"]), **kept)
+    policy = replace(stored.run.config.policy, **kept)
     pilot = read_pilot(stored, policy, wanted["gammas"])
-    found = plan_of(Wanted(policy, **wanted), pilot, str(folder), stored.run["workload"]["prompts_available"])
-    config = stored.run["config"] | {"policy": asdict(policy)}
-    return found, policy, replace(stored, run=stored.run | {"config": config})
+    found = plan_of(Wanted(policy, **wanted), pilot, str(folder), stored.run.workload.prompts_available)
+    config = replace(stored.run.config, policy=policy)
+    return found, policy, replace(stored, run=replace(stored.run, config=config))
 
 
 def _require_numbers(assumed: dict[str, Any]) -> None:

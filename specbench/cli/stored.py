@@ -30,11 +30,10 @@ def show_run(
 ) -> None:
     """The tables of a stored run, as sweep prints them."""
     from specbench.analysis.summarise import summarise
-    from specbench.records import Policy
     from specbench.store import read_run
 
     stored = read_run(run or newest(out, timed=True))
-    show(summarise(stored), Policy(**stored.run["config"]["policy"]), as_json, strict)
+    show(summarise(stored), stored.run.config.policy, as_json, strict)
 
 
 @app.command("replay", cls=Grouped)

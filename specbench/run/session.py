@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -39,12 +39,13 @@ from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.errors import WorkloadError
-from specbench.records import Arm, Prompt, Stretch, Trial
+from specbench.records import Arm, Omitted, Prompt, Stretch, Trial
 from specbench.run.early_stopping import EarlyStopping
 from specbench.run.losses import MOST_IN_A_ROW, Losses
 from specbench.run.record import marked, prompts_of, run_record
 from specbench.run.replay import replay_texts, scored_texts, text_of
 from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
+from specbench.run_record import Command
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, require_disk, trial_key
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def shuffled(items: Sequence[T], seed: str | int) -> list[T]:
     return order
 
 
-def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], list[dict[str, str]]]:
+def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], list[Omitted]]:
     """Prompts, or batches of them, in the order in which they are measured; and the prompts that fill no batch."""
     order = shuffled(items, config.seed)
     if config.batch_size == 1:
@@ -77,7 +78,7 @@ def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], li
             cure="Use more prompts (--limit) or a smaller --batch-size.",
         )
     rest = order[len(found) * config.batch_size :]
-    return found, [{"id": item.prompt.id, "reason": f"left over from batches of {config.batch_size}"} for item in rest]
+    return found, [Omitted(item.prompt.id, f"left over from batches of {config.batch_size}") for item in rest]
 
 
 def _spread(order: Sequence[Item], seed: int) -> list[Item]:
@@ -109,7 +110,7 @@ def units_of(items: Sequence[Item], batch_size: int) -> list[Unit]:
 
 def run(
     config: RunConfig,
-    command: str,
+    command: Command,
     gammas: Sequence[int],
     observer: Observer,
     *,
@@ -130,7 +131,7 @@ def run(
     config = replace(config, gamma=tuple(gammas), draft=drafts)
     if costs is not None:
         require_probe(costs)
-    kind = "replay" if replay_only else command
+    kind: Command = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
     backend = backend_of(
         config,
@@ -147,7 +148,7 @@ def run(
     record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned, argv=argv)
     _require_disk(config, chosen, planned, earlier)
     reused = None if costs is None else stored_costs(costs, record, run_plan(_lengths(units), config))
-    at_load = [one["id"] for one in record["workload"]["skipped"]]
+    at_load = [one.id for one in record.workload.skipped]
     folder, record = opened(config, record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer):
         # The longest texts of a replay come first.
@@ -197,7 +198,7 @@ class Measurement:
         self._scored = scored_texts(writer.folder)
         self._next_window = max([*used, *(stretch.number for stretch in stored.stretches)], default=-1) + 1
         self._outputs: dict[TrialKey, Output] = {}  # of the block
-        self._repeats_left = 3 + int(writer.run["trials_planned"]) // 10
+        self._repeats_left = 3 + (writer.run.trials_planned or 0) // 10
 
     def run(self, units: Sequence[Unit], gammas: Sequence[int], reused: Costs | None) -> None:
         session, observer, losses = self._session, self._observer, self._losses
@@ -238,18 +239,17 @@ class Measurement:
 
     def _probe(self, session: CanProbe, units: Sequence[Unit], reused: Costs | None) -> None:
         """What the models cost alone, once in a run."""
-        if "probe" in self._writer.run:
+        if self._writer.run.probe is not None:
             return
         if reused is None:
             self._observer.say("Timing the models alone")
         plan = run_plan(_lengths(units), self._config)
         costs = session.probe(units[0].items[0].tokens, plan) if reused is None else reused
-        cautions = [asdict(caution) for caution in costs.cautions]
         # At once: a kill in between would leave the costs without what is wrong with them.
         self._writer.update(
-            probe=[asdict(point) for point in costs.points],
+            probe=costs.points,
             probe_from=costs.source,
-            warnings=[*self._writer.run["warnings"], *cautions],
+            warnings=(*self._writer.run.warnings, *costs.cautions),
         )
 
     def _block(self, block: Sequence[Unit], arms: Sequence[Arm], positions: PositionWriter) -> None:

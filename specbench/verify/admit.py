@@ -143,9 +143,9 @@ def _encoded(
     found = encode_all(target, prompts, kwargs, today)
     if found.refused:
         first = found.refused[0]
-        evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first['id']}, "
+        evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first.id}, "
         cure = "Some templates take no system message, or no two turns of one role: change these prompts."
-        findings.append(Finding("template-refuses", "note", evidence + first["reason"], cure))
+        findings.append(Finding("template-refuses", "note", evidence + first.reason, cure))
     cautions = unwritten(target, [prompt for prompt, _ in found.encoded], kwargs)
     findings += [Finding(c.code, "note", c.message, c.cure) for c in cautions]
     return found.encoded

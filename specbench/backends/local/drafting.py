@@ -29,6 +29,7 @@ from specbench.models import LoadedModel
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import end_tokens
 from specbench.records import Sampling
+from specbench.run_record import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,16 @@ class Draft:
         self.spec = spec
         self.loaded = loaded
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ModelFacts:
         """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the
         name under which its model is timed alone, None where there is none."""
         loaded = self.loaded
         if loaded is None or self.spec.kind == "skip":
-            own = {"name": self.spec.text, "revision": None, "parameters": 0, "weight_bytes": 0}
-            own |= {"cache_bytes_per_token": 0, "reader": None}
-            return own | ({} if loaded is None else {"layers": self.spec.layers, "reader": self.spec.reader})
+            own = ModelFacts(name=self.spec.text, parameters=0, weight_bytes=0, cache_bytes_per_token=0)
+            return own if loaded is None else replace(own, layers=self.spec.layers, reader=self.spec.reader)
         config, element = loaded.model.config, next(loaded.model.parameters()).element_size()
         cache = cache_bytes(config, 1, 1, element)
-        return facts(loaded) | {"cache_bytes_per_token": cache, "reader": self.spec.reader}
+        return replace(facts(loaded), cache_bytes_per_token=cache, reader=self.spec.reader)
 
     def open(self, setting: Setting, capacity: int) -> None:
         """Make its drafter, with room for sequences of `capacity` tokens."""
@@ -213,12 +213,12 @@ def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[
     return drafts
 
 
-def facts(loaded: LoadedModel) -> dict[str, Any]:
+def facts(loaded: LoadedModel) -> ModelFacts:
     """What identifies a loaded model in run.json, and what runs its layers."""
-    return {
-        "name": loaded.name,
-        "revision": loaded.revision,
-        "parameters": loaded.parameters,
-        "weight_bytes": loaded.weight_bytes,
-        "forward": forward_of(loaded.model),
-    }
+    return ModelFacts(
+        name=loaded.name,
+        revision=loaded.revision,
+        parameters=loaded.parameters,
+        weight_bytes=loaded.weight_bytes,
+        forward=forward_of(loaded.model),
+    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.base import (
@@ -38,7 +37,8 @@ from specbench.models import resolve_device
 from specbench.models.defaults import own_cautions
 from specbench.models.encoding import encoded_record, today_of
 from specbench.models.memory import is_out_of_memory, memory_errors
-from specbench.records import Arm, Divergence, Prompt
+from specbench.records import Arm, Divergence, Omitted, Prompt
+from specbench.run_record import RunRecord
 from specbench.store import RunWriter
 
 if TYPE_CHECKING:
@@ -62,13 +62,13 @@ class LocalBackend:
         *,
         replay_only: bool,
         threads: Callable[[], int],
-        earlier: Mapping[str, Any] | None,
+        earlier: RunRecord | None,
         say: Callable[[str], None],
     ) -> None:
         self._config = config
         self._replay_only = replay_only
         self._threads = threads
-        self._earlier = earlier or {}
+        self._earlier = earlier
         self._say = say
         self._engine: LocalEngine
 
@@ -80,22 +80,23 @@ class LocalBackend:
 
         self._say(f"Loading {', '.join((config.target, *config.draft))}")
         engine = self._engine = LocalEngine(config, threads)
-        engine.today = today_of((self._earlier.get("workload") or {}).get("encoded"))
+        engine.today = today_of(None if self._earlier is None else self._earlier.workload.encoded)
         if engine.today.at.date() != datetime.now().date():
             self._say(f"The chat template writes the date: prompts keep that of the run, {engine.today.at:%Y-%m-%d}")
         items, skipped = _fit(engine, prompts, config, batched=replay_only or config.batch_size > 1)
         ids = [item.tokens for item in items]
         engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
-        engine.settle(ids, _layers(self._earlier))
+        engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
         self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
         return Admitted(
             items,
             skipped,
             Setting(in_process(engine.device), engine.device, config.dtype, threads),
-            facts=engine.describe() | {"reference_check": [asdict(one) for one in reference]},
+            *engine.describe(),
             cautions=engine.cautions,
             encoded=encoded_record(engine.target, [(item.prompt.sha256, item.tokens) for item in items], engine.today),
+            reference=tuple(reference),
         )
 
     @contextmanager
@@ -109,10 +110,9 @@ class LocalBackend:
             yield LocalScoring(self._engine, self._config)
 
 
-def _layers(earlier: Mapping[str, Any]) -> dict[str, int]:
+def _layers(earlier: RunRecord) -> dict[str, int]:
     """Layers that an earlier session chose for its skip drafts."""
-    drafts = earlier.get("drafts", {})
-    return {spec: facts["layers"] for spec, facts in drafts.items() if "layers" in facts}
+    return {spec: facts.layers for spec, facts in earlier.drafts.items() if facts.layers is not None}
 
 
 class LocalSession:
@@ -301,7 +301,7 @@ class LocalScoring:
 
 def _fit(
     engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig, *, batched: bool
-) -> tuple[list[Item], list[dict[str, str]]]:
+) -> tuple[list[Item], list[Omitted]]:
     """Encode the prompts; those that the chat template refuses or that would not fit the context are skipped and
     listed, never changed."""
     found = engine.encode_all(prompts)
@@ -311,7 +311,7 @@ def _fit(
         need = len(ids) + config.max_new_tokens
         if engine.max_context is not None and need > engine.max_context:
             reason = f"{len(ids)} + {config.max_new_tokens} new tokens exceed the context of {engine.max_context}"
-            skipped.append({"id": prompt.id, "reason": reason})
+            skipped.append(Omitted(prompt.id, reason))
         else:
             items.append(Item(prompt, ids))
     if not items:
@@ -327,7 +327,7 @@ def _fit(
 
 def _on_one_side(
     items: Sequence[Item], limit: int, config: RunConfig, batched: bool
-) -> tuple[list[Item], list[dict[str, str]]]:
+) -> tuple[list[Item], list[Omitted]]:
     """Texts that stay below the length at which a model changes its frequencies, or begin above it: a text that crosses
     it would go on with keys of the other frequencies. In a batch all rows are turned alike, so there the side with more
     prompts is taken."""
@@ -344,5 +344,5 @@ def _on_one_side(
         )
     why = "and a batch holds texts of one side" if batched else "which a cached text cannot follow"
     reason = f"the model changes its rotary frequencies at {limit} tokens (LongRoPE), {why}"
-    left_out = [{"id": item.prompt.id, "reason": reason} for item in items if item.prompt.id not in ids]
+    left_out = [Omitted(item.prompt.id, reason) for item in items if item.prompt.id not in ids]
     return [item for item in items if item.prompt.id in ids], left_out

@@ -135,7 +135,7 @@ class Client:
         self._check(answer, path, body)
         try:
             found = answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FailedError("not JSON") from None
         if not isinstance(found, dict):
             raise FailedError("not JSON")
@@ -187,7 +187,7 @@ def _parsed(arrived: list[tuple[float, str]]) -> list[Chunk]:
     for at_s, line in arrived[:-1]:
         try:
             data = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FailedError("not JSON") from None
         if not isinstance(data, dict) or data.get("error") is not None:
             raise FailedError(

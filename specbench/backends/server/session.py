@@ -46,6 +46,7 @@ from specbench.drafters.spec import DraftSpec, parse_draft
 from specbench.errors import ConfigError, EngineError
 from specbench.models.defaults import generation_caution
 from specbench.records import Arm, Counters, Divergence, Load, Prompt, Times
+from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 
 if TYPE_CHECKING:
@@ -85,14 +86,13 @@ class ServerBackend:
         except ValueError as error:
             raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
         own = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens)
-        sources = dict(provider.adapter.sources)
-        served = {"adapter": provider.adapter.name, "launch": provider.launch, "sources": sources, "settings": {}}
         return Admitted(
             [Item(prompt, None) for prompt in prompts],
             [],
             Setting(engine_name(provider, None), None, None, provider.threads, provider.where),
-            facts=provider.models | {"served": served},
+            *provider.models,
             cautions=[] if own is None else [own],
+            served=ServedBy(provider.adapter.name, provider.launch, dict(provider.adapter.sources)),
         )
 
     @contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from specbench import text
 from specbench.analysis.plan.amounts import minutes_for
 from specbench.analysis.plan.contract import Plan
-from specbench.analysis.served.server import is_served
 from specbench.config import RUN_SETTINGS, SETTINGS
 from specbench.records import Policy
 from specbench.report.plan.numbers import about
@@ -52,8 +51,8 @@ class Step:
 
 def steps(plan: Plan, policy: Policy, stored: StoredRun | None, requests: int | None) -> list[Step]:
     """From the pilot's prompts to the brief. `requests` is what the sweep measures."""
-    served = stored is not None and is_served(stored.run)
-    batch = 1 if stored is None else int(stored.run["config"]["batch_size"])
+    served = stored is not None and stored.run.on_server
+    batch = 1 if stored is None else stored.run.config.batch_size
     options = _options(plan, stored)
     doctor = [part for option in options if _flag(option) in _DOCTORS for part in option]
     others = [part for option in options if _flag(option) not in _LEFT_OUT for part in option]
@@ -93,7 +92,7 @@ def steps(plan: Plan, policy: Policy, stored: StoredRun | None, requests: int | 
 
 def on_shipped_prompts(stored: StoredRun) -> bool:
     """Whether the run is on the prompts that come with specbench, which are nobody's traffic."""
-    return bool(stored.run["config"].get("workload") == DEFAULT_WORKLOAD)
+    return stored.run.config.workload == DEFAULT_WORKLOAD
 
 
 def _about_prompts(plan: Plan, stored: StoredRun | None, few: str) -> str:
@@ -123,7 +122,7 @@ def _about_pilot(plan: Plan) -> str:
 
 
 def _about_drafts(plan: Plan, stored: StoredRun | None) -> str:
-    named = plan.drafts if stored is None else len(stored.run["config"]["draft"])
+    named = plan.drafts if stored is None else len(stored.run.config.draft)
     if plan.drafts > named:
         return f" Name {text.count(plan.drafts - named, 'further draft')} with `--draft`."
     return f" Keep only {text.count(plan.drafts, 'draft')} of these." if plan.drafts < named else ""
@@ -133,14 +132,12 @@ def _options(plan: Plan, stored: StoredRun | None) -> list[Option]:
     """The options of the pilot's command; of its configuration where the command was not recorded."""
     if stored is None:
         return [("--target", "TARGET"), *[("--draft", "DRAFT")] * plan.drafts]
-    argv = [str(word) for word in stored.run["provenance"].get("argv") or ()]
-    if argv[1:2] in (["sweep"], ["measure"]):
+    argv = stored.run.provenance.argv
+    if argv[1:2] in (("sweep",), ("measure",)):
         return _grouped(argv[2:])
-    config: dict[str, Any] = stored.run["config"]
+    config = asdict(stored.run.config)
     given = {
-        key: config[key]
-        for key, each in _REPEATED.items()
-        if key in config and (key in _ALWAYS or config[key] not in (None, each.default, _listed(each.default)))
+        key: config[key] for key, each in _REPEATED.items() if key in _ALWAYS or config[key] not in (None, each.default)
     }
     return _grouped(command_line("sweep", given)[2:])
 
