@@ -163,7 +163,7 @@ def check_all(values: Mapping[Any, Any], settings: Mapping[str, Setting], where:
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind, config={"strict": True, "allow_inf_nan": False})
+    return TypeAdapter(kind, config={"strict": True})
 
 
 def _bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
