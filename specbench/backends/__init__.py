@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from specbench.run_record import RunRecord
-
 if TYPE_CHECKING:
     from specbench.backends.base import Backend
     from specbench.config import RunConfig
+    from specbench.run_record import RunRecord
 
 
 def backend_of(
