@@ -21,7 +21,8 @@ from specbench.cost.plan import Costs
 from specbench.records import CostPoint, Times
 from specbench.report.brief.brief import render_brief
 from specbench.run import early_stopping
-from specbench.run.session import plan_units, run
+from specbench.run.plan import plan_units
+from specbench.run.session import run
 from specbench.store import RunWriter, find_runs, read_run, trial_key
 
 GAMMAS = (1, 2, 4, 8)

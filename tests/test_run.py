@@ -15,7 +15,8 @@ from specbench.backends.local import session
 from specbench.backends.local.session import LocalSession
 from specbench.config import load_config
 from specbench.errors import StoreError, WorkloadError
-from specbench.run.session import plan_arms, run, shuffled
+from specbench.run.plan import plan_arms, shuffled
+from specbench.run.session import run
 from specbench.store import find_runs, read_run, trial_key
 
 

@@ -23,9 +23,9 @@ def backend_of(
     count; `earlier` is run.json of the session that began the run; `say` shows what is being done. Raises ConfigError
     for what the engine cannot do."""
     if config.served:
-        from specbench.backends.server.session import ServerBackend
+        from specbench.backends.server.backend import ServerBackend
 
         return ServerBackend(config, replay_only=replay_only, threads=threads, say=say)
-    from specbench.backends.local.session import LocalBackend
+    from specbench.backends.local.backend import LocalBackend
 
     return LocalBackend(config, replay_only=replay_only, threads=threads, earlier=earlier, say=say)

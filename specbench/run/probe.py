@@ -57,8 +57,8 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence
     threads = config.threads or free_cores()
     import torch
 
+    from specbench.backends.local.backend import in_process
     from specbench.backends.local.prober import Prober
-    from specbench.backends.local.session import in_process
     from specbench.clock import device_sync
     from specbench.cost.bandwidth import memory_bandwidth
     from specbench.models import resolve_device
