@@ -88,9 +88,9 @@ def test_no_module_reaches_for_them_from_below():
 # --- running
 
 
-def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
-    result = call("sweep", *lab.args("--out", tmp_path, "--json"))
-    typed = read_run(Path(json.loads(result.stdout)["run"]))
+def test_sweep_counts_what_the_command_counts(swept, typed):
+    found = json.loads(typed.stdout)["drafts"][0]["gammas"]
+    typed = read_run(typed.folder)
 
     def counts(stored):
         return {trial_key(t): (t.drafted, t.accepted, t.output_sha256, t.identical) for t in stored.trials}
@@ -99,7 +99,6 @@ def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
     same = ("command", "fingerprint", "trials_planned", "target", "drafts", "workload", "warnings", "status")
     assert {key: swept.stored.run[key] for key in same} == {key: typed.run[key] for key in same}
     columns = ["gamma", "rounds", "drafted", "accepted", "emitted"]
-    found = json.loads(result.stdout)["drafts"][0]["gammas"]
     assert swept.gammas[columns].to_dict("records") == [{key: row[key] for key in columns} for row in found]
 
 

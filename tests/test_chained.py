@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, run, tiny_llama
 from torch import Tensor
@@ -54,7 +55,7 @@ def test_what_is_drafted_past_an_end_is_neither_counted_nor_emitted(kind):
     assert ended > 3
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_judging_on_the_device_is_judging_here(data):
     k, vocabulary = data.draw(st.integers(1, 5)), 7

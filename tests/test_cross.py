@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import lean, run, save_with_byte_tokenizer, tiny_llama
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -51,7 +52,7 @@ def cross(tokenizers, model=WORDS, eos=(256,), **more):
     return CrossDrafter(CachedModel(model, 512), draft, target, **ends, **more)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(text=st.text("abcd ", min_size=1, max_size=20), gamma=st.integers(1, 5), limit=st.integers(2, 40))
 def test_a_cross_draft_keeps_the_text_and_replays_exactly(tokenizers, text, gamma, limit):
     prompt = tokenizers[0](text)["input_ids"]

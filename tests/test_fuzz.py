@@ -14,6 +14,7 @@ import pytest
 import yaml
 from bad_inputs.folders import small
 from bad_inputs.judging import CANARY
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,10 +27,8 @@ from specbench.records import Times, Trial
 from specbench.store import StoredRun, read_run
 from specbench.workload import Workload, load_workload, profile
 
-quick = settings(
-    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-)
-few = settings(quick, max_examples=60)
+quick = settings(examples(100), suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+few = settings(quick, max_examples=examples(60).max_examples)
 
 WORDS = ["prompt", "messages", "role", "content", "user", "system", "tool", "id", "category", "task", "turns", "value"]
 WORDS += ["from", "human", "conversations", "body", "instruction", "input", "type", "text", "name", "arguments"]

@@ -8,7 +8,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, near_copy, run, tiny_llama
 from torch import Tensor
@@ -56,7 +57,7 @@ def recorded(model: Any, *, widths: Any = range(1, 6), every: bool = True, capac
     return reader, recorder
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_any_reading_and_rewinding(data):
     with patch.object(graphs, "_SMALLEST_ROOM", 4):  # so that the text grows and shrinks through several
@@ -169,7 +170,7 @@ def test_memory_never_written_is_zero():
         assert not layer.keys[:, :, 8:].any() and not layer.values[:, :, 8:].any()
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     prompts=st.lists(st.lists(st.integers(0, 63), min_size=1, max_size=9), min_size=1, max_size=5),
     eos=st.sets(st.integers(0, 63), max_size=8),

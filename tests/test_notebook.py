@@ -30,8 +30,8 @@ FRAMES = ("trials", "rounds", "gammas", "categories", "loads", "costs")
 
 
 @pytest.fixture(scope="module")
-def swept(lab, tmp_path_factory):
-    return specbench.sweep(**keys_for(lab, tmp_path_factory.mktemp("notebook")), quiet=True)
+def swept(typed):
+    return specbench.load_run(typed.folder)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from fake_markov import FakeMarkov, text_probabilities
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from test_drafters import same_rounds, skip_drafter
@@ -70,7 +71,7 @@ def transformers_text(prompt: list[int], limit: int, penalty: float, **more: Any
     return out[0, len(prompt) :].tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(ids=st.lists(st.integers(0, 30), min_size=1, max_size=9), n=st.integers(1, 9), penalty=penalties)
 def test_every_row_has_the_penalty_of_what_stands_before_it(ids, n, penalty):
     n = min(n, len(ids))
@@ -88,7 +89,7 @@ def test_the_penalty_is_transformers_own_and_leaves_the_logits_alone():
     assert RepetitionPenalty(Sampling()).apply(logits, [0, 1]) is logits
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     prompt=prompts,
     gamma=st.integers(1, 6),
@@ -108,7 +109,7 @@ def test_greedy_text_is_that_of_transformers_with_the_penalty(prompt, gamma, lim
         assert all(r.accepted == r.drafted for r in got.rounds)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     rows=st.lists(prompts, min_size=1, max_size=4), gamma=st.integers(1, 5), limit=st.integers(1, 30), cut=st.booleans()
 )
@@ -208,7 +209,7 @@ def test_min_p_comes_last_and_keeps_the_likeliest():
     assert distribution(logits, Sampling(1.0, min_p=0.3)).equal(theirs)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(prompt=prompts, gamma=st.integers(1, 8), limit=st.integers(1, 90), penalty=penalties)
 def test_greedy_replay_is_the_loop_round_by_round(prompt, gamma, limit, penalty):
     sampling = Sampling(repetition_penalty=penalty)

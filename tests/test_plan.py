@@ -7,7 +7,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from test_interval import fake_prompts
@@ -120,7 +121,7 @@ def test_the_power_is_that_of_the_noncentral_t():
         assert power[0] < 0.801 and power[1] > 0.799
 
 
-@settings(deadline=None)
+@examples(100)
 @given(SPREADS, HALF_WIDTHS, st.floats(1.01, 3.0))
 def test_more_spread_or_a_narrower_interval_never_takes_fewer_prompts(spread, half_width, factor):
     def n(*args):
@@ -133,7 +134,7 @@ def test_more_spread_or_a_narrower_interval_never_takes_fewer_prompts(spread, ha
     assert n(spread, half_width, 0.95) >= here
 
 
-@settings(deadline=None)
+@examples(100)
 @given(SPREADS, SPEEDUPS, SPEEDUPS)
 def test_the_farther_from_the_minimum_the_fewer_prompts(spread, a, b):
     near, far = sorted((a, b), key=lambda speedup: abs(math.log(speedup)))
@@ -141,7 +142,7 @@ def test_the_farther_from_the_minimum_the_fewer_prompts(spread, a, b):
     assert MIN_PROMPTS <= n_far <= n_near
 
 
-@settings(deadline=None)
+@examples(100)
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=40), st.floats(0.5, 0.9999))
 def test_the_interval_of_the_spread_holds_it(values, confidence):
     spread = spread_of([np.array(values)], confidence)

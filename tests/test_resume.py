@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,18 @@ def no_probe(monkeypatch):
     monkeypatch.setattr(LocalEngine, "probe", lambda *_: Costs(()))
 
 
-def interrupted(lab, out, after=2, **flags):
+@cache
+def begun(lab):
+    """A run that was interrupted after two trials."""
+    out = lab.workload.parent / "begun"
     with pytest.raises(KeyboardInterrupt):
-        sweep(lab, out, observer=FakeObserver(interrupt_after=after), **SMALL | flags)
+        sweep(lab, out, observer=FakeObserver(interrupt_after=2), **SMALL)
     return find_runs(out)[0]
+
+
+def interrupted(lab, out):
+    """Its folder, as if it had been begun in `out`."""
+    return shutil.copytree(begun(lab), out / begun(lab).name)
 
 
 def edited(folder, change):

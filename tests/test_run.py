@@ -64,8 +64,8 @@ def sweep(lab, out, *, gammas=(1, 3), observer=None, mode="auto", **flags):
 
 
 @pytest.fixture(scope="module")
-def stored(lab, tmp_path_factory):
-    return sweep(lab, tmp_path_factory.mktemp("runs"))
+def stored(typed):
+    return read_run(typed.folder)
 
 
 def test_every_prompt_meets_every_arm_once(stored):

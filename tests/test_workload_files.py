@@ -13,7 +13,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench.errors import WorkloadError
@@ -107,7 +108,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     rows=st.lists(values, max_size=5),
     indent=st.none() | st.integers(0, 3),
