@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before numpy is loaded, here and in the processes that tests start: its BLAS waits busily for threads that the other
 # worker's tests keep off the cores, which more than doubles what small matrix products take.
@@ -38,6 +39,11 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def full(*cases: Any) -> list[Any]:
+    """Cases of a parametrised test, each its values or its one value, that run in `make test-all` alone."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.full) for case in cases]
 
 
 # Names of all tests, and of those that are marked full throughout: tests/test_tiers.py looks at both.

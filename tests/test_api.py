@@ -148,6 +148,7 @@ def test_replay_only_has_acceptance_and_no_verdict(swept, lab, tmp_path):
     assert "no verdict without a measurement" in run._repr_markdown_()
 
 
+@pytest.mark.full
 def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkeypatch):
     argv = swept.stored.run["provenance"]["argv"]
     assert argv[:2] == ["specbench", "sweep"] and not {"-q", "tests"} & set(argv)
@@ -323,6 +324,7 @@ def test_a_policy_goes_over_that_of_the_run(example):
     assert read_run(EXAMPLE).run["config"]["policy"]["min_speedup"] == 1.1
 
 
+@pytest.mark.full
 def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_path):
     folder = Path(shutil.copytree(swept.folder, tmp_path / "run"))
     typed = call("brief", folder, "--min-speedup", 1.5, "--mix", "code=0.7,chat=0.3", "--json")
@@ -339,6 +341,7 @@ def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_p
             assert drawn.read_bytes() == written.read_bytes(), name
 
 
+@pytest.mark.full
 def test_a_brief_can_go_elsewhere(swept, tmp_path):
     before = {path.name for path in swept.folder.iterdir()}
     path = swept.write_brief(tmp_path / "other")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import examples
+from conftest import examples, full
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, run, tiny_llama
@@ -34,7 +34,7 @@ def trial(kind: str, *, chained: bool, sampling: Sampling, eos: set[int], seed: 
     return run(reader, drafter, [1, 2, 3, 4], gamma=4, sampling=sampling, eos=eos, max_new_tokens=60, seed=seed, **more)
 
 
-@pytest.mark.parametrize("kind", ["model", "skip"])
+@pytest.mark.parametrize("kind", ["skip", *full("model")])
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_the_same_rounds_as_one_token_at_a_time(kind, sampling):
     for seed in range(4):
@@ -43,7 +43,7 @@ def test_the_same_rounds_as_one_token_at_a_time(kind, sampling):
         assert 0 < sum(r.accepted for r in other.rounds) < sum(r.drafted for r in other.rounds)
 
 
-@pytest.mark.parametrize("kind", ["model", "skip"])
+@pytest.mark.parametrize("kind", ["skip", *full("model")])
 def test_what_is_drafted_past_an_end_is_neither_counted_nor_emitted(kind):
     """One token at a time stops there; a chain runs on, and only what comes before counts."""
     free = trial(kind, chained=False, sampling=GREEDY, eos=set())

@@ -77,6 +77,7 @@ def test_measure_takes_one_gamma(lab, tmp_path):
     assert result.stderr == "specbench: measure takes one gamma, not 3 (--gamma). Use specbench sweep.\n"
 
 
+@pytest.mark.full
 def test_tables_fit_80_columns_and_hold_the_verdict(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     result = call("sweep", *lab.args("--out", tmp_path, "--limit", 3))
@@ -99,6 +100,7 @@ def test_brief_of_the_newest_run(typed, tmp_path):
     assert found["policy"]["min_speedup"] == 1.10
 
 
+@pytest.mark.full
 def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
     assert call("sweep", *lab.args("--out", tmp_path, "--limit", 2, "--gamma", 1, "--strict")).exit_code == 4
 

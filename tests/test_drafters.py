@@ -173,6 +173,7 @@ def test_look_up_before_a_model_keeps_the_text_and_replays_exactly(prompt, gamma
     same_rounds(replay([tokenwise(NEAR, prompt, alone.tokens, eos, limit=limit, blocks=blocks)], gamma), live, gamma)
 
 
+@pytest.mark.full
 def test_look_up_before_a_model_replays_sampling_too():
     sampling, gamma, prompt, limit = Sampling(0.7), 3, [1, 2, 1, 2, 1], 30
     lookup = NgramDrafter(NgramSpec(1), eos=())

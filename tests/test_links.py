@@ -43,6 +43,7 @@ def written(folder):
     }
 
 
+@pytest.mark.full
 def test_a_brief_replaces_links_and_leaves_what_they_lead_to(run, kept, precious, tmp_path):
     for several in (False, True):
         folder = tmp_path / "several" if several else run

@@ -58,6 +58,7 @@ def test_a_model_drafting_for_itself_accepts_everything(sampling, gamma):
     assert got.rounds == [Round(gamma, gamma)] * 5
 
 
+@pytest.mark.full
 def test_a_near_copy_is_accepted_more_often_than_a_stranger():
     def accepted(model):
         drafter = model_drafter(model, vocab_size=64, sampling=GREEDY, eos=set())

@@ -70,6 +70,7 @@ def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):
         sweep(lab, tmp_path, batch_size=13)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_of_batches_goes_on(lab, tmp_path, batched):
     drafts = batched.run["config"]["draft"]
     with pytest.raises(KeyboardInterrupt):
@@ -88,6 +89,7 @@ def test_drafts_without_a_form_for_batches_are_refused(lab, tmp_path, draft):
         sweep(lab, tmp_path, draft=[draft.format(near=lab.near)], batch_size=2)
 
 
+@pytest.mark.full
 def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     near = lab.near
     drafts = [
@@ -117,6 +119,7 @@ def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     assert by_name[f"ngram:n=2+{near}"].gammas[1].rounds <= by_name["ngram:n=2,max=2"].gammas[1].rounds
 
 
+@pytest.mark.full
 def test_the_layers_of_a_skip_draft_are_kept_when_a_run_goes_on(lab, tmp_path, monkeypatch):
     from specbench.backends.local import local
 

@@ -159,6 +159,7 @@ def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_
     assert "temperature 0.7" in found["generation-config"]["evidence"]
 
 
+@pytest.mark.full
 def test_a_run_on_servers_names_it_where_the_files_are_at_hand(lab, tmp_path):
     target = model_with(lab, tmp_path / "t", repetition_penalty=1.1)
     for name, named in ((str(target), True), (str(lab.target), False), ("served", False)):

@@ -174,6 +174,7 @@ def chi_square(drafter: Any, sampling: Sampling, trials: int = 2000) -> float:
     return stats.chisquare([*observed, rest[0]], [*expected, rest[1]], sum_check=False).pvalue
 
 
+@pytest.mark.full
 def test_sampled_text_follows_the_penalised_target():
     assert chi_square(chain_drafter(WARM), WARM) > 1e-3
     # q is what the drafts were drawn from, penalised or not: that it differs from p is what the rule is for
@@ -192,6 +193,7 @@ class Off(RepetitionPenalty):
         return logits
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wrong", [NoDrafts, Off])
 def test_the_same_test_rejects_a_penalty_that_forgets(wrong, monkeypatch):
     monkeypatch.setattr(loop, "RepetitionPenalty", wrong)
@@ -236,6 +238,7 @@ def test_greedy_replay_without_the_penalty_is_not_the_loop(monkeypatch):
     assert replay([text], 4).accepted[0] != sum(r.accepted for r in live.rounds)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("gamma", [1, 3])
 def test_sampling_replay_agrees_with_the_loop(gamma):
     drafter, texts, live = chain_drafter(WARM), [], []
@@ -297,6 +300,7 @@ def test_batched_texts_have_nothing_of_the_models_own_settings(own, sampling):
 KINDS = ("near", "skip:layers=1", "ngram:n=2", "ngram:n=2+near", "cross:near")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kinds", "batch"), [(KINDS, 1), (("near", "ngram:n=2"), 3)])
 def test_every_draft_of_a_run_replays_as_it_ran_and_keeps_the_text(kinds, batch, lab, tmp_path):
     drafts = [kind.replace("near", str(lab.near)) for kind in kinds]

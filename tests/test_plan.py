@@ -90,6 +90,7 @@ def test_a_pilot_of_15_prompts_brackets_what_is_needed(make):
     assert hits / 300 >= 0.87
 
 
+@pytest.mark.full
 def test_planned_from_a_pilot_the_wanted_width_is_reached():
     """Pilot, plan, run, over and over: at the planned number about the half of runs, at the upper end nearly all."""
     rng, at = np.random.default_rng(5), {"value": 0, "high": 0}

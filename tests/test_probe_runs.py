@@ -99,6 +99,7 @@ def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, quick):
     huge = shape_file(
         tmp_path / "m", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, vocab_size=128256,
@@ -161,6 +162,7 @@ def test_a_run_with_stored_costs_predicts_the_same(probed_lab, lab, tmp_path):
     assert replay(read_positions(stored.folder), 1).rounds.sum() > 0
 
 
+@pytest.mark.full
 def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
     folder, _ = probed_lab
     copy = tmp_path / "copy"

@@ -190,6 +190,7 @@ def test_the_doctor_says_what_the_template_refuses_and_does_not_write(refusing: 
     assert "response_format (1 prompt)" in notes["request-fields-not-used"]
 
 
+@pytest.mark.full
 def test_a_probe_takes_the_prompts_that_the_template_renders(refusing: list[str], tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     flags = dict(zip(refusing[::2], refusing[1::2], strict=True))

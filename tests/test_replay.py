@@ -66,6 +66,7 @@ def test_greedy_replay_is_the_loop_round_by_round(prompt, gamma, limit, eos):
         assert found.survival == live.survival
 
 
+@pytest.mark.full
 def test_an_unseen_end_of_sequence_is_the_only_thing_replay_misses():
     eos, gamma, limit = {5, 9}, 6, 80
     missed = 0
@@ -127,6 +128,7 @@ def enumerated(text, gamma, cutoff):
     return rounds, accepted
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.8, top_p=0.9)], ids=str)
 @pytest.mark.parametrize("gamma", [1, 3])
 def test_sampling_replay_agrees_with_the_loop(sampling, gamma):
