@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
-.PHONY: help demo test test-all test-gemma test-gpu test-vllm check docs bench bench-gpu clean
+.PHONY: help demo test test-all test-gemma test-gpu test-vllm lint check docs bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,21 +31,23 @@ demo: $(STAMP)
 	$(BIN)/specbench brief
 	@echo "The brief and its figures are in the newest folder under reports/."
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/deptry specbench benchmarks
 	$(BIN)/python -m pip check --disable-pip-version-check
+
+check: lint
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 # The tests of one file stay together, as they share runs; --no-loadscope-reorder keeps the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: check
-	$(PYTEST) -m "not full" --ignore tests/test_imports.py
+test: lint
+	$(PYTEST) -m "not full"
 
-test-all: check
+test-all: lint
 	SPECBENCH_TEST_GEMMA=1 SPECBENCH_TEST_KILLS=30 $(PYTEST) --hypothesis-profile full
 
 test-gemma: $(STAMP)
