@@ -169,6 +169,7 @@ print(sorted(one.exitcode for one in both))
 """
 
 
+@pytest.mark.full
 def test_of_two_that_start_at_once_one_is_refused(lab, tmp_path):
     flags = lab.args("--out", str(tmp_path), "--limit", "4", "--gamma", "1,2", "--probe-batch-sizes", "1", "--quiet")
     command = [sys.executable, "-c", TWICE, "sweep", *flags]

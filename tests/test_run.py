@@ -152,6 +152,7 @@ def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored, m
     }
 
 
+@pytest.mark.full
 def test_another_configuration_does_not_continue_it(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
@@ -163,6 +164,7 @@ def test_another_configuration_does_not_continue_it(lab, tmp_path):
     assert len(find_runs(tmp_path)) == 3
 
 
+@pytest.mark.full
 def test_a_changed_workload_is_not_mixed_into_a_run(lab, tmp_path):
     copy = tmp_path / "copy.jsonl"
     copy.write_text(lab.workload.read_text())
@@ -241,6 +243,7 @@ def test_prompts_that_do_not_fit_are_skipped_and_reported(lab, tmp_path):
         sweep(lab, tmp_path, workload=str(long))
 
 
+@pytest.mark.full
 def test_sampling_is_reproducible_and_compares_no_text(lab, tmp_path):
     flags = {"temperature": 0.8, "top_p": 0.9, "limit": 3}
     one = sweep(lab, tmp_path / "a", **flags)
@@ -269,6 +272,7 @@ def test_repeats_are_added_up_and_still_agree_with_replay(lab, tmp_path):
     assert row.identical_prompts == 3
 
 
+@pytest.mark.full
 def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
@@ -281,6 +285,7 @@ def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
         sweep(lab, tmp_path, limit=2)
 
 
+@pytest.mark.full
 def test_the_policy_of_the_last_command_holds(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))

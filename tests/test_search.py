@@ -38,6 +38,7 @@ def texts(sure_when_right, n=30, length=200, seed=0):
     return found
 
 
+@pytest.mark.full
 def test_a_draft_that_knows_when_it_is_right_is_cut_where_it_does_not():
     found = best_pair(texts(True), POINTS, (1, 2, 4), 0.95, "d")
     assert 0.1 < found.cutoff <= 0.9

@@ -8,7 +8,7 @@ import subprocess
 from collections import Counter
 
 import pytest
-from conftest import CANARY
+from conftest import CANARY, full
 from fake_server import FakeServer
 from test_cli import call
 from test_run import FakeObserver
@@ -105,6 +105,7 @@ def test_several_clients_at_once(lab, tmp_path):
     assert {t.stretch for t in together if t.arm.kind == "baseline"}.__len__() == 1
 
 
+@pytest.mark.full
 def test_requests_that_only_kept_up_the_load_do_not_run_on_into_what_follows(lab, tmp_path):
     slow = {"notices_s": 0.3, "tokens": 40}
     with FakeServer(**slow) as alone, speculating(**slow) as drafting:
@@ -255,7 +256,7 @@ def test_under_a_penalty_the_gap_of_other_logits_is_not_taken_for_it(lab, tmp_pa
     assert "without a recorded margin" in render_brief(stored, summarise(stored))
 
 
-@pytest.mark.parametrize("after", [1, 5, 8, 12])
+@pytest.mark.parametrize("after", [5, *full(1, 8, 12)])
 def test_texts_that_differ_get_their_gap_in_a_resumed_run_too(lab, tmp_path, after):
     """Of the texts of an earlier session only hashes are left: they are asked again."""
     other = " ".join(["w0", "w1", "elsewhere", *(f"w{i}" for i in range(3, 12))])

@@ -551,6 +551,7 @@ print(json.dumps([served("/slots")[0]["params"]["speculative.types"], *told]))
 """
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_llamacpp_drafts_by_look_up_and_where_it_finds_nothing_with_the_model() -> None:
     pytest.importorskip("xllamacpp")

@@ -105,6 +105,7 @@ def test_two_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     assert [run.name for run in runs_of(stored)] == [str(tmp_path / p / "again") for p in "xy"]
 
 
+@pytest.mark.full
 def test_what_is_written(tmp_path):
     stored = [
         fake_run(tmp_path / n, {"demo:draft": FakeDraft({"code": a, "chat": a})}) for n, a in (("a", 0.8), ("b", 0.3))
@@ -119,6 +120,7 @@ def test_what_is_written(tmp_path):
     assert html.lower().startswith("<!doctype html>")
 
 
+@pytest.mark.full
 def test_the_command_line(tmp_path):
     run = CliRunner().invoke
     found = run(app, ["brief", *map(str, KEPT), "--to", str(tmp_path / "b"), "--json", "--strict"])

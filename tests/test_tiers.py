@@ -90,9 +90,7 @@ CLAIMS = {
         "test_bad_runs.py::test_run_folders",
         "test_fuzz.py::test_rows_of_a_workload",
     ],
-    "memory that runs out costs a prompt": [
-        "test_memory.py::test_a_prompt_that_does_not_fit_is_left_out_of_every_arm"
-    ],
+    "memory that runs out costs a prompt": ["test_memory.py::test_a_prompt_that_does_not_fit_is_left_out_of_every_arm"],
     "imports point down and help is light": [
         "test_imports.py::test_imports_point_down",
         "test_imports.py::test_help_and_flag_errors_are_light",

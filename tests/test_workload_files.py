@@ -87,6 +87,7 @@ def test_a_zstd_file_cut_short_is_refused_and_not_read_in_part(tmp_path: Path, s
     assert "the zstd file is damaged or cut short" in failure(path)
 
 
+@pytest.mark.full
 def test_a_zstd_file_that_unpacks_to_too_much_is_refused_in_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
