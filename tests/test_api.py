@@ -65,6 +65,7 @@ def test_importing_is_cheap():
     assert loaded(command("--help")) == set()
 
 
+@pytest.mark.full
 def test_a_stored_run_is_read_without_a_model_library():
     code = f"import specbench; run = specbench.load_run({str(EXAMPLE)!r})\n"
     code += "run.gammas; run.trials; run.rounds; run.replay([1]); run._repr_markdown_()"
@@ -111,6 +112,7 @@ def test_measure_takes_one_gamma(lab, tmp_path):
         specbench.measure(**keys_for(lab, tmp_path, gamma=range(1, 4)), quiet=True)
 
 
+@pytest.mark.full
 def test_progress_is_on_stderr_and_quiet_silences_it(lab, tmp_path, capsys):
     specbench.sweep(**keys_for(lab, tmp_path, limit=1, gamma=[1]))
     shown = capsys.readouterr()

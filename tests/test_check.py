@@ -100,6 +100,7 @@ def keep_trials(folder, drafts):
     path.write_text("".join(line for line in lines if json.loads(line)["arm"]["draft"] in drafts))
 
 
+@pytest.mark.full
 def test_the_counts_are_those_of_transformers_round_by_round(stored, found):
     finishes = Counter(t.finish for t in stored.trials if t.arm.gamma and not t.warmup)
     assert min(finishes["eos"], finishes["length"]) > 5
@@ -155,6 +156,7 @@ def test_an_accepted_count_that_is_off_by_one_is_seen(copy):
     assert {row.agreement for row in rows.values()} == {"same"}
 
 
+@pytest.mark.full
 def test_another_draft_is_refused_and_its_counts_would_differ(home, copy):
     run = json.loads((copy / "run.json").read_text())
     run["config"]["draft"] = [str(home.far)]

@@ -86,6 +86,7 @@ def test_tables_fit_80_columns_and_hold_the_verdict(lab, tmp_path, monkeypatch):
     assert max(map(len, table)) <= 80
 
 
+@pytest.mark.full
 def test_brief_of_the_newest_run(typed, tmp_path):
     out = tmp_path
     shutil.copytree(typed.folder, out / typed.folder.name)

@@ -45,6 +45,7 @@ def test_the_same_again_passes_and_is_called_the_same(runs):
     assert "sure" in result.stderr and "slower by more than 10.0%." in result.stderr
 
 
+@pytest.mark.full
 def test_a_limit_that_is_held_against_nothing_is_no_pass():
     """The first run chose a draft that the second has not measured: green would say what nobody looked at."""
     kept = [KEPT / name for name in ("drafters", "llamacpp")]

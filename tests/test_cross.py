@@ -66,6 +66,7 @@ def test_a_cross_draft_keeps_the_text_and_replays_exactly(tokenizers, text, gamm
     assert expected.reached[0].tolist() == list(counts.reached)
 
 
+@pytest.mark.full
 def test_a_penalty_counts_in_the_drafts_own_tokens_and_replays_exactly(tokenizers):
     sampling, seen = Sampling(repetition_penalty=1.5), []
     for text in ("ab cd abcd", "a b c d a b c d"):

@@ -59,7 +59,7 @@ def drafter_for(sampling):
     return ModelDrafter(DRAFT, vocab_size=3, sampling=sampling, eos=EOS)
 
 
-@pytest.mark.parametrize("sampling", [WARM, *full(Sampling(1.0), Sampling(1.3, top_k=2))], ids=str)
+@pytest.mark.parametrize("sampling", [Sampling(1.0), *full(WARM, Sampling(1.3, top_k=2))], ids=str)
 def test_text_with_a_draft_model_follows_the_target(sampling):
     assert chi_square(drafter_for(sampling), sampling) > 1e-3
 

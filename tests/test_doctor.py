@@ -74,9 +74,9 @@ def broken(bed, warm=None):
             (near_copy(TARGET, noise=0.4), "near"),
             (tiny_llama(VOCAB, seed=9), "near"),
             (tiny_llama(VOCAB, seed=5, sharpness=4.0), "near"),
+            (near_copy(TARGET, noise=0.1), "near,cutoff=0.2"),
+            (NEAR, "ngram:n=2+near"),
         ),
-        (near_copy(TARGET, noise=0.1), "near,cutoff=0.2"),
-        *full((NEAR, "ngram:n=2+near")),
         (None, "ngram:n=3"),
     ],
 )
@@ -185,6 +185,7 @@ def test_a_tau_of_exactly_one_is_named_where_the_replay_expects_more(tokenizer):
     assert "nothing-accepted" in found and "self-draft" not in found
 
 
+@pytest.mark.full
 def test_positions_off_by_one_are_named(tokenizer):
     bed = bed_of(tokenizer, NEAR)
     found = broken(with_drafter(bed, drafter_with(CachedModel(NEAR, bed.capacity), kind=OneStepBehind)))
@@ -225,7 +226,8 @@ class Hot(ModelDrafter):
         return Proposal(found.tokens, q / q.sum())
 
 
-@pytest.mark.parametrize("kind", [Hot, *full(Cold)])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [Cold, Hot])
 def test_proposals_that_do_not_follow_q_are_named(tokenizer, kind):
     warm = bed_of(tokenizer, NEAR, sampling=WARM)
     with_drafter(warm, drafter_with(CachedModel(NEAR, warm.capacity), kind=kind, sampling=WARM))

@@ -420,6 +420,7 @@ def _long_rope(lab: Any, tmp_path: Any) -> tuple[list[str], int]:
     return [*pair, "--gamma", "2", "--max-new-tokens", "3", "--json"], len(lengths)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", [["--replay-only"], *full([], ["--batch-size", "2"])])
 def test_texts_that_would_cross_a_change_of_frequencies_are_left_out(lab: Any, tmp_path: Any, how: list[str]) -> None:
     flags, prompts = _long_rope(lab, tmp_path)

@@ -61,6 +61,7 @@ def test_a_batch_is_predicted_with_the_costs_of_its_size(batched):
     assert 0.1 < spent / measured < 10  # both a sequence's share of the batch; tiny models are all noise
 
 
+@pytest.mark.full
 def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):
     stored = sweep(lab, tmp_path, batch_size=5, gammas=(1,))
     assert [skipped["reason"] for skipped in stored.run["workload"]["skipped"]] == ["left over from batches of 5"] * 2

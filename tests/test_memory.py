@@ -86,7 +86,7 @@ def test_of_what_cannot_be_told_nothing_is_said(lab, tmp_path):
     assert size_of(str(tmp_path / "m"), dtype="float32") is None
 
 
-@pytest.mark.parametrize("flags", [{}, {"batch_size": 3}, {"replay_only": True}], ids=str)
+@pytest.mark.parametrize("flags", [{}, *full({"batch_size": 3}, {"replay_only": True})], ids=str)
 def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
     """To the byte, of weights and caches: refused with a byte less, run with as much."""
     flags = dict(flags)
@@ -133,6 +133,7 @@ def test_a_refusal_is_one_line_with_numbers_and_a_cure(lab, tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_a_disk_that_is_surely_too_small_is_refused(lab, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=20_000))
@@ -214,6 +215,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_of_every_arm(lab, tmp_path, monk
     assert len(counts(stored)) == 6 * 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, *full(MemoryError)])
 def test_a_failed_allocation_has_several_names(lab, tmp_path, monkeypatch, uneven, kind):
     Allocator(monkeypatch, longest=130, kind=kind, says="")
@@ -348,6 +350,7 @@ def test_no_cache_outlives_its_trial(lab, tmp_path, batch_size):
     assert len(set(looks)) == 1 or batch_size > 1
 
 
+@pytest.mark.full
 def test_a_prompt_that_fails_when_it_is_scored_counts_in_no_arm(lab, tmp_path, monkeypatch):
     """Its trials are on disk by then."""
     score, calls = local.LocalEngine.score, []

@@ -222,7 +222,8 @@ FAULTS: list[tuple[str, Callable[[World, bool], set[str]]]] = [
 
 
 # Each costs whole runs; its code is found by another fault of FAULTS, or by a test of its own.
-LONG = (loop_drafts_more, lossy_loop, more_than_rounding, slow_reading, fewer_threads, needless_work)
+LONG = (repeated_prompts, loop_drafts_more, lossy_loop, more_than_rounding)
+LONG += (slow_reading, fewer_threads, needless_work, other_versions)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +253,7 @@ def test_a_machine_that_is_slower_than_when_it_was_probed_is_no_handicap(lab, tm
     assert not named(replace(stored, trials=tuple(slower))) & {"slow-baseline", "unsynchronised-clock"}
 
 
+@pytest.mark.full
 def test_spans_hold_the_work_of_a_device_that_runs_behind(lab, tmp_path, monkeypatch):
     FakeDevice().install(monkeypatch)
     stored = World(lab, tmp_path, monkeypatch).run((1,))

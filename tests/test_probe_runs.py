@@ -148,6 +148,7 @@ def test_the_tables_say_what_was_timed(probed_lab, lab):
     assert max(len(line) for line in result.stdout.splitlines() if not any(name in line for name in names)) <= 80
 
 
+@pytest.mark.full
 def test_a_run_with_stored_costs_predicts_the_same(probed_lab, lab, tmp_path):
     folder, _ = probed_lab
     stored = read_run(run(config_for(lab, tmp_path), "sweep", (1, 3), FakeObserver(), costs=folder))
@@ -191,6 +192,7 @@ def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
     )
 
 
+@pytest.mark.full
 def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
     config = config_for(lab, tmp_path, limit=2, probe_batch_sizes="2")
     stored = read_run(run(config, "sweep", (1, 2), FakeObserver()))

@@ -181,6 +181,7 @@ def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: l
         assert code == 0 and json.loads(out)["agreement"] == "same"
 
 
+@pytest.mark.full
 def test_the_doctor_says_what_the_template_refuses_and_does_not_write(refusing: list[str]) -> None:
     code, out, err = outcome(["doctor", *refusing[: refusing.index("--gamma")], "--quiet", "--json"])
     assert code == 0, err

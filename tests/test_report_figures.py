@@ -123,6 +123,7 @@ def test_a_figure_object_is_what_its_file_shows(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / "saved" / f"{stem}.svg").read_bytes() == (written / f"{stem}.svg").read_bytes()
 
 
+@pytest.mark.full
 def test_names_in_a_figure_object_are_no_formulas_in_anybodys_style() -> None:
     summary = summary_of(MIXED)
     draft = summary.drafts[0]

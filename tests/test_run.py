@@ -261,6 +261,7 @@ def test_the_plan_does_not_depend_on_when_it_is_made(lab, tmp_path):
     assert shuffled(arms, "x") == shuffled(arms, "x")
 
 
+@pytest.mark.full
 def test_repeats_are_added_up_and_still_agree_with_replay(lab, tmp_path):
     stored = sweep(lab, tmp_path, gammas=(2,), repeats=2, limit=3)
     assert len([t for t in stored.trials if not t.warmup]) == 3 * 3 * 2
@@ -320,6 +321,7 @@ def test_without_a_probe_nothing_is_predicted(stored):
     assert {row.predicted_speedup for row in summarise(unprobed).drafts[0].gammas} == {None}
 
 
+@pytest.mark.full
 def test_a_kept_example_is_not_the_newest_run(lab, tmp_path):
     stored = sweep(lab, tmp_path, limit=1, gammas=(1,))
     shutil.copytree(stored.folder, tmp_path / "example")

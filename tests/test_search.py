@@ -48,6 +48,7 @@ def test_a_draft_that_knows_when_it_is_right_is_cut_where_it_does_not():
     assert found.speedup_low <= found.speedup <= found.speedup_high
 
 
+@pytest.mark.full
 def test_a_draft_that_does_not_know_gains_nothing():
     found = best_pair(texts(False), CHEAP, (1, 2, 4), 0.95, "d")
     assert (found.cutoff, found.gamma) == (0.0, 4)

@@ -137,7 +137,7 @@ def test_a_server_that_dies_loses_nothing(lab, tmp_path):
     assert len(set(numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize("fault", [500, 503, 429, "cut", "garbage"])
+@pytest.mark.parametrize("fault", [503, *full(500, 429, "cut", "garbage")])
 def test_one_failure_is_asked_again_and_said(lab, tmp_path, fault):
     with FakeServer() as alone, speculating(faults={3: fault}) as drafting:
         stored = served(lab, tmp_path, alone, drafting)
@@ -146,6 +146,7 @@ def test_one_failure_is_asked_again_and_said(lab, tmp_path, fault):
     assert [s.alone for s in stored.stretches if s.arm.kind == "speculative"].count(False) == 1
 
 
+@pytest.mark.full
 def test_a_request_that_keeps_failing_is_marked(lab, tmp_path):
     with FakeServer() as alone, speculating(faults={3: 500, 4: 500, 5: 500}) as drafting:
         stored = served(lab, tmp_path, alone, drafting)
@@ -160,6 +161,7 @@ def test_a_request_that_keeps_failing_is_marked(lab, tmp_path):
         assert "failed-requests" not in codes(again)
 
 
+@pytest.mark.full
 def test_a_connection_that_closes_before_the_answer_is_no_failure(lab, tmp_path):
     with FakeServer() as alone, speculating(faults={3: "close", 6: "close"}) as drafting:
         stored = served(lab, tmp_path, alone, drafting)
@@ -186,6 +188,7 @@ def test_a_server_that_hangs_is_given_up(lab, tmp_path):
     assert len(counted(stored)) == 12
 
 
+@pytest.mark.full
 def test_a_prompt_that_the_server_refuses_is_left_out_everywhere(lab, tmp_path):
     with FakeServer(fault_on="bread") as alone, speculating() as drafting:
         stored = served(lab, tmp_path, alone, drafting, limit=12)
@@ -214,6 +217,7 @@ def test_a_wrong_server_is_refused_before_anything_is_measured(lab, tmp_path, al
     assert counted(read_run(folder)) == []
 
 
+@pytest.mark.full
 def test_a_look_up_that_finds_nothing_in_the_warm_up_is_no_error(lab, tmp_path):
     with FakeServer() as alone, FakeServer(speculating=True, method="ngram-simple") as drafting:
         stored = served(lab, tmp_path, alone, drafting)
@@ -246,6 +250,7 @@ def test_texts_that_differ_get_their_gap(lab, tmp_path):
     assert all(t.diverged.gap == pytest.approx(0.2) for t in spec)
 
 
+@pytest.mark.full
 def test_under_a_penalty_the_gap_of_other_logits_is_not_taken_for_it(lab, tmp_path):
     other = " ".join(["w0", "w1", "elsewhere", *(f"w{i}" for i in range(3, 12))])
     prompts = [json.loads(line)["prompt"] for line in lab.workload.read_text().splitlines()]

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import full
 from fake_summary import stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 from markdown_it import MarkdownIt
@@ -317,7 +318,7 @@ def with_own_file(source: Path, folder: Path, **values: Any) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["model", "skip:layers=1", "ngram:n=2"])
+@pytest.mark.parametrize("kind", ["model", *full("skip:layers=1", "ngram:n=2")])
 def test_the_python_gives_the_measured_text_whatever_the_models_own_files_say(
     kind: str, tmp_path: Path, lab: Any
 ) -> None:

@@ -76,6 +76,7 @@ def test_why_they_differ_is_what_compare_says(kept):
     assert "specbench compare " in page.split("## How to check it\n")[1].split("\n## ")[0]
 
 
+@pytest.mark.full
 def test_runs_without_a_prompt_in_common_are_not_held_together(tmp_path):
     first = fake_run(tmp_path / "a", {"demo:draft": FakeDraft({"code": 0.8, "chat": 0.8})}, machine=FakeMachine())
     other = fake_run(tmp_path / "b", {"ngram:n=3": FakeDraft({"code": 0.2, "chat": 0.2})}, machine=FakeMachine())
