@@ -48,7 +48,7 @@ test: lint
 	$(PYTEST) -m "not full"
 
 test-all: lint
-	SPECBENCH_TEST_GEMMA=1 SPECBENCH_TEST_KILLS=30 $(PYTEST) --hypothesis-profile full
+	SPECBENCH_TEST_GEMMA=1 SPECBENCH_TEST_KILLS=6 $(PYTEST) --hypothesis-profile full
 
 test-gemma: $(STAMP)
 	SPECBENCH_TEST_GEMMA=1 $(BIN)/python -m pytest tests/test_gemma.py

@@ -1,6 +1,6 @@
 """Runs that are killed at any byte: nothing finished is lost, nothing is there twice, and the end is the same.
 
-SPECBENCH_TEST_KILLS=30 kills the real run more often, as `make test-all` does, and `-s` shows the table.
+SPECBENCH_TEST_KILLS says how often the real run is killed (6 times in `make test-all`); `-s` shows the table.
 """
 
 from __future__ import annotations
