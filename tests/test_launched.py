@@ -273,6 +273,5 @@ def test_the_keeper_is_light():
         check=True,
     )
     ours = {name for name in done.stdout.split() if name.startswith("specbench")}
-    server = "specbench.backends.server"
-    assert ours == {"specbench", "specbench.backends", server, f"{server}.keeper"}
+    assert ours <= {"specbench", "specbench.backends", "specbench.backends.server", "specbench.backends.server.keeper"}
     assert not {"asyncio", "logging", "psutil", "yaml"} & set(done.stdout.split())
