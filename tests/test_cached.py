@@ -33,6 +33,7 @@ def test_logits_after_any_reading_and_rewinding_are_those_of_the_whole_text(data
         assert cached.length == len(text)
 
 
+@pytest.mark.full
 def test_a_sliding_window_is_rewound_past_what_it_would_have_dropped():
     torch.manual_seed(0)
     config = Gemma3TextConfig(

@@ -204,6 +204,7 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, inner in inside for place in [(*above, key), *paths(inner, (*above, key))]]
 
 
+@pytest.mark.full
 def test_every_key_of_a_run_that_is_gone_or_of_another_kind(kept: Path, tmp_path: Path) -> None:
     """Read or refused; and of what is read, the brief's facts can be had."""
     whole = (kept / "run.json").read_text()

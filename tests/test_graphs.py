@@ -79,6 +79,7 @@ def test_any_reading_and_rewinding(data):
     assert recorder.replays == short
 
 
+@pytest.mark.full
 def test_a_trial_over_recorded_passes():
     draft = near_copy(MODEL, noise=0.3)
     rule: dict[str, Any] = {"vocab_size": 64, "sampling": GREEDY, "eos": set()}
@@ -91,6 +92,7 @@ def test_a_trial_over_recorded_passes():
     assert one.replays == len(found.rounds) and other.replays == sum(r.drafted for r in found.rounds)
 
 
+@pytest.mark.full
 def test_a_draft_of_the_first_layers_shares_the_recorded_cache():
     """Whoever rewinds one rewinds the other: each pass goes where the cache ends, not where its own model last was."""
     rule: dict[str, Any] = {"vocab_size": 64, "sampling": GREEDY, "eos": set()}

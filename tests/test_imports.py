@@ -97,6 +97,7 @@ def test_a_profile_of_prompts_is_light():
     assert loaded(command("workload", str(ROOT.parent / "workloads/mixed.jsonl"))) == set()
 
 
+@pytest.mark.full
 def test_a_written_brief_is_without_models_and_frames(tmp_path):
     run = str(ROOT.parent / "reports/example")
     assert loaded(command("brief", run, "--to", str(tmp_path))) <= {"numpy", "matplotlib", "scipy"}

@@ -32,7 +32,7 @@ def stored(lab, tmp_path_factory):
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(lab, tmp_path):
     """Real processes, real SIGKILL, the real command line; drafts are accepted wrongly now and then, so that there are
     divergences to lose."""
-    kills = os.environ.get("SPECBENCH_TEST_KILLS", "2")
+    kills = os.environ.get("SPECBENCH_TEST_KILLS", "1")
     flags = lab.args("--gamma", "1,3", "--limit", "4", "--probe-batch-sizes", "1")
     command = [sys.executable, "-m", "benchmarks.kills", "--kills", kills, "--seed", "1", "--", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -105,6 +105,7 @@ def test_positions_are_never_written_over_others(stored, tmp_path):
     assert {one.prompt_id for one in read_positions(tmp_path)} == {text.prompt_id, other.prompt_id}
 
 
+@pytest.mark.full
 def test_lost_positions_are_made_again_without_a_trial(lab, tmp_path):
     """A kill between a unit's last trial and its positions: divergences and positions are what is missing."""
     config = config_for(lab, tmp_path, limit=2, max_new_tokens=6)

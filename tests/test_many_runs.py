@@ -22,6 +22,7 @@ def alone(lab, tmp_path_factory):
     return sweep(lab, tmp_path_factory.mktemp("runs"), draft=[str(lab.near), "ngram:n=2"])
 
 
+@pytest.mark.full
 def test_a_batch_is_one_trial_with_the_counts_of_its_prompts(batched, alone):
     final = [trial for trial in batched.trials if not trial.warmup]
     assert len(final) == 3 * (2 + 3 * 2)

@@ -318,6 +318,7 @@ def test_a_replay_halves_its_batches_and_loses_only_what_never_fits(lab, tmp_pat
     assert all((found[name].accept == whole[name].accept).all() for name in found)
 
 
+@pytest.mark.full
 def test_other_errors_are_not_taken_for_a_lack_of_memory(lab, tmp_path, monkeypatch):
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied (allocated 4x4)"))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from conftest import examples
 from hypothesis import given
@@ -115,6 +116,7 @@ def test_rounds_are_those_of_transformers_prompt_lookup(monkeypatch):
     assert free > 15
 
 
+@pytest.mark.full
 def test_two_drafts_share_one_baseline_in_a_run(lab, tmp_path):
     stored = sweep(lab, tmp_path, draft=[str(lab.near), "ngram:n=2"], gammas=(2,), limit=4)
     summary = summarise(stored)

@@ -321,6 +321,7 @@ def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tm
     assert not [each for each in compared(stored, stored).warnings if each.code == "other-token-ids"]
 
 
+@pytest.mark.full
 def test_a_template_of_the_same_length_is_another_prompt_for_resume_and_check(dated, tmp_path, on):
     on(27)
     folder = interrupted(dated, tmp_path / "runs")

@@ -222,7 +222,7 @@ FAULTS: list[tuple[str, Callable[[World, bool], set[str]]]] = [
 
 
 # Each costs whole runs; its code is found by another fault of FAULTS, or by a test of its own.
-LONG = (repeated_prompts, loop_drafts_more, lossy_loop, more_than_rounding)
+LONG = (random_tokens, repeated_prompts, loop_drafts_fewer, loop_drafts_more, lossy_loop, more_than_rounding)
 LONG += (slow_reading, fewer_threads, needless_work, other_versions)
 
 

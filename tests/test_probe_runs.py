@@ -72,6 +72,7 @@ def test_a_shape_is_the_model_that_its_configuration_describes(tmp_path, offline
     assert logits.isfinite().all() and logits.float().std() > 0
 
 
+@pytest.mark.full
 def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
     target = shape_file(tmp_path / "t")
     draft = shape_file(tmp_path / "d", num_hidden_layers=1, model_type="mixtral", num_local_experts=4)
