@@ -250,9 +250,11 @@ def test_a_full_or_broken_disk_loses_nothing_that_was_finished(
 
 def test_a_disk_that_fills_up_with_positions(lab, tmp_path):
     class Filler(FakeObserver):
-        def begin(self, total, done):
-            (folder,) = find_runs(tmp_path)
-            (folder / "positions-0.arrow").symlink_to("/dev/full")
+        def trial(self, trial):
+            super().trial(trial)
+            if len(self.trials) == 1:  # before the first positions
+                (folder,) = find_runs(tmp_path)
+                (folder / "positions-0.arrow").symlink_to("/dev/full")
 
     with pytest.raises(StoreError, match="No space left on device") as failed:
         sweep(lab, tmp_path, observer=Filler(), **SMALL)
