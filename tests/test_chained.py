@@ -98,6 +98,7 @@ class Counted(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("chained", [True, False])
 def test_one_wait_a_round(monkeypatch, sampling, chained):

@@ -263,6 +263,7 @@ def test_strict_tells_a_difference_by_the_exit_code(copy):
     assert call("check", copy, "--limit", 1, "--gamma", 1, "--quiet").exit_code == 0
 
 
+@pytest.mark.full
 def test_drafts_that_transformers_has_not_are_said(home, tmp_path):
     near = home.near
     drafts = ["skip:layers=1", f"ngram:n=2+{near}", f"{near},cutoff=0.2", "ngram:n=3,min=2", f"cross:{near}"]

@@ -141,6 +141,7 @@ def test_a_right_draft_in_another_tokenizer_is_accepted_and_a_wrong_one_is_not(t
     assert accepted("ab cd" + "d" * 100) < 0.3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("capacity", [24, 40, 48])
 def test_a_text_that_outgrows_the_drafts_memory_is_read_from_its_end(tokenizers, capacity):
     target, draft = tokenizers[1], tokenizers[0]  # the draft reads bytes: several for each token of the target

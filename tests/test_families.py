@@ -343,6 +343,7 @@ def test_a_prompt_that_a_draft_cannot_read_is_not_drafted_for() -> None:
     assert readable([1, 64, 2], live.tokens, 64) == live.tokens[:1]
 
 
+@pytest.mark.full
 def test_a_batch_drafts_on_beside_a_row_that_it_cannot_read() -> None:
     from specbench.acceptance.many import generate_many
     from specbench.clock import Stopwatch

@@ -149,6 +149,7 @@ def test_rows_of_equal_length_as_a_probe_reads_them():
             torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["model", "skip"])
 def test_a_whole_trial_with_a_draft(kind):
     """The rounds, not only the text: a draft that reads wrongly gives the same text, in more rounds."""

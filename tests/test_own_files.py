@@ -220,6 +220,7 @@ def with_special_tokens(lab, folder, template, single):
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("template", "single", "codes"),
     [

@@ -131,6 +131,7 @@ def test_rows_of_a_batch_are_their_prompts_alone(rows, gamma, limit, cut):
         assert other.tokens == bare.tokens == alone.tokens == transformers_text(prompt, limit, 1.3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampling", [PENALISED, Sampling(0.8, top_p=0.9, min_p=0.1, repetition_penalty=1.2)], ids=str)
 @pytest.mark.parametrize("chained", [False, True])
 @pytest.mark.parametrize("gamma", [1, 3, 7])
@@ -275,6 +276,7 @@ def test_batched_texts_are_those_of_the_single_engine():
     assert len({text[0] for text in drawn}) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "own",
     [

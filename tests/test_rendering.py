@@ -152,6 +152,7 @@ def refusing(lab: Lab, tmp_path: Path) -> list[str]:
     return lab.args("--target", str(tmp_path / "t"), "--workload", str(tmp_path / "p.jsonl"), "--gamma", "1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("more", [["--replay-only"], []], ids=["replay", "timed"])
 def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: list[str], tmp_path: Path) -> None:
     args = [

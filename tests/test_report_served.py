@@ -213,6 +213,7 @@ def test_the_first_paragraph_and_the_doubts(tmp_path: Path) -> None:
     assert "specbench check" not in page and "--dtype float32" not in page and "\n\n\n" not in page
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("tells", ["nothing", *full("rounds", "totals", "drafts")])
 @pytest.mark.parametrize("round_s", [0.009, 0.013, 0.040])
 def test_there_are_two_next_steps_whatever_is_known(tmp_path: Path, tells: str, round_s: float) -> None:

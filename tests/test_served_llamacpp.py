@@ -182,6 +182,7 @@ def test_tools_and_arguments_of_the_template_are_what_the_model_reads(tmp_path, 
         assert rows[0]["rounds"] == lived.rounds
 
 
+@pytest.mark.full
 def test_a_brief_is_written_from_the_folder_alone(stored):
     result = call("brief", stored.folder)
     assert result.exit_code == 0, result.output

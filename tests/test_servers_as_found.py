@@ -85,6 +85,7 @@ def test_what_is_no_address_is_refused(value):
         load_config(None, {"server": value})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("root", "suffix"), [("", "/v1"), ("/api", "/api/v1/"), ("", "/v1/chat/completions")])
 def test_every_page_and_request_is_below_the_address(lab, tmp_path, root, suffix):
     with FakeOpenAI(root=root) as alone, FakeOpenAI(root=root) as drafting:
@@ -138,6 +139,7 @@ def test_every_engine_is_refused_alike(lab, tmp_path, engine):
         measured(lab, tmp_path, alone, drafting, engine=engine)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("flags", [{"served_model_name": "gemma3:4b"}, {"target": "gemma3:4b"}])
 def test_a_named_model_is_asked_for(lab, tmp_path, flags):
     with FakeOpenAI(names=SEVERAL) as alone, FakeOpenAI(names=SEVERAL) as drafting:

@@ -94,6 +94,7 @@ def test_the_servers_own_counters_lie_beside_every_stretch(lab, tmp_path):
         assert (stretch.counters.drafted, stretch.counters.accepted) == (sum(trial.drafted), sum(trial.accepted))
 
 
+@pytest.mark.full
 def test_several_clients_at_once(lab, tmp_path):
     with FakeServer() as alone, speculating() as drafting:
         stored = served(lab, tmp_path, alone, drafting, concurrency="1,3", rate="50", limit=6)

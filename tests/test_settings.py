@@ -246,6 +246,7 @@ def run_pasted(code: str) -> tuple[list[int], list[int], torch.Tensor, torch.Ten
     return passes[:-1], [each.drafted for each in seen], names["output"], alone
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["model", "skip:layers=1", "cross", "ngram:n=2"])
 def test_the_python_runs_and_drafts_gamma_tokens_a_round(kind: str, tmp_path: Path, lab: Any) -> None:
