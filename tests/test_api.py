@@ -66,6 +66,7 @@ def test_importing_is_cheap():
     assert loaded(command("--help")) == set()
 
 
+@pytest.mark.full
 def test_a_stored_run_is_read_without_a_model_library():
     code = f"import specbench; run = specbench.load_run({str(EXAMPLE)!r})\n"
     code += "run.gammas; run.trials; run.rounds; run.replay([1]); run._repr_markdown_()"
@@ -91,9 +92,9 @@ def test_no_module_reaches_for_them_from_below():
 # --- running
 
 
-def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
-    result = call("sweep", *lab.args("--out", tmp_path, "--json"))
-    typed = read_run(Path(json.loads(result.stdout)["run"]))
+def test_sweep_counts_what_the_command_counts(swept, typed):
+    found = json.loads(typed.stdout)["drafts"][0]["gammas"]
+    typed = read_run(typed.folder)
 
     def counts(stored):
         return {trial_key(t): (t.drafted, t.accepted, t.output_sha256, t.identical) for t in stored.trials}
@@ -102,7 +103,6 @@ def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
     same = ("command", "fingerprint", "trials_planned", "target", "drafts", "workload", "warnings", "status")
     assert {key: getattr(swept.stored.run, key) for key in same} == {key: getattr(typed.run, key) for key in same}
     columns = ["gamma", "rounds", "drafted", "accepted", "emitted"]
-    found = json.loads(result.stdout)["drafts"][0]["gammas"]
     assert swept.gammas[columns].to_dict("records") == [{key: row[key] for key in columns} for row in found]
 
 
@@ -113,6 +113,7 @@ def test_measure_takes_one_gamma(lab, tmp_path):
         specbench.measure(**keys_for(lab, tmp_path, gamma=range(1, 4)), quiet=True)
 
 
+@pytest.mark.full
 def test_progress_is_on_stderr_and_quiet_silences_it(lab, tmp_path, capsys):
     specbench.sweep(**keys_for(lab, tmp_path, limit=1, gamma=[1]))
     shown = capsys.readouterr()
@@ -152,6 +153,7 @@ def test_replay_only_has_acceptance_and_no_verdict(swept, lab, tmp_path):
     assert "no verdict without a measurement" in run._repr_markdown_()
 
 
+@pytest.mark.full
 def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkeypatch):
     argv = swept.stored.run.provenance.argv
     assert argv[:2] == ("specbench", "sweep") and not {"-q", "tests"} & set(argv)
@@ -330,6 +332,7 @@ def test_a_policy_goes_over_that_of_the_run(example):
     assert read_run(EXAMPLE).run.config.policy.min_speedup == 1.1
 
 
+@pytest.mark.full
 def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_path):
     folder = Path(shutil.copytree(swept.folder, tmp_path / "run"))
     typed = call("brief", folder, "--min-speedup", 1.5, "--mix", "code=0.7,chat=0.3", "--json")
@@ -346,6 +349,7 @@ def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_p
             assert drawn.read_bytes() == written.read_bytes(), name
 
 
+@pytest.mark.full
 def test_a_brief_can_go_elsewhere(swept, tmp_path):
     before = {path.name for path in swept.folder.iterdir()}
     path = swept.write_brief(tmp_path / "other")

@@ -147,6 +147,7 @@ class Reading(FakeOpenAI):
             yield event
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("reads", "says"),
     [

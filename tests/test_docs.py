@@ -45,9 +45,9 @@ def options_of(command):
 
 PROGRAM = typer.main.get_command(app)
 FLAGS = flags_by_command()
-# Flags of other programs: benchmarks, llama.cpp, vLLM, SGLang.
+# Flags of other programs: benchmarks, pytest, llama.cpp, vLLM, SGLang.
 OTHERS = re.compile(
-    "--(quick|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
+    "--(quick|hypothesis-profile|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
 )
 
 

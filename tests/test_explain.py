@@ -281,5 +281,6 @@ def test_a_folder_without_a_verdict_is_refused(kind: str, tmp_path: Path) -> Non
     assert result.exit_code == 2 and "no verdict without a measurement" in result.stderr
 
 
+@pytest.mark.full
 def test_the_subject_itself_needs_no_heavy_library() -> None:
     assert loaded(command("explain", "--level", "engineer")) == set()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from bad_inputs.folders import small
 from bad_inputs.judging import CANARY
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,10 +27,8 @@ from specbench.records import Times, Trial
 from specbench.store import StoredRun, read_run
 from specbench.workload import Workload, load_workload, profile
 
-quick = settings(
-    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-)
-few = settings(quick, max_examples=60)
+quick = settings(examples(100), suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+few = settings(quick, max_examples=examples(60).max_examples)
 
 WORDS = ["prompt", "messages", "role", "content", "user", "system", "tool", "id", "category", "task", "turns", "value"]
 WORDS += ["from", "human", "conversations", "body", "instruction", "input", "type", "text", "name", "arguments"]
@@ -205,6 +204,7 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, inner in inside for place in [(*above, key), *paths(inner, (*above, key))]]
 
 
+@pytest.mark.full
 def test_every_key_of_a_run_that_is_gone_or_of_another_kind(kept: Path, tmp_path: Path) -> None:
     """Read or refused; and of what is read, the brief's facts can be had."""
     whole = (kept / "run.json").read_text()

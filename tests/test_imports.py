@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Every specbench module that a file names, also inside functions and for type checking."""
     found = set()
@@ -100,6 +102,7 @@ def test_a_profile_of_prompts_is_light():
     assert loaded(command("workload", str(ROOT.parent / "workloads/mixed.jsonl"))) <= {"pydantic"}
 
 
+@pytest.mark.full
 def test_a_written_brief_is_without_models_and_frames(tmp_path):
     run = str(ROOT.parent / "reports/example")
     assert loaded(command("brief", run, "--to", str(tmp_path))) <= {"numpy", "matplotlib", "scipy", "pydantic"}

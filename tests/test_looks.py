@@ -79,6 +79,7 @@ def test_a_gamma_that_is_ruled_out_is_measured_no_further(lab, tmp_path):
     assert summarise(whole).verdict == summarise(stored).verdict == "NO-GO"
 
 
+@pytest.mark.full
 def test_every_reader_of_the_run_tells(lab, tmp_path):
     stored = sweep(lab, tmp_path, gammas=GAMMAS)
     summary = summarise(stored)
@@ -101,6 +102,7 @@ def test_every_reader_of_the_run_tells(lab, tmp_path):
     assert [row.gamma for row in compared(stored, stored).drafts[0].gammas] == [1, 2]
 
 
+@pytest.mark.full
 def test_a_run_that_is_cut_anywhere_stops_the_same(lab, tmp_path):
     whole = sweep(lab, tmp_path / "whole", gammas=GAMMAS)
     for cut in (57, 60, 61, 63):  # before the look, right before and after it, and in the next prompt
@@ -120,6 +122,7 @@ def test_a_run_that_is_cut_anywhere_stops_the_same(lab, tmp_path):
         assert warmed == ({None, 1, 2, 4, 8} if cut <= 60 else {None, 1, 2})
 
 
+@pytest.mark.full
 def test_every_look_adds_to_what_was_ruled_out(lab, tmp_path, monkeypatch):
     """Two looks, of which each rules out one gamma."""
     many = tmp_path / "many.jsonl"
@@ -138,6 +141,7 @@ def test_every_look_adds_to_what_was_ruled_out(lab, tmp_path, monkeypatch):
     assert summarise(stored).trials_spared == 2 + 12
 
 
+@pytest.mark.full
 def test_a_look_that_a_kill_lost_is_taken_again(lab, tmp_path, monkeypatch):
     honest = RunWriter.update
 
@@ -157,6 +161,7 @@ def test_a_look_that_a_kill_lost_is_taken_again(lab, tmp_path, monkeypatch):
     assert counts(again) == {1: 12, 2: 12, 4: 10, 8: 10}
 
 
+@pytest.mark.full
 def test_the_other_setting_does_not_continue_it(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, gammas=GAMMAS, observer=FakeObserver(interrupt_after=63))
@@ -166,6 +171,7 @@ def test_the_other_setting_does_not_continue_it(lab, tmp_path):
     assert [line for line in observer.lines if "all_gammas: False -> True" in line]
 
 
+@pytest.mark.full
 def test_few_prompts_few_gammas_and_measure_look_at_nothing(lab, tmp_path):
     assert counts(sweep(lab, tmp_path / "few", gammas=GAMMAS, limit=8)) == dict.fromkeys(GAMMAS, 8)
     assert counts(sweep(lab, tmp_path / "two", gammas=(1, 8))) == {1: 12, 8: 12}
@@ -173,6 +179,7 @@ def test_few_prompts_few_gammas_and_measure_look_at_nothing(lab, tmp_path):
     assert counts(read_run(run(config, "measure", GAMMAS, FakeObserver()))) == dict.fromkeys(GAMMAS, 12)
 
 
+@pytest.mark.full
 def test_what_is_left_is_told_by_arm(lab, tmp_path):
     told = []
 
@@ -185,6 +192,7 @@ def test_what_is_left_is_told_by_arm(lab, tmp_path):
     assert told[10:] == [(8, 2, 4), (4, 1, 4)]
 
 
+@pytest.mark.full
 def test_batches_are_looked_at_as_prompts_are(lab, tmp_path):
     many = tmp_path / "many.jsonl"
     many.write_text("".join(json.dumps({"id": f"p{n}", "prompt": f"Say {n}."}) + "\n" for n in range(24)))

@@ -22,6 +22,7 @@ def alone(lab, tmp_path_factory):
     return sweep(lab, tmp_path_factory.mktemp("runs"), draft=[str(lab.near), "ngram:n=2"])
 
 
+@pytest.mark.full
 def test_a_batch_is_one_trial_with_the_counts_of_its_prompts(batched, alone):
     final = [trial for trial in batched.trials if not trial.warmup]
     assert len(final) == 3 * (2 + 3 * 2)
@@ -61,6 +62,7 @@ def test_a_batch_is_predicted_with_the_costs_of_its_size(batched):
     assert 0.1 < spent / measured < 10  # both a sequence's share of the batch; tiny models are all noise
 
 
+@pytest.mark.full
 def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):
     stored = sweep(lab, tmp_path, batch_size=5, gammas=(1,))
     assert [skipped.reason for skipped in stored.run.workload.skipped] == ["left over from batches of 5"] * 2
@@ -70,6 +72,7 @@ def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):
         sweep(lab, tmp_path, batch_size=13)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_of_batches_goes_on(lab, tmp_path, batched):
     drafts = batched.run.config.draft
     with pytest.raises(KeyboardInterrupt):
@@ -88,6 +91,7 @@ def test_drafts_without_a_form_for_batches_are_refused(lab, tmp_path, draft):
         sweep(lab, tmp_path, draft=[draft.format(near=lab.near)], batch_size=2)
 
 
+@pytest.mark.full
 def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     near = lab.near
     drafts = [
@@ -117,6 +121,7 @@ def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     assert by_name[f"ngram:n=2+{near}"].gammas[1].rounds <= by_name["ngram:n=2,max=2"].gammas[1].rounds
 
 
+@pytest.mark.full
 def test_the_layers_of_a_skip_draft_are_kept_when_a_run_goes_on(lab, tmp_path, monkeypatch):
     from specbench.backends.local import local
 

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import full
 from fake_device import quick_probe
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
@@ -85,7 +86,7 @@ def test_of_what_cannot_be_told_nothing_is_said(lab, tmp_path):
     assert size_of(str(tmp_path / "m"), dtype="float32") is None
 
 
-@pytest.mark.parametrize("flags", [{}, {"batch_size": 3}, {"replay_only": True}], ids=str)
+@pytest.mark.parametrize("flags", [{}, *full({"batch_size": 3}, {"replay_only": True})], ids=str)
 def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
     """To the byte, of weights and caches: refused with a byte less, run with as much."""
     flags = dict(flags)
@@ -132,6 +133,7 @@ def test_a_refusal_is_one_line_with_numbers_and_a_cure(lab, tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_a_disk_that_is_surely_too_small_is_refused(lab, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=20_000))
@@ -213,13 +215,15 @@ def test_a_prompt_that_does_not_fit_is_left_out_of_every_arm(lab, tmp_path, monk
     assert len(counts(stored)) == 6 * 4
 
 
-@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, *full(MemoryError)])
 def test_a_failed_allocation_has_several_names(lab, tmp_path, monkeypatch, uneven, kind):
     Allocator(monkeypatch, longest=130, kind=kind, says="")
     stored = sweep(lab, tmp_path, gammas=(1,), workload=uneven, probe_batch_sizes="1", max_new_tokens=2)
     assert {s.id for s in stored.run.workload.skipped} == {"p2", "p5"}
 
 
+@pytest.mark.full
 def test_one_failed_allocation_costs_one_prompt(lab, tmp_path, monkeypatch):
     counted = []
     with monkeypatch.context() as patch:
@@ -236,6 +240,7 @@ def test_one_failed_allocation_costs_one_prompt(lab, tmp_path, monkeypatch):
     assert summarise(stored).drafts[0].gammas[0].prompts == 11
 
 
+@pytest.mark.full
 def test_a_run_that_no_memory_is_left_for_stops_and_goes_on_later(lab, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         starved = Allocator(patch)
@@ -261,6 +266,7 @@ def find_trials(out):
     return [t for folder in find_runs(out) for t in read_run(folder).trials]
 
 
+@pytest.mark.full
 def test_a_prompt_that_was_left_out_stays_out_when_the_run_is_resumed(lab, tmp_path, monkeypatch, uneven):
     def stop(trial):
         if any("out-of-memory" in codes(read_run(folder)) for folder in find_runs(tmp_path)):
@@ -281,6 +287,7 @@ def test_a_prompt_that_was_left_out_stays_out_when_the_run_is_resumed(lab, tmp_p
     assert summarise(stored).drafts[0].gammas[0].prompts == 8 - len(first) < 8
 
 
+@pytest.mark.full
 def test_a_batch_that_does_not_fit_ends_the_run_with_the_way_out(lab, tmp_path, monkeypatch):
     allocator = Allocator(monkeypatch)
     observer = FakeObserver()
@@ -295,6 +302,7 @@ def test_a_batch_that_does_not_fit_ends_the_run_with_the_way_out(lab, tmp_path, 
     assert stored.status == "finished"
 
 
+@pytest.mark.full
 def test_a_replay_halves_its_batches_and_loses_only_what_never_fits(lab, tmp_path, monkeypatch, uneven):
     def replay(out):
         config = config_for(lab, out, workload=uneven)
@@ -310,6 +318,7 @@ def test_a_replay_halves_its_batches_and_loses_only_what_never_fits(lab, tmp_pat
     assert all((found[name].accept == whole[name].accept).all() for name in found)
 
 
+@pytest.mark.full
 def test_other_errors_are_not_taken_for_a_lack_of_memory(lab, tmp_path, monkeypatch):
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied (allocated 4x4)"))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
@@ -318,6 +327,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(lab, tmp_path, monkeypa
         sweep(lab, tmp_path, probe_batch_sizes="1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_no_cache_outlives_its_trial(lab, tmp_path, batch_size):
     """Sixty prompts: as many caches, and bytes in them, after the last trial as after the tenth."""
@@ -341,6 +351,7 @@ def test_no_cache_outlives_its_trial(lab, tmp_path, batch_size):
     assert len(set(looks)) == 1 or batch_size > 1
 
 
+@pytest.mark.full
 def test_a_prompt_that_fails_when_it_is_scored_counts_in_no_arm(lab, tmp_path, monkeypatch):
     """Its trials are on disk by then."""
     score, calls = local.LocalEngine.score, []

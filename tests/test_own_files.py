@@ -9,7 +9,7 @@ from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
-from conftest import CANARY, Lab
+from conftest import CANARY, Lab, full
 from fake_server import FakeServer
 from test_cli import call
 from test_run import FakeObserver, sweep
@@ -147,6 +147,7 @@ def test_a_file_that_cannot_be_read_is_refused_and_not_left_out(lab, tmp_path, c
     assert "not readable" in generation_caution(str(folder), GREEDY, new_tokens=8).message
 
 
+@pytest.mark.full
 def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_path):
     target = model_with(lab, tmp_path / "t", repetition_penalty=1.1, do_sample=True, temperature=0.7)
     stored = sweep(lab, tmp_path / "runs", target=str(target), **SMALL)
@@ -160,6 +161,7 @@ def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_
     assert "temperature 0.7" in found["generation-config"]["evidence"]
 
 
+@pytest.mark.full
 def test_a_run_on_servers_names_it_where_the_files_are_at_hand(lab, tmp_path):
     target = model_with(lab, tmp_path / "t", repetition_penalty=1.1)
     for name, named in ((str(target), True), (str(lab.target), False), ("served", False)):
@@ -219,15 +221,18 @@ def with_special_tokens(lab, folder, template, single):
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("template", "single", "codes"),
     [
         (None, lambda begin: f"{begin} $A <|end|>", {"end-in-prompt"}),
-        (None, lambda begin: f"{begin} $A", set()),
-        (None, lambda begin: f"{begin} {begin} $A", {"two-begins"}),
-        ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", lambda begin: f"{begin} $A", {"end-in-prompt"}),
+        *full(
+            (None, lambda begin: f"{begin} $A", set()),
+            (None, lambda begin: f"{begin} {begin} $A", {"two-begins"}),
+            ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", lambda begin: f"{begin} $A", {"end-in-prompt"}),
+        ),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}:", lambda begin: f"{begin} $A", {"two-begins"}),
-        ("{{ bos_token }}{{ messages[0].content }}:", lambda begin: f"{begin} $A <|end|>", set()),
+        *full(("{{ bos_token }}{{ messages[0].content }}:", lambda begin: f"{begin} $A <|end|>", set())),
     ],
 )
 def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, single, codes):
@@ -296,6 +301,7 @@ def test_a_template_has_one_date_for_a_whole_run(dated):
     assert not other.written
 
 
+@pytest.mark.full
 def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tmp_path, on):
     on(27)
     folder = interrupted(dated, tmp_path / "runs")
@@ -317,6 +323,7 @@ def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tm
     assert not [each for each in compared(stored, stored).warnings if each.code == "other-token-ids"]
 
 
+@pytest.mark.full
 def test_a_template_of_the_same_length_is_another_prompt_for_resume_and_check(dated, tmp_path, on):
     on(27)
     folder = interrupted(dated, tmp_path / "runs")

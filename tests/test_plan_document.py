@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 
 import pytest
+from conftest import full
 from fake_run import FakeDraft, FakeMachine, fake_run, with_config, with_provenance, with_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +106,9 @@ def cell(need, what):
     return f"{number(need[what])} [{number(need[f'{what}_low'])}, {high}]"
 
 
-@pytest.mark.parametrize("args", CASES, ids=lambda args: " ".join(map(str, args))[-30:])
+@pytest.mark.parametrize(
+    "args", [CASES[-1], *full(*((case,) for case in CASES[:-1]))], ids=lambda args: " ".join(map(str, args))[-30:]
+)
 def test_page_tables_and_json_have_the_same_numbers(args):
     plan = json.loads(printed(*args, "--json"))
     terminal, page = printed(*args), printed(*args, "--markdown")

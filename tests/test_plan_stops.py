@@ -130,6 +130,7 @@ def test_a_few_slow_prompts_may_be_chance():
     assert [state(16, 6 / 16), state(160, 60 / 160), state(16, 4 / 16)] == ["perhaps", "met", "not met"]
 
 
+@pytest.mark.full
 def test_the_slower_share_is_the_plans_own():
     page = printed(REPORTS / "llamacpp", "--markdown")
     warned = next(

@@ -72,6 +72,7 @@ def test_a_shape_is_the_model_that_its_configuration_describes(tmp_path, offline
     assert logits.isfinite().all() and logits.float().std() > 0
 
 
+@pytest.mark.full
 def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
     target = shape_file(tmp_path / "t")
     draft = shape_file(tmp_path / "d", num_hidden_layers=1, model_type="mixtral", num_local_experts=4)
@@ -99,6 +100,7 @@ def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, quick):
     huge = shape_file(
         tmp_path / "m", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, vocab_size=128256,
@@ -147,6 +149,7 @@ def test_the_tables_say_what_was_timed(probed_lab, lab):
     assert max(len(line) for line in result.stdout.splitlines() if not any(name in line for name in names)) <= 80
 
 
+@pytest.mark.full
 def test_a_run_with_stored_costs_predicts_the_same(probed_lab, lab, tmp_path):
     folder, _ = probed_lab
     stored = read_run(run(config_for(lab, tmp_path), "sweep", (1, 3), FakeObserver(), costs=folder))
@@ -161,6 +164,7 @@ def test_a_run_with_stored_costs_predicts_the_same(probed_lab, lab, tmp_path):
     assert replay(read_positions(stored.folder), 1).rounds.sum() > 0
 
 
+@pytest.mark.full
 def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
     folder, _ = probed_lab
     copy = tmp_path / "copy"
@@ -189,6 +193,7 @@ def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
     )
 
 
+@pytest.mark.full
 def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
     config = config_for(lab, tmp_path, limit=2, probe_batch_sizes="2")
     stored = read_run(run(config, "sweep", (1, 2), FakeObserver()))

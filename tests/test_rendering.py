@@ -152,6 +152,7 @@ def refusing(lab: Lab, tmp_path: Path) -> list[str]:
     return lab.args("--target", str(tmp_path / "t"), "--workload", str(tmp_path / "p.jsonl"), "--gamma", "1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("more", [["--replay-only"], []], ids=["replay", "timed"])
 def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: list[str], tmp_path: Path) -> None:
     args = [
@@ -179,6 +180,7 @@ def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: l
         assert code == 0 and json.loads(out)["agreement"] == "same"
 
 
+@pytest.mark.full
 def test_the_doctor_says_what_the_template_refuses_and_does_not_write(refusing: list[str]) -> None:
     code, out, err = outcome(["doctor", *refusing[: refusing.index("--gamma")], "--quiet", "--json"])
     assert code == 0, err
@@ -188,6 +190,7 @@ def test_the_doctor_says_what_the_template_refuses_and_does_not_write(refusing: 
     assert "response_format (1 prompt)" in notes["request-fields-not-used"]
 
 
+@pytest.mark.full
 def test_a_probe_takes_the_prompts_that_the_template_renders(refusing: list[str], tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     flags = dict(zip(refusing[::2], refusing[1::2], strict=True))

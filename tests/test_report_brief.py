@@ -198,6 +198,7 @@ def test_rendering_is_deterministic_and_shows_no_prompt(world: World) -> None:
     assert first.endswith("|\n") and "\n\n\n" not in first
 
 
+@pytest.mark.full
 def test_write_brief_writes_what_it_embeds(tmp_path: Path) -> None:
     stored, summary = stored_of(MIXED, tmp_path), summary_of(MIXED)
     path = write_brief(stored, summary)
@@ -215,6 +216,7 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> Non
         write_brief(stored_of(GO, tmp_path), summary_of(GO), tmp_path / "file")
 
 
+@pytest.mark.full
 def test_reporting_loads_no_model_library() -> None:
     code = (
         "import pkgutil, importlib, sys, specbench.report as r\n"

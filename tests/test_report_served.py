@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import full
 from fake_run import with_run
 from fake_served import LIMIT, FakeServer, fake_served, rounds
 from rich.console import Console
@@ -214,7 +215,8 @@ def test_the_first_paragraph_and_the_doubts(tmp_path: Path) -> None:
     assert "specbench check" not in page and "--dtype float32" not in page and "\n\n\n" not in page
 
 
-@pytest.mark.parametrize("tells", ["rounds", "totals", "drafts", "nothing"])
+@pytest.mark.full
+@pytest.mark.parametrize("tells", ["nothing", *full("rounds", "totals", "drafts")])
 @pytest.mark.parametrize("round_s", [0.009, 0.013, 0.040])
 def test_there_are_two_next_steps_whatever_is_known(tmp_path: Path, tells: str, round_s: float) -> None:
     stored = fake_served(tmp_path / "r", FakeServer(tells=tells, round_s=round_s))

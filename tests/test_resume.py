@@ -12,9 +12,11 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import full
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
@@ -39,10 +41,18 @@ def no_probe(monkeypatch):
     monkeypatch.setattr(LocalEngine, "probe", lambda *_: Costs(()))
 
 
-def interrupted(lab, out, after=2, **flags):
+@cache
+def begun(lab):
+    """A run that was interrupted after two trials."""
+    out = lab.workload.parent / "begun"
     with pytest.raises(KeyboardInterrupt):
-        sweep(lab, out, observer=FakeObserver(interrupt_after=after), **SMALL | flags)
+        sweep(lab, out, observer=FakeObserver(interrupt_after=2), **SMALL)
     return find_runs(out)[0]
+
+
+def interrupted(lab, out):
+    """Its folder, as if it had been begun in `out`."""
+    return shutil.copytree(begun(lab), out / begun(lab).name)
 
 
 def edited(folder, change):
@@ -67,6 +77,7 @@ def test_resume_with_another_configuration_shows_how_it_differs(lab, tmp_path):
     assert find_runs(tmp_path) == [folder]
 
 
+@pytest.mark.full
 def test_a_new_run_says_which_unfinished_one_it_leaves_and_why(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     observer = FakeObserver()
@@ -160,6 +171,7 @@ print(sorted(one.exitcode for one in both))
 """
 
 
+@pytest.mark.full
 def test_of_two_that_start_at_once_one_is_refused(lab, tmp_path):
     flags = lab.args("--out", str(tmp_path), "--limit", "4", "--gamma", "1,2", "--probe-batch-sizes", "1", "--quiet")
     command = [sys.executable, "-c", TWICE, "sweep", *flags]
@@ -213,7 +225,7 @@ def failing(monkeypatch, name, code, nth, holding=b""):
         ("run.json.tmp", b'"status": "finished"', 1, TRIALS, "started"),
     ],
 )
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, *full(errno.EIO)])
 def test_a_full_or_broken_disk_loses_nothing_that_was_finished(
     lab, tmp_path, monkeypatch, name, holding, nth, kept, status, code
 ):
@@ -238,9 +250,11 @@ def test_a_full_or_broken_disk_loses_nothing_that_was_finished(
 
 def test_a_disk_that_fills_up_with_positions(lab, tmp_path):
     class Filler(FakeObserver):
-        def begin(self, total, done):
-            (folder,) = find_runs(tmp_path)
-            (folder / "positions-0.arrow").symlink_to("/dev/full")
+        def trial(self, trial):
+            super().trial(trial)
+            if len(self.trials) == 1:  # before the first positions
+                (folder,) = find_runs(tmp_path)
+                (folder / "positions-0.arrow").symlink_to("/dev/full")
 
     with pytest.raises(StoreError, match="No space left on device") as failed:
         sweep(lab, tmp_path, observer=Filler(), **SMALL)
@@ -261,6 +275,7 @@ def test_a_folder_that_cannot_be_begun_is_not_left_behind(lab, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_read_only_folder_is_one_line(lab, tmp_path, monkeypatch):
     folder = interrupted(lab, tmp_path)
     opened = os.open
@@ -277,7 +292,7 @@ def test_a_read_only_folder_is_one_line(lab, tmp_path, monkeypatch):
     assert sweep(lab, tmp_path, **SMALL).folder == folder
 
 
-@pytest.mark.parametrize("gone", ["folder", "trials.jsonl"])
+@pytest.mark.parametrize("gone", ["folder", *full("trials.jsonl")])
 def test_what_is_removed_during_the_run_is_noticed(lab, tmp_path, gone):
     class Remover(FakeObserver):
         def trial(self, trial):
@@ -312,6 +327,7 @@ def test_an_interrupt_stays_one_where_it_cannot_be_noted(lab, tmp_path, monkeypa
 # The clock
 
 
+@pytest.mark.full
 def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tmp_path, monkeypatch):
     ticks = iter(range(10**6))
 
@@ -344,6 +360,7 @@ def test_folders_of_one_second_sort_as_they_were_made(tmp_path, monkeypatch):
 # Another setting
 
 
+@pytest.mark.full
 def test_a_run_measured_in_two_settings_says_so(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     edited(folder, lambda run: run["provenance"].update(commit="v0.1-3-gabc", platform="Linux-5.4"))
@@ -364,6 +381,7 @@ def _nearly(run):
     return int(run["provenance"]["hardware"]["memory_bytes"] * 0.999)  # as after an update of the kernel
 
 
+@pytest.mark.full
 def test_a_run_continued_in_one_setting_says_nothing(lab, tmp_path):
     interrupted(lab, tmp_path)
     stored = sweep(lab, tmp_path, **SMALL)

@@ -163,6 +163,7 @@ def planted(folder, world, seed, prompts=60, gammas=(1, 2, 3, 4, 6, 8)):
     return stored, order
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_sweep_that_stops_says_what_the_whole_one_says(tmp_path, name):
     same, saved, ruled, truth = Counter(), [], Counter(), Counter()
@@ -189,6 +190,7 @@ def test_a_sweep_that_stops_says_what_the_whole_one_says(tmp_path, name):
     assert np.mean(saved) > 0.05
 
 
+@pytest.mark.full
 def test_where_the_best_gamma_is_another_in_each_category_all_stay(tmp_path):
     for seed in range(3):
         whole, order = planted(tmp_path / str(seed), World({"code": 0.95, "chat": 0.1}), seed)

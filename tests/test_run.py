@@ -65,8 +65,8 @@ def sweep(lab, out, *, gammas=(1, 3), observer=None, mode="auto", **flags):
 
 
 @pytest.fixture(scope="module")
-def stored(lab, tmp_path_factory):
-    return sweep(lab, tmp_path_factory.mktemp("runs"))
+def stored(typed):
+    return read_run(typed.folder)
 
 
 def test_every_prompt_meets_every_arm_once(stored):
@@ -153,6 +153,7 @@ def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored, m
     }
 
 
+@pytest.mark.full
 def test_another_configuration_does_not_continue_it(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
@@ -164,6 +165,7 @@ def test_another_configuration_does_not_continue_it(lab, tmp_path):
     assert len(find_runs(tmp_path)) == 3
 
 
+@pytest.mark.full
 def test_a_changed_workload_is_not_mixed_into_a_run(lab, tmp_path):
     copy = tmp_path / "copy.jsonl"
     copy.write_text(lab.workload.read_text())
@@ -242,6 +244,7 @@ def test_prompts_that_do_not_fit_are_skipped_and_reported(lab, tmp_path):
         sweep(lab, tmp_path, workload=str(long))
 
 
+@pytest.mark.full
 def test_sampling_is_reproducible_and_compares_no_text(lab, tmp_path):
     flags = {"temperature": 0.8, "top_p": 0.9, "limit": 3}
     one = sweep(lab, tmp_path / "a", **flags)
@@ -259,6 +262,7 @@ def test_the_plan_does_not_depend_on_when_it_is_made(lab, tmp_path):
     assert shuffled(arms, "x") == shuffled(arms, "x")
 
 
+@pytest.mark.full
 def test_repeats_are_added_up_and_still_agree_with_replay(lab, tmp_path):
     stored = sweep(lab, tmp_path, gammas=(2,), repeats=2, limit=3)
     assert len([t for t in stored.trials if not t.warmup]) == 3 * 3 * 2
@@ -270,6 +274,7 @@ def test_repeats_are_added_up_and_still_agree_with_replay(lab, tmp_path):
     assert row.identical_prompts == 3
 
 
+@pytest.mark.full
 def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
@@ -282,6 +287,7 @@ def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
         sweep(lab, tmp_path, limit=2)
 
 
+@pytest.mark.full
 def test_the_policy_of_the_last_command_holds(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
@@ -316,6 +322,7 @@ def test_without_a_probe_nothing_is_predicted(stored):
     assert {row.predicted_speedup for row in summarise(unprobed).drafts[0].gammas} == {None}
 
 
+@pytest.mark.full
 def test_a_kept_example_is_not_the_newest_run(lab, tmp_path):
     stored = sweep(lab, tmp_path, limit=1, gammas=(1,))
     shutil.copytree(stored.folder, tmp_path / "example")

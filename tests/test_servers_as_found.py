@@ -85,6 +85,7 @@ def test_what_is_no_address_is_refused(value):
         load_config(None, {"server": value})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("root", "suffix"), [("", "/v1"), ("/api", "/api/v1/"), ("", "/v1/chat/completions")])
 def test_every_page_and_request_is_below_the_address(lab, tmp_path, root, suffix):
     with FakeOpenAI(root=root) as alone, FakeOpenAI(root=root) as drafting:
@@ -138,6 +139,7 @@ def test_every_engine_is_refused_alike(lab, tmp_path, engine):
         measured(lab, tmp_path, alone, drafting, engine=engine)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("flags", [{"served_model_name": "gemma3:4b"}, {"target": "gemma3:4b"}])
 def test_a_named_model_is_asked_for(lab, tmp_path, flags):
     with FakeOpenAI(names=SEVERAL) as alone, FakeOpenAI(names=SEVERAL) as drafting:
@@ -146,6 +148,7 @@ def test_a_named_model_is_asked_for(lab, tmp_path, flags):
     assert {one.model for one in stored.run.served.settings.values()} == {"gemma3:4b"}
 
 
+@pytest.mark.full
 def test_the_only_model_needs_no_name_and_a_server_without_a_list_gets_the_one_given(lab, tmp_path):
     with FakeOpenAI() as alone, FakeOpenAI(names=()) as drafting:
         measured(lab, tmp_path / "one", alone, drafting)
@@ -185,6 +188,7 @@ def test_names_are_shortened_and_cleaned(lab, tmp_path):
     assert len(error.value.line()) < 400
 
 
+@pytest.mark.full
 def test_names_of_one_model_and_its_adapters_are_no_choice(lab, tmp_path):
     class Aliased(FakeOpenAI):
         def pages(self):
@@ -199,6 +203,7 @@ def test_names_of_one_model_and_its_adapters_are_no_choice(lab, tmp_path):
         assert {body["model"] for body in alone.seen} == {"lora"}
 
 
+@pytest.mark.full
 def test_two_names_at_one_address(lab, tmp_path):
     with FakeOpenAI(names=("big", "big-fast")) as both:
         stored = measured(lab, tmp_path, both, both, served_model_name="big,big-fast")
@@ -242,6 +247,7 @@ def test_every_request_refused_is_an_error_and_all_is_asked_again(lab, tmp_path)
     assert (stored.folder, stored.status, len(counted(stored))) == (folder, "finished", 12)
 
 
+@pytest.mark.full
 def test_every_prompt_refused_is_no_finished_run(lab, tmp_path):
     """As where all have what a server does not take, and a plain request is answered."""
 
@@ -257,6 +263,7 @@ def test_every_prompt_refused_is_no_finished_run(lab, tmp_path):
         assert measured(lab, tmp_path, alone, drafting).status == "finished"
 
 
+@pytest.mark.full
 def test_a_run_of_two_prompts_that_only_fail_says_why(lab, tmp_path):
     broken = refusing(500, {"error": {"message": CANARY, "type": "InternalServerError"}})
     with (
@@ -333,6 +340,7 @@ def test_an_error_that_is_no_json_has_a_status(page):
     assert str(problem_of(502, page, SENT)) == "HTTP status 502"
 
 
+@pytest.mark.full
 def test_a_field_that_the_server_does_not_know_is_named(lab, tmp_path):
     def strict(body):
         extra = sorted(
@@ -465,6 +473,7 @@ def test_answers_that_call_tools_are_whole(lab, tmp_path):
     assert "failed-requests" not in codes(stored)
 
 
+@pytest.mark.full
 def test_one_line_on_the_command_line(lab, tmp_path):
     with FakeOpenAI(names=SEVERAL) as alone, FakeOpenAI(names=SEVERAL) as drafting:
         flags = ["--server", f"{alone.url}/v1", "--spec-server", f"{drafting.url}/v1", "--workload", lab.workload]

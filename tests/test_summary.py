@@ -163,6 +163,7 @@ def test_an_a_a_arm_that_disagrees_widens_the_verdicts_interval(tmp_path):
     assert width(1.1) > 2 * width(1.0)
 
 
+@pytest.mark.full
 def test_a_machine_that_was_slow_over_one_category_widens_that_one_and_a_mix_of_it(tmp_path):
     """Over all prompts it hardly shows: the others outweigh it."""
     prompts = {"code": 12, "chat": 60}
@@ -192,6 +193,7 @@ def test_a_machine_that_was_slow_over_one_category_widens_that_one_and_a_mix_of_
     assert "more than chance" not in render_brief(runs[1.0], summarise(runs[1.0]))
 
 
+@pytest.mark.full
 def test_a_comparison_of_a_slow_category_is_as_unsure_as_its_runs(tmp_path):
     prompts = {"code": 12, "chat": 60}
 

@@ -203,6 +203,7 @@ def test_an_unused_server_of_a_draft_is_refused(lab, tmp_path):
         load_config(None, {"draft_server": "http://localhost:1"})
 
 
+@pytest.mark.full
 def test_nothing_of_a_text_is_kept_and_no_model_library_is_loaded(lab, tmp_path):
     code = (
         "import sys\nfrom specbench.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
