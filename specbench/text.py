@@ -159,3 +159,9 @@ def table(columns: Sequence[tuple[str, Sequence[str]]]) -> tuple[tuple[str, ...]
 def template_kwargs(given: Mapping[str, Any]) -> str:
     """`enable_thinking: false`, values as JSON has them; empty where nothing is given."""
     return clean(", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in given.items()))
+
+
+def gigabytes(count: float) -> str:
+    """`140 GB`, `3.4 GB`, `0.05 GB`: for messages about memory."""
+    value = count / 1e9
+    return f"{value:.0f} GB" if value >= 10 else f"{value:.1f} GB" if value >= 1 else f"{value:.2f} GB"

@@ -133,7 +133,7 @@ SERVED: dict[str, tuple[FakeServer, dict[str, Any]]] = {
     "mix": (FakeServer(), {"policy": Policy(mix={"code": 0.9, "chat": 0.1}, price_per_hour=2.0)}),
     "e2e": (FakeServer(), {"policy": Policy(metric="e2e"), "gammas": (2,)}),
     "busy": (FakeServer(slower={4: 1.5}, spec_slower={4: 4.0}), {"concurrency": (1, 4)}),
-    "open-loop": (FakeServer(), {"concurrency": (), "rate": (2.0,)}),
+    "open-loop": (FakeServer(), {"rate": (2.0,)}),
     "sampling": (FakeServer(), {"temperature": 0.7, "top_p": 0.9}),
 }
 

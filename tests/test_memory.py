@@ -136,12 +136,12 @@ def test_a_refusal_is_one_line_with_numbers_and_a_cure(lab, tmp_path, monkeypatc
 @pytest.mark.full
 def test_a_disk_that_is_surely_too_small_is_refused(lab, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
     with pytest.raises(StoreError, match=r"needs at least 0\.00 GB, 0\.00 GB are free .*: 48 trials"):
         sweep(lab, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     # Twelve prompts at one gamma are 36 lines of trials; with texts they are longer.
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=36 * 620))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=36 * 620))
     sweep(lab, tmp_path / "small", gammas=(1,), max_new_tokens=2, probe_batch_sizes="1")
     with pytest.raises(StoreError, match="without --keep-text"):
         sweep(lab, tmp_path / "runs", gammas=(1,), keep_text=True)

@@ -54,7 +54,7 @@ def test_every_prompt_meets_every_arm(stored):
     assert Counter((t.arm.kind, t.arm.draft) for t in counted(stored) if not t.attempt) == {
         ("baseline", None): len(PROMPTS),
         ("baseline-again", None): len(PROMPTS),
-        **{("speculative", draft): len(PROMPTS) for draft in stored.run["config"]["draft"]},
+        **{("speculative", draft): len(PROMPTS) for draft in stored.run.config.draft},
     }
 
 
@@ -114,7 +114,7 @@ def test_the_report_says_what_it_is_and_takes_the_servers_word_beside_ours(store
 
 def test_no_prompt_is_in_the_folder_and_no_server_is_left(stored):
     files = [path for path in stored.folder.rglob("*") if path.is_file()]
-    assert sum(path.suffix == ".log" for path in files) == 1 + len(stored.run["config"]["draft"])
+    assert sum(path.suffix == ".log" for path in files) == 1 + len(stored.run.config.draft)
     assert not [path for path in files if CANARY.encode() in path.read_bytes()]
     mine = [
         p for p in psutil.Process().children(recursive=True) if "specbench.backends.server" in " ".join(p.cmdline())

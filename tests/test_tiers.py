@@ -101,7 +101,7 @@ CLAIMS = {
     ],
     "pages and contract are those of the code": [
         "test_docs.py::test_the_contract_has_the_keys_of_the_code_and_says_what_can_be_null",
-        "test_reference.py::test_the_page_is_what_the_command_line_says_now",
+        "test_reference.py::test_every_generated_file_is_what_the_code_says_now",
         "test_cli.py::test_sweep_json_is_one_object_with_the_contract_keys",
     ],
 }

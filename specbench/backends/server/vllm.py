@@ -201,7 +201,7 @@ def _written(payload: Json) -> TargetText:
     finish = FINISHES.get(written.finish_reason or "")
     if finish is None:
         raise AnswerError(f"the answer ended with finish_reason {as_word(written.finish_reason)}")
-    return TargetText(prompt, output, finish)
+    return TargetText(tuple(prompt), tuple(output), finish)
 
 
 def _told(metrics: _Metrics) -> Told:
