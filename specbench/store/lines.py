@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import lt
 from pathlib import Path
@@ -29,7 +27,7 @@ def read_lines(path: Path, parse: Callable[[bytes], Row]) -> tuple[list[Row], bo
     rows: list[Row] = []
     number = 0
     try:
-        with path.open("rb") as file, uncollected():
+        with path.open("rb") as file:
             while line := file.readline(LONGEST_LINE):
                 number += 1
                 if not line.endswith(b"\n"):
@@ -49,21 +47,6 @@ def read_lines(path: Path, parse: Callable[[bytes], Row]) -> tuple[list[Row], bo
             f"Cannot read the run folder: {error.strerror}", where=str(path), cure="Check the disk and its permissions."
         ) from None
     return rows, False
-
-
-@contextmanager
-def uncollected(*, last: bool = False) -> Iterator[None]:
-    """Rows have no cycles, and a collector that looks at ten thousands of them again and again takes a third of the
-    time. `last`: the process ends with this, so it need not look once more afterwards and at exit."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if last:
-            gc.freeze()
-        if was:
-            gc.enable()
 
 
 _CLOCK_S = 1e-6  # by which parts of a time, rounded, may exceed the whole
