@@ -27,6 +27,10 @@ class Positions:
     """One text of the target alone under one draft. The text has n + 1 tokens, the first from prefill; entry i of each
     array [n] belongs to output token i + 1.
 
+    Of a draft head `accept`, `confidence` and `ends` are [n, J], since what it drafts depends on where the round began:
+    entry [i, j] is of draft j + 1 of a round that starts when i + 1 tokens are out, which stands for output token
+    i + 1 + j; entries beyond the end of the text are 0. The other arrays are those of the first draft, j = 0.
+
     `accept`: P(a draft for this position is accepted, given that the text has this token). `overlap`: sum over the
     vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1;
     NaN where it has none, since the text holds a token that it cannot read. `ends`: the draft's own greedy token is an
@@ -54,6 +58,16 @@ class Positions:
         """Output tokens of the text."""
         return len(self.accept) + 1
 
+    @property
+    def longest(self) -> int | None:
+        """The largest gamma that was scored; None where every gamma was."""
+        return self.accept.shape[1] if self.accept.ndim == 2 else None
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Positions [n] of which the draft says anything."""
+        return ~np.isnan(self.confidence if self.confidence.ndim == 1 else self.confidence[:, 0])
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
@@ -76,6 +90,11 @@ class Blocks:
     def tokens(self) -> int:
         """Output tokens of the text."""
         return len(self.matched) + 1
+
+    @property
+    def longest(self) -> int | None:
+        """The largest gamma that was scored; None where every gamma was."""
+        return self.proposed.shape[1] if self.proposed.ndim == 2 else None
 
     def at(self, i: int, k: int) -> tuple[int, int]:
         """Proposed and matched tokens of a round that starts when `i` tokens are out and is allowed `k`. Raises
@@ -187,6 +206,9 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     size = np.array([text.tokens for text in texts], dtype=int)
     longest = int(size.max(initial=1))
     limit = texts[0].limit if texts else 1
+    scored = min((text.longest for text in texts if text.longest is not None), default=gamma)
+    if scored < gamma:
+        raise ValueError(f"this draft was scored up to gamma {scored}, not {gamma}")
     accept = _padded([text.accept for text in texts], longest + gamma)
     confidence = _padded([text.confidence for text in texts], longest + gamma)
     drafts, silent = confidence >= cutoff, np.isnan(confidence)
@@ -219,10 +241,11 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
         for j in range(k):
             at = i + j  # draft j + 1 of the round stands for output token `at`
             open_ = kept * (at < size)  # else the text has ended with an accepted end of sequence
-            drafting = open_ * drafts[:, at]
+            entry = (slice(None), at) if accept.ndim == 2 else (slice(None), i, j)
+            drafting = open_ * drafts[entry]
             stopped = stopped + kept - drafting
-            cut_offs += (open_ - drafting) * ~silent[:, at]
-            refused = drafting * (1 - accept[:, at])
+            cut_offs += (open_ - drafting) * ~silent[entry]
+            refused = drafting * (1 - accept[entry])
             kept = drafting - refused
             reached[:, j] += begun - stopped
             survived[:, j] += kept
@@ -230,7 +253,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             rejections += refused
             drafted_low += drafting
             start[:, at + 1] += open_ - kept  # cut off or refused: the target's own token follows
-            stopped = stopped + refused * ends[:, at]
+            stopped = stopped + refused * ends[entry]
         after = i + k + 1
         start[:, after] += kept  # all kept: the bonus follows
         if k > 0:
@@ -248,8 +271,11 @@ def _copies(texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: int) -> I
 
 
 def _padded(columns: Sequence[NDArray[np.generic]], width: int) -> Floats:
-    """Columns of unequal length as rows [texts, width]; entry i + 1 belongs to output token i + 1."""
-    rows = np.zeros((len(columns), width))
+    """Columns [n] or [n, J] of unequal length as rows [texts, width] or [texts, width, J]; entry i + 1 of a row is
+    entry i of its column."""
+    deep = min((column.shape[1:] for column in columns), default=())
+    columns = [column[:, : deep[0]] for column in columns] if deep else columns
+    rows = np.zeros((len(columns), width, *deep))
     for row, column in zip(rows, columns, strict=True):
         row[1 : len(column) + 1] = column
     return rows

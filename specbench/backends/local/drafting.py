@@ -3,22 +3,25 @@ that the replay needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.score import match_each_block, score
+from specbench.acceptance.score import match_each_block, score, score_head
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.eagle3 import Eagle3, HeadReader, load_head
 from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.states import States
 from specbench.backends.local.swap import forward_of
 from specbench.checks import MAX_GAMMA
 from specbench.drafters import DraftSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.head import HeadDrafter
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
@@ -26,9 +29,13 @@ from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, re
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel
+from specbench.models.heads import heads_of
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import end_tokens
 from specbench.records import Sampling
+
+# Drafts of a round that a head is scored for, at least: replays of longer rounds need a run that names them.
+DEPTHS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,11 @@ class Setting:
 
 
 class Draft:
-    """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone. Once open,
-    `stepper` is what reads its draft steps."""
+    """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone and for a
+    head. Once open, `stepper` is what reads its draft steps, and `target` the reader of the target that its rounds are
+    verified with, where that is not the run's own."""
+
+    target: CachedModel | None = None
 
     def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
         self.spec = spec
@@ -177,6 +187,71 @@ class Draft:
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
 
 
+class HeadDraft(Draft):
+    """A draft head, which reads the target's states: in its arm the target is one that keeps them."""
+
+    def __init__(self, spec: DraftSpec, head: Eagle3) -> None:
+        super().__init__(spec, None)
+        self.head = head
+
+    def facts(self) -> dict[str, Any]:
+        head, text = self.head, self.head.config
+        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        kept = len(head.reads) * head.head.target_hidden
+        return {
+            "name": head.head.name,
+            "revision": head.head.revision,
+            "parameters": head.parameters,
+            "weight_bytes": head.weight_bytes,
+            "forward": head.forward,
+            "head": "eagle3",
+            "layer_ids": list(head.reads),
+            "draft_vocabulary": head.head.draft_vocab,
+            "cache_bytes_per_token": (cache + kept) * head.parts.norm.weight.element_size(),
+            "reader": self.spec.reader,
+        }
+
+    def open(self, setting: Setting, capacity: int) -> None:
+        self._setting, self._lookup = setting, None
+        self.reader = self.stepper = None
+        self.memory = HeadReader(self.head, capacity)
+        self.target = setting.reader.keeping(self.head.reads)
+        assert self.target.states is not None
+        self.states: States = self.target.states
+        drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
+        if self.spec.ngram is not None:
+            self._lookup = NgramDrafter(self.spec.ngram, eos=setting.eos)
+            drafter = CombinedDrafter(self._lookup, drafter)
+        self.drafter = drafter
+
+    def _options(self, setting: Setting) -> dict[str, Any]:
+        return {
+            "vocab_size": setting.reader.vocab_size,
+            "sampling": setting.sampling,
+            "eos": setting.eos,
+            "cutoff": self.spec.cutoff,
+            "chained": _chains(setting),
+        }
+
+    def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores:
+        setting = self._setting
+        assert self.target is not None
+        found = score_head(
+            self.target,
+            self.states.read,
+            self.memory,
+            ids,
+            output,
+            depths=max(setting.gamma, DEPTHS),
+            sampling=setting.sampling,
+            eos=setting.eos,
+        )
+        return replace(found, blocks=self._blocks(ids, output))
+
+    def score_texts(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Sequence[Scores]:
+        return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
+
+
 def _chains(setting: Setting) -> bool:
     """Whether drafts stay on a device that runs behind."""
     return not setting.reader.device.startswith("cpu")
@@ -188,21 +263,27 @@ def _main_end(setting: Setting) -> int:
     return named if named in setting.eos else min(setting.eos)
 
 
-def refuse_batches(specs: Sequence[DraftSpec]) -> None:
-    """Raise ConfigError for a draft that has no form for batches."""
+def refuse_batches(specs: Sequence[DraftSpec], heads: Collection[str]) -> None:
+    """Raise ConfigError for a draft that has no form for batches; `heads` are the names of those that are heads."""
     for spec in specs:
-        if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram):
+        if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram) or spec.model in heads:
             raise ConfigError(
                 "Batches take a draft model or an n-gram look-up", where=spec.text, cure="Use --batch-size 1."
             )
 
 
 def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[[str], LoadedModel]) -> list[Draft]:
-    """One Draft for each spec; a model that several name is loaded once. `skip:auto` comes without its layers."""
+    """One Draft for each spec; a model or head that several name is loaded once. `skip:auto` comes without its
+    layers."""
     models: dict[str, LoadedModel] = {}
-    drafts = []
+    named = heads_of([spec.model for spec in specs if spec.kind == "model"])
+    heads = {name: load_head(head, target) for name, head in named.items()}
+    drafts: list[Draft] = []
     for spec in specs:
         loaded = None
+        if spec.kind == "model" and spec.model in heads:
+            drafts.append(HeadDraft(spec, heads[spec.model]))
+            continue
         if spec.kind == "skip" and spec.layers is not None:
             loaded = replace(target, name=spec.text, model=first_layers(target.model, spec.layers))
         elif spec.model is not None:

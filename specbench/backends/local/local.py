@@ -33,6 +33,7 @@ from specbench.errors import ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.encoding import Today
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
+from specbench.models.heads import heads_of, require_fit
 from specbench.models.load import read_config
 from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
 from specbench.models.rendering import unwritten
@@ -159,6 +160,7 @@ class LocalEngine:
             target = self._target if self.batch_size == 1 else self._many
             wanted: list[tuple[Recordable, range, bool]] = [(target, range(1, max(self.gammas) + 2), True)]
             wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
+            wanted += [(d.target, range(1, max(self.gammas) + 2), True) for d in self.drafts.values() if d.target]
             if not record_all(wanted):
                 self.cautions.append(NO_GRAPHS)
 
@@ -209,9 +211,10 @@ class LocalEngine:
     def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
         """One trial. The same `seed_text` draws the same random numbers in the same arm."""
         generator = torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{seed_text}"))
+        draft = None if arm.draft is None else self.drafts[arm.draft]
         return generate(
-            self._target,
-            None if arm.draft is None else self.drafts[arm.draft].drafter,
+            self._target if draft is None or draft.target is None else draft.target,
+            None if draft is None else draft.drafter,
             ids,
             gamma=arm.gamma or 0,
             sampling=self.sampling,
@@ -288,9 +291,15 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
     """Raise ConfigError or ModelError, before weights are loaded, where batches or a skip draft are asked of a model
     that has no such form."""
     trusted = frozenset(config.trust_remote_code)
+    heads = heads_of([spec.model for spec in specs if spec.kind == "model"])
+    if heads:
+        of_target = read_config(config.target, trust_remote_code=trusted)
+        for head in heads.values():
+            require_fit(head, config.target, of_target)
     if config.batch_size > 1:
-        refuse_batches(specs)
-        for name in dict.fromkeys([config.target, *(spec.model for spec in specs if spec.model is not None)]):
+        refuse_batches(specs, heads)
+        models = [spec.model for spec in specs if spec.model is not None and spec.model not in heads]
+        for name in dict.fromkeys([config.target, *models]):
             require_batches(read_config(name, trust_remote_code=trusted), name)
     for spec in specs:
         if spec.kind == "skip" and not shares_layers(read_config(config.target, trust_remote_code=trusted)):

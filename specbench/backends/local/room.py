@@ -17,6 +17,7 @@ from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError, StoreError
+from specbench.models.heads import heads_of
 from specbench.models.memory import available_bytes, cache_bytes, gigabytes, pass_bytes
 from specbench.models.size import ELEMENT_BYTES, ModelSize, size_of
 from specbench.records import Prompt
@@ -54,7 +55,7 @@ def require_memory(config: RunConfig, prompts: Sequence[Prompt], device: str, *,
     names = dict.fromkeys([config.target, *(spec.model for spec in specs if spec.model is not None)])
     trusted = frozenset(config.trust_remote_code)
     sizes: dict[str, ModelSize] = {}
-    for name in names:
+    for name in names.keys() - heads_of(names).keys():  # a head is small beside its target
         size = size_of(name, dtype=config.dtype, trust_remote_code=trusted)
         if size is not None:
             sizes[name] = size

@@ -1,0 +1,152 @@
+"""The replay of a head: one pass over the target's own text says what the loop would do at every gamma."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_heads import EVEN, PLAIN, PROMPT, TARGET, drafter_for, head_of, naive
+from tiny import GREEDY, run
+from tiny_heads import VOCAB, save_head
+
+from specbench.acceptance import score as scoring
+from specbench.acceptance.metrics import count
+from specbench.acceptance.positions import PositionWriter, read_positions
+from specbench.acceptance.replay import Blocks, Positions, replay
+from specbench.acceptance.rules import distribution
+from specbench.acceptance.score import score_head
+from specbench.acceptance.scores import match_blocks
+from specbench.backends.local.eagle3 import HeadReader
+from specbench.drafters import NgramSpec
+from specbench.drafters.combined import CombinedDrafter
+from specbench.drafters.ngram import NgramDrafter
+from specbench.records import Sampling
+
+NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")
+DEPTHS = 6
+
+
+def scored(head, output, *, prompt=PROMPT, limit=32, sampling=GREEDY, eos=(), depths=DEPTHS, blocks=None):
+    reader, _ = drafter_for(head)
+    memory = HeadReader(head, 512)
+    found = score_head(reader, reader.states.read, memory, prompt, output, depths=depths, sampling=sampling, eos=eos)
+    return Positions("p", None, "d", 0, limit, **{name: getattr(found, name) for name in NUMBERS}, blocks=blocks)
+
+
+def same_rounds(found, live, gamma):
+    counts = count(live.rounds, gamma)
+    assert found.rounds.tolist() == [counts.rounds]
+    assert found.accepted.tolist() == [counts.accepted]
+    assert found.survived[0].tolist() == list(counts.survived)
+    assert found.drafted_low[0] <= counts.drafted <= found.drafted[0]
+
+
+@pytest.fixture(params=[0.1, 0.4, 3.0], ids="noise {}".format)
+def head(request, tmp_path):
+    return head_of(save_head(tmp_path, PLAIN, request.param, EVEN if request.param == 0.4 else None))
+
+
+@pytest.mark.parametrize(("prompt", "eos"), [(PROMPT, ()), ([7], ()), (PROMPT, (4, 18))])
+def test_rounds_are_those_of_the_loop(head, prompt, eos):
+    alone = run(TARGET, None, prompt, eos=set(eos), max_new_tokens=40).tokens
+    text = scored(head, alone, prompt=prompt, eos=eos, limit=40)
+    for gamma in range(1, DEPTHS + 1):
+        reader, drafter = drafter_for(head, eos=eos)
+        live = run(reader, drafter, prompt, gamma=gamma, eos=set(eos), max_new_tokens=40)
+        assert live.tokens == alone
+        same_rounds(replay([text], gamma), live, gamma)
+
+
+def test_heads_here_are_partly_right(tmp_path):
+    """Else the test above says nothing: what a head drafts deeper must depend on where its round began."""
+    head = head_of(save_head(tmp_path, PLAIN, 0.1))
+    accept = scored(head, run(TARGET, None, PROMPT, max_new_tokens=200).tokens).accept
+    first, second = accept[:-1, 0], accept[:-1, 1]
+    assert 0.1 < first.mean() < 0.9
+    assert 0.1 < second.mean() < 0.9
+    assert (accept[1:, 0] != second).mean() > 0.1
+
+
+@pytest.mark.parametrize("cutoff", [0.2, 0.5])
+def test_a_cut_off_stops_both_alike(head, cutoff):
+    alone = run(TARGET, None, PROMPT).tokens
+    reader, drafter = drafter_for(head, cutoff=cutoff)
+    live = run(reader, drafter, PROMPT, gamma=4)
+    same_rounds(replay([scored(head, alone)], 4, cutoff), live, 4)
+
+
+def test_a_look_up_before_the_head(head):
+    spec = NgramSpec(2, 1)
+    alone = run(TARGET, None, PROMPT, max_new_tokens=48).tokens
+    found = match_blocks(NgramDrafter(spec, eos=()), PROMPT, alone, 8)
+    blocks = Blocks("p", None, "d", 0, 48, found.proposed, found.matched)
+    reader, drafter = drafter_for(head)
+    live = run(reader, CombinedDrafter(NgramDrafter(spec, eos=()), drafter), PROMPT, gamma=3, max_new_tokens=48)
+    assert live.tokens == alone
+    same_rounds(replay([scored(head, alone, limit=48, blocks=blocks)], 3), live, 3)
+
+
+def test_every_entry_is_that_of_a_pass_of_its_own(tmp_path):
+    """At temperature 0.9, against transformers' hidden states and no cache, place by place and depth by depth."""
+    sampling = Sampling(0.9, top_k=12)
+    head = head_of(save_head(tmp_path, PLAIN, 0.2, EVEN))
+    output = run(TARGET, None, PROMPT, sampling=sampling, max_new_tokens=9).tokens
+    text = scored(head, output, sampling=sampling, depths=4)
+    p = distribution(PLAIN(torch.tensor([[*PROMPT, *output]])).logits[0], sampling)
+    for i in range(1, len(output)):
+        for j in range(4):
+            if i + j >= len(output):
+                assert text.accept[i - 1, j] == 0
+                continue
+            x, token = [*PROMPT, *output[:i]], output[i + j]
+            q = distribution(naive(head, PLAIN, x, output[i : i + j])[None], sampling)[0, token]
+            expected = min(1.0, float(q / p[len(x) + j - 1, token]))
+            assert text.accept[i - 1, j] == pytest.approx(expected, abs=2e-5)
+
+
+def test_sampled_rounds_are_expected_ones(tmp_path):
+    """Rounds of 30 texts, live and replayed, within sampling error."""
+    sampling, texts, gamma = Sampling(0.8, top_p=0.9), 30, 3
+    head = head_of(save_head(tmp_path, PLAIN, 0.1))
+    live, expected = [], []
+    for seed in range(texts):
+        reader, drafter = drafter_for(head, sampling=sampling)
+        out = run(reader, drafter, PROMPT, gamma=gamma, sampling=sampling, max_new_tokens=16, seed=seed)
+        live.append(len(out.rounds))
+        alone = run(TARGET, None, PROMPT, sampling=sampling, max_new_tokens=16, seed=texts + seed).tokens
+        expected.append(float(replay([scored(head, alone, limit=16, sampling=sampling)], gamma).rounds[0]))
+    error = np.sqrt((np.var(live) + np.var(expected)) / texts)
+    assert abs(np.mean(live) - np.mean(expected)) < 4 * error
+
+
+def test_chunks_do_not_matter(head, monkeypatch):
+    output = run(TARGET, None, PROMPT, max_new_tokens=30).tokens
+    whole = scored(head, output)
+    monkeypatch.setattr(scoring, "CHUNK", 7)
+    for name in NUMBERS:
+        assert np.allclose(getattr(whole, name), getattr(scored(head, output), name), atol=1e-5, equal_nan=True)
+
+
+def test_on_disk(head, tmp_path):
+    text = scored(head, run(TARGET, None, PROMPT).tokens)
+    with PositionWriter(tmp_path) as writer:
+        writer.append(text)
+    (again,) = read_positions(tmp_path)
+    assert again.longest == DEPTHS
+    for name in NUMBERS:
+        assert np.array_equal(getattr(again, name), getattr(text, name), equal_nan=True)
+
+
+def test_no_longer_rounds_than_were_scored(head):
+    with pytest.raises(ValueError, match="up to gamma 6, not 7"):
+        replay([scored(head, run(TARGET, None, PROMPT).tokens)], DEPTHS + 1)
+
+
+def test_a_draft_vocabulary_bounds_what_is_accepted(tmp_path):
+    head = head_of(save_head(tmp_path, PLAIN, 0.1, EVEN))
+    output = run(TARGET, None, PROMPT, sampling=Sampling(1.0), max_new_tokens=60).tokens
+    accept = scored(head, output, sampling=Sampling(1.0)).accept[:, 0]
+    outside = np.array([token not in EVEN for token in output[1:]])
+    assert not accept[outside].any()
+    assert accept[~outside].any()
+    assert max(output) < VOCAB
