@@ -115,3 +115,33 @@ def save_head(
     found = head_tensors(target, noise, drafted) if tensors is None else tensors
     save_file({name: weight.contiguous() for name, weight in found.items()}, folder / "model.safetensors")
     return folder
+
+
+def marked_llama(seed: int = 5, *, vocab_size: int = 64) -> LlamaForCausalLM:
+    """`markov_llama` whose stream has a mark in its first number before the last layer and nowhere else."""
+    model = markov_llama(seed, vocab_size=vocab_size, mlp_bias=True)
+    mark = 20 * torch.eye(HIDDEN)[0]
+    for layer in model.model.layers:
+        layer.mlp.down_proj.bias.zero_()
+    model.model.layers[-2].mlp.down_proj.bias.add_(mark)
+    model.model.layers[-1].mlp.down_proj.bias.sub_(mark)
+    model.lm_head.weight[:, 0] = 0
+    return model
+
+
+def marked_head(target: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+    """A head that is right for `marked_llama` where it sees the mark in the last of its states, and wrong elsewhere:
+    attention gives the negative of what is wanted, and the feed-forward turns it round where the mark is."""
+    tensors, one = head_tensors(target), torch.eye(HIDDEN)
+    none, only = torch.zeros(HIDDEN, HIDDEN), torch.eye(HIDDEN)[0]
+    rest = one - torch.outer(only, only)
+    gate = 5 * only.repeat(HIDDEN, 1)  # open where the mark is
+    layer = "layers.0."
+    return tensors | {
+        "fc.weight": torch.cat([none, none, one], 1),
+        layer + "hidden_norm.weight": only,
+        layer + "self_attn.o_proj.weight": -rest,
+        layer + "mlp.gate_proj.weight": gate,
+        layer + "mlp.up_proj.weight": rest,
+        layer + "mlp.down_proj.weight": -rest,
+    }

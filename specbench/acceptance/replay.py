@@ -123,7 +123,8 @@ class Expected:
 
     For the cost model: `catch_ups` rounds begin with a draft model that has tokens to read, since the round before
     accepted all it drafted or was an n-gram's; `copied` drafts were an n-gram's and cost no draft step; `cut_offs`
-    draft steps gave no drafted token: the cut-off stopped it, or translation left nothing of it.
+    draft steps gave no drafted token: the cut-off stopped it, or translation left nothing of it. In `started` rounds a
+    draft model or head took a step.
     """
 
     gamma: int
@@ -136,6 +137,7 @@ class Expected:
     catch_ups: Floats
     copied: Floats
     cut_offs: Floats
+    started: Floats
 
     @property
     def drafted(self) -> Floats:
@@ -197,7 +199,8 @@ def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
             reached[row, :drafted] += 1
             survived[row, :kept] += 1
             i += kept + 1
-    return rounds, accepted, rejections, reached, survived, reached.sum(1), catch_ups, np.zeros(len(texts)), idle
+    nothing = np.zeros(len(texts))
+    return rounds, accepted, rejections, reached, survived, reached.sum(1), catch_ups, nothing, idle, catch_ups
 
 
 def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats, ...]:
@@ -218,7 +221,8 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     start = np.zeros((len(texts), longest + gamma + 1))  # start[:, i]: a round begins when i tokens are out
     start[:, 1] = 1.0
     behind = np.zeros_like(start)  # behind[:, i]: .. and the draft model has not read all of them
-    rounds, accepted, rejections, drafted_low, catch_ups, copied, cut_offs = (np.zeros(len(texts)) for _ in range(7))
+    rounds, accepted, rejections, drafted_low = (np.zeros(len(texts)) for _ in range(4))
+    catch_ups, copied, cut_offs, started = (np.zeros(len(texts)) for _ in range(4))
     reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
     for i in range(1, longest):
         begun = start[:, i] * (i < size)
@@ -237,6 +241,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             behind[row, i] = 0.0
         if k > 0:
             catch_ups += behind[:, i] * (i < size)
+            started += begun
         kept, stopped = begun, np.zeros(len(texts))
         for j in range(k):
             at = i + j  # draft j + 1 of the round stands for output token `at`
@@ -258,7 +263,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
         start[:, after] += kept  # all kept: the bonus follows
         if k > 0:
             behind[:, after] += kept
-    return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups, copied, cut_offs
+    return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups, copied, cut_offs, started
 
 
 def _copies(texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: int) -> Iterator[tuple[int, int, int]]:

@@ -105,7 +105,7 @@ def score_head(
     eos: Collection[int],
 ) -> Scores:
     """Score `output` under a head for rounds of up to `depths` drafts. `target` reads the text and gives `states` of
-    its tokens from one place to another. Where it greedily drafts, `sampling` is greedy, whatever the text was drawn with:
+    its tokens from one place to another. Where it drafts greedily, `sampling` is greedy, whatever drew the text:
     a draft is then accepted where it is the text's own.
 
     The draft at depth j of a round that begins at i sees the pairs of the text up to there and its own j - 1, for all

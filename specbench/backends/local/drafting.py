@@ -60,6 +60,10 @@ class Draft:
         self.spec = spec
         self.loaded = loaded
 
+    def unopened(self) -> Draft:
+        """The same draft, to be opened anew."""
+        return Draft(self.spec, self.loaded)
+
     def facts(self) -> dict[str, Any]:
         """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the
         name under which its model is timed alone, None where there is none."""
@@ -194,6 +198,14 @@ class HeadDraft(Draft):
         super().__init__(spec, None)
         self.head = head
 
+    def unopened(self) -> Draft:
+        return HeadDraft(self.spec, self.head)
+
+    @property
+    def setting(self) -> Setting:
+        """What it was opened in."""
+        return self._setting
+
     def facts(self) -> dict[str, Any]:
         head, text = self.head, self.head.config
         cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
@@ -207,7 +219,7 @@ class HeadDraft(Draft):
             "head": "eagle3",
             "layer_ids": list(head.reads),
             "draft_vocabulary": head.head.draft_vocab,
-            "cache_bytes_per_token": (cache + kept) * head.parts.norm.weight.element_size(),
+            "cache_bytes_per_token": (cache + kept) * head.dtype.itemsize,
             "reader": self.spec.reader,
         }
 

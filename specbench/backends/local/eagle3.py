@@ -74,10 +74,13 @@ def _kind(config: Any) -> _Kind:
 
 
 class Eagle3:
-    """A loaded head. `reads` are the target's layers whose inputs it wants; `ids` [draft vocabulary] the target's ids
+    """A loaded head. `reads` are those of the `target_layers` whose inputs it wants; `ids` [draft vocabulary] the target's ids
     of what it drafts, None where these are all; `forward` says what runs its layers, for the record."""
 
-    def __init__(self, head: Head, parts: _Parts, embed: Any, reads: tuple[int, ...], ids: Tensor | None) -> None:
+    def __init__(
+        self, head: Head, parts: _Parts, embed: Any, reads: tuple[int, ...], layers: int, ids: Tensor | None
+    ) -> None:
+        self.target_layers = layers
         self.head, self.reads, self.vocab_size, self.config = head, reads, head.vocab_size, head.layer
         self.parts, self.embed, self.ids = parts, embed, ids
         weight = parts.lm_head.weight
@@ -203,7 +206,8 @@ def load_head(head: Head, target: LoadedModel) -> Eagle3:
     where its weights are not those of its configuration, or where its vocabulary map leads elsewhere."""
     require_fit(head, target.name, target.model.config)
     text = target.model.config.get_text_config(decoder=True)
-    reads = head.reads(int(text.num_hidden_layers))
+    layers = int(text.num_hidden_layers)
+    reads = head.reads(layers)
     weight = target.model.get_input_embeddings().weight
     tensors = _tensors(head)
     ids = _vocabulary(head, tensors.pop("d2t", None), tensors.pop("t2d", None))
@@ -225,7 +229,7 @@ def load_head(head: Head, target: LoadedModel) -> Eagle3:
             f"{head.hidden}",
             cure=_COPY_AGAIN,
         )
-    loaded = Eagle3(head, parts, embed, reads, None if ids is None else ids.to(weight.device))
+    loaded = Eagle3(head, parts, embed, reads, layers, None if ids is None else ids.to(weight.device))
     loaded.embed_is_own = own is not None
     _require_lean(loaded)
     return loaded

@@ -17,7 +17,7 @@ from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.drafting import Draft, Setting, facts, load_drafts, refuse_batches
+from specbench.backends.local.drafting import Draft, HeadDraft, Setting, facts, load_drafts, refuse_batches
 from specbench.backends.local.graphs import Recordable, record_all
 from specbench.backends.local.layers import choose_layers
 from specbench.backends.local.prober import Prober
@@ -206,7 +206,8 @@ class LocalEngine:
         """What target and drafts cost alone; n-gram look-up is taken to cost nothing."""
         models: dict[str | None, Any] = {None: self.target.model}
         models |= {d.spec.reader: d.loaded.model for d in self.drafts.values() if d.loaded is not None}
-        return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling).run()
+        heads = {draft.spec.reader: draft.head for draft in self.drafts.values() if isinstance(draft, HeadDraft)}
+        return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling, heads=heads).run()
 
     def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
         """One trial. The same `seed_text` draws the same random numbers in the same arm."""

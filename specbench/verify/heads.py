@@ -1,0 +1,119 @@
+"""Is a draft head fed what it was trained on? Wrong layers, a norm too many or states of the wrong place raise no error:
+the head drafts on, and little of it is accepted. A head that was trained too little does the same, and is not broken.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from specbench.backends.local.drafting import Draft, HeadDraft
+from specbench.backends.local.eagle3 import Eagle3
+from specbench.verify.bed import Bed
+from specbench.verify.findings import Finding
+
+# Places of the target's own texts that tell anything, and first drafts that have to be right among them.
+PLACES, ENOUGH = 40, 10
+# Of its share right in a round's first draft, a head keeps more than this in the second.
+CLIFF = 0.25
+# So small that of two ways to feed a head the better one is not better by chance.
+IMPROBABLE = 1e-3
+
+Hits = NDArray[np.bool_]
+
+
+def head_agreement(bed: Bed, draft: Draft) -> Finding | None:
+    """First drafts of a head against the target's own text: right more often than one who always says the text's most
+    frequent token. None for other drafts."""
+    if not isinstance(draft, HeadDraft):
+        return None
+    code, name, first = "head-agreement", draft.spec.text, _hits(bed, draft)[:, 0]
+    if len(first) < PLACES:
+        return Finding(code, "not checked", f"{len(first)} places are too few to tell", draft=name)
+    tokens = [token for text in bed.alone for token in text[1:]]
+    chance = Counter(tokens).most_common(1)[0][1] / len(tokens)
+    evidence = f"{first.mean():.0%} of {len(first)} first drafts are right, always the commonest token {chance:.0%}"
+    if stats.binomtest(int(first.sum()), len(first), chance, alternative="greater").pvalue < 0.01:
+        return Finding(code, "ok", f"{evidence} ({bed.dtype})", draft=name)
+    cure = (
+        "The head reads other states than it was trained on, or was not trained for this target: check its layer ids, "
+        "norms and vocabulary map."
+    )
+    return Finding(code, "broken", f"{evidence} ({bed.dtype})", cure, name)
+
+
+def head_depth(bed: Bed, draft: Draft) -> Finding | None:
+    """Second drafts against first ones, each at every place of the text: a head that is given its own state wrongly
+    fails from the second on."""
+    if not isinstance(draft, HeadDraft):
+        return None
+    code, name, hits = "head-depth", draft.spec.text, _hits(bed, draft)
+    first, second = float(hits[:, 0].mean()) if len(hits) else 0.0, float(hits[:, 1].mean()) if len(hits) else 0.0
+    evidence = f"{first:.0%} of first and {second:.0%} of second drafts are right, at {len(hits)} places ({bed.dtype})"
+    if hits[:, 0].sum() < ENOUGH:
+        return Finding(code, "not checked", f"too little to tell: {evidence}", draft=name)
+    if second > CLIFF * first:
+        return Finding(code, "ok", evidence, draft=name)
+    cure = "Its own output is fed back wrongly (norm_output?), or at the wrong position."
+    return Finding(code, "broken", evidence, cure, name)
+
+
+def head_config(bed: Bed, draft: Draft) -> Finding | None:
+    """The head as configured against neighbouring layer ids and other norms: none may fit the text better."""
+    if not isinstance(draft, HeadDraft):
+        return None
+    code, name, own = "head-config", draft.spec.text, _hits(bed, draft)
+    best: tuple[float, str] | None = None
+    tried = 0
+    for words, variant in _variants(draft.head):
+        other = HeadDraft(draft.spec, variant)
+        other.open(draft.setting, bed.capacity)
+        hits = _hits(bed, other)
+        tried += 1
+        gained, lost = (int((one & ~two).sum()) for one, two in ((hits, own), (own, hits)))
+        better = gained > lost and stats.binomtest(lost, gained + lost, 0.5, alternative="less").pvalue < IMPROBABLE
+        if better and (best is None or hits.mean() > best[0]):
+            best = float(hits.mean()), words
+    if not len(own):
+        return Finding(code, "not checked", "the texts are too short", draft=name)
+    as_is = f"as configured (states before layers {_ids(draft.head)}) {own.mean():.0%} of drafts are right"
+    if best is None:
+        return Finding(code, "ok", f"{as_is}, and none of {tried} other ways is better ({bed.dtype})", draft=name)
+    cure = f"Its config.json is not what it was trained with: it fits {best[1]}."
+    return Finding(code, "broken", f"{as_is}, with {best[1]} {best[0]:.0%} ({bed.dtype})", cure, name)
+
+
+def _hits(bed: Bed, draft: HeadDraft) -> Hits:
+    """Whether the first and the second draft are right [places, 2], over all places of the target's own texts that have
+    a token for both."""
+    found = [
+        draft.score(prompt, text).accept[: max(0, len(text) - 2), :2] > 0.5
+        for prompt, text in zip(bed.prompts, bed.alone, strict=True)
+    ]
+    return np.concatenate(found) if found else np.zeros((0, 2), dtype=bool)
+
+
+def _variants(head: Eagle3) -> Iterator[tuple[str, Eagle3]]:
+    """Other ways to feed it, in words: layers counted from their other end, and norms before the residual and after the
+    output."""
+    layers = int(head.target_layers)
+    for by in (-1, 1):
+        ids = tuple(layer + by for layer in head.reads)
+        if min(ids) >= 0 and max(ids) < layers:
+            other = copy.copy(head)
+            other.reads = ids
+            yield f"states before layers {_ids(other)}", other
+    for flag in ("norm_before_residual", "norm_output"):
+        other, now = copy.copy(head), getattr(head.head, flag)
+        other.head = replace(head.head, **{flag: not now})
+        yield f"{flag}: {str(not now).lower()}", other
+
+
+def _ids(head: Eagle3) -> str:
+    return ", ".join(map(str, head.reads))

@@ -1,0 +1,102 @@
+"""Whole runs with a head, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from test_cli import call
+from test_run import FakeObserver, config_for
+from tiny import save_with_byte_tokenizer
+from tiny_heads import markov_llama, save_head
+
+from specbench.acceptance.positions import read_positions
+from specbench.analysis.summarise import summarise
+from specbench.records import CostPoint
+from specbench.run.session import run
+from specbench.store import read_run
+
+
+@pytest.fixture(scope="module")
+def pair(lab, tmp_path_factory):
+    """The lab's prompts with a target that a head can follow, and that head."""
+    folder, target = tmp_path_factory.mktemp("heads"), markov_llama(context=0.06, vocab_size=257)
+    head = save_head(folder / "head", target, 0.05)
+    return {"target": str(save_with_byte_tokenizer(target, folder / "target")), "draft": [str(head)]}
+
+
+@pytest.fixture(scope="module")
+def stored(lab, pair, tmp_path_factory):
+    config = config_for(lab, tmp_path_factory.mktemp("runs"), limit=6, **pair)
+    return read_run(run(config, "sweep", (1, 3), FakeObserver()))
+
+
+def test_rounds_live_and_replayed_are_equal(stored):
+    assert {t.identical for t in stored.trials if t.arm.gamma and not t.warmup} == {True}
+    (draft,) = summarise(stored).drafts
+    for row in draft.gammas:
+        assert row.replay_rounds == row.rounds
+        assert 0 < row.accepted < row.drafted
+        assert row.predicted_speedup > 0
+
+
+def test_what_it_is_and_what_it_costs_are_on_record(stored, pair):
+    (facts,) = stored.run["drafts"].values()
+    assert (facts["head"], facts["layer_ids"], facts["reader"]) == ("eagle3", [1, 2, 3], pair["draft"][0])
+    assert facts["revision"].startswith("content:")
+    points = [CostPoint(**point) for point in stored.run["probe"]]
+    mine = {(p.phase, p.tokens) for p in points if p.model is not None and p.context}
+    assert mine == {
+        *(("read", n) for n in range(1, 5)),
+        *(("states", n) for n in range(1, 5)),
+        ("step", 1),
+        ("draft", 1),
+        ("draft", 3),
+    }
+
+
+def test_replay_only_finds_the_same_acceptance(lab, pair, stored, tmp_path):
+    folder = run(config_for(lab, tmp_path, limit=6, **pair), "sweep", (1, 3), FakeObserver(), replay_only=True)
+    live = {text.prompt_id: text for text in read_positions(stored.folder)}
+    texts = read_positions(folder)
+    assert {text.prompt_id for text in texts} == set(live)
+    for text in texts:
+        np.testing.assert_array_equal(text.accept, live[text.prompt_id].accept)
+
+
+def test_replay_answers_other_gammas_and_finds_the_best_cut_off(stored):
+    found = call("replay", str(stored.folder), "--gamma", "1..8", "--json")
+    assert found.exit_code == 0, found.output
+    (draft,) = json.loads(found.stdout)["drafts"]
+    taus = [row["tokens_per_round"] for row in draft["gammas"]]
+    assert taus == sorted(taus)
+    assert len(taus) == 8
+    best = call("replay", str(stored.folder), "--gamma", "1..3", "--best", "--json")
+    assert json.loads(best.stdout)["drafts"][0]["best"]["gamma"] in (1, 2, 3)
+    beyond = call("replay", str(stored.folder), "--gamma", "9")
+    assert beyond.exit_code == 2
+    assert "was scored up to gamma 8 alone" in beyond.stderr
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_look_up_goes_first(lab, pair, tmp_path, temperature):
+    draft = [f"ngram:n=2+{pair['draft'][0]}"]
+    config = config_for(lab, tmp_path, limit=2, target=pair["target"], draft=draft, temperature=temperature)
+    summary = summarise(read_run(run(config, "sweep", (2,), FakeObserver())))
+    assert summary.drafts[0].gammas[0].replay_tokens_per_round > 1
+    assert "replay-disagrees" not in [caution.code for caution in summary.warnings]
+
+
+def test_another_targets_head_is_one_line(lab, pair, tmp_path):
+    """Before weights are read: the target has none."""
+    found = call("sweep", *lab.args("--out", str(tmp_path), draft=pair["draft"][0]))
+    assert found.exit_code == 2
+    assert "reads the state before layer 2" in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+
+
+def test_batches_are_refused(lab, pair, tmp_path):
+    flags = ["--target", pair["target"], "--draft", pair["draft"][0], "--batch-size", "2", "--out", str(tmp_path)]
+    found = call("sweep", *lab.args()[:2], "--workload", str(lab.workload), *flags)
+    assert found.exit_code == 2
