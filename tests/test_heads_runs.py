@@ -96,10 +96,15 @@ def test_another_targets_head_is_one_line(lab, pair, tmp_path):
     assert "Traceback" not in found.stderr
 
 
-def test_batches_are_refused(lab, pair, tmp_path):
-    flags = ["--target", pair["target"], "--draft", pair["draft"][0], "--batch-size", "2", "--out", str(tmp_path)]
-    found = call("sweep", *lab.args()[:2], "--workload", str(lab.workload), *flags)
-    assert found.exit_code == 2
+def test_batches(lab, pair, tmp_path):
+    config = config_for(lab, tmp_path, limit=4, batch_size=2, probe_batch_sizes="1,2", **pair)
+    stored = read_run(run(config, "sweep", (2,), FakeObserver()))
+    assert {t.identical for t in stored.trials if t.arm.gamma and not t.warmup} == {True}
+    (row,) = summarise(stored).drafts[0].gammas
+    assert row.replay_rounds == row.rounds
+    assert row.predicted_speedup > 0
+    mine = {p["phase"] for p in stored.run["probe"] if p["model"] is not None and p["batch"] == 2 and p["context"]}
+    assert mine == {"read", "step", "states"}
 
 
 def test_its_cost_is_in_the_summary_and_beside_the_table(stored):

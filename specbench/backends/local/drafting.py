@@ -3,7 +3,7 @@ that the replay needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from specbench.acceptance.score import match_each_block, score, score_head
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.eagle3 import Eagle3, HeadReader, load_head
+from specbench.backends.local.eagle3 import Eagle3, HeadReader, ManyHeadReader, load_head
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.states import States
 from specbench.backends.local.swap import forward_of
@@ -21,7 +21,7 @@ from specbench.checks import MAX_GAMMA
 from specbench.drafters import DraftSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter
-from specbench.drafters.head import HeadDrafter
+from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
@@ -52,9 +52,10 @@ class Setting:
 class Draft:
     """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone and for a
     head. Once open, `stepper` is what reads its draft steps, and `target` the reader of the target that its rounds are
-    verified with, where that is not the run's own."""
+    verified with, where that is not the run's own; `many_target` the same of a batch."""
 
     target: CachedModel | None = None
+    many_target: RaggedModel | None = None
 
     def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
         self.spec = spec
@@ -124,13 +125,13 @@ class Draft:
         known = None if self.reader is None else self.reader.vocab_size
         return self.spec.kind == "model" and known is not None and known < self._setting.reader.vocab_size
 
-    def open_many(self, setting: Setting, capacity: int, batch: int) -> ManyDrafter:
-        """Its drafter for batches, whose model then is what reads draft steps."""
+    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+        """Its drafter for batches that `target` reads, whose model then is what reads draft steps."""
         if self.loaded is None:
             ngram = self.spec.ngram
             assert ngram is not None
             return SideBySide(lambda: NgramDrafter(ngram, eos=setting.eos))
-        self.stepper = RaggedModel(self.loaded.model, capacity, batch)
+        self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
         drafter = ManyModelDrafter(
             self.stepper,
             vocab_size=setting.reader.vocab_size,
@@ -245,6 +246,12 @@ class HeadDraft(Draft):
             "chained": _chains(setting),
         }
 
+    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+        self.many_target = target.keeping(self.head.reads)
+        assert self.many_target.states is not None
+        memory = ManyHeadReader(self.head, self.many_target.states, target.capacity)
+        return ManyHeadDrafter(memory, **self._options(setting))
+
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores:
         setting = self._setting
         assert self.target is not None
@@ -275,12 +282,14 @@ def _main_end(setting: Setting) -> int:
     return named if named in setting.eos else min(setting.eos)
 
 
-def refuse_batches(specs: Sequence[DraftSpec], heads: Collection[str]) -> None:
-    """Raise ConfigError for a draft that has no form for batches; `heads` are the names of those that are heads."""
+def refuse_batches(specs: Sequence[DraftSpec]) -> None:
+    """Raise ConfigError for a draft that has no form for batches."""
     for spec in specs:
-        if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram) or spec.model in heads:
+        if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram):
             raise ConfigError(
-                "Batches take a draft model or an n-gram look-up", where=spec.text, cure="Use --batch-size 1."
+                "Batches take a draft model, a draft head or an n-gram look-up",
+                where=spec.text,
+                cure="Use --batch-size 1.",
             )
 
 

@@ -19,6 +19,8 @@ from specbench.acceptance.rules import queued
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.lean import Frame, LeanLayer, Norm, Update, agree, seen_from
 from specbench.backends.local.packed import Packed, joined
+from specbench.backends.local.ragged import RaggedCache
+from specbench.backends.local.states import States
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.heads import Head, head_files, require_fit
@@ -193,6 +195,66 @@ class HeadReader:
             if not is_out_of_memory(error):
                 raise
             raise ModelMemoryError(self, f"{past + n} tokens") from error
+
+
+class ManyHeadReader:
+    """A head and its memory of the pairs of up to `states.batch` sequences, whose target keeps `states`."""
+
+    def __init__(self, head: Eagle3, states: States, capacity: int) -> None:
+        self.head, self.states, self.capacity = head, states, capacity
+        self.vocab_size = head.vocab_size
+        self._cache = RaggedCache(head.config, capacity, states.batch)
+        self._spots = torch.arange(max(capacity, states.batch), device=head.device)
+        self._own = torch.empty(0)  # output of each row's last pair [batch, 1, hidden]
+
+    def begin(self, batch: int) -> None:
+        """Start anew with `batch` empty sequences."""
+        self._cache.lengths = [0] * batch
+
+    def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Read a row of tokens in each sequence, each beside the target's states of the token before it; an empty row
+        reads nothing. Logits [batch, V] after each row's last."""
+        counts = [len(row) for row in rows]
+        width = max(counts)
+        ids = queued([[*row, *[0] * (width - len(row))] for row in rows], self.head.device)
+        at = self._at(width)
+        given = self.head.fused(self.states.rows(self._spots[: len(rows), None], at))
+        last = queued([[max(count, 1) - 1] for count in counts], self.head.device)[..., None]
+        return self._run(ids, given, at, last, counts)
+
+    def step(self, ids: Sequence[int] | Tensor, going: Sequence[int]) -> Tensor:
+        """Read one drafted token [batch] in each of the sequences `going`, beside the output of the pair before it;
+        logits [batch, V], those of other rows of no meaning."""
+        ids = ids if isinstance(ids, Tensor) else queued(list(ids), self.head.device)
+        counts = [int(row in going) for row in range(len(ids))]
+        return self._run(ids[:, None], self._own, self._at(1), None, counts)
+
+    def rewind(self, pairs: Sequence[int]) -> None:
+        """Keep only so many pairs of each sequence."""
+        self._cache.lengths = list(pairs)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences only; the target lets its states of the others go."""
+        self._cache.keep(rows, self.head.device)
+
+    def _at(self, width: int) -> Tensor:
+        return queued([[start + i for i in range(width)] for start in self._cache.lengths], self.head.device)
+
+    def _run(self, ids: Tensor, given: Tensor, at: Tensor, last: Tensor | None, counts: Sequence[int]) -> Tensor:
+        cache = self._cache
+        cache.places.rows, cache.places.at = self._spots[: len(ids), None], at
+        cache.places.end = max(cache.lengths) + ids.shape[1]
+        mask = seen_from(at, self._spots[: cache.places.end])
+        try:
+            own = self.head.run(ids, given, at, mask, [layer.put for layer in cache.layers])
+            self._own = own if last is None else own.take_along_dim(last, 1)
+            logits = self.head.logits(self._own[:, 0])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ModelMemoryError(self, f"{cache.places.end} tokens, batch {len(ids)}") from error
+        cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
+        return logits
 
 
 def _grow(kept: list[Tensor], index: int, both: Tensor) -> tuple[Tensor, Tensor]:

@@ -143,9 +143,7 @@ class LocalEngine:
             if draft.spec.kind != "skip" or draft.spec.layers is not None:
                 draft.open(self._setting, capacity)
             if self.batch_size > 1:
-                self._many_drafters[draft.spec.text] = draft.open_many(
-                    self._setting, self._many.capacity, self.batch_size
-                )
+                self._many_drafters[draft.spec.text] = draft.open_many(self._setting, self._many)
 
     def settle(self, prompts: Sequence[Sequence[int]], known: Mapping[str, int]) -> None:
         """Choose the layers of `skip:auto` drafts over a few prompts, or take those `known` from an earlier session; on
@@ -160,7 +158,8 @@ class LocalEngine:
             target = self._target if self.batch_size == 1 else self._many
             wanted: list[tuple[Recordable, range, bool]] = [(target, range(1, max(self.gammas) + 2), True)]
             wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
-            wanted += [(d.target, range(1, max(self.gammas) + 2), True) for d in self.drafts.values() if d.target]
+            own = [d.target if self.batch_size == 1 else d.many_target for d in self.drafts.values()]
+            wanted += [(one, range(1, max(self.gammas) + 2), True) for one in own if one is not None]
             if not record_all(wanted):
                 self.cautions.append(NO_GRAPHS)
 
@@ -229,8 +228,9 @@ class LocalEngine:
         self, prompts: Sequence[Sequence[int]], arm: Arm, *, max_new_tokens: int, seed_texts: Sequence[str]
     ) -> list[Generation]:
         """One trial of a batch; every row draws the random numbers that it would draw alone, up to its last round."""
+        own = None if arm.draft is None else self.drafts[arm.draft].many_target
         return generate_many(
-            self._many,
+            own or self._many,
             None if arm.draft is None else self._many_drafters[arm.draft],
             prompts,
             gamma=arm.gamma or 0,
@@ -298,7 +298,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
         for head in heads.values():
             require_fit(head, config.target, of_target)
     if config.batch_size > 1:
-        refuse_batches(specs, heads)
+        refuse_batches(specs)
         models = [spec.model for spec in specs if spec.model is not None and spec.model not in heads]
         for name in dict.fromkeys([config.target, *models]):
             require_batches(read_config(name, trust_remote_code=trusted), name)

@@ -65,7 +65,9 @@ class Prober:
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
         try:
             heads = [
-                HeadProbe(name, head, readers[None], self._plan) for name, head in self._heads.items() if batch == 1
+                HeadProbe(name, head, readers[None], self._plan)
+                for name, head in self._heads.items()
+                if None in readers
             ]
             if self._device.startswith("cuda"):  # as a run does
                 widths = self._plan.widths(batch)
