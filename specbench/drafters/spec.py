@@ -1,6 +1,6 @@
 """What `--draft` says: who proposes tokens, and how.
 
-org/model, path/to/model        a smaller model with the target's vocabulary
+org/model, path/to/model        a smaller model with the target's vocabulary, or a draft head: its config says which
 skip:layers=8, skip:auto        the target's own first layers, its norm and its head
 cross:org/model                 a model with another tokenizer, through text
 ngram:n=3,min=1,max=8           look-up in the text so far
