@@ -26,6 +26,8 @@ class FakeGeneration:
 class FakeEngine:
     """One text for every prompt, with the rounds that seven of ten accepted drafts give."""
 
+    device = "cpu"
+
     def __init__(self) -> None:
         rng = random.Random(0)
         self._accepts = [rng.random() < 0.7 for _ in range(TOKENS - 1)]

@@ -139,7 +139,9 @@ def _record(specs: Sequence[str], gammas: Sequence[int], trials: int, prompts: i
             "engine": "fake engine", "hardware": {"line": "fake machine"}, "argv": ["specbench", "sweep"],
             "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T01:00:00+00:00", "versions": {},
         },
-        "workload": {"source": "fake", "prompts_available": prompts, "prompts_used": prompts, "categories": {}},
+        "workload": {
+            "source": "fake", "prompts_available": prompts, "prompts_used": prompts, "categories": {}, "skipped": [],
+        },
         "drafts": {spec: {"name": spec, "weight_bytes": 30_000_000, "cache_bytes_per_token": 1000} for spec in specs},
         "probe": [asdict(point) for point in points],
     }  # fmt: skip

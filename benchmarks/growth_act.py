@@ -9,7 +9,6 @@ import resource
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,16 +18,18 @@ import psutil
 from benchmarks.fake_engine import FakeEngine
 from benchmarks.fake_folder import TOKENS
 from benchmarks.spent import PEAK_UNIT
-from specbench.acceptance.positions import PositionWriter
 from specbench.analysis import summarise
 from specbench.analysis.replayed import replayed
 from specbench.api import load_run, texts_of
+from specbench.backends.base import Item
+from specbench.backends.local.session import LocalSession
 from specbench.config import RunConfig
 from specbench.records import Arm, Message, Prompt, Trial
 from specbench.report import figures
 from specbench.report.brief import brief
-from specbench.run.bench import Bench, Encoded, units
-from specbench.store import RunWriter, read_run
+from specbench.run.losses import Losses
+from specbench.run.session import Measurement, units_of
+from specbench.store import RunWriter, StoredRun, read_run
 from specbench.workload import load_workload, profile
 
 LOADED = figures, summarise, brief  # what the commands load while they run belongs to no act
@@ -52,18 +53,16 @@ def bookkeeping(folder: Path, prompts: int, gammas: int, drafts: int) -> None:
     """Every trial of a sweep, and the positions of every text, of an engine that answers at once."""
     specs = tuple(f"fake-draft-{number}" for number in range(1, drafts + 1))
     config = RunConfig(draft=specs, gamma=tuple(range(1, gammas + 1)), max_new_tokens=TOKENS, temperature=0.0)
-    arms = [Arm("baseline"), Arm("baseline-again")]
-    arms += [Arm("speculative", spec, gamma) for spec in specs for gamma in config.gamma]
-    encoded = [Encoded(Prompt(f"p{n}", (Message("user", f"{n}"),), f"{n:064}", "all"), [1, 2]) for n in range(prompts)]
+    prompts_ = [Prompt(f"p{n}", (Message("user", f"{n}"),), f"{n:064}", "all") for n in range(prompts)]
     to = folder / "written"
     to.mkdir()
-    with RunWriter(to, {"config": config.as_dict()}) as writer, PositionWriter(to) as positions:
-        engine = cast(Any, FakeEngine())
-        bench = Bench(engine, config, writer, positions, Silent(), Counter(), repeats_left=0)
-        for unit in units(encoded, 1):
-            for arm in arms:
-                bench.trial(unit, arm, 0)
-            bench.close(unit, arms, ())
+    # Nothing is timed alone and no gamma is stopped: what is left is a trial after another.
+    record = json.loads((folder / "run" / "run.json").read_bytes()) | {"command": "measure", "trials_planned": 0}
+    with RunWriter(to, record) as writer:
+        session = LocalSession(cast(Any, FakeEngine()), config, to)
+        stored, losses = StoredRun(to, record, (), torn=False), Losses(writer, (), None)
+        measurement = Measurement(session, config, writer, stored, losses, Silent())
+        measurement.run(units_of([Item(prompt, [1, 2]) for prompt in prompts_], 1), config.gamma, None)
     shutil.rmtree(to)
 
 

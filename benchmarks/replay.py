@@ -26,7 +26,7 @@ from specbench.cost.load import load_average
 from specbench.drafters import parse_draft
 from specbench.models.convert import quiet_transformers
 from specbench.records import Arm, Prompt
-from specbench.run.bench import text_of
+from specbench.run.replay import text_of
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 

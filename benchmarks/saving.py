@@ -25,7 +25,7 @@ from specbench.analysis.summarise import summarise
 from specbench.config import load_config
 from specbench.decision.ruling import look_sizes
 from specbench.records import Arm, RuledOut
-from specbench.run.looks import look
+from specbench.run.early_stopping import look
 from specbench.run.progress import RunProgress
 from specbench.store import StoredRun, read_run
 

@@ -22,7 +22,7 @@ from specbench.backends.server.failures import RefusedError
 from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.openai import OpenAI, stream_times, text_of
 from specbench.records import Message, Prompt, Sampling
-from specbench.run import servedfile
+from specbench.run import session
 from specbench.store import read_run
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -126,13 +126,13 @@ def test_llamacpp_tells_the_first_token_before_its_text():
 @pytest.fixture
 def with_tools(monkeypatch):
     """Prompts of a run have tools and arguments for the template."""
-    real = servedfile.prompts_of
+    real = session.prompts_of
 
     def prompts_of(config):
         workload, chosen = real(config)
         return workload, tuple(replace(p, tools=(TOOL,), template_kwargs={"thinking": False}) for p in chosen)
 
-    monkeypatch.setattr(servedfile, "prompts_of", prompts_of)
+    monkeypatch.setattr(session, "prompts_of", prompts_of)
 
 
 class Reading(FakeOpenAI):
@@ -194,13 +194,13 @@ def test_llamacpp_tells_no_ids_of_a_text_that_it_holds_to_a_grammar(request_):
 
 
 def test_a_prompt_that_cannot_be_replayed_is_listed_with_the_reason(lab, tmp_path, monkeypatch):
-    real = servedfile.prompts_of
+    real = session.prompts_of
 
     def prompts_of(config):
         workload, chosen = real(config)
         return workload, (replace(chosen[0], request={"response_format": {}}), *chosen[1:])
 
-    monkeypatch.setattr(servedfile, "prompts_of", prompts_of)
+    monkeypatch.setattr(session, "prompts_of", prompts_of)
     with FakeScorer(text=TEXT) as target, FakeScorer(text=TEXT) as draft:
         folder = scored(lab, tmp_path, target, draft)
     assert len(read_positions(folder)) == 2

@@ -42,8 +42,8 @@ def test_prompts(case: dict[str, Any], tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is let through by mistake is not measured."""
-    for name in ("specbench.run.session._prepared", "specbench.run.serving.serve"):
-        monkeypatch.setattr(name, lambda *args, **kwargs: pytest.fail("not refused"))
+    for name in ("local.session.LocalBackend", "server.session.ServerBackend"):
+        monkeypatch.setattr(f"specbench.backends.{name}.admit", lambda *_: pytest.fail("not refused"))
 
 
 @pytest.mark.parametrize("case", named("configs"))

@@ -273,5 +273,5 @@ def test_the_keeper_is_light():
         check=True,
     )
     ours = {name for name in done.stdout.split() if name.startswith("specbench")}
-    assert ours == {"specbench", "specbench.backends.server", "specbench.backends.server.keeper"}
+    assert ours <= {"specbench", "specbench.backends", "specbench.backends.server", "specbench.backends.server.keeper"}
     assert not {"asyncio", "logging", "psutil", "yaml"} & set(done.stdout.split())

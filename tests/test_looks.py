@@ -17,11 +17,11 @@ from specbench.analysis.compare.comparison import compared
 from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.local import LocalEngine
+from specbench.backends.local.session import LocalSession
 from specbench.cost.plan import Costs
 from specbench.records import CostPoint, Times
 from specbench.report.brief.brief import render_brief
-from specbench.run import looks
-from specbench.run.bench import Bench
+from specbench.run import early_stopping
 from specbench.run.session import plan_units, run
 from specbench.store import RunWriter, find_runs, read_run, trial_key
 
@@ -32,13 +32,13 @@ STEP_S, TOKEN_S, DRAFT_S = 0.02, 0.01, 0.01
 @pytest.fixture(autouse=True)
 def planted_times(monkeypatch):
     """Every further token of a pass costs half a step, and so does drafting it: more than it gives."""
-    honest = Bench._run
+    honest = LocalSession._answer
 
-    def planted(self, item, arm, repeat, tokens):
-        trial, texts = honest(self, item, arm, repeat, tokens)
-        drafted = trial.drafted if trial.arm.draft else (0,) * trial.decode_tokens
+    def planted(self, job, arm, tokens):
+        answer = honest(self, job, arm, tokens)
+        drafted = answer.drafted if arm.draft else (0,) * (answer.output_tokens - len(answer.output))
         draft_s, verify_s = DRAFT_S * sum(drafted), sum(STEP_S + TOKEN_S * n for n in drafted)
-        return replace(trial, times=Times(0.001, 0.001, draft_s, verify_s, 0.0, 0.002 + draft_s + verify_s)), texts
+        return replace(answer, times=Times(0.001, 0.001, draft_s, verify_s, 0.0, 0.002 + draft_s + verify_s))
 
     def probe(self, ids, plan):
         costs = {(None, n): STEP_S + TOKEN_S * (n - 1) for n in range(1, max(GAMMAS) + 2)}
@@ -47,7 +47,7 @@ def planted_times(monkeypatch):
         costs = {key: CostPoint(key[0], 60, key[1], s, s, s, 9) for key, s in costs.items()}
         return Costs(tuple(costs.values()))
 
-    monkeypatch.setattr(Bench, "_run", planted)
+    monkeypatch.setattr(LocalSession, "_answer", planted)
     monkeypatch.setattr(LocalEngine, "probe", probe)
 
 
@@ -124,13 +124,13 @@ def test_every_look_adds_to_what_was_ruled_out(lab, tmp_path, monkeypatch):
     """Two looks, of which each rules out one gamma."""
     many = tmp_path / "many.jsonl"
     many.write_text("".join(json.dumps({"id": f"p{n}", "prompt": f"Say {n}."}) + "\n" for n in range(22)))
-    honest, at = looks.look, []
+    honest, at = early_stopping.look, []
 
     def one_at_a_time(stored, texts, planned):
         at.append(len({trial.prompt_id for trial in stored.trials if not trial.warmup}))
         return honest(stored, texts, planned)[-1:]
 
-    monkeypatch.setattr(looks, "look", one_at_a_time)
+    monkeypatch.setattr(early_stopping, "look", one_at_a_time)
     stored = sweep(lab, tmp_path, gammas=GAMMAS, workload=str(many), max_new_tokens=8)
     assert at == [10, 20] and stored.run["looks"] == [10, 20]
     assert [(one.gamma, one.prompts) for one in ruled_out(stored.run)] == [(8, 10), (4, 20)]

@@ -20,11 +20,11 @@ from test_run import FakeObserver, config_for
 
 from specbench.acceptance import loop
 from specbench.analysis.summarise import summarise
+from specbench.backends.local import session
 from specbench.backends.local.cached import CachedModel
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ModelError, StoreError
 from specbench.records import Policy
-from specbench.run import bench
 from specbench.run.session import run
 from specbench.store import StoredRun, find_runs, read_run
 
@@ -103,7 +103,7 @@ def busy_machine(world: World, planted: bool) -> set[str]:
         def stop(self) -> float:
             return 2.0 if planted else 0.1
 
-    world.patch.setattr(bench, "OthersMeter", FakeMeter)
+    world.patch.setattr(session, "OthersMeter", FakeMeter)
     asked = replace(config_for(world.lab, world.out, probe_batch_sizes="1", max_new_tokens=4), max_other_cores=0.5)
     return named(read_run(run(asked, "sweep", (1,), FakeObserver())))
 

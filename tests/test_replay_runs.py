@@ -99,10 +99,14 @@ def test_bad_replay_questions(stored, args):
 
 def test_an_interrupted_replay_continues(lab, tmp_path, stored):
     class Impatient(FakeObserver):
-        def advance(self, texts):
-            raise KeyboardInterrupt
+        texts = 0
 
-    from specbench.run import replay as replaying
+        def advance(self, texts):
+            self.texts += texts
+            if self.texts == 5:
+                raise KeyboardInterrupt
+
+    from specbench.backends.local import session as replaying
 
     config = config_for(lab, tmp_path)
     before, replaying.REPLAY_BATCH = replaying.REPLAY_BATCH, 5

@@ -20,9 +20,9 @@ from test_run import FakeObserver, config_for, sweep
 
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
-from specbench.run import provenance, runfile
+from specbench.run import provenance, record
+from specbench.run.record import stored_config
 from specbench.run.resume import differences, same_setting, unfinished
-from specbench.run.runfile import stored_config
 from specbench.store import RunWriter, find_runs, folders, in_use, new_folder, read_run, trial_key
 
 ROOT = Path(__file__).parent.parent
@@ -138,14 +138,14 @@ from importlib import import_module
 from benchmarks.kills import LIBRARIES
 for name in LIBRARIES:
     import_module(name)
-from specbench.run import runfile
+from specbench.run import record
 
 def start(barrier):
-    begin = runfile._begin
+    begin = record._begin
     def together(writer):  # when both have loaded their models and have made their folders
         barrier.wait(60)
         begin(writer)
-    runfile._begin = together
+    record._begin = together
     sys.argv[0] = "specbench"
     import_module("specbench.cli").main()
 
@@ -320,7 +320,7 @@ def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tm
         def now(cls, tz=None):
             return datetime(2026, 11, 1, 12, tzinfo=tz) - timedelta(minutes=next(ticks))
 
-    for module in (folders, runfile, provenance):
+    for module in (folders, record, provenance):
         monkeypatch.setattr(module, "datetime", Backwards)
     names = []
     for number in range(3):

@@ -21,7 +21,7 @@ from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
 from specbench.decision.ruling import Standing, look_sizes, rule
-from specbench.run.looks import look
+from specbench.run.early_stopping import look
 
 
 def pair(spec_s, n=20, tokens=None):

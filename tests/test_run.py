@@ -11,10 +11,10 @@ from conftest import CANARY
 
 from specbench.acceptance import loop
 from specbench.analysis.summarise import summarise
+from specbench.backends.local import session
+from specbench.backends.local.session import LocalSession
 from specbench.config import load_config
 from specbench.errors import StoreError, WorkloadError
-from specbench.run import bench
-from specbench.run.bench import Bench
 from specbench.run.session import plan_arms, run, shuffled
 from specbench.store import find_runs, read_run, trial_key
 
@@ -136,11 +136,11 @@ def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored, m
     assert read_run(folder).torn
     observer = FakeObserver()
     generated = []
-    generate = Bench._generate
-    monkeypatch.setattr(Bench, "_generate", lambda self, *args: generated.append(args) or generate(self, *args))
+    generate = LocalSession._generated
+    monkeypatch.setattr(LocalSession, "_generated", lambda self, *args: generated.append(args) or generate(self, *args))
     again = sweep(lab, tmp_path, observer=observer)
-    # four warm-ups, what was left, and the one text of the unfinished prompt that is compared with the rest
-    assert len(generated) == 4 + (48 - 13) + 1
+    # four warm-ups and what was left: hashes tell which texts differ
+    assert len(generated) == 4 + (48 - 13)
     assert again.folder == folder
     assert observer.begun == (48, 13)
     keys = Counter(trial_key(t) for t in again.trials if not t.warmup)
@@ -192,8 +192,8 @@ def test_a_disturbed_trial_is_repeated_kept_and_not_counted(lab, tmp_path, monke
         def stop(self):
             return next(busy, 0.0)
 
-    monkeypatch.setattr(bench, "OthersMeter", FakeMeter)
-    monkeypatch.setattr(Bench, "warm_up", lambda *_: None)
+    monkeypatch.setattr(session, "OthersMeter", FakeMeter)
+    monkeypatch.setattr(LocalSession, "warm", lambda *_: iter(()))
     stored = sweep(lab, tmp_path, limit=1, gammas=(2,), max_new_tokens=6)
     first, second = stored.trials[:2]
     assert (first.disturbed, first.attempt, second.disturbed, second.attempt) == (False, 0, False, 0)

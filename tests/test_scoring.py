@@ -14,7 +14,7 @@ from specbench.acceptance.replay import replay
 from specbench.backends.server import patience
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, VocabularyError
-from specbench.run.scoring import score_on_servers
+from specbench.run.session import run
 
 TEXT = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
 
@@ -39,7 +39,7 @@ def scored(lab, out, target, scorer, **flags):
     }
     mode = flags.pop("mode", "auto")
     config = load_config(lab.workload.parent / "lab.yaml", base | flags)
-    return score_on_servers(config, config.gamma, FakeObserver(), mode=mode)
+    return run(config, "sweep", config.gamma, FakeObserver(), mode=mode, replay_only=True)
 
 
 def test_planted_slips_are_the_rejections_of_every_gamma(lab, tmp_path):

@@ -18,7 +18,7 @@ from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.scoring import score_output
 from specbench.config import load_config
 from specbench.records import Message, Sampling
-from specbench.run.scoring import score_on_servers
+from specbench.run.session import run
 
 pytestmark = pytest.mark.slow
 
@@ -64,8 +64,9 @@ def texts(tmp_path_factory):
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"id": text, "prompt": text}) + "\n" for text in QUESTIONS))
     flags = {"engine": "llamacpp", "threads": 1, "workload": str(prompts), "max_new_tokens": TOKENS, "out": str(folder)}
-    run = score_on_servers(load_config(None, flags | {"draft": ["demo:draft"]}), (4,), FakeObserver())
-    return {text.prompt_id: text for text in read_positions(run)}
+    config = load_config(None, flags | {"draft": ["demo:draft"]})
+    stored = run(config, "sweep", (4,), FakeObserver(), replay_only=True)
+    return {text.prompt_id: text for text in read_positions(stored)}
 
 
 @pytest.mark.parametrize(("gamma", "cutoff"), [(1, 0.0), (4, 0.0), (4, 0.4)])

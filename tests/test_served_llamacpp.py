@@ -14,7 +14,7 @@ from test_cli import call
 
 from specbench.acceptance.metrics import count, pooled
 from specbench.analysis.summarise import summarise
-from specbench.run import servedfile
+from specbench.run import session
 from specbench.store import StoredRun, read_run
 
 pytestmark = pytest.mark.slow
@@ -152,13 +152,13 @@ TOOL = {"type": "function", "function": {"name": "colours", "parameters": {"type
     ("template", "unread"), [(TEMPLATE, None), (None, "chat_template_kwargs and tools")], ids=["read", "unread"]
 )
 def test_tools_and_arguments_of_the_template_are_what_the_model_reads(tmp_path, monkeypatch, template, unread):
-    real = servedfile.prompts_of
+    real = session.prompts_of
 
     def prompts_of(config):
         workload, chosen = real(config)
         return workload, tuple(replace(p, tools=(TOOL,), template_kwargs={"brief": True}) for p in chosen)
 
-    monkeypatch.setattr(servedfile, "prompts_of", prompts_of)
+    monkeypatch.setattr(session, "prompts_of", prompts_of)
     launch = tmp_path / "templated.yaml"
     kept = Path("configs/engines/xllamacpp.yaml").read_text()
     if template is not None:

@@ -17,7 +17,7 @@ from specbench.backends.server.failures import problem_of
 from specbench.checks.address import check_address, check_model_names, split_address
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError
-from specbench.run.serving import serve
+from specbench.run.session import run
 from specbench.store import find_runs, read_run
 
 
@@ -39,7 +39,7 @@ def measured(lab, out, alone, drafting, *, mode="auto", suffix="", **flags):
         "out": str(out),
     }
     config = load_config(None, base | flags)
-    return read_run(serve(config, "measure", config.gamma, FakeObserver(), mode=mode))
+    return read_run(run(config, "measure", config.gamma, FakeObserver(), mode=mode))
 
 
 def refusing(status, error):

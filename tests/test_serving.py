@@ -19,7 +19,7 @@ from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
 from specbench.report.brief.brief import render_brief
-from specbench.run.serving import serve
+from specbench.run.session import run
 from specbench.store import StoredRun, read_run, trial_key
 
 ROUNDS = (Round(3, 2), Round(3, 0), Round(3, 3))
@@ -52,7 +52,7 @@ def config_for(lab, out, alone, drafting, **flags):
 
 def served(lab, out, alone, drafting, *, observer=None, mode="auto", **flags) -> StoredRun:
     config = config_for(lab, out, alone, drafting, **flags)
-    return read_run(serve(config, "sweep", config.gamma, observer or FakeObserver(), mode=mode))
+    return read_run(run(config, "sweep", config.gamma, observer or FakeObserver(), mode=mode))
 
 
 def counted(stored: StoredRun) -> list[Trial]:

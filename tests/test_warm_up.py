@@ -3,17 +3,20 @@ H100 the first prompt of a length took 74 ms to read and the next of that length
 
 from __future__ import annotations
 
-from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from specbench.acceptance.loop import Generation
+from specbench.backends.base import Item, Unit
+from specbench.backends.local.session import LocalSession
 from specbench.config import RunConfig
-from specbench.records import Arm, Round, Times
-from specbench.run.bench import Bench
-from specbench.run.session import _whole
+from specbench.records import Arm, Prompt, Round, Times
+from specbench.run.losses import Losses
+from specbench.run.session import Measurement
+from specbench.store import StoredRun
 
 FIRST_S, LATER_S = 0.030, 0.001
 ARMS = (Arm("baseline"), Arm("speculative", "d", 1), Arm("speculative", "d", 4))
@@ -40,43 +43,48 @@ class FakeEngine:
         return LATER_S if known else FIRST_S
 
 
-def bench_of(engine: Any, kept: list[Any]) -> Bench:
-    writer: Any = SimpleNamespace(append=kept.append)
-    observer: Any = SimpleNamespace(trial=lambda _: None)
-    nothing: Any = None
-    return Bench(engine, RunConfig(target="t", draft=("d",)), writer, nothing, observer, Counter(), 0)
+def measurement_of(engine: Any, tmp_path: Path) -> tuple[Measurement, list[Any]]:
+    config = RunConfig(target="t", draft=("d",), gamma=(1, 4), temperature=1.0)
+    kept: list[Any] = []
+    run = {"command": "measure", "config": config.as_dict(), "trials_planned": 0, "workload": {"skipped": []}}
+    writer: Any = SimpleNamespace(append=kept.append, folder=tmp_path, run=run | {"probe": [], "warnings": []})
+    observer: Any = SimpleNamespace(**dict.fromkeys(("trial", "begin", "left"), lambda *_: None))
+    session = LocalSession(engine, config, tmp_path)
+    stored = StoredRun(tmp_path, run, (), torn=False)
+    return Measurement(session, config, writer, stored, Losses(writer, (), None), observer), kept
 
 
-def unit(length: int) -> Any:
-    one = SimpleNamespace(ids=[1] * length, prompt=SimpleNamespace(id="p"))
-    return SimpleNamespace(id="p", sha256="0", category=None, items=[one])
+def unit(length: int) -> Unit:
+    return Unit(f"p{length}", "0", None, (Item(Prompt(f"p{length}", (), "0"), [1] * length),))
+
+
+@pytest.fixture(autouse=True)
+def no_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Measurement, "_scores", lambda *_: None)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_kernels_are_loaded_before_the_warm_ups_that_are_kept(device):
-    kept: list[Any] = []
-    bench_of(FakeEngine(device), kept).warm_up(unit(3), ARMS)
-    assert [trial.arm for trial in kept] == list(ARMS) and all(trial.warmup for trial in kept)
-    assert {trial.times.other_s for trial in kept} == {LATER_S}
+def test_kernels_are_loaded_before_the_warm_ups_that_are_kept(device, tmp_path):
+    measurement, kept = measurement_of(FakeEngine(device), tmp_path)
+    measurement.run([unit(3)], (1, 4), None)
+    warm = [trial for trial in kept if trial.warmup]
+    assert [trial.arm for trial in warm] == [ARMS[0], Arm("baseline-again"), *ARMS[1:]]
+    assert {trial.times.other_s for trial in warm} == {LATER_S}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_no_arm_pays_for_a_new_length(device):
-    kept: list[Any] = []
-    bench, config = bench_of(FakeEngine(device), kept), RunConfig(target="t", draft=("d",))
-    bench.close = lambda *_: None  # type: ignore[method-assign]
-    bench.warm_up(unit(3), ARMS)
-    for length in (7, 8):
-        assert _whole(bench, unit(length), ARMS, set(), set())
+def test_no_arm_pays_for_a_new_length(device, tmp_path):
+    measurement, kept = measurement_of(FakeEngine(device), tmp_path)
+    measurement.run([unit(3), unit(7), unit(8)], (1, 4), None)
     timed = [trial for trial in kept if not trial.warmup]
-    assert len(timed) == 2 * len(ARMS) * config.repeats
+    assert len(timed) == 3 * 4 * RunConfig(target="t").repeats
     assert {trial.times.prefill_s for trial in timed} == {LATER_S}
     assert {trial.times.draft_prefill_s for trial in timed if trial.arm.draft} == {LATER_S}
 
 
-def test_a_unit_that_is_done_is_not_read_again():
+def test_a_unit_that_is_done_is_not_read_again(tmp_path):
     engine = FakeEngine("cuda")
-    bench = bench_of(engine, [])
-    bench.close = lambda *_: None  # type: ignore[method-assign]
-    _whole(bench, unit(9), ARMS, {("p", arm, 0) for arm in ARMS}, set())
+    session = LocalSession(cast(Any, engine), RunConfig(target="t", draft=("d",)), tmp_path)
+    with session.block([unit(9)], ()):
+        pass
     assert not engine.seen

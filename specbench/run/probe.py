@@ -9,14 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specbench.backends.base import Setting
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, free_cores, load_average
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError
 from specbench.records import Caution
-from specbench.run.provenance import in_process, provenance
-from specbench.run.runfile import prompts_of
+from specbench.run.provenance import provenance
+from specbench.run.record import prompts_of
 from specbench.store import SCHEMA, RunWriter, new_folder
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
     import torch
 
     from specbench.backends.local.prober import Prober
+    from specbench.backends.local.session import in_process
     from specbench.clock import device_sync
     from specbench.cost.bandwidth import memory_bandwidth
     from specbench.models import resolve_device
@@ -64,7 +66,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(in_process(device), device, config.dtype, threads)
+    setting = provenance(Setting(in_process(device), device, config.dtype, threads))
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory

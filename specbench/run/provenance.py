@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from specbench import __version__
+from specbench.backends.base import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,9 @@ def hardware(device: str | None) -> Hardware:
     return Hardware(_cpu_name(), cores, psutil.virtual_memory().total, accelerator)
 
 
-def in_process(device: str) -> str:
-    """How the engine of this process is called."""
-    return f"transformers models in process, specbench loop ({device})"
-
-
-def provenance(
-    engine: str, device: str | None, precision: str | None, threads: int | None, where: str | None = None
-) -> dict[str, Any]:
-    """Everything needed to judge whether another measurement is comparable. `device` is None where a server runs the
-    models; `where` names the machine if it is not this one."""
-    machine = hardware(device)
+def provenance(setting: Setting) -> dict[str, Any]:
+    """Everything needed to judge whether another measurement is comparable."""
+    machine = hardware(setting.device)
     return {
         "argv": ["specbench", *_without_text(sys.argv[1:])],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -67,12 +60,12 @@ def provenance(
             "physical_cores": machine.physical_cores,
             "memory_bytes": machine.memory_bytes,
             "accelerator": machine.accelerator,
-            "line": where or machine.line(),
+            "line": setting.where or machine.line(),
         },
-        "engine": engine,
-        "device": device,
-        "precision": precision,
-        "threads": threads,
+        "engine": setting.engine,
+        "device": setting.device,
+        "precision": setting.precision,
+        "threads": setting.threads,
         "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 

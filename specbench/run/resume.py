@@ -10,15 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from specbench.backends.base import Observer
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
 from specbench.records import Caution, Trial
-from specbench.run.bench import MAX_ATTEMPTS, Observer
-from specbench.run.runfile import HASHED, hashed, stored_config
+from specbench.run.record import HASHED, hashed, stored_config
 from specbench.store import RUN_FILE, StoredRun, TrialKey, busy, find_runs, in_use, new_folder, read_run, trial_key
 from specbench.text import clean
+
+# A disturbed trial is measured so often at most.
+MAX_ATTEMPTS = 3
 
 # What may change between two sessions of a run, and is said: it seldom matters, and nobody can know.
 NAMED = {"commit": "commit of specbench", "platform": "system"}

@@ -1,65 +1,75 @@
-"""The only orchestrator: plan -> skip what is done -> run -> store.
+"""The only orchestrator: plan -> skip what is done -> run -> store. It does not know which engine it talks to.
 
 For each prompt, every arm runs in an order drawn anew, so that drift of the machine falls on all arms alike.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
-from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from specbench.acceptance.positions import PositionWriter
 from specbench.analysis.stopped import ruled_out_line
-from specbench.backends.local.room import WIDEST, require_disk, require_memory
+from specbench.backends import backend_of
+from specbench.backends.base import (
+    Answer,
+    CanProbe,
+    CanScore,
+    CanWarm,
+    DoesNotFitError,
+    Item,
+    Job,
+    Observer,
+    Output,
+    Session,
+    Unit,
+    WarmUp,
+    Window,
+)
 from specbench.config import RunConfig
-from specbench.cost.plan import Costs, ProbePlan, run_plan
+from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.errors import WorkloadError
-from specbench.models import resolve_device
-from specbench.models.defaults import own_cautions
-from specbench.models.encoding import Today, encoded_record, today_of
-from specbench.models.memory import is_out_of_memory, memory_errors
-from specbench.records import Arm, Prompt
-from specbench.run.bench import Bench, Encoded, LeftOut, Observer, Unit, batch_too_large, units
-from specbench.run.looks import Looks
-from specbench.run.provenance import in_process, provenance
-from specbench.run.replay import replay_texts, scored_texts
-from specbench.run.resume import opened, progress_of, threads_of, unfinished
-from specbench.run.runfile import marked, prompts_of, run_record
-from specbench.store import RunWriter, StoredRun, TrialKey, read_run
+from specbench.records import Arm, Prompt, Stretch, Trial
+from specbench.run.early_stopping import EarlyStopping
+from specbench.run.losses import MOST_IN_A_ROW, Losses
+from specbench.run.record import marked, prompts_of, run_record
+from specbench.run.replay import replay_texts, scored_texts, text_of
+from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
+from specbench.store import RunWriter, StoredRun, TrialKey, read_run, require_disk, trial_key
 
 T = TypeVar("T")
 
-if TYPE_CHECKING:
-    from specbench.backends.local.local import LocalEngine
-
 
 def plan_arms(config: RunConfig, gammas: Sequence[int]) -> list[Arm]:
-    """The target alone, the same again (the noise floor), and every draft at every gamma."""
+    """The target alone, the same again (the noise floor), and every draft at every gamma; each under every load."""
     speculative = [Arm("speculative", draft, gamma) for draft in config.draft for gamma in gammas]
-    return [Arm("baseline"), Arm("baseline-again"), *speculative]
+    arms = [Arm("baseline"), Arm("baseline-again"), *speculative]
+    return [replace(arm, load=load) for arm in arms for load in config.loads]
 
 
-def shuffled(items: Sequence[T], seed: str) -> list[T]:
-    """Arms, or servers, in an order that depends on `seed` alone, so that a resumed run keeps its plan."""
+def shuffled(items: Sequence[T], seed: str | int) -> list[T]:
+    """An order that depends on `seed` alone, so that a resumed run keeps its plan."""
     order = list(items)
     random.Random(seed).shuffle(order)
     return order
 
 
-def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit], list[dict[str, str]]]:
+def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], list[dict[str, str]]]:
     """Prompts, or batches of them, in the order in which they are measured; and the prompts that fill no batch."""
-    order = list(encoded)
-    random.Random(config.seed).shuffle(order)
+    order = shuffled(items, config.seed)
     if config.batch_size == 1:
         order = _spread(order, config.seed)
-    found = units(order, config.batch_size)
+    found = units_of(order, config.batch_size)
     if not found:
         raise WorkloadError(
             f"{len(order)} prompts fill no batch of {config.batch_size}",
@@ -70,7 +80,7 @@ def plan_units(encoded: Sequence[Encoded], config: RunConfig) -> tuple[list[Unit
     return found, [{"id": item.prompt.id, "reason": f"left over from batches of {config.batch_size}"} for item in rest]
 
 
-def _spread(order: Sequence[Encoded], seed: int) -> list[Encoded]:
+def _spread(order: Sequence[Item], seed: int) -> list[Item]:
     """Each category evenly over the whole run, so that its first prompts, which may be all there is or rule a gamma
     out, are of every kind. Within a category the order stays, and where it begins is drawn."""
     counts = Counter(item.prompt.category for item in order)
@@ -82,6 +92,19 @@ def _spread(order: Sequence[Encoded], seed: int) -> list[Encoded]:
         places.append((begun[category] / counts[category], number))
         begun[category] += 1
     return [order[number] for _, number in sorted(places)]
+
+
+def units_of(items: Sequence[Item], batch_size: int) -> list[Unit]:
+    """One unit for each prompt, or whole batches in the order given, whatever their categories, as a server mixes them.
+    Prompts that fill no batch are left out."""
+    if batch_size == 1:
+        return [Unit(item.prompt.id, item.prompt.sha256, item.prompt.category, (item,)) for item in items]
+    found = []
+    for number in range(len(items) // batch_size):
+        rows = tuple(items[number * batch_size : (number + 1) * batch_size])
+        together = hashlib.sha256(",".join(item.prompt.sha256 for item in rows).encode()).hexdigest()
+        found.append(Unit(f"batch-{number + 1}", together, None, rows))
+    return found
 
 
 def run(
@@ -108,212 +131,261 @@ def run(
         require_probe(costs)
     kind = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
-    plan = _prepared(config, kind, earlier, observer)
-    reused = None if costs is None else stored_costs(costs, plan.record, _probe_plan(plan.encoded, config))
-    folder, record = opened(config, plan.record, earlier, observer)
-    with RunWriter(folder, record) as writer, marked(writer), memory_errors():
+    backend = backend_of(
+        config,
+        replay_only=replay_only,
+        threads=partial(threads_of, config, earlier),
+        earlier=None if earlier is None else earlier.run,
+        say=observer.say,
+    )
+    workload, chosen = prompts_of(config)
+    observer.say(f"{len(chosen):,} of {len(workload.prompts):,} prompts")
+    admitted = backend.admit(chosen)
+    units, skipped = ([], []) if replay_only else plan_units(admitted.items, config)
+    planned = len(units) * len(plan_arms(config, gammas)) * config.repeats
+    record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned)
+    _require_disk(config, chosen, planned, earlier)
+    reused = None if costs is None else stored_costs(costs, record, run_plan(_lengths(units), config))
+    at_load = [one["id"] for one in record["workload"]["skipped"]]
+    folder, record = opened(config, record, earlier, observer)
+    with RunWriter(folder, record) as writer, marked(writer):
+        # The longest texts of a replay come first.
+        losses = Losses(writer, at_load, None if replay_only else MOST_IN_A_ROW)
         if replay_only:
-            replay_texts(plan.engine, plan.encoded, config, writer, observer)
+            items = shuffled(admitted.items, config.seed)
+            with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
+                replay_texts(scoring, items, config, folder, losses, observer)
         else:
-            _measure(plan.engine, plan.order, plan_arms(config, gammas), config, writer, observer, reused)
+            with backend.session(writer) as session, losses.noting(session.noticed):
+                Measurement(session, config, writer, read_run(folder), losses, observer).run(units, gammas, reused)
     return folder
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything loaded and nothing measured: `order` are the units of a timed run, `record` is run.json as it would
-    begin."""
-
-    engine: LocalEngine
-    encoded: list[Encoded]
-    order: list[Unit]
-    record: dict[str, Any]
+def _require_disk(config: RunConfig, prompts: Sequence[Prompt], planned: int, earlier: StoredRun | None) -> None:
+    asked = sum(len(_asked(prompt).encode()) for prompt in prompts) / max(len(prompts), 1) * config.batch_size
+    left = planned - (len(earlier.trials) if earlier else 0)
+    require_disk(Path(config.out), left, asked if config.keep_text else None)
 
 
-def _prepared(config: RunConfig, kind: str, earlier: StoredRun | None, observer: Observer) -> Prepared:
-    """Read the prompts, load the models, see what fits."""
-    workload, chosen = prompts_of(config)
-    threads = threads_of(config, earlier)
-    replay_only = kind == "replay"
-    require_memory(config, chosen, resolve_device(config.device), replay_only=replay_only)
-    from specbench.backends.local.local import LocalEngine
-
-    used = f"{len(chosen):,} of {len(workload.prompts):,} prompts"
-    observer.say(f"Loading {', '.join((config.target, *config.draft))} for {used}")
-    engine = LocalEngine(config, threads)
-    engine.today = _today(earlier, observer)
-    encoded, skipped = _fit(engine, chosen, config, batched=replay_only or config.batch_size > 1)
-    ids = [item.ids for item in encoded]
-    engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
-    order: list[Unit] = []
-    if not replay_only:
-        order, short = plan_units(encoded, config)
-        skipped += short
-    engine.settle(ids, {} if earlier is None else _layers(earlier))
-    observer.say("Comparing with transformers' generate")
-    reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
-    planned = len(order) * len(plan_arms(config, config.gamma)) * config.repeats
-    require_disk(config, chosen, planned - (len(earlier.trials) if earlier else 0))
-    record = run_record(
-        config,
-        kind,
-        workload,
-        [item.prompt for item in encoded],
-        skipped,
-        setting=provenance(in_process(engine.device), engine.device, config.dtype, threads),
-        models=engine.describe() | {"reference_check": [asdict(one) for one in reference]},
-        cautions=engine.cautions,
-        trials_planned=planned,
-    )
-    contents = [(item.prompt.sha256, item.ids) for item in encoded]
-    record["workload"]["encoded"] = encoded_record(engine.target, contents, engine.today)
-    return Prepared(engine, encoded, order, record)
+def _lengths(units: Sequence[Unit]) -> list[int]:
+    return [len(item.tokens) for unit in units for item in unit.items]
 
 
-def _today(earlier: StoredRun | None, observer: Observer) -> Today:
-    """What a chat template takes for today: in a run that goes on, the day that it began with, or its prompts would
-    become others in the middle."""
-    workload = {} if earlier is None else earlier.run.get("workload") or {}
-    today = today_of(workload.get("encoded"))
-    if today.at.date() != datetime.now().date():
-        observer.say(f"The chat template writes the date: prompts keep that of the run, {today.at:%Y-%m-%d}")
-    return today
+class Measurement:
+    """One session of a timed run: every unit through every arm, then its positions; what an earlier session finished is
+    skipped."""
 
+    def __init__(
+        self,
+        session: Session,
+        config: RunConfig,
+        writer: RunWriter,
+        stored: StoredRun,
+        losses: Losses,
+        observer: Observer,
+    ) -> None:
+        self._session = session
+        self._config = config
+        self._writer = writer
+        self._losses = losses
+        self._observer = observer
+        self._attempts, self._done = progress_of(stored.trials)
+        self._hashes = {trial_key(trial): trial.output_sha256 for trial in stored.trials if not trial.warmup}
+        self._noted = {trial_key(trial) for trial in stored.trials if trial.diverged is not None}
+        used = [trial.stretch for trial in stored.trials if trial.stretch is not None]
+        self._scored = scored_texts(writer.folder)
+        self._next_window = max([*used, *(stretch.number for stretch in stored.stretches)], default=-1) + 1
+        self._outputs: dict[TrialKey, Output] = {}  # of the block
+        self._repeats_left = 3 + int(writer.run["trials_planned"]) // 10
 
-def _measure(
-    engine: LocalEngine,
-    order: Sequence[Unit],
-    arms: Sequence[Arm],
-    config: RunConfig,
-    writer: RunWriter,
-    observer: Observer,
-    reused: Costs | None,
-) -> None:
-    """Every unit through every arm, then its positions; what an earlier session finished is skipped."""
-    attempts, done = progress_of(read_run(writer.folder).trials)
-    scored = scored_texts(writer.folder)
-    total = len(order) * len(arms) * config.repeats
-    with PositionWriter(writer.folder) as positions:
-        bench = Bench(engine, config, writer, positions, observer, attempts, repeats_left=3 + total // 10)
-        looks = Looks(writer, arms, len(order))
-        bench.warm_up(order[0], looks.arms)
-        if "probe" not in writer.run:
-            if reused is None:
-                observer.say("Timing the models alone")
-            encoded = [one for item in order for one in item.items]
-            costs = engine.probe(encoded[0].ids, _probe_plan(encoded, config)) if reused is None else reused
-            cautions = [asdict(caution) for caution in costs.cautions]
-            # At once: a kill in between would leave the costs without what is wrong with them.
-            writer.update(
-                probe=[asdict(point) for point in costs.points],
-                probe_from=costs.source,
-                warnings=[*writer.run["warnings"], *cautions],
-            )
-        left_out = LeftOut(writer)
-        order = [item for item in order if item.id not in left_out.ids]
-        left = _trials_left(order, looks.arms, config.repeats, done)
-        observer.begin(len(done) + left.total(), len(done))
+    def run(self, units: Sequence[Unit], gammas: Sequence[int], reused: Costs | None) -> None:
+        session, observer, losses = self._session, self._observer, self._losses
+        early = EarlyStopping(
+            self._writer, plan_arms(self._config, gammas), len(units), predicted=isinstance(session, CanProbe)
+        )
+        asked = [unit for unit in units if unit.id not in losses.ids]
+        if isinstance(session, CanWarm):
+            for warm_up in session.warm(asked, early.arms):
+                self._store_warm_up(warm_up)
+        if isinstance(session, CanProbe):
+            self._probe(session, units, reused)
+        left = self._trials_left(asked, early.arms)
+        observer.begin(len(self._done) + left.total(), len(self._done))
+        size = session.block_size or len(asked)
         measured = 0
-        for place, item in enumerate(order):
-            observer.left(left, len(order) - place)
-            arms = looks.arms
-            left -= _trials_left([item], arms, config.repeats, done)
-            if _whole(bench, item, arms, done, scored):
-                left_out.fitted()
-                measured += 1
-                for one in looks.after(measured):
+        with PositionWriter(self._writer.folder) as positions:
+            for begin in range(0, len(asked), size):
+                block, arms = asked[begin : begin + size], early.arms
+                observer.left(left, len(asked) - begin)
+                left -= self._trials_left(block, arms)
+                try:
+                    self._block(block, arms, positions)
+                except DoesNotFitError as error:
+                    losses.too_long(error.prompt_id, error.tokens)
+                    continue
+                finally:
+                    self._outputs.clear()
+                losses.fitted()
+                measured += len(block)
+                for one in early.after(measured):
                     observer.say(ruled_out_line(one))
-                    del left[Arm("speculative", one.draft, one.gamma)]
-                continue
-            bench.drop()
-            engine.release()
-            if config.batch_size > 1:
-                raise batch_too_large(config.batch_size, writer.folder)
-            left_out.add(item.id, len(item.items[0].ids) + config.max_new_tokens)
-        left_out.end()
+                    left = Counter({a: n for a, n in left.items() if (a.draft, a.gamma) != (one.draft, one.gamma)})
+        losses.end()
+        refused = session.noticed.refused
+        any_measured = any(count and key[0] not in refused for key, count in self._attempts.items())
+        losses.require_any(any_measured, [unit.id for unit in asked], session.noticed)
 
-
-def _whole(
-    bench: Bench, item: Unit, arms: Sequence[Arm], done: Container[TrialKey], scored: Container[TrialKey]
-) -> bool:
-    """One unit through every arm, and its positions; False where memory ran out in the middle. The error is not kept:
-    its frames hold the tensors that filled the memory."""
-    config = bench.config
-    try:
-        if any((item.id, arm, repeat) not in done for arm in arms for repeat in range(config.repeats)):
-            bench.meet(item, arms)
-        for repeat in range(config.repeats):
-            for arm in shuffled(arms, f"{config.seed}/{item.id}/{repeat}"):
-                if (item.id, arm, repeat) not in done:
-                    bench.trial(item, arm, repeat)
-        bench.close(item, arms, scored)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    return True
-
-
-def _trials_left(order: Sequence[Unit], arms: Sequence[Arm], repeats: int, done: Container[TrialKey]) -> Counter[Arm]:
-    return Counter(
-        arm for item in order for arm in arms for repeat in range(repeats) if (item.id, arm, repeat) not in done
-    )
-
-
-def _probe_plan(encoded: Sequence[Encoded], config: RunConfig) -> ProbePlan:
-    return run_plan([len(item.ids) for item in encoded], config)
-
-
-def _layers(earlier: StoredRun) -> dict[str, int]:
-    """Layers that an earlier session chose for its skip drafts."""
-    drafts = earlier.run.get("drafts", {})
-    return {spec: facts["layers"] for spec, facts in drafts.items() if "layers" in facts}
-
-
-def _fit(
-    engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig, *, batched: bool
-) -> tuple[list[Encoded], list[dict[str, str]]]:
-    """Encode the prompts; those that the chat template refuses or that would not fit the context are skipped and
-    listed, never changed."""
-    found = engine.encode_all(prompts)
-    encoded: list[Encoded] = []
-    skipped = found.refused
-    for prompt, ids in found.encoded:
-        need = len(ids) + config.max_new_tokens
-        if engine.max_context is not None and need > engine.max_context:
-            reason = f"{len(ids)} + {config.max_new_tokens} new tokens exceed the context of {engine.max_context}"
-            skipped.append({"id": prompt.id, "reason": reason})
-        else:
-            encoded.append(Encoded(prompt, ids))
-    if not encoded:
-        raise WorkloadError(
-            "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts or fewer new tokens."
+    def _probe(self, session: CanProbe, units: Sequence[Unit], reused: Costs | None) -> None:
+        """What the models cost alone, once in a run."""
+        if "probe" in self._writer.run:
+            return
+        if reused is None:
+            self._observer.say("Timing the models alone")
+        plan = run_plan(_lengths(units), self._config)
+        costs = session.probe(units[0].items[0].tokens, plan) if reused is None else reused
+        cautions = [asdict(caution) for caution in costs.cautions]
+        # At once: a kill in between would leave the costs without what is wrong with them.
+        self._writer.update(
+            probe=[asdict(point) for point in costs.points],
+            probe_from=costs.source,
+            warnings=[*self._writer.run["warnings"], *cautions],
         )
-    if engine.frequency_limit is not None:
-        encoded, crossing = _on_one_side(encoded, engine.frequency_limit, config, batched)
-        skipped += crossing
-    engine.reserve(max(len(item.ids) for item in encoded) + config.max_new_tokens + max(config.gamma) + 1)
-    return encoded, skipped
 
+    def _block(self, block: Sequence[Unit], arms: Sequence[Arm], positions: PositionWriter) -> None:
+        todo = [arm for arm in arms if self._trials_left(block, [arm])]
+        with self._session.block(block, todo):
+            for turn in self._turns(block):
+                seed = f"{self._config.seed}/{turn[0].unit.id}/{turn[0].repeat}"
+                for group in shuffled(_groups(arms), seed):
+                    for arm in group:
+                        self._trials([job for job in turn if job.key(arm) not in self._done], arm)
+            if self._config.sampling.greedy:
+                self._divergences(block, arms)
+            # Scores come last: a unit whose texts are all scored was closed before.
+            if isinstance(self._session, CanScore):
+                self._scores(self._session, block, positions)
 
-def _on_one_side(
-    encoded: Sequence[Encoded], limit: int, config: RunConfig, batched: bool
-) -> tuple[list[Encoded], list[dict[str, str]]]:
-    """Texts that stay below the length at which a model changes its frequencies, or begin above it: a text that crosses
-    it would go on with keys of the other frequencies. In a batch all rows are turned alike, so there the side with more
-    prompts is taken."""
-    room = config.max_new_tokens + (WIDEST if batched else 0)
-    below = [item for item in encoded if len(item.ids) + room <= limit]
-    above = [item for item in encoded if len(item.ids) > limit]
-    kept = [max(below, above, key=len)] if batched else [below, above]
-    ids = {item.prompt.id for side in kept for item in side}
-    if not ids:
-        raise WorkloadError(
-            f"Every text would cross {limit} tokens, where the model changes its rotary frequencies (LongRoPE)",
-            where=config.workload,
-            cure="Use shorter prompts, or --max-new-tokens that end below it.",
+    def _turns(self, block: Sequence[Unit]) -> list[list[Job]]:
+        """What each arm does before the next has its turn."""
+        jobs = [Job(unit, repeat) for repeat in range(self._config.repeats) for unit in block]
+        return [[job] for job in jobs] if self._session.by_job else [jobs]
+
+    def _trials(self, jobs: Sequence[Job], arm: Arm) -> None:
+        """Every job's trial on disk, and again while it was disturbed and repeats are left."""
+        while jobs := [job for job in jobs if job.unit.id not in self._session.noticed.refused]:
+            number, disturbed = self._next_window, []
+            self._next_window += 1
+            with closing(self._session.generate(jobs, arm)) as events:
+                for event in events:
+                    if isinstance(event, WarmUp):
+                        self._store_warm_up(event)
+                    elif isinstance(event, Window):
+                        self._writer.append_stretch(
+                            Stretch(number, arm, event.requests, event.wall_s, event.counters, event.alone)
+                        )
+                    elif self._trial(event, arm, number):
+                        disturbed.append(event.job)
+            jobs = disturbed
+
+    def _trial(self, answer: Answer, arm: Arm, window: int) -> bool:
+        """Store an answer; whether it is to be measured again."""
+        key = answer.job.key(arm)
+        stretch = None if answer.begun_s is None else window
+        trial = replace(self._trial_of(answer, arm), attempt=self._attempts[key], stretch=stretch)
+        self._writer.append(trial)
+        self._attempts[key] += 1
+        self._outputs[key], self._hashes[key] = answer.output, answer.sha256
+        self._observer.trial(trial)
+        if not trial.disturbed or self._attempts[key] >= MAX_ATTEMPTS or self._repeats_left <= 0:
+            return False
+        self._repeats_left -= 1
+        return True
+
+    def _store_warm_up(self, event: WarmUp) -> None:
+        self._writer.append(replace(self._trial_of(event.answer, event.arm), warmup=True))
+
+    def _trial_of(self, answer: Answer, arm: Arm) -> Trial:
+        unit, others = answer.job.unit, answer.other_cores
+        prompts = [item.prompt for item in unit.items]
+        return Trial(
+            prompt_id=unit.id,
+            prompt_sha256=unit.sha256,
+            category=unit.category,
+            arm=arm,
+            repeat=answer.job.repeat,
+            prompt_tokens=answer.prompt_tokens,
+            output_tokens=answer.output_tokens,
+            output_sha256=answer.sha256,
+            finish=answer.finish,
+            drafted=answer.drafted if arm.draft else (),
+            accepted=answer.accepted if arm.draft else (),
+            times=answer.times,
+            load_before=answer.load_before,
+            load_after=answer.load_after,
+            other_cores=others,
+            disturbed=others is not None and others > self._config.max_other_cores,
+            prompt_text="\n\n".join(map(_asked, prompts)) if self._config.keep_text else None,
+            output_text=answer.text,
+            members=tuple(prompt.id for prompt in prompts) if len(prompts) > 1 else (),
+            told=answer.told,
+            begun_s=answer.begun_s,
         )
-    why = "and a batch holds texts of one side" if batched else "which a cached text cannot follow"
-    reason = f"the model changes its rotary frequencies at {limit} tokens (LongRoPE), {why}"
-    left_out = [{"id": item.prompt.id, "reason": reason} for item in encoded if item.prompt.id not in ids]
-    return [item for item in encoded if item.prompt.id in ids], left_out
+
+    def _divergences(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:
+        """Where greedy texts differ from the target alone, as far as nobody noted it."""
+        pairs = []
+        for arm in arms:
+            for unit in block:
+                own, other = Job(unit, 0).key(Arm("baseline", load=arm.load)), Job(unit, 0).key(arm)
+                hashes = self._hashes.get(own), self._hashes.get(other)
+                if None not in hashes and hashes[0] != hashes[1] and other not in self._noted:
+                    pairs.append((unit, own, other))
+        self._recall({(unit.id, arm): Job(unit, 0) for unit, *keys in pairs for _, arm, _ in keys})
+        for unit, own, other in pairs:
+            if own in self._outputs and other in self._outputs:
+                found = self._session.divergence(unit, self._outputs[own], self._outputs[other])
+                if found is not None:
+                    self._writer.append_divergence(other, found)
+
+    def _recall(self, wanted: dict[tuple[str, Arm], Job], *, exactly: bool = True) -> None:
+        """Ask again for texts of an earlier session, of which no more is stored than the hash. A text that is not as it
+        was is not taken where it has to be `exactly` that."""
+        missing = [(arm, job) for (_, arm), job in wanted.items() if job.key(arm) not in self._outputs]
+        for arm in dict.fromkeys(arm for arm, _ in missing):
+            jobs = [job for other, job in missing if other == arm]
+            with closing(self._session.recall(jobs, arm)) as answers:
+                for answer in answers:
+                    key = answer.job.key(arm)
+                    if not exactly or answer.sha256 == self._hashes.get(key):
+                        self._outputs[key] = answer.output
+
+    def _scores(self, session: CanScore, block: Sequence[Unit], positions: PositionWriter) -> None:
+        """What the drafts would have said at every position of the target's own texts, untimed."""
+        baseline = Arm("baseline")
+        for unit in block:
+            for repeat in range(1 if self._config.sampling.greedy else self._config.repeats):
+                job = Job(unit, repeat)
+                for draft in self._config.draft:
+                    for row, item in enumerate(unit.items):
+                        if (item.prompt.id, draft, repeat) in self._scored:
+                            continue
+                        self._recall({(unit.id, baseline): job}, exactly=False)
+                        if job.key(baseline) in self._outputs:
+                            rows = self._outputs[job.key(baseline)]
+                            assert isinstance(rows, list)
+                            scores = session.score(item, rows[row], draft)
+                            positions.append(text_of(item.prompt, draft, repeat, self._config, scores))
+
+    def _trials_left(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Counter[Arm]:
+        jobs = [Job(unit, repeat) for unit in units for repeat in range(self._config.repeats)]
+        return Counter(arm for arm in arms for job in jobs if job.key(arm) not in self._done)
+
+
+def _groups(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms that differ in load alone follow one another: one server answers them."""
+    return [list(group) for _, group in groupby(arms, key=lambda arm: (arm.kind, arm.draft, arm.gamma))]
+
+
+def _asked(prompt: Prompt) -> str:
+    """All that is asked, as one text."""
+    return "\n".join(message.content for message in prompt.messages)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,18 +66,9 @@ def carry_out(task: Task, *, quiet: bool = False) -> Path:
     """Run or continue, with progress on stderr unless `quiet`; returns the run folder. KeyboardInterrupt passes through
     after the folder is marked, and every other failure is a SpecbenchError or a bug."""
     from specbench.run.progress import RunProgress
+    from specbench.run.session import run
 
-    with outside_event_loop(), RunProgress(quiet=quiet) as progress:
-        if task.config.served and task.replay_only:
-            from specbench.run.scoring import score_on_servers
-
-            return score_on_servers(task.config, task.gammas, progress, mode=task.mode)
-        if task.config.served:
-            from specbench.run.serving import serve
-
-            return serve(task.config, task.command, task.gammas, progress, mode=task.mode)
-        from specbench.run.session import run
-
+    with RunProgress(quiet=quiet) as progress:
         return run(
             task.config,
             task.command,
@@ -89,25 +78,3 @@ def carry_out(task: Task, *, quiet: bool = False) -> Path:
             replay_only=task.replay_only,
             costs=task.costs,
         )
-
-
-@contextmanager
-def outside_event_loop() -> Iterator[None]:
-    """Servers are asked in event loops of our own, which start only where none is running. A notebook runs one in this
-    very thread: meanwhile it stands aside, so that everything is as on the command line, interrupts included."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        yield
-        return
-    task = asyncio.current_task(loop)
-    if task is not None:
-        asyncio.tasks._leave_task(loop, task)
-    asyncio._set_running_loop(None)
-    try:
-        yield
-    finally:
-        asyncio.set_event_loop(loop)
-        asyncio._set_running_loop(loop)
-        if task is not None:
-            asyncio.tasks._enter_task(loop, task)

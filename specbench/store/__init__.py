@@ -9,7 +9,7 @@ killed run loses at most the trial in flight; a torn last line is dropped and sa
 from __future__ import annotations
 
 from specbench.store.files import replace_file, unwritable
-from specbench.store.folders import find_runs, new_folder
+from specbench.store.folders import find_runs, new_folder, require_disk
 from specbench.store.lines import uncollected
 from specbench.store.locks import busy, in_use, one_at_a_time
 from specbench.store.record import OUT_OF_MEMORY, RUN_FILE, SCHEMA, cautions_of, left_out, read_record
@@ -35,6 +35,7 @@ __all__ = [
     "read_record",
     "read_run",
     "replace_file",
+    "require_disk",
     "trial_key",
     "uncollected",
     "unwritable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,9 @@ from specbench.store.record import RUN_FILE
 
 STAMP = "%Y%m%dT%H%M%SZ"
 STAMPED = re.compile(r"\d{8}T\d{6}Z-")
+
+# A trial's line in trials.jsonl without its rounds and texts.
+_TRIAL_BYTES = 600
 
 
 def new_folder(out: Path, name: str) -> Path:
@@ -34,6 +38,21 @@ def new_folder(out: Path, name: str) -> Path:
                 f"Cannot make a run folder: {error.strerror}", where=str(folder), cure="Choose another --out."
             ) from None
         return folder
+
+
+def require_disk(out: Path, trials: int, text_bytes: float | None) -> None:
+    """Raise StoreError where the disk of `out` has less free than `trials` trials surely write; `text_bytes` is what
+    each asks, None where texts are not kept. Rounds and output come on top: how many there will be is not known."""
+    needed = trials * (_TRIAL_BYTES + (text_bytes or 0.0))
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        kept = text_bytes is not None
+        raise StoreError(
+            f"The run folder needs at least {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+            where=f"{out}: {trials:,} trials{' with their texts' if kept else ''}",
+            cure=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
+        )
 
 
 def _stamps(out: Path) -> Iterator[datetime]:

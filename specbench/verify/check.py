@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.analysis.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, worst
 from specbench.analysis.frame import counted
+from specbench.backends.base import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
 from specbench.models.encoding import changed_encoding, encoded_record, today_of
 from specbench.records import Prompt, Sampling, Trial, sampling_of
-from specbench.run.bench import Observer
 from specbench.shipped import DEFAULT_WORKLOAD, shipped
 from specbench.store import StoredRun, read_run
 from specbench.workload import load_workload, select

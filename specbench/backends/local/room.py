@@ -1,4 +1,4 @@
-"""Is there room? Memory for models, caches and a pass, and disk for the run folder, before anything is loaded.
+"""Is there room? Memory for models, caches and a pass, before anything is loaded.
 
 Everything here is the least that a run takes, so what is refused surely does not fit; what is let through may still
 run out of memory later, and then loses a prompt and not the run.
@@ -7,16 +7,14 @@ run out of memory later, and then loses a prompt and not the run.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters import DraftSpec, parse_draft
-from specbench.errors import ModelError, StoreError
+from specbench.errors import ModelError
 from specbench.models.heads import heads_of
 from specbench.models.memory import available_bytes, cache_bytes, gigabytes, pass_bytes
 from specbench.models.size import ELEMENT_BYTES, ModelSize, size_of
@@ -30,9 +28,6 @@ REPLAY_BATCH = 16
 
 # A chat template's own tokens, beside at most one for each byte of a prompt.
 _TEMPLATE_TOKENS = 1000
-
-# A trial's line in trials.jsonl without its rounds and texts.
-_TRIAL_BYTES = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +72,6 @@ def require_memory(config: RunConfig, prompts: Sequence[Prompt], device: str, *,
         f"{f' x {rows}' if rows > 1 else ''} {gigabytes(needed.caches)}, a pass {gigabytes(needed.work)}",
         cure=_cure(config, needed),
     )
-
-
-def require_disk(config: RunConfig, prompts: Sequence[Prompt], trials: int) -> None:
-    """Raise StoreError where the disk of the run folder has less free than `trials` trials over `prompts` surely
-    write."""
-    # Rounds and output come on top: how many there will be is not known.
-    asked = sum(_byte_lengths(prompts)) / max(len(prompts), 1) * config.batch_size if config.keep_text else 0
-    needed = trials * (_TRIAL_BYTES + asked)
-    folder = next(path for path in (Path(config.out).absolute(), *Path(config.out).absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StoreError(
-            f"The run folder needs at least {gigabytes(needed)}, {gigabytes(free)} are free",
-            where=f"{config.out}: {trials:,} trials{' with their texts' if config.keep_text else ''}",
-            cure=f"Free some space, choose another --out, or use --limit{', without --keep-text' * config.keep_text}.",
-        )
 
 
 def _largest(

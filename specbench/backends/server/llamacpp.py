@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from specbench.backends.base import TargetText
 from specbench.backends.server import openai
 from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
 from specbench.backends.server.counters import by_position, samples, total
 from specbench.backends.server.failures import AnswerError, RefusedError, as_word, word
 from specbench.backends.server.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.backends.server.scoring import Step
-from specbench.backends.server.writing import Post, Written
+from specbench.backends.server.writing import Post
 from specbench.records import Counters, Finish, Round, Sampling, Told
 
 _COUNTER = "llamacpp:spec_decode_num_"
@@ -122,7 +123,7 @@ class LlamaCpp:
         told = {key: number(params, key) for key in _OFF if key not in asked}
         return {key: value for key, value in told.items() if value not in (None, _OFF[key])} or None
 
-    async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
+    async def write(self, post: Post, ask: Ask, model: str | None) -> TargetText:
         """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens: what
         would hold a chat to a grammar cannot be asked for so. Raises RefusedError for that."""
         held = [key for key, value in ask.request.items() if (key, value) not in _FREE]
@@ -139,7 +140,7 @@ class LlamaCpp:
         output, finish = counts(answer, "tokens"), _STOPS.get(text(answer, "stop_type") or "")
         if not output or finish is None:
             raise AnswerError(f"the answer has no tokens, or ended with stop_type {as_word(answer.get('stop_type'))}")
-        return Written(ids, output, finish)
+        return TargetText(ids, output, finish)
 
     async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
         """See `Tokenizing`."""

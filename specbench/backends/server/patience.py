@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 class Patience:
-    """`failures` are the requests that failed for good, each with what it was and how it failed."""
+    """Adds to `failures` the requests that failed for good, each with what it was and how it failed."""
 
-    def __init__(self) -> None:
-        self.failures: list[dict[str, str]] = []
+    def __init__(self, failures: list[dict[str, str]]) -> None:
+        self._failures = failures
         self._in_a_row: defaultdict[str, int] = defaultdict(int)  # by address
 
     async def insist(
@@ -47,7 +47,7 @@ class Patience:
                 return found, tries
             await asyncio.sleep(PAUSE_S * 2**tries)
         self._in_a_row[up.url] += 1
-        self.failures.append({"prompt": prompt, "arm": arm, "kind": kind})
+        self._failures.append({"prompt": prompt, "arm": arm, "kind": kind})
         if self._in_a_row[up.url] >= GIVE_UP:
             raise EngineError(
                 f"{GIVE_UP} requests in a row failed, each {TRIES} times; the last: {kind}",

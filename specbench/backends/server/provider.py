@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from specbench.backends.server.launch import LaunchFile, Setting, command, engin
 from specbench.backends.server.launched import Launched
 from specbench.backends.server.modelfiles import model_file
 from specbench.backends.server.naming import model_name
+from specbench.backends.server.worker import call
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
@@ -76,12 +77,11 @@ class Running:
         assert config.server is not None
         self._config = config
         first, second = config.served_names
-        self._target = asyncio.run(self._met(config.server, first, config.target))
+        self._target = self._met(config.server, first, config.target)
         self.adapter = self._target.adapter
         self._speculating = self._draft = None
         if config.spec_server is not None:
-            both = self._met(config.spec_server, second or first, config.target, self.adapter)
-            self._speculating = asyncio.run(both)
+            self._speculating = self._met(config.spec_server, second or first, config.target, self.adapter)
             if self._speculating == self._target:
                 raise ConfigError(
                     "One server is named both for the target alone and for the target that speculates",
@@ -90,7 +90,7 @@ class Running:
                 )
         if config.draft_server is not None:
             model = next((spec.model for spec in specs.values() if spec.model is not None), None)
-            self._draft = asyncio.run(self._met(config.draft_server, second, model))
+            self._draft = self._met(config.draft_server, second, model)
         # Prompt by prompt the two take turns, unless they are to be kept busy, or one has to make room for the other.
         by_turns = len(config.loads) == 1 and config.loads[0].concurrency == 1 and config.server != config.spec_server
         self.prompts_per_start = 1 if by_turns else None
@@ -98,15 +98,19 @@ class Running:
         host = urlsplit(config.server).hostname
         self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
 
-    async def _met(self, url: str, wanted: str | None, guess: str | None, adapter: Adapter | None = None) -> Up:
+    def _met(self, url: str, wanted: str | None, guess: str | None, adapter: Adapter | None = None) -> Up:
         """The server at an address: which engine answers there unless `adapter` says it, and what it calls the
         model."""
-        async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
-            named = self._config.engine
-            if adapter is None:
-                adapter = await detect(client.get) if named == "local" else ADAPTERS[named]()
-            model = await model_name(client.get, url, wanted, guess)
-        return Up(url, adapter, model=model, shared=self._config.server == self._config.spec_server)
+
+        async def meet() -> Up:
+            async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+                named, reader = self._config.engine, adapter
+                if reader is None:
+                    reader = await detect(client.get) if named == "local" else ADAPTERS[named]()
+                model = await model_name(client.get, url, wanted, guess)
+            return Up(url, reader, model=model, shared=self._config.server == self._config.spec_server)
+
+        return call(meet)
 
     @contextmanager
     def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[Up]:
@@ -181,7 +185,7 @@ class Starting:
         log.parent.mkdir(exist_ok=True)
         with Launched(self.file, setting, log=log) as server:
             try:
-                name = asyncio.run(self._name(server.url, wanted, setting.target))
+                name = call(partial(self._name, server.url, wanted, setting.target))
                 yield Up(server.url, self.adapter, server.pid, name)
             except EngineError:
                 if server.alive():

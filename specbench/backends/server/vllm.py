@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from specbench.backends.base import TargetText
 from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
 from specbench.backends.server.counters import Samples, by_position, samples, total
 from specbench.backends.server.failures import AnswerError, as_word
 from specbench.backends.server.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.backends.server.openai import CHAT, FINISHES, SOURCES, chat_body, reading, served, survivors
 from specbench.backends.server.scoring import Top, require_places
-from specbench.backends.server.writing import Post, Written
+from specbench.backends.server.writing import Post
 from specbench.records import Counters, Told
 
 _COUNTER = "vllm:spec_decode_num_"
@@ -88,7 +89,7 @@ class VLLM:
             prefix_cache=_prefix_cache(found),
         )
 
-    async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
+    async def write(self, post: Post, ask: Ask, model: str | None) -> TargetText:
         """See `Writer`."""
         body = {key: value for key, value in self.body(ask, model).items() if key != "stream_options"}
         return _written(await post(CHAT, body | {"stream": False, "return_token_ids": True}))
@@ -129,7 +130,7 @@ def _rounds(spec: Json) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return drafted, accepted
 
 
-def _written(answer: Json) -> Written:
+def _written(answer: Json) -> TargetText:
     choices = rows(answer, "choices")
     prompt, output = counts(answer, "prompt_token_ids"), counts(choices[0], "token_ids") if choices else None
     if not prompt or not output or len(output) != count(table(answer, "usage"), "completion_tokens"):
@@ -137,7 +138,7 @@ def _written(answer: Json) -> Written:
     finish = FINISHES.get(text(choices[0], "finish_reason") or "")
     if finish is None:
         raise AnswerError(f"the answer ended with finish_reason {as_word(choices[0].get('finish_reason'))}")
-    return Written(prompt, output, finish)
+    return TargetText(prompt, output, finish)
 
 
 def _told(metrics: Json) -> Told:

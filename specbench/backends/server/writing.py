@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from specbench.backends.base import TargetText
 from specbench.backends.server.adapter import Ask, Get
 from specbench.backends.server.fields import Json
-from specbench.records import Finish
 
 # POST a JSON body to a path: the JSON of the answer.
 Post = Callable[[str, dict[str, Any]], Awaitable[Json]]
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """Token ids of a prompt, with the chat template around it, and of the text that followed. `output` ends with the
-    end of sequence where `finish` is "eos"."""
-
-    prompt: tuple[int, ...]
-    output: tuple[int, ...]
-    finish: Finish
 
 
 @runtime_checkable
@@ -36,7 +25,7 @@ class Tokenizing(Protocol):
 class Writer(Tokenizing, Protocol):
     """An adapter whose engine tells token ids of what it writes. Raises ValueError for an answer that does not."""
 
-    async def write(self, post: Post, ask: Ask, model: str | None) -> Written:
+    async def write(self, post: Post, ask: Ask, model: str | None) -> TargetText:
         """The text that a chat request gets."""
 
     async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:

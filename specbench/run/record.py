@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from specbench.backends.base import Admitted
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Caution, Prompt
+from specbench.run.provenance import provenance
 from specbench.shipped import workload_source
 from specbench.store import RUN_FILE, SCHEMA, RunWriter, busy, find_runs, in_use, one_at_a_time, read_record
 from specbench.workload import Workload, load_workload, select
@@ -48,17 +50,17 @@ def run_record(
     config: RunConfig,
     command: str,
     workload: Workload,
-    used: Sequence[Prompt],
-    skipped: list[dict[str, str]],
+    admitted: Admitted,
+    unused: Sequence[dict[str, str]],
     *,
-    setting: dict[str, Any],
-    models: dict[str, Any],
-    cautions: Sequence[Caution],
     trials_planned: int,
 ) -> dict[str, Any]:
-    """run.json at the start of a run: `setting` is its provenance, `models` are the facts of target and drafts."""
-    left_out = [{"id": s.name, "reason": s.reason} for s in workload.skipped] + skipped
-    warnings = [*workload.cautions, *cautions, *([skipped_prompts(left_out)] if left_out else [])]
+    """run.json at the start of a run. `unused` are prompts that were admitted and find no place in the plan."""
+    without = {one["id"] for one in unused}
+    used = [item.prompt for item in admitted.items if item.prompt.id not in without]
+    left_out = [{"id": s.name, "reason": s.reason} for s in workload.skipped] + [*admitted.skipped, *unused]
+    warnings = [*workload.cautions, *admitted.cautions, *([skipped_prompts(left_out)] if left_out else [])]
+    encoded = {} if admitted.encoded is None else {"encoded": admitted.encoded}
     return {
         "schema": SCHEMA,
         "status": "started",
@@ -66,8 +68,8 @@ def run_record(
         "name": config.name or command,
         "config": stored_config(config),
         "fingerprint": config.fingerprint(),
-        "provenance": setting,
-        **models,
+        "provenance": provenance(admitted.setting),
+        **admitted.facts,
         "workload": {
             "source": workload.source,
             "sha256": workload.sha256,
@@ -75,6 +77,7 @@ def run_record(
             "prompts_used": len(used),
             "categories": _by_category(workload.prompts, used),
             "skipped": left_out,
+            **encoded,
         },
         "trials_planned": trials_planned,
         "warnings": [asdict(caution) for caution in warnings],

@@ -20,16 +20,17 @@ from specbench.records import Arm, Policy, RuledOut
 from specbench.store import RunWriter, StoredRun, read_run
 
 
-class Looks:
+class EarlyStopping:
     """The looks of one run. `units` are its prompts, or batches; those of earlier sessions are read from run.json, and
-    not taken again: a run that was cut anywhere comes to the same."""
+    not taken again: a run that was cut anywhere comes to the same. Nothing is ruled out but by measurement and
+    prediction together: `predicted` says that the engine's costs can be had."""
 
-    def __init__(self, writer: RunWriter, arms: Sequence[Arm], units: int) -> None:
+    def __init__(self, writer: RunWriter, arms: Sequence[Arm], units: int, *, predicted: bool) -> None:
         self._writer = writer
         self._arms = arms
         self._units = units
         config = writer.run["config"]
-        off = writer.run["command"] != "sweep" or config["all_gammas"] or len(config["gamma"]) <= STAY
+        off = not predicted or writer.run["command"] != "sweep" or config["all_gammas"] or len(config["gamma"]) <= STAY
         self._sizes = () if off else look_sizes(units)
 
     @property

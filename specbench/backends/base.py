@@ -1,0 +1,258 @@
+"""What a run asks of an engine, and what comes back. run/session.py is the only caller, and does not know which engine
+it talks to; what an engine can do beyond this it shows by the methods that it has (Can..)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from specbench.acceptance.scores import BlockScores, Scores
+from specbench.cost.plan import Costs, ProbePlan
+from specbench.errors import EngineError
+from specbench.records import Arm, Caution, Counters, Divergence, Finish, Prompt, Times, Told, Trial
+from specbench.store import RunWriter, TrialKey
+
+# A warm-up is a text of so many tokens.
+WARMUP_TOKENS = 8
+
+# The texts of a job: token ids of every row in process, characters on a server.
+Output = list[list[int]] | str
+
+
+class Observer(Protocol):
+    """Whoever shows the progress of a run."""
+
+    def say(self, line: str) -> None:
+        """Something worth a line."""
+
+    def begin(self, total: int, done: int) -> None:
+        """Trials planned, and how many of them an earlier session finished."""
+
+    def left(self, trials: Mapping[Arm, int], units: int) -> None:
+        """What is to be done from here on, told before every block: trials of each arm, and prompts (or batches) whose
+        positions are scored after their trials."""
+
+    def trial(self, trial: Trial) -> None:
+        """A trial is on disk."""
+
+    def advance(self, texts: int) -> None:
+        """Texts were scored, in a run without trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt and its token ids; a server keeps those to itself (None)."""
+
+    prompt: Prompt
+    ids: list[int] | None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids where they are known, as in process they are."""
+        assert self.ids is not None
+        return self.ids
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one trial generates: one prompt, or a batch of them. It is also the unit of every interval."""
+
+    id: str
+    sha256: str
+    category: str | None
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One unit to be generated once."""
+
+    unit: Unit
+    repeat: int
+
+    def key(self, arm: Arm) -> TrialKey:
+        """Its trials in that arm."""
+        return self.unit.id, arm, self.repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one job gave in one arm; the fields are those of the Trial that run/session.py makes of it. `begun_s` is
+    when it was due, in seconds from the start of its window; `text` is there where texts are kept."""
+
+    job: Job
+    output: Output
+    sha256: str
+    prompt_tokens: int
+    output_tokens: int
+    finish: Finish
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
+    times: Times
+    load_before: float | None = None
+    load_after: float | None = None
+    other_cores: float | None = None
+    told: Told | None = None
+    begun_s: float | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """An answer that counts nowhere, and the arm that was warmed with it."""
+
+    arm: Arm
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The end of an uninterrupted sequence of requests, as a Stretch of run folders has it."""
+
+    requests: int
+    wall_s: float
+    counters: Counters | None
+    alone: bool
+
+
+# What sessions yield, as it comes; whoever stops listening closes it.
+Events = Generator[Answer | WarmUp | Window, None, None]
+Answers = Generator[Answer, None, None]
+Texts = Generator[tuple[Item, "TargetText"], None, None]
+Scored = Generator[tuple[Item, Scores | BlockScores], None, None]
+
+
+@dataclass
+class Noticed:
+    """What a session notices on its way, for run.json: prompts that the engine `refused`, by id with its reason, or for
+    which it has no memory even alone, with their tokens; requests that failed for good, and whatever a reader should
+    know."""
+
+    refused: dict[str, str] = field(default_factory=dict)
+    too_long: dict[str, int] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    cautions: list[Caution] = field(default_factory=list)
+
+
+class DoesNotFitError(EngineError):
+    """Memory ran out on one prompt of `tokens` tokens, its answer included; the others may fit."""
+
+    def __init__(self, prompt_id: str, tokens: int) -> None:
+        super().__init__("Out of memory", where=f"at {tokens:,} tokens", cure="Use shorter prompts or --limit.")
+        self.prompt_id = prompt_id
+        self.tokens = tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where models run: the engine as reports call it, device and precision (None: a server's own), CPU threads, and
+    the machine where it is not this one."""
+
+    engine: str
+    device: str | None
+    precision: str | None
+    threads: int | None
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Prompts that can be asked, those that cannot with the reason, and what run.json says of the models: `facts` are
+    keys of it, `encoded` that of its workload about token ids."""
+
+    items: list[Item]
+    skipped: list[dict[str, str]]
+    setting: Setting
+    facts: dict[str, Any]
+    cautions: list[Caution] = field(default_factory=list)
+    encoded: dict[str, Any] | None = None
+
+
+class Session(Protocol):
+    """An engine that is up. The arms take turns block by block of `block_size` units (None: all at once), and in a
+    block job by job or, without `by_job`, each arm with all of the block at once."""
+
+    block_size: int | None
+    by_job: bool
+    noticed: Noticed
+
+    def block(self, units: Sequence[Unit], arms: Sequence[Arm]) -> AbstractContextManager[None]:
+        """Everything about these units happens inside; `arms` are those in which something is left to do."""
+
+    def generate(self, jobs: Sequence[Job], arm: Arm) -> Events:
+        """Every job once, under the arm's load, each as soon as it is there. Raises DoesNotFitError."""
+
+    def recall(self, jobs: Sequence[Job], arm: Arm) -> Answers:
+        """The same texts again, untimed: an earlier session measured them."""
+
+    def divergence(self, unit: Unit, own: Output, other: Output) -> Divergence | None:
+        """Where `other` first leaves `own`, the text of the target alone, and how near a tie it was there; None where
+        the engine cannot tell."""
+
+
+class Scoring(Protocol):
+    """Texts of the target alone, and what drafts would have said of them. Nothing is timed."""
+
+    noticed: Noticed
+
+    def batches(self, items: Sequence[Item]) -> Iterable[Sequence[Item]]:
+        """What is written, then scored, before more is written."""
+
+    def prepare(self, drafts: Sequence[str]) -> None:
+        """See whether these drafts can be asked at all: a wrong one must not show after an hour of writing."""
+
+    def write(self, batch: Sequence[Item], missing: Sequence[Item], repeat: int) -> Texts:
+        """Texts of those `missing`, written as a part of their `batch`; others of it may come too. A prompt that the
+        engine refuses, or has no memory for, does not come."""
+
+    def score(self, texts: Sequence[tuple[Item, TargetText]], draft: str) -> Scored:
+        """What `draft` would have said at every position of these texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetText:
+    """Token ids of a prompt, with the chat template around it, and of the text that followed. `output` ends with the
+    end of sequence where `finish` is "eos"."""
+
+    prompt: Sequence[int]
+    output: Sequence[int]
+    finish: Finish
+
+
+class Backend(Protocol):
+    """An engine that can be asked. What it cannot do it says before anything is loaded."""
+
+    def admit(self, prompts: Sequence[Prompt]) -> Admitted:
+        """Load or meet the models, and see which prompts they can take."""
+
+    def session(self, writer: RunWriter) -> AbstractContextManager[Session]:
+        """Be ready to time, for the run that `writer` writes."""
+
+    def scoring(self, writer: RunWriter) -> AbstractContextManager[Scoring]:
+        """Be ready to score."""
+
+
+@runtime_checkable
+class CanWarm(Protocol):
+    """A session whose engine pays for first calls, or has to be checked, before anything is measured."""
+
+    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
+        """Every arm briefly."""
+
+
+@runtime_checkable
+class CanProbe(Protocol):
+    """A session whose models can be timed alone, so that speedups can be predicted."""
+
+    def probe(self, ids: Sequence[int], plan: ProbePlan) -> Costs:
+        """What target and drafts cost alone."""
+
+
+@runtime_checkable
+class CanScore(Protocol):
+    """A session that knows what drafts would have said of the target's own texts."""
+
+    def score(self, item: Item, output: Sequence[int], draft: str) -> Scores | BlockScores:
+        """At every position of `output`, a text of the target alone after the item's prompt."""

@@ -1,0 +1,50 @@
+"""What run.json says of servers: how their engine is called, and which of them answered."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import PurePath
+
+from specbench.backends.server.adapter import State
+from specbench.backends.server.provider import Provider
+from specbench.errors import StoreError
+from specbench.store import RunWriter
+from specbench.text import clean
+
+# What may not change between two sessions of a run, the last where both tell it: some servers do so only after the
+# first request.
+IDENTITY = ("model", "version", "speculating", "gamma", "context", "method")
+
+
+def engine_name(provider: Provider, state: State | None) -> str:
+    """How the engine is called in tables and the brief."""
+    version = provider.version or (None if state is None else state.version)
+    name = " ".join(part for part in (provider.adapter.name, version) if part)
+    how = f"started by specbench ({provider.launch})" if provider.launch else "running before specbench came"
+    return f"{name} over HTTP, {how}"
+
+
+def note_server(writer: RunWriter, label: str, state: State, name: str | None) -> None:
+    """Store what the server of `label` is, and under which `name` the engine goes (None: as before). Raises StoreError
+    where an earlier session measured another."""
+    served = writer.run["served"]
+    earlier = served["settings"].get(label)
+    # Whoever reads the run need not know where on a disk the model lay.
+    model = PurePath(state.model).name if state.model and state.model.startswith("/") else state.model
+    now = asdict(state) | {"busy": None, "model": model}
+    was = {} if earlier is None else {key: earlier.get(key) for key in IDENTITY}
+    if was.get("method") is None or now["method"] is None:
+        was.pop("method", None)
+    changed = [f"{key}: {clean(was[key])} -> {clean(now[key])}" for key in was if was[key] != now[key]]
+    engine_was = writer.run["provenance"]["engine"]
+    if earlier is not None and name not in (None, engine_was):
+        changed.append(f"{clean(engine_was)} -> {clean(name)}")
+    if changed:
+        raise StoreError(
+            f"The server of {label} is another than when this run began: {', '.join(changed)}",
+            where=str(writer.folder),
+            cure="Use --fresh to start a new run.",
+        )
+    writer.update(served=served | {"settings": served["settings"] | {label: now}})
+    if name is not None:
+        writer.update(provenance=writer.run["provenance"] | {"engine": name})

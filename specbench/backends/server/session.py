@@ -1,0 +1,444 @@
+"""The backend of servers: which are asked for what, requests as answers, and what servers say of themselves.
+
+Where memory holds them, the servers of all arms run side by side; else each arm's server is started when its turn
+comes. A server that takes long to start gets one block of everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from specbench.backends.base import (
+    WARMUP_TOKENS,
+    Admitted,
+    Answer,
+    Answers,
+    Events,
+    Item,
+    Job,
+    Noticed,
+    Output,
+    Setting,
+    Unit,
+    WarmUp,
+    Window,
+)
+from specbench.backends.server import preflight
+from specbench.backends.server.adapter import Ask, Reading, State, ask_of
+from specbench.backends.server.asking import Asking
+from specbench.backends.server.client import Client
+from specbench.backends.server.failures import AnswerError, FailedError, RefusedError
+from specbench.backends.server.nearness import divergence, logprobs_body
+from specbench.backends.server.patience import PAUSE_S, Patience
+from specbench.backends.server.provider import Provider, Up, key_of, provider_of
+from specbench.backends.server.record import engine_name, note_server
+from specbench.backends.server.traffic import drive
+from specbench.backends.server.worker import call, stream
+from specbench.config import RunConfig
+from specbench.cost.load import OthersMeter, load_average
+from specbench.drafters.spec import DraftSpec, parse_draft
+from specbench.errors import ConfigError, EngineError
+from specbench.models.defaults import generation_caution
+from specbench.records import Arm, Counters, Divergence, Load, Prompt, Times
+from specbench.store import RunWriter
+
+if TYPE_CHECKING:
+    from specbench.backends.server.replay import ServerScoring
+
+WARM_UPS = 2
+
+# How long given-up requests may take to end, and how often to look.
+DRAIN_S = 5.0
+LOOK_S = 0.1
+
+
+class ServerBackend:
+    """Servers that run already, or are started as a launch file says. Raises ConfigError for what none can be asked."""
+
+    def __init__(
+        self, config: RunConfig, *, replay_only: bool, threads: Callable[[], int], say: Callable[[str], None]
+    ) -> None:
+        self._config = config
+        self._say = say
+        self._specs = {draft: parse_draft(draft) for draft in config.draft}
+        if replay_only:
+            from specbench.backends.server.replay import require_scorable, require_writer
+
+            require_scorable(config, self._specs)
+            self._provider = provider_of(config, self._specs, (), threads)
+            require_writer(self._provider)
+        else:
+            _require_askable(config)
+            self._provider = provider_of(config, self._specs, config.gamma, threads)
+
+    def admit(self, prompts: Sequence[Prompt]) -> Admitted:
+        """All of them: what does not fit its context the server says when it is asked."""
+        config, provider = self._config, self._provider
+        try:
+            provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)
+        except ValueError as error:
+            raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
+        own = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens)
+        sources = dict(provider.adapter.sources)
+        served = {"adapter": provider.adapter.name, "launch": provider.launch, "sources": sources, "settings": {}}
+        return Admitted(
+            [Item(prompt, None) for prompt in prompts],
+            [],
+            Setting(engine_name(provider, None), None, None, provider.threads, provider.where),
+            facts=provider.models | {"served": served},
+            cautions=[] if own is None else [own],
+        )
+
+    @contextmanager
+    def session(self, writer: RunWriter) -> Iterator[ServerSession]:
+        yield ServerSession(self._config, self._specs, self._provider, writer, self._say)
+
+    @contextmanager
+    def scoring(self, writer: RunWriter) -> Iterator[ServerScoring]:
+        from specbench.backends.server.replay import ServerScoring
+
+        yield ServerScoring(self._config, self._specs, self._provider, writer, self._say)
+
+
+def _require_askable(config: RunConfig) -> None:
+    """Refuse what no server can be asked for."""
+    if config.server is not None and len(config.gamma) != 1:
+        raise ConfigError(
+            f"A running server has one gamma, not {len(config.gamma)}",
+            where="--gamma",
+            cure="Name the one that it was started with, or let specbench start it with --launch.",
+        )
+    if config.server is not None and (config.spec_server is None or len(config.draft) != 1):
+        what = "one that speculates" if config.spec_server is None else "one draft, which it runs with"
+        raise ConfigError("A running server is compared with another", where="--spec-server", cure=f"Name {what}.")
+    if config.draft_server is not None:
+        raise ConfigError(
+            "A server of the draft alone is asked in a replay", where="--draft-server", cure="Add --replay-only."
+        )
+
+
+def _server_of(arm: Arm) -> Arm:
+    """One server is started for an arm at every load."""
+    return replace(arm, load=Load())
+
+
+def _label(server: Arm) -> str:
+    """How run.json calls the server: the target alone is one, however often it is measured."""
+    return "baseline" if server.draft is None else server.label
+
+
+@dataclass
+class _Course:
+    """One window while it runs."""
+
+    begun_s: float
+    ended_s: float = 0.0
+    answered: int = 0
+    clean: bool = True
+
+
+class ServerSession:
+    """Requests to one server after another, and what they showed."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        specs: dict[str, DraftSpec],
+        provider: Provider,
+        writer: RunWriter,
+        say: Callable[[str], None],
+    ) -> None:
+        self.block_size = provider.prompts_per_start
+        self.by_job = provider.at_once
+        self.noticed = Noticed()
+        self._config = config
+        self._specs = specs
+        self._provider = provider
+        self._writer = writer
+        self._say = say
+        self._asking = Asking()
+        self._patience = Patience(self.noticed.failures)
+        self._servers = ExitStack()
+        self._ups: dict[Arm, Up] = {}
+        self._warmed_with: list[WarmUp] = []  # not yet told
+        self._prompts: list[Prompt] = []  # of the block
+        self._looked: dict[str, State] = {}
+        self._warm: set[str] = set()
+
+    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
+        """Every server once, before anything is measured: what is wrong with the last must not show after an hour.
+        Servers that are started only once are checked as they come."""
+        if self._provider.prompts_per_start is None and self._provider.launch is not None:
+            return
+        for server in dict.fromkeys(map(_server_of, arms)):
+            if server.kind != "baseline-again":
+                self._say(f"Checking the server of {_label(server)}")
+                with self.block(units, ()):
+                    self._met(server)
+                yield from self._warm_ups()
+
+    @contextmanager
+    def block(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[None]:
+        self._prompts = [unit.items[0].prompt for unit in units]
+        with self._servers:
+            if self._provider.at_once:
+                for server in dict.fromkeys(map(_server_of, arms)):
+                    self._met(server)
+            yield
+        self._ups.clear()
+
+    def generate(self, jobs: Sequence[Job], arm: Arm) -> Events:
+        up = self._met(_server_of(arm))
+        yield from self._warm_ups()
+        todo = self._open(jobs)
+        if todo:
+            yield from stream(partial(self._window, up, arm, todo))
+
+    def recall(self, jobs: Sequence[Job], arm: Arm) -> Answers:
+        up = self._met(_server_of(arm))
+
+        async def ask(put: Callable[[Answer], None]) -> None:
+            async with self._client(up) as client:
+                for job in self._open(jobs):
+                    found = await self._answer(client, up, job, self._config.max_new_tokens, arm)
+                    if found is not None:
+                        put(_answered(job, found[0], 0.0, self._config))
+
+        yield from stream(ask)
+
+    def divergence(self, unit: Unit, own: Output, other: Output) -> Divergence | None:
+        """From the log-probabilities of the target alone, asked once more."""
+        up = self._met(Arm("baseline"))
+        assert isinstance(own, str) and isinstance(other, str)
+
+        async def ask() -> Divergence | None:
+            async with self._client(up) as client:
+                body = logprobs_body(self._asking.body(up, self._ask(Job(unit, 0))))
+                try:
+                    return divergence(await client.post(up.adapter.path, body), own, other)
+                except (FailedError, RefusedError, ValueError):
+                    return None
+
+        found = call(ask)
+        # Servers tell log-probabilities before a penalty, which chose another token.
+        return replace(found, gap=None) if found is not None and self._config.sampling.penalised else found
+
+    def _open(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if job.unit.id not in self.noticed.refused]
+
+    def _met(self, server: Arm) -> Up:
+        """The server, up, looked at and warm. Where memory holds but one, the one that runs makes room."""
+        if server not in self._ups:
+            if not self._provider.at_once:
+                self._servers.close()
+                self._ups.clear()
+            up = self._servers.enter_context(self._provider.up(server.draft, server.gamma, self._writer.folder))
+            self._warmed_with += self._checked(up, server)
+            self._ups[server] = up
+        return self._ups[server]
+
+    def _warm_ups(self) -> Iterator[WarmUp]:
+        while self._warmed_with:
+            yield self._warmed_with.pop(0)
+
+    def _checked(self, up: Up, server: Arm) -> list[WarmUp]:
+        """Look at the server, warm it, and refuse one whose times would mean nothing."""
+        label = _label(server)
+        # One that runs already is looked at and warmed once, one that is started or may have to load, each time.
+        if up.pid is None and not up.shared and label in self._warm:
+            return []
+        state = call(lambda: self._look(up))
+        first = label not in self._looked
+        answers = self._warmed(up, server, WARM_UPS if first else 1)
+        if first:
+            self._looked[label] = state = replace(call(lambda: self._look(up)), busy=state.busy)
+            note_server(self._writer, label, state, engine_name(self._provider, state))
+        readings = [reading for _, reading in answers]
+        if server.draft is None or server.gamma is None:
+            found = preflight.check_alone(state, up.url)
+        else:
+            spec, alone = self._specs[server.draft], self._looked.get("baseline")
+            named_apart = self._config.served_names[1] is not None
+            found = preflight.check_speculating(state, None if named_apart else alone, server.gamma, up.url)
+            if readings:
+                found += preflight.check_drafts(readings, state, spec, server.gamma, up.url)
+        if first:
+            found += preflight.check_read(call(lambda: self._unread(up)), up.url)
+        found += preflight.check_defaults(state)
+        self.noticed.cautions += [*found, *preflight.check_prefix_cache(readings, state)]
+        self._warm.add(label)
+        arm = replace(server, load=self._config.loads[0])
+        return [WarmUp(arm, _answered(job, reading, 0.0, self._config)) for job, reading in answers]
+
+    def _warmed(self, up: Up, server: Arm, count: int) -> list[tuple[Job, Reading]]:
+        """Short answers, one after the other, to the first prompt that the server takes. Raises EngineError where it
+        would refuse any other as well."""
+
+        async def ask() -> list[tuple[Job, Reading]]:
+            found: list[tuple[Job, Reading]] = []
+            async with self._client(up) as client:
+                for prompt in self._prompts:
+                    job = Job(Unit(prompt.id, prompt.sha256, prompt.category, (Item(prompt, None),)), 0)
+                    for _ in range(count):
+                        if prompt.id in self.noticed.refused:
+                            break
+                        answer = await self._answer(client, up, job, WARMUP_TOKENS, server)
+                        if prompt.id in self.noticed.refused:
+                            await self._require_any(client, up, prompt)
+                        if answer is not None:
+                            found.append((job, answer[0]))
+                    if prompt.id not in self.noticed.refused:
+                        break
+            return found
+
+        return call(ask)
+
+    async def _require_any(self, client: Client, up: Up, refused: Prompt) -> None:
+        """Raises EngineError where it was not the prompt that was refused, but whatever we ask."""
+        try:
+            await self._asking.require_any(client, up, self._config.sampling)
+        except EngineError:
+            del self.noticed.refused[refused.id]
+            raise
+
+    async def _look(self, up: Up) -> State:
+        async with self._client(up) as client:
+            return await self._asking.look(client, up)
+
+    async def _unread(self, up: Up) -> set[str]:
+        """What prompts have in vain beside their messages."""
+        asks = [self._ask_prompt(prompt, 0) for prompt in self._prompts if prompt.id not in self.noticed.refused]
+        async with self._client(up) as client:
+            return await self._asking.unread(client, up, asks)
+
+    async def _window(self, up: Up, arm: Arm, jobs: Sequence[Job], put: Callable[[Answer | Window], None]) -> None:
+        """Every job once, under the arm's load; the server's counters before and after."""
+        async with self._client(up) as client:
+            before = await _counters(client, up)
+            began_s = asyncio.get_running_loop().time()
+            course = _Course(began_s, ended_s=began_s)  # nothing answered takes no time
+
+            async def send(job: Job, due_s: float) -> None:
+                answer = await self._timed(client, up, arm, job, due_s, course)
+                if answer is not None:
+                    put(answer)
+
+            async def fill(job: Job) -> None:
+                try:
+                    await self._asking.send(client, up, self._ask(job))
+                except (FailedError, RefusedError):
+                    await asyncio.sleep(PAUSE_S)
+
+            first = jobs[0]
+            await drive(
+                jobs, arm.load, send=send, fill=fill, seed=f"{self._config.seed}/{first.unit.id}/{first.repeat}"
+            )
+            if arm.load.concurrency > 1:
+                await _drained(client, up)
+            after = await _counters(client, up)
+        put(
+            Window(
+                requests=course.answered,
+                wall_s=course.ended_s - course.begun_s,
+                counters=None if before is None or after is None else after.since(before),
+                alone=course.clean and (arm.load.concurrency == 1 or arm.load.rate is not None),
+            )
+        )
+
+    async def _timed(self, client: Client, up: Up, arm: Arm, job: Job, due_s: float, course: _Course) -> Answer | None:
+        # Requests that overlap cannot each say who disturbed them.
+        meter = OthersMeter(up.pid) if up.pid is not None and arm.load == Load() else None
+        load_before = load_average()
+        if meter:
+            meter.start()
+        answer = await self._answer(client, up, job, self._config.max_new_tokens, arm)
+        if answer is None:
+            course.clean = False
+            return None
+        reading, sent_s, tries = answer
+        if tries:  # its clock begins anew
+            course.clean, due_s = False, sent_s
+        others = meter.stop() if meter else None
+        found = _answered(job, reading, sent_s - due_s, self._config)
+        course.ended_s = max(course.ended_s, due_s + found.times.total_s)
+        course.answered += 1
+        return replace(
+            found,
+            load_before=load_before,
+            load_after=load_average(),
+            other_cores=others,
+            begun_s=due_s - course.begun_s,
+        )
+
+    async def _answer(
+        self, client: Client, up: Up, job: Job, max_tokens: int, arm: Arm
+    ) -> tuple[Reading, float, int] | None:
+        """The answer, when its request was sent, and after how many failures; None where it is refused or keeps
+        failing. Raises EngineError after too many failures in a row."""
+        ask = replace(self._ask(job), max_tokens=max_tokens)
+
+        async def attempt() -> tuple[Reading, float]:
+            sent_s = asyncio.get_running_loop().time()
+            reading = up.adapter.read(await self._asking.send(client, up, ask))
+            if reading.prompt_tokens is None:
+                raise AnswerError("no usage.prompt_tokens")
+            if reading.in_one_piece:
+                raise RefusedError("its answer comes in one piece, so that nobody knows when which token was written")
+            return reading, sent_s
+
+        try:
+            found = await self._patience.insist(attempt, up, prompt=job.unit.id, arm=arm.label)
+        except RefusedError as refused:
+            self.noticed.refused[job.unit.id] = refused.said("the server")
+            return None
+        return None if found is None else (*found[0], found[1])
+
+    def _ask(self, job: Job) -> Ask:
+        return self._ask_prompt(job.unit.items[0].prompt, job.repeat)
+
+    def _ask_prompt(self, prompt: Prompt, repeat: int) -> Ask:
+        digest = hashlib.sha256(f"{self._config.seed}/{prompt.id}/{repeat}".encode()).digest()
+        return ask_of(prompt, self._config, int.from_bytes(digest[:4], "big") >> 1)
+
+    def _client(self, up: Up) -> Client:
+        return Client(up.url, key=key_of(self._config), timeout_s=self._config.request_timeout_s)
+
+
+def _answered(job: Job, reading: Reading, waited_s: float, config: RunConfig) -> Answer:
+    """`waited_s` passed between when it was due and when it was sent."""
+    return Answer(
+        job,
+        reading.text,
+        sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
+        prompt_tokens=reading.prompt_tokens or 0,
+        output_tokens=reading.output_tokens,
+        finish=reading.finish,
+        drafted=reading.drafted,
+        accepted=reading.accepted,
+        times=Times(waited_s + reading.first_s, None, None, None, None, waited_s + reading.last_s),
+        told=reading.told,
+        text=reading.text if config.keep_text else None,
+    )
+
+
+async def _counters(client: Client, up: Up) -> Counters | None:
+    page = None if up.adapter.metrics is None else await client.get(up.adapter.metrics)
+    try:
+        return None if page is None else up.adapter.counters(page)
+    except ValueError:
+        return None
+
+
+async def _drained(client: Client, up: Up) -> None:
+    """Wait until the server has noticed that its uncounted requests were given up: they would run on into whatever is
+    measured next."""
+    for _ in range(round(DRAIN_S / LOOK_S)):
+        await asyncio.sleep(LOOK_S)
+        if not (await up.adapter.state(client.get)).busy:
+            return
