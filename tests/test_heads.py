@@ -15,8 +15,9 @@ from specbench.acceptance.rules import distribution
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.eagle3 import HeadReader, load_head
+from specbench.drafters import parse_draft
 from specbench.drafters.head import HeadDrafter
-from specbench.errors import ModelError
+from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel
 from specbench.models.heads import find_head, require_fit
 from specbench.records import Sampling
@@ -277,3 +278,15 @@ def test_a_head_beyond_transformers_own_layers_is_refused(tmp_path, monkeypatch)
     )
     with pytest.raises(ModelError, match="gives other drafts here"):
         head_of(save_head(tmp_path, PLAIN, 0.1))
+
+
+@pytest.mark.parametrize("text", ["p/head,sample=greedy,cutoff=0.3", "p/head,cutoff=0.3,sample=greedy"])
+def test_options_come_in_any_order(text):
+    spec = parse_draft(text)
+    assert (spec.model, spec.cutoff, spec.greedy) == ("p/head", 0.3, True)
+    assert spec.sampling(Sampling(0.8, repetition_penalty=1.1)) == Sampling(repetition_penalty=1.1)
+
+
+def test_another_way_to_draft_is_refused():
+    with pytest.raises(ConfigError, match="'beam' is no way to draft"):
+        parse_draft("p/head,sample=beam")

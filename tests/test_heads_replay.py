@@ -17,7 +17,7 @@ from specbench.acceptance.rules import distribution
 from specbench.acceptance.score import score_head
 from specbench.acceptance.scores import match_blocks
 from specbench.backends.local.eagle3 import HeadReader
-from specbench.drafters import NgramSpec
+from specbench.drafters import NgramSpec, parse_draft
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.ngram import NgramDrafter
 from specbench.records import Sampling
@@ -150,3 +150,20 @@ def test_a_draft_vocabulary_bounds_what_is_accepted(tmp_path):
     assert not accept[outside].any()
     assert accept[~outside].any()
     assert max(output) < VOCAB
+
+
+def test_a_head_that_drafts_greedily_is_accepted_where_it_is_the_texts_own(tmp_path):
+    """At a temperature: live and replayed rounds within sampling error, and no draft is ever half accepted."""
+    spec, sampling, texts = parse_draft("head,sample=greedy"), Sampling(0.7), 40
+    head = head_of(save_head(tmp_path, PLAIN, 0.1))
+    live, expected = [], []
+    for seed in range(texts):
+        reader, drafter = drafter_for(head, sampling=spec.sampling(sampling))
+        out = run(reader, drafter, PROMPT, gamma=2, sampling=sampling, max_new_tokens=16, seed=seed)
+        live.append(len(out.rounds))
+        text = run(TARGET, None, PROMPT, sampling=sampling, max_new_tokens=16, seed=texts + seed).tokens
+        record = scored(head, text, limit=16, sampling=spec.sampling(sampling))
+        assert set(np.unique(record.accept)) <= {0.0, 1.0}
+        expected.append(float(replay([record], 2).rounds[0]))
+    error = np.sqrt((np.var(live) + np.var(expected)) / texts)
+    assert abs(np.mean(live) - np.mean(expected)) < 4 * error

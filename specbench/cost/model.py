@@ -86,9 +86,18 @@ def round_costs(
         return None
     step_s = curve(draft, "step")
     if step_s:
-        return RoundCosts(verify_s, step_s[0], step_s[0], other_s, read_s, curve(draft, "states"))
+        added_s = _states_s(steps, draft)
+        return RoundCosts(verify_s, step_s[0], step_s[0], other_s, read_s, tuple(v + added_s for v in verify_s))
     draft_s, catch_up_s = read_s[:2] if read_s else (0.0, 0.0)
     return RoundCosts(verify_s, draft_s, catch_up_s, other_s)
+
+
+def _states_s(points: Sequence[CostPoint], draft: str | None) -> float:
+    """What keeping the states for a head adds to a pass of the target: the median over all that was probed, since one
+    difference of two medians is mostly noise."""
+    plain = {(p.context, p.tokens): p.median_s for p in points if p.model is None and p.phase == "read"}
+    kept = [(p.median_s, plain.get((p.context, p.tokens))) for p in points if (p.model, p.phase) == (draft, "states")]
+    return float(np.median([with_s - alone_s for with_s, alone_s in kept if alone_s is not None] or [0.0]))
 
 
 def prefill_seconds(points: Sequence[CostPoint], model: str | None, tokens: Floats) -> Floats | None:

@@ -132,6 +132,8 @@ def unsupported(spec: DraftSpec, sampling: Sampling, *, head: bool = False) -> s
         return f"look-up in transformers goes down to single tokens, this draft to {spec.ngram.shortest}"
     if sampling.greedy:
         return None
+    if spec.greedy:
+        return "transformers draws a draft model's tokens at the target's temperature, this draft takes the likeliest"
     if spec.ngram is not None and sampling.top_p < 1:
         return "with top-p, look-up in transformers drops drafts by the order of token ids"
     if spec.ngram is not None and sampling.penalised and (sampling.top_k or sampling.min_p):

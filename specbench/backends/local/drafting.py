@@ -108,7 +108,7 @@ class Draft:
             )
         options: dict[str, Any] = {
             "vocab_size": setting.reader.vocab_size,
-            "sampling": setting.sampling,
+            "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": spec.cutoff,
             "chained": _chains(setting),
@@ -135,7 +135,7 @@ class Draft:
         drafter = ManyModelDrafter(
             self.stepper,
             vocab_size=setting.reader.vocab_size,
-            sampling=setting.sampling,
+            sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
             cutoff=self.spec.cutoff,
             chained=_chains(setting),
@@ -153,7 +153,7 @@ class Draft:
             self.reader,
             *self._readable(ids, output),
             vocab_size=setting.reader.vocab_size,
-            sampling=setting.sampling,
+            sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
         return replace(silent_after(found, len(output) - 1), blocks=blocks)
@@ -170,7 +170,7 @@ class Draft:
             self.loaded.model,
             *map(list, zip(*map(self._readable, prompts, outputs), strict=True)),
             vocab_size=setting.reader.vocab_size,
-            sampling=setting.sampling,
+            sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
         texts = zip(found, prompts, outputs, strict=True)
@@ -240,7 +240,7 @@ class HeadDraft(Draft):
     def _options(self, setting: Setting) -> dict[str, Any]:
         return {
             "vocab_size": setting.reader.vocab_size,
-            "sampling": setting.sampling,
+            "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": self.spec.cutoff,
             "chained": _chains(setting),
@@ -262,7 +262,7 @@ class HeadDraft(Draft):
             ids,
             output,
             depths=max(setting.gamma, DEPTHS),
-            sampling=setting.sampling,
+            sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
         return replace(found, blocks=self._blocks(ids, output))

@@ -113,7 +113,7 @@ def shell(options: Sequence[Sequence[str]]) -> str:
 
 def sampled_drafts(plan: Plan, engine: str, option: str | None) -> list[str]:
     """Where an engine drafts greedily (unless `option` is set): in process drafts are drawn, as the target's tokens."""
-    if plan.sampling.greedy or plan.served or plan.spec.kind != "model":
+    if plan.sampling.greedy or plan.served or plan.spec.kind != "model" or plan.spec.greedy:
         return []
     unless = f" unless told otherwise with {option}" if option else ""
     return [
