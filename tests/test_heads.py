@@ -103,8 +103,8 @@ def memory_of(head, n):
 @pytest.mark.parametrize("norm_output", [False, True])
 @pytest.mark.parametrize("target", [PLAIN, TARGET], ids=["transformers' layers", "lean layers"])
 def test_logits_are_those_of_one_pass_over_transformers_states(tmp_path, target, norm_output):
-    folder = save_head(tmp_path, PLAIN, 0.2, norm_output=norm_output)
-    head = head_of(folder, target)
+    tensors = head_tensors(PLAIN, 0.2, sharp=0.5)
+    head = head_of(save_head(tmp_path, PLAIN, tensors=tensors, norm_output=norm_output), target)
     reader, drafter = drafter_for(head, target)
     text = run(TARGET, None, PROMPT, max_new_tokens=12).tokens
     reader.forward(PROMPT, keep=1)

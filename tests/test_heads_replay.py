@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_heads import EVEN, PLAIN, PROMPT, TARGET, drafter_for, head_of, naive
 from tiny import GREEDY, run
-from tiny_heads import VOCAB, save_head
+from tiny_heads import VOCAB, head_tensors, save_head
 
 from specbench.acceptance import score as scoring
 from specbench.acceptance.metrics import count
@@ -89,7 +91,8 @@ def test_a_look_up_before_the_head(head):
 def test_every_entry_is_that_of_a_pass_of_its_own(tmp_path):
     """At temperature 0.9, against transformers' hidden states and no cache, place by place and depth by depth."""
     sampling = Sampling(0.9, top_k=12)
-    head = head_of(save_head(tmp_path, PLAIN, 0.2, EVEN))
+    tensors = head_tensors(PLAIN, 0.2, EVEN, sharp=0.5)
+    head = head_of(save_head(tmp_path, PLAIN, drafted=EVEN, tensors=tensors))
     output = run(TARGET, None, PROMPT, sampling=sampling, max_new_tokens=9).tokens
     text = scored(head, output, sampling=sampling, depths=4)
     p = distribution(PLAIN(torch.tensor([[*PROMPT, *output]])).logits[0], sampling)
@@ -167,3 +170,43 @@ def test_a_head_that_drafts_greedily_is_accepted_where_it_is_the_texts_own(tmp_p
         expected.append(float(replay([record], 2).rounds[0]))
     error = np.sqrt((np.var(live) + np.var(expected)) / texts)
     assert abs(np.mean(live) - np.mean(expected)) < 4 * error
+
+
+def expected(accept, limit, gamma):
+    """Rounds and accepted drafts, by recursion over the ways that the rounds can fall."""
+    n = len(accept)
+    rounds, accepted, mass = 0.0, 0.0, {1: 1.0}
+    for i in range(1, n + 1):
+        here = mass.pop(i, 0.0)
+        rounds += here
+        k = min(gamma, limit - i - 1)
+        for kept in range(k + 1):
+            if i + kept > n + 1:
+                break
+            p = np.prod([accept[i - 1, j] for j in range(kept)])
+            p *= 1 - accept[i - 1, kept] if kept < k and i + kept <= n else 1.0
+            accepted += here * p * kept
+            mass[i + kept + 1] = mass.get(i + kept + 1, 0.0) + here * p
+    return rounds, accepted
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 12),
+    gamma=st.integers(1, 4),
+    seed=st.integers(0, 10**6),
+    half=st.booleans(),
+    room=st.integers(0, 3),
+)
+def test_the_walk_takes_each_draft_at_the_depth_of_its_round(n, gamma, seed, half, room):
+    accept = np.random.default_rng(seed).random((n, 4))
+    accept = (accept if half else accept < 0.6).astype(np.float32)
+    for i in range(n):
+        accept[i, n - i :] = 0
+    limit = n + 1 + room
+    nothing, sure = np.zeros(n, dtype=np.float32), np.ones(accept.shape, dtype=np.float32)
+    text = Positions("p", None, "d", 0, limit, accept, nothing, sure, nothing, nothing, sure < 0)
+    found = replay([text], gamma)
+    rounds, accepted = expected(accept, limit, gamma)
+    assert found.rounds[0] == pytest.approx(rounds, abs=1e-5)
+    assert found.accepted[0] == pytest.approx(accepted, abs=1e-5)

@@ -29,10 +29,11 @@ def markov_llama(seed: int = 5, *, context: float = 0.0, vocab_size: int = VOCAB
 
 
 def head_tensors(
-    target: LlamaForCausalLM, noise: float = 0.0, drafted: list[int] | None = None
+    target: LlamaForCausalLM, noise: float = 0.0, drafted: list[int] | None = None, sharp: float = 5
 ) -> dict[str, torch.Tensor]:
     """The weights of a head that drafts what `markov_llama` writes: attention finds the token itself, whose embedding
-    goes through the target's norm and head. `noise`, as a share of each weight's own spread, makes it err."""
+    goes through the target's norm and head. `noise`, as a share of each weight's own spread, makes it err, and a
+    small `sharp` makes it see all of the text."""
     vocabulary = target.config.vocab_size
     torch.manual_seed(0)
     ids = drafted or list(range(vocabulary))
@@ -44,8 +45,8 @@ def head_tensors(
         layer + "input_layernorm.weight": torch.ones(HIDDEN),
         layer + "hidden_norm.weight": torch.zeros(HIDDEN),
         layer + "post_attention_layernorm.weight": torch.ones(HIDDEN),
-        layer + "self_attn.q_proj.weight": 5 * sees,
-        layer + "self_attn.k_proj.weight": 5 * sees,
+        layer + "self_attn.q_proj.weight": sharp * sees,
+        layer + "self_attn.k_proj.weight": sharp * sees,
         layer + "self_attn.v_proj.weight": sees,
         layer + "self_attn.o_proj.weight": one,
         layer + "mlp.gate_proj.weight": torch.zeros(8, HIDDEN),
