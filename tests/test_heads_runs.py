@@ -124,3 +124,23 @@ def test_engines_are_told_of_a_head(stored, pair, tmp_path):
     assert "assistant_model" not in words
     checked = call("check", str(stored.folder))
     assert "drives no EAGLE-3 head" in " ".join(checked.output.split())
+
+
+def test_a_probe_takes_no_head(lab, pair, tmp_path):
+    found = call("probe", "--target", pair["target"], "--draft", pair["draft"][0], "--out", tmp_path, "--device", "cpu")
+    assert found.exit_code == 2
+    assert "not timed by a probe" in " ".join(found.stderr.split())
+
+
+def test_the_doctor_examines_a_head(lab, pair, tmp_path):
+    options = ["--dtype", "bfloat16", "--temperature", "0.7", "--limit", "8", "--max-new-tokens", "16", "--json"]
+    found = call("doctor", *lab.args(*options, draft=pair["draft"][0]), "--target", pair["target"])
+    findings = {one["code"]: one for one in json.loads(found.stdout)["findings"]}
+    assert {"head-agreement", "head-depth", "head-config", "loop-replay", "draft-sampling"} <= findings.keys()
+    assert [one for one in findings.values() if one["state"] == "broken"] == []
+    assert "float32" in findings["loop-replay"]["evidence"]
+    greedily = call(
+        "doctor", *lab.args(*options, draft=f"{pair['draft'][0]},sample=greedy"), "--target", pair["target"]
+    )
+    findings = {one["code"]: one for one in json.loads(greedily.stdout)["findings"]}
+    assert "one-hot" in findings["draft-sampling"]["evidence"]
