@@ -48,7 +48,7 @@ def test_layers_off_by_one_are_named_with_those_that_fit(tmp_path):
     found = states(*bed_of(tmp_path, eagle_aux_hidden_state_layer_ids=[0, 1, 2]))
     assert "head-config" in broken(found)
     assert "states before layers 0, 1, 2" in found["head-config"].evidence
-    assert "states before layers 1, 2, 3 100%" in found["head-config"].evidence
+    assert "with states before layers 1, 2, 3 100%" in found["head-config"].evidence
 
 
 def test_a_norm_too_few_is_named(tmp_path):
