@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Final
 from unittest.mock import patch
 
 import torch
@@ -38,7 +38,7 @@ from specbench.backends.local import local
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.swap import make_lean
-from specbench.config import RunConfig
+from specbench.config import Device, RunConfig
 from specbench.cost.load import load_average
 from specbench.cost.probe import median_interval
 from specbench.models import load_model
@@ -47,7 +47,8 @@ from specbench.records import Arm
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 
-TARGET, DRAFT, DTYPE = "demo:target", "demo:draft", "bfloat16"
+TARGET, DRAFT = "demo:target", "demo:draft"
+DTYPE: Final = "bfloat16"
 ARMS = (Arm("baseline"), *(Arm("speculative", DRAFT, gamma) for gamma in (1, 2, 4)))
 
 
@@ -69,7 +70,7 @@ Side = Callable[[list[int], Arm, int], Run]
 class Ours:
     """specbench's engine as a run uses it, or over transformers' own layers."""
 
-    def __init__(self, device: str, *, lean: bool = True) -> None:
+    def __init__(self, device: Device, *, lean: bool = True) -> None:
         config = RunConfig(target=TARGET, draft=(DRAFT,), dtype=DTYPE, device=device, gamma=(1, 2, 4))
         with patch.object(local, "make_lean", make_lean if lean else lambda _: None):
             self.engine = LocalEngine(config, threads=1)
@@ -154,7 +155,7 @@ class Theirs:
         return Run(tokens, end_s - start_s, end_s - first.at_s, len(tokens) - first.tokens)
 
 
-def main(*, quick: bool = False, device: str = "cpu") -> None:
+def main(*, quick: bool = False, device: Device = "cpu") -> None:
     """Measure and print. Full: 10 prompts of all lengths three times, 16 tokens, ten minutes. Quick: 3 prompts once."""
     limit, repeats, n = (3, 1, 16) if quick else (10, 3, 16)
     ours = Ours(device)

@@ -19,6 +19,8 @@ from specbench.acceptance.positions import PositionWriter
 from specbench.acceptance.replay import Positions
 from specbench.config import RunConfig
 from specbench.records import Arm, CostPoint, Times, Trial
+from specbench.run_record import Machine, ModelFacts, Provenance, RunRecord, WorkloadFacts
+from specbench.store import record_json
 
 CATEGORIES = ("chat", "code", "extract", "maths", "qa", "rewrite", "summarise", "translate")
 TOKENS = 65  # of every text, the first from prefill
@@ -56,7 +58,7 @@ def fake_folder(folder: Path, prompts: int, gammas: Sequence[int], drafts: int =
                     )
             file.writelines(json.dumps(asdict(trial)) + "\n" for trial in done)
             trials += len(done)
-    (folder / "run.json").write_text(json.dumps(_record(specs, gammas, trials, prompts)))
+    (folder / "run.json").write_bytes(record_json(_record(specs, gammas, trials, prompts)))
     return folder
 
 
@@ -122,7 +124,7 @@ def _positions(prompt: str, category: str, spec: str, accepts: Sequence[bool]) -
     return Positions(prompt, category, spec, 0, TOKENS, accept, accept, some, unknown, -some, np.zeros(n, bool))
 
 
-def _record(specs: Sequence[str], gammas: Sequence[int], trials: int, prompts: int) -> dict[str, object]:
+def _record(specs: Sequence[str], gammas: Sequence[int], trials: int, prompts: int) -> RunRecord:
     config = RunConfig(
         target="fake-target", draft=tuple(specs), gamma=tuple(gammas), dtype="float32", max_new_tokens=TOKENS,
         temperature=0.0,
@@ -132,19 +134,16 @@ def _record(specs: Sequence[str], gammas: Sequence[int], trials: int, prompts: i
     points += [_point(None, 0, n, PREFILL_S) for n in (50, 90)]
     for spec in specs:
         points += [_point(spec, 80, n, DRAFT_S) for n in (1, 2)] + [_point(spec, 0, n, 0.003) for n in (50, 90)]
-    return {
-        "schema": 1, "status": "finished", "command": "sweep", "name": "fake", "config": config.as_dict(),
-        "fingerprint": "fake", "target": {"name": "fake-target"}, "trials_planned": trials, "warnings": [],
-        "provenance": {
-            "engine": "fake engine", "hardware": {"line": "fake machine"}, "argv": ["specbench", "sweep"],
-            "started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T01:00:00+00:00", "versions": {},
-        },
-        "workload": {
-            "source": "fake", "prompts_available": prompts, "prompts_used": prompts, "categories": {}, "skipped": [],
-        },
-        "drafts": {spec: {"name": spec, "weight_bytes": 30_000_000, "cache_bytes_per_token": 1000} for spec in specs},
-        "probe": [asdict(point) for point in points],
-    }  # fmt: skip
+    provenance = Provenance(
+        "fake engine", ("specbench", "sweep"), "2026-01-01T00:00:00+00:00", hardware=Machine(line="fake machine"),
+        finished="2026-01-01T01:00:00+00:00",
+    )  # fmt: skip
+    drafts = {spec: ModelFacts(name=spec, weight_bytes=30_000_000, cache_bytes_per_token=1000) for spec in specs}
+    return RunRecord(
+        status="finished", command="sweep", name="fake", config=config, fingerprint="fake", provenance=provenance,
+        target=ModelFacts(name="fake-target"), drafts=drafts, trials_planned=trials, probe=tuple(points),
+        workload=WorkloadFacts(source="fake", prompts_available=prompts, prompts_used=prompts),
+    )  # fmt: skip
 
 
 def _point(model: str | None, context: int, tokens: int, seconds: float) -> CostPoint:

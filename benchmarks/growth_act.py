@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ import psutil
 from benchmarks.fake_engine import FakeEngine
 from benchmarks.fake_folder import TOKENS
 from benchmarks.spent import PEAK_UNIT
+from specbench.acceptance.positions import PositionWriter
 from specbench.analysis import summarise
 from specbench.analysis.replayed import replayed
 from specbench.api import load_run, texts_of
@@ -28,8 +30,9 @@ from specbench.records import Arm, Message, Prompt, Trial
 from specbench.report import figures
 from specbench.report.brief import brief
 from specbench.run.losses import Losses
-from specbench.run.session import Measurement, units_of
-from specbench.store import RunWriter, StoredRun, read_run
+from specbench.run.plan import units_of
+from specbench.run.session import Measurement
+from specbench.store import RunWriter, StoredRun, read_record, read_run
 from specbench.workload import load_workload, profile
 
 LOADED = figures, summarise, brief  # what the commands load while they run belongs to no act
@@ -57,11 +60,11 @@ def bookkeeping(folder: Path, prompts: int, gammas: int, drafts: int) -> None:
     to = folder / "written"
     to.mkdir()
     # Nothing is timed alone and no gamma is stopped: what is left is a trial after another.
-    record = json.loads((folder / "run" / "run.json").read_bytes()) | {"command": "measure", "trials_planned": 0}
-    with RunWriter(to, record) as writer:
+    record = replace(read_record(folder / "run"), command="measure", trials_planned=0)
+    with RunWriter(to, record) as writer, PositionWriter(to) as positions:
         session = LocalSession(cast(Any, FakeEngine()), config, to)
         stored, losses = StoredRun(to, record, (), torn=False), Losses(writer, (), None)
-        measurement = Measurement(session, config, writer, stored, losses, Silent())
+        measurement = Measurement(session, config, writer, positions, stored, losses, Silent())
         measurement.run(units_of([Item(prompt, [1, 2]) for prompt in prompts_], 1), config.gamma, None)
     shutil.rmtree(to)
 

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
 from specbench.analysis.frame import counted
-from specbench.analysis.ruled import ruled_out
 from specbench.analysis.stopped import ruled_out_line
 from specbench.analysis.summarise import summarise
 from specbench.config import load_config
@@ -40,11 +39,11 @@ def as_swept(stored: StoredRun, texts: Sequence[Text], order: Sequence[str] | No
     for size in look_sizes(len(order)):
         seen = set(order[:size])
         trials = tuple(trial for trial in stored.trials if trial.warmup or trial.prompt_id in seen)
-        run = stored.run | {"ruled_out": [asdict(one) for one in found]}
+        run = replace(stored.run, ruled_out=tuple(found))
         found += look(replace(stored, run=run, trials=trials), texts, len(order))
     stopped = {Arm("speculative", one.draft, one.gamma): set(order[one.prompts :]) for one in found}
     trials = tuple(t for t in stored.trials if t.warmup or t.prompt_id not in stopped.get(t.arm, ()))
-    return replace(stored, run=stored.run | {"ruled_out": [asdict(one) for one in found]}, trials=trials)
+    return replace(stored, run=replace(stored.run, ruled_out=tuple(found)), trials=trials)
 
 
 def compare(name: str, whole: StoredRun) -> None:
@@ -62,7 +61,7 @@ def compare(name: str, whole: StoredRun) -> None:
     seconds = [sum(trial.times.total_s for trial in counted(stored.trials)) for stored in (swept, whole)]
     print(f"  saved {1 - len(counted(swept.trials)) / len(counted(whole.trials)):.1%} of the trials", end="")
     print(f", {1 - seconds[0] / seconds[1]:.1%} of their seconds")
-    for one in ruled_out(swept.run):
+    for one in swept.run.ruled_out:
         print(f"  {ruled_out_line(one)}")
 
 

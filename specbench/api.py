@@ -7,18 +7,19 @@ specbench.errors. docs/api.md has examples and every column.
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from specbench.config import load_config, override_policy
+from specbench.config import POLICY_SETTINGS, SETTINGS, load_config, override_policy
 from specbench.errors import ConfigError, SpecbenchError, StoreError
 from specbench.records import Call, CostPoint, Policy
+from specbench.settings import Setting
 from specbench.store import StoredRun, read_run
-from specbench.typed import as_typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from specbench.run.task import Task
 
 Location = str | os.PathLike[str]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Private texts, which no message may quote.
 _PRIVATE = {
@@ -38,6 +40,20 @@ _PRIVATE = {
 }
 
 
+def _takes(settings: Mapping[str, Setting]) -> Callable[[Function], Function]:
+    """Name every setting in a function's signature, for help() and for a notebook that completes names."""
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        keys = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in settings]
+        function.__dict__["__signature__"] = signature.replace(parameters=[*own, *keys])
+        return function
+
+    return decorate
+
+
+@_takes(SETTINGS)
 def sweep(
     *,
     config: Location | None = None,
@@ -49,8 +65,8 @@ def sweep(
 ) -> Run:
     """`specbench sweep`: time the target alone and target + draft at every gamma, and open the run.
 
-    `keys` are the flags with underscores, which are the keys of configs/default.yaml and of its policy: `target`,
-    `draft`, `workload`, `gamma` ("1..4" or [1, 2, 4]), `limit`, `min_speedup` and so on; None is not given. They go
+    `keys` are the settings of docs/reference.md, those of the policy included: `target`, `draft`, `workload`, `gamma`
+    ("1..4" or [1, 2, 4]), `limit`, `min_speedup` and so on; None is not given. They go
     over those of the YAML file `config` (None: configs/default.yaml). `resume`: True demands an unfinished run, False
     starts anew, None goes on with one if there is one. `costs` is the folder of a probe. Progress goes to stderr unless
     `quiet`.
@@ -61,9 +77,10 @@ def sweep(
 
     given = _plain(keys)
     task = task_of("sweep", given, config=_path(config), costs=_path(costs), resume=resume, replay_only=replay_only)
-    return _done(task, given, config, quiet)
+    return _done(task, quiet)
 
 
+@_takes(SETTINGS)
 def measure(
     *,
     config: Location | None = None,
@@ -77,15 +94,17 @@ def measure(
 
     given = _plain(keys)
     task = task_of("measure", given, config=_path(config), costs=_path(costs), resume=resume)
-    return _done(task, given, config, quiet)
+    return _done(task, quiet)
 
 
+@_takes(POLICY_SETTINGS)
 def load_run(folder: Location, **policy: object) -> Run:
     """Open a run folder, finished or not. Keys of the policy, such as `min_speedup=1.2` or `mix={"code": 1.0}`, go over
     those that the run was started with. Raises StoreError, and ConfigError for a key or value that is not known."""
     stored = read_run(Path(folder))
-    asked = override_policy(stored.run["config"]["policy"], policy)
-    return Run(replace(stored, run=stored.run | {"config": stored.run["config"] | {"policy": asked}}))
+    config = stored.run.config
+    asked = Policy(**override_policy(asdict(config.policy), policy))
+    return Run(replace(stored, run=replace(stored.run, config=replace(config, policy=asked))))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -107,7 +126,7 @@ class Run:
     @property
     def policy(self) -> Policy:
         """What the verdict is held against."""
-        return Policy(**self.stored.run["config"]["policy"])
+        return self.stored.run.config.policy
 
     @cached_property
     def summary(self) -> Summary:
@@ -171,7 +190,7 @@ class Run:
         """One row for each point at which a model was timed alone; none where none was."""
         from specbench.report.notebook import frame
 
-        return frame(CostPoint, [CostPoint(**point) for point in self.stored.run.get("probe") or []])
+        return frame(CostPoint, self.stored.run.probe or ())
 
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
@@ -240,11 +259,11 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
     from specbench.acceptance.positions import read_positions
 
     where = str(stored.folder)
-    if stored.run["command"] == "probe":
+    if stored.run.command == "probe":
         raise StoreError("This folder holds a probe, no run", where=where, cure="Name the folder of a sweep.")
     texts = read_positions(stored.folder)
     if not texts:
-        served = "served" in stored.run
+        served = stored.run.served is not None
         cure = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
         raise StoreError("Nothing to replay in this run yet", where=where, cure=cure)
     for text in texts:
@@ -258,15 +277,14 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
     return texts
 
 
-def _done(task: Task, keys: Mapping[str, object], config: Location | None, quiet: bool) -> Run:
+def _done(task: Task, quiet: bool) -> Run:
     from specbench.run.task import carry_out
 
-    with as_typed(task, {"config": config} | dict(keys)):
-        try:
-            folder = carry_out(task, quiet=quiet)
-        except KeyboardInterrupt as stop:
-            stop.add_note("specbench: what was finished is kept, and the same call continues where it stopped.")
-            raise
+    try:
+        folder = carry_out(task, quiet=quiet)
+    except KeyboardInterrupt as stop:
+        stop.add_note("specbench: what was finished is kept, and the same call continues where it stopped.")
+        raise
     return load_run(folder)
 
 

@@ -1,84 +1,243 @@
-"""What to run: a YAML file plus flags, checked once, frozen after.
+"""Every setting, once, and how a run's are read: a YAML file plus flags, checked, frozen after.
 
-Every key of the file is a field of RunConfig (or of its `policy`), by the same name; an unknown key is an error
-with a suggestion. Values are checked here, by the rules of checks/keys.py, and nowhere else.
+A field of RunConfig or of Policy is a setting: its name is the key of the file, of the Python interface and, with
+dashes, the flag; its type is its check. To add one, add its line here. settings.py says what can be said of one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from specbench.checks import POLICY_CHECKS, RUN_CHECKS
-from specbench.checks.keys import API_KEY_ENV, shown
 from specbench.errors import ConfigError
-from specbench.records import Load, Policy, Sampling
+from specbench.kinds import (
+    API_KEY_ENV,
+    MAX_BATCH,
+    MAX_GAMMA,
+    WORDS,
+    Address,
+    BatchSizes,
+    Clients,
+    Cutoff,
+    Drafts,
+    Gammas,
+    Mix,
+    ModelNames,
+    Name,
+    PathText,
+    Range,
+    Rates,
+    TemplateKwargs,
+    Text,
+    Texts,
+    Variable,
+)
+from specbench.settings import Setting, check_all, setting, settings_of
 from specbench.shipped import DEFAULT_WORKLOAD
+from specbench.text import shown
 
-LARGEST_FILE = 256 << 10  # bytes
-
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,39}")
+if TYPE_CHECKING:
+    from specbench.records import Load, Sampling
 
 # Target and draft of servers that run already, where the user does not name them.
 SERVED = "served"
 
+Metric = Literal["decode", "e2e"]
+DType = Literal["float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Engine = Literal["local", "llamacpp", "vllm", "sglang", "openai"]
+
+# Commands that have a flag for most settings.
+RUNS = ("measure", "sweep")
+MODELS = (*RUNS, "doctor", "probe")
+TEXTS = (*RUNS, "doctor")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the user asks of speculation before turning it on."""
+
+    min_speedup: Annotated[float, Range(0, 100, above=True)] = setting(
+        1.10, "Smallest speedup worth having.", "decision", (*RUNS, "brief", "plan")
+    )
+    metric: Annotated[Metric, WORDS] = setting(
+        "decode",
+        "The verdict is on decode (time per token after the first) or e2e (with the prefills).",
+        "decision",
+        (*RUNS, "brief"),
+    )
+    confidence: Annotated[float, Range(0.5, 0.9999)] = setting(
+        0.95, "Of intervals and verdicts.", "decision", (*RUNS, "brief", "plan")
+    )
+    slower_than: Annotated[float, Range(0, 1)] = setting(
+        0.95, "A prompt is slower below this speedup, of which no more may be than max_slower_share.", "decision"
+    )
+    max_slower_share: Annotated[float, Range(0, 1)] = setting(
+        0.25, "Largest share of prompts that may be slower.", "decision"
+    )
+    mix: Mix = setting(
+        None,
+        "Share of requests by category in your traffic: code=0.6,chat=0.4.",
+        "decision",
+        (*RUNS, "brief"),
+        unset="the prompts",
+    )
+    price_per_hour: Annotated[float, Range(0, 1e9, above=True)] | None = setting(
+        None, "Of the machine, in any currency: adds the price of tokens.", "decision", (*RUNS, "brief")
+    )
+    max_added_gb: Annotated[float, Range(0, 1e6)] | None = setting(
+        None, "Memory (10^9 bytes) that weights and cache of the draft may take.", "decision", (*RUNS, "brief")
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """One run, fully stated. configs/default.yaml says what each key means."""
+    """One run, fully stated."""
 
-    target: str = "demo:target"
-    draft: tuple[str, ...] = ("demo:draft",)
-    workload: str = DEFAULT_WORKLOAD
-    column: str | None = None
-    category_column: str | None = None
-    system_prompt: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    limit: int | None = None
-    gamma: tuple[int, ...] = (1, 2, 4)
-    measure_gamma: int = 1
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    dtype: str = "bfloat16"
-    device: str = "auto"
-    threads: int | None = None
-    cutoff: float = 0.0
-    batch_size: int = 1
-    probe_batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
-    engine: str = "local"
-    launch: str | None = None
-    server: str | None = None
-    spec_server: str | None = None
-    draft_server: str | None = None
-    served_model_name: str | None = None
-    concurrency: tuple[int, ...] = (1,)
-    rate: tuple[float, ...] = ()
-    request_timeout_s: float = 300.0
-    api_key_env: str = API_KEY_ENV
-    repeats: int = 1
-    all_gammas: bool = False
-    max_other_cores: float = 0.5
-    out: str = "reports"
-    name: str | None = None
-    keep_text: bool = False
-    trust_remote_code: tuple[str, ...] = ()
+    target: Text = setting("demo:target", "Model id or directory.", "models", MODELS)
+    draft: Drafts = setting(
+        ("demo:draft",),
+        "A model, ngram:n=3, skip:layers=8 or cross:MODEL; repeatable.",
+        "models",
+        MODELS,
+        metavar="SPEC",
+    )
+    dtype: Annotated[DType, WORDS] = setting(
+        "bfloat16", "float32, bfloat16 or float16: use what you serve with.", "models", MODELS
+    )
+    device: Annotated[Device, WORDS] = setting("auto", "auto, cpu, cuda or mps.", "models", MODELS)
+    threads: Annotated[int, Range(1, 4096)] | None = setting(
+        None, "CPU threads.", "models", MODELS, unset="the free cores less one"
+    )
+    trust_remote_code: Texts = setting(
+        (), "Model whose own code may run; repeatable.", "models", (*TEXTS, "check"), metavar="MODEL", measured=False
+    )
+
+    workload: Text = setting(
+        DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", TEXTS
+    )
+    limit: Annotated[int, Range(1, 10_000_000)] | None = setting(
+        None,
+        "Use at most N prompts, spread over the categories.",
+        "prompts",
+        (*TEXTS, "check"),
+        shipped=16,
+        unset="all",
+        metavar="N",
+    )
+    column: Text | None = setting(
+        None, "Column that holds the prompt.", "prompts", (*RUNS, "workload"), unset="that of a known shape"
+    )
+    category_column: Text | None = setting(
+        None, "Column that holds the category.", "prompts", (*RUNS, "workload"), unset="category or task"
+    )
+    system_prompt: Text | None = setting(
+        None, "Put before prompts that have none.", "prompts", (*RUNS, "check"), private=True
+    )
+    chat_template_kwargs: TemplateKwargs = setting(
+        None,
+        "For the chat template: '{\"enable_thinking\": false}'; a row's own go first.",
+        "prompts",
+        TEXTS,
+        metavar="JSON",
+    )
+
+    max_new_tokens: Annotated[int, Range(2, 1_000_000)] = setting(
+        64, "Tokens to generate at most.", "generation", TEXTS, also=("max_tokens",), shipped=48
+    )
+    temperature: Annotated[float, Range(0, 100)] = setting(0.0, "0 is greedy.", "generation", TEXTS)
+    top_p: Annotated[float, Range(0, 1, above=True)] = setting(1.0, "1 is off.", "generation", TEXTS)
+    top_k: Annotated[int, Range(0, 10_000_000)] = setting(0, "0 is off.", "generation", TEXTS)
+    min_p: Annotated[float, Range(0, 1)] = setting(0.0, "0 is off.", "generation", TEXTS)
+    repetition_penalty: Annotated[float, Range(0, 10, above=True)] = setting(
+        1.0,
+        "On tokens of prompt and output, also at temperature 0; 1 is off.",
+        "generation",
+        TEXTS,
+        also=("repeat_penalty",),
+    )
+    seed: Annotated[int, Range(0, 2**31 - 1)] = setting(
+        0, "Draws samples, orders trials, selects prompts.", "generation", RUNS
+    )
+    batch_size: Annotated[int, Range(1, MAX_BATCH)] = setting(
+        1, "Sequences at a time, in every arm; above 1 a batch is one trial.", "generation", RUNS
+    )
+
+    gamma: Gammas = setting(
+        (1, 2, 4),
+        "Draft lengths: 1..8, 1..8..2 or 1,2,4; for measure just one.",
+        "drafts",
+        (*RUNS, "probe", "plan", "replay", "check"),
+        also=("num_speculative_tokens",),
+    )
+    measure_gamma: Annotated[int, Range(1, MAX_GAMMA)] = setting(
+        1, "The one draft length of measure, where no flag names another.", "drafts"
+    )
+    cutoff: Cutoff = setting(
+        0.0, "Drafts stop below this confidence; 0 is off.", "drafts", (*RUNS, "replay"), also=("p_min",)
+    )
+    all_gammas: bool = setting(False, "Every gamma on every prompt, also those ruled out on the way.", "drafts", RUNS)
+    repeats: Annotated[int, Range(1, 1000)] = setting(
+        1, "Measure every prompt in every arm N times.", "drafts", (*RUNS, "plan"), metavar="N"
+    )
+    max_other_cores: Annotated[float, Range(0, 4096, above=True)] = setting(
+        0.5, "A trial is repeated when other processes kept more cores than this busy.", "drafts"
+    )
+    probe_batch_sizes: BatchSizes = setting(
+        (1, 2, 4, 8),
+        "Batch sizes at which the models are timed alone: 1,2,4,8; 1 is always in.",
+        "drafts",
+        (*RUNS, "probe"),
+        measured=False,
+    )
+
+    engine: Annotated[Engine, WORDS] = setting(
+        "local", "local, or a server: llamacpp, vllm, sglang, openai.", "server", RUNS
+    )
+    launch: PathText | None = setting(
+        None, "YAML file that says how to start the server.", "server", RUNS, unset="the engine's own"
+    )
+    server: Address | None = setting(None, "Address of a running server, the target alone.", "server", RUNS)
+    spec_server: Address | None = setting(None, "Address of a running server that speculates.", "server", RUNS)
+    draft_server: Address | None = setting(
+        None, "Address of a running server of the draft alone, for --replay-only.", "server", RUNS
+    )
+    served_model_name: ModelNames | None = setting(
+        None, "What the server calls the model, where it lists several; NAME,NAME for two.", "server", RUNS
+    )
+    concurrency: Clients = setting((1,), "Clients at once: 1,2,4,8; verdict on the first.", "server", RUNS)
+    rate: Rates = setting((), "Also requests per second at random: 0.5,1,2.", "server", RUNS)
+    request_timeout_s: Annotated[float, Range(0, 1e6, above=True)] = setting(
+        300.0, "A longer request is given up.", "server", RUNS
+    )
+    api_key_env: Variable = setting(
+        API_KEY_ENV,
+        "Environment variable with the server's key, which is never stored.",
+        "server",
+        RUNS,
+        measured=False,
+    )
+
     policy: Policy = field(default_factory=Policy)
+
+    out: PathText = setting(
+        "reports", "Where run folders go: OUT/<utc>-<name>/.", "output", (*RUNS, "probe"), measured=False
+    )
+    name: Name | None = setting(
+        None, "Part of the run folder's name.", "output", (*RUNS, "probe"), unset="the command's name", measured=False
+    )
+    keep_text: bool = setting(False, "Store prompt and output texts in the run folder.", "output", RUNS, measured=False)
 
     @property
     def sampling(self) -> Sampling:
+        from specbench.records import Sampling
+
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
 
     @property
@@ -96,6 +255,8 @@ class RunConfig:
     @property
     def loads(self) -> tuple[Load, ...]:
         """Every load at which a server is measured; the first is what the verdict is about."""
+        from specbench.records import Load
+
         return (*(Load(count) for count in self.concurrency), *(Load(1, rate) for rate in self.rate))
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,12 +265,20 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """The part that decides what trials measure: two runs that differ here may not share a folder."""
-        cosmetic = {"out", "name", "policy", "keep_text", "trust_remote_code", "probe_batch_sizes", "api_key_env"}
-        return {key: value for key, value in self.as_dict().items() if key not in cosmetic}
+        return {
+            key: value
+            for key, value in self.as_dict().items()
+            if key in RUN_SETTINGS and RUN_SETTINGS[key].declared.measured
+        }
 
     def fingerprint(self) -> str:
         """sha256 of `identity()`."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+RUN_SETTINGS: Mapping[str, Setting] = settings_of(RunConfig)
+POLICY_SETTINGS: Mapping[str, Setting] = settings_of(Policy)
+SETTINGS: Mapping[str, Setting] = {**RUN_SETTINGS, **POLICY_SETTINGS}
 
 
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
@@ -117,18 +286,22 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError naming the key, the value and the cure.
     """
-    values = _read_yaml(path) if path is not None else {}
+    values = {}
+    if path is not None:
+        from specbench.strict_yaml import read_file
+
+        values = read_file(path)
     where = str(path) if path is not None else "defaults"
-    given = _check({k: v for k, v in flags.items() if v is not None}, RUN_CHECKS | POLICY_CHECKS, "flags")
+    given = check_all({k: v for k, v in flags.items() if v is not None}, SETTINGS, "flags")
     policy_values = values.pop("policy", None)
     if policy_values is None:
         policy_values = {}
     if not isinstance(policy_values, dict):
         raise ConfigError("`policy` must be a mapping of keys to values", where=where, cure="Indent its keys below it.")
-    policy = _check(policy_values, POLICY_CHECKS, f"{where}, policy")
-    run = _check(values, RUN_CHECKS, where)
+    policy = check_all(policy_values, POLICY_SETTINGS, f"{where}, policy")
+    run = check_all(values, RUN_SETTINGS, where)
     for key, value in given.items():
-        (policy if key in POLICY_CHECKS else run)[key] = value
+        (policy if key in POLICY_SETTINGS else run)[key] = value
     config = RunConfig(**run, policy=Policy(**policy))
     if len(set(config.draft)) != len(config.draft):
         raise ConfigError("The same draft is named twice", where=where, cure="Name each draft once.")
@@ -185,53 +358,4 @@ def _check_url(flag: str, url: str) -> None:
 def override_policy(stored: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """A stored run's policy with the flags that are not None over it. Raises ConfigError for a bad value."""
     given = {key: value for key, value in flags.items() if value is not None}
-    return {**stored, **_check(given, POLICY_CHECKS, "flags")}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    from specbench.checks.strict_yaml import YamlError, read_yaml
-
-    if not path.is_file():
-        what = "The configuration is not a file" if path.exists() else "No such configuration file"
-        raise ConfigError(what, where=str(path), cure="Check the path given to --config.")
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise ConfigError(
-                f"A configuration is no larger than {LARGEST_FILE >> 10} KiB", where=str(path), cure="Check the path."
-            )
-        values = read_yaml(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot read the configuration: {error.strerror}", where=str(path), cure="Check its permissions."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"Not UTF-8: byte {error.start}", where=str(path), cure="Save the file as UTF-8, for example with iconv."
-        ) from None
-    except YamlError as error:
-        where, cure = (str(path), "the file") if error.line is None else (f"{path}, line {error.line}", "that line")
-        raise ConfigError(f"Not readable as YAML: {error}", where=where, cure=f"Mend {cure}.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError("A configuration is a mapping of keys to values", where=str(path), cure="Write `key: value`.")
-    return values
-
-
-def _check(values: Mapping[Any, Any], checks: Mapping[str, Callable[[Any], Any]], where: str) -> dict[str, Any]:
-    checked = {}
-    for key, value in values.items():
-        if key not in checks:
-            # Anything but a plain name may be a line of a prompt whose indentation went wrong.
-            plain = isinstance(key, str) and _PLAIN_NAME.fullmatch(key) is not None
-            near = difflib.get_close_matches(key, checks, n=1) if plain else []
-            cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(checks)}."
-            what = f"Unknown key `{key}`" if plain else "A key that is no plain word"
-            raise ConfigError(what, where=where, cure=cure)
-        try:
-            checked[key] = checks[key](value)
-        except ValueError as error:
-            raise ConfigError(f"`{key}`: {error}", where=where) from None
-    return checked
+    return {**stored, **check_all(given, POLICY_SETTINGS, "flags")}

@@ -7,14 +7,37 @@ draft phase and one target pass over the drafted tokens; a *trial* is one prompt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le, MaxLen
+
+from specbench.config import Metric as Metric
+from specbench.config import Policy as Policy  # a setting each; declared with the others
 
 Role = Literal["system", "user", "assistant", "tool"]
 ArmKind = Literal["baseline", "baseline-again", "speculative"]
 Finish = Literal["eos", "length"]
 Call = Literal["GO", "NO-GO", "UNCLEAR"]
-Metric = Literal["decode", "e2e"]
+
+LARGEST = 10**12  # of any number, so that sums and ratios of numbers stay numbers
+MOST_DRAFTED = 4096  # in a round; a server may draft more than it was asked for
+
+
+class FirstFault:
+    """For pydantic: a list is read up to its first wrong entry, not with an error for each of millions."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return handler(source) | {"fail_fast": True}
+
+
+# What is read again from a run folder is held to these (specbench/validation.py).
+Count = Annotated[int, Ge(0), Le(LARGEST)]
+Size = Annotated[int, Ge(0), Le(10**18)]  # bytes, parameters: a model may have more than a million million
+Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+Speed = Annotated[float, Ge(0), Le(10**18)]  # bytes a second
+Counts = Annotated[tuple[Count, ...], FirstFault()]
+Survived = Annotated[tuple[Count, ...], FirstFault(), MaxLen(MOST_DRAFTED)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +67,14 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Omitted:
+    """A prompt that was not measured, by its id or its place in the file, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn; the same processors apply to target and draft. Temperature 0 is greedy, which a
     repetition penalty changes and the others do not; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are
@@ -65,11 +96,6 @@ class Sampling:
         return self.repetition_penalty != 1.0
 
 
-def sampling_of(config: Mapping[str, Any]) -> Sampling:
-    """The sampling of a configuration as it is stored; what it does not say is off."""
-    return Sampling(**{each.name: config[each.name] for each in fields(Sampling) if each.name in config})
-
-
 @dataclass(frozen=True, slots=True)
 class Round:
     """One draft phase and the target pass that judged it: `accepted` of `drafted` tokens were kept.
@@ -87,8 +113,8 @@ class Load:
     """How many requests a server sees at once: `concurrency` clients that each wait for their answer before asking
     again (a closed loop), or, where `rate` is given, requests that arrive at random (Poisson), so many a second."""
 
-    concurrency: int = 1
-    rate: float | None = None
+    concurrency: Count = 1
+    rate: Number | None = None
 
     @property
     def label(self) -> str:
@@ -102,7 +128,7 @@ class Arm:
 
     kind: ArmKind
     draft: str | None = None
-    gamma: int | None = None
+    gamma: Count | None = None
     load: Load = Load()
 
     @property
@@ -117,12 +143,12 @@ class Times:
     first token as the client sees it. `other_s` is decoding outside the two models: sampling, acceptance, rollback and
     the Python around them. A server does not tell the parts: they are None."""
 
-    prefill_s: float
-    draft_prefill_s: float | None
-    draft_s: float | None
-    verify_s: float | None
-    other_s: float | None
-    total_s: float
+    prefill_s: Number
+    draft_prefill_s: Number | None
+    draft_s: Number | None
+    verify_s: Number | None
+    other_s: Number | None
+    total_s: Number
 
     @property
     def decode_s(self) -> float:
@@ -135,14 +161,14 @@ class Told:
     """What a server itself says of one request, beside what the client saw; None is what it does not say. Counts are
     totals of the request; `survived[j-1]` rounds had their first j drafts accepted."""
 
-    prefill_s: float | None = None
-    decode_s: float | None = None
-    queue_s: float | None = None
-    rounds: int | None = None
-    drafted: int | None = None
-    accepted: int | None = None
-    survived: tuple[int, ...] | None = None
-    cached_tokens: int | None = None
+    prefill_s: Number | None = None
+    decode_s: Number | None = None
+    queue_s: Number | None = None
+    rounds: Count | None = None
+    drafted: Count | None = None
+    accepted: Count | None = None
+    survived: Survived | None = None
+    cached_tokens: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +178,9 @@ class Divergence:
     a bug). A server gives no logits: there the margin is None and `gap` is the difference of the two best
     log-probabilities, in nats."""
 
-    index: int
-    margin: float | None
-    gap: float | None = None
+    index: Count
+    margin: Number | None
+    gap: Number | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,28 +202,28 @@ class Trial:
     prompt_sha256: str
     category: str | None
     arm: Arm
-    repeat: int
-    prompt_tokens: int
-    output_tokens: int
+    repeat: Count
+    prompt_tokens: Count
+    output_tokens: Count
     output_sha256: str
     finish: Finish
-    drafted: tuple[int, ...]
-    accepted: tuple[int, ...]
+    drafted: Counts
+    accepted: Counts
     times: Times
-    load_before: float | None = None
-    load_after: float | None = None
-    other_cores: float | None = None
+    load_before: Number | None = None
+    load_after: Number | None = None
+    other_cores: Number | None = None
     disturbed: bool = False
-    attempt: int = 0
+    attempt: Count = 0
     warmup: bool = False
     identical: bool | None = None
     diverged: Divergence | None = None
     prompt_text: str | None = None
     output_text: str | None = None
-    members: tuple[str, ...] = ()
+    members: Annotated[tuple[str, ...], FirstFault()] = ()
     told: Told | None = None
-    begun_s: float | None = None
-    stretch: int | None = None
+    begun_s: Number | None = None
+    stretch: Count | None = None
 
     @property
     def rounds(self) -> list[Round]:
@@ -219,11 +245,11 @@ class Counters:
     """Totals since the server started; None is what it does not count (also where it never speculated).
     `rounds` counts those that drafted at least one token. `survived[j-1]` rounds had their first j drafts accepted."""
 
-    tokens: int | None = None
-    rounds: int | None = None
-    drafted: int | None = None
-    accepted: int | None = None
-    survived: tuple[int, ...] | None = None
+    tokens: Count | None = None
+    rounds: Count | None = None
+    drafted: Count | None = None
+    accepted: Count | None = None
+    survived: Survived | None = None
 
     def since(self, before: Counters) -> Counters | None:
         """What was added after `before`. A counter that was not there yet began at 0. None where one went backwards:
@@ -247,10 +273,10 @@ class Stretch:
     None where it does not count or started anew; `alone` says that we sent nothing but the stretch's counted requests,
     so that the counters must equal the sums over its trials unless somebody else sent some."""
 
-    number: int
+    number: Count
     arm: Arm
-    requests: int
-    wall_s: float
+    requests: Count
+    wall_s: Number
     counters: Counters | None
     alone: bool
 
@@ -265,14 +291,25 @@ class CostPoint:
     the target that keeps the states which this head reads."""
 
     model: str | None
-    context: int
-    tokens: int
-    median_s: float
-    low_s: float
-    high_s: float
-    passes: int
-    batch: int = 1
+    context: Count
+    tokens: Count
+    median_s: Number
+    low_s: Number
+    high_s: Number
+    passes: Count
+    batch: Count = 1
     phase: str = "read"
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """How fast a machine moves memory: bytes per second, median with an interval as for a cost, and in words what was
+    measured."""
+
+    bytes_per_s: Speed
+    low: Speed
+    high: Speed
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,10 +318,10 @@ class ReferenceCheck:
     `prompts` texts, at `near_ties` of which the two chose differently between tokens that were nearly tied."""
 
     model: str
-    prompts: int
-    tokens: int
-    near_ties: int
-    seconds: float
+    prompts: Count
+    tokens: Count
+    near_ties: Count
+    seconds: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,16 +351,16 @@ class RuledOut:
     replay and cost model, and `predicted_ratio_high` its upper limit over texts."""
 
     draft: str
-    gamma: int
-    prompts: int
-    planned: int
-    against: int
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    confidence: float
-    predicted_ratio: float
-    predicted_ratio_high: float
+    gamma: Count
+    prompts: Count
+    planned: Count
+    against: Count
+    ratio: Number
+    ratio_low: Number
+    ratio_high: Number
+    confidence: Number
+    predicted_ratio: Number
+    predicted_ratio_high: Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,22 +370,6 @@ class Caution:
     code: str
     message: str
     cure: str
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the user asks of speculation before turning it on. `mix` is the share of requests of each category in the
-    user's traffic; `price_per_hour` of the machine, in any currency; `max_added_gb` the memory a draft may take, in
-    gigabytes of 10^9 bytes."""
-
-    min_speedup: float = 1.10
-    metric: Metric = "decode"
-    confidence: float = 0.95
-    slower_than: float = 0.95
-    max_slower_share: float = 0.25
-    mix: dict[str, float] | None = None
-    price_per_hour: float | None = None
-    max_added_gb: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 UNKNOWN = "-"
 NO_INTERVAL = "(no interval)"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 2, 4, 4, 60
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -19,6 +23,11 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 def clean(text: object) -> str:
     """Names come from users' files: one line, and no control characters that a terminal would obey."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def shown(value: object) -> str:
+    """A value for an error's one line: short, whatever was given."""
+    return _SHORT.repr(value)
 
 
 def ascii_text(text: str) -> str:
@@ -150,3 +159,9 @@ def table(columns: Sequence[tuple[str, Sequence[str]]]) -> tuple[tuple[str, ...]
 def template_kwargs(given: Mapping[str, Any]) -> str:
     """`enable_thinking: false`, values as JSON has them; empty where nothing is given."""
     return clean(", ".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in given.items()))
+
+
+def gigabytes(count: float) -> str:
+    """`140 GB`, `3.4 GB`, `0.05 GB`: for messages about memory."""
+    value = count / 1e9
+    return f"{value:.0f} GB" if value >= 10 else f"{value:.1f} GB" if value >= 1 else f"{value:.2f} GB"

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fake_run
 from fake_served import FakeServer, fake_served
 from fake_summary import stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
@@ -52,14 +53,12 @@ def with_rows(case: Case, change: Callable[[GammaResult], GammaResult], **of_dra
 
 def with_policy(case: Case, **policy: Any) -> Case:
     stored, summary = case
-    config = stored.run["config"] | {"policy": stored.run["config"]["policy"] | policy}
-    return replace(stored, run=stored.run | {"config": config}), summary
+    return fake_run.with_policy(stored, **policy), summary
 
 
 def in_batches(case: Case) -> Case:
     stored, summary = case
-    config = stored.run["config"] | {"batch_size": 4}
-    return replace(stored, run=stored.run | {"config": config}), replace(summary, batch_size=4)
+    return fake_run.with_config(stored, batch_size=4), replace(summary, batch_size=4)
 
 
 def no_rounds(row: GammaResult) -> GammaResult:
@@ -134,7 +133,7 @@ SERVED: dict[str, tuple[FakeServer, dict[str, Any]]] = {
     "mix": (FakeServer(), {"policy": Policy(mix={"code": 0.9, "chat": 0.1}, price_per_hour=2.0)}),
     "e2e": (FakeServer(), {"policy": Policy(metric="e2e"), "gammas": (2,)}),
     "busy": (FakeServer(slower={4: 1.5}, spec_slower={4: 4.0}), {"concurrency": (1, 4)}),
-    "open-loop": (FakeServer(), {"concurrency": (), "rate": (2.0,)}),
+    "open-loop": (FakeServer(), {"rate": (2.0,)}),
     "sampling": (FakeServer(), {"temperature": 0.7, "top_p": 0.9}),
 }
 

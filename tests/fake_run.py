@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from specbench.acceptance.positions import PositionWriter
 from specbench.acceptance.replay import Positions
 from specbench.config import RunConfig
 from specbench.records import Arm, CostPoint, Policy, Times, Trial
+from specbench.run_record import Machine, ModelFacts, Provenance, RunRecord
 from specbench.store import StoredRun
 
 STEP_S, PREFILL_S = 0.020, 0.0004  # the target: a token, and a token of prompt
@@ -92,15 +94,35 @@ def fake_run(
                 warmup=True,
             )
         )
-    run = {
-        "schema": 1, "status": "finished", "command": "sweep", "name": "fake",
-        "config": RunConfig(draft=tuple(drafts), gamma=gammas, dtype="float32", policy=policy or Policy()).as_dict(),
-        "provenance": {"engine": "fake engine", "hardware": {"line": "fake machine"}, "argv": ["specbench", "sweep"]},
-        "target": {}, "trials_planned": len(trials), "warnings": [],
-        "drafts": {spec: {"weight_bytes": 30_000_000, "cache_bytes_per_token": 1000} for spec in drafts},
-        "probe": [asdict(point) for point in _probe(drafts, machine, max(gammas))],
-    }  # fmt: skip
+    run = RunRecord(
+        status="finished",
+        command="sweep",
+        name="fake",
+        config=RunConfig(draft=tuple(drafts), gamma=gammas, dtype="float32", policy=policy or Policy()),
+        provenance=Provenance("fake engine", ("specbench", "sweep"), hardware=Machine(line="fake machine")),
+        trials_planned=len(trials),
+        drafts={spec: ModelFacts(weight_bytes=30_000_000, cache_bytes_per_token=1000) for spec in drafts},
+        probe=tuple(_probe(drafts, machine, max(gammas))),
+    )
     return StoredRun(folder, run, tuple(trials), torn=False)
+
+
+def with_run(stored: StoredRun, **fields: Any) -> StoredRun:
+    """The same with other fields of its run.json."""
+    return replace(stored, run=replace(stored.run, **fields))
+
+
+def with_config(stored: StoredRun, **keys: Any) -> StoredRun:
+    """The same with other settings."""
+    return with_run(stored, config=replace(stored.run.config, **keys))
+
+
+def with_policy(stored: StoredRun, **policy: Any) -> StoredRun:
+    return with_config(stored, policy=replace(stored.run.config.policy, **policy))
+
+
+def with_provenance(stored: StoredRun, **origin: Any) -> StoredRun:
+    return with_run(stored, provenance=replace(stored.run.provenance, **origin))
 
 
 def _probe(drafts: dict[str, FakeDraft], machine: FakeMachine, widest: int) -> list[CostPoint]:

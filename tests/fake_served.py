@@ -11,6 +11,7 @@ from unittest import mock
 
 from specbench.config import RunConfig
 from specbench.records import Arm, Counters, Load, Policy, Stretch, Times, Told, Trial
+from specbench.run_record import Machine, Provenance, RunRecord, ServedBy, State, WorkloadFacts
 from specbench.store import RunWriter, StoredRun, read_run
 
 LIMIT, PREFILL_S = 65, 0.050
@@ -57,12 +58,7 @@ def fake_served(
     loads = [*(Load(c) for c in concurrency), *(Load(1, r) for r in rate)]
     folder.mkdir(parents=True)
     asked = replace(RunConfig(), draft=(SPEC,), gamma=gammas, policy=policy or Policy(), **config)
-    stored = asked.as_dict() | {
-        "engine": "llamacpp",
-        "concurrency": list(concurrency),
-        "rate": list(rate) or None,
-        "dtype": None,
-    }
+    stored = replace(asked, engine="llamacpp", concurrency=concurrency, rate=rate)
     # What is lost if the machine dies is no question here.
     with mock.patch.object(os, "fsync"), RunWriter(folder, _run(server, stored, gammas)) as writer:
         rng, noise = random.Random(seed), random.Random(f"noise {noise_seed}")
@@ -85,24 +81,30 @@ def fake_served(
     return read_run(folder)
 
 
-def _run(server: FakeServer, config: dict, gammas: tuple[int, ...]) -> dict:
+def _run(server: FakeServer, config: RunConfig, gammas: tuple[int, ...]) -> RunRecord:
     line = f"{server.adapter} b11549 over HTTP, started by specbench"
-    settings = {"baseline": {"model": "demo", "version": "b11549", "speculating": False, "gamma": None}}
+    settings = {"baseline": State("demo", "b11549", False)}
     for gamma in gammas:
-        settings[f"{SPEC} gamma {gamma}"] = {"model": "demo", "speculating": True, "method": "draft", "gamma": gamma}
-    return {
-        "schema": 1, "status": "started", "command": "sweep", "name": "served", "config": config,
-        "provenance": {
-            "engine": line, "hardware": {"line": "fake machine"}, "precision": "Q4_1",
-            "argv": ["specbench", "sweep", "--engine", "llamacpp"],
-        },
-        "served": {
-            "adapter": server.adapter, "launch": "configs/engines/demo.yaml",
-            "sources": {"drafted": "timings.draft_n", "told.decode_s": "timings.predicted_ms"}, "settings": settings,
-        },
-        "target": {}, "drafts": {}, "warnings": [],
-        "workload": {"source": "w.jsonl", "sha256": "ab" * 32, "prompts_available": 24, "prompts_used": 24},
-    }  # fmt: skip
+        settings[f"{SPEC} gamma {gamma}"] = State("demo", speculating=True, method="draft", gamma=gamma)
+    return RunRecord(
+        status="started",
+        command="sweep",
+        name="served",
+        config=config,
+        provenance=Provenance(
+            line,
+            ("specbench", "sweep", "--engine", "llamacpp"),
+            hardware=Machine(line="fake machine"),
+            precision="Q4_1",
+        ),
+        served=ServedBy(
+            adapter=server.adapter,
+            launch="configs/engines/demo.yaml",
+            sources={"drafted": "timings.draft_n", "told.decode_s": "timings.predicted_ms"},
+            settings=settings,
+        ),
+        workload=WorkloadFacts("w.jsonl", "ab" * 32, 24, 24),
+    )
 
 
 def _trial(server: FakeServer, arm: Arm, p: int, accepts: list[bool], stretch: int, rng: random.Random) -> Trial:

@@ -18,6 +18,7 @@ from specbench.analysis.contract import CategoryGamma, CategoryResult, DraftResu
 from specbench.config import RunConfig
 from specbench.decision.verdict import Gates, judge
 from specbench.records import Arm, Divergence, Interval, Policy, Times, Trial
+from specbench.run_record import CategoryCount, Machine, ModelFacts, Provenance, RunRecord, Status, WorkloadFacts
 from specbench.store import StoredRun
 
 TARGET = "demo:target"
@@ -62,41 +63,31 @@ def summary_of(world: World) -> Summary:
     )
 
 
-def stored_of(world: World, folder: Path, *, status: str = "finished", missing: int = 0) -> StoredRun:
+def stored_of(world: World, folder: Path, *, status: Status = "finished", missing: int = 0) -> StoredRun:
     """The world's run folder as read from disk, `missing` trials short; nothing is written."""
     summary = summary_of(world)
     trials = _trials(world, world.gammas)
     config = replace(
         RunConfig(), gamma=world.gammas, temperature=world.temperature, limit=world.prompts, policy=Policy()
     )
-    run: dict[str, Any] = {
-        "schema": 1,
-        "status": status,
-        "command": "sweep",
-        "name": world.name,
-        "config": config.as_dict(),
-        "fingerprint": "f" * 64,
-        "provenance": _provenance(world, status),
-        "target": {
-            "name": "Example-Target-135M",
-            "parameters": 134_515_008,
-            "weight_bytes": 269e6,
-            "revision": "b179c952",
-        },
-        "drafts": {
-            DRAFT: {"name": "example-draft", "parameters": 15_700_000, "weight_bytes": 31_400_000, "revision": None}
-        },
-        "workload": {
-            "source": "workloads/mixed.jsonl",
-            "sha256": "0123456789abcdef" * 4,
-            "prompts_available": world.available,
-            "prompts_used": world.prompts,
-            "categories": {c.name: {"available": c.prompts, "used": c.prompts} for c in world.categories},
-            "skipped": [],
-        },
-        "trials_planned": len(trials),
-        "warnings": [],
-    }
+    run = RunRecord(
+        status=status,
+        command="sweep",
+        name=world.name,
+        config=config,
+        fingerprint="f" * 64,
+        provenance=_provenance(world, status),
+        target=ModelFacts("Example-Target-135M", "b179c952", 134_515_008, 269_000_000),
+        drafts={DRAFT: ModelFacts("example-draft", None, 15_700_000, 31_400_000)},
+        workload=WorkloadFacts(
+            "workloads/mixed.jsonl",
+            "0123456789abcdef" * 4,
+            world.available,
+            world.prompts,
+            {c.name: CategoryCount(c.prompts, c.prompts) for c in world.categories},
+        ),
+        trials_planned=len(trials),
+    )
     return StoredRun(folder / summary.run, run, tuple(trials[: len(trials) - missing]), torn=False)
 
 
@@ -233,18 +224,20 @@ def _trial(world: World, index: int, category: str, arm: Arm, drafted: tuple[int
     )
 
 
-def _provenance(world: World, status: str) -> dict[str, Any]:
-    ended = {"finished": "2025-01-02T03:24:05+00:00", "load_at_end": 2.04} if status == "finished" else {}
-    return ended | {
-        "argv": ["specbench", "sweep", "--limit", str(world.prompts), "--name", world.name],
-        "started": "2025-01-02T03:04:05+00:00",
-        "versions": {"specbench": "0.1.0", "python": "3.11.9", "torch": "2.9.0", "transformers": "5.23.0"},
-        "commit": "abc1234",
-        "platform": "Linux-6.1-x86_64",
-        "hardware": {"line": HARDWARE},
-        "engine": ENGINE,
-        "device": "cpu",
-        "precision": "bfloat16",
-        "threads": 2,
-        "load_at_start": 0.31,
-    }
+def _provenance(world: World, status: str) -> Provenance:
+    done = status == "finished"
+    return Provenance(
+        engine=ENGINE,
+        argv=("specbench", "sweep", "--limit", str(world.prompts), "--name", world.name),
+        started="2025-01-02T03:04:05+00:00",
+        versions={"specbench": "0.1.0", "python": "3.11.9", "torch": "2.9.0", "transformers": "5.23.0"},
+        commit="abc1234",
+        platform="Linux-6.1-x86_64",
+        hardware=Machine(line=HARDWARE),
+        device="cpu",
+        precision="bfloat16",
+        threads=2,
+        load_at_start=0.31,
+        finished="2025-01-02T03:24:05+00:00" if done else None,
+        load_at_end=2.04 if done else None,
+    )

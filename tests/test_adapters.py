@@ -155,13 +155,17 @@ def test_another_end_than_ours_is_no_answer(reason):
         ([said("a"), usage(1)], "no finish_reason"),
         ([said("a", "stop")], "no usage.completion_tokens, which we ask for by stream_options.include_usage"),
         ([said("a", "stop"), usage(None)], "no usage.completion_tokens"),
-        ([said("a", "stop"), usage(-1)], "not a count"),
-        ([said("a", "stop"), usage(True)], "not a count"),
-        ([said("a", "stop"), usage("3")], "not a count"),
+        ([said("a", "stop"), usage(-1)], "usage.completion_tokens is below 0"),
+        ([said("a", "stop"), usage(True)], "completion_tokens is true or false, not a whole number"),
+        ([said("a", "stop"), usage("3")], "completion_tokens is text, not a whole number"),
+        ([said("a", "stop"), usage(1.5)], "completion_tokens is a number, not a whole number"),
+        ([said("a", "stop"), usage(10**401)], "completion_tokens is not a number up to 1e"),
+        ([said("a", "stop"), usage(float("nan"))], "completion_tokens is a number, not a whole number"),
+        ([said("secret \ud800", "stop"), usage(1)], "half a surrogate pair"),
         ([{"choices": "none"}], "not a list"),
-        ([{"choices": [3]}], "not a list of objects"),
+        ([{"choices": [3]}], r"choices\[0\] is a number, not an object"),
         ([{"choices": [{"delta": "a", "finish_reason": "stop"}]}, usage(1)], "not an object"),
-        ([said(["secret"], "stop"), usage(1)], "content is a list, not a string"),  # type: ignore[arg-type]
+        ([said(["secret"], "stop"), usage(1)], "content is a list, not text"),  # type: ignore[arg-type]
     ],
 )
 def test_garbage_is_refused(events, why):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import full
 from tiny import GREEDY, model_drafter, near_copy, run, tiny_llama
 from transformers import GenerationConfig
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
@@ -35,7 +36,7 @@ def assisted(target, draft, prompt, gamma, max_new_tokens, monkeypatch):
     return out[0, len(prompt) :].tolist(), rounds
 
 
-@pytest.mark.parametrize("gamma", [1, 2, 4, 7])
+@pytest.mark.parametrize("gamma", [*full(1, 2), 4, *full(7)])
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
 def test_rounds_are_those_of_transformers(gamma, prompt, monkeypatch):
     target = tiny_llama(64, seed=1)
@@ -61,6 +62,7 @@ QUESTIONS = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.parametrize("question", QUESTIONS, ids=["code", "summarise"])
 def test_greedy_text_of_the_embedded_pair_is_the_targets_at_any_gamma(question, embedded_pair):

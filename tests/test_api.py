@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
+import os
 import shutil
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,14 +25,13 @@ from typer.testing import CliRunner
 import specbench
 from specbench.backends.server import worker
 from specbench.cli import app
-from specbench.config import POLICY_CHECKS, RUN_CHECKS
+from specbench.config import SETTINGS
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.records import Round
 from specbench.report.canvas import save
 from specbench.run.progress import RunProgress
-from specbench.run.task import task_of
+from specbench.run.task import command_line, task_of
 from specbench.store import find_runs, read_run, trial_key
-from specbench.typed import NO_FLAG, command_line
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "reports" / "example"
@@ -65,6 +66,7 @@ def test_importing_is_cheap():
     assert loaded(command("--help")) == set()
 
 
+@pytest.mark.full
 def test_a_stored_run_is_read_without_a_model_library():
     code = f"import specbench; run = specbench.load_run({str(EXAMPLE)!r})\n"
     code += "run.gammas; run.trials; run.rounds; run.replay([1]); run._repr_markdown_()"
@@ -90,28 +92,28 @@ def test_no_module_reaches_for_them_from_below():
 # --- running
 
 
-def test_sweep_counts_what_the_command_counts(swept, lab, tmp_path):
-    result = call("sweep", *lab.args("--out", tmp_path, "--json"))
-    typed = read_run(Path(json.loads(result.stdout)["run"]))
+def test_sweep_counts_what_the_command_counts(swept, typed):
+    found = json.loads(typed.stdout)["drafts"][0]["gammas"]
+    typed = read_run(typed.folder)
 
     def counts(stored):
         return {trial_key(t): (t.drafted, t.accepted, t.output_sha256, t.identical) for t in stored.trials}
 
     assert counts(swept.stored) == counts(typed) and len(swept.trials) == 12 * 4
     same = ("command", "fingerprint", "trials_planned", "target", "drafts", "workload", "warnings", "status")
-    assert {key: swept.stored.run[key] for key in same} == {key: typed.run[key] for key in same}
+    assert {key: getattr(swept.stored.run, key) for key in same} == {key: getattr(typed.run, key) for key in same}
     columns = ["gamma", "rounds", "drafted", "accepted", "emitted"]
-    found = json.loads(result.stdout)["drafts"][0]["gammas"]
     assert swept.gammas[columns].to_dict("records") == [{key: row[key] for key in columns} for row in found]
 
 
 def test_measure_takes_one_gamma(lab, tmp_path):
     run = specbench.measure(**keys_for(lab, tmp_path, gamma=2, limit=1), quiet=True)
-    assert list(run.gammas["gamma"]) == [2] and run.stored.run["command"] == "measure"
+    assert list(run.gammas["gamma"]) == [2] and run.stored.run.command == "measure"
     with pytest.raises(ConfigError, match="measure takes one gamma, not 3"):
         specbench.measure(**keys_for(lab, tmp_path, gamma=range(1, 4)), quiet=True)
 
 
+@pytest.mark.full
 def test_progress_is_on_stderr_and_quiet_silences_it(lab, tmp_path, capsys):
     specbench.sweep(**keys_for(lab, tmp_path, limit=1, gamma=[1]))
     shown = capsys.readouterr()
@@ -151,9 +153,10 @@ def test_replay_only_has_acceptance_and_no_verdict(swept, lab, tmp_path):
     assert "no verdict without a measurement" in run._repr_markdown_()
 
 
+@pytest.mark.full
 def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkeypatch):
-    argv = swept.stored.run["provenance"]["argv"]
-    assert argv[:2] == ["specbench", "sweep"] and not {"-q", "tests"} & set(argv)
+    argv = swept.stored.run.provenance.argv
+    assert argv[:2] == ("specbench", "sweep") and not {"-q", "tests"} & set(argv)
     assert f"--target {lab.target} --draft {lab.near} --workload {lab.workload}" in " ".join(argv)
     assert argv[argv.index("--config") + 1] == str(lab.workload.parent / "lab.yaml")
     # typed, it continues or repeats this very run
@@ -162,7 +165,6 @@ def test_what_runs_is_recorded_as_one_would_type_it(swept, lab, tmp_path, monkey
     before = ["ipykernel_launcher", "-f", "/home/somebody/ipykernel.json"]  # a brief may speak of kernels
     monkeypatch.setattr(sys, "argv", before)
     run = specbench.sweep(**keys_for(lab, tmp_path, limit=1, gamma=1, system_prompt=CANARY), quiet=True)
-    assert sys.argv is before
     assert "ipykernel" not in (run.folder / "run.json").read_text() + run.brief()
     assert CANARY not in (run.folder / "run.json").read_text()
 
@@ -183,17 +185,24 @@ def test_the_typed_command_is_read_as_the_same_task(tmp_path):
         "metric": "e2e",
     }
     task = task_of("sweep", keys, costs=tmp_path)
-    words = command_line(task, keys)
+    words = list(task.argv)
     sweep = typer.main.get_command(app).commands["sweep"]
     read = sweep.make_context("sweep", words[2:]).params
     own = {key: read.pop(key) for key in ("config", "resume", "replay_only", "costs", "as_json", "quiet", "strict")}
-    read = {key: None if value in ([], ()) else value for key, value in read.items()}
-    assert task_of("sweep", read, costs=own["costs"]) == task
-    flags = {opt for param in sweep.params for opt in param.opts}
-    without = {key for key in (*RUN_CHECKS, *POLICY_CHECKS) if f"--{key.replace('_', '-')}" not in flags}
-    assert without == set(NO_FLAG)
-    one = task_of("measure", {"measure_gamma": 3})
-    assert command_line(one, {"measure_gamma": 3}) == ["specbench", "measure", "--gamma", "3"]
+    assert read["system_prompt"] == "..."  # the words are stored, and it may be private
+    again = task_of("sweep", {key: value for key, value in read.items() if value} | {"system_prompt": "x y"})
+    assert replace(again, costs=own["costs"], argv=task.argv) == task
+    assert task_of("measure", {"measure_gamma": 3}).argv == ("specbench", "measure", "--gamma", "3")
+    assert task_of("sweep", {"p_min": 0.2}).argv == task_of("sweep", {"cutoff": 0.2}).argv
+
+
+def test_what_has_no_flag_and_what_is_not_given_is_not_typed():
+    given = {"limit": None, "keep_text": False, "slower_than": 0.9, "all_gammas": True, "draft": ["a", "b"]}
+    assert command_line("sweep", given) == ("specbench", "sweep", "--all-gammas", "--draft", "a", "--draft", "b")
+    flags = {opt for param in typer.main.get_command(app).commands["sweep"].params for opt in param.opts}
+    without = {key for key, each in SETTINGS.items() if not set(each.flags) <= flags}
+    assert without == {key for key, each in SETTINGS.items() if not each.declared.on}
+    assert without == {"measure_gamma", "max_other_cores", "slower_than", "max_slower_share"}
 
 
 # --- what goes wrong
@@ -270,7 +279,7 @@ def test_servers_are_measured_from_a_notebook(lab, tmp_path):
         run = in_a_notebook(lambda: specbench.sweep(**keys_of(lab, tmp_path, alone, drafting), quiet=True))
     assert run.status == "finished" and len(run.trials) == 3 * 3
     assert list(run.rounds["accepted"][:2]) == [2, 0]
-    assert run.stored.run["config"]["target"] == "served"
+    assert run.stored.run.config.target == "served"
     with pytest.raises(ConfigError, match="gamma"):  # an error comes through as itself
         in_a_notebook(lambda: specbench.sweep(**keys_of(lab, tmp_path, alone, drafting, gamma=[1, 2]), quiet=True))
 
@@ -281,7 +290,7 @@ def test_an_interrupt_stops_a_run_on_servers_in_a_notebook(lab, tmp_path, monkey
     def interrupt(self, trial):
         seen.append(trial)
         if len(seen) == 4:
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # as a notebook sends it: to the process, not to a thread
         return shown(self, trial)
 
     with FakeServer() as alone, FakeServer(rounds=(Round(3, 2),)) as drafting:
@@ -320,9 +329,10 @@ def test_a_policy_goes_over_that_of_the_run(example):
     assert strict.verdict == "NO-GO" and strict.policy.mix == strict.summary.mix == mix
     assert strict.summary.drafts[0].speedup != example.summary.drafts[0].speedup
     assert (example.policy.min_speedup, example.policy.mix) == (1.1, None)
-    assert read_run(EXAMPLE).run["config"]["policy"]["min_speedup"] == 1.1
+    assert read_run(EXAMPLE).run.config.policy.min_speedup == 1.1
 
 
+@pytest.mark.full
 def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_path):
     folder = Path(shutil.copytree(swept.folder, tmp_path / "run"))
     typed = call("brief", folder, "--min-speedup", 1.5, "--mix", "code=0.7,chat=0.3", "--json")
@@ -339,6 +349,7 @@ def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_p
             assert drawn.read_bytes() == written.read_bytes(), name
 
 
+@pytest.mark.full
 def test_a_brief_can_go_elsewhere(swept, tmp_path):
     before = {path.name for path in swept.folder.iterdir()}
     path = swept.write_brief(tmp_path / "other")

@@ -147,6 +147,7 @@ class Reading(FakeOpenAI):
             yield event
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("reads", "says"),
     [
@@ -161,7 +162,7 @@ def test_a_server_that_does_not_read_them_is_named(lab, tmp_path, with_tools, re
         stored = measured(lab, tmp_path, alone, drafting)
     assert len(counted(stored)) == 12
     assert all(body["tools"] == [TOOL] for body in alone.seen[:2])
-    said = [warning["message"] for warning in stored.run["warnings"] if warning["code"] == "prompt-not-read"]
+    said = [warning.message for warning in stored.run.warnings if warning.code == "prompt-not-read"]
     assert [message[: len(says or "")] for message in said] == ([] if says is None else [says])
 
 
@@ -204,5 +205,5 @@ def test_a_prompt_that_cannot_be_replayed_is_listed_with_the_reason(lab, tmp_pat
     with FakeScorer(text=TEXT) as target, FakeScorer(text=TEXT) as draft:
         folder = scored(lab, tmp_path, target, draft)
     assert len(read_positions(folder)) == 2
-    (skipped,) = read_run(folder).run["workload"]["skipped"]
-    assert skipped["reason"] == "the target: it tells no token ids of texts under response_format"
+    (skipped,) = read_run(folder).run.workload.skipped
+    assert skipped.reason == "the target: it tells no token ids of texts under response_format"

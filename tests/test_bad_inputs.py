@@ -42,7 +42,7 @@ def test_prompts(case: dict[str, Any], tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is let through by mistake is not measured."""
-    for name in ("local.session.LocalBackend", "server.session.ServerBackend"):
+    for name in ("local.backend.LocalBackend", "server.backend.ServerBackend"):
         monkeypatch.setattr(f"specbench.backends.{name}.admit", lambda *_: pytest.fail("not refused"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,8 @@ def test_a_last_line_without_its_end_is_torn_however_whole_it_looks(kept: Path, 
 
 def test_a_policy_of_an_older_version_has_the_defaults_of_newer_keys(kept: Path) -> None:
     stored = json.loads((kept / "run.json").read_text())["config"]["policy"]
-    policy = read_run(kept).run["config"]["policy"]
-    assert "mix" not in stored and policy["mix"] is None and stored.items() <= policy.items()
+    policy = read_run(kept).run.config.policy
+    assert "mix" not in stored and policy.mix is None and stored.items() <= asdict(policy).items()
 
 
 def test_a_line_of_a_run_that_never_ends(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

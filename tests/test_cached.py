@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, model_drafter, near_copy, run, tiny_llama
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
@@ -15,7 +16,7 @@ from specbench.errors import EngineError, ModelError
 MODEL = tiny_llama(64, seed=1)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_logits_after_any_reading_and_rewinding_are_those_of_the_whole_text(data):
     cached = CachedModel(MODEL, 64)
@@ -32,6 +33,7 @@ def test_logits_after_any_reading_and_rewinding_are_those_of_the_whole_text(data
         assert cached.length == len(text)
 
 
+@pytest.mark.full
 def test_a_sliding_window_is_rewound_past_what_it_would_have_dropped():
     torch.manual_seed(0)
     config = Gemma3TextConfig(

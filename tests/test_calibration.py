@@ -65,6 +65,7 @@ def test_tokens_of_a_text_are_not_independent(monkeypatch):
     assert correlated > 1.3 * spread()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("question", "n"), [("fixed gamma", 12), ("three equal gammas", 12), ("best of three gammas", 30)]
 )
@@ -135,6 +136,7 @@ def test_tables_give_every_share_with_its_interval():
     assert "| BCa | 90.0 % [82.6, 94.5] | 20.0% |" in page
 
 
+@pytest.mark.full
 def test_the_figure_can_show_nought_and_all(tmp_path):
     found = replace(cell(FIXED, 1.10, 12, 5), workloads=2000, wrong_go=0, wrong_no_go=0)
     rows = [replace(found, covered=covered, speedup=speedup) for covered, speedup in ((2000, 1.1), (0, 1.2))]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples, full
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, run, tiny_llama
 from torch import Tensor
@@ -33,8 +34,8 @@ def trial(kind: str, *, chained: bool, sampling: Sampling, eos: set[int], seed: 
     return run(reader, drafter, [1, 2, 3, 4], gamma=4, sampling=sampling, eos=eos, max_new_tokens=60, seed=seed, **more)
 
 
-@pytest.mark.parametrize("kind", ["model", "skip"])
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+@pytest.mark.parametrize("kind", ["skip", *full("model")])
+@pytest.mark.parametrize("sampling", [GREEDY, *full(SAMPLED)])
 def test_the_same_rounds_as_one_token_at_a_time(kind, sampling):
     for seed in range(4):
         one, other = (trial(kind, chained=c, sampling=sampling, eos=set(), seed=seed) for c in (False, True))
@@ -42,6 +43,7 @@ def test_the_same_rounds_as_one_token_at_a_time(kind, sampling):
         assert 0 < sum(r.accepted for r in other.rounds) < sum(r.drafted for r in other.rounds)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["model", "skip"])
 def test_what_is_drafted_past_an_end_is_neither_counted_nor_emitted(kind):
     """One token at a time stops there; a chain runs on, and only what comes before counts."""
@@ -54,7 +56,7 @@ def test_what_is_drafted_past_an_end_is_neither_counted_nor_emitted(kind):
     assert ended > 3
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_judging_on_the_device_is_judging_here(data):
     k, vocabulary = data.draw(st.integers(1, 5)), 7
@@ -96,6 +98,7 @@ class Counted(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("chained", [True, False])
 def test_one_wait_a_round(monkeypatch, sampling, chained):

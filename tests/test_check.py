@@ -100,11 +100,12 @@ def keep_trials(folder, drafts):
     path.write_text("".join(line for line in lines if json.loads(line)["arm"]["draft"] in drafts))
 
 
+@pytest.mark.full
 def test_the_counts_are_those_of_transformers_round_by_round(stored, found):
     finishes = Counter(t.finish for t in stored.trials if t.arm.gamma and not t.warmup)
     assert min(finishes["eos"], finishes["length"]) > 5
     assert found.agreement == "same"
-    assert [draft.draft for draft in found.drafts] == stored.run["config"]["draft"]
+    assert [draft.draft for draft in found.drafts] == list(stored.run.config.draft)
     for draft in found.drafts:
         assert draft.not_compared is None
         assert [row.gamma for row in draft.gammas] == list(GAMMAS)
@@ -122,6 +123,7 @@ def touched(found):
     ]
 
 
+@pytest.mark.full
 def test_every_rule_is_needed_and_named(stored, found):
     model, lookup = touched(found)
     assert model["first-token"] == lookup["first-token"] == 24
@@ -132,6 +134,7 @@ def test_every_rule_is_needed_and_named(stored, found):
         assert checked(stored, rules=set(RULES) - {name}, limit=5, gammas=(5,)).agreement == "differs"
 
 
+@pytest.mark.full
 def test_an_accepted_count_that_is_off_by_one_is_seen(copy):
     spoilt = []
 
@@ -153,6 +156,7 @@ def test_an_accepted_count_that_is_off_by_one_is_seen(copy):
     assert {row.agreement for row in rows.values()} == {"same"}
 
 
+@pytest.mark.full
 def test_another_draft_is_refused_and_its_counts_would_differ(home, copy):
     run = json.loads((copy / "run.json").read_text())
     run["config"]["draft"] = [str(home.far)]
@@ -176,6 +180,7 @@ def test_another_draft_is_refused_and_its_counts_would_differ(home, copy):
     assert {row.agreement for row in found.drafts[0].gammas} == {"differs"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("draft", "temperature"), [("near", 1.0), ("ngram:n=2", 0.3)])
 def test_sampled_rounds_agree_within_sampling_error_and_a_biased_count_does_not(home, tmp_path, draft, temperature):
     spec = str(home.near) if draft == "near" else draft
@@ -195,6 +200,7 @@ def test_sampled_rounds_agree_within_sampling_error_and_a_biased_count_does_not(
     assert checked(read_run(sampled.folder)).drafts[0].gammas[0].agreement == "differs"
 
 
+@pytest.mark.full
 def test_rounds_under_a_penalty_are_those_of_transformers(home, tmp_path):
     """Which hands its processors to the draft: the penalty must not be applied there twice, nor be left out."""
     drafts = [str(home.near), "ngram:n=3,max=4"]
@@ -210,6 +216,7 @@ def test_rounds_under_a_penalty_are_those_of_transformers(home, tmp_path):
     assert checked(read_run(run.folder)).drafts[0].gammas[0].agreement == "differs"
 
 
+@pytest.mark.full
 def test_sampled_rounds_under_a_penalty_and_min_p_agree_within_sampling_error(home, tmp_path):
     asked = {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.3}
     sampled = sweep(home, tmp_path, draft=[str(home.near)], gammas=(3,), max_new_tokens=16, **asked)
@@ -256,6 +263,7 @@ def test_strict_tells_a_difference_by_the_exit_code(copy):
     assert call("check", copy, "--limit", 1, "--gamma", 1, "--quiet").exit_code == 0
 
 
+@pytest.mark.full
 def test_drafts_that_transformers_has_not_are_said(home, tmp_path):
     near = home.near
     drafts = ["skip:layers=1", f"ngram:n=2+{near}", f"{near},cutoff=0.2", "ngram:n=3,min=2", f"cross:{near}"]

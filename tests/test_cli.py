@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -24,17 +25,8 @@ def call(*args):
     return runner.invoke(app, [str(a) for a in args])
 
 
-@pytest.fixture(scope="module")
-def swept(lab, tmp_path_factory):
-    out = tmp_path_factory.mktemp("cli")
-    result = call("sweep", *lab.args("--out", out, "--json"))
-    assert result.exit_code == 0, result.output
-    return out, result
-
-
-def test_sweep_json_is_one_object_with_the_contract_keys(swept):
-    _out, result = swept
-    found = json.loads(result.stdout)
+def test_sweep_json_is_one_object_with_the_contract_keys(typed):
+    found = json.loads(typed.stdout)
     assert list(found) == [
         "run",
         "schema",
@@ -71,9 +63,8 @@ def test_sweep_json_is_one_object_with_the_contract_keys(swept):
     assert draft["categories"][0]["speedup_low"] is None  # six prompts
 
 
-def test_progress_goes_to_stderr_and_quiet_silences_it(swept, lab, tmp_path):
-    _, result = swept
-    assert "48/48" in result.stderr
+def test_progress_goes_to_stderr_and_quiet_silences_it(typed, lab, tmp_path):
+    assert "48/48" in typed.stderr
     quiet = call("sweep", *lab.args("--out", tmp_path, "--json", "--quiet", "--limit", 1, "--gamma", 1))
     assert quiet.stderr == ""
 
@@ -86,6 +77,7 @@ def test_measure_takes_one_gamma(lab, tmp_path):
     assert result.stderr == "specbench: measure takes one gamma, not 3 (--gamma). Use specbench sweep.\n"
 
 
+@pytest.mark.full
 def test_tables_fit_80_columns_and_hold_the_verdict(lab, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     result = call("sweep", *lab.args("--out", tmp_path, "--limit", 3))
@@ -94,8 +86,10 @@ def test_tables_fit_80_columns_and_hold_the_verdict(lab, tmp_path, monkeypatch):
     assert max(map(len, table)) <= 80
 
 
-def test_brief_of_the_newest_run(swept):
-    out, _ = swept
+@pytest.mark.full
+def test_brief_of_the_newest_run(typed, tmp_path):
+    out = tmp_path
+    shutil.copytree(typed.folder, out / typed.folder.name)
     result = call("brief", "--out", out)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("# ")
@@ -107,6 +101,7 @@ def test_brief_of_the_newest_run(swept):
     assert found["policy"]["min_speedup"] == 1.10
 
 
+@pytest.mark.full
 def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
     assert call("sweep", *lab.args("--out", tmp_path, "--limit", 2, "--gamma", 1, "--strict")).exit_code == 4
 

@@ -11,6 +11,7 @@ from test_cli import call
 from test_serving import served, speculating
 
 STEP_S = 0.004
+KEPT = Path(__file__).parent.parent / "reports"
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,7 @@ def runs(lab, tmp_path_factory):
     return folders
 
 
+@pytest.mark.full
 def test_a_planted_slowdown_is_found_and_fails_the_build(runs):
     result = call("compare", runs[0], runs[2], "--json", "--fail-if-slower", "10%")
     assert result.exit_code == 5, result.output
@@ -35,6 +37,7 @@ def test_a_planted_slowdown_is_found_and_fails_the_build(runs):
     assert not row["same"]
 
 
+@pytest.mark.full
 def test_the_same_again_passes_and_is_called_the_same(runs):
     result = call("compare", runs[0], runs[1], "--fail-if-slower", "0.1")
     assert result.exit_code == 0, result.output
@@ -42,15 +45,17 @@ def test_the_same_again_passes_and_is_called_the_same(runs):
     assert "sure" in result.stderr and "slower by more than 10.0%." in result.stderr
 
 
+@pytest.mark.full
 def test_a_limit_that_is_held_against_nothing_is_no_pass():
     """The first run chose a draft that the second has not measured: green would say what nobody looked at."""
-    kept = [Path(__file__).parent.parent / "reports" / name for name in ("drafters", "llamacpp")]
+    kept = [KEPT / name for name in ("drafters", "llamacpp")]
     result = call("compare", *kept, "--fail-if-slower", "10%")
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1 and "the first run's chosen draft and gamma were not" in result.stderr
     assert call("compare", *kept).exit_code == 0
 
 
+@pytest.mark.full
 def test_markdown_names_both_runs(runs):
     result = call("compare", runs[0], runs[2], "--markdown")
     assert result.exit_code == 0, result.output
@@ -59,7 +64,7 @@ def test_markdown_names_both_runs(runs):
 
 
 @pytest.mark.parametrize("limit", ["much", "-3%", "120%", "3%%"])
-def test_a_limit_that_is_no_share_is_refused(runs, limit):
-    result = call("compare", runs[0], runs[1], "--fail-if-slower", limit)
+def test_a_limit_that_is_no_share_is_refused(limit):
+    result = call("compare", KEPT / "drafters", KEPT / "llamacpp", "--fail-if-slower", limit)
     assert result.exit_code == 2
     assert "Write 3% or 0.03" in result.stderr

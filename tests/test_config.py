@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specbench.checks import parse_gammas
 from specbench.config import RunConfig, load_config
 from specbench.errors import ConfigError
+from specbench.kinds import parse_gammas
 
 ROOT = Path(__file__).parent.parent
 

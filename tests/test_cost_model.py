@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, tiny_llama
 
@@ -77,7 +78,7 @@ def timed(drafter, target, clock, prompt, gamma, limit):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(prompt=st.lists(st.integers(0, 63), min_size=1, max_size=8), gamma=st.integers(1, 8), limit=st.integers(3, 70))
 def test_a_planted_cost_is_predicted_to_the_nanosecond(prompt, gamma, limit):
     clock = FakeClock()

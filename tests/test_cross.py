@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import lean, run, save_with_byte_tokenizer, tiny_llama
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -51,7 +52,7 @@ def cross(tokenizers, model=WORDS, eos=(256,), **more):
     return CrossDrafter(CachedModel(model, 512), draft, target, **ends, **more)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(text=st.text("abcd ", min_size=1, max_size=20), gamma=st.integers(1, 5), limit=st.integers(2, 40))
 def test_a_cross_draft_keeps_the_text_and_replays_exactly(tokenizers, text, gamma, limit):
     prompt = tokenizers[0](text)["input_ids"]
@@ -65,6 +66,7 @@ def test_a_cross_draft_keeps_the_text_and_replays_exactly(tokenizers, text, gamm
     assert expected.reached[0].tolist() == list(counts.reached)
 
 
+@pytest.mark.full
 def test_a_penalty_counts_in_the_drafts_own_tokens_and_replays_exactly(tokenizers):
     sampling, seen = Sampling(repetition_penalty=1.5), []
     for text in ("ab cd abcd", "a b c d a b c d"):
@@ -139,6 +141,7 @@ def test_a_right_draft_in_another_tokenizer_is_accepted_and_a_wrong_one_is_not(t
     assert accepted("ab cd" + "d" * 100) < 0.3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("capacity", [24, 40, 48])
 def test_a_text_that_outgrows_the_drafts_memory_is_read_from_its_end(tokenizers, capacity):
     target, draft = tokenizers[1], tokenizers[0]  # the draft reads bytes: several for each token of the target

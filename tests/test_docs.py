@@ -18,11 +18,10 @@ from specbench import records
 from specbench.analysis import contract, replayed
 from specbench.analysis.compare import contract as comparison_contract
 from specbench.analysis.served import contract as served_contract
-from specbench.checks import POLICY_CHECKS, RUN_CHECKS
 from specbench.cli import app
 from specbench.cli.compare import SLOWER_EXIT
 from specbench.cli.show import STRICT_EXIT
-from specbench.config import RunConfig, load_config
+from specbench.config import SETTINGS, RunConfig, load_config
 from specbench.workload.shapes import SHAPES
 
 ROOT = Path(__file__).parent.parent
@@ -46,9 +45,9 @@ def options_of(command):
 
 PROGRAM = typer.main.get_command(app)
 FLAGS = flags_by_command()
-# Flags of other programs: benchmarks, llama.cpp, vLLM, SGLang.
+# Flags of other programs: benchmarks, pytest, llama.cpp, vLLM, SGLang.
 OTHERS = re.compile(
-    "--(quick|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
+    "--(quick|hypothesis-profile|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
 )
 
 
@@ -95,7 +94,7 @@ def refused(text):
         command = PROGRAM.commands.get(words[0])
         try:
             given = command.make_context(words[0], [*words[1:]]).params
-            keys = {key: value for key, value in given.items() if key in RUN_CHECKS or key in POLICY_CHECKS}
+            keys = {key: value for key, value in given.items() if key in SETTINGS}
             load_config(None, {key: value for key, value in keys.items() if isinstance(value, str | int | float)})
         except Exception as error:
             wrong.append((" ".join(words), str(error)))

@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
+from conftest import full
 from test_cli import call
 from test_docs import PAGES, nullable, rows_of
 from tiny import near_copy, save_with_byte_tokenizer, tiny_llama
@@ -68,12 +69,14 @@ def broken(bed, warm=None):
 @pytest.mark.parametrize(
     ("draft", "spec"),
     [
-        (NEAR, "near"),
-        (near_copy(TARGET, noise=0.4), "near"),
-        (tiny_llama(VOCAB, seed=9), "near"),
-        (tiny_llama(VOCAB, seed=5, sharpness=4.0), "near"),
-        (near_copy(TARGET, noise=0.1), "near,cutoff=0.2"),
-        (NEAR, "ngram:n=2+near"),
+        *full(
+            (NEAR, "near"),
+            (near_copy(TARGET, noise=0.4), "near"),
+            (tiny_llama(VOCAB, seed=9), "near"),
+            (tiny_llama(VOCAB, seed=5, sharpness=4.0), "near"),
+            (near_copy(TARGET, noise=0.1), "near,cutoff=0.2"),
+            (NEAR, "ngram:n=2+near"),
+        ),
         (None, "ngram:n=3"),
     ],
 )
@@ -82,6 +85,7 @@ def test_a_sound_set_up_is_not_accused_however_poor_the_draft(tokenizer, draft, 
     assert broken(bed_of(tokenizer, draft, spec=spec), warm) == set()
 
 
+@pytest.mark.full
 def test_a_penalty_is_examined_as_it_is_measured(tokenizer):
     sampling = replace(WARM, min_p=0.02, repetition_penalty=1.4)
     greedy = Sampling(repetition_penalty=1.4)
@@ -93,6 +97,7 @@ def test_a_penalty_is_examined_as_it_is_measured(tokenizer):
     assert "draft-temperature" in broken(bed_of(tokenizer, NEAR, sampling=greedy), warm)
 
 
+@pytest.mark.full
 def test_many_strangers_are_not_accused(tokenizer):
     for seed in range(20, 24):
         draft = near_copy(TARGET, noise=0.3, seed=seed) if seed % 2 else tiny_llama(VOCAB, seed=seed)
@@ -137,7 +142,7 @@ def drafter_with(reader, *, kind=ModelDrafter, sampling=GREEDY):
     return kind(reader, vocab_size=VOCAB, sampling=sampling, eos=EOS)
 
 
-@pytest.mark.parametrize("kind", [LateRewind, EarlyRewind, NoRewind])
+@pytest.mark.parametrize("kind", [NoRewind, *full(LateRewind, EarlyRewind)])
 def test_a_wrong_rollback_of_the_draft_is_named(tokenizer, kind):
     draft = near_copy(TARGET, noise=0.2)
     bed = bed_of(tokenizer, draft)
@@ -168,6 +173,7 @@ def test_a_survival_cliff_is_named(tokenizer):
     assert "survival-cliff" in found
 
 
+@pytest.mark.full
 def test_a_tau_of_exactly_one_is_named_where_the_replay_expects_more(tokenizer):
     bed = bed_of(tokenizer, NEAR)
 
@@ -179,6 +185,7 @@ def test_a_tau_of_exactly_one_is_named_where_the_replay_expects_more(tokenizer):
     assert "nothing-accepted" in found and "self-draft" not in found
 
 
+@pytest.mark.full
 def test_positions_off_by_one_are_named(tokenizer):
     bed = bed_of(tokenizer, NEAR)
     found = broken(with_drafter(bed, drafter_with(CachedModel(NEAR, bed.capacity), kind=OneStepBehind)))
@@ -219,6 +226,7 @@ class Hot(ModelDrafter):
         return Proposal(found.tokens, q / q.sum())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [Cold, Hot])
 def test_proposals_that_do_not_follow_q_are_named(tokenizer, kind):
     warm = bed_of(tokenizer, NEAR, sampling=WARM)
@@ -226,6 +234,7 @@ def test_proposals_that_do_not_follow_q_are_named(tokenizer, kind):
     assert "draft-sampling" in broken(bed_of(tokenizer, NEAR), warm)
 
 
+@pytest.mark.full
 def test_a_draft_at_another_temperature_is_named_and_a_greedy_one_noted(tokenizer):
     warm = bed_of(tokenizer, NEAR, sampling=WARM)
     with_drafter(warm, drafter_with(CachedModel(NEAR, warm.capacity), sampling=Sampling(1.4)))
@@ -299,6 +308,7 @@ def test_the_contract_lists_every_code_and_key():
     assert codes <= listed
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_on_real_language_a_shuffled_draft_and_wrong_templates_are_named():
     target, draft = (load_model(name, dtype="bfloat16", device="cpu") for name in ("demo:target", "demo:draft"))

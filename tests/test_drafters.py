@@ -7,7 +7,8 @@ import copy
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, run, tiny_llama
 
@@ -59,7 +60,7 @@ def skip_drafter(target_reader, model, layers, **options):
     return SkipDrafter(cut, vocab_size=VOCAB, sampling=options.pop("sampling", GREEDY), **({"eos": ()} | options))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(prompt=prompts, gamma=st.integers(1, 6), limit=st.integers(2, 60), eos=ends, layers=st.integers(1, 3))
 def test_a_skip_draft_keeps_the_text_and_replays_exactly(prompt, gamma, limit, eos, layers):
     alone = run(SHALLOW, None, prompt, eos=eos, max_new_tokens=limit)
@@ -105,7 +106,7 @@ def test_first_layers_share_weights_and_leave_the_target_whole():
         first_layers(DEEP, 4)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     prompt=prompts,
     gamma=st.integers(1, 6),
@@ -136,7 +137,7 @@ class CountedReads:
         self.model.rewind(length)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(prompt=prompts, gamma=st.integers(1, 5), limit=st.integers(3, 60), cutoff=st.sampled_from([0.0, 0.1, 0.3]))
 def test_draft_steps_are_foretold_cut_offs_and_copies_included(prompt, gamma, limit, cutoff):
     alone = run(TARGET, None, prompt, max_new_tokens=limit)
@@ -159,7 +160,7 @@ def test_draft_steps_are_foretold_cut_offs_and_copies_included(prompt, gamma, li
             assert sum(width > 1 for width in counted.widths[1:]) == expected.catch_ups[0]
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(prompt=prompts, gamma=st.integers(1, 6), limit=st.integers(2, 60), eos=ends)
 def test_look_up_before_a_model_keeps_the_text_and_replays_exactly(prompt, gamma, limit, eos):
     alone = run(TARGET, None, prompt, eos=eos, max_new_tokens=limit)
@@ -172,6 +173,7 @@ def test_look_up_before_a_model_keeps_the_text_and_replays_exactly(prompt, gamma
     same_rounds(replay([tokenwise(NEAR, prompt, alone.tokens, eos, limit=limit, blocks=blocks)], gamma), live, gamma)
 
 
+@pytest.mark.full
 def test_look_up_before_a_model_replays_sampling_too():
     sampling, gamma, prompt, limit = Sampling(0.7), 3, [1, 2, 1, 2, 1], 30
     lookup = NgramDrafter(NgramSpec(1), eos=())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import full
 from tiny import GREEDY, near_copy, run, save_with_byte_tokenizer, tiny_llama
 from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
@@ -95,6 +96,7 @@ PICTURES = {
     "hidden_size": 32,
 }
 WRAPPERS = ("qwen2_vl", "qwen2_5_vl", "glm4v")
+QUICK = ("mistral", "gemma2", "gpt2")  # a window throughout, a window in some layers, none
 
 
 def config(family: str, **more: Any) -> Any:
@@ -126,7 +128,7 @@ def check(made: Any, reader: Any, prompts: Any = PROMPTS, **more: Any) -> Any:
     return check_reference(loaded(made), reader, prompts, **options)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *WRAPPERS])
+@pytest.mark.parametrize("family", [*QUICK, *full(*(name for name in (*FAMILIES, *WRAPPERS) if name not in QUICK))])
 def test_a_family_reads_as_transformers_does_alone_and_in_batches(family: str) -> None:
     made = model(family)
     alone = check(made, CachedModel(made, 64))
@@ -136,7 +138,7 @@ def test_a_family_reads_as_transformers_does_alone_and_in_batches(family: str) -
     assert check(made, CachedModel(made, 64), padded=True).near_ties == 0
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "llama4_text"])
+@pytest.mark.parametrize("family", ["mistral", *full("gemma2", "gpt_oss", "llama4_text")])
 def test_planted_a_batch_without_its_window_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was wrong before: every row saw all of its past."""
     made = model(family)
@@ -341,6 +343,7 @@ def test_a_prompt_that_a_draft_cannot_read_is_not_drafted_for() -> None:
     assert readable([1, 64, 2], live.tokens, 64) == live.tokens[:1]
 
 
+@pytest.mark.full
 def test_a_batch_drafts_on_beside_a_row_that_it_cannot_read() -> None:
     from specbench.acceptance.many import generate_many
     from specbench.clock import Stopwatch
@@ -388,6 +391,7 @@ def _record(tmp_path: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch", ["1", "4"])
 def test_a_run_of_a_windowed_pair_is_held_against_generate(lab: Any, tmp_path: Any, batch: str) -> None:
     made = model("mistral", vocab_size=257)
@@ -417,7 +421,8 @@ def _long_rope(lab: Any, tmp_path: Any) -> tuple[list[str], int]:
     return [*pair, "--gamma", "2", "--max-new-tokens", "3", "--json"], len(lengths)
 
 
-@pytest.mark.parametrize("how", [[], ["--batch-size", "2"], ["--replay-only"]])
+@pytest.mark.full
+@pytest.mark.parametrize("how", [["--replay-only"], *full([], ["--batch-size", "2"])])
 def test_texts_that_would_cross_a_change_of_frequencies_are_left_out(lab: Any, tmp_path: Any, how: list[str]) -> None:
     flags, prompts = _long_rope(lab, tmp_path)
     found = _sweep(lab, tmp_path, *flags, *how)

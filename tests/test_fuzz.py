@@ -14,22 +14,21 @@ import pytest
 import yaml
 from bad_inputs.folders import small
 from bad_inputs.judging import CANARY
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.facts import read_facts
-from specbench.checks import MAX_GAMMA, POLICY_CHECKS, RUN_CHECKS
-from specbench.config import RunConfig, load_config
+from specbench.config import SETTINGS, RunConfig, load_config
 from specbench.errors import ConfigError, StoreError, WorkloadError
+from specbench.kinds import MAX_GAMMA
 from specbench.records import Times, Trial
 from specbench.store import StoredRun, read_run
 from specbench.workload import Workload, load_workload, profile
 
-quick = settings(
-    max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-)
-few = settings(quick, max_examples=60)
+quick = settings(examples(100), suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+few = settings(quick, max_examples=examples(60).max_examples)
 
 WORDS = ["prompt", "messages", "role", "content", "user", "system", "tool", "id", "category", "task", "turns", "value"]
 WORDS += ["from", "human", "conversations", "body", "instruction", "input", "type", "text", "name", "arguments"]
@@ -114,13 +113,13 @@ def configured(data: bytes) -> RunConfig | None:
     return config
 
 
-SETTINGS = sorted(RUN_CHECKS | POLICY_CHECKS | {"policy": 1})
+KEYS = [*sorted(SETTINGS), "policy"]
 TRIED = ["1..8", "8..1", "1,2", "a=0.5,b=0.5", "../x", "http://[::1", 10**400, -1, 0, 1, 0.5]
 given_values = values | st.sampled_from(TRIED)
 
 
 @quick
-@given(tree=st.dictionaries(st.sampled_from(SETTINGS), given_values, min_size=1, max_size=3) | values)
+@given(tree=st.dictionaries(st.sampled_from(KEYS), given_values, min_size=1, max_size=3) | values)
 def test_values_of_a_configuration(tree: Any) -> None:
     configured(yaml.safe_dump(tree).encode())
     if isinstance(tree, dict):
@@ -134,7 +133,7 @@ def test_bytes_of_a_configuration(data: bytes) -> None:
 
 
 @quick
-@given(key=st.sampled_from(SETTINGS[:-1]), value=given_values)
+@given(key=st.sampled_from(KEYS[:-1]), value=given_values)
 def test_a_system_prompt_is_in_no_error(key: str, value: Any) -> None:
     """Nor anything that is given for it, of whatever kind."""
     private = {"system_prompt": [CANARY, value], "workload": {CANARY: value}}
@@ -205,6 +204,7 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, inner in inside for place in [(*above, key), *paths(inner, (*above, key))]]
 
 
+@pytest.mark.full
 def test_every_key_of_a_run_that_is_gone_or_of_another_kind(kept: Path, tmp_path: Path) -> None:
     """Read or refused; and of what is read, the brief's facts can be had."""
     whole = (kept / "run.json").read_text()

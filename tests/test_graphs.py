@@ -8,7 +8,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, near_copy, run, tiny_llama
 from torch import Tensor
@@ -56,7 +57,7 @@ def recorded(model: Any, *, widths: Any = range(1, 6), every: bool = True, capac
     return reader, recorder
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_any_reading_and_rewinding(data):
     with patch.object(graphs, "_SMALLEST_ROOM", 4):  # so that the text grows and shrinks through several
@@ -78,6 +79,7 @@ def test_any_reading_and_rewinding(data):
     assert recorder.replays == short
 
 
+@pytest.mark.full
 def test_a_trial_over_recorded_passes():
     draft = near_copy(MODEL, noise=0.3)
     rule: dict[str, Any] = {"vocab_size": 64, "sampling": GREEDY, "eos": set()}
@@ -90,6 +92,7 @@ def test_a_trial_over_recorded_passes():
     assert one.replays == len(found.rounds) and other.replays == sum(r.drafted for r in found.rounds)
 
 
+@pytest.mark.full
 def test_a_draft_of_the_first_layers_shares_the_recorded_cache():
     """Whoever rewinds one rewinds the other: each pass goes where the cache ends, not where its own model last was."""
     rule: dict[str, Any] = {"vocab_size": 64, "sampling": GREEDY, "eos": set()}
@@ -169,7 +172,7 @@ def test_memory_never_written_is_zero():
         assert not layer.keys[:, :, 8:].any() and not layer.values[:, :, 8:].any()
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     prompts=st.lists(st.lists(st.integers(0, 63), min_size=1, max_size=9), min_size=1, max_size=5),
     eos=st.sets(st.integers(0, 63), max_size=8),

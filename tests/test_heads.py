@@ -290,3 +290,8 @@ def test_options_come_in_any_order(text):
 def test_another_way_to_draft_is_refused():
     with pytest.raises(ConfigError, match="'beam' is no way to draft"):
         parse_draft("p/head,sample=beam")
+
+
+def test_multi_token_prediction_is_refused_by_name():
+    with pytest.raises(ConfigError, match="MTP"):
+        parse_draft("mtp")

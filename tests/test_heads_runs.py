@@ -13,7 +13,6 @@ from tiny_heads import markov_llama, save_head
 
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.summarise import summarise
-from specbench.records import CostPoint
 from specbench.run.session import run
 from specbench.store import read_run
 
@@ -42,10 +41,10 @@ def test_rounds_live_and_replayed_are_equal(stored):
 
 
 def test_what_it_is_and_what_it_costs_are_on_record(stored, pair):
-    (facts,) = stored.run["drafts"].values()
-    assert (facts["head"], facts["layer_ids"], facts["reader"]) == ("eagle3", [1, 2, 3], pair["draft"][0])
-    assert facts["revision"].startswith("content:")
-    points = [CostPoint(**point) for point in stored.run["probe"]]
+    (facts,) = stored.run.drafts.values()
+    assert (facts.head, facts.layer_ids, facts.reader) == ("eagle3", (1, 2, 3), pair["draft"][0])
+    assert facts.revision.startswith("content:")
+    points = stored.run.probe
     mine = {(p.phase, p.tokens) for p in points if p.model is not None and p.context}
     assert mine == {
         *(("read", n) for n in range(1, 5)),
@@ -103,13 +102,13 @@ def test_batches(lab, pair, tmp_path):
     (row,) = summarise(stored).drafts[0].gammas
     assert row.replay_rounds == row.rounds
     assert row.predicted_speedup > 0
-    mine = {p["phase"] for p in stored.run["probe"] if p["model"] is not None and p["batch"] == 2 and p["context"]}
+    mine = {p.phase for p in stored.run.probe if p.model is not None and p.batch == 2 and p.context}
     assert mine == {"read", "step", "states"}
 
 
 def test_its_cost_is_in_the_summary_and_beside_the_table(stored):
     (draft,) = summarise(stored).drafts
-    points = [CostPoint(**point) for point in stored.run["probe"]]
+    points = stored.run.probe
     firsts = [p.median_s for p in points if (p.phase, p.tokens) == ("read", 1) and p.model and p.context]
     assert min(firsts) <= draft.head.first_s <= max(firsts)
     assert draft.head.step_s > 0

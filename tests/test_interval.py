@@ -96,6 +96,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(n):
     assert 0.91 <= coverage(n, trials=400) <= 0.98
 
 
+@pytest.mark.full
 def test_with_few_prompts_bca_would_not():
     assert coverage(12, trials=400) > coverage(12, trials=400, interval_of=scipy_bca) + 0.02
 

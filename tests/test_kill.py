@@ -1,6 +1,6 @@
 """Runs that are killed at any byte: nothing finished is lost, nothing is there twice, and the end is the same.
 
-SPECBENCH_TEST_KILLS=30 kills the real run more often, and `-s` shows the table.
+SPECBENCH_TEST_KILLS says how often the real run is killed (6 times in `make test-all`); `-s` shows the table.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import full
 from test_run import FakeObserver, config_for, sweep
 
 from specbench.acceptance.positions import PositionWriter, read_positions
@@ -31,7 +32,7 @@ def stored(lab, tmp_path_factory):
 def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(lab, tmp_path):
     """Real processes, real SIGKILL, the real command line; drafts are accepted wrongly now and then, so that there are
     divergences to lose."""
-    kills = os.environ.get("SPECBENCH_TEST_KILLS", "6")
+    kills = os.environ.get("SPECBENCH_TEST_KILLS", "1")
     flags = lab.args("--gamma", "1,3", "--limit", "4", "--probe-batch-sizes", "1")
     command = [sys.executable, "-m", "benchmarks.kills", "--kills", kills, "--seed", "1", "--", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
@@ -41,13 +42,13 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_left_alone(lab, tmp_pa
     assert "as left alone" in done.stdout and " 0 divergences" not in done.stdout
 
 
-@pytest.mark.parametrize("name", [TRIALS_FILE, DIVERGENCES_FILE])
+@pytest.mark.parametrize("name", [DIVERGENCES_FILE, *full(TRIALS_FILE)])
 def test_a_line_torn_at_any_byte_is_dropped_and_measured_again(stored, tmp_path, monkeypatch, name):
     monkeypatch.setattr(os, "fsync", lambda _: None)  # what a dying machine loses is no question here
     folder = tmp_path / "run"
     shutil.copytree(stored.folder, folder)
     changed = [t for t in stored.trials if t.arm.kind == "speculative" and not t.warmup]
-    with RunWriter(folder, dict(stored.run)) as writer:
+    with RunWriter(folder, stored.run) as writer:
         for number, trial in enumerate(changed):
             writer.append(replace(trial, attempt=7, output_sha256="0" * 64))  # texts that left the target's own
             writer.append_divergence(trial_key(trial), Divergence(number, 0.5))
@@ -63,7 +64,7 @@ def test_a_line_torn_at_any_byte_is_dropped_and_measured_again(stored, tmp_path,
             assert found.torn == (end > before)
         else:
             assert [t.diverged and t.diverged.index for t in found.trials if t.attempt == 7] == [0, None]
-        with RunWriter(folder, dict(stored.run)) as writer:
+        with RunWriter(folder, stored.run) as writer:
             if name == TRIALS_FILE:
                 writer.append(replace(changed[-1], attempt=7, output_sha256="0" * 64))
             else:
@@ -71,6 +72,7 @@ def test_a_line_torn_at_any_byte_is_dropped_and_measured_again(stored, tmp_path,
         assert (folder / name).read_bytes() == whole
 
 
+@pytest.mark.full
 def test_positions_torn_at_any_byte_are_a_beginning_of_them(stored, tmp_path):
     whole = (stored.folder / "positions-0.arrow").read_bytes()
     texts = read_positions(stored.folder)
@@ -103,6 +105,7 @@ def test_positions_are_never_written_over_others(stored, tmp_path):
     assert {one.prompt_id for one in read_positions(tmp_path)} == {text.prompt_id, other.prompt_id}
 
 
+@pytest.mark.full
 def test_lost_positions_are_made_again_without_a_trial(lab, tmp_path):
     """A kill between a unit's last trial and its positions: divergences and positions are what is missing."""
     config = config_for(lab, tmp_path, limit=2, max_new_tokens=6)
@@ -110,7 +113,7 @@ def test_lost_positions_are_made_again_without_a_trial(lab, tmp_path):
     before = read_run(folder)
     texts = read_positions(folder)
     (folder / "positions-0.arrow").unlink()
-    with RunWriter(folder, dict(before.run)) as writer:
+    with RunWriter(folder, before.run) as writer:
         writer.update(status="started")
     assert run(config, "sweep", (1,), FakeObserver()) == folder
     after = read_run(folder)

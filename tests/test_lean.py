@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, near_copy, run, tiny_llama
 from torch import nn
@@ -105,7 +106,7 @@ def test_every_family_gives_the_logits_of_transformers(name):
     torch.testing.assert_close(shell, whole, atol=2e-4, rtol=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_after_any_reading_and_rewinding(data):
     model = family("qwen3")
@@ -148,6 +149,7 @@ def test_rows_of_equal_length_as_a_probe_reads_them():
             torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["model", "skip"])
 def test_a_whole_trial_with_a_draft(kind):
     """The rounds, not only the text: a draft that reads wrongly gives the same text, in more rounds."""

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from bad_inputs.folders import small
+from conftest import full
 from test_cli import call
 from test_resume import SMALL, interrupted
 from test_run import sweep
@@ -43,6 +44,7 @@ def written(folder):
     }
 
 
+@pytest.mark.full
 def test_a_brief_replaces_links_and_leaves_what_they_lead_to(run, kept, precious, tmp_path):
     for several in (False, True):
         folder = tmp_path / "several" if several else run
@@ -60,6 +62,7 @@ def test_a_brief_replaces_links_and_leaves_what_they_lead_to(run, kept, precious
         assert not any(path.is_symlink() for path in folder.rglob("*"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("there", [True, False])
 def test_figures_are_not_drawn_into_a_folder_elsewhere(run, kept, tmp_path, there):
     elsewhere = tmp_path / "elsewhere"
@@ -79,17 +82,17 @@ def test_figures_are_not_drawn_into_a_folder_elsewhere(run, kept, tmp_path, ther
 
 LINKED = [
     "trials.jsonl",
+    ".lock",
+    "server-logs",
     "divergences.jsonl",
     "stretches.jsonl",
     "positions-0.arrow",
     "run.json.tmp",
-    ".lock",
-    "server-logs",
     "server-logs/target.log",
 ]
 
 
-@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("name", [*LINKED[:3], *full(*LINKED[3:])])
 def test_a_run_is_not_continued_through_a_link(lab, tmp_path, precious, name):
     folder = interrupted(lab, tmp_path)
     path = folder / name

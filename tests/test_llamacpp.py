@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench.backends.server.adapter import Ask, Chunk
-from specbench.backends.server.llamacpp import WHOLE_TEXT, LlamaCpp, rounds_of
+from specbench.backends.server.llamacpp import WHOLE_TEXT, LlamaCpp, Timings, rounds_of
 from specbench.records import Counters, Message, Round, Sampling
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -26,15 +26,15 @@ def streamed(name: str) -> list[Chunk]:
     return [Chunk(0.1 * (i + 1), json.loads(line)) for i, line in enumerate(lines)]
 
 
-def totals(rounds: list[Round], cut: int = 0) -> list[dict[str, int]]:
+def totals(rounds: list[Round], cut: int = 0) -> list[Timings]:
     """What the server says with every token of a text of these rounds, `cut` tokens short of its end."""
-    said = [{"predicted_n": 1}]
+    said = [Timings(predicted_n=1)]
     drafted = accepted = 0
     for r in rounds:
         drafted, accepted = drafted + r.drafted, accepted + r.accepted
         for _ in range(r.accepted + 1):
             counts = {"draft_n": drafted, "draft_n_accepted": accepted} if drafted else {}
-            said.append({"predicted_n": len(said) + 1, **counts})
+            said.append(Timings(predicted_n=len(said) + 1, **counts))
     return said[: len(said) - cut]
 
 

@@ -14,7 +14,6 @@ from test_run import sweep as whole_sweep
 from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.compare.comparison import compared
-from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.session import LocalSession
@@ -22,7 +21,8 @@ from specbench.cost.plan import Costs
 from specbench.records import CostPoint, Times
 from specbench.report.brief.brief import render_brief
 from specbench.run import early_stopping
-from specbench.run.session import plan_units, run
+from specbench.run.plan import plan_units
+from specbench.run.session import run
 from specbench.store import RunWriter, find_runs, read_run, trial_key
 
 GAMMAS = (1, 2, 4, 8)
@@ -64,21 +64,22 @@ def test_a_gamma_that_is_ruled_out_is_measured_no_further(lab, tmp_path):
     observer = FakeObserver()
     stored = sweep(lab, tmp_path, gammas=GAMMAS, observer=observer)
     assert counts(stored) == {1: 12, 2: 12, 4: 10, 8: 10}
-    assert stored.run["looks"] == [10]
-    assert [(one.gamma, one.prompts, one.planned) for one in ruled_out(stored.run)] == [(4, 10, 12), (8, 10, 12)]
+    assert stored.run.looks == (10,)
+    assert [(one.gamma, one.prompts, one.planned) for one in stored.run.ruled_out] == [(4, 10, 12), (8, 10, 12)]
     assert [line for line in observer.lines if "is stopped after 10 of 12" in line]
-    assert stored.status == "finished" and stored.run["trials_planned"] == 12 * 6
+    assert stored.status == "finished" and stored.run.trials_planned == 12 * 6
     assert observer.begun == (72, 0)
     # the whole run says what it would have stopped: the same, for the same reason
     whole = sweep(lab, tmp_path, gammas=GAMMAS, all_gammas=True)
     assert counts(whole) == dict.fromkeys(GAMMAS, 12)
-    assert "looks" not in whole.run
+    assert whole.run.looks == ()
     walked = as_swept(whole, read_positions(whole.folder))
-    assert ruled_out(walked.run) == ruled_out(stored.run)
+    assert walked.run.ruled_out == stored.run.ruled_out
     assert counts(walked) == counts(stored)
     assert summarise(whole).verdict == summarise(stored).verdict == "NO-GO"
 
 
+@pytest.mark.full
 def test_every_reader_of_the_run_tells(lab, tmp_path):
     stored = sweep(lab, tmp_path, gammas=GAMMAS)
     summary = summarise(stored)
@@ -101,6 +102,7 @@ def test_every_reader_of_the_run_tells(lab, tmp_path):
     assert [row.gamma for row in compared(stored, stored).drafts[0].gammas] == [1, 2]
 
 
+@pytest.mark.full
 def test_a_run_that_is_cut_anywhere_stops_the_same(lab, tmp_path):
     whole = sweep(lab, tmp_path / "whole", gammas=GAMMAS)
     for cut in (57, 60, 61, 63):  # before the look, right before and after it, and in the next prompt
@@ -110,7 +112,7 @@ def test_a_run_that_is_cut_anywhere_stops_the_same(lab, tmp_path):
         observer = FakeObserver()
         again = sweep(lab, out, gammas=GAMMAS, observer=observer)
         assert len(find_runs(out)) == 1
-        assert ruled_out(again.run) == ruled_out(whole.run) and again.run["looks"] == [10]
+        assert again.run.ruled_out == whole.run.ruled_out and again.run.looks == (10,)
         assert {trial_key(t) for t in again.trials if not t.warmup} == {
             trial_key(t) for t in whole.trials if not t.warmup
         }
@@ -120,6 +122,7 @@ def test_a_run_that_is_cut_anywhere_stops_the_same(lab, tmp_path):
         assert warmed == ({None, 1, 2, 4, 8} if cut <= 60 else {None, 1, 2})
 
 
+@pytest.mark.full
 def test_every_look_adds_to_what_was_ruled_out(lab, tmp_path, monkeypatch):
     """Two looks, of which each rules out one gamma."""
     many = tmp_path / "many.jsonl"
@@ -132,12 +135,13 @@ def test_every_look_adds_to_what_was_ruled_out(lab, tmp_path, monkeypatch):
 
     monkeypatch.setattr(early_stopping, "look", one_at_a_time)
     stored = sweep(lab, tmp_path, gammas=GAMMAS, workload=str(many), max_new_tokens=8)
-    assert at == [10, 20] and stored.run["looks"] == [10, 20]
-    assert [(one.gamma, one.prompts) for one in ruled_out(stored.run)] == [(8, 10), (4, 20)]
+    assert at == [10, 20] and stored.run.looks == (10, 20)
+    assert [(one.gamma, one.prompts) for one in stored.run.ruled_out] == [(8, 10), (4, 20)]
     assert counts(stored) == {1: 22, 2: 22, 4: 20, 8: 10}
     assert summarise(stored).trials_spared == 2 + 12
 
 
+@pytest.mark.full
 def test_a_look_that_a_kill_lost_is_taken_again(lab, tmp_path, monkeypatch):
     honest = RunWriter.update
 
@@ -151,12 +155,13 @@ def test_a_look_that_a_kill_lost_is_taken_again(lab, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             sweep(lab, tmp_path, gammas=GAMMAS)
     (folder,) = find_runs(tmp_path)
-    assert "looks" not in read_run(folder).run
+    assert read_run(folder).run.looks == ()
     again = sweep(lab, tmp_path, gammas=GAMMAS)
     assert again.folder == folder
     assert counts(again) == {1: 12, 2: 12, 4: 10, 8: 10}
 
 
+@pytest.mark.full
 def test_the_other_setting_does_not_continue_it(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, gammas=GAMMAS, observer=FakeObserver(interrupt_after=63))
@@ -166,6 +171,7 @@ def test_the_other_setting_does_not_continue_it(lab, tmp_path):
     assert [line for line in observer.lines if "all_gammas: False -> True" in line]
 
 
+@pytest.mark.full
 def test_few_prompts_few_gammas_and_measure_look_at_nothing(lab, tmp_path):
     assert counts(sweep(lab, tmp_path / "few", gammas=GAMMAS, limit=8)) == dict.fromkeys(GAMMAS, 8)
     assert counts(sweep(lab, tmp_path / "two", gammas=(1, 8))) == {1: 12, 8: 12}
@@ -173,6 +179,7 @@ def test_few_prompts_few_gammas_and_measure_look_at_nothing(lab, tmp_path):
     assert counts(read_run(run(config, "measure", GAMMAS, FakeObserver()))) == dict.fromkeys(GAMMAS, 12)
 
 
+@pytest.mark.full
 def test_what_is_left_is_told_by_arm(lab, tmp_path):
     told = []
 
@@ -185,6 +192,7 @@ def test_what_is_left_is_told_by_arm(lab, tmp_path):
     assert told[10:] == [(8, 2, 4), (4, 1, 4)]
 
 
+@pytest.mark.full
 def test_batches_are_looked_at_as_prompts_are(lab, tmp_path):
     many = tmp_path / "many.jsonl"
     many.write_text("".join(json.dumps({"id": f"p{n}", "prompt": f"Say {n}."}) + "\n" for n in range(24)))
@@ -192,7 +200,7 @@ def test_batches_are_looked_at_as_prompts_are(lab, tmp_path):
         lab, tmp_path, gammas=GAMMAS, workload=str(many), batch_size=2, probe_batch_sizes="1", max_new_tokens=6
     )
     # the planted probe is of batch 1: without a prediction nothing is ruled out
-    assert stored.run["looks"] == [10] and ruled_out(stored.run) == ()
+    assert stored.run.looks == (10,) and stored.run.ruled_out == ()
     assert counts(stored) == dict.fromkeys(GAMMAS, 12)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, model_drafter, near_copy, run, tiny_llama
 from transformers import GenerationConfig
@@ -28,7 +29,7 @@ def transformers_greedy(prompt: list[int], max_new_tokens: int, eos: set[int]) -
     return out[0, len(prompt) :].tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     prompt=st.lists(st.integers(0, 63), min_size=1, max_size=12),
     gamma=st.integers(1, 9),
@@ -57,6 +58,7 @@ def test_a_model_drafting_for_itself_accepts_everything(sampling, gamma):
     assert got.rounds == [Round(gamma, gamma)] * 5
 
 
+@pytest.mark.full
 def test_a_near_copy_is_accepted_more_often_than_a_stranger():
     def accepted(model):
         drafter = model_drafter(model, vocab_size=64, sampling=GREEDY, eos=set())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, run, tiny_llama
 
@@ -49,7 +50,7 @@ def drafter(model=NEAR, *, sampling=GREEDY, eos=frozenset(), cutoff=0.0):
     return ModelDrafter(CachedModel(model, 128), vocab_size=VOCAB, sampling=sampling, eos=eos, cutoff=cutoff)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     prompts=prompt_lists,
     gamma=st.integers(1, 6),
@@ -66,14 +67,14 @@ def test_every_row_is_the_prompt_alone(prompts, gamma, limit, eos, cutoff):
         assert row.finish == alone.finish
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(prompts=prompt_lists, limit=st.integers(1, 40), eos=st.sets(st.integers(0, VOCAB - 1), max_size=3))
 def test_the_baseline_of_a_batch_is_each_target_alone(prompts, limit, eos):
     for prompt, row in zip(prompts, many(TARGET, None, prompts, eos=eos, limit=limit), strict=True):
         assert row.tokens == run(TARGET, None, prompt, eos=eos, max_new_tokens=limit).tokens
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(prompts=prompt_lists, gamma=st.integers(1, 5), limit=st.integers(2, 40))
 def test_look_up_in_a_batch_is_look_up_alone(prompts, gamma, limit):
     spec = NgramSpec(2)
@@ -83,7 +84,7 @@ def test_look_up_in_a_batch_is_look_up_alone(prompts, gamma, limit):
         assert (row.tokens, row.rounds) == (alone.tokens, alone.rounds)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(
     prompts=prompt_lists,
     gamma=st.integers(1, 6),

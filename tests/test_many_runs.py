@@ -22,6 +22,7 @@ def alone(lab, tmp_path_factory):
     return sweep(lab, tmp_path_factory.mktemp("runs"), draft=[str(lab.near), "ngram:n=2"])
 
 
+@pytest.mark.full
 def test_a_batch_is_one_trial_with_the_counts_of_its_prompts(batched, alone):
     final = [trial for trial in batched.trials if not trial.warmup]
     assert len(final) == 3 * (2 + 3 * 2)
@@ -61,17 +62,19 @@ def test_a_batch_is_predicted_with_the_costs_of_its_size(batched):
     assert 0.1 < spent / measured < 10  # both a sequence's share of the batch; tiny models are all noise
 
 
+@pytest.mark.full
 def test_prompts_that_fill_no_batch_are_left_out_and_said(lab, tmp_path):
     stored = sweep(lab, tmp_path, batch_size=5, gammas=(1,))
-    assert [skipped["reason"] for skipped in stored.run["workload"]["skipped"]] == ["left over from batches of 5"] * 2
+    assert [skipped.reason for skipped in stored.run.workload.skipped] == ["left over from batches of 5"] * 2
     assert len([t for t in stored.trials if not t.warmup]) == 2 * 3
     assert "skipped-prompts" in [caution.code for caution in summarise(stored).warnings]
     with pytest.raises(WorkloadError, match="12 prompts fill no batch of 13"):
         sweep(lab, tmp_path, batch_size=13)
 
 
+@pytest.mark.full
 def test_an_interrupted_run_of_batches_goes_on(lab, tmp_path, batched):
-    drafts = batched.run["config"]["draft"]
+    drafts = batched.run.config.draft
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, draft=drafts, batch_size=4, observer=FakeObserver(interrupt_after=11))
     whole = sweep(lab, tmp_path, draft=drafts, batch_size=4)
@@ -88,6 +91,7 @@ def test_drafts_without_a_form_for_batches_are_refused(lab, tmp_path, draft):
         sweep(lab, tmp_path, draft=[draft.format(near=lab.near)], batch_size=2)
 
 
+@pytest.mark.full
 def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     near = lab.near
     drafts = [
@@ -101,13 +105,13 @@ def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     ]
     stored = sweep(lab, tmp_path, draft=drafts, gammas=(1, 3), limit=6)
     summary = summarise(stored)
-    assert [draft.draft for draft in summary.drafts] == drafts
+    assert [draft.draft for draft in summary.drafts] == list(drafts)
     for draft in summary.drafts:
         for row in draft.gammas:
             assert row.identical_prompts == row.prompts == 6
             assert row.replay_rounds == row.rounds, draft.draft
-    assert stored.run["drafts"]["skip:auto"]["layers"] == 1  # of two layers
-    readers = {point["model"] for point in stored.run["probe"]}
+    assert stored.run.drafts["skip:auto"].layers == 1  # of two layers
+    readers = {point.model for point in stored.run.probe}
     assert readers == {None, str(near), "skip:layers=1", f"cross:{near}"}
     by_name = {draft.draft: draft for draft in summary.drafts}
     assert all(row.predicted_speedup is not None for draft in summary.drafts for row in draft.gammas)
@@ -117,6 +121,7 @@ def test_every_kind_of_draft_in_one_run(lab, tmp_path):
     assert by_name[f"ngram:n=2+{near}"].gammas[1].rounds <= by_name["ngram:n=2,max=2"].gammas[1].rounds
 
 
+@pytest.mark.full
 def test_the_layers_of_a_skip_draft_are_kept_when_a_run_goes_on(lab, tmp_path, monkeypatch):
     from specbench.backends.local import local
 
@@ -125,4 +130,4 @@ def test_the_layers_of_a_skip_draft_are_kept_when_a_run_goes_on(lab, tmp_path, m
     monkeypatch.setattr(local, "choose_layers", lambda *_: pytest.fail("chosen again"))
     stored = sweep(lab, tmp_path, draft=["skip:auto"], limit=4)
     assert stored.status == "finished"
-    assert read_run(stored.folder).run["drafts"]["skip:auto"]["layers"] == 1
+    assert read_run(stored.folder).run.drafts["skip:auto"].layers == 1

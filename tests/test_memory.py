@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from conftest import full
 from fake_device import quick_probe
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
@@ -85,7 +86,7 @@ def test_of_what_cannot_be_told_nothing_is_said(lab, tmp_path):
     assert size_of(str(tmp_path / "m"), dtype="float32") is None
 
 
-@pytest.mark.parametrize("flags", [{}, {"batch_size": 3}, {"replay_only": True}], ids=str)
+@pytest.mark.parametrize("flags", [{}, *full({"batch_size": 3}, {"replay_only": True})], ids=str)
 def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
     """To the byte, of weights and caches: refused with a byte less, run with as much."""
     flags = dict(flags)
@@ -132,14 +133,15 @@ def test_a_refusal_is_one_line_with_numbers_and_a_cure(lab, tmp_path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_a_disk_that_is_surely_too_small_is_refused(lab, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
     with pytest.raises(StoreError, match=r"needs at least 0\.00 GB, 0\.00 GB are free .*: 48 trials"):
         sweep(lab, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     # Twelve prompts at one gamma are 36 lines of trials; with texts they are longer.
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=36 * 620))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=36 * 620))
     sweep(lab, tmp_path / "small", gammas=(1,), max_new_tokens=2, probe_batch_sizes="1")
     with pytest.raises(StoreError, match="without --keep-text"):
         sweep(lab, tmp_path / "runs", gammas=(1,), keep_text=True)
@@ -182,7 +184,7 @@ def uneven(lab, tmp_path):
 
 
 def codes(stored):
-    return {warning["code"]: warning["message"] for warning in stored.run["warnings"]}
+    return {warning.code: warning.message for warning in stored.run.warnings}
 
 
 def counts(stored):
@@ -202,7 +204,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_of_every_arm(lab, tmp_path, monk
         stored = sweep(lab, tmp_path / "short", **flags)
     assert allocator.refused >= 2
     assert stored.status == "finished"
-    assert {s["id"] for s in stored.run["workload"]["skipped"]} == {"p2", "p5"}
+    assert {s.id for s in stored.run.workload.skipped} == {"p2", "p5"}
     assert "2 prompts were left out of every arm because memory ran out, at 1" in codes(stored)["out-of-memory"]
     summary = summarise(stored)
     assert [row.prompts for row in summary.drafts[0].gammas] == [6, 6]
@@ -213,13 +215,15 @@ def test_a_prompt_that_does_not_fit_is_left_out_of_every_arm(lab, tmp_path, monk
     assert len(counts(stored)) == 6 * 4
 
 
-@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, *full(MemoryError)])
 def test_a_failed_allocation_has_several_names(lab, tmp_path, monkeypatch, uneven, kind):
     Allocator(monkeypatch, longest=130, kind=kind, says="")
     stored = sweep(lab, tmp_path, gammas=(1,), workload=uneven, probe_batch_sizes="1", max_new_tokens=2)
-    assert {s["id"] for s in stored.run["workload"]["skipped"]} == {"p2", "p5"}
+    assert {s.id for s in stored.run.workload.skipped} == {"p2", "p5"}
 
 
+@pytest.mark.full
 def test_one_failed_allocation_costs_one_prompt(lab, tmp_path, monkeypatch):
     counted = []
     with monkeypatch.context() as patch:
@@ -231,11 +235,12 @@ def test_one_failed_allocation_costs_one_prompt(lab, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         Allocator(patch, nth=middle)
         stored = sweep(lab, tmp_path / "second", gammas=(2,), probe_batch_sizes="1", max_new_tokens=6)
-    (lost,) = stored.run["workload"]["skipped"]
-    assert lost["id"] == counted[18][1].prompt_id
+    (lost,) = stored.run.workload.skipped
+    assert lost.id == counted[18][1].prompt_id
     assert summarise(stored).drafts[0].gammas[0].prompts == 11
 
 
+@pytest.mark.full
 def test_a_run_that_no_memory_is_left_for_stops_and_goes_on_later(lab, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         starved = Allocator(patch)
@@ -248,7 +253,7 @@ def test_a_run_that_no_memory_is_left_for_stops_and_goes_on_later(lab, tmp_path,
     (folder,) = find_runs(tmp_path)
     before = read_run(folder)
     assert before.status == "failed"
-    assert before.run["workload"]["skipped"] == []
+    assert before.run.workload.skipped == ()
     stored = sweep(lab, tmp_path, **flags | {"observer": FakeObserver()})
     assert stored.folder == folder
     assert stored.status == "finished"
@@ -261,6 +266,7 @@ def find_trials(out):
     return [t for folder in find_runs(out) for t in read_run(folder).trials]
 
 
+@pytest.mark.full
 def test_a_prompt_that_was_left_out_stays_out_when_the_run_is_resumed(lab, tmp_path, monkeypatch, uneven):
     def stop(trial):
         if any("out-of-memory" in codes(read_run(folder)) for folder in find_runs(tmp_path)):
@@ -273,14 +279,15 @@ def test_a_prompt_that_was_left_out_stays_out_when_the_run_is_resumed(lab, tmp_p
         with pytest.raises(KeyboardInterrupt):
             sweep(lab, tmp_path, workload=uneven, probe_batch_sizes="1", observer=observer)
     (folder,) = find_runs(tmp_path)
-    first = read_run(folder).run["workload"]["skipped"]
+    first = read_run(folder).run.workload.skipped
     stored = sweep(lab, tmp_path, workload=uneven, probe_batch_sizes="1")
     assert stored.folder == folder
     # There would be room for them now.
-    assert stored.run["workload"]["skipped"] == first
+    assert stored.run.workload.skipped == first
     assert summarise(stored).drafts[0].gammas[0].prompts == 8 - len(first) < 8
 
 
+@pytest.mark.full
 def test_a_batch_that_does_not_fit_ends_the_run_with_the_way_out(lab, tmp_path, monkeypatch):
     allocator = Allocator(monkeypatch)
     observer = FakeObserver()
@@ -295,6 +302,7 @@ def test_a_batch_that_does_not_fit_ends_the_run_with_the_way_out(lab, tmp_path, 
     assert stored.status == "finished"
 
 
+@pytest.mark.full
 def test_a_replay_halves_its_batches_and_loses_only_what_never_fits(lab, tmp_path, monkeypatch, uneven):
     def replay(out):
         config = config_for(lab, out, workload=uneven)
@@ -304,12 +312,13 @@ def test_a_replay_halves_its_batches_and_loses_only_what_never_fits(lab, tmp_pat
     Allocator(monkeypatch, rows=4, longest=130)
     stored = replay(tmp_path / "short")
     assert stored.status == "finished"
-    assert {s["id"] for s in stored.run["workload"]["skipped"]} == {"p2", "p5"}
+    assert {s.id for s in stored.run.workload.skipped} == {"p2", "p5"}
     found = {t.prompt_id: t for t in read_positions(stored.folder)}
     assert set(found) == set(whole) - {"p2", "p5"}
     assert all((found[name].accept == whole[name].accept).all() for name in found)
 
 
+@pytest.mark.full
 def test_other_errors_are_not_taken_for_a_lack_of_memory(lab, tmp_path, monkeypatch):
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied (allocated 4x4)"))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
@@ -318,6 +327,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(lab, tmp_path, monkeypa
         sweep(lab, tmp_path, probe_batch_sizes="1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_no_cache_outlives_its_trial(lab, tmp_path, batch_size):
     """Sixty prompts: as many caches, and bytes in them, after the last trial as after the tenth."""
@@ -341,6 +351,7 @@ def test_no_cache_outlives_its_trial(lab, tmp_path, batch_size):
     assert len(set(looks)) == 1 or batch_size > 1
 
 
+@pytest.mark.full
 def test_a_prompt_that_fails_when_it_is_scored_counts_in_no_arm(lab, tmp_path, monkeypatch):
     """Its trials are on disk by then."""
     score, calls = local.LocalEngine.score, []
@@ -353,7 +364,7 @@ def test_a_prompt_that_fails_when_it_is_scored_counts_in_no_arm(lab, tmp_path, m
 
     monkeypatch.setattr(local.LocalEngine, "score", refuse)
     stored = sweep(lab, tmp_path, gammas=(2,), probe_batch_sizes="1", max_new_tokens=6)
-    (lost,) = stored.run["workload"]["skipped"]
+    (lost,) = stored.run.workload.skipped
     row = summarise(stored).drafts[0].gammas[0]
-    assert lost["id"] not in {t.prompt_id for t in stored.trials if not t.warmup}
+    assert lost.id not in {t.prompt_id for t in stored.trials if not t.warmup}
     assert row.prompts == 11 and row.replay_rounds == row.rounds

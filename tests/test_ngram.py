@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_run import sweep
 from tiny import GREEDY, run, tiny_llama
@@ -44,7 +46,7 @@ def test_no_draft_goes_past_an_end_of_sequence():
     assert proposal(NgramSpec(1), [1, 5, 9, 6, 1], 4, eos={9}) == [5, 9]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(x=st.lists(st.integers(0, 5), min_size=2, max_size=40), n=st.integers(1, 4), k=st.integers(1, 8))
 def test_proposals_are_those_of_transformers(x, n, k):
     theirs = PromptLookupCandidateGenerator(
@@ -63,7 +65,7 @@ def test_an_index_grown_token_by_token_is_the_index_of_the_whole():
         assert grown.propose(x[:end], 5).tokens == proposal(NgramSpec(3), x[:end], 5)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     prompt=st.lists(st.integers(0, 11), min_size=1, max_size=20),
     gamma=st.integers(1, 9),
@@ -114,6 +116,7 @@ def test_rounds_are_those_of_transformers_prompt_lookup(monkeypatch):
     assert free > 15
 
 
+@pytest.mark.full
 def test_two_drafts_share_one_baseline_in_a_run(lab, tmp_path):
     stored = sweep(lab, tmp_path, draft=[str(lab.near), "ngram:n=2"], gammas=(2,), limit=4)
     summary = summarise(stored)

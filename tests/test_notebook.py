@@ -30,8 +30,8 @@ FRAMES = ("trials", "rounds", "gammas", "categories", "loads", "costs")
 
 
 @pytest.fixture(scope="module")
-def swept(lab, tmp_path_factory):
-    return specbench.sweep(**keys_for(lab, tmp_path_factory.mktemp("notebook")), quiet=True)
+def swept(typed):
+    return specbench.load_run(typed.folder)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def test_frames_hold_the_records_of_the_summary(example):
     shown = ["category", "verdict", "reasons", "best_gamma", "speedup_high", "prompts"]
     asked = [[getattr(row, name) for name in shown] for row in draft.categories]
     assert categories[shown].to_numpy().tolist() == asked and len(asked) == 8
-    points = example.stored.run["probe"]
-    assert list(example.costs["median_s"]) == [point["median_s"] for point in points]
-    assert example.costs["model"].isna().sum() == sum(point["model"] is None for point in points) > 0
+    points = example.stored.run.probe
+    assert list(example.costs["median_s"]) == [point.median_s for point in points]
+    assert example.costs["model"].isna().sum() == sum(point.model is None for point in points) > 0
     assert example.loads.empty
 
 
@@ -139,6 +139,7 @@ def test_totals_that_a_server_tells_are_counts_without_rounds(tmp_path):
     assert silent.trials["drafted"].isna().all() and silent.gammas["rounds"].isna().all()
 
 
+@pytest.mark.full
 def test_rounds_of_a_real_server_add_up():
     run = specbench.load_run(SERVED)
     last = {}  # of several attempts at one thing

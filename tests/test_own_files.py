@@ -9,7 +9,7 @@ from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
-from conftest import CANARY, Lab
+from conftest import CANARY, Lab, full
 from fake_server import FakeServer
 from test_cli import call
 from test_run import FakeObserver, sweep
@@ -18,14 +18,15 @@ from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
 from specbench.analysis.compare.comparison import compared
-from specbench.checks.stored import check_run
+from specbench.config import RunConfig
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.models import encoding, load_model
 from specbench.models.defaults import _NEUTRAL, generation_caution, unmeasured
 from specbench.models.encoding import Today, changed_encoding, encoded_record, encoding_cautions, today_of
 from specbench.models.prompts import encode, end_tokens
 from specbench.records import Message, Prompt, Sampling
-from specbench.store import find_runs
+from specbench.run_record import Provenance, RunRecord, WorkloadFacts
+from specbench.store import find_runs, record_json
 from specbench.verify.check import Asked, check
 
 GREEDY, WARM = Sampling(), Sampling(0.7, 0.9, 20)
@@ -146,19 +147,21 @@ def test_a_file_that_cannot_be_read_is_refused_and_not_left_out(lab, tmp_path, c
     assert "not readable" in generation_caution(str(folder), GREEDY, new_tokens=8).message
 
 
+@pytest.mark.full
 def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_path):
     target = model_with(lab, tmp_path / "t", repetition_penalty=1.1, do_sample=True, temperature=0.7)
     stored = sweep(lab, tmp_path / "runs", target=str(target), **SMALL)
-    (said,) = [each for each in stored.run["warnings"] if each["code"] == "generation-config"]
-    assert "repetition_penalty 1.1, temperature 0.7" in said["message"]
-    assert stored.run["target"]["end_tokens"] == [256]
+    (said,) = [each for each in stored.run.warnings if each.code == "generation-config"]
+    assert "repetition_penalty 1.1, temperature 0.7" in said.message
+    assert stored.run.target.end_tokens == (256,)
     plain = sweep(lab, tmp_path / "runs", **SMALL)
-    assert not [each for each in plain.run["warnings"] if each["code"] == "generation-config"]
+    assert not [each for each in plain.run.warnings if each.code == "generation-config"]
     found = findings(lab, target)
     assert (found["generation-config"]["state"], found["date-in-prompt"]["state"]) == ("note", "ok")
     assert "temperature 0.7" in found["generation-config"]["evidence"]
 
 
+@pytest.mark.full
 def test_a_run_on_servers_names_it_where_the_files_are_at_hand(lab, tmp_path):
     target = model_with(lab, tmp_path / "t", repetition_penalty=1.1)
     for name, named in ((str(target), True), (str(lab.target), False), ("served", False)):
@@ -218,15 +221,18 @@ def with_special_tokens(lab, folder, template, single):
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("template", "single", "codes"),
     [
         (None, lambda begin: f"{begin} $A <|end|>", {"end-in-prompt"}),
-        (None, lambda begin: f"{begin} $A", set()),
-        (None, lambda begin: f"{begin} {begin} $A", {"two-begins"}),
-        ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", lambda begin: f"{begin} $A", {"end-in-prompt"}),
+        *full(
+            (None, lambda begin: f"{begin} $A", set()),
+            (None, lambda begin: f"{begin} {begin} $A", {"two-begins"}),
+            ("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", lambda begin: f"{begin} $A", {"end-in-prompt"}),
+        ),
         ("{{ bos_token }}{{ bos_token }}{{ messages[0].content }}:", lambda begin: f"{begin} $A", {"two-begins"}),
-        ("{{ bos_token }}{{ messages[0].content }}:", lambda begin: f"{begin} $A <|end|>", set()),
+        *full(("{{ bos_token }}{{ messages[0].content }}:", lambda begin: f"{begin} $A <|end|>", set())),
     ],
 )
 def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, single, codes):
@@ -239,7 +245,7 @@ def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, si
     if "end-in-prompt" in codes:
         assert found["end-in-prompt"]["state"] == ("broken" if template is None else "note")
     stored = sweep(lab, tmp_path / "runs", target=str(folder), **SMALL)
-    assert {each["code"] for each in stored.run["warnings"]} >= codes
+    assert {each.code for each in stored.run.warnings} >= codes
 
 
 def test_an_empty_prompt_that_is_its_end_alone_is_not_accused(lab):
@@ -295,6 +301,7 @@ def test_a_template_has_one_date_for_a_whole_run(dated):
     assert not other.written
 
 
+@pytest.mark.full
 def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tmp_path, on):
     on(27)
     folder = interrupted(dated, tmp_path / "runs")
@@ -303,10 +310,10 @@ def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tm
     stored = sweep(dated, tmp_path / "runs", observer=observer, **SMALL)
     assert stored.folder == folder and stored.status == "finished"
     assert "The chat template writes the date: prompts keep that of the run, 2026-11-27" in observer.lines
-    encoded = stored.run["workload"]["encoded"]
-    assert encoded["now"].startswith("2026-11-27") and len(encoded["ids_sha256"]) == 2
-    (said,) = [each for each in stored.run["warnings"] if each["code"] == "date-in-prompt"]
-    assert "2026-11-27" in said["message"]
+    encoded = stored.run.workload.encoded
+    assert encoded.now.startswith("2026-11-27") and len(encoded.ids_sha256) == 2
+    (said,) = [each for each in stored.run.warnings if each.code == "date-in-prompt"]
+    assert "2026-11-27" in said.message
     assert check(folder, Asked(), FakeObserver()).agreement != "disagree"
     assert CANARY not in (folder / "run.json").read_text()
     # another day, another run: the same question is another prompt
@@ -316,6 +323,7 @@ def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tm
     assert not [each for each in compared(stored, stored).warnings if each.code == "other-token-ids"]
 
 
+@pytest.mark.full
 def test_a_template_of_the_same_length_is_another_prompt_for_resume_and_check(dated, tmp_path, on):
     on(27)
     folder = interrupted(dated, tmp_path / "runs")
@@ -339,8 +347,8 @@ def test_what_changed_is_said_only_of_prompts_that_both_have(lab):
         "1 of 1 prompts have other token ids: another tokenizer, or other arguments of the chat template"
     )
     assert changed_encoding(one, one) is None and changed_encoding(None, one) is None
-    clock = [one | {"now": f"2026-11-27T10:0{minute}:00"} for minute in (1, 2)]
-    said = changed_encoding(clock[0], clock[1] | {"ids_sha256": {"a": "other"}})
+    clock = [replace(one, now=f"2026-11-27T10:0{minute}:00") for minute in (1, 2)]
+    said = changed_encoding(clock[0], replace(clock[1], ids_sha256={"a": "other"}))
     assert "wrote 2026-11-27T10:01:00 and 2026-11-27T10:02:00" in said
     assert today_of(clock[0]).at == datetime(2026, 11, 27, 10, 1) and not today_of(None).written
 
@@ -349,8 +357,14 @@ def test_what_changed_is_said_only_of_prompts_that_both_have(lab):
 def test_a_record_that_specbench_did_not_write_is_refused(lab, change):
     loaded = load_model(str(lab.target), dtype="float32", device="cpu")
     record = encoded_record(loaded, [("a", [1])], Today())
-    run = {"status": "finished", "command": "replay", "config": {"policy": {}}, "workload": {"encoded": record}}
-    check_run(run)
-    run["workload"]["encoded"] = record | change
+    run = RunRecord(
+        status="finished",
+        command="replay",
+        config=RunConfig(),
+        provenance=Provenance("an engine"),
+        workload=WorkloadFacts(encoded=record),
+    )
+    record_json(run)
+    changed = replace(run, workload=WorkloadFacts(encoded=replace(record, **change)))
     with pytest.raises(ValueError, match=r"workload\.encoded"):
-        check_run(run)
+        record_json(changed)

@@ -14,6 +14,8 @@ import httpx
 import pytest
 from fake_page import BRIEF, html_of, page
 
+pytestmark = pytest.mark.full
+
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 FLAGS = ["--headless=new", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in QUIET)]
 

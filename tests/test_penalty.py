@@ -4,14 +4,17 @@ is the loop, and whoever forgets the penalty at one place is caught."""
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from fake_markov import FakeMarkov, text_probabilities
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from test_drafters import same_rounds, skip_drafter
@@ -31,16 +34,17 @@ from specbench.analysis.summarise import summarise
 from specbench.backends.local.batch import generate_batch, score_batch
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
-from specbench.config import RunConfig, load_config
+from specbench.config import load_config
 from specbench.drafters import NgramSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.ngram import NgramDrafter
 from specbench.errors import ConfigError
-from specbench.records import Round, Sampling, sampling_of
+from specbench.records import Round, Sampling
 from specbench.report import wording
 from specbench.report.brief.brief import render_brief
+from specbench.store import read_run
 
 VOCAB = 24
 TARGET = tiny_llama(VOCAB, seed=1)
@@ -70,7 +74,7 @@ def transformers_text(prompt: list[int], limit: int, penalty: float, **more: Any
     return out[0, len(prompt) :].tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(ids=st.lists(st.integers(0, 30), min_size=1, max_size=9), n=st.integers(1, 9), penalty=penalties)
 def test_every_row_has_the_penalty_of_what_stands_before_it(ids, n, penalty):
     n = min(n, len(ids))
@@ -88,7 +92,7 @@ def test_the_penalty_is_transformers_own_and_leaves_the_logits_alone():
     assert RepetitionPenalty(Sampling()).apply(logits, [0, 1]) is logits
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     prompt=prompts,
     gamma=st.integers(1, 6),
@@ -108,7 +112,7 @@ def test_greedy_text_is_that_of_transformers_with_the_penalty(prompt, gamma, lim
         assert all(r.accepted == r.drafted for r in got.rounds)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     rows=st.lists(prompts, min_size=1, max_size=4), gamma=st.integers(1, 5), limit=st.integers(1, 30), cut=st.booleans()
 )
@@ -130,6 +134,7 @@ def test_rows_of_a_batch_are_their_prompts_alone(rows, gamma, limit, cut):
         assert other.tokens == bare.tokens == alone.tokens == transformers_text(prompt, limit, 1.3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampling", [PENALISED, Sampling(0.8, top_p=0.9, min_p=0.1, repetition_penalty=1.2)], ids=str)
 @pytest.mark.parametrize("chained", [False, True])
 @pytest.mark.parametrize("gamma", [1, 3, 7])
@@ -173,6 +178,7 @@ def chi_square(drafter: Any, sampling: Sampling, trials: int = 2000) -> float:
     return stats.chisquare([*observed, rest[0]], [*expected, rest[1]], sum_check=False).pvalue
 
 
+@pytest.mark.full
 def test_sampled_text_follows_the_penalised_target():
     assert chi_square(chain_drafter(WARM), WARM) > 1e-3
     # q is what the drafts were drawn from, penalised or not: that it differs from p is what the rule is for
@@ -191,6 +197,7 @@ class Off(RepetitionPenalty):
         return logits
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wrong", [NoDrafts, Off])
 def test_the_same_test_rejects_a_penalty_that_forgets(wrong, monkeypatch):
     monkeypatch.setattr(loop, "RepetitionPenalty", wrong)
@@ -208,7 +215,7 @@ def test_min_p_comes_last_and_keeps_the_likeliest():
     assert distribution(logits, Sampling(1.0, min_p=0.3)).equal(theirs)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(prompt=prompts, gamma=st.integers(1, 8), limit=st.integers(1, 90), penalty=penalties)
 def test_greedy_replay_is_the_loop_round_by_round(prompt, gamma, limit, penalty):
     sampling = Sampling(repetition_penalty=penalty)
@@ -235,6 +242,7 @@ def test_greedy_replay_without_the_penalty_is_not_the_loop(monkeypatch):
     assert replay([text], 4).accepted[0] != sum(r.accepted for r in live.rounds)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("gamma", [1, 3])
 def test_sampling_replay_agrees_with_the_loop(gamma):
     drafter, texts, live = chain_drafter(WARM), [], []
@@ -271,6 +279,7 @@ def test_batched_texts_are_those_of_the_single_engine():
     assert len({text[0] for text in drawn}) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "own",
     [
@@ -296,6 +305,7 @@ def test_batched_texts_have_nothing_of_the_models_own_settings(own, sampling):
 KINDS = ("near", "skip:layers=1", "ngram:n=2", "ngram:n=2+near", "cross:near")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("kinds", "batch"), [(KINDS, 1), (("near", "ngram:n=2"), 3)])
 def test_every_draft_of_a_run_replays_as_it_ran_and_keeps_the_text(kinds, batch, lab, tmp_path):
     drafts = [kind.replace("near", str(lab.near)) for kind in kinds]
@@ -339,9 +349,10 @@ def test_a_brief_names_what_is_on(sampling, words):
 
 
 def test_a_stored_configuration_that_does_not_say_has_them_off():
-    assert sampling_of({"temperature": 0.7, "top_p": 0.9, "top_k": 3, "seed": 1}) == Sampling(0.7, 0.9, 3)
-    config = RunConfig(temperature=0.7, min_p=0.1, repetition_penalty=1.2)
-    assert sampling_of(config.as_dict()) == config.sampling == Sampling(0.7, min_p=0.1, repetition_penalty=1.2)
+    kept = Path(__file__).parent.parent / "reports" / "example"
+    config = json.loads((kept / "run.json").read_text())["config"]
+    assert "min_p" not in config and "repetition_penalty" not in config
+    assert read_run(kept).run.config.sampling == Sampling()
 
 
 @pytest.mark.parametrize(

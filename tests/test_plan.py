@@ -7,7 +7,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples, full
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from test_interval import fake_prompts
@@ -70,7 +71,7 @@ def realised(make, n, half_width, runs=150):
 
 
 @pytest.mark.parametrize("make", WORKLOADS.values(), ids=WORKLOADS)
-@pytest.mark.parametrize("half_width", [0.1, 0.06])
+@pytest.mark.parametrize("half_width", [0.1, *full(0.06)])
 def test_a_run_of_the_planned_size_has_the_wanted_width_about_as_often_as_promised(make, half_width):
     n = prompts_for_width(true_spread(make), half_width, 0.95)
     # long tails make a run's own spread vary more than the formula knows
@@ -89,6 +90,7 @@ def test_a_pilot_of_15_prompts_brackets_what_is_needed(make):
     assert hits / 300 >= 0.87
 
 
+@pytest.mark.full
 def test_planned_from_a_pilot_the_wanted_width_is_reached():
     """Pilot, plan, run, over and over: at the planned number about the half of runs, at the upper end nearly all."""
     rng, at = np.random.default_rng(5), {"value": 0, "high": 0}
@@ -120,7 +122,7 @@ def test_the_power_is_that_of_the_noncentral_t():
         assert power[0] < 0.801 and power[1] > 0.799
 
 
-@settings(deadline=None)
+@examples(100)
 @given(SPREADS, HALF_WIDTHS, st.floats(1.01, 3.0))
 def test_more_spread_or_a_narrower_interval_never_takes_fewer_prompts(spread, half_width, factor):
     def n(*args):
@@ -133,7 +135,7 @@ def test_more_spread_or_a_narrower_interval_never_takes_fewer_prompts(spread, ha
     assert n(spread, half_width, 0.95) >= here
 
 
-@settings(deadline=None)
+@examples(100)
 @given(SPREADS, SPEEDUPS, SPEEDUPS)
 def test_the_farther_from_the_minimum_the_fewer_prompts(spread, a, b):
     near, far = sorted((a, b), key=lambda speedup: abs(math.log(speedup)))
@@ -141,7 +143,7 @@ def test_the_farther_from_the_minimum_the_fewer_prompts(spread, a, b):
     assert MIN_PROMPTS <= n_far <= n_near
 
 
-@settings(deadline=None)
+@examples(100)
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=40), st.floats(0.5, 0.9999))
 def test_the_interval_of_the_spread_holds_it(values, confidence):
     spread = spread_of([np.array(values)], confidence)

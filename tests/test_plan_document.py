@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 
 import pytest
-from fake_run import FakeDraft, FakeMachine, fake_run
+from conftest import full
+from fake_run import FakeDraft, FakeMachine, fake_run, with_config, with_provenance, with_run
 from hypothesis import given
 from hypothesis import strategies as st
 from test_docs import wrong_flags
@@ -28,6 +29,7 @@ from specbench.decision.plan import prompts_for_width
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report.plan.document import CHANGES, TITLE, plan_document, write_document
+from specbench.run_record import WorkloadFacts
 from specbench.workload import load_workload, profile
 
 REPORTS = EXAMPLE.parent
@@ -43,7 +45,7 @@ def made(folder, drafts=None, *, policy=None, wanted=None, available=5000, noise
     stored = fake_run(
         folder, drafts or {"d": FakeDraft({"code": 0.8, "chat": 0.6})}, machine=machine, policy=policy, **fake
     )
-    stored = change(replace(stored, run=stored.run | {"workload": {"prompts_available": available}}))
+    stored = change(with_run(stored, workload=WorkloadFacts(prompts_available=available)))
     asked = {"half_width": 0.05} | (wanted or {})
     pilot = read_pilot(stored, policy, asked.get("gammas"))
     plan = plan_of(Wanted(policy, **asked), pilot, "reports/pilot", available)
@@ -104,7 +106,9 @@ def cell(need, what):
     return f"{number(need[what])} [{number(need[f'{what}_low'])}, {high}]"
 
 
-@pytest.mark.parametrize("args", CASES, ids=lambda args: " ".join(map(str, args))[-30:])
+@pytest.mark.parametrize(
+    "args", [CASES[-1], *full(*((case,) for case in CASES[:-1]))], ids=lambda args: " ".join(map(str, args))[-30:]
+)
 def test_page_tables_and_json_have_the_same_numbers(args):
     plan = json.loads(printed(*args, "--json"))
     terminal, page = printed(*args), printed(*args, "--markdown")
@@ -207,9 +211,7 @@ def test_the_width_that_so_many_prompts_give_is_the_narrowest(prompts):
 def test_a_batch_counts_as_its_requests(tmp_path):
     def batched(stored):
         trials = [replace(trial, members=tuple(f"{trial.prompt_id}.{n}" for n in range(4))) for trial in stored.trials]
-        return replace(
-            stored, run=stored.run | {"config": stored.run["config"] | {"batch_size": 4}}, trials=tuple(trials)
-        )
+        return replace(with_config(stored, batch_size=4), trials=tuple(trials))
 
     plan, page, _ = made(tmp_path / "r", change=batched)
     prompts = amounts(plan, None).prompts
@@ -267,7 +269,7 @@ def test_the_pilots_own_settings_are_measured_again(tmp_path):
     typed += " --system-prompt ... --batch-size 1 --name secret --threads 3 --fresh"
 
     def change(stored):
-        return replace(stored, run=stored.run | {"provenance": stored.run["provenance"] | {"argv": typed.split()}})
+        return with_provenance(stored, argv=tuple(typed.split()))
 
     _, page, _ = made(tmp_path / "r", change=change)
     pilot, sweep = flags_of(page, "sweep")
@@ -296,24 +298,23 @@ def test_a_run_from_elsewhere_is_repeated_from_its_configuration(tmp_path):
     asked = asdict(RunConfig(target="org/model", draft=("a", "b"), temperature=0.7, dtype="float32", max_new_tokens=99))
 
     def change(stored):
-        config = stored.run["config"] | {
-            key: asked[key] for key in ("target", "temperature", "dtype", "max_new_tokens")
-        }
-        origin = stored.run["provenance"] | {"argv": ["specbench", "-f", "kernel.json"]}
-        return replace(stored, run=stored.run | {"config": config, "provenance": origin})
+        changed = with_config(
+            stored, **{key: asked[key] for key in ("target", "temperature", "dtype", "max_new_tokens")}
+        )
+        return with_provenance(changed, argv=("specbench", "-f", "kernel.json"))
 
     drafts = {"a": FakeDraft({"code": 0.8, "chat": 0.6}), "b": FakeDraft({"code": 0.7, "chat": 0.6})}
     _, page, _ = made(tmp_path / "r", drafts, change=change)
     sweep = " ".join(flags_of(page, "sweep")[-1])
     assert (
-        "--target org/model --draft a --draft b --max-new-tokens 99 --temperature 0.7 --dtype float32 --gamma" in sweep
+        "--target org/model --draft a --draft b --dtype float32 --max-new-tokens 99 --temperature 0.7 --gamma" in sweep
     )
     assert "kernel" not in page and "--top-p" not in sweep
 
 
 def test_a_pilot_on_the_prompts_that_come_with_specbench_is_not_of_your_traffic(tmp_path):
     def own(stored):
-        return replace(stored, run=stored.run | {"config": stored.run["config"] | {"workload": "mine.jsonl"}})
+        return with_config(stored, workload="mine.jsonl")
 
     _, mine, _ = made(tmp_path / "r", change=own)
     assert "not of your traffic" in example() and "not of your traffic" not in mine
@@ -355,10 +356,8 @@ def test_nothing_private_is_on_the_page(tmp_path):
             replace(t, prompt_text="SECRET PROMPT", output_text="SECRET ANSWER", prompt_id="SECRET ID")
             for t in stored.trials
         ]
-        config = stored.run["config"] | {"system_prompt": "SECRET SYSTEM", "keep_text": True}
         return replace(
-            stored,
-            run=stored.run | {"config": config},
+            with_config(stored, system_prompt="SECRET SYSTEM", keep_text=True),
             trials=tuple(
                 replace(t, prompt_id=o.prompt_id) if i else t
                 for i, (t, o) in enumerate(zip(trials, stored.trials, strict=True))

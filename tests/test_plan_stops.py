@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_run import FakeDraft, FakeMachine
+from fake_run import FakeDraft, FakeMachine, with_run
 from fake_served import fake_served
 from test_plan_document import REPORTS, example, flags_of, made, printed, section, value
 from test_planned import pilot_of
@@ -23,6 +23,7 @@ from specbench.analysis.plan.stops import any_time, before_the_sweep, too_few
 from specbench.analysis.summarise import summarise
 from specbench.records import Divergence, Policy
 from specbench.report.plan.document import plan_document
+from specbench.run_record import WorkloadFacts
 
 
 def reason(page, number):
@@ -129,6 +130,7 @@ def test_a_few_slow_prompts_may_be_chance():
     assert [state(16, 6 / 16), state(160, 60 / 160), state(16, 4 / 16)] == ["perhaps", "met", "not met"]
 
 
+@pytest.mark.full
 def test_the_slower_share_is_the_plans_own():
     page = printed(REPORTS / "llamacpp", "--markdown")
     warned = next(
@@ -145,7 +147,7 @@ def test_an_untried_draft_length_keeps_the_ceiling_open(tmp_path):
 
 def test_on_a_server_a_round_costs_at_least_a_step(tmp_path):
     stored = fake_served(tmp_path / "r", prompts=24)
-    stored = replace(stored, run=stored.run | {"workload": {"prompts_available": 900}})
+    stored = with_run(stored, workload=WorkloadFacts(prompts_available=900))
     plan = plan_of(Wanted(Policy(), 0.05), read_pilot(stored, Policy(), None), "r", 900)
     page = plan_document(plan, Policy(), stored)
     tau = re.search(r"at most (\d\.\d\d)x, at gamma 4", reason(page, 7))[1]

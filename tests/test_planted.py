@@ -221,7 +221,18 @@ FAULTS: list[tuple[str, Callable[[World, bool], set[str]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "fault"), FAULTS, ids=[f"{code}-{number}" for number, (code, _) in enumerate(FAULTS)])
+# Each costs whole runs; its code is found by another fault of FAULTS, or by a test of its own.
+LONG = (random_tokens, repeated_prompts, loop_drafts_fewer, loop_drafts_more, lossy_loop, more_than_rounding)
+LONG += (slow_reading, fewer_threads, needless_work, other_versions)
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        pytest.param(code, fault, id=f"{code}-{number}", marks=[pytest.mark.full] if fault in LONG else [])
+        for number, (code, fault) in enumerate(FAULTS)
+    ],
+)
 def test_a_planted_fault_is_named_and_its_healthy_twin_is_not(code, fault, lab, tmp_path, monkeypatch):
     for planted in (False, True):
         out = tmp_path / str(planted)
@@ -231,6 +242,7 @@ def test_a_planted_fault_is_named_and_its_healthy_twin_is_not(code, fault, lab, 
         assert (code in found) == planted, found
 
 
+@pytest.mark.full
 def test_a_machine_that_is_slower_than_when_it_was_probed_is_no_handicap(lab, tmp_path, monkeypatch):
     FakeDevice().install(monkeypatch)
     stored = World(lab, tmp_path, monkeypatch).run()
@@ -241,6 +253,7 @@ def test_a_machine_that_is_slower_than_when_it_was_probed_is_no_handicap(lab, tm
     assert not named(replace(stored, trials=tuple(slower))) & {"slow-baseline", "unsynchronised-clock"}
 
 
+@pytest.mark.full
 def test_spans_hold_the_work_of_a_device_that_runs_behind(lab, tmp_path, monkeypatch):
     FakeDevice().install(monkeypatch)
     stored = World(lab, tmp_path, monkeypatch).run((1,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from specbench.analysis.summarise import summarise
 from specbench.cost import bandwidth
 from specbench.errors import ModelError, StoreError
 from specbench.models import shapes
-from specbench.records import CostPoint
+from specbench.records import Bandwidth, CostPoint
 from specbench.run.session import run
 from specbench.store import find_runs, read_run
 
@@ -72,6 +72,7 @@ def test_a_shape_is_the_model_that_its_configuration_describes(tmp_path, offline
     assert logits.isfinite().all() and logits.float().std() > 0
 
 
+@pytest.mark.full
 def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
     target = shape_file(tmp_path / "t")
     draft = shape_file(tmp_path / "d", num_hidden_layers=1, model_type="mixtral", num_local_experts=4)
@@ -90,7 +91,7 @@ def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
         assert row["step_low_s"] <= row["step_s"] <= row["step_high_s"]
         assert row["tokens_per_s"] == pytest.approx(row["batch"] / row["step_s"])
     (folder,) = find_runs(tmp_path / "runs")
-    assert read_run(folder).run["command"] == "probe"
+    assert read_run(folder).run.command == "probe"
     # a probe is no run
     result = call("brief", "--out", tmp_path / "runs")
     assert (result.exit_code, "No run yet" in result.stderr) == (2, True)
@@ -99,6 +100,7 @@ def test_a_configuration_alone_is_enough(tmp_path, offline, quick):
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, quick):
     huge = shape_file(
         tmp_path / "m", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, vocab_size=128256,
@@ -147,20 +149,22 @@ def test_the_tables_say_what_was_timed(probed_lab, lab):
     assert max(len(line) for line in result.stdout.splitlines() if not any(name in line for name in names)) <= 80
 
 
+@pytest.mark.full
 def test_a_run_with_stored_costs_predicts_the_same(probed_lab, lab, tmp_path):
     folder, _ = probed_lab
     stored = read_run(run(config_for(lab, tmp_path), "sweep", (1, 3), FakeObserver(), costs=folder))
-    assert stored.run["probe_from"] == str(folder)
-    assert stored.run["probe"] == read_run(folder).run["probe"]
-    view_costs = [CostPoint(**point) for point in read_run(folder).run["probe"]]
+    assert stored.run.probe_from == str(folder)
+    assert stored.run.probe == read_run(folder).run.probe
+    view_costs = read_run(folder).run.probe
     assert {p.batch for p in view_costs} == {1, 2}
     first = summarise(stored).drafts[0].gammas
-    twin = replace(stored, run=stored.run | {"probe": [asdict(p) for p in view_costs]})
+    twin = replace(stored, run=replace(stored.run, probe=view_costs))
     assert [g.predicted_speedup for g in summarise(twin).drafts[0].gammas] == [g.predicted_speedup for g in first]
     assert all(g.predicted_speedup for g in first)
     assert replay(read_positions(stored.folder), 1).rounds.sum() > 0
 
 
+@pytest.mark.full
 def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
     folder, _ = probed_lab
     copy = tmp_path / "copy"
@@ -189,11 +193,12 @@ def test_stored_costs_of_another_setting_are_refused(probed_lab, lab, tmp_path):
     )
 
 
+@pytest.mark.full
 def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
     config = config_for(lab, tmp_path, limit=2, probe_batch_sizes="2")
     stored = read_run(run(config, "sweep", (1, 2), FakeObserver()))
-    points = [CostPoint(**point) for point in stored.run["probe"]]
-    assert stored.run["probe_from"] is None
+    points = stored.run.probe
+    assert stored.run.probe_from is None
     assert {p.batch for p in points} == {1, 2}
     assert len({p.context for p in points if p.batch == 2}) == 1
     assert {(p.model is None, p.tokens) for p in points if p.phase == "draft"} == {(False, 1), (False, 2)}
@@ -203,7 +208,7 @@ def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
 
 SECTIONS = {
     "`probe --json`": contract.ProbeSummary,
-    "Probe: `bandwidth`": contract.Memory,
+    "Probe: `bandwidth`": Bandwidth,
     "Probe: `models[]`": contract.ProbedModel,
     "Probe: `models[].steps[]`": contract.Step,
     "Probe: `models[].widths[]`": contract.Width,

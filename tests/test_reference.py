@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +12,13 @@ import typer
 import typer.main
 import yaml
 
-from specbench.cli import app, reference
-from specbench.cli.reference import CommandNotes, Notes, read_notes, read_settings
-from specbench.config import RunConfig
-from specbench.records import Policy
+from specbench.cli import app
+from specbench.config import POLICY_SETTINGS, SETTINGS
+from specbench.kinds import Gammas
+from specbench.settings import setting, settings_of
+from tools import __main__ as generators
+from tools import reference
+from tools.reference import CommandNotes, Notes, read_notes
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
@@ -42,9 +45,9 @@ def in_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_page_is_what_the_command_line_says_now():
-    page = reference.page(Path("docs/reference.yaml"))
-    assert page == PAGE, "docs/reference.md is out of date: run `make docs`"
+@pytest.mark.parametrize("path", generators.files(), ids=str)
+def test_every_generated_file_is_what_the_code_says_now(path):
+    assert generators.files()[path] == path.read_text(encoding="utf-8"), f"{path} is out of date: run `make docs`"
 
 
 @pytest.mark.parametrize("command", PROGRAM.commands)
@@ -57,21 +60,23 @@ def test_every_option_has_a_row_in_the_section_of_its_command(command):
 
 def test_every_key_of_the_configuration_has_a_row_and_its_value():
     found = rows(sections()["settings"])
-    assert set(found) == {field.name for kind in (RunConfig, Policy) for field in fields(kind)} - {"policy"}
+    assert set(found) == {name for key, each in SETTINGS.items() for name in (key, *each.declared.also)}
     values = yaml.safe_load((ROOT / "configs/default.yaml").read_text(encoding="utf-8"))
-    for key, value in (values | values["policy"]).items():
-        if key != "policy":
-            assert yaml.safe_load(found[key][0].split("`")[1]) == value
+    policy = values.pop("policy")
+    assert set(policy) == set(POLICY_SETTINGS) and {*values, *policy} == set(SETTINGS)
+    for key, value in (values | policy).items():
+        assert yaml.safe_load(found[key][0].split("`")[1]) == value
     assert "`null` where your file leaves it out" in found["limit"][0]
     assert "`64` where your file leaves it out" in found["max_new_tokens"][0]
-    assert [key for key, cells in found.items() if "leaves it out" in cells[0]] == ["limit", "max_new_tokens"]
+    other = [key for key in SETTINGS if "leaves it out" in found[key][0]]
+    assert other == ["limit", "max_new_tokens"]
 
 
 def test_every_key_names_its_flag_or_says_that_it_has_none():
     flags = {name for param in PROGRAM.commands["sweep"].params for name in param.opts}
-    for key, cells in rows(sections()["settings"]).items():
-        flag = "--" + key.replace("_", "-")
-        assert cells[1] == (f"`{flag}`" if flag in flags else "no flag")
+    for name, cells in rows(sections()["settings"]).items():
+        flag = "--" + name.replace("_", "-")
+        assert flag in re.findall(r"`(--[\w-]+)`", cells[1]) if flag in flags else cells[1] == "no flag"
 
 
 def test_every_environment_variable_of_the_code_is_there():
@@ -104,9 +109,22 @@ def small_program():
     return typer.main.get_command(small)
 
 
+@dataclass
+class Small:
+    gamma: Gammas = setting((1, 2), "Lengths.", "drafts", ("count",), also=("k",))
+    metric: str = setting("decode", "Of what.", "decision")
+
+
 def small_page(notes):
-    settings = read_settings("# --- first\ngamma: 1,2 # lengths\npolicy:\n  metric: decode # of what\n")
-    return reference.reference(small_program(), notes, settings)
+    return reference.reference(small_program(), notes, settings_of(Small))
+
+
+def test_settings_stand_below_their_group_with_other_names_and_flags():
+    assert rows(sections(small_page(Notes()))["settings"]) == {
+        "gamma": ["`1,2`", "`--gamma` / `--k`", "Lengths."],
+        "k": ["`1,2`", "`--gamma` / `--k`", "Lengths."],
+        "metric": ["`decode`", "no flag", "Of what."],
+    }
 
 
 def test_arguments_defaults_repeats_and_flags_are_read_from_the_program():
@@ -150,11 +168,6 @@ def test_a_note_on_what_is_not_there_is_an_error(notes, stale):
 def test_commands_without_notes_come_after_those_with():
     assert list(sections(small_page(Notes({"count": CommandNotes()}))))[1:3] == ["count", "again"]
     assert list(sections(small_page(Notes({"again": CommandNotes()}))))[1:3] == ["again", "count"]
-
-
-def test_a_key_without_a_comment_is_an_error():
-    with pytest.raises(ValueError, match="top_p has no comment"):
-        read_settings("top_p: 1.0\npolicy: {}\n")
 
 
 def test_an_unknown_kind_of_note_is_an_error(tmp_path):

@@ -17,7 +17,7 @@ from specbench.errors import ConfigError, TemplateError
 from specbench.models import LoadedModel
 from specbench.models.prompts import encode, encode_all
 from specbench.models.rendering import unwritten
-from specbench.records import Prompt
+from specbench.records import Omitted, Prompt
 from specbench.store import find_runs, read_run
 from specbench.workload import load_workload
 
@@ -131,7 +131,7 @@ def test_a_refused_prompt_is_one_prompt_less(lab: Lab, prompts: dict[str, Prompt
     loaded = model(lab, ALTERNATING)
     found = encode_all(loaded, list(prompts.values()), None)
     assert [prompt.id for prompt, _ in found.encoded] == ["plain", "kwargs"]
-    assert found.refused == [{"id": "agent", "reason": "the chat template refuses it (TemplateError)"}]
+    assert found.refused == [Omitted("agent", "the chat template refuses it (TemplateError)")]
     with pytest.raises(TemplateError, match=r"the chat template of t fails \(TemplateError\)") as caught:
         encode_all(loaded, [prompts["agent"]], None)
     assert "Be terse" not in caught.value.line() and caught.value.__suppress_context__
@@ -152,6 +152,7 @@ def refusing(lab: Lab, tmp_path: Path) -> list[str]:
     return lab.args("--target", str(tmp_path / "t"), "--workload", str(tmp_path / "p.jsonl"), "--gamma", "1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("more", [["--replay-only"], []], ids=["replay", "timed"])
 def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: list[str], tmp_path: Path) -> None:
     args = [
@@ -167,12 +168,10 @@ def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: l
     code, out, err = outcome(args)
     assert code == 0, err
     stored = read_run(find_runs(tmp_path / "out")[0])
-    assert stored.run["workload"]["skipped"] == [{"id": "q1", "reason": "the chat template refuses it (TemplateError)"}]
-    assert stored.run["workload"]["prompts_used"] == 3
-    assert stored.run["config"]["chat_template_kwargs"] == {"year": 7}
-    assert {"skipped-prompts", "template-drops", "request-fields-not-used"} <= {
-        w["code"] for w in stored.run["warnings"]
-    }
+    assert stored.run.workload.skipped == (Omitted("q1", "the chat template refuses it (TemplateError)"),)
+    assert stored.run.workload.prompts_used == 3
+    assert stored.run.config.chat_template_kwargs == {"year": 7}
+    assert {"skipped-prompts", "template-drops", "request-fields-not-used"} <= {w.code for w in stored.run.warnings}
     assert "template argument enable_thinking (1 prompt), template argument year (3 prompts)" in " ".join(out.split())
     if not more:
         run = specbench.load_run(stored.folder)
@@ -181,6 +180,7 @@ def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: l
         assert code == 0 and json.loads(out)["agreement"] == "same"
 
 
+@pytest.mark.full
 def test_the_doctor_says_what_the_template_refuses_and_does_not_write(refusing: list[str]) -> None:
     code, out, err = outcome(["doctor", *refusing[: refusing.index("--gamma")], "--quiet", "--json"])
     assert code == 0, err
@@ -190,6 +190,7 @@ def test_the_doctor_says_what_the_template_refuses_and_does_not_write(refusing: 
     assert "response_format (1 prompt)" in notes["request-fields-not-used"]
 
 
+@pytest.mark.full
 def test_a_probe_takes_the_prompts_that_the_template_renders(refusing: list[str], tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     flags = dict(zip(refusing[::2], refusing[1::2], strict=True))

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from fake_markov import FakeMarkov
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import GREEDY, lean, model_drafter, near_copy, run, tiny_llama
 
@@ -41,7 +42,7 @@ def cached(model):
     return CachedModel(model, 512)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     prompt=st.lists(st.integers(0, 63), min_size=1, max_size=10),
     gamma=st.integers(1, 12),
@@ -65,6 +66,7 @@ def test_greedy_replay_is_the_loop_round_by_round(prompt, gamma, limit, eos):
         assert found.survival == live.survival
 
 
+@pytest.mark.full
 def test_an_unseen_end_of_sequence_is_the_only_thing_replay_misses():
     eos, gamma, limit = {5, 9}, 6, 80
     missed = 0
@@ -78,7 +80,7 @@ def test_an_unseen_end_of_sequence_is_the_only_thing_replay_misses():
     assert 0 < missed < 12  # so the bound in the test above is needed, and not always
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data(), gamma=st.integers(1, 4), length=st.integers(1, 7), slack=st.integers(0, 3), ended=st.booleans())
 def test_sampling_replay_is_the_sum_over_all_ways_the_rounds_can_fall(data, gamma, length, slack, ended):
     chances = st.floats(0, 1, width=32)
@@ -126,6 +128,7 @@ def enumerated(text, gamma, cutoff):
     return rounds, accepted
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.8, top_p=0.9)], ids=str)
 @pytest.mark.parametrize("gamma", [1, 3])
 def test_sampling_replay_agrees_with_the_loop(sampling, gamma):

@@ -42,6 +42,7 @@ def test_a_replay_that_disagrees_is_a_warning(stored, monkeypatch):
     assert "replay-disagrees" not in [c.code for c in summarise(stored).warnings]
 
 
+@pytest.mark.full
 def test_sampled_runs_are_compared_within_sampling_error(lab, tmp_path, monkeypatch):
     sampled = sweep(lab, tmp_path, gammas=(6,), temperature=0.8, max_new_tokens=80, repeats=2)
     assert "replay-disagrees" not in [c.code for c in summarise(sampled).warnings]

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_run import with_config
 from fake_summary import stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 
 from specbench.analysis.contract import Summary
+from specbench.config import RunConfig
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report.brief.brief import render_brief, write_brief
+from specbench.run_record import Provenance, RunRecord
 from specbench.store import StoredRun
 
 HERE = Path("reports")
@@ -22,10 +25,6 @@ HERE = Path("reports")
 
 def page(world: World, **changes: object) -> str:
     return render_brief(stored_of(world, HERE, **changes), summary_of(world))  # type: ignore[arg-type]
-
-
-def with_config(stored: StoredRun, **values: object) -> StoredRun:
-    return replace(stored, run=stored.run | {"config": stored.run["config"] | values})
 
 
 def section(text: str, heading: str) -> str:
@@ -149,7 +148,7 @@ def test_no_verdict_without_a_measurement() -> None:
 
 
 def test_end_to_end_policy_is_named() -> None:
-    stored = with_config(stored_of(GO, HERE), policy={"metric": "e2e", "min_speedup": 1.5, "unknown": 1})
+    stored = with_config(stored_of(GO, HERE), policy=Policy(metric="e2e", min_speedup=1.5))
     text = render_brief(stored, summary_of(GO))
     assert "With it, generation with prefill at the best gamma (4) ran" in text
     assert "asks for at least 1.50x" in text and "| category | verdict | speedup, end to end |" in text
@@ -164,7 +163,8 @@ def test_two_drafts_have_two_verdicts_and_two_policies() -> None:
 def test_absent_keys_and_uncategorised_prompts_are_tolerated() -> None:
     summary = summary_of(GO)
     draft = replace(summary.drafts[0], categories=(replace(summary.drafts[0].categories[0], category="all"),))
-    bare = StoredRun(HERE / "old", {"status": "finished"}, (), torn=False)
+    record = RunRecord(status="finished", command="sweep", config=RunConfig(), provenance=Provenance("an engine"))
+    bare = StoredRun(HERE / "old", record, (), torn=False)
     text = render_brief(bare, replace(summary, drafts=(draft,)))
     assert "**Policy:** on for everything: the prompts carry no category to tell apart." in text
     assert "## By category" not in text and "categories.svg" not in text and "None" not in text
@@ -198,6 +198,7 @@ def test_rendering_is_deterministic_and_shows_no_prompt(world: World) -> None:
     assert first.endswith("|\n") and "\n\n\n" not in first
 
 
+@pytest.mark.full
 def test_write_brief_writes_what_it_embeds(tmp_path: Path) -> None:
     stored, summary = stored_of(MIXED, tmp_path), summary_of(MIXED)
     path = write_brief(stored, summary)
@@ -215,6 +216,7 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> Non
         write_brief(stored_of(GO, tmp_path), summary_of(GO), tmp_path / "file")
 
 
+@pytest.mark.full
 def test_reporting_loads_no_model_library() -> None:
     code = (
         "import pkgutil, importlib, sys, specbench.report as r\n"

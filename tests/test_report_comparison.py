@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_run import with_run
 from fake_served import FakeServer, fake_served
 from rich.cells import cell_len
 from rich.console import Console
@@ -16,6 +17,7 @@ from specbench.analysis.compare.comparison import compared, slower_by
 from specbench.analysis.compare.contract import Comparison
 from specbench.errors import StoreError
 from specbench.report.compare.tables import comparison_markdown, comparison_tables
+from specbench.run_record import WorkloadFacts
 from specbench.store import StoredRun
 
 SLOW = FakeServer(step_s=0.046, round_s=0.060, adapter="vLLM")
@@ -131,7 +133,7 @@ def test_another_question_is_warned_of(tmp_path: Path, code: str, config: dict) 
 
 def test_another_workload_is_warned_of(tmp_path: Path) -> None:
     a, b = (fake_served(tmp_path / name) for name in "ab")
-    other = replace(b, run=b.run | {"workload": {"sha256": "cd" * 32}})
+    other = with_run(b, workload=WorkloadFacts(sha256="cd" * 32))
     assert [caution.code for caution in compared(a, other).warnings] == ["other-prompts"]
 
 

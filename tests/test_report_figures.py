@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import full
 from fake_summary import summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO
 from matplotlib import rc_context
@@ -32,7 +33,7 @@ def draw(summary: Summary, folder: Path, policy: Policy | None = None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("world", [GO, NO_GO, MIXED, FEW], ids=lambda world: world.name)
+@pytest.mark.parametrize("world", [MIXED, *full(GO, NO_GO, FEW)], ids=lambda world: world.name)
 def test_every_figure_has_ink_and_named_axes(world: object, tmp_path: Path) -> None:
     folder = draw(summary_of(world), tmp_path)  # type: ignore[arg-type]
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{s}.{e}" for s in LABELS for e in ("png", "svg"))
@@ -45,6 +46,7 @@ def test_every_figure_has_ink_and_named_axes(world: object, tmp_path: Path) -> N
         assert 0.005 < float((picture[..., :3].mean(axis=2) < 0.9).mean()) < 0.5
 
 
+@pytest.mark.full
 def test_the_same_summary_gives_the_same_bytes(tmp_path: Path) -> None:
     summary = summary_of(MIXED)
     first, second = draw(summary, tmp_path / "first"), draw(summary, tmp_path / "second")
@@ -53,12 +55,14 @@ def test_the_same_summary_gives_the_same_bytes(tmp_path: Path) -> None:
     assert "<dc:date>" not in (first / "speedup.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.full
 def test_two_drafts_are_told_apart_without_colour(tmp_path: Path) -> None:
     svg = (draw(with_second_draft(summary_of(GO)), tmp_path) / "speedup.svg").read_text(encoding="utf-8")
     assert "demo:draft, measured (95% interval)" in svg and "ngram:n=3, measured (95% interval)" in svg
     assert "stroke-dasharray" in svg
 
 
+@pytest.mark.full
 def test_figures_without_intervals_say_so(tmp_path: Path) -> None:
     folder = draw(summary_of(FEW), tmp_path)
     assert "too few prompts for an interval" in (folder / "speedup.svg").read_text(encoding="utf-8")
@@ -94,6 +98,7 @@ def test_no_figure_of_categories_where_prompts_have_none(tmp_path: Path) -> None
     assert available(replace(summary, drafts=())) == ()
 
 
+@pytest.mark.full
 def test_odd_names_and_policies_draw(tmp_path: Path) -> None:
     summary = summary_of(MIXED)
     draft = summary.drafts[0]
@@ -103,6 +108,7 @@ def test_odd_names_and_policies_draw(tmp_path: Path) -> None:
     assert "$\\frac{" in svg and "policy minimum" in svg
 
 
+@pytest.mark.full
 def test_a_figure_object_is_what_its_file_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     summary = summary_of(MIXED)
@@ -117,6 +123,7 @@ def test_a_figure_object_is_what_its_file_shows(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / "saved" / f"{stem}.svg").read_bytes() == (written / f"{stem}.svg").read_bytes()
 
 
+@pytest.mark.full
 def test_names_in_a_figure_object_are_no_formulas_in_anybodys_style() -> None:
     summary = summary_of(MIXED)
     draft = summary.drafts[0]

@@ -118,6 +118,7 @@ def test_one_request_at_a_time_needs_no_table_of_loads(tmp_path: Path) -> None:
     assert "## Under load" in render_brief(busy, summarise(busy))
 
 
+@pytest.mark.full
 def test_the_figures_of_a_server(tmp_path: Path) -> None:
     assert available(summarise(fake_served(tmp_path / "a"))) == ("speedup", "survival", "categories")
     nothing = summarise(fake_served(tmp_path / "b", FakeServer(tells="nothing")))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import full
+from fake_run import with_run
 from fake_served import LIMIT, FakeServer, fake_served, rounds
 from rich.console import Console
 
@@ -21,6 +23,7 @@ from specbench.records import Counters, Divergence, Load, Policy, Round, Stretch
 from specbench.report.brief.brief import render_brief, write_brief
 from specbench.report.served.steps import server_steps
 from specbench.report.tables import sweep_tables
+from specbench.run_record import Provenance
 from specbench.store import StoredRun
 
 BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
@@ -212,7 +215,8 @@ def test_the_first_paragraph_and_the_doubts(tmp_path: Path) -> None:
     assert "specbench check" not in page and "--dtype float32" not in page and "\n\n\n" not in page
 
 
-@pytest.mark.parametrize("tells", ["rounds", "totals", "drafts", "nothing"])
+@pytest.mark.full
+@pytest.mark.parametrize("tells", ["nothing", *full("rounds", "totals", "drafts")])
 @pytest.mark.parametrize("round_s", [0.009, 0.013, 0.040])
 def test_there_are_two_next_steps_whatever_is_known(tmp_path: Path, tells: str, round_s: float) -> None:
     stored = fake_served(tmp_path / "r", FakeServer(tells=tells, round_s=round_s))
@@ -252,9 +256,7 @@ def test_a_server_knows_gaps_and_no_margins(tmp_path: Path) -> None:
 
 
 def test_the_precision_is_the_servers_own_or_not_known(tmp_path: Path) -> None:
-    stored = fake_served(tmp_path / "r")
-    config = stored.run["config"] | {"dtype": "bfloat16"}
-    silent = replace(stored, run=stored.run | {"config": config, "provenance": {"engine": "x", "hardware": None}})
+    silent = with_run(fake_served(tmp_path / "r", dtype="bfloat16"), provenance=Provenance("x"))
     page = render_brief(silent, summarise(silent))
     assert "precision not recorded" in page and "bfloat16" not in page and "x over HTTP." in page
     assert "hardware not known" in page

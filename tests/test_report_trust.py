@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_run import with_policy, with_provenance, with_run
 from fake_summary import stored_of, summary_of
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 
@@ -39,8 +40,7 @@ def test_texts_that_differ_by_rounding_and_by_more() -> None:
 
 
 def test_float32_divergence_is_a_suspected_bug() -> None:
-    stored = stored_of(MIXED, HERE)
-    stored.run["provenance"]["precision"] = "float32"
+    stored = with_provenance(stored_of(MIXED, HERE), precision="float32")
     text = render_brief(stored, summary_of(MIXED))
     assert "all of them at a wide margin, up to 2% of the top logit, **so suspect a bug**" in text
     assert "In float32 such ties are rare: suspect a bug until each has been looked at." in text
@@ -110,15 +110,14 @@ def test_a_machine_that_disagrees_with_itself_comes_before_more_prompts() -> Non
 
 def test_prompts_that_are_too_few_even_all_together_are_not_called_enough() -> None:
     stored = stored_of(MIXED, HERE)
-    stored.run["workload"] |= {"prompts_available": 41, "prompts_used": 40}
+    stored = with_run(stored, workload=replace(stored.run.workload, prompts_available=41, prompts_used=40))
     text = render_brief(stored, summary_of(MIXED))
     assert "1. **Measure all 41 prompts of the workload, not 40, and add about 181 more.**" in text
     assert "measuring the one left out" in section(text, "What to distrust")
 
 
 def test_under_a_mix_only_its_own_prompts_count_towards_enough() -> None:
-    stored = stored_of(MIXED, HERE)
-    stored.run["config"]["policy"] |= {"mix": {"code": 0.5, "chat": 0.5}}
+    stored = with_policy(stored_of(MIXED, HERE), mix={"code": 0.5, "chat": 0.5})
     steps = section(render_brief(stored, summary_of(MIXED)), "Two next steps")
     assert steps.startswith("1. **Measure about 182 more prompts of code and chat: 40 have been.**")
 
@@ -174,8 +173,8 @@ def test_a_mixed_verdict_says_so_in_its_first_paragraph() -> None:
 
 
 def test_checks_repeat_the_command() -> None:
-    stored = stored_of(NO_GO, HERE)
-    stored.run["provenance"]["argv"] = ["specbench", "sweep", "--limit=40", "--resume", "--workload", "my file|x.jsonl"]
+    argv = ("specbench", "sweep", "--limit=40", "--resume", "--workload", "my file|x.jsonl")
+    stored = with_provenance(stored_of(NO_GO, HERE), argv=argv)
     text = section(render_brief(stored, summary_of(NO_GO)), "How to check it")
     assert f"specbench check {stored.folder}\n" in text
     assert "specbench sweep --limit=40 --workload 'my file|x.jsonl' --fresh\n" in text

@@ -12,9 +12,11 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import full
 from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
@@ -39,10 +41,18 @@ def no_probe(monkeypatch):
     monkeypatch.setattr(LocalEngine, "probe", lambda *_: Costs(()))
 
 
-def interrupted(lab, out, after=2, **flags):
+@cache
+def begun(lab):
+    """A run that was interrupted after two trials."""
+    out = lab.workload.parent / "begun"
     with pytest.raises(KeyboardInterrupt):
-        sweep(lab, out, observer=FakeObserver(interrupt_after=after), **SMALL | flags)
+        sweep(lab, out, observer=FakeObserver(interrupt_after=2), **SMALL)
     return find_runs(out)[0]
+
+
+def interrupted(lab, out):
+    """Its folder, as if it had been begun in `out`."""
+    return shutil.copytree(begun(lab), out / begun(lab).name)
 
 
 def edited(folder, change):
@@ -63,10 +73,11 @@ def test_resume_with_another_configuration_shows_how_it_differs(lab, tmp_path):
     with pytest.raises(StoreError) as refused:
         sweep(lab, tmp_path, mode="resume", **SMALL | {"max_new_tokens": 7, "gammas": (1, 2), "seed": 3})
     says = refused.value.line()
-    assert f"{folder} has gamma: 1 -> 1,2, max_new_tokens: 4 -> 7, seed: 0 -> 3 ({tmp_path})" in says
+    assert f"{folder} has max_new_tokens: 4 -> 7, seed: 0 -> 3, gamma: 1 -> 1,2 ({tmp_path})" in says
     assert find_runs(tmp_path) == [folder]
 
 
+@pytest.mark.full
 def test_a_new_run_says_which_unfinished_one_it_leaves_and_why(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     observer = FakeObserver()
@@ -86,7 +97,7 @@ def test_a_new_run_says_which_unfinished_one_it_leaves_and_why(lab, tmp_path):
 def test_a_system_prompt_is_not_shown_where_it_differs(lab, tmp_path):
     config = config_for(lab, tmp_path, system_prompt="be a pirate-canary")
     for kept in (False, True):
-        was = json.loads(json.dumps(stored_config(replace(config, keep_text=kept))))
+        was = json.loads(json.dumps(stored_config(replace(config, keep_text=kept)).as_dict()))
         now = replace(config, keep_text=True)
         assert differences(was | {"command": "sweep"}, now, "sweep") == []
         now = replace(now, system_prompt="be another-canary")
@@ -107,8 +118,8 @@ def test_a_run_that_cannot_be_read_is_not_left_silently(lab, tmp_path):
 def test_the_second_process_is_refused_and_a_killed_one_does_not_block(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     holds = (
-        "import json, sys, time; from pathlib import Path; from specbench.store import RunWriter\n"
-        "folder = Path(sys.argv[1]); run = json.loads((folder / 'run.json').read_text())\n"
+        "import sys, time; from pathlib import Path; from specbench.store import RunWriter, read_record\n"
+        "folder = Path(sys.argv[1]); run = read_record(folder)\n"
         "writer = RunWriter(folder, run); writer.update(status='started'); print('held', flush=True); time.sleep(60)\n"
     )
     other = subprocess.Popen([sys.executable, "-c", holds, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -160,6 +171,7 @@ print(sorted(one.exitcode for one in both))
 """
 
 
+@pytest.mark.full
 def test_of_two_that_start_at_once_one_is_refused(lab, tmp_path):
     flags = lab.args("--out", str(tmp_path), "--limit", "4", "--gamma", "1,2", "--probe-batch-sizes", "1", "--quiet")
     command = [sys.executable, "-c", TWICE, "sweep", *flags]
@@ -175,10 +187,10 @@ def test_of_two_that_start_at_once_one_is_refused(lab, tmp_path):
 def test_what_another_process_wrote_meanwhile_is_not_overwritten(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     read = read_run(folder)
-    with RunWriter(folder, dict(read.run)) as writer:
+    with RunWriter(folder, read.run) as writer:
         writer.update(status="finished")
     with pytest.raises(StoreError, match="went on with this run meanwhile; it is finished now"):
-        RunWriter(folder, dict(read.run))
+        RunWriter(folder, read.run)
     assert not in_use(folder)
     assert read_run(folder).status == "finished"
 
@@ -209,11 +221,11 @@ def failing(monkeypatch, name, code, nth, holding=b""):
     [
         ("trials.jsonl", b"", 1, 0, "failed"),
         ("trials.jsonl", b"", 7, 3, "failed"),
-        ("run.json.tmp", b'"probe"', 1, 0, "started"),
-        ("run.json.tmp", b'"finished"', 1, TRIALS, "started"),
+        ("run.json.tmp", b'"probe": []', 1, 0, "started"),
+        ("run.json.tmp", b'"status": "finished"', 1, TRIALS, "started"),
     ],
 )
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, *full(errno.EIO)])
 def test_a_full_or_broken_disk_loses_nothing_that_was_finished(
     lab, tmp_path, monkeypatch, name, holding, nth, kept, status, code
 ):
@@ -233,14 +245,16 @@ def test_a_full_or_broken_disk_loses_nothing_that_was_finished(
     assert (after.folder, after.status) == (folder, "finished")
     assert set(measured(after).values()) == {1} and len(measured(after)) == TRIALS
     assert [t for t in after.trials if not t.warmup][:kept] == [t for t in before.trials if not t.warmup]
-    assert "failure" not in after.run
+    assert after.run.failure is None
 
 
 def test_a_disk_that_fills_up_with_positions(lab, tmp_path):
     class Filler(FakeObserver):
-        def begin(self, total, done):
-            (folder,) = find_runs(tmp_path)
-            (folder / "positions-0.arrow").symlink_to("/dev/full")
+        def trial(self, trial):
+            super().trial(trial)
+            if len(self.trials) == 1:  # before the first positions
+                (folder,) = find_runs(tmp_path)
+                (folder / "positions-0.arrow").symlink_to("/dev/full")
 
     with pytest.raises(StoreError, match="No space left on device") as failed:
         sweep(lab, tmp_path, observer=Filler(), **SMALL)
@@ -261,6 +275,7 @@ def test_a_folder_that_cannot_be_begun_is_not_left_behind(lab, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_read_only_folder_is_one_line(lab, tmp_path, monkeypatch):
     folder = interrupted(lab, tmp_path)
     opened = os.open
@@ -277,7 +292,7 @@ def test_a_read_only_folder_is_one_line(lab, tmp_path, monkeypatch):
     assert sweep(lab, tmp_path, **SMALL).folder == folder
 
 
-@pytest.mark.parametrize("gone", ["folder", "trials.jsonl"])
+@pytest.mark.parametrize("gone", ["folder", *full("trials.jsonl")])
 def test_what_is_removed_during_the_run_is_noticed(lab, tmp_path, gone):
     class Remover(FakeObserver):
         def trial(self, trial):
@@ -312,6 +327,7 @@ def test_an_interrupt_stays_one_where_it_cannot_be_noted(lab, tmp_path, monkeypa
 # The clock
 
 
+@pytest.mark.full
 def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tmp_path, monkeypatch):
     ticks = iter(range(10**6))
 
@@ -329,8 +345,8 @@ def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tm
         assert stored.status == "finished"
         assert min(t.times.decode_s for t in stored.trials) > 0
         assert find_runs(tmp_path)[0] == stored.folder
-        origin = stored.run["provenance"]
-        assert origin["finished"] < origin["started"]  # as the clock said
+        origin = stored.run.provenance
+        assert origin.finished < origin.started  # as the clock said
     assert names == sorted(names)
 
 
@@ -344,15 +360,16 @@ def test_folders_of_one_second_sort_as_they_were_made(tmp_path, monkeypatch):
 # Another setting
 
 
+@pytest.mark.full
 def test_a_run_measured_in_two_settings_says_so(lab, tmp_path):
     folder = interrupted(lab, tmp_path)
     edited(folder, lambda run: run["provenance"].update(commit="v0.1-3-gabc", platform="Linux-5.4"))
     edited(folder, lambda run: run["provenance"]["hardware"].update(memory_bytes=_nearly(run)))
     stored = sweep(lab, tmp_path, **SMALL)
     assert stored.folder == folder
-    first, second = stored.run["sessions"]
-    assert (first["commit"], first["platform"]) == ("v0.1-3-gabc", "Linux-5.4")
-    assert second["commit"] != first["commit"]
+    first, second = stored.run.sessions
+    assert (first.commit, first.platform) == ("v0.1-3-gabc", "Linux-5.4")
+    assert second.commit != first.commit
     (caution,) = [c for c in summarise(stored).warnings if c.code == "mixed-sessions"]
     assert "in 2 sessions" in caution.message
     assert "commit of specbench (v0.1-3-gabc, " in caution.message and "system (Linux-5.4, " in caution.message
@@ -364,11 +381,12 @@ def _nearly(run):
     return int(run["provenance"]["hardware"]["memory_bytes"] * 0.999)  # as after an update of the kernel
 
 
+@pytest.mark.full
 def test_a_run_continued_in_one_setting_says_nothing(lab, tmp_path):
     interrupted(lab, tmp_path)
     stored = sweep(lab, tmp_path, **SMALL)
     assert "mixed-sessions" not in [c.code for c in summarise(stored).warnings]
-    assert len(stored.run["sessions"]) == 2
+    assert len(stored.run.sessions) == 2
 
 
 def test_other_versions_are_refused_and_named(lab, tmp_path):
@@ -386,18 +404,19 @@ def test_other_versions_are_refused_and_named(lab, tmp_path):
 def test_every_part_of_the_setting_is_compared(lab, tmp_path):
     run = read_run(interrupted(lab, tmp_path)).run
     same_setting(run, run, tmp_path)
-    for where, key in (
-        (("target",), "parameters"),
-        (("drafts", str(lab.near)), "parameters"),
-        (("provenance", "hardware"), "cpu"),
-        (("provenance", "hardware"), "accelerator"),
-        (("provenance", "versions"), "transformers"),
-        (("provenance", "versions"), "specbench"),
+    near, was = str(lab.near), run.provenance
+    machine = was.hardware
+    for key, value, other in (
+        ("parameters", "9", replace(run, target=replace(run.target, parameters=9))),
+        ("parameters", "9", replace(run, drafts={near: replace(run.drafts[near], parameters=9)})),
+        ("cpu", "Z80", with_origin(run, hardware=replace(machine, cpu="Z80"))),
+        ("accelerator", "A", with_origin(run, hardware=replace(machine, accelerator="A"))),
+        ("transformers", "1", with_origin(run, versions={**was.versions, "transformers": "1"})),
+        ("specbench", "1", with_origin(run, versions={**was.versions, "specbench": "1"})),
     ):
-        other = json.loads(json.dumps(run))
-        part = other
-        for step in where:
-            part = part[step]
-        part[key] = "another"
-        with pytest.raises(StoreError, match=f"{key}: another -> "):
+        with pytest.raises(StoreError, match=f"{key}: {value} -> "):
             same_setting(other, run, tmp_path)
+
+
+def with_origin(run, **origin):
+    return replace(run, provenance=replace(run.provenance, **origin))

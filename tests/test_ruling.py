@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from fake_run import FakeDraft, FakeMachine, fake_run
+from fake_run import FakeDraft, FakeMachine, fake_run, with_run
 
 from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
-from specbench.analysis.ruled import ruled_out
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
 from specbench.decision.ruling import Standing, look_sizes, rule
 from specbench.run.early_stopping import look
+from specbench.run_record import CategoryCount, WorkloadFacts
 
 
 def pair(spec_s, n=20, tokens=None):
@@ -157,12 +157,13 @@ def planted(folder, world, seed, prompts=60, gammas=(1, 2, 3, 4, 6, 8)):
     machine = FakeMachine(verify=tuple(1 + world.verify * n for n in range(max(gammas) + 1)), noise=world.noise)
     counts, drafts = dict.fromkeys(world.alpha, each), {"d": FakeDraft(world.alpha)}
     stored = fake_run(folder, drafts, machine=machine, prompts=counts, gammas=gammas, seed=seed)
-    stored.run["workload"] = {"categories": {name: {"available": each, "used": each} for name in world.alpha}}
+    stored = with_run(stored, workload=WorkloadFacts(categories=dict.fromkeys(world.alpha, CategoryCount(each, each))))
     order = [f"p{number}" for number in range(prompts)]
     random.Random(seed).shuffle(order)
     return stored, order
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_sweep_that_stops_says_what_the_whole_one_says(tmp_path, name):
     same, saved, ruled, truth = Counter(), [], Counter(), Counter()
@@ -178,7 +179,7 @@ def test_a_sweep_that_stops_says_what_the_whole_one_says(tmp_path, name):
         assert {row.gamma for row in after.drafts[0].stopped}.isdisjoint(kept)
         assert after.trials_spared == len(whole.trials) - len(swept.trials)
         saved.append(1 - len(swept.trials) / len(whole.trials))
-        ruled.update(one.gamma for one in ruled_out(swept.run))
+        ruled.update(one.gamma for one in swept.run.ruled_out)
         for row in before.drafts[0].gammas:
             truth[row.gamma] += math.log(row.speedup) / RUNS
     best = max(truth, key=lambda gamma: truth[gamma])
@@ -189,10 +190,11 @@ def test_a_sweep_that_stops_says_what_the_whole_one_says(tmp_path, name):
     assert np.mean(saved) > 0.05
 
 
+@pytest.mark.full
 def test_where_the_best_gamma_is_another_in_each_category_all_stay(tmp_path):
     for seed in range(3):
         whole, order = planted(tmp_path / str(seed), World({"code": 0.95, "chat": 0.1}), seed)
-        assert ruled_out(as_swept(whole, read_positions(whole.folder), order).run) == ()
+        assert as_swept(whole, read_positions(whole.folder), order).run.ruled_out == ()
 
 
 def test_a_stopped_gamma_is_shown_with_its_own_prompts(tmp_path):

@@ -15,7 +15,8 @@ from specbench.backends.local import session
 from specbench.backends.local.session import LocalSession
 from specbench.config import load_config
 from specbench.errors import StoreError, WorkloadError
-from specbench.run.session import plan_arms, run, shuffled
+from specbench.run.plan import plan_arms, shuffled
+from specbench.run.session import run
 from specbench.store import find_runs, read_run, trial_key
 
 
@@ -64,8 +65,8 @@ def sweep(lab, out, *, gammas=(1, 3), observer=None, mode="auto", **flags):
 
 
 @pytest.fixture(scope="module")
-def stored(lab, tmp_path_factory):
-    return sweep(lab, tmp_path_factory.mktemp("runs"))
+def stored(typed):
+    return read_run(typed.folder)
 
 
 def test_every_prompt_meets_every_arm_once(stored):
@@ -152,6 +153,7 @@ def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored, m
     }
 
 
+@pytest.mark.full
 def test_another_configuration_does_not_continue_it(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
@@ -163,6 +165,7 @@ def test_another_configuration_does_not_continue_it(lab, tmp_path):
     assert len(find_runs(tmp_path)) == 3
 
 
+@pytest.mark.full
 def test_a_changed_workload_is_not_mixed_into_a_run(lab, tmp_path):
     copy = tmp_path / "copy.jsonl"
     copy.write_text(lab.workload.read_text())
@@ -232,15 +235,16 @@ def test_prompts_that_do_not_fit_are_skipped_and_reported(lab, tmp_path):
     long.write_text("\n".join(map(json.dumps, rows)))
     stored = sweep(lab, tmp_path, workload=str(long))
     assert {t.prompt_id for t in stored.trials} == {"short"}
-    (skipped,) = stored.run["workload"]["skipped"]
-    assert skipped["id"] == "long"
-    assert "exceed the context of 512" in skipped["reason"]
+    (skipped,) = stored.run.workload.skipped
+    assert skipped.id == "long"
+    assert "exceed the context of 512" in skipped.reason
     assert "skipped-prompts" in [c.code for c in summarise(stored).warnings]
     long.write_text(json.dumps(rows[1]))
     with pytest.raises(WorkloadError, match="No prompt fits"):
         sweep(lab, tmp_path, workload=str(long))
 
 
+@pytest.mark.full
 def test_sampling_is_reproducible_and_compares_no_text(lab, tmp_path):
     flags = {"temperature": 0.8, "top_p": 0.9, "limit": 3}
     one = sweep(lab, tmp_path / "a", **flags)
@@ -258,6 +262,7 @@ def test_the_plan_does_not_depend_on_when_it_is_made(lab, tmp_path):
     assert shuffled(arms, "x") == shuffled(arms, "x")
 
 
+@pytest.mark.full
 def test_repeats_are_added_up_and_still_agree_with_replay(lab, tmp_path):
     stored = sweep(lab, tmp_path, gammas=(2,), repeats=2, limit=3)
     assert len([t for t in stored.trials if not t.warmup]) == 3 * 3 * 2
@@ -269,6 +274,7 @@ def test_repeats_are_added_up_and_still_agree_with_replay(lab, tmp_path):
     assert row.identical_prompts == 3
 
 
+@pytest.mark.full
 def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
@@ -281,10 +287,11 @@ def test_two_measurements_are_not_mixed_in_one_folder(lab, tmp_path):
         sweep(lab, tmp_path, limit=2)
 
 
+@pytest.mark.full
 def test_the_policy_of_the_last_command_holds(lab, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep(lab, tmp_path, limit=2, observer=FakeObserver(interrupt_after=1))
-    assert sweep(lab, tmp_path, limit=2, min_speedup=3.0).run["config"]["policy"]["min_speedup"] == 3.0
+    assert sweep(lab, tmp_path, limit=2, min_speedup=3.0).run.config.policy.min_speedup == 3.0
 
 
 def test_a_system_prompt_is_private(lab, tmp_path):
@@ -292,17 +299,17 @@ def test_a_system_prompt_is_private(lab, tmp_path):
     assert stored.trials[0].prompt_tokens > 60
     for path in stored.folder.rglob("*"):
         assert b"pirate-canary" not in path.read_bytes()
-    assert stored.run["config"]["system_prompt"].startswith("sha256:")
+    assert stored.run.config.system_prompt.startswith("sha256:")
 
 
 def test_the_models_are_probed_before_the_trials_and_predict_every_gamma(stored):
-    points = stored.run["probe"]
-    steps = [p for p in points if p["context"] and p["phase"] == "read"]
-    assert {(p["model"] is None, p["tokens"]) for p in steps} == {(True, n) for n in (1, 2, 3, 4)} | {
+    points = stored.run.probe
+    steps = [p for p in points if p.context and p.phase == "read"]
+    assert {(p.model is None, p.tokens) for p in steps} == {(True, n) for n in (1, 2, 3, 4)} | {
         (False, 1),
         (False, 2),
     }
-    assert all(p["low_s"] <= p["median_s"] <= p["high_s"] for p in points)
+    assert all(p.low_s <= p.median_s <= p.high_s for p in points)
     for row in summarise(stored).drafts[0].gammas:
         # tiny models cost next to nothing beside Python: only the order of magnitude can be asked for
         assert 0.2 < row.predicted_speedup / row.speedup < 5
@@ -311,10 +318,11 @@ def test_the_models_are_probed_before_the_trials_and_predict_every_gamma(stored)
 def test_without_a_probe_nothing_is_predicted(stored):
     from dataclasses import replace
 
-    unprobed = replace(stored, run={k: v for k, v in stored.run.items() if k != "probe"})
+    unprobed = replace(stored, run=replace(stored.run, probe=None))
     assert {row.predicted_speedup for row in summarise(unprobed).drafts[0].gammas} == {None}
 
 
+@pytest.mark.full
 def test_a_kept_example_is_not_the_newest_run(lab, tmp_path):
     stored = sweep(lab, tmp_path, limit=1, gammas=(1,))
     shutil.copytree(stored.folder, tmp_path / "example")

@@ -20,7 +20,7 @@ from specbench.config import load_config
 from specbench.records import Message, Sampling
 from specbench.run.session import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.full, pytest.mark.slow]
 
 ASK = Ask((Message("user", "Name three rivers."),), 160, Sampling(), 1)
 TOKENS = 20

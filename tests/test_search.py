@@ -38,6 +38,7 @@ def texts(sure_when_right, n=30, length=200, seed=0):
     return found
 
 
+@pytest.mark.full
 def test_a_draft_that_knows_when_it_is_right_is_cut_where_it_does_not():
     found = best_pair(texts(True), POINTS, (1, 2, 4), 0.95, "d")
     assert 0.1 < found.cutoff <= 0.9
@@ -47,6 +48,7 @@ def test_a_draft_that_knows_when_it_is_right_is_cut_where_it_does_not():
     assert found.speedup_low <= found.speedup <= found.speedup_high
 
 
+@pytest.mark.full
 def test_a_draft_that_does_not_know_gains_nothing():
     found = best_pair(texts(False), CHEAP, (1, 2, 4), 0.95, "d")
     assert (found.cutoff, found.gamma) == (0.0, 4)

@@ -13,9 +13,9 @@ from test_run import FakeObserver
 from test_serving import codes, counted
 
 from specbench.backends.server import patience
+from specbench.backends.server.client import split_address
 from specbench.backends.server.failures import problem_of
-from specbench.checks.address import check_address, check_model_names, split_address
-from specbench.config import load_config
+from specbench.config import SETTINGS, load_config
 from specbench.errors import ConfigError, EngineError
 from specbench.run.session import run
 from specbench.store import find_runs, read_run
@@ -69,13 +69,13 @@ def refusing(status, error):
     ],
 )
 def test_an_address_is_kept_without_what_requests_add(given, kept):
-    assert check_address(given) == kept
+    assert SETTINGS["server"].read(given) == kept
     assert load_config(None, {"server": given, "engine": "openai"}).server == kept
     assert split_address(kept) == (kept, "")
 
 
 def test_a_whole_address_that_is_not_below_v1_is_asked_as_it_is():
-    assert check_address("http://h/api/chat/completions/") == "http://h/api/chat/completions"
+    assert SETTINGS["server"].read("http://h/api/chat/completions/") == "http://h/api/chat/completions"
     assert split_address("http://h/api/chat/completions") == ("http://h/api", "/v1")
 
 
@@ -85,12 +85,13 @@ def test_what_is_no_address_is_refused(value):
         load_config(None, {"server": value})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("root", "suffix"), [("", "/v1"), ("/api", "/api/v1/"), ("", "/v1/chat/completions")])
 def test_every_page_and_request_is_below_the_address(lab, tmp_path, root, suffix):
     with FakeOpenAI(root=root) as alone, FakeOpenAI(root=root) as drafting:
         stored = measured(lab, tmp_path, alone, drafting, suffix=suffix)
     assert len(counted(stored)) == 12
-    assert stored.run["config"]["server"] == alone.url + root
+    assert stored.run.config.server == alone.url + root
     assert {path for path in alone.paths if "v1" in path} == {f"{root}/v1/models", f"{root}/v1/chat/completions"}
 
 
@@ -138,14 +139,16 @@ def test_every_engine_is_refused_alike(lab, tmp_path, engine):
         measured(lab, tmp_path, alone, drafting, engine=engine)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("flags", [{"served_model_name": "gemma3:4b"}, {"target": "gemma3:4b"}])
 def test_a_named_model_is_asked_for(lab, tmp_path, flags):
     with FakeOpenAI(names=SEVERAL) as alone, FakeOpenAI(names=SEVERAL) as drafting:
         stored = measured(lab, tmp_path, alone, drafting, **flags)
     assert {body["model"] for body in (*alone.seen, *drafting.seen)} == {"gemma3:4b"}
-    assert {one["model"] for one in stored.run["served"]["settings"].values()} == {"gemma3:4b"}
+    assert {one.model for one in stored.run.served.settings.values()} == {"gemma3:4b"}
 
 
+@pytest.mark.full
 def test_the_only_model_needs_no_name_and_a_server_without_a_list_gets_the_one_given(lab, tmp_path):
     with FakeOpenAI() as alone, FakeOpenAI(names=()) as drafting:
         measured(lab, tmp_path / "one", alone, drafting)
@@ -185,6 +188,7 @@ def test_names_are_shortened_and_cleaned(lab, tmp_path):
     assert len(error.value.line()) < 400
 
 
+@pytest.mark.full
 def test_names_of_one_model_and_its_adapters_are_no_choice(lab, tmp_path):
     class Aliased(FakeOpenAI):
         def pages(self):
@@ -199,6 +203,7 @@ def test_names_of_one_model_and_its_adapters_are_no_choice(lab, tmp_path):
         assert {body["model"] for body in alone.seen} == {"lora"}
 
 
+@pytest.mark.full
 def test_two_names_at_one_address(lab, tmp_path):
     with FakeOpenAI(names=("big", "big-fast")) as both:
         stored = measured(lab, tmp_path, both, both, served_model_name="big,big-fast")
@@ -214,8 +219,8 @@ def test_two_names_at_one_address(lab, tmp_path):
 @pytest.mark.parametrize("value", ["", ",", "a,", "a,b,c", 5, "a\nb"])
 def test_what_is_no_name_is_refused(value):
     with pytest.raises(ValueError, match="write a name"):
-        check_model_names(value)
-    assert check_model_names("a , b") == "a,b"
+        SETTINGS["served_model_name"].read(value)
+    assert SETTINGS["served_model_name"].read("a , b") == "a,b"
 
 
 def test_a_name_without_a_server_is_refused():
@@ -235,13 +240,14 @@ def test_every_request_refused_is_an_error_and_all_is_asked_again(lab, tmp_path)
         assert CANARY not in error.value.line()
         (folder,) = find_runs(tmp_path)
         before = read_run(folder)
-        assert (before.status, before.run["workload"]["skipped"]) == ("failed", [])
-        assert CANARY not in json.dumps(before.run)
+        assert (before.status, before.run.workload.skipped) == ("failed", ())
+        assert CANARY not in (folder / "run.json").read_text()
         alone.refuse = lambda body: None
         stored = measured(lab, tmp_path, alone, drafting)
     assert (stored.folder, stored.status, len(counted(stored))) == (folder, "finished", 12)
 
 
+@pytest.mark.full
 def test_every_prompt_refused_is_no_finished_run(lab, tmp_path):
     """As where all have what a server does not take, and a plain request is answered."""
 
@@ -252,11 +258,12 @@ def test_every_prompt_refused_is_no_finished_run(lab, tmp_path):
         with pytest.raises(EngineError, match=r"Not a single prompt .*HTTP status 422 \(extra_forbidden\)"):
             measured(lab, tmp_path, alone, drafting)
         (folder,) = find_runs(tmp_path)
-        assert (read_run(folder).status, read_run(folder).run["workload"]["skipped"]) == ("failed", [])
+        assert (read_run(folder).status, read_run(folder).run.workload.skipped) == ("failed", ())
         drafting.refuse = lambda body: None
         assert measured(lab, tmp_path, alone, drafting).status == "finished"
 
 
+@pytest.mark.full
 def test_a_run_of_two_prompts_that_only_fail_says_why(lab, tmp_path):
     broken = refusing(500, {"error": {"message": CANARY, "type": "InternalServerError"}})
     with (
@@ -278,7 +285,7 @@ def test_a_refused_first_prompt_leaves_the_others_a_warm_server(lab, tmp_path):
     with FakeOpenAI(refuse=refuse) as alone, FakeOpenAI() as drafting:
         stored = measured(lab, tmp_path, alone, drafting)
     assert len(counted(stored)) == 9
-    assert [skipped["reason"] for skipped in stored.run["workload"]["skipped"]] == [
+    assert [skipped.reason for skipped in stored.run.workload.skipped] == [
         "the server refuses it: HTTP status 400 (context_length_exceeded)"
     ]
     assert len([trial for trial in stored.trials if trial.warmup]) == 4
@@ -333,6 +340,7 @@ def test_an_error_that_is_no_json_has_a_status(page):
     assert str(problem_of(502, page, SENT)) == "HTTP status 502"
 
 
+@pytest.mark.full
 def test_a_field_that_the_server_does_not_know_is_named(lab, tmp_path):
     def strict(body):
         extra = sorted(
@@ -365,9 +373,9 @@ def test_a_server_that_wants_the_newer_field_gets_it(lab, tmp_path):
     assert [body for body in alone.seen[1:] if "max_tokens" in body] == []
     assert {body["max_completion_tokens"] for body in alone.seen[-4:]} == {12}
     assert [body for body in drafting.seen if "max_completion_tokens" in body] == []
-    fields = {arm: said["limit_field"] for arm, said in stored.run["served"]["settings"].items()}
+    fields = {arm: said.limit_field for arm, said in stored.run.served.settings.items()}
     assert fields == {"baseline": "max_completion_tokens", "served gamma 3": None}
-    assert stored.run["workload"]["skipped"] == []
+    assert stored.run.workload.skipped == ()
 
 
 def test_a_server_that_takes_neither_is_asked_in_the_usual_one(lab, tmp_path):
@@ -465,6 +473,7 @@ def test_answers_that_call_tools_are_whole(lab, tmp_path):
     assert "failed-requests" not in codes(stored)
 
 
+@pytest.mark.full
 def test_one_line_on_the_command_line(lab, tmp_path):
     with FakeOpenAI(names=SEVERAL) as alone, FakeOpenAI(names=SEVERAL) as drafting:
         flags = ["--server", f"{alone.url}/v1", "--spec-server", f"{drafting.url}/v1", "--workload", lab.workload]

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import full
 from fake_summary import stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 from markdown_it import MarkdownIt
@@ -245,6 +246,7 @@ def run_pasted(code: str) -> tuple[list[int], list[int], torch.Tensor, torch.Ten
     return passes[:-1], [each.drafted for each in seen], names["output"], alone
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["model", "skip:layers=1", "cross", "ngram:n=2"])
 def test_the_python_runs_and_drafts_gamma_tokens_a_round(kind: str, tmp_path: Path, lab: Any) -> None:
@@ -317,7 +319,7 @@ def with_own_file(source: Path, folder: Path, **values: Any) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["model", "skip:layers=1", "ngram:n=2"])
+@pytest.mark.parametrize("kind", ["model", *full("skip:layers=1", "ngram:n=2")])
 def test_the_python_gives_the_measured_text_whatever_the_models_own_files_say(
     kind: str, tmp_path: Path, lab: Any
 ) -> None:
@@ -551,6 +553,7 @@ print(json.dumps([served("/slots")[0]["params"]["speculative.types"], *told]))
 """
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_llamacpp_drafts_by_look_up_and_where_it_finds_nothing_with_the_model() -> None:
     pytest.importorskip("xllamacpp")

@@ -76,6 +76,7 @@ def test_why_they_differ_is_what_compare_says(kept):
     assert "specbench compare " in page.split("## How to check it\n")[1].split("\n## ")[0]
 
 
+@pytest.mark.full
 def test_runs_without_a_prompt_in_common_are_not_held_together(tmp_path):
     first = fake_run(tmp_path / "a", {"demo:draft": FakeDraft({"code": 0.8, "chat": 0.8})}, machine=FakeMachine())
     other = fake_run(tmp_path / "b", {"ngram:n=3": FakeDraft({"code": 0.2, "chat": 0.2})}, machine=FakeMachine())
@@ -105,6 +106,7 @@ def test_two_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     assert [run.name for run in runs_of(stored)] == [str(tmp_path / p / "again") for p in "xy"]
 
 
+@pytest.mark.full
 def test_what_is_written(tmp_path):
     stored = [
         fake_run(tmp_path / n, {"demo:draft": FakeDraft({"code": a, "chat": a})}) for n, a in (("a", 0.8), ("b", 0.3))
@@ -119,6 +121,7 @@ def test_what_is_written(tmp_path):
     assert html.lower().startswith("<!doctype html>")
 
 
+@pytest.mark.full
 def test_the_command_line(tmp_path):
     run = CliRunner().invoke
     found = run(app, ["brief", *map(str, KEPT), "--to", str(tmp_path / "b"), "--json", "--strict"])

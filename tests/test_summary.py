@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from fake_run import PREFILL_S, STEP_S, FakeDraft, FakeMachine, fake_run
+from fake_run import PREFILL_S, STEP_S, FakeDraft, FakeMachine, fake_run, with_policy, with_run
 from fake_served import FakeServer, fake_served
 
 from specbench.analysis.compare.comparison import compared
@@ -18,11 +18,6 @@ from specbench.records import Policy
 from specbench.report.brief.brief import render_brief
 
 GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
-
-
-def with_policy(stored, **policy):
-    config = stored.run["config"] | {"policy": stored.run["config"]["policy"] | policy}
-    return replace(stored, run=stored.run | {"config": config})
 
 
 def test_the_prediction_is_the_measurement_where_costs_are_what_was_probed(tmp_path):
@@ -59,7 +54,7 @@ def test_a_miss_names_the_term_that_was_planted(tmp_path, term, change):
     warm = tuple(t for t in probed.trials if t.warmup)
     timed = replace(
         wrong,
-        run=wrong.run | {"probe": probed.run["probe"]},
+        run=replace(wrong.run, probe=probed.run.probe),
         trials=(*(t for t in wrong.trials if not t.warmup), *warm),
     )
     rows = summarise(timed).drafts[0].gammas
@@ -69,8 +64,8 @@ def test_a_miss_names_the_term_that_was_planted(tmp_path, term, change):
 
 def test_a_machine_that_was_slower_throughout_is_no_missing_term(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD})
-    half = [point | {key: point[key] / 2 for key in ("median_s", "low_s", "high_s")} for point in stored.run["probe"]]
-    rows = summarise(replace(stored, run=stored.run | {"probe": half})).drafts[0].gammas
+    half = [replace(p, median_s=p.median_s / 2, low_s=p.low_s / 2, high_s=p.high_s / 2) for p in stored.run.probe]
+    rows = summarise(with_run(stored, probe=tuple(half))).drafts[0].gammas
     assert all(row.missing_term in (None, "the rest") for row in rows)  # other_s did not slow down with it
 
 
@@ -168,6 +163,7 @@ def test_an_a_a_arm_that_disagrees_widens_the_verdicts_interval(tmp_path):
     assert width(1.1) > 2 * width(1.0)
 
 
+@pytest.mark.full
 def test_a_machine_that_was_slow_over_one_category_widens_that_one_and_a_mix_of_it(tmp_path):
     """Over all prompts it hardly shows: the others outweigh it."""
     prompts = {"code": 12, "chat": 60}
@@ -197,6 +193,7 @@ def test_a_machine_that_was_slow_over_one_category_widens_that_one_and_a_mix_of_
     assert "more than chance" not in render_brief(runs[1.0], summarise(runs[1.0]))
 
 
+@pytest.mark.full
 def test_a_comparison_of_a_slow_category_is_as_unsure_as_its_runs(tmp_path):
     prompts = {"code": 12, "chat": 60}
 
@@ -257,7 +254,7 @@ def test_a_run_without_trials_has_no_verdict(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD})
     for command in ("replay", "probe"):
         with pytest.raises(StoreError, match="no verdict without a measurement"):
-            summarise(replace(stored, run=stored.run | {"command": command}))
+            summarise(with_run(stored, command=command))
 
 
 def test_a_policy_with_everything_still_reads_well(tmp_path):

@@ -149,12 +149,12 @@ def test_a_prompt_that_either_server_refuses_is_left_out_and_listed(lab, tmp_pat
     # The fifth request to the draft is its first judgement, after the texts that show its token ids.
     with FakeScorer(text=TEXT) as target, FakeScorer(text=TEXT, faults={4: 400}) as draft:
         folder = scored(lab, tmp_path, target, draft, draft=["served", "ngram:n=2"])
-    (skipped,) = read_run(folder).run["workload"]["skipped"]
-    assert "the server of served refuses it: HTTP status 400" in skipped["reason"]
+    (skipped,) = read_run(folder).run.workload.skipped
+    assert "the server of served refuses it: HTTP status 400" in skipped.reason
     texts = read_positions(folder)
     assert len(texts) == 2 * 2
-    assert skipped["id"] not in {text.prompt_id for text in texts}
-    assert "skipped-prompts" in [warning["code"] for warning in read_run(folder).run["warnings"]]
+    assert skipped.id not in {text.prompt_id for text in texts}
+    assert "skipped-prompts" in [warning.code for warning in read_run(folder).run.warnings]
 
 
 def test_where_every_prompt_is_refused_there_is_nothing_to_show_and_all_is_asked_again(lab, tmp_path):
@@ -166,7 +166,7 @@ def test_where_every_prompt_is_refused_there_is_nothing_to_show_and_all_is_asked
             scored(lab, tmp_path, target, draft)
         (folder,) = tmp_path.iterdir()
         assert read_run(folder).status == "failed"
-        assert read_run(folder).run["workload"]["skipped"] == []
+        assert read_run(folder).run.workload.skipped == ()
         target.faults.clear()
         assert scored(lab, tmp_path, target, draft) == folder
     assert len(read_positions(folder)) == 3
@@ -203,6 +203,7 @@ def test_an_unused_server_of_a_draft_is_refused(lab, tmp_path):
         load_config(None, {"draft_server": "http://localhost:1"})
 
 
+@pytest.mark.full
 def test_nothing_of_a_text_is_kept_and_no_model_library_is_loaded(lab, tmp_path):
     code = (
         "import sys\nfrom specbench.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"

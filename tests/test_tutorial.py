@@ -66,7 +66,14 @@ def test_a_promised_exit_code_is_that_of_a_slower_run():
     assert codes == {"compare reports/*-llamacpp reports/*-week1 --fail-if-slower 5%": SLOWER_EXIT}
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+# Those that draw figures or replay every gamma are tested elsewhere as well.
+LONG = [words for words in COMMANDS if words[0] in ("brief", "replay")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, id=" ".join(words), marks=[pytest.mark.full] if words in LONG else []) for words in COMMANDS],
+)
 def test_the_commands_that_load_no_model_run(words, folder, monkeypatch):
     monkeypatch.chdir(folder)
     args = list(expanded(words, folder))

@@ -16,6 +16,7 @@ from specbench.config import RunConfig
 from specbench.records import Arm, Prompt, Round, Times
 from specbench.run.losses import Losses
 from specbench.run.session import Measurement
+from specbench.run_record import Provenance, RunRecord
 from specbench.store import StoredRun
 
 FIRST_S, LATER_S = 0.030, 0.001
@@ -46,12 +47,15 @@ class FakeEngine:
 def measurement_of(engine: Any, tmp_path: Path) -> tuple[Measurement, list[Any]]:
     config = RunConfig(target="t", draft=("d",), gamma=(1, 4), temperature=1.0)
     kept: list[Any] = []
-    run = {"command": "measure", "config": config.as_dict(), "trials_planned": 0, "workload": {"skipped": []}}
-    writer: Any = SimpleNamespace(append=kept.append, folder=tmp_path, run=run | {"probe": [], "warnings": []})
+    run = RunRecord(
+        status="started", command="measure", config=config, provenance=Provenance("fake"), trials_planned=0, probe=()
+    )
+    writer: Any = SimpleNamespace(append=kept.append, folder=tmp_path, run=run)
     observer: Any = SimpleNamespace(**dict.fromkeys(("trial", "begin", "left"), lambda *_: None))
     session = LocalSession(engine, config, tmp_path)
     stored = StoredRun(tmp_path, run, (), torn=False)
-    return Measurement(session, config, writer, stored, Losses(writer, (), None), observer), kept
+    losses = Losses(writer, (), None)
+    return Measurement(session, config, writer, cast(Any, None), stored, losses, observer), kept
 
 
 def unit(length: int) -> Unit:

@@ -13,7 +13,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench.errors import WorkloadError
@@ -86,6 +87,7 @@ def test_a_zstd_file_cut_short_is_refused_and_not_read_in_part(tmp_path: Path, s
     assert "the zstd file is damaged or cut short" in failure(path)
 
 
+@pytest.mark.full
 def test_a_zstd_file_that_unpacks_to_too_much_is_refused_in_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +109,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     rows=st.lists(values, max_size=5),
     indent=st.none() | st.integers(0, 3),

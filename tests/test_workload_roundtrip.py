@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench.workload import load_workload
@@ -55,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("workloads")
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(rows=st.lists(row(), min_size=1, max_size=6))
 def test_formats_agree_on_the_hash(folder: Path, rows: Rows) -> None:
     writers: dict[str, Callable[[Rows, Path], None]] = {

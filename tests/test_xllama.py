@@ -65,6 +65,7 @@ def ask(server: Launched, text: str, tokens: int) -> list[dict]:
     return [event["timings"] for event in events if "timings" in event]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("draft", "gamma", "speculative"), [(None, None, False), ("demo:draft", 2, True), ("ngram:n=3", 4, True)]
 )
@@ -81,6 +82,7 @@ def test_the_embedded_pair_is_served(tmp_path, draft, gamma, speculative):
     assert not psutil.pid_exists(server.pid)
 
 
+@pytest.mark.full
 def test_sequences_run_side_by_side_each_with_its_context(tmp_path):
     with Launched(FILE, setting(concurrency=4), log=tmp_path / "log") as server:
         assert [slot["n_ctx"] for slot in json.loads(get(server, "/slots"))] == [FILE.context] * 4

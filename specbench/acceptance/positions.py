@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from specbench.acceptance.replay import Blocks, Positions, Text
-from specbench.errors import StoreError
+from specbench.errors import EngineError, StoreError
 from specbench.store import unwritable
 
 _START = b"\xff" * 4  # of every Arrow stream
@@ -67,7 +67,12 @@ class PositionWriter:
                 raise unwritable(failed, self._path) from None
 
     def append(self, text: Text) -> None:
-        """Put one text on disk. Raises StoreError where it cannot be written."""
+        """Put one text on disk. Raises StoreError where it cannot be written, EngineError for what could not be read
+        again."""
+        try:
+            _check(text)
+        except ValueError as error:
+            raise EngineError(f"What was scored is no text of a run: {error}", where=str(self._path)) from None
         try:
             if self._stream is None:
                 self._sink = pa.OSFile(str(self._path), "wb")

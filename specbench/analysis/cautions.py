@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from specbench.analysis.contract import DraftResult
 from specbench.analysis.frame import loads_of
-from specbench.analysis.ruled import spared
-from specbench.analysis.served.server import is_served
 from specbench.analysis.timing import timing_cautions
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.drafters import parse_draft
@@ -64,7 +62,7 @@ def run_cautions(
 def _unfinished(stored: StoredRun, done: int) -> Caution | None:
     if stored.status == "finished":
         return None
-    planned, out = stored.run.get("trials_planned"), spared(stored.run)
+    planned, out = stored.run.trials_planned, stored.run.spared
     without = f", {out} of which were ruled out" if out else ""
     return Caution(
         "unfinished-run",
@@ -137,11 +135,11 @@ def _broken(draft: DraftResult) -> Caution | None:
 def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
     """Greedy texts that are equal must have equal rounds, up to the draft's own rounding below float32; sampled ones
     must agree within sampling error."""
-    config = stored.run["config"]
-    if config["temperature"] > 0:
+    config = stored.run.config
+    if not config.sampling.greedy:
         wrong = [gap for gap in gaps if gap.ratio.low is not None and gap.ratio.high is not None]
         wrong = [gap for gap in wrong if not (gap.ratio.low or 0) <= 1.0 <= (gap.ratio.high or 0)]
-    elif config.get("dtype") == "float32":
+    elif config.dtype == "float32":
         wrong = [gap for gap in gaps if gap.unequal]
     else:
         wrong = [gap for gap in gaps if abs(gap.ratio.value - 1) > ROUNDING_SHARE]
@@ -158,7 +156,7 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
 def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Caution | None:
     """A draft model proposes as many tokens as it is asked for, but where it ends the text. Look-up and what stops
     early by design are only held to the most."""
-    if is_served(stored.run):
+    if stored.run.on_server:
         return None
     wrong = []
     arms: defaultdict[Arm, list[Trial]] = defaultdict(list)

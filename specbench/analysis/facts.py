@@ -1,20 +1,15 @@
-"""What a brief needs to know beside the Summary: run.json and the trials, read once and tolerantly.
-
-An older or interrupted run may lack any key but `status`; what is absent is None here and is not shown.
-"""
+"""What a brief needs to know beside the Summary, from run.json and the trials. What is absent is None and not shown."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from specbench.acceptance.lossless import explained
 from specbench.analysis.frame import counted, loads_of
-from specbench.analysis.ruled import spared
-from specbench.analysis.served.server import is_served
-from specbench.records import Divergence, Load, Policy, ReferenceCheck, Sampling, Trial, sampling_of
+from specbench.records import Divergence, Load, Policy, ReferenceCheck, Sampling, Trial
+from specbench.run_record import ModelFacts, Provenance, RunRecord
 from specbench.store import StoredRun
 
 # With more of the answers cut than this, a run says little about how long answers go on.
@@ -59,7 +54,7 @@ class Facts:
     sampling: Sampling
     precision: str | None
     threads: int | None
-    max_new_tokens: int | None
+    max_new_tokens: int
     batch_size: int
     target: Model
     drafts: dict[str, Model]
@@ -68,13 +63,13 @@ class Facts:
     done: int
     prefill_share: float | None
     cut_share: float | None
-    provenance: dict[str, Any]
+    provenance: Provenance
     fingerprint: str | None
     served: bool = False
     loads: tuple[Load, ...] = (Load(),)
     spared: int = 0
     reference: tuple[ReferenceCheck, ...] = ()
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -84,42 +79,34 @@ class Facts:
 def read_facts(stored: StoredRun) -> Facts:
     """Everything but the measured results, which are the Summary's."""
     run = stored.run
-    config = _mapping(run.get("config"))
-    provenance = _mapping(run.get("provenance"))
+    config, provenance = run.config, run.provenance
     loads = loads_of(stored)
     done = counted(stored.trials)
     main = [trial for trial in done if trial.arm.load == loads[0]]
     return Facts(
         status=stored.status,
-        argv=tuple(str(part) for part in provenance.get("argv") or ()),
-        policy=_policy(_mapping(config.get("policy"))),
-        sampling=sampling_of(config),
-        precision=precision_of(run),
-        threads=provenance.get("threads") or config.get("threads"),
-        max_new_tokens=config.get("max_new_tokens"),
-        batch_size=int(config.get("batch_size") or 1),
-        target=_model(str(config.get("target") or "target"), _mapping(run.get("target"))),
-        drafts={spec: _model(spec, _mapping(model)) for spec, model in _mapping(run.get("drafts")).items()},
-        workload=_workload(run, config),
-        planned=run.get("trials_planned"),
-        spared=spared(run),
+        argv=provenance.argv,
+        policy=config.policy,
+        sampling=config.sampling,
+        precision=run.precision,
+        threads=provenance.threads or config.threads,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        target=_model(config.target, run.target),
+        drafts={spec: _model(spec, model) for spec, model in run.drafts.items()},
+        workload=_workload(run),
+        planned=run.trials_planned,
+        spared=run.spared,
         done=len(done),
         prefill_share=_prefill_share(main),
         cut_share=_cut_share(main),
         provenance=provenance,
-        fingerprint=run.get("fingerprint"),
-        served=is_served(run),
+        fingerprint=run.fingerprint,
+        served=run.on_server,
         loads=tuple(loads),
-        reference=tuple(ReferenceCheck(**each) for each in run.get("reference_check") or ()),
-        template_kwargs=_mapping(config.get("chat_template_kwargs")),
+        reference=run.reference_check,
+        template_kwargs=config.chat_template_kwargs or {},
     )
-
-
-def precision_of(run: Mapping[str, Any]) -> str | None:
-    """Of the target's weights and arithmetic. A server has its own, whatever the configuration says of models in this
-    process."""
-    told = _mapping(run.get("provenance")).get("precision")
-    return told or (None if is_served(run) else _mapping(run.get("config")).get("dtype"))
 
 
 def differing(trials: Iterable[Trial], draft: str | None) -> list[Divergence | None]:
@@ -150,36 +137,20 @@ def parted(found: Sequence[Divergence | None], precision: str | None) -> Parted:
     return Parted(len(known) - len(wide), wide, len(found) - len(known))
 
 
-def _mapping(value: object) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+def _model(spec: str, facts: ModelFacts) -> Model:
+    ends = facts.end_tokens
+    return Model(spec, facts.name or spec, facts.parameters, facts.weight_bytes, facts.revision, ends, facts.head)
 
 
-def _policy(values: Mapping[str, Any]) -> Policy:
-    known = {field.name for field in dataclasses.fields(Policy)}
-    return Policy(**{key: value for key, value in values.items() if key in known})
-
-
-def _model(spec: str, values: Mapping[str, Any]) -> Model:
-    return Model(
-        spec,
-        str(values.get("name") or spec),
-        values.get("parameters"),
-        values.get("weight_bytes"),
-        values.get("revision"),
-        tuple(values.get("end_tokens") or ()),
-        values.get("head"),
-    )
-
-
-def _workload(run: Mapping[str, Any], config: Mapping[str, Any]) -> Workload:
-    values = _mapping(run.get("workload"))
-    encoded = values.get("encoded")
+def _workload(run: RunRecord) -> Workload:
+    facts = run.workload
+    encoded = facts.encoded
     return Workload(
-        values.get("source") or config.get("workload"),
-        values.get("sha256"),
-        values.get("prompts_available"),
-        values.get("prompts_used"),
-        None if encoded is None else encoded["template_sha256"] is not None,
+        facts.source or run.config.workload,
+        facts.sha256,
+        facts.prompts_available,
+        facts.prompts_used,
+        None if encoded is None else encoded.template_sha256 is not None,
     )
 
 

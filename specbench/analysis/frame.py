@@ -40,10 +40,10 @@ def counted(trials: Iterable[Trial]) -> list[Trial]:
 def loads_of(stored: StoredRun) -> list[Load]:
     """The loads that trials were measured at, in the order in which they were asked for: the first is the one that the
     verdict is about. Every run in process has the one load."""
-    config = stored.run.get("config", {})
+    config = stored.run.config
     measured = list(dict.fromkeys(trial.arm.load for trial in stored.trials if not trial.warmup))
-    asked = [(None, many) for many in config.get("concurrency") or []]
-    asked += [(rate, None) for rate in config.get("rate") or []]
+    asked: list[tuple[float | None, int | None]] = [(None, many) for many in config.concurrency]
+    asked += [(rate, None) for rate in config.rate]
 
     def place(load: Load) -> int:
         key = (load.rate, None if load.rate is not None else load.concurrency)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from specbench.records import Caution, CostPoint
-from specbench.store import StoredRun, cautions_of
+from specbench.records import Bandwidth, Caution, CostPoint
+from specbench.run_record import ModelFacts
+from specbench.store import StoredRun
 
 SCHEMA = 1
 
@@ -85,16 +86,6 @@ class ProbedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Memory bandwidth of this machine, and what was measured."""
-
-    bytes_per_s: float
-    low: float
-    high: float
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
 class ProbeSummary:
     """Everything a probe found."""
 
@@ -104,7 +95,7 @@ class ProbeSummary:
     hardware: str
     precision: str
     threads: int
-    bandwidth: Memory
+    bandwidth: Bandwidth
     models: tuple[ProbedModel, ...]
     warnings: tuple[Caution, ...]
 
@@ -115,21 +106,21 @@ class ProbeSummary:
 def probed(stored: StoredRun) -> ProbeSummary:
     """Of a folder that `specbench probe` made."""
     run = stored.run
-    memory = Memory(**run["bandwidth"])
-    points = [CostPoint(**point) for point in run["probe"]]
+    origin, points, memory = run.provenance, run.probe or (), run.bandwidth
+    assert memory is not None and origin.precision is not None and origin.threads is not None
     target = {(p.batch, p.context): p for p in points if p.model is None and _is_step(p)}
-    models = [_model(None, run["target"], points, target, memory)]
-    models += [_model(name, facts, points, target, memory) for name, facts in run["drafts"].items()]
+    models = [_model(None, run.target, points, target, memory)]
+    models += [_model(name, facts, points, target, memory) for name, facts in run.drafts.items()]
     return ProbeSummary(
         run=str(stored.folder),
         schema=SCHEMA,
-        engine=run["provenance"]["engine"],
-        hardware=run["provenance"]["hardware"]["line"],
-        precision=run["provenance"]["precision"],
-        threads=run["provenance"]["threads"],
+        engine=origin.engine,
+        hardware=origin.hardware.line or "hardware not known",
+        precision=origin.precision,
+        threads=origin.threads,
         bandwidth=memory,
         models=tuple(models),
-        warnings=tuple(cautions_of(run)),
+        warnings=run.warnings,
     )
 
 
@@ -139,11 +130,13 @@ def _is_step(point: CostPoint) -> bool:
 
 def _model(
     name: str | None,
-    facts: Mapping[str, Any],
+    facts: ModelFacts,
     every: Sequence[CostPoint],
     target: Mapping[tuple[int, int], CostPoint],
-    memory: Memory,
+    memory: Bandwidth,
 ) -> ProbedModel:
+    assert facts.name is not None and facts.parameters is not None
+    assert facts.weight_bytes is not None and facts.step_bytes is not None
     points = [p for p in every if p.model == name]
     reads = [p for p in points if p.phase == "read"]
     single = {(p.batch, p.context): p for p in reads if _is_step(p)}
@@ -151,12 +144,12 @@ def _model(
     phases = sorted((p for p in points if p.phase == "draft"), key=lambda p: (p.context, p.tokens))
     prefills = sorted((p for p in reads if not p.context), key=lambda p: (p.batch, p.tokens))
     return ProbedModel(
-        model=facts["name"],
+        model=facts.name,
         role="target" if name is None else "draft",
-        parameters=facts["parameters"],
-        weight_bytes=facts["weight_bytes"],
-        step_bytes=facts["step_bytes"],
-        least_step_s=facts["step_bytes"] / memory.bytes_per_s,
+        parameters=facts.parameters,
+        weight_bytes=facts.weight_bytes,
+        step_bytes=facts.step_bytes,
+        least_step_s=facts.step_bytes / memory.bytes_per_s,
         steps=tuple(_step(p, None if name is None else target.get(at)) for at, p in sorted(single.items())),
         widths=tuple(_width(p, single[p.batch, p.context]) for p in wide),
         phases=tuple(_phase(p, single[1, p.context]) for p in phases),

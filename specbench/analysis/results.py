@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -29,13 +28,14 @@ from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge, least_share
 from specbench.records import Call, Interval, Policy
+from specbench.run_record import ModelFacts
 
 
 class Judged:
     """Everything said about one view. `steady` has the variance of a log speedup that the A/A arm shows beyond the
     scatter of prompts; None: it is counted elsewhere. `facts` are the draft model's, from run.json."""
 
-    def __init__(self, view: DraftView, policy: Policy, steady: Steady | None, facts: dict[str, Any]) -> None:
+    def __init__(self, view: DraftView, policy: Policy, steady: Steady | None, facts: ModelFacts) -> None:
         self.view = view
         self.policy = policy
         self.steady = steady
@@ -259,12 +259,12 @@ def _break_even_of_whole(gamma: int, steps: float, minimum: float) -> BreakEven:
     return BreakEven(steps, alpha, None, None, wanted, at_minimum, None)
 
 
-def _memory(view: DraftView, facts: dict[str, Any]) -> Memory | None:
-    weights, per_token = facts.get("weight_bytes"), facts.get("cache_bytes_per_token")
+def _memory(view: DraftView, facts: ModelFacts) -> Memory | None:
+    weights, per_token = facts.weight_bytes, facts.cache_bytes_per_token
     if weights is None or per_token is None:
         return None
     context = int((view.base.prompt_tokens + view.base.output_tokens / view.repeats / view.batch).max())
-    return Memory(int(weights), int(per_token), context, int(weights) + int(per_token) * context)
+    return Memory(weights, per_token, context, weights + per_token * context)
 
 
 def _too_large(memory: Memory | None, policy: Policy) -> str | None:

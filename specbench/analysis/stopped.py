@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from specbench import text
 from specbench.acceptance.metrics import pooled, trial_counts
 from specbench.analysis.contract import StoppedGamma
 from specbench.analysis.frame import ArmRows, shared_prompts
-from specbench.analysis.ruled import ruled_out
 from specbench.analysis.views import arm_of, paired
 from specbench.decision.interval import speedup_interval
 from specbench.records import Arm, Policy, RuledOut
+from specbench.run_record import RunRecord
 
 
-def kept_arms(arms: Mapping[Arm, ArmRows], run: Mapping[str, Any]) -> dict[Arm, ArmRows]:
+def kept_arms(arms: Mapping[Arm, ArmRows], run: RunRecord) -> dict[Arm, ArmRows]:
     """Without the gammas that were stopped: what remains has every prompt."""
-    stopped = {(one.draft, one.gamma) for one in ruled_out(run)}
+    stopped = {(one.draft, one.gamma) for one in run.ruled_out}
     return {arm: rows for arm, rows in arms.items() if (arm.draft, arm.gamma) not in stopped}
 
 
 def stopped_gammas(
-    arms: Mapping[Arm, ArmRows], spec: str, run: Mapping[str, Any], policy: Policy, excess: float
+    arms: Mapping[Arm, ArmRows], spec: str, run: RunRecord, policy: Policy, excess: float
 ) -> tuple[StoppedGamma, ...]:
     """Those of one draft, ascending. Speedups are paired over the prompts that each was measured on, as they are: a mix
     is for what may be chosen."""
     base, found = arm_of(arms, "baseline"), []
-    for one in sorted(ruled_out(run), key=lambda one: one.gamma):
+    for one in sorted(run.ruled_out, key=lambda one: one.gamma):
         rows = arms.get(Arm("speculative", spec, one.gamma))
         shared = shared_prompts([base, rows]) if one.draft == spec and rows is not None else []
         if rows is None or not shared:

@@ -12,7 +12,6 @@ from specbench.analysis.choice import choose
 from specbench.analysis.contract import SCHEMA, Summary
 from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of
 from specbench.analysis.results import Judged
-from specbench.analysis.ruled import spared
 from specbench.analysis.served.cautions import server_cautions
 from specbench.analysis.served.contract import LoadResult
 from specbench.analysis.served.loads import load_results, with_loads
@@ -23,14 +22,15 @@ from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import speedup_interval
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Arm, Interval, Policy
-from specbench.store import StoredRun, cautions_of
+from specbench.run_record import ModelFacts
+from specbench.store import StoredRun
 
 
 def summarise(stored: StoredRun) -> Summary:
     """Everything specbench says about a run, from its folder alone. Works on an interrupted run with what there is;
     raises StoreError where not one prompt has both the target alone and a draft. A server's verdict is about the first
     load that was asked for."""
-    policy = Policy(**stored.run["config"]["policy"])
+    policy = stored.run.config.policy
     _timed(stored)
     every, first = counted(stored.trials), loads_of(stored)[0]
     trials = [trial for trial in every if trial.arm.load == first]
@@ -42,13 +42,11 @@ def summarise(stored: StoredRun) -> Summary:
             "No trial has decoded anything yet", where=str(stored.folder), cure="Use prompts that get longer answers."
         )
     _mix_fits(policy, arms)
-    specs = [spec for spec in stored.run["config"]["draft"] if any(arm.draft == spec for arm in arms)]
+    specs = [spec for spec in stored.run.config.draft if any(arm.draft == spec for arm in arms)]
     steady = Steady(arms, policy)
     views = [DraftView(arms, spec, trials, texts, stored, policy) for spec in specs]
     judged = [
-        Judged(view, policy, steady, stored.run.get("drafts", {}).get(view.spec) or {})
-        for view in views
-        if view.complete
+        Judged(view, policy, steady, stored.run.drafts.get(view.spec, ModelFacts())) for view in views if view.complete
     ]
     if not judged:
         raise StoreError(
@@ -65,7 +63,7 @@ def summarise(stored: StoredRun) -> Summary:
     gaps = [gap for one in judged for g in one.view.arms if (gap := replay_gap(one.view, g)) is not None]
     server = server_of(stored)
     loads: tuple[LoadResult, ...] = ()
-    cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *cautions_of(stored.run)]
+    cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *stored.run.warnings]
     if server is not None:
         loads = load_results(stored, policy)
         results = tuple(with_loads(result, loads, policy) for result in results)
@@ -73,19 +71,19 @@ def summarise(stored: StoredRun) -> Summary:
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,
-        target=stored.run["config"]["target"],
-        engine=stored.run["provenance"]["engine"],
-        hardware=(stored.run["provenance"].get("hardware") or {}).get("line") or "hardware not known",
+        target=stored.run.config.target,
+        engine=stored.run.provenance.engine,
+        hardware=stored.run.provenance.hardware.line or "hardware not known",
         noise_floor=_half_width(floor),
         drafts=results,
         warnings=tuple({caution.code: caution for caution in cautions}.values()),
         choice=choose(judged, policy),
         mix=policy.mix,
-        batch_size=int(stored.run["config"]["batch_size"]),
+        batch_size=stored.run.config.batch_size,
         server=server,
         loads=loads,
         trials_run=len(every),
-        trials_spared=spared(stored.run),
+        trials_spared=stored.run.spared,
     )
 
 
@@ -101,7 +99,7 @@ def _timed(stored: StoredRun) -> None:
             "Run specbench sweep; --costs takes these timings.",
         ),
     }
-    if (why := refused.get(stored.run["command"])) is not None:
+    if (why := refused.get(stored.run.command)) is not None:
         raise StoreError(why[0], where=str(stored.folder), cure=why[1])
 
 

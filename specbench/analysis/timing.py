@@ -49,8 +49,8 @@ def timing_cautions(stored: StoredRun, trials: Sequence[Trial]) -> list[Caution]
     on a server, which does not tell where its time went; of batches only whether reading the prompts took as long."""
     if any(trial.times.verify_s is None for trial in trials):
         return []
-    batch = int(stored.run["config"]["batch_size"])
-    points = [CostPoint(**point) for point in stored.run.get("probe") or [] if point["model"] is None]
+    batch = stored.run.config.batch_size
+    points = [point for point in stored.run.probe or () if point.model is None]
     # The tail of a batch runs at smaller batches, which the trial does not tell.
     found = _by_arm(trials, points if batch == 1 else [])
     alone = next((prompts for arm, prompts in found.items() if arm.kind == "baseline"), None)

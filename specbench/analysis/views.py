@@ -9,11 +9,11 @@ import numpy as np
 from specbench.acceptance.lossless import lossy_reason
 from specbench.acceptance.metrics import Counts, basis, pooled, trial_counts
 from specbench.acceptance.replay import Expected, Text, replay
-from specbench.analysis.facts import precision_of
 from specbench.analysis.frame import NO_ROWS, ArmRows, shared_prompts
 from specbench.decision.interval import Floats, Paired
 from specbench.drafters import parse_draft, reader_of
-from specbench.records import Arm, ArmKind, CostPoint, Load, Policy, Trial
+from specbench.records import Arm, ArmKind, Load, Policy, Trial
+from specbench.run_record import ModelFacts
 from specbench.store import StoredRun
 
 
@@ -35,8 +35,8 @@ class DraftView:
     ) -> None:
         self.spec = spec
         self.draft = parse_draft(spec)
-        config = stored.run["config"]
-        asked = [arm for arm in arms if arm.draft == spec and arm.gamma in config["gamma"]]
+        config = stored.run.config
+        asked = [arm for arm in arms if arm.draft == spec and arm.gamma in config.gamma]
         own = {arm.gamma: arms[arm] for arm in sorted(asked, key=lambda arm: arm.gamma or 0)}
         base = _of_categories(arm_of(arms, "baseline"), set(policy.mix) if policy.mix else None)
         self.prompts = shared_prompts([base, *own.values()])
@@ -44,9 +44,9 @@ class DraftView:
         self.base = base.of(self.prompts)
         self.arms = {gamma: rows.of(self.prompts) for gamma, rows in own.items() if gamma is not None}
         self.weights = traffic_weights(list(self.base.category), policy.mix)
-        self.greedy = config["temperature"] == 0
+        self.greedy = config.sampling.greedy
         # Greedy repeats are one and the same text, scored once.
-        self.repeats = int(config["repeats"])
+        self.repeats = config.repeats
         # Replay speaks of the same prompts as the loop, or not at all.
         own_texts = {(text.prompt_id, text.repeat): text for text in texts if text.draft == spec}
         members = list(self.base.members)
@@ -54,16 +54,15 @@ class DraftView:
         keys = [(prompt, 0 if self.greedy else r) for unit in members for r in repeats for prompt in unit]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
         self._owner = np.repeat(np.arange(len(members)), [len(unit) * self.repeats for unit in members])
-        self.batch = int(config["batch_size"])
+        self.batch = config.batch_size
         self._replayed: dict[int, Expected] = {}
         self._counts = {gamma: _by_trial(rows, gamma) for gamma, rows in self.arms.items()}
-        self.points = [CostPoint(**point) for point in stored.run.get("probe") or []]
-        layers = stored.run.get("drafts", {}).get(spec, {}).get("layers")
-        self.reader = reader_of(spec, layers)
+        self.points = stored.run.probe or ()
+        self.reader = reader_of(spec, stored.run.drafts.get(spec, ModelFacts()).layers)
         # Requests that overlap share their time, which then is nobody's cost.
         self.overlapping = any(load != Load() for load in {trial.arm.load for trial in trials})
         self.other_s = _other_s(stored.trials, spec)
-        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], precision_of(stored.run))
+        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], stored.run.precision)
 
     def replayed(self, gamma: int) -> Expected | None:
         """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions, and beyond

@@ -6,12 +6,25 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import EngineError
-from specbench.records import Arm, Caution, Counters, Divergence, Finish, Prompt, Times, Told, Trial
+from specbench.records import (
+    Arm,
+    Caution,
+    Counters,
+    Divergence,
+    Finish,
+    Omitted,
+    Prompt,
+    ReferenceCheck,
+    Times,
+    Told,
+    Trial,
+)
+from specbench.run_record import Encoding, ModelFacts, ServedBy
 from specbench.store import RunWriter, TrialKey
 
 # A warm-up is a text of so many tokens.
@@ -159,15 +172,18 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Prompts that can be asked, those that cannot with the reason, and what run.json says of the models: `facts` are
-    keys of it, `encoded` that of its workload about token ids."""
+    """Prompts that can be asked, those that cannot with the reason, and what run.json says of the models and of how
+    they encode the prompts, or of the servers."""
 
     items: list[Item]
-    skipped: list[dict[str, str]]
+    skipped: list[Omitted]
     setting: Setting
-    facts: dict[str, Any]
+    target: ModelFacts
+    drafts: Mapping[str, ModelFacts]
     cautions: list[Caution] = field(default_factory=list)
-    encoded: dict[str, Any] | None = None
+    encoded: Encoding | None = None
+    reference: tuple[ReferenceCheck, ...] = ()
+    served: ServedBy | None = None
 
 
 class Session(Protocol):

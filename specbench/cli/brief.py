@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.options import Grouped, Keys, Own, RunsIn, Strict, with_settings
 from specbench.cli.show import exit_on, newest
 from specbench.errors import ConfigError
 
@@ -24,44 +25,40 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 100
 
 
-@app.command("brief")
+@app.command("brief", cls=Grouped)
+@with_settings("brief", mix=Own(unset="the run's"))
 def brief(
+    keys: Keys,
     run: Annotated[
         list[Path] | None, typer.Argument(help="Run folders; several give one brief.  [default: the newest]")
     ] = None,
-    min_speedup: Annotated[float | None, typer.Option(help="Smallest speedup worth having.")] = None,
-    metric: Annotated[str | None, typer.Option(help="What the verdict is on: decode or e2e.")] = None,
-    confidence: Annotated[float | None, typer.Option(help="Of intervals and verdicts, such as 0.95.")] = None,
-    mix: Annotated[str | None, typer.Option(help="Your traffic: code=0.6,chat=0.4.")] = None,
-    price_per_hour: Annotated[float | None, typer.Option(help="Of the machine: adds the price per token.")] = None,
-    max_added_gb: Annotated[float | None, typer.Option(help="Memory that the draft may take.")] = None,
     to: Annotated[
-        Path | None, typer.Option(help="Folder to write to.  [default: the run's; for several a new one under --out]")
+        Path | None,
+        typer.Option(
+            help="Folder to write to.  [default: the run's; for several a new one under --out]",
+            rich_help_panel="output",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead of the brief.")] = False,
-    html: Annotated[bool, typer.Option("--html", help="The HTML page on stdout instead of the Markdown.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+    out: RunsIn = Path("reports"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout instead of the brief.", rich_help_panel="output")
+    ] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="The HTML page on stdout instead of the Markdown.", rich_help_panel="output")
+    ] = False,
+    strict: Strict = False,
 ) -> None:
     """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
     policy flag here goes before the run's."""
     if as_json and html:
         raise ConfigError("Only one can be on stdout", where="--json and --html", cure="Leave one out.")
-    asked = {
-        "min_speedup": min_speedup,
-        "metric": metric,
-        "confidence": confidence,
-        "mix": mix,
-        "price_per_hour": price_per_hour,
-        "max_added_gb": max_added_gb,
-    }
     folders = run or [newest(out, timed=True)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from specbench.store import uncollected
 
     with uncollected(last=True):  # a collector that looks at every trial again and again takes a quarter of the time
-        path, call, found = _one(folders[0], asked, to) if len(folders) == 1 else _several(folders, asked, to, out)
+        path, call, found = _one(folders[0], keys, to) if len(folders) == 1 else _several(folders, keys, to, out)
     if as_json:
         typer.echo(json.dumps(found | {"brief": str(path)}, allow_nan=False))
     else:
@@ -93,7 +90,7 @@ def _several(
 
 
 def _object(stored: StoredRun, summary: Summary) -> dict[str, Any]:
-    return summary.to_json() | {"policy": stored.run["config"]["policy"], "break_evens": _break_evens(summary)}
+    return summary.to_json() | {"policy": asdict(stored.run.config.policy), "break_evens": _break_evens(summary)}
 
 
 def _break_evens(summary: Summary) -> list[dict[str, Any]]:

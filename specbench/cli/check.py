@@ -9,32 +9,40 @@ from typing import Annotated
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.options import AsJson, Grouped, Keys, Own, Quiet, RunsIn, with_settings
 from specbench.cli.show import newest, print_parts
 from specbench.errors import ConfigError
 
 STRICT_EXIT = {"same": 0, "rounding": 0, "differs": 3, "undecided": 4}
 
 
-@app.command("check")
+@app.command("check", cls=Grouped)
+@with_settings(
+    "check",
+    limit=Own(help="Check at most N prompts.", unset="8, or 24 when sampling"),
+    gamma=Own(help="Some of the run's draft lengths: 1,4.", unset="all"),
+    system_prompt=Own(help="The run's own, which it keeps only as a hash."),
+)
 def check(
+    keys: Keys,
     run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest with a wall clock]")] = None,
-    against: Annotated[str, typer.Option(help="Who counts again; only transformers.")] = "transformers",
-    limit: Annotated[
-        int | None, typer.Option(help="Check at most N prompts.  [default: 8, or 24 when sampling]")
-    ] = None,
-    gamma: Annotated[str | None, typer.Option(help="Some of the run's draft lengths: 1,4.  [default: all]")] = None,
-    system_prompt: Annotated[str | None, typer.Option(help="The run's own, which it keeps only as a hash.")] = None,
-    trust_remote_code: Annotated[list[str] | None, typer.Option(help="Model whose own code may run.")] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if counts differ, 4 if undecided.")] = False,
+    against: Annotated[
+        str, typer.Option(help="Who counts again; only transformers.", rich_help_panel="decision")
+    ] = "transformers",
+    out: RunsIn = Path("reports"),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit 3 if counts differ, 4 if undecided.", rich_help_panel="decision"),
+    ] = False,
 ) -> None:
     """Count a run's acceptance again with transformers. Its own assisted generation, compared round by round."""
-    from specbench.checks import parse_gammas
+    from specbench.kinds import parse_gammas
 
     if against != "transformers":
         raise ConfigError(f"{against!r} cannot be compared with", where="--against", cure="Use transformers.")
+    limit, gamma = keys["limit"], keys["gamma"]
     if limit is not None and limit < 1:
         raise ConfigError(f"{limit} prompts are none", where="--limit", cure="Give 1 or more.")
     try:
@@ -46,7 +54,7 @@ def check(
     from specbench.verify.check import Asked
     from specbench.verify.check import check as check_run
 
-    asked = Asked(limit, gammas, system_prompt, frozenset(trust_remote_code or ()))
+    asked = Asked(limit, gammas, keys["system_prompt"], frozenset(keys["trust_remote_code"] or ()))
     with RunProgress(quiet=quiet) as progress:
         found = check_run(folder, asked, progress)
     if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.options import AsJson, Grouped
 from specbench.cli.show import print_parts
 from specbench.errors import ConfigError
 
@@ -19,15 +20,20 @@ if TYPE_CHECKING:
 SLOWER_EXIT = 5
 
 
-@app.command("compare")
+@app.command("compare", cls=Grouped)
 def compare(
     first: Annotated[Path, typer.Argument(help="Run folder, such as yesterday's or that of one engine.")],
     second: Annotated[Path, typer.Argument(help="Run folder to hold against it.")],
     fail_if_slower: Annotated[
-        str | None, typer.Option(help="Exit 5 if the second is surely slower by more than this, such as 3%.")
+        str | None,
+        typer.Option(
+            help="Exit 5 if the second is surely slower by more than this, such as 3%.", rich_help_panel="decision"
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown on stdout instead of tables.")] = False,
+    as_json: AsJson = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Markdown on stdout instead of tables.", rich_help_panel="output")
+    ] = False,
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.options import AsJson, Grouped
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 _WIDEST = 100
 
 
-@app.command("explain")
+@app.command("explain", cls=Grouped)
 def explain(
     run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: none; the subject itself]")] = None,
     level: Annotated[str, typer.Option(help="For whom: manager (no formulas) or engineer.")] = "manager",
     term: Annotated[str | None, typer.Option(help="Only what this word means, such as tau.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What speculative decoding is, or what a run's numbers mean."""
     if term is not None:

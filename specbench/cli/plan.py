@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, with_settings
 from specbench.cli.show import newest, print_parts
 from specbench.errors import ConfigError
 
@@ -19,61 +20,52 @@ if TYPE_CHECKING:
     from specbench.store import StoredRun
 
 
-@app.command("plan")
+def _assumed(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel="decision")
+
+
+@app.command("plan", cls=Grouped)
+@with_settings(
+    "plan",
+    min_speedup=Own(unset="the pilot's, or 1.10"),
+    confidence=Own(help="Of interval and verdict.", unset="the pilot's, or 0.95"),
+    gamma=Own(help="Draft lengths to measure: 1..8 or 1,2,4.", unset="the pilot's, or 1,2,4"),
+    repeats=Own(unset="the pilot's, or 1"),
+)
 def plan(
+    ctx: typer.Context,
+    keys: Keys,
     run: Annotated[
         Path | None, typer.Argument(help="Run folder of a pilot.  [default: the newest; none with --spread]")
     ] = None,
     half_width: Annotated[
-        float, typer.Option(help="How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
+        float, _assumed("How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
     ] = 0.03,
-    min_speedup: Annotated[
-        float | None, typer.Option(help="Smallest speedup worth having.  [default: the pilot's, or 1.10]")
-    ] = None,
-    confidence: Annotated[
-        float | None, typer.Option(help="Of interval and verdict.  [default: the pilot's, or 0.95]")
-    ] = None,
-    gamma: Annotated[
-        str | None, typer.Option(help="Draft lengths to measure: 1..8 or 1,2,4.  [default: the pilot's, or 1,2,4]")
-    ] = None,
-    drafts: Annotated[
-        int | None, typer.Option(help="How many drafts to measure.  [default: as in the pilot, or 1]")
-    ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Measure every prompt in every arm N times.  [default: the pilot's, or 1]")
-    ] = None,
+    drafts: Annotated[int | None, _assumed("How many drafts to measure.  [default: as in the pilot, or 1]")] = None,
     spread: Annotated[
-        float | None, typer.Option(help="Assume this spread between prompts (about 0.2 to 0.4), without a pilot.")
+        float | None, _assumed("Assume this spread between prompts (about 0.2 to 0.4), without a pilot.")
     ] = None,
     seconds_per_prompt: Annotated[
-        float | None, typer.Option(help="Assume that the target alone takes so long for a prompt.")
+        float | None, _assumed("Assume that the target alone takes so long for a prompt.")
     ] = None,
-    speedup: Annotated[float | None, typer.Option(help="Assume this true speedup.")] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The plan as a page to agree on, on stdout.")] = False,
-    write: Annotated[Path | None, typer.Option(help="Write that page to this file.")] = None,
+    speedup: Annotated[float | None, _assumed("Assume this true speedup.")] = None,
+    out: RunsIn = Path("reports"),
+    as_json: AsJson = False,
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="The plan as a page to agree on, on stdout.", rich_help_panel="output"),
+    ] = False,
+    write: Annotated[Path | None, typer.Option(help="Write that page to this file.", rich_help_panel="output")] = None,
 ) -> None:
     """How many prompts and minutes a verdict will take. From a pilot, or from assumptions."""
-    _number("--half-width", half_width, 1, "Write 0.03 for 3 %.")
-    _number("--spread", spread, 10, "A spread is a fraction, such as 0.25.")
-    _number("--seconds-per-prompt", seconds_per_prompt, 1e6)
-    _number("--speedup", speedup, 100)
-    if drafts is not None and not 1 <= drafts <= 100:
-        raise ConfigError(f"{drafts} is not a whole number from 1 to 100", where="--drafts")
     if as_json and markdown:
         raise ConfigError("Both --json and --markdown want stdout", cure="Leave one out, or use --write FILE.")
-    asked = {"min_speedup": min_speedup, "confidence": confidence, "gamma": gamma, "repeats": repeats}
+    assumed = {key: ctx.params[key] for key in ("half_width", "drafts", "spread", "seconds_per_prompt", "speedup")}
+    _require_numbers(assumed)
     found, policy, pilot = _plan(
         None if spread is not None and run is None else run or newest(out, timed=True),
-        {key: value for key, value in asked.items() if value is not None},
-        {
-            "half_width": half_width,
-            "drafts": drafts,
-            "spread": spread,
-            "seconds_per_prompt": seconds_per_prompt,
-            "speedup": speedup,
-        },
+        {key: value for key, value in keys.items() if value is not None},
+        assumed,
     )
     if markdown or write is not None:
         from specbench.report.plan.document import plan_document, write_document
@@ -104,24 +96,35 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
         "gammas": settings.gamma if "gamma" in asked else None,
         "repeats": settings.repeats if "repeats" in asked else None,
     }
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from specbench.analysis.plan.pilot import read_pilot
     from specbench.analysis.plan.planned import Wanted, plan_of
-    from specbench.records import Policy
     from specbench.store import read_run
 
     if folder is None:
         return plan_of(Wanted(settings.policy, **wanted), None), settings.policy, None
     stored = read_run(folder)
     kept = {key: getattr(settings.policy, key) for key in ("min_speedup", "confidence") if key in asked}
-    policy = replace(Policy(**stored.run["config"]["policy"]), **kept)
+    policy = replace(stored.run.config.policy, **kept)
     pilot = read_pilot(stored, policy, wanted["gammas"])
-    found = plan_of(Wanted(policy, **wanted), pilot, str(folder), stored.run["workload"]["prompts_available"])
-    config = stored.run["config"] | {"policy": asdict(policy)}
-    return found, policy, replace(stored, run=stored.run | {"config": config})
+    found = plan_of(Wanted(policy, **wanted), pilot, str(folder), stored.run.workload.prompts_available)
+    config = replace(stored.run.config, policy=policy)
+    return found, policy, replace(stored, run=replace(stored.run, config=config))
 
 
-def _number(flag: str, value: float | None, most: float, cure: str | None = None) -> None:
-    if value is not None and not (math.isfinite(value) and 0 < value <= most):
-        raise ConfigError(f"{value:g} is not a number above 0 to {most:g}", where=flag, cure=cure)
+def _require_numbers(assumed: dict[str, Any]) -> None:
+    limits = {
+        "half_width": (1, "Write 0.03 for 3 %."),
+        "spread": (10, "A spread is a fraction, such as 0.25."),
+        "seconds_per_prompt": (1e6, None),
+        "speedup": (100, None),
+    }
+    for key, (most, cure) in limits.items():
+        value = assumed[key]
+        if value is not None and not (math.isfinite(value) and 0 < value <= most):
+            where = f"--{key.replace('_', '-')}"
+            raise ConfigError(f"{value:g} is not a number above 0 to {most:g}", where=where, cure=cure)
+    drafts = assumed["drafts"]
+    if drafts is not None and not 1 <= drafts <= 100:
+        raise ConfigError(f"{drafts} is not a whole number from 1 to 100", where="--drafts")

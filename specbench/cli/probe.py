@@ -5,68 +5,75 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.options import AsJson, ConfigFile, Grouped, Keys, Own, Quiet, with_settings
 from specbench.cli.show import print_parts
 from specbench.errors import ConfigError
 
 
-@app.command("probe")
+@app.command("probe", cls=Grouped)
+@with_settings(
+    "probe",
+    draft=Own(help="Draft model id or directory; repeatable."),
+    gamma=Own(help="Draft lengths: 1..8 or 1,2,4; the widest counts."),
+    probe_batch_sizes=Own(flag="--batch-size", help="Sequences at once: 1,2,4,8."),
+)
 def probe(
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file; flags override it.  [default: configs/default.yaml]")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="Model id or directory.")] = None,
-    draft: Annotated[list[str] | None, typer.Option(help="Draft model id or directory; repeatable.")] = None,
+    keys: Keys,
+    config: ConfigFile = None,
     target_config: Annotated[
-        Path | None, typer.Option(help="config.json, or its folder: time that shape with random weights.")
+        Path | None,
+        typer.Option(help="config.json, or its folder: time that shape with random weights.", rich_help_panel="models"),
     ] = None,
-    draft_config: Annotated[list[Path] | None, typer.Option(help="The same for a draft; repeatable.")] = None,
-    batch_size: Annotated[str | None, typer.Option(help="Sequences at once: 1,2,4,8.")] = None,
+    draft_config: Annotated[
+        list[Path] | None, typer.Option(help="The same for a draft; repeatable.", rich_help_panel="models")
+    ] = None,
     context: Annotated[
         str | None,
-        typer.Option(help="Tokens read before: 128,512.  [default: the workload's, or 512 without a tokenizer]"),
+        typer.Option(
+            help="Tokens read before: 128,512.  [default: the workload's, or 512 without a tokenizer]",
+            rich_help_panel="drafts",
+        ),
     ] = None,
-    gamma: Annotated[str | None, typer.Option(help="Draft lengths: 1..8 or 1,2,4; the widest counts.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: the free cores less one]")] = None,
     passes: Annotated[
-        int | None, typer.Option(help="Times everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill]")
+        int | None,
+        typer.Option(
+            help="Times everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill]",
+            rich_help_panel="drafts",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where run folders go.")] = None,
-    name: Annotated[str | None, typer.Option(help="Part of the run folder's name.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Time the models alone, at several batch sizes. A step, several tokens at once, a draft phase, a prefill."""
-    if target_config is not None and target is not None:
+    if target_config is not None and keys["target"] is not None:
         raise ConfigError("The target is named twice", where="--target-config", cure="Drop --target.")
     contexts = None if context is None else _numbers(context, "--context", 1, 10_000_000)
     if passes is not None and not 5 <= passes <= 1000:
         # Of fewer passes not even the range from least to most is a 95 % interval of the median.
         raise ConfigError(f"{passes} is not a whole number from 5 to 1000", where="--passes")
-    flags: dict[str, Any] = {"target": target, "draft": draft or None, "gamma": gamma, "dtype": dtype, "name": name}
-    flags |= {"device": device, "threads": threads, "probe_batch_sizes": batch_size}
-    flags["out"] = None if out is None else str(out)
     from dataclasses import replace
 
     from specbench.config import load_config
     from specbench.shipped import shipped
 
-    settings = load_config(config or shipped("configs/default.yaml"), flags)
-    if not draft and (draft_config or target_config):
+    settings = load_config(config or shipped("configs/default.yaml"), keys)
+    if not keys["draft"] and (draft_config or target_config):
         # The default draft belongs to the default target.
         settings = replace(settings, draft=())
     from specbench.analysis.probed import probed
     from specbench.run.probe import ProbeRequest, run_probe
+    from specbench.run.task import command_line
     from specbench.store import read_run
 
     request = ProbeRequest(target_config, tuple(draft_config or ()), contexts, passes)
-    folder = run_probe(settings, request, _sayer(quiet))
+    own = {"target_config": target_config, "draft_config": draft_config, "context": context, "passes": passes}
+    argv = command_line("probe", {"config": config, **keys, **own})
+    folder = run_probe(settings, request, _sayer(quiet), argv)
     found = probed(read_run(folder))
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))

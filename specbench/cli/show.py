@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from specbench.analysis.contract import Summary
     from specbench.records import Call, CostPoint, Policy
+    from specbench.run_record import RunRecord
 
 STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
@@ -27,7 +28,7 @@ def newest(out: Path, *, timed: bool = False) -> Path:
 
     others = {"probe", "replay"} if timed else {"probe"}
     for folder in find_runs(out):
-        if read_record(folder)["command"] not in others:
+        if read_record(folder).command not in others:
             return folder
     raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
 
@@ -50,14 +51,14 @@ def show_replay(
     that of the folder `costs`."""
     from specbench.analysis.replayed import replayed
     from specbench.api import texts_of
-    from specbench.store import cautions_of, read_run
+    from specbench.store import read_run
 
     stored = read_run(folder)
     texts = texts_of(stored, gammas)
-    readers, points = _prices(stored.run, folder, costs) if best else (None, [])
-    confidence = stored.run["config"]["policy"]["confidence"]
+    readers, points = _prices(stored.run, folder, costs) if best else (None, ())
+    confidence = stored.run.config.policy.confidence
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points)
-    found = replace(found, warnings=tuple(cautions_of(stored.run)))
+    found = replace(found, warnings=stored.run.warnings)
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
@@ -66,20 +67,19 @@ def show_replay(
     print_parts(replay_tables(found), folder)
 
 
-def _prices(run: dict[str, Any], folder: Path, costs: Path | None) -> tuple[dict[str, str], list[CostPoint]]:
+def _prices(run: RunRecord, folder: Path, costs: Path | None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
     from specbench.cost.stored import require_probe
     from specbench.drafters import reader_of
-    from specbench.records import CostPoint
 
-    stored = run.get("probe") if costs is None else require_probe(costs)["probe"]
+    stored = run.probe if costs is None else require_probe(costs).probe
     if not stored:
         raise StoreError(
             "This run did not time the models, so no pair can be called best",
             where=str(folder),
             cure="Give the folder of a specbench probe with --costs.",
         )
-    readers = {spec: reader_of(spec, facts.get("layers")) for spec, facts in run.get("drafts", {}).items()}
-    return readers, [CostPoint(**point) for point in stored]
+    readers = {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}
+    return readers, stored
 
 
 def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
+from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, Strict, with_settings
 from specbench.cli.show import newest, print_parts, show, show_replay
 from specbench.errors import ConfigError
 
@@ -20,39 +21,49 @@ if TYPE_CHECKING:
 _CATEGORIES_SHOWN = 20
 
 
-@app.command("show")
+@app.command("show", cls=Grouped)
 def show_run(
     run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 on NO-GO and 4 on UNCLEAR.")] = False,
+    strict: Strict = False,
+    out: RunsIn = Path("reports"),
+    as_json: AsJson = False,
 ) -> None:
     """The tables of a stored run, as sweep prints them."""
     from specbench.analysis.summarise import summarise
-    from specbench.records import Policy
     from specbench.store import read_run
 
     stored = read_run(run or newest(out, timed=True))
-    show(summarise(stored), Policy(**stored.run["config"]["policy"]), as_json, strict)
+    show(summarise(stored), stored.run.config.policy, as_json, strict)
 
 
-@app.command("replay")
+@app.command("replay", cls=Grouped)
+@with_settings(
+    "replay",
+    gamma=Own(help="Draft lengths: 1..8, 1..8..2 or 1,2,4.", default="1..8"),
+    cutoff=Own(default=0.0),
+)
 def replay(
+    keys: Keys,
     run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
-    gamma: Annotated[str, typer.Option(help="Draft lengths: 1..8, 1..8..2 or 1,2,4.")] = "1..8",
-    cutoff: Annotated[float, typer.Option(help="Stop drafting below this draft confidence (llama.cpp: p-min).")] = 0.0,
-    best: Annotated[bool, typer.Option("--best", help="Look for the best pair of draft length and cut-off.")] = False,
-    costs: Annotated[Path | None, typer.Option(help="Probe folder to price --best with.  [default: the run's]")] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders are.")] = Path("reports"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="Look for the best pair of draft length and cut-off.", rich_help_panel="drafts"),
+    ] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(help="Probe folder to price --best with.  [default: the run's]", rich_help_panel="drafts"),
+    ] = None,
+    out: RunsIn = Path("reports"),
+    as_json: AsJson = False,
 ) -> None:
     """Acceptance at any draft length, from a stored run. And at any cut-off, without a model."""
-    from specbench.checks import parse_gammas
+    from specbench.kinds import parse_gammas
 
     try:
-        gammas = parse_gammas(gamma)
+        gammas = parse_gammas(keys["gamma"])
     except ValueError as error:
         raise ConfigError(str(error), where="--gamma") from None
+    cutoff = keys["cutoff"]
     if not 0.0 <= cutoff < 1.0:
         raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", cure="Give a number from 0 to below 1.")
     if costs is not None and not best:
@@ -60,16 +71,23 @@ def replay(
     show_replay(run or newest(out), gammas, cutoff, as_json, best=best, costs=costs)
 
 
-@app.command("workload")
+@app.command("workload", cls=Grouped)
+@with_settings("workload")
 def workload_profile(
+    keys: Keys,
     file: Annotated[str, typer.Argument(help="Prompt file, or hub:ID for a data set.")],
-    column: Annotated[str | None, typer.Option(help="Column that holds the prompt.")] = None,
-    category_column: Annotated[str | None, typer.Option(help="Column that holds the category.")] = None,
     anonymise: Annotated[
-        bool, typer.Option("--anonymise", help="Categories and lengths alone, a JSON line a prompt, to share.")
+        bool,
+        typer.Option(
+            "--anonymise",
+            help="Categories and lengths alone, a JSON line a prompt, to share.",
+            rich_help_panel="output",
+        ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="New file for these lines.  [default: stdout]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="New file for these lines.  [default: stdout]", rich_help_panel="output")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a prompt file and say what is in it."""
     if out is not None and not anonymise:
@@ -78,7 +96,7 @@ def workload_profile(
         raise ConfigError("Only one can be on stdout", where="--json and --anonymise", cure="Leave one out.")
     from specbench.workload import load_workload, profile
 
-    loaded = load_workload(file, column=column, category_column=category_column)
+    loaded = load_workload(file, **keys)
     if anonymise:
         _outline(loaded, out)
         return

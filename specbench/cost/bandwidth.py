@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from specbench.cost.probe import median_interval
+from specbench.records import Bandwidth
 
 _LARGEST_BYTES = 1 << 30
 _PASSES = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Bandwidth:
-    """Bytes per second, median with an interval as for a cost, and in words what was measured."""
-
-    bytes_per_s: float
-    low: float
-    high: float
-    what: str
 
 
 @torch.inference_mode()

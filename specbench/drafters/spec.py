@@ -87,6 +87,12 @@ def with_cutoff(text: str, cutoff: float) -> str:
 
 def _single(text: str, whole: str) -> DraftSpec:
     text, cutoff, greedy = _options(text, whole)
+    if text == "mtp":
+        raise ConfigError(
+            "The target's own multi-token-prediction layers (MTP) are not driven here",
+            where=whole,
+            cure="Name an EAGLE-3 head, a draft model or a look-up.",
+        )
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:
         if rest == "auto":

@@ -12,7 +12,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specbench.checks.keys import shown
 from specbench.config import RunConfig
 from specbench.errors import ModelError
 from specbench.models.directory import generation_settings, is_local
@@ -20,6 +19,7 @@ from specbench.models.embedded import PREFIX, folder_of
 from specbench.models.encoding import Today, encoding_cautions
 from specbench.models.hub import cached_folder
 from specbench.records import Caution, Sampling
+from specbench.text import shown
 
 if TYPE_CHECKING:
     from specbench.models.load import LoadedModel

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from specbench.checks.keys import shown
 from specbench.errors import ModelError
+from specbench.text import shown
 
 # Any one of these is enough for transformers to build a tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")

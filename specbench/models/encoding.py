@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from specbench.records import Caution
+from specbench.run_record import Encoding
 
 if TYPE_CHECKING:
     from specbench.models.load import LoadedModel
@@ -54,39 +55,38 @@ def ids_sha256(ids: Sequence[int]) -> str:
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
 
 
-def encoded_record(loaded: LoadedModel, encoded: Sequence[tuple[str, Sequence[int]]], today: Today) -> dict[str, Any]:
-    """For run.json: the hash of each prompt's ids by that of its content, and what may change them: the template, None
-    where there is none, and the moment that it wrote, None where it wrote none."""
+def encoded_record(loaded: LoadedModel, encoded: Sequence[tuple[str, Sequence[int]]], today: Today) -> Encoding:
+    """What became of these prompts, by the hash of their content."""
     template = loaded.tokenizer.chat_template
-    return {
-        "template_sha256": None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest(),
-        "now": today.at.isoformat(timespec="seconds") if today.written else None,
-        "ids_sha256": {sha: ids_sha256(ids) for sha, ids in encoded},
-    }
+    return Encoding(
+        template_sha256=None if template is None else hashlib.sha256(json.dumps(template).encode()).hexdigest(),
+        now=today.at.isoformat(timespec="seconds") if today.written else None,
+        ids_sha256={sha: ids_sha256(ids) for sha, ids in encoded},
+    )
 
 
-def today_of(record: Mapping[str, Any] | None) -> Today:
+def today_of(record: Encoding | None) -> Today:
     """The moment that the prompts of a stored run were written at; now where they have none."""
-    now = (record or {}).get("now")
+    now = None if record is None else record.now
     return Today(None if now is None else datetime.fromisoformat(now))
 
 
-def changed_encoding(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str | None:
+def changed_encoding(was: Encoding | None, now: Encoding | None) -> str | None:
     """How many prompts that two runs share are of other token ids, and why, by what `encoded_record` stored of them:
     `3 of 8 prompts have other token ids: another chat template`. None where none is, or where a run stored nothing."""
     if was is None or now is None:
         return None
-    then, ids = was["ids_sha256"], now["ids_sha256"]
+    then, ids = was.ids_sha256, now.ids_sha256
     shared = then.keys() & ids.keys()
     other = sum(then[sha] != ids[sha] for sha in shared)
     if not other:
         return None
-    if was["template_sha256"] != now["template_sha256"]:
+    if was.template_sha256 != now.template_sha256:
         why = "another chat template"
-    elif was["now"] != now["now"]:
-        days = [str(each["now"] or "no date")[:10] for each in (was, now)]
+    elif was.now != now.now:
+        days = [(each.now or "no date")[:10] for each in (was, now)]
         # A template may write the time as well.
-        why = f"the chat template wrote {' and '.join(days if days[0] != days[1] else [was['now'], now['now']])}"
+        why = f"the chat template wrote {' and '.join(days if days[0] != days[1] else [str(was.now), str(now.now)])}"
     else:
         why = "another tokenizer, or other arguments of the chat template"
     return f"{other} of {len(shared)} prompts have other token ids: {why}"

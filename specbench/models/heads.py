@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specbench.checks.keys import shown
 from specbench.errors import ModelError
 from specbench.models.convert import quiet_transformers
 from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX
 from specbench.models.failures import explain
 from specbench.models.hub import described, look_up
+from specbench.text import shown
 
 # Heads that are not driven here, by what their configuration is known from.
 _OTHERS = {

@@ -142,12 +142,6 @@ def available_bytes(device: str) -> int:
     return free if limit is None else min(free, max(0, limit - psutil.Process().memory_info().rss))
 
 
-def gigabytes(count: float) -> str:
-    """`140 GB`, `3.4 GB`, `0.05 GB`: for messages about memory."""
-    value = count / 1e9
-    return f"{value:.0f} GB" if value >= 10 else f"{value:.1f} GB" if value >= 1 else f"{value:.2f} GB"
-
-
 def _container_limit() -> int | None:
     """The memory limit of the control group, which the system's own count of free memory does not know."""
     try:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from json import loads
 from typing import Any
 
-from specbench.checks.keys import shown
 from specbench.errors import ConfigError, TemplateError
 from specbench.models.encoding import Today
 from specbench.models.load import LoadedModel
-from specbench.records import Message, Prompt
+from specbench.records import Message, Omitted, Prompt
+from specbench.text import shown
 
 Kwargs = Mapping[str, Any] | None
 
@@ -39,7 +39,7 @@ class EncodedPrompts:
     """Prompts with their token ids, and those that the chat template refuses, as run.json lists them."""
 
     encoded: list[tuple[Prompt, list[int]]]
-    refused: list[dict[str, str]]
+    refused: list[Omitted]
 
 
 def encode_all(
@@ -51,7 +51,7 @@ def encode_all(
         try:
             found.encoded.append((prompt, encode(loaded, prompt, kwargs, today)))
         except TemplateError as error:
-            found.refused.append({"id": prompt.id, "reason": f"the chat template refuses it ({error.kind})"})
+            found.refused.append(Omitted(prompt.id, f"the chat template refuses it ({error.kind})"))
             if len(found.refused) == len(prompts):
                 raise
     return found

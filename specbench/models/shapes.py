@@ -15,8 +15,9 @@ from specbench.models.convert import quiet_transformers
 from specbench.models.failures import explain
 from specbench.models.family import attention_of, loader_of, require_family
 from specbench.models.load import DTYPES, LoadedModel, resolve_device
-from specbench.models.memory import available_bytes, cache_bytes, expert_count, gigabytes, weight_bytes
+from specbench.models.memory import available_bytes, cache_bytes, expert_count, weight_bytes
 from specbench.records import Caution
+from specbench.text import gigabytes
 
 # A step reads weights in this many bytes at a time while they are filled: small enough for a cache.
 _TILE = 1 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
@@ -167,7 +167,7 @@ def frame(
 def _columns(kind: type, above: tuple[str, ...] = (), optional: bool = False) -> Iterator[tuple[tuple[str, ...], str]]:
     """(path of the field, pandas type) for every field of a dataclass and of the dataclasses in it."""
     for name, hint in get_type_hints(kind).items():
-        parts = set(get_args(hint)) if isinstance(hint, UnionType) else {hint}
+        parts = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
         missing = optional or NoneType in parts
         (core,) = parts - {NoneType}
         if isinstance(core, type) and is_dataclass(core):

@@ -5,13 +5,11 @@ and stops what decision/ruling.py rules out. What it finds is in run.json before
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
 from specbench.analysis.frame import by_arm, main_trials
 from specbench.analysis.predict import Predictor
-from specbench.analysis.ruled import ruled_out
 from specbench.analysis.stopped import kept_arms
 from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import excess_variance
@@ -29,26 +27,24 @@ class EarlyStopping:
         self._writer = writer
         self._arms = arms
         self._units = units
-        config = writer.run["config"]
-        off = not predicted or writer.run["command"] != "sweep" or config["all_gammas"] or len(config["gamma"]) <= STAY
+        config = writer.run.config
+        off = not predicted or writer.run.command != "sweep" or config.all_gammas or len(config.gamma) <= STAY
         self._sizes = () if off else look_sizes(units)
 
     @property
     def arms(self) -> list[Arm]:
         """What is still measured, in the order of the plan."""
-        stopped = {(one.draft, one.gamma) for one in ruled_out(self._writer.run)}
+        stopped = {(one.draft, one.gamma) for one in self._writer.run.ruled_out}
         return [arm for arm in self._arms if (arm.draft, arm.gamma) not in stopped]
 
     def after(self, units: int) -> tuple[RuledOut, ...]:
         """To be called when so many units are measured in every arm; what was ruled out, if this was a look."""
         run = self._writer.run
-        taken = run.get("looks") or []
-        if units not in self._sizes or units in taken:
+        if units not in self._sizes or units in run.looks:
             return ()
         found = look(read_run(self._writer.folder), read_positions(self._writer.folder), self._units)
-        every = [*ruled_out(run), *found]
         # Both at once: a kill before loses the look, which is then taken again on the same trials.
-        self._writer.update(looks=[*taken, units], ruled_out=[asdict(one) for one in every])
+        self._writer.update(looks=(*run.looks, units), ruled_out=(*run.ruled_out, *found))
         return found
 
 
@@ -57,10 +53,10 @@ def look(stored: StoredRun, texts: Sequence[Text], planned: int) -> tuple[RuledO
     when all is measured: decoding alone is judged, within a draft, where both metrics have one order."""
     trials = main_trials(stored)
     arms = kept_arms(by_arm(trials), stored.run)
-    config = stored.run["config"]
+    config = stored.run.config
     again = a_a(arms, "decode")
     found: list[RuledOut] = []
-    for spec in config["draft"]:
+    for spec in config.draft:
         view = DraftView(arms, spec, trials, texts, stored, Policy())
         drafting = [gamma for gamma in view.arms if view.counts(gamma).drafted]
         predictor = Predictor(view, Policy().confidence)
@@ -73,8 +69,8 @@ def look(stored: StoredRun, texts: Sequence[Text], planned: int) -> tuple[RuledO
             categories=_categories(stored),
             excess=0.0 if again is None else excess_variance(again),
             planned=planned,
-            gammas=len(config["gamma"]),
-            drafts=len(config["draft"]),
+            gammas=len(config.gamma),
+            drafts=len(config.draft),
         )
         found += rule(standing)
     return tuple(found)
@@ -82,7 +78,7 @@ def look(stored: StoredRun, texts: Sequence[Text], planned: int) -> tuple[RuledO
 
 def _categories(stored: StoredRun) -> set[str]:
     """Of the prompts that are measured; a batch mixes them."""
-    if stored.run["config"]["batch_size"] > 1:
+    if stored.run.config.batch_size > 1:
         return {"all"}
-    counts = stored.run["workload"]["categories"]
-    return {name for name, count in counts.items() if count["used"]}
+    counts = stored.run.workload.categories
+    return {name for name, count in counts.items() if count.used}

@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from specbench.backends.base import Noticed
 from specbench.errors import EngineError
-from specbench.records import Caution
+from specbench.records import Caution, Omitted
 from specbench.run.record import skipped_prompts
 from specbench.store import OUT_OF_MEMORY, RunWriter
 
@@ -27,9 +27,9 @@ class Losses:
     def __init__(self, writer: RunWriter, at_load: Iterable[str], most_in_a_row: int | None) -> None:
         self._writer = writer
         self._most = most_in_a_row
-        self._waiting: list[dict[str, str]] = []
+        self._waiting: list[Omitted] = []
         self._any_fitted = False
-        self.ids = {one["id"] for one in writer.run["workload"]["skipped"]} - set(at_load)
+        self.ids = {one.id for one in writer.run.workload.skipped} - set(at_load)
 
     def fitted(self) -> None:
         """A prompt was measured in every arm."""
@@ -39,7 +39,7 @@ class Losses:
     def too_long(self, prompt_id: str, tokens: int) -> None:
         """Memory ran out on a prompt of `tokens` tokens, those to be generated included. Raises EngineError where it
         did on the ones before as well."""
-        self._waiting.append({"id": prompt_id, "reason": f"{OUT_OF_MEMORY} at {tokens:,} tokens, its answer included"})
+        self._waiting.append(Omitted(prompt_id, f"{OUT_OF_MEMORY} at {tokens:,} tokens, its answer included"))
         if len(self._waiting) == self._most:
             raise self._no_memory(f"Out of memory on {self._most} prompts in a row")
 
@@ -61,9 +61,9 @@ class Losses:
     def _store_waiting(self) -> None:
         if not self._waiting:
             return
-        workload = self._writer.run["workload"]
-        skipped = [*workload["skipped"], *self._waiting]
-        self.ids |= {one["id"] for one in self._waiting}
+        workload = self._writer.run.workload
+        skipped = (*workload.skipped, *self._waiting)
+        self.ids |= {one.id for one in self._waiting}
         self._waiting.clear()
         lengths = _lengths(skipped)
         warning = Caution(
@@ -72,8 +72,8 @@ class Losses:
             f"out, at {min(lengths):,} tokens and more, answers included: no number here is about prompts as long",
             "Free memory, or use a smaller model or --dtype bfloat16, and run again with --fresh.",
         )
-        others = [one for one in self._writer.run["warnings"] if one["code"] != warning.code]
-        self._writer.update(workload=workload | {"skipped": skipped}, warnings=[*others, asdict(warning)])
+        others = [one for one in self._writer.run.warnings if one.code != warning.code]
+        self._writer.update(workload=replace(workload, skipped=skipped), warnings=(*others, warning))
 
     @contextmanager
     def noting(self, noticed: Noticed) -> Iterator[None]:
@@ -85,22 +85,22 @@ class Losses:
 
     def _note(self, noticed: Noticed) -> None:
         run = self._writer.run
-        known = {skipped["id"] for skipped in run["workload"]["skipped"]}
-        new = [{"id": name, "reason": why} for name, why in noticed.refused.items() if name not in known]
+        known = {skipped.id for skipped in run.workload.skipped}
+        new = [Omitted(name, why) for name, why in noticed.refused.items() if name not in known]
         said = list(noticed.cautions)
         changes: dict[str, Any] = {}
         if new:
-            skipped = run["workload"]["skipped"] + new
-            changes["workload"] = run["workload"] | {"skipped": skipped}
+            skipped = (*run.workload.skipped, *new)
+            changes["workload"] = replace(run.workload, skipped=skipped)
             said.append(skipped_prompts(skipped))
         if noticed.failures:
             said.append(_failed(noticed.failures))
             changes["status"] = "interrupted"  # the same command asks again
-        unique = {caution.code: asdict(caution) for caution in said}
-        kept = [warning for warning in run["warnings"] if warning["code"] not in {*unique, "failed-requests"}]
-        if changes or unique or len(kept) < len(run["warnings"]):
+        unique = {caution.code: caution for caution in said}
+        kept = [warning for warning in run.warnings if warning.code not in {*unique, "failed-requests"}]
+        if changes or unique or len(kept) < len(run.warnings):
             # At once: a kill in between would leave prompts out without a word.
-            self._writer.update(**changes, warnings=[*kept, *unique.values()])
+            self._writer.update(**changes, warnings=(*kept, *unique.values()))
 
     def require_any(self, measured: bool, prompts: Sequence[str], noticed: Noticed) -> None:
         """Raises EngineError for a run in which not a single prompt was measured: why, by the last that failed, or was
@@ -109,17 +109,17 @@ class Losses:
             return
         taken = [noticed.refused.pop(prompt) for prompt in prompts if prompt in noticed.refused]
         why = [one["kind"] for one in noticed.failures] if len(taken) < len(prompts) else taken
-        config = self._writer.run["config"]
+        config = self._writer.run.config
         raise EngineError(
             f"Not a single prompt was measured; the last: {why[-1] if why else 'it was left out'}",
-            where=config["server"] or config["launch"] or config["engine"],
+            where=config.server or config.launch or config.engine,
             cure="Mend that; the same command then asks again.",
         )
 
 
-def _lengths(skipped: Iterable[dict[str, str]]) -> list[int]:
+def _lengths(skipped: Iterable[Omitted]) -> list[int]:
     """Tokens at which memory ran out, of the prompts that were left out for that."""
-    found = (re.match(rf"{OUT_OF_MEMORY} at ([\d,]+) tokens", one["reason"]) for one in skipped)
+    found = (re.match(rf"{OUT_OF_MEMORY} at ([\d,]+) tokens", one.reason) for one in skipped)
     return [int(at[1].replace(",", "")) for at in found if at is not None]
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specbench.backends.base import Setting
 from specbench.config import RunConfig
-from specbench.cost.load import OthersMeter, free_cores, load_average
+from specbench.cost.load import OthersMeter, free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError
-from specbench.records import Caution
+from specbench.records import Bandwidth, Caution
 from specbench.run.provenance import provenance
-from specbench.run.record import prompts_of
-from specbench.store import SCHEMA, RunWriter, new_folder
+from specbench.run.record import ended, prompts_of
+from specbench.run_record import ModelFacts, Provenance, RunRecord
+from specbench.store import RunWriter, new_folder
 
 if TYPE_CHECKING:
     from specbench.models import LoadedModel
@@ -52,13 +52,13 @@ class Subjects:
         return [self.target, *self.drafts.values()]
 
 
-def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
+def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence[str] = ()) -> Path:
     """Time the models alone and store what was found; returns the folder, made when all is done."""
     threads = config.threads or free_cores()
     import torch
 
+    from specbench.backends.local.backend import in_process
     from specbench.backends.local.prober import Prober
-    from specbench.backends.local.session import in_process
     from specbench.clock import device_sync
     from specbench.cost.bandwidth import memory_bandwidth
     from specbench.models import resolve_device
@@ -66,7 +66,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(Setting(in_process(device), device, config.dtype, threads))
+    setting = provenance(Setting(in_process(device), device, config.dtype, threads), argv)
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory
@@ -80,11 +80,10 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say) -> Path:
     others = meter.stop() or 0.0
     if others > config.max_other_cores:
         costs = replace(costs, cautions=(*costs.cautions, _busy(others)))
-    record = _record(config, setting, subjects, costs) | {"bandwidth": asdict(bandwidth)}
+    record = _record(config, setting, subjects, costs, bandwidth)
     folder = new_folder(Path(config.out), config.name or "probe")
     with RunWriter(folder, record) as writer:
-        finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "load_at_end": load_average()}
-        writer.update(status="finished", provenance=setting | finished)
+        writer.update(status="finished", provenance=ended(setting))
     return folder
 
 
@@ -188,7 +187,9 @@ def _require_context(plan: ProbePlan, models: Sequence[LoadedModel]) -> None:
             )
 
 
-def _record(config: RunConfig, setting: dict[str, Any], subjects: Subjects, costs: Costs) -> dict[str, Any]:
+def _record(
+    config: RunConfig, setting: Provenance, subjects: Subjects, costs: Costs, bandwidth: Bandwidth
+) -> RunRecord:
     from specbench.backends.local.drafting import facts
     from specbench.models.memory import step_bytes
     from specbench.models.shapes import shape_cautions
@@ -199,18 +200,20 @@ def _record(config: RunConfig, setting: dict[str, Any], subjects: Subjects, cost
     for loaded in subjects.every:
         if loaded.tokenizer is None:
             cautions += shape_cautions(loaded)
-    return {
-        "schema": SCHEMA,
-        "status": "started",
-        "command": "probe",
-        "name": config.name or "probe",
-        "config": config.as_dict(),
-        "fingerprint": config.fingerprint(),
-        "provenance": setting,
-        "target": facts(subjects.target) | {"step_bytes": step_bytes(subjects.target.model)},
-        "drafts": {
-            n: facts(loaded) | {"step_bytes": step_bytes(loaded.model)} for n, loaded in subjects.drafts.items()
-        },
-        "probe": [asdict(point) for point in costs.points],
-        "warnings": [asdict(caution) for caution in cautions],
-    }
+
+    def known(loaded: LoadedModel) -> ModelFacts:
+        return replace(facts(loaded), step_bytes=step_bytes(loaded.model))
+
+    return RunRecord(
+        status="started",
+        command="probe",
+        name=config.name or "probe",
+        config=config,
+        fingerprint=config.fingerprint(),
+        provenance=setting,
+        target=known(subjects.target),
+        drafts={name: known(loaded) for name, loaded in subjects.drafts.items()},
+        probe=costs.points,
+        bandwidth=bandwidth,
+        warnings=tuple(cautions),
+    )

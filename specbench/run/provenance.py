@@ -5,35 +5,20 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from specbench import __version__
 from specbench.backends.base import Setting
+from specbench.run_record import Machine, Provenance
 
 
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """The machine. `memory_bytes` is what is installed."""
-
-    cpu: str
-    physical_cores: int
-    memory_bytes: int
-    accelerator: str | None
-
-    def line(self) -> str:
-        """One line for tables and the brief."""
-        chip = self.accelerator or f"{self.cpu}, {self.physical_cores} cores"
-        return f"{chip}, {self.memory_bytes / 2**30:.0f} GiB"
-
-
-def hardware(device: str | None) -> Hardware:
+def hardware(device: str | None) -> Machine:
     """The machine as it is. The accelerator is named only where `device` uses one, or a server may."""
     accelerator = _nvidia() if device is None else None
     if device == "cuda":
@@ -43,31 +28,28 @@ def hardware(device: str | None) -> Hardware:
     elif device == "mps":
         accelerator = f"Apple GPU ({platform.machine()})"
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return Hardware(_cpu_name(), cores, psutil.virtual_memory().total, accelerator)
+    cpu, memory = _cpu_name(), psutil.virtual_memory().total
+    line = f"{accelerator or f'{cpu}, {cores} cores'}, {memory / 2**30:.0f} GiB"
+    return Machine(cpu, cores, memory, accelerator, line)
 
 
-def provenance(setting: Setting) -> dict[str, Any]:
-    """Everything needed to judge whether another measurement is comparable."""
+def provenance(setting: Setting, argv: Sequence[str]) -> Provenance:
+    """Everything needed to judge whether another measurement is comparable. `argv` is the command, without private
+    texts."""
     machine = hardware(setting.device)
-    return {
-        "argv": ["specbench", *_without_text(sys.argv[1:])],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"specbench": __version__, "python": platform.python_version()} | _versions(),
-        "commit": _commit(),
-        "platform": platform.platform(),
-        "hardware": {
-            "cpu": machine.cpu,
-            "physical_cores": machine.physical_cores,
-            "memory_bytes": machine.memory_bytes,
-            "accelerator": machine.accelerator,
-            "line": setting.where or machine.line(),
-        },
-        "engine": setting.engine,
-        "device": setting.device,
-        "precision": setting.precision,
-        "threads": setting.threads,
-        "load_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
+    return Provenance(
+        argv=tuple(argv),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"specbench": __version__, "python": platform.python_version()} | _versions(),
+        commit=_commit(),
+        platform=platform.platform(),
+        hardware=machine if setting.where is None else replace(machine, line=setting.where),
+        engine=setting.engine,
+        device=setting.device,
+        precision=setting.precision,
+        threads=setting.threads,
+        load_at_start=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
 
 
 def _nvidia() -> str | None:
@@ -80,17 +62,6 @@ def _nvidia() -> str | None:
         return None
     names = found.stdout.split("\n")[:-1] if found.returncode == 0 else []
     return " + ".join(names) or None
-
-
-def _without_text(argv: list[str]) -> list[str]:
-    """The arguments without the text of a system prompt, which may be private."""
-    shown = list(argv)
-    for index, word in enumerate(argv):
-        if word == "--system-prompt" and index + 1 < len(argv):
-            shown[index + 1] = "..."
-        elif word.startswith("--system-prompt="):
-            shown[index] = "--system-prompt=..."
-    return shown
 
 
 def _versions() -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from specbench.backends.base import Admitted
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.errors import ConfigError, StoreError
-from specbench.records import Caution, Prompt
+from specbench.records import Caution, Omitted, Prompt
 from specbench.run.provenance import provenance
+from specbench.run_record import CategoryCount, Command, Provenance, RunRecord, WorkloadFacts
 from specbench.shipped import workload_source
-from specbench.store import RUN_FILE, SCHEMA, RunWriter, busy, find_runs, in_use, one_at_a_time, read_record
+from specbench.store import RUN_FILE, RunWriter, busy, find_runs, in_use, one_at_a_time, read_record
 from specbench.workload import Workload, load_workload, select
 
 # How a stored system prompt begins of which only the hash was kept.
@@ -48,59 +50,60 @@ def prompts_of(config: RunConfig) -> tuple[Workload, tuple[Prompt, ...]]:
 
 def run_record(
     config: RunConfig,
-    command: str,
+    command: Command,
     workload: Workload,
     admitted: Admitted,
-    unused: Sequence[dict[str, str]],
+    unused: Sequence[Omitted],
     *,
     trials_planned: int,
-) -> dict[str, Any]:
+    argv: Sequence[str] = (),
+) -> RunRecord:
     """run.json at the start of a run. `unused` are prompts that were admitted and find no place in the plan."""
-    without = {one["id"] for one in unused}
+    without = {one.id for one in unused}
     used = [item.prompt for item in admitted.items if item.prompt.id not in without]
-    left_out = [{"id": s.name, "reason": s.reason} for s in workload.skipped] + [*admitted.skipped, *unused]
-    warnings = [*workload.cautions, *admitted.cautions, *([skipped_prompts(left_out)] if left_out else [])]
-    encoded = {} if admitted.encoded is None else {"encoded": admitted.encoded}
-    return {
-        "schema": SCHEMA,
-        "status": "started",
-        "command": command,
-        "name": config.name or command,
-        "config": stored_config(config),
-        "fingerprint": config.fingerprint(),
-        "provenance": provenance(admitted.setting),
-        **admitted.facts,
-        "workload": {
-            "source": workload.source,
-            "sha256": workload.sha256,
-            "prompts_available": len(workload.prompts),
-            "prompts_used": len(used),
-            "categories": _by_category(workload.prompts, used),
-            "skipped": left_out,
-            **encoded,
-        },
-        "trials_planned": trials_planned,
-        "warnings": [asdict(caution) for caution in warnings],
-    }
+    left_out = (*(Omitted(each.name, each.reason) for each in workload.skipped), *admitted.skipped, *unused)
+    warnings = (*workload.cautions, *admitted.cautions, *([skipped_prompts(left_out)] if left_out else []))
+    return RunRecord(
+        status="started",
+        command=command,
+        name=config.name or command,
+        config=stored_config(config),
+        fingerprint=config.fingerprint(),
+        provenance=provenance(admitted.setting, argv),
+        target=admitted.target,
+        drafts=admitted.drafts,
+        workload=WorkloadFacts(
+            source=workload.source,
+            sha256=workload.sha256,
+            prompts_available=len(workload.prompts),
+            prompts_used=len(used),
+            categories=_by_category(workload.prompts, used),
+            skipped=left_out,
+            encoded=admitted.encoded,
+        ),
+        served=admitted.served,
+        trials_planned=trials_planned,
+        warnings=warnings,
+        reference_check=admitted.reference,
+    )
 
 
-def skipped_prompts(left_out: Sequence[dict[str, str]]) -> Caution:
+def skipped_prompts(left_out: Sequence[Omitted]) -> Caution:
     """What to say of prompts that were not measured."""
     first = left_out[0]
     return Caution(
         "skipped-prompts",
-        f"{len(left_out)} prompt{'s were' if len(left_out) > 1 else ' was'} left out, the first: {first['id']}, "
-        f"{first['reason']}",
+        f"{len(left_out)} prompt{'s were' if len(left_out) > 1 else ' was'} left out, the first: {first.id}, "
+        f"{first.reason}",
         "Mend or shorten them; run.json lists all.",
     )
 
 
-def stored_config(config: RunConfig) -> dict[str, Any]:
+def stored_config(config: RunConfig) -> RunConfig:
     """The configuration as it may be stored: a system prompt is private text, of which only the hash is kept."""
-    values = config.as_dict()
-    if config.system_prompt is not None and not config.keep_text:
-        values["system_prompt"] = hashed(config.system_prompt)
-    return values
+    if config.system_prompt is None or config.keep_text:
+        return config
+    return replace(config, system_prompt=hashed(config.system_prompt))
 
 
 def hashed(system_prompt: str) -> str:
@@ -108,12 +111,9 @@ def hashed(system_prompt: str) -> str:
     return HASHED + hashlib.sha256(system_prompt.encode()).hexdigest()
 
 
-def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for column, prompts in (("available", available), ("used", used)):
-        for prompt in prompts:
-            counts.setdefault(prompt.category or "all", {"available": 0, "used": 0})[column] += 1
-    return counts
+def _by_category(available: Sequence[Prompt], used: Sequence[Prompt]) -> dict[str, CategoryCount]:
+    here, measured = (Counter(prompt.category or "all" for prompt in prompts) for prompts in (available, used))
+    return {name: CategoryCount(here[name], measured[name]) for name in {**here, **measured}}
 
 
 @contextmanager
@@ -131,33 +131,35 @@ def marked(writer: RunWriter) -> Iterator[None]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         _note(writer, status="failed", failure=f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}")
         raise
-    if writer.run["status"] != "started":
-        return  # something is left to do
-    finished = {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "load_at_end": load_average()}
-    writer.update(status="finished", provenance=writer.run["provenance"] | finished)
+    if writer.run.status == "started":  # else something is left to do
+        writer.update(status="finished", provenance=ended(writer.run.provenance))
+
+
+def ended(provenance: Provenance) -> Provenance:
+    """With the time and the load at the end, which is now."""
+    return replace(provenance, finished=datetime.now(UTC).isoformat(timespec="seconds"), load_at_end=load_average())
 
 
 def _begin(writer: RunWriter) -> None:
     """Mark the run as started. A new one stands back where the same command began meanwhile: the two would share the
     machine, and neither would know which is the run."""
-    writer.run.pop("failure", None)
     out = writer.folder.parent
     if (writer.folder / RUN_FILE).exists():
-        writer.update(status="started")
+        writer.update(status="started", failure=None)
         return
     with one_at_a_time(out):
         for folder in find_runs(out):
             if in_use(folder) and _same(folder, writer.run):
                 raise busy(folder)
-        writer.update(status="started")
+        writer.update(status="started", failure=None)
 
 
-def _same(folder: Path, run: dict[str, Any]) -> bool:
+def _same(folder: Path, run: RunRecord) -> bool:
     try:
         there = read_record(folder)
     except StoreError:
         return False
-    return all(there.get(key) == run.get(key) for key in ("command", "fingerprint"))
+    return (there.command, there.fingerprint) == (run.command, run.fingerprint)
 
 
 def _note(writer: RunWriter, **changes: Any) -> None:

@@ -19,31 +19,36 @@ ScoreKey = tuple[str, str, int]
 
 
 def replay_texts(
-    scoring: Scoring, items: Sequence[Item], config: RunConfig, folder: Path, losses: Losses, observer: Observer
+    scoring: Scoring,
+    items: Sequence[Item],
+    config: RunConfig,
+    folder: Path,
+    positions: PositionWriter,
+    losses: Losses,
+    observer: Observer,
 ) -> None:
     """Positions of every text under every draft, on disk batch by batch; what an earlier session scored is skipped."""
     scored = scored_texts(folder)
     repeats = range(1 if config.sampling.greedy else config.repeats)
     total = len(items) * len(config.draft) * len(repeats)
     observer.begin(total, len(scored))
-    with PositionWriter(folder) as positions:
-        for repeat in repeats:
-            for batch in scoring.batches(items):
-                left = {draft: _left(batch, draft, repeat, scored, losses, scoring) for draft in config.draft}
-                missing = [item for item in batch if any(item in todo for todo in left.values())]
-                if not missing:
-                    continue
-                scoring.prepare([draft for draft, todo in left.items() if todo])
-                texts = {item.prompt.id: (item, text) for item, text in scoring.write(batch, missing, repeat)}
-                for draft in config.draft:
-                    with closing(scoring.score(_known(texts, left[draft], scoring), draft)) as found:
-                        for item, scores in found:
-                            positions.append(text_of(item.prompt, draft, repeat, config, scores))
-                            scored.add((item.prompt.id, draft, repeat))
-                            observer.advance(1)
-                            losses.fitted()
-                while scoring.noticed.too_long:
-                    losses.too_long(*scoring.noticed.too_long.popitem())
+    for repeat in repeats:
+        for batch in scoring.batches(items):
+            left = {draft: _left(batch, draft, repeat, scored, losses, scoring) for draft in config.draft}
+            missing = [item for item in batch if any(item in todo for todo in left.values())]
+            if not missing:
+                continue
+            scoring.prepare([draft for draft, todo in left.items() if todo])
+            texts = {item.prompt.id: (item, text) for item, text in scoring.write(batch, missing, repeat)}
+            for draft in config.draft:
+                with closing(scoring.score(_known(texts, left[draft], scoring), draft)) as found:
+                    for item, scores in found:
+                        positions.append(text_of(item.prompt, draft, repeat, config, scores))
+                        scored.add((item.prompt.id, draft, repeat))
+                        observer.advance(1)
+                        losses.fitted()
+            while scoring.noticed.too_long:
+                losses.too_long(*scoring.noticed.too_long.popitem())
     losses.end()
     losses.require_any(bool(scored), [item.prompt.id for item in items], scoring.noticed)
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
 from specbench.records import Caution, Trial
 from specbench.run.record import HASHED, hashed, stored_config
+from specbench.run_record import ModelFacts, RunRecord, SessionFacts
 from specbench.store import RUN_FILE, StoredRun, TrialKey, busy, find_runs, in_use, new_folder, read_run, trial_key
 from specbench.text import clean
 
@@ -73,7 +74,7 @@ def _another(config: RunConfig, kind: str) -> tuple[Path, str] | None:
 def differences(was: Mapping[str, Any], config: RunConfig, kind: str) -> list[str]:
     """`key: was -> is` for each key that decides what is measured. `was` is a stored configuration with its command,
     `kind` the command now. Of a system prompt only that it is another."""
-    now = json.loads(json.dumps(stored_config(config))) | {"command": kind}
+    now = json.loads(json.dumps(stored_config(config).as_dict())) | {"command": kind}
     found = []
     for key in ("command", *config.identity()):
         old, new = was.get(key, "not there"), now[key]
@@ -104,59 +105,60 @@ def threads_of(config: RunConfig, earlier: StoredRun | None) -> int:
     """CPU threads of a run: as the user says, as in the session that began it, or as many as are free."""
     if config.threads is not None:
         return config.threads
-    return free_cores() if earlier is None else int(earlier.run["provenance"]["threads"] or 1)
+    return free_cores() if earlier is None else earlier.run.provenance.threads or 1
 
 
-def opened(
-    config: RunConfig, now: dict[str, Any], earlier: StoredRun | None, observer: Observer
-) -> tuple[Path, dict[str, Any]]:
+def opened(config: RunConfig, now: RunRecord, earlier: StoredRun | None, observer: Observer) -> tuple[Path, RunRecord]:
     """Where the run goes and the run.json it goes on with, `now` if it is new; refuses to continue what was begun in
     another setting, and says which unfinished run is left as it is."""
     if earlier is None:
-        other = _another(config, str(now["command"]))
+        other = _another(config, now.command)
         if other is not None:
             observer.say(f"Starting anew. {other[0]} is unfinished too, with another configuration ({other[1]})")
-        return new_folder(Path(config.out), config.name or str(now["command"])), now
+        return new_folder(Path(config.out), config.name or now.command), now
     observer.say(f"Continuing {earlier.folder}")
     if earlier.torn:
         observer.say("The last line of trials.jsonl is torn, as by a kill: dropped, and measured again")
     same_setting(earlier.run, now, earlier.folder)
     # What is not measured, such as the policy, may change.
-    return earlier.folder, _joined(earlier.run, now) | {"config": now["config"]}
+    return earlier.folder, replace(_joined(earlier.run, now), config=now.config)
 
 
-def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def _joined(old: RunRecord, new: RunRecord) -> RunRecord:
     """run.json with one more session, and a warning where the sessions differ in what NAMED lists."""
-    sessions = [*(old.get("sessions") or [_session(old)]), _session(new)]
-    several = {name: list(dict.fromkeys(str(one.get(name)) for one in sessions)) for name in NAMED}
+    sessions = (*(old.sessions or (_session(old),)), _session(new))
+    several = {name: list(dict.fromkeys(str(getattr(one, name)) for one in sessions)) for name in NAMED}
     differ = [f"{NAMED[name]} ({', '.join(found)})" for name, found in several.items() if len(found) > 1]
-    warnings = [warning for warning in old.get("warnings", []) if warning["code"] != "mixed-sessions"]
+    warnings = [warning for warning in old.warnings if warning.code != "mixed-sessions"]
     if differ:
         caution = Caution(
             "mixed-sessions",
             f"the run was measured in {len(sessions)} sessions, which differ in the {' and the '.join(differ)}",
             "Run again with --fresh if that may matter.",
         )
-        warnings.append(asdict(caution))
-    return old | {"sessions": sessions, "warnings": warnings}
+        warnings.append(caution)
+    return replace(old, sessions=sessions, warnings=tuple(warnings))
 
 
-def _session(run: dict[str, Any]) -> dict[str, Any]:
-    return {name: run["provenance"].get(name) for name in ("started", "argv", *NAMED)}
+def _session(run: RunRecord) -> SessionFacts:
+    was = run.provenance
+    return SessionFacts(was.started, was.argv, was.commit, was.platform)
 
 
-def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+def same_setting(old: RunRecord, new: RunRecord, folder: Path) -> None:
     """Refuse to mix two measurements in one folder, and say what differs and how."""
-    was, now = old["provenance"], new["provenance"]
-    drafts = [_changed(old["drafts"].get(name, {}), facts) for name, facts in new["drafts"].items()]
+    was, now = old.provenance, new.provenance
+    drafts = [_changed(asdict(old.drafts.get(name, ModelFacts())), asdict(facts)) for name, facts in new.drafts.items()]
+    before, after = (run.workload for run in (old, new))
+    encoding = changed_encoding(before.encoded, after.encoded)
     differs = {
-        "the workload": _changed(_only(old["workload"], "sha256"), _only(new["workload"], "sha256")),
-        "the prompts' tokens": _encoding(old["workload"], new["workload"]),
-        "the target": _changed(old["target"], new["target"]),
+        "the workload": _changed({"sha256": before.sha256}, {"sha256": after.sha256}),
+        "the prompts' tokens": [] if encoding is None else [encoding],
+        "the target": _changed(asdict(old.target), asdict(new.target)),
         "a draft": [change for changes in drafts for change in changes],
-        "the machine": _changed(was["hardware"], now["hardware"]),
-        "the number of threads": _changed(_only(was, "threads"), _only(now, "threads")),
-        "a library version": _changed(was["versions"], now["versions"]),
+        "the machine": _changed(asdict(was.hardware), asdict(now.hardware)),
+        "the number of threads": _changed({"threads": was.threads}, {"threads": now.threads}),
+        "a library version": _changed(was.versions, now.versions),
     }
     changed = [name for name, found in differs.items() if found]
     if changed:
@@ -167,15 +169,6 @@ def same_setting(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None
             where=str(folder),
             cure="Undo that and run the same command again, or use --fresh to start a new run.",
         )
-
-
-def _encoding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    found = changed_encoding(old.get("encoded"), new.get("encoded"))
-    return [] if found is None else [found]
-
-
-def _only(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {key: values[key]}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

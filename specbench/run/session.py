@@ -5,16 +5,12 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 from specbench.acceptance.positions import PositionWriter
 from specbench.analysis.stopped import ruled_out_line
@@ -25,7 +21,6 @@ from specbench.backends.base import (
     CanScore,
     CanWarm,
     DoesNotFitError,
-    Item,
     Job,
     Observer,
     Output,
@@ -38,98 +33,41 @@ from specbench.config import RunConfig
 from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
-from specbench.errors import WorkloadError
 from specbench.records import Arm, Prompt, Stretch, Trial
 from specbench.run.early_stopping import EarlyStopping
 from specbench.run.losses import MOST_IN_A_ROW, Losses
+from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
 from specbench.run.record import marked, prompts_of, run_record
 from specbench.run.replay import replay_texts, scored_texts, text_of
 from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
+from specbench.run_record import Command
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, require_disk, trial_key
-
-T = TypeVar("T")
-
-
-def plan_arms(config: RunConfig, gammas: Sequence[int]) -> list[Arm]:
-    """The target alone, the same again (the noise floor), and every draft at every gamma; each under every load."""
-    speculative = [Arm("speculative", draft, gamma) for draft in config.draft for gamma in gammas]
-    arms = [Arm("baseline"), Arm("baseline-again"), *speculative]
-    return [replace(arm, load=load) for arm in arms for load in config.loads]
-
-
-def shuffled(items: Sequence[T], seed: str | int) -> list[T]:
-    """An order that depends on `seed` alone, so that a resumed run keeps its plan."""
-    order = list(items)
-    random.Random(seed).shuffle(order)
-    return order
-
-
-def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], list[dict[str, str]]]:
-    """Prompts, or batches of them, in the order in which they are measured; and the prompts that fill no batch."""
-    order = shuffled(items, config.seed)
-    if config.batch_size == 1:
-        order = _spread(order, config.seed)
-    found = units_of(order, config.batch_size)
-    if not found:
-        raise WorkloadError(
-            f"{len(order)} prompts fill no batch of {config.batch_size}",
-            where=config.workload,
-            cure="Use more prompts (--limit) or a smaller --batch-size.",
-        )
-    rest = order[len(found) * config.batch_size :]
-    return found, [{"id": item.prompt.id, "reason": f"left over from batches of {config.batch_size}"} for item in rest]
-
-
-def _spread(order: Sequence[Item], seed: int) -> list[Item]:
-    """Each category evenly over the whole run, so that its first prompts, which may be all there is or rule a gamma
-    out, are of every kind. Within a category the order stays, and where it begins is drawn."""
-    counts = Counter(item.prompt.category for item in order)
-    rng = random.Random(f"{seed}/categories")
-    begun = {category: rng.random() for category in counts}
-    places = []
-    for number, item in enumerate(order):
-        category = item.prompt.category
-        places.append((begun[category] / counts[category], number))
-        begun[category] += 1
-    return [order[number] for _, number in sorted(places)]
-
-
-def units_of(items: Sequence[Item], batch_size: int) -> list[Unit]:
-    """One unit for each prompt, or whole batches in the order given, whatever their categories, as a server mixes them.
-    Prompts that fill no batch are left out."""
-    if batch_size == 1:
-        return [Unit(item.prompt.id, item.prompt.sha256, item.prompt.category, (item,)) for item in items]
-    found = []
-    for number in range(len(items) // batch_size):
-        rows = tuple(items[number * batch_size : (number + 1) * batch_size])
-        together = hashlib.sha256(",".join(item.prompt.sha256 for item in rows).encode()).hexdigest()
-        found.append(Unit(f"batch-{number + 1}", together, None, rows))
-    return found
 
 
 def run(
     config: RunConfig,
-    command: str,
+    command: Command,
     gammas: Sequence[int],
     observer: Observer,
     *,
     mode: str = "auto",
     replay_only: bool = False,
     costs: Path | None = None,
+    argv: Sequence[str] = (),
 ) -> Path:
     """Run or continue; returns the run folder, in which every finished trial already lies.
 
     `replay_only` measures acceptance and no wall clock. `costs`: the folder of a probe in this very setting, whose
     points are taken instead of timing the models alone. `mode`: "fresh" starts a new folder, "resume" demands an
-    unfinished one, "auto" takes an unfinished one if there is one with the same configuration. KeyboardInterrupt
-    passes through after the folder is marked interrupted.
+    unfinished one, "auto" takes an unfinished one if there is one with the same configuration; `argv` is kept as the
+    command. KeyboardInterrupt passes through after the folder is marked interrupted.
     """
     # What cannot be drafted with is refused here, before anything is loaded.
     drafts = tuple(with_cutoff(draft, config.cutoff) for draft in config.draft)
     config = replace(config, gamma=tuple(gammas), draft=drafts)
     if costs is not None:
         require_probe(costs)
-    kind = "replay" if replay_only else command
+    kind: Command = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
     backend = backend_of(
         config,
@@ -143,21 +81,23 @@ def run(
     admitted = backend.admit(chosen)
     units, skipped = ([], []) if replay_only else plan_units(admitted.items, config)
     planned = len(units) * len(plan_arms(config, gammas)) * config.repeats
-    record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned)
+    record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned, argv=argv)
     _require_disk(config, chosen, planned, earlier)
     reused = None if costs is None else stored_costs(costs, record, run_plan(_lengths(units), config))
-    at_load = [one["id"] for one in record["workload"]["skipped"]]
+    at_load = [one.id for one in record.workload.skipped]
     folder, record = opened(config, record, earlier, observer)
-    with RunWriter(folder, record) as writer, marked(writer):
+    with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
         # The longest texts of a replay come first.
         losses = Losses(writer, at_load, None if replay_only else MOST_IN_A_ROW)
         if replay_only:
             items = shuffled(admitted.items, config.seed)
             with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
-                replay_texts(scoring, items, config, folder, losses, observer)
+                replay_texts(scoring, items, config, folder, positions, losses, observer)
         else:
             with backend.session(writer) as session, losses.noting(session.noticed):
-                Measurement(session, config, writer, read_run(folder), losses, observer).run(units, gammas, reused)
+                Measurement(session, config, writer, positions, read_run(folder), losses, observer).run(
+                    units, gammas, reused
+                )
     return folder
 
 
@@ -180,6 +120,7 @@ class Measurement:
         session: Session,
         config: RunConfig,
         writer: RunWriter,
+        positions: PositionWriter,
         stored: StoredRun,
         losses: Losses,
         observer: Observer,
@@ -187,6 +128,7 @@ class Measurement:
         self._session = session
         self._config = config
         self._writer = writer
+        self._positions = positions
         self._losses = losses
         self._observer = observer
         self._attempts, self._done = progress_of(stored.trials)
@@ -196,7 +138,7 @@ class Measurement:
         self._scored = scored_texts(writer.folder)
         self._next_window = max([*used, *(stretch.number for stretch in stored.stretches)], default=-1) + 1
         self._outputs: dict[TrialKey, Output] = {}  # of the block
-        self._repeats_left = 3 + int(writer.run["trials_planned"]) // 10
+        self._repeats_left = 3 + (writer.run.trials_planned or 0) // 10
 
     def run(self, units: Sequence[Unit], gammas: Sequence[int], reused: Costs | None) -> None:
         session, observer, losses = self._session, self._observer, self._losses
@@ -213,23 +155,22 @@ class Measurement:
         observer.begin(len(self._done) + left.total(), len(self._done))
         size = session.block_size or len(asked)
         measured = 0
-        with PositionWriter(self._writer.folder) as positions:
-            for begin in range(0, len(asked), size):
-                block, arms = asked[begin : begin + size], early.arms
-                observer.left(left, len(asked) - begin)
-                left -= self._trials_left(block, arms)
-                try:
-                    self._block(block, arms, positions)
-                except DoesNotFitError as error:
-                    losses.too_long(error.prompt_id, error.tokens)
-                    continue
-                finally:
-                    self._outputs.clear()
-                losses.fitted()
-                measured += len(block)
-                for one in early.after(measured):
-                    observer.say(ruled_out_line(one))
-                    left = Counter({a: n for a, n in left.items() if (a.draft, a.gamma) != (one.draft, one.gamma)})
+        for begin in range(0, len(asked), size):
+            block, arms = asked[begin : begin + size], early.arms
+            observer.left(left, len(asked) - begin)
+            left -= self._trials_left(block, arms)
+            try:
+                self._block(block, arms)
+            except DoesNotFitError as error:
+                losses.too_long(error.prompt_id, error.tokens)
+                continue
+            finally:
+                self._outputs.clear()
+            losses.fitted()
+            measured += len(block)
+            for one in early.after(measured):
+                observer.say(ruled_out_line(one))
+                left = Counter({a: n for a, n in left.items() if (a.draft, a.gamma) != (one.draft, one.gamma)})
         losses.end()
         refused = session.noticed.refused
         any_measured = any(count and key[0] not in refused for key, count in self._attempts.items())
@@ -237,33 +178,32 @@ class Measurement:
 
     def _probe(self, session: CanProbe, units: Sequence[Unit], reused: Costs | None) -> None:
         """What the models cost alone, once in a run."""
-        if "probe" in self._writer.run:
+        if self._writer.run.probe is not None:
             return
         if reused is None:
             self._observer.say("Timing the models alone")
         plan = run_plan(_lengths(units), self._config)
         costs = session.probe(units[0].items[0].tokens, plan) if reused is None else reused
-        cautions = [asdict(caution) for caution in costs.cautions]
         # At once: a kill in between would leave the costs without what is wrong with them.
         self._writer.update(
-            probe=[asdict(point) for point in costs.points],
+            probe=costs.points,
             probe_from=costs.source,
-            warnings=[*self._writer.run["warnings"], *cautions],
+            warnings=(*self._writer.run.warnings, *costs.cautions),
         )
 
-    def _block(self, block: Sequence[Unit], arms: Sequence[Arm], positions: PositionWriter) -> None:
+    def _block(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:
         todo = [arm for arm in arms if self._trials_left(block, [arm])]
         with self._session.block(block, todo):
             for turn in self._turns(block):
                 seed = f"{self._config.seed}/{turn[0].unit.id}/{turn[0].repeat}"
-                for group in shuffled(_groups(arms), seed):
+                for group in shuffled(by_server(arms), seed):
                     for arm in group:
                         self._trials([job for job in turn if job.key(arm) not in self._done], arm)
             if self._config.sampling.greedy:
                 self._divergences(block, arms)
             # Scores come last: a unit whose texts are all scored was closed before.
             if isinstance(self._session, CanScore):
-                self._scores(self._session, block, positions)
+                self._scores(self._session, block)
 
     def _turns(self, block: Sequence[Unit]) -> list[list[Job]]:
         """What each arm does before the next has its turn."""
@@ -359,7 +299,7 @@ class Measurement:
                     if not exactly or answer.sha256 == self._hashes.get(key):
                         self._outputs[key] = answer.output
 
-    def _scores(self, session: CanScore, block: Sequence[Unit], positions: PositionWriter) -> None:
+    def _scores(self, session: CanScore, block: Sequence[Unit]) -> None:
         """What the drafts would have said at every position of the target's own texts, untimed."""
         baseline = Arm("baseline")
         for unit in block:
@@ -374,16 +314,11 @@ class Measurement:
                             rows = self._outputs[job.key(baseline)]
                             assert isinstance(rows, list)
                             scores = session.score(item, rows[row], draft)
-                            positions.append(text_of(item.prompt, draft, repeat, self._config, scores))
+                            self._positions.append(text_of(item.prompt, draft, repeat, self._config, scores))
 
     def _trials_left(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Counter[Arm]:
         jobs = [Job(unit, repeat) for unit in units for repeat in range(self._config.repeats)]
         return Counter(arm for arm in arms for job in jobs if job.key(arm) not in self._done)
-
-
-def _groups(arms: Sequence[Arm]) -> list[list[Arm]]:
-    """Arms that differ in load alone follow one another: one server answers them."""
-    return [list(group) for _, group in groupby(arms, key=lambda arm: (arm.kind, arm.draft, arm.gamma))]
 
 
 def _asked(prompt: Prompt) -> str:

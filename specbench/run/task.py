@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from specbench.config import SERVED, RunConfig, load_config
+from specbench.config import SERVED, SETTINGS, RunConfig, load_config
 from specbench.errors import ConfigError
+from specbench.settings import by_name
 from specbench.shipped import shipped
 
 Command = Literal["measure", "sweep"]
@@ -17,7 +19,7 @@ Command = Literal["measure", "sweep"]
 @dataclass(frozen=True, slots=True)
 class Task:
     """A run that was asked for, checked. `gammas` are the draft lengths to measure; `mode` is "auto", "resume" or
-    "fresh"; `costs` is the folder of a probe, or None."""
+    "fresh"; `costs` is the folder of a probe, or None; `argv` is how one would type all that."""
 
     command: Command
     config: RunConfig
@@ -25,6 +27,7 @@ class Task:
     mode: str
     replay_only: bool
     costs: Path | None
+    argv: tuple[str, ...]
 
 
 def task_of(
@@ -39,7 +42,8 @@ def task_of(
     """`keys` are those of RunConfig and of its policy, None where not given; they go over those of the YAML file
     `config` (None: configs/default.yaml). `resume`: True demands an unfinished run, False starts a new one. Raises
     ConfigError."""
-    given = {key: value for key, value in keys.items() if value is not None}
+    given = by_name({key: value for key, value in keys.items() if value is not None}, SETTINGS, "flags")
+    typed = {"config": config, **given, "replay_only": replay_only, "costs": costs}
     if "server" in given:
         # What runs there is not what the configuration names, unless the user says so.
         given = {"target": SERVED, "draft": [SERVED]} | given
@@ -59,7 +63,8 @@ def task_of(
                 f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
             )
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
-    return Task(command, settings, gammas, mode, replay_only, costs)
+    argv = command_line(command, typed if command == "sweep" else typed | {"gamma": gammas})
+    return Task(command, settings, gammas, mode, replay_only, costs, argv)
 
 
 def carry_out(task: Task, *, quiet: bool = False) -> Path:
@@ -77,4 +82,35 @@ def carry_out(task: Task, *, quiet: bool = False) -> Path:
             mode=task.mode,
             replay_only=task.replay_only,
             costs=task.costs,
+            argv=task.argv,
         )
+
+
+def command_line(command: str, given: Mapping[str, object]) -> tuple[str, ...]:
+    """Words that the command line reads as this: what run.json keeps, and how the brief says to run again. `given` are
+    settings and the command's own options by name; what is not given (None, False) and what has no flag is left out,
+    and so is the text of a private setting."""
+    words = ["specbench", command]
+    for name, value in given.items():
+        setting = SETTINGS.get(name)
+        if value is None or value is False or (setting is not None and not setting.declared.on):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif setting is not None and setting.declared.private:
+            words += [flag, "..."]
+        elif isinstance(value, list | tuple) and (setting is None or setting.repeated):
+            words += [word for each in value for word in (flag, str(each))]
+        elif isinstance(value, Mapping) and setting is not None and setting.declared.metavar == "JSON":
+            words += [flag, json.dumps(value)]
+        else:
+            words += [flag, _word(value)]
+    return tuple(words)
+
+
+def _word(value: object) -> str:
+    """As one writes it behind a flag: `1,2,4`, `code=0.6,chat=0.4`."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={share}" for name, share in value.items())
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

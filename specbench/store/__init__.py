@@ -12,7 +12,7 @@ from specbench.store.files import replace_file, unwritable
 from specbench.store.folders import find_runs, new_folder, require_disk
 from specbench.store.lines import uncollected
 from specbench.store.locks import busy, in_use, one_at_a_time
-from specbench.store.record import OUT_OF_MEMORY, RUN_FILE, SCHEMA, cautions_of, left_out, read_record
+from specbench.store.record import OUT_OF_MEMORY, RUN_FILE, left_out, read_record, record_json
 from specbench.store.stored import DIVERGENCES_FILE, TRIALS_FILE, StoredRun, TrialKey, read_run, trial_key
 from specbench.store.writer import RunWriter
 
@@ -20,13 +20,11 @@ __all__ = [
     "DIVERGENCES_FILE",
     "OUT_OF_MEMORY",
     "RUN_FILE",
-    "SCHEMA",
     "TRIALS_FILE",
     "RunWriter",
     "StoredRun",
     "TrialKey",
     "busy",
-    "cautions_of",
     "find_runs",
     "in_use",
     "left_out",
@@ -34,6 +32,7 @@ __all__ = [
     "one_at_a_time",
     "read_record",
     "read_run",
+    "record_json",
     "replace_file",
     "require_disk",
     "trial_key",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from specbench.errors import StoreError
 from specbench.store.record import RUN_FILE
+from specbench.text import gigabytes
 
 STAMP = "%Y%m%dT%H%M%SZ"
 STAMPED = re.compile(r"\d{8}T\d{6}Z-")
@@ -49,7 +50,7 @@ def require_disk(out: Path, trials: int, text_bytes: float | None) -> None:
     if needed > free:
         kept = text_bytes is not None
         raise StoreError(
-            f"The run folder needs at least {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+            f"The run folder needs at least {gigabytes(needed)}, {gigabytes(free)} are free",
             where=f"{out}: {trials:,} trials{' with their texts' if kept else ''}",
             cure=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
         )

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from specbench.checks.fields import strict_json
 from specbench.errors import StoreError
-from specbench.store.record import why_not
+from specbench.validation import why_not
 
 # Beyond anything that was ever written, and below what would take forever.
 LONGEST_LINE = 64 << 20
@@ -18,7 +17,7 @@ LONGEST_LINE = 64 << 20
 Row = TypeVar("Row")
 
 
-def read_lines(path: Path, parse: Callable[[object], Row]) -> tuple[list[Row], bool]:
+def read_lines(path: Path, parse: Callable[[bytes], Row]) -> tuple[list[Row], bool]:
     """Every line parsed, and whether the last one was torn and dropped: it has no line end, since a line is written
     with its end at once. Raises StoreError naming the line that cannot be read."""
     if not path.is_file():
@@ -34,7 +33,7 @@ def read_lines(path: Path, parse: Callable[[object], Row]) -> tuple[list[Row], b
                         raise ValueError(f"longer than {LONGEST_LINE >> 20} MiB")
                     return rows, True
                 if line.strip():
-                    rows.append(parse(strict_json(line)))
+                    rows.append(parse(line))
     except (ValueError, RecursionError) as error:
         raise StoreError(
             f"Not a line that specbench wrote: {why_not(error)}",

@@ -1,19 +1,19 @@
-"""run.json: what was run, as it is read from the disk."""
+"""run.json, as it is read from the disk and written to it: the same checks for both."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from specbench.checks.fields import strict_json
-from specbench.checks.stored import check_run
+from specbench.config import POLICY_SETTINGS, RUN_SETTINGS
 from specbench.errors import StoreError
-from specbench.records import Caution, Policy
+from specbench.run_record import SCHEMA, RunRecord
+from specbench.validation import read_json, strict_json, why_not
 
-SCHEMA = 1
 RUN_FILE = "run.json"
 
 # Beyond anything that was ever written, and below what would not fit into memory.
@@ -22,10 +22,14 @@ LARGEST_RECORD = 64 << 20
 # How the reason begins of a prompt that was left out because memory ran out on it.
 OUT_OF_MEMORY = "out of memory"
 
+# Without these a verdict would be read from defaults. Newer settings may be missing: their default is what was done.
+_NEEDED = ("target", "draft", "gamma", "temperature", "repeats", "batch_size", "policy")
+# An environment variable need not be here, and a probe may have no draft.
+_UNCHECKED = ("api_key_env", "draft")
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """run.json, of a schema that this version knows and with what every command reads; keys that an older policy lacks
-    have their defaults. Raises StoreError."""
+
+def read_record(folder: Path) -> RunRecord:
+    """run.json, of a schema that this version knows. Raises StoreError."""
     try:
         if not (folder / RUN_FILE).is_file():
             raise StoreError(
@@ -33,14 +37,15 @@ def read_record(folder: Path) -> dict[str, Any]:
             )
         if (folder / RUN_FILE).stat().st_size > LARGEST_RECORD:
             raise ValueError(f"larger than {LARGEST_RECORD >> 20} MiB")
-        run = strict_json((folder / RUN_FILE).read_bytes())
+        data = (folder / RUN_FILE).read_bytes()
+        plain = strict_json(data)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"run.json is not JSON: {why_not(error)}", where=str(folder), cure="Run again.") from None
     except OSError as error:
         raise StoreError(
             f"Cannot read run.json: {error.strerror}", where=str(folder), cure="Check the path and its permissions."
         ) from None
-    found = run.get("schema") if isinstance(run, dict) else None
+    found = plain.get("schema") if isinstance(plain, dict) else None
     if isinstance(found, bool) or found != SCHEMA:
         raise StoreError(
             f"run.json has {f'schema {found}' if isinstance(found, int) else 'no schema'}, this version reads {SCHEMA}",
@@ -48,32 +53,49 @@ def read_record(folder: Path) -> dict[str, Any]:
             cure="Use the specbench that wrote it, or run again.",
         )
     try:
-        check_run(run)
+        return _checked(data, plain)
     except ValueError as error:
         raise StoreError(
             f"run.json is not one that specbench wrote: {error}",
             where=str(folder),
             cure="Undo the change, use the specbench that wrote it, or run again.",
         ) from None
-    run["config"]["policy"] = asdict(Policy()) | run["config"]["policy"]
-    return cast(dict[str, Any], run)
 
 
-def why_not(error: Exception) -> str:
-    """What is wrong with a text that should be JSON, without quoting it: it may be private."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg.removesuffix(' at')} at line {error.lineno} column {error.colno}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is not UTF-8"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+def record_json(record: RunRecord) -> bytes:
+    """What run.json holds. Raises ValueError where it could not be read again."""
+    data = json.dumps(asdict(record), ensure_ascii=False, allow_nan=False, indent=1).encode()
+    _checked(data, strict_json(data))
+    return data
 
 
-def left_out(run: Mapping[str, Any]) -> set[str]:
-    """Ids of the prompts on which memory ran out, by run.json."""
-    skipped = (run.get("workload") or {}).get("skipped", ())
-    return {one["id"] for one in skipped if one["reason"].startswith(OUT_OF_MEMORY)}
+def _checked(data: bytes, plain: Mapping[str, Any]) -> RunRecord:
+    """The record that `data`, parsed as `plain`, holds. ValueError: `config.gamma is text, not a list`."""
+    record = read_json(RunRecord, data, "it")
+    missing = [key for key in _NEEDED if key not in plain["config"]]
+    if missing:
+        raise ValueError(f"it lacks config.{missing[0]}")
+    for settings, values, place, what in (
+        (RUN_SETTINGS, plain["config"], "config", "configuration"),
+        (POLICY_SETTINGS, plain["config"]["policy"], "config.policy", "policy"),
+    ):
+        for key, value in values.items():
+            try:
+                if key in settings and key not in _UNCHECKED:
+                    settings[key].read(value)
+            except ValueError:  # its words quote the value
+                raise ValueError(f"{place}.{key} is not what a {what} may hold") from None
+    for point in record.probe or ():
+        if min(point.median_s, point.low_s, point.high_s, point.tokens, point.batch) <= 0:
+            raise ValueError("probe has a time, width or batch that is not above 0")
+    encoded = record.workload.encoded
+    try:
+        datetime.fromisoformat((encoded and encoded.now) or "2026-01-01")
+    except ValueError:
+        raise ValueError("workload.encoded.now is not a time") from None
+    return record
 
 
-def cautions_of(run: Mapping[str, Any]) -> list[Caution]:
-    """The warnings that the run itself noticed, as stored."""
-    return [Caution(**caution) for caution in run.get("warnings", [])]
+def left_out(run: RunRecord) -> set[str]:
+    """Ids of the prompts on which memory ran out."""
+    return {one.id for one in run.workload.skipped if one.reason.startswith(OUT_OF_MEMORY)}

@@ -7,10 +7,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from specbench.checks.rows import divergence_from_json, stretch_from_json, trial_from_json
 from specbench.records import Arm, Divergence, Stretch, Trial
+from specbench.run_record import RunRecord
 from specbench.store.lines import read_lines
 from specbench.store.record import left_out, read_record
+from specbench.store.rows import divergence_of, stretch_of, trial_of
 
 TRIALS_FILE = "trials.jsonl"
 DIVERGENCES_FILE = "divergences.jsonl"
@@ -29,26 +30,26 @@ class StoredRun:
     `stretches` are those of a run on a server."""
 
     folder: Path
-    run: dict[str, Any]
+    run: RunRecord
     trials: tuple[Trial, ...]
     torn: bool
     stretches: tuple[Stretch, ...] = ()
 
     @property
     def status(self) -> str:
-        return str(self.run["status"])
+        return self.run.status
 
 
 def read_run(folder: Path) -> StoredRun:
     """Read a run folder. Raises StoreError naming the file and line that cannot be read."""
     run = read_record(folder)
-    rows, torn = read_lines(folder / TRIALS_FILE, trial_from_json)
+    rows, torn = read_lines(folder / TRIALS_FILE, trial_of)
     # What was measured of a prompt before memory ran out on it stays on disk, and counts in no arm.
     out = left_out(run)
     rows = [row for row in rows if row.warmup or row.prompt_id not in out]
-    divergences = dict(read_lines(folder / DIVERGENCES_FILE, divergence_from_json)[0])
-    greedy = run["config"].get("temperature") == 0.0
-    stretches, _ = read_lines(folder / STRETCHES_FILE, stretch_from_json)
+    divergences = dict(read_lines(folder / DIVERGENCES_FILE, divergence_of)[0])
+    greedy = run.config.sampling.greedy
+    stretches, _ = read_lines(folder / STRETCHES_FILE, stretch_of)
     return StoredRun(folder, run, tuple(_compared(rows, divergences) if greedy else rows), torn, tuple(stretches))
 
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
-from specbench.errors import StoreError
+from specbench.errors import EngineError, StoreError
 from specbench.records import Divergence, Stretch, Trial
+from specbench.run_record import RunRecord
 from specbench.store.files import cut_torn_line, refuse_links, replace_file, unwritable, write_all
 from specbench.store.locks import hold, release
-from specbench.store.record import RUN_FILE, read_record
+from specbench.store.record import RUN_FILE, read_record, record_json
+from specbench.store.rows import divergence_of, stretch_of, trial_of
 from specbench.store.stored import DIVERGENCES_FILE, STRETCHES_FILE, TRIALS_FILE, TrialKey
+from specbench.validation import why_not
 
 
 class RunWriter:
@@ -23,9 +27,9 @@ class RunWriter:
     begin, or as it was read from the folder; `revision` counts how often it was written.
 
     Raises StoreError where another process holds the lock or went on with the run since, where a link lies in the
-    folder, and where nothing can be written."""
+    folder, and where nothing can be written; EngineError for what could not be read again, which is not written."""
 
-    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, run: RunRecord) -> None:
         self.folder = folder
         self.run = run
         self._ends: dict[str, int] = {}
@@ -49,22 +53,29 @@ class RunWriter:
 
     def append(self, trial: Trial) -> None:
         """Put one trial on disk, whole, before returning."""
-        self._append(TRIALS_FILE, asdict(trial))
+        self._append(TRIALS_FILE, asdict(trial), trial_of)
 
     def append_divergence(self, key: TrialKey, divergence: Divergence) -> None:
         """Note where a trial's greedy text left that of the target alone."""
         prompt_id, arm, repeat = key
         row = {"prompt_id": prompt_id, "arm": asdict(arm), "repeat": repeat}
-        self._append(DIVERGENCES_FILE, row | asdict(divergence))
+        self._append(DIVERGENCES_FILE, row | asdict(divergence), divergence_of)
 
     def append_stretch(self, stretch: Stretch) -> None:
         """Note what a server counted over a sequence of requests."""
-        self._append(STRETCHES_FILE, asdict(stretch))
+        self._append(STRETCHES_FILE, asdict(stretch), stretch_of)
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
+    def _append(self, name: str, row: dict[str, Any], read: Callable[[bytes], object]) -> None:
         path = self.folder / name
-        # What no reader takes for a number must not get into the file.
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            read(line)  # what could not be read again must not get into the file
+        except ValueError as error:
+            raise EngineError(
+                f"What was measured is no line of a run: {why_not(error)}",
+                where=str(path),
+                cure="It is not stored; what was measured before is.",
+            ) from None
         try:
             with self._appending, path.open("ab", buffering=0) as file:
                 end = file.seek(0, os.SEEK_END)
@@ -85,23 +96,31 @@ class RunWriter:
             raise unwritable(error, path) from None
 
     def update(self, **changes: Any) -> None:
-        """Change keys of run.json, atomically."""
-        self.run.update(changes, revision=self.run.get("revision", 0) + 1)
+        """Change fields of run.json, atomically. Raises EngineError for what could not be read again."""
+        run = replace(self.run, revision=self.run.revision + 1, **changes)
         path = self.folder / RUN_FILE
-        data = json.dumps(self.run, ensure_ascii=False, allow_nan=False, indent=1).encode()
+        try:
+            data = record_json(run)
+        except ValueError as error:
+            raise EngineError(
+                f"What is known of the run is no run.json: {why_not(error)}",
+                where=str(path),
+                cure="It is as it was before.",
+            ) from None
         try:
             replace_file(path, data)
         except OSError as error:
             raise unwritable(error, path) from None
+        self.run = run
 
     def _refuse_stale(self) -> None:
         """Between reading the run and locking it, another process may have gone on with it."""
         if not (self.folder / RUN_FILE).is_file():
             return
         there = read_record(self.folder)
-        if there.get("revision", 0) != self.run.get("revision", 0):
+        if there.revision != self.run.revision:
             raise StoreError(
-                f"Another specbench went on with this run meanwhile; it is {there['status']} now",
+                f"Another specbench went on with this run meanwhile; it is {there.status} now",
                 where=str(self.folder),
                 cure="Read it with specbench brief, or run the same command again.",
             )

@@ -14,11 +14,11 @@ from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError, VocabularyError, WorkloadError
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
 from specbench.models.encoding import Today
-from specbench.models.memory import gigabytes
 from specbench.models.prompts import encode_all, end_tokens
 from specbench.models.rendering import unwritten
 from specbench.records import Prompt, Sampling
 from specbench.shipped import workload_source
+from specbench.text import gigabytes
 from specbench.verify import machine
 from specbench.verify.bed import GAMMA, Bed, in_float32, make_bed
 from specbench.verify.examine import Patient, examine
@@ -143,9 +143,9 @@ def _encoded(
     found = encode_all(target, prompts, kwargs, today)
     if found.refused:
         first = found.refused[0]
-        evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first['id']}, "
+        evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first.id}, "
         cure = "Some templates take no system message, or no two turns of one role: change these prompts."
-        findings.append(Finding("template-refuses", "note", evidence + first["reason"], cure))
+        findings.append(Finding("template-refuses", "note", evidence + first.reason, cure))
     cautions = unwritten(target, [prompt for prompt, _ in found.encoded], kwargs)
     findings += [Finding(c.code, "note", c.message, c.cure) for c in cautions]
     return found.encoded

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specbench.analysis.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, worst
 from specbench.analysis.frame import counted
@@ -18,7 +18,8 @@ from specbench.backends.base import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
 from specbench.models.encoding import changed_encoding, encoded_record, today_of
-from specbench.records import Prompt, Sampling, Trial, sampling_of
+from specbench.records import Prompt, Sampling, Trial
+from specbench.run_record import ModelFacts
 from specbench.shipped import DEFAULT_WORKLOAD, shipped
 from specbench.store import StoredRun, read_run
 from specbench.workload import load_workload, select
@@ -47,8 +48,8 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
     """Generate again with transformers' own assisted generation and compare. Raises StoreError where the run has no
     counts or its models are not those of today, WorkloadError where the prompts are not."""
     stored = read_run(folder)
-    config = stored.run["config"]
-    sampling = sampling_of(config)
+    config = stored.run.config
+    sampling = config.sampling
     trials = _trials(stored, asked.gammas)
     prompts = _prompts(stored, trials, asked, sampling)
     trials = [trial for trial in trials if trial.prompt_id in prompts]
@@ -58,21 +59,21 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
     from specbench.backends.local.assisted import RULES
     from specbench.backends.local.comparing import Comparer
 
-    torch.set_num_threads(min(stored.run["provenance"]["threads"], os.cpu_count() or 1))
-    observer.say(f"Loading {config['target']}")
-    target = _load(stored, config["target"], stored.run["target"], asked)
+    torch.set_num_threads(min(stored.run.provenance.threads or 1, os.cpu_count() or 1))
+    observer.say(f"Loading {config.target}")
+    target = _load(stored, config.target, stored.run.target, asked)
     encoded = _encoded(stored, target, prompts, trials)
     comparer = Comparer(
         target,
         encoded,
         sampling,
-        max_new_tokens=config["max_new_tokens"],
-        precision=config["dtype"],
-        seed=config["seed"],
+        max_new_tokens=config.max_new_tokens,
+        precision=config.dtype,
+        seed=config.seed,
         rules=RULES if asked.rules is None else asked.rules,
     )
-    specs = [parse_draft(text) for text in config["draft"]]
-    heads = {text for text, facts in stored.run["drafts"].items() if facts.get("head")}
+    specs = [parse_draft(text) for text in config.draft]
+    heads = {text for text, facts in stored.run.drafts.items() if facts.head is not None}
     reasons = {spec.text: unsupported(spec, sampling, head=spec.text in heads) for spec in specs}
     observer.begin(sum(reasons[str(trial.arm.draft)] is None for trial in trials), 0)
     drafts = []
@@ -86,7 +87,7 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
         run=str(folder),
         schema=SCHEMA,
         against=f"transformers {transformers.__version__}",
-        precision=config["dtype"],
+        precision=config.dtype,
         greedy=sampling.greedy,
         prompts=len(prompts),
         agreement=worst(drafts),
@@ -101,7 +102,7 @@ def _draft(
     loaded = None
     if spec.model is not None:
         observer.say(f"Loading {spec.model}")
-        loaded = _load(stored, spec.model, stored.run["drafts"][spec.text], asked)
+        loaded = _load(stored, spec.model, stored.run.drafts[spec.text], asked)
         if (why := comparer.misfit(loaded)) is not None:
             observer.advance(len(trials))
             return CheckedDraft(spec.text, why, ())
@@ -148,19 +149,19 @@ def unsupported(spec: DraftSpec, sampling: Sampling, *, head: bool = False) -> s
 
 def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
     """The trials with a draft that count."""
-    if "served" in stored.run:
+    if stored.run.served is not None:
         raise StoreError(
             "This run's rounds are a server's, which transformers does not repeat",
             where=str(stored.folder),
             cure="Its brief holds them against the server's own counters, specbench compare against another run.",
         )
-    if stored.run["command"] in ("replay", "probe"):
+    if stored.run.command in ("replay", "probe"):
         raise StoreError(
-            f"A {stored.run['command']} ran no rounds, so there are no counts to check",
+            f"A {stored.run.command} ran no rounds, so there are no counts to check",
             where=str(stored.folder),
             cure="Name the folder of a sweep or a measure.",
         )
-    if stored.run["config"].get("batch_size", 1) != 1:
+    if stored.run.config.batch_size != 1:
         raise StoreError(
             "transformers drafts for one sequence at a time, and this run had several",
             where=str(stored.folder),
@@ -181,21 +182,19 @@ def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
 
 def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked, sampling: Sampling) -> dict[str, Prompt]:
     """Prompts to check by id, read again from where the run had them; refused unless all are what they were."""
-    config, was = stored.run["config"], stored.run["workload"]
-    system = asked.system_prompt or config["system_prompt"]
+    config, was = stored.run.config, stored.run.workload
+    system = asked.system_prompt or config.system_prompt
     if system is not None and system.startswith("sha256:"):
         raise WorkloadError(
             "The run has a system prompt and keeps only its hash",
             where=str(stored.folder),
             cure="Give it with --system-prompt.",
         )
-    source = str(shipped(DEFAULT_WORKLOAD)) if config["workload"] == DEFAULT_WORKLOAD else was["source"]
-    workload = load_workload(
-        source, column=config["column"], category_column=config["category_column"], system_prompt=system
-    )
-    if workload.sha256 != was["sha256"]:
+    source = str(shipped(DEFAULT_WORKLOAD)) if config.workload == DEFAULT_WORKLOAD else was.source or config.workload
+    workload = load_workload(source, column=config.column, category_column=config.category_column, system_prompt=system)
+    if workload.sha256 != was.sha256:
         raise WorkloadError(
-            f"The workload changed since the run: sha256 {workload.sha256[:12]}, then {was['sha256'][:12]}",
+            f"The workload changed since the run: sha256 {workload.sha256[:12]}, then {(was.sha256 or 'none')[:12]}",
             where=source,
             cure="Put the old prompts back, or run again.",
         )
@@ -203,8 +202,8 @@ def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked, sampling:
     usable = [prompt for prompt in workload.prompts if prompt.id in measured]
     limit = asked.limit or (GREEDY_LIMIT if sampling.greedy else SAMPLED_LIMIT)
     if sampling.greedy:
-        return {prompt.id: prompt for prompt in comparable(usable, trials, limit, config["seed"])}
-    return {prompt.id: prompt for prompt in select(usable, limit, config["seed"])}
+        return {prompt.id: prompt for prompt in comparable(usable, trials, limit, config.seed)}
+    return {prompt.id: prompt for prompt in select(usable, limit, config.seed)}
 
 
 def comparable(prompts: Sequence[Prompt], trials: Sequence[Trial], limit: int, seed: int) -> list[Prompt]:
@@ -218,7 +217,7 @@ def comparable(prompts: Sequence[Prompt], trials: Sequence[Trial], limit: int, s
     return found
 
 
-def _load(stored: StoredRun, name: str, was: dict[str, Any], asked: Asked) -> LoadedModel:
+def _load(stored: StoredRun, name: str, was: ModelFacts, asked: Asked) -> LoadedModel:
     """A model as in the run; refused if it is another one."""
     from specbench.backends.local.drafting import facts
     from specbench.models import load_model
@@ -226,15 +225,16 @@ def _load(stored: StoredRun, name: str, was: dict[str, Any], asked: Asked) -> Lo
     run = stored.run
     loaded = load_model(
         name,
-        dtype=run["config"]["dtype"],
-        device=run["provenance"]["device"],
+        dtype=run.config.dtype,
+        device=run.provenance.device or "cpu",
         trust_remote_code=asked.trust_remote_code,
     )
     now = facts(loaded)
     for key in ("revision", "parameters", "weight_bytes"):
-        if now[key] != was[key]:
+        if getattr(now, key) != getattr(was, key):
             raise StoreError(
-                f"{name} changed since the run: its {key.replace('_', ' ')} is {now[key]}, then {was[key]}",
+                f"{name} changed since the run: its {key.replace('_', ' ')} is {getattr(now, key)}, "
+                f"then {getattr(was, key)}",
                 where=str(stored.folder),
                 cure="Put the old model back, or run again.",
             )
@@ -247,8 +247,8 @@ def _encoded(
     """Token ids by prompt id, of the day that the run began; refused if they are not those of the run."""
     from specbench.models.prompts import encode
 
-    kwargs = stored.run["config"].get("chat_template_kwargs")
-    was = stored.run["workload"].get("encoded")
+    kwargs = stored.run.config.chat_template_kwargs
+    was = stored.run.workload.encoded
     today = today_of(was)
     encoded = {prompt.id: encode(target, prompt, kwargs, today) for prompt in prompts.values()}
     now = encoded_record(target, [(prompt.sha256, encoded[prompt.id]) for prompt in prompts.values()], today)

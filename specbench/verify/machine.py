@@ -10,7 +10,8 @@ import psutil
 from specbench.backends.local.drafting import Draft
 from specbench.cost.load import OthersMeter
 from specbench.models import LoadedModel
-from specbench.models.memory import available_bytes, cache_bytes, gigabytes
+from specbench.models.memory import available_bytes, cache_bytes
+from specbench.text import gigabytes
 from specbench.verify.findings import Finding
 
 SLOW_CLOCK_S = 1e-5

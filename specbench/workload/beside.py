@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specbench.checks.template_kwargs import RESERVED
+from specbench.kinds import RESERVED
 from specbench.workload.content import read_content
 from specbench.workload.conversation import Messages, earlier_turns, unpacked
 from specbench.workload.faults import MalformedRowError, SkipRowError

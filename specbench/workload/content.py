@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specbench.checks.fields import kind_of
+from specbench.validation import kind_of
 from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.naming import list_names
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
-from specbench.checks.fields import kind_of
 from specbench.records import Message, Role
+from specbench.validation import kind_of
 from specbench.workload.content import Content, read_content
 from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.naming import list_names

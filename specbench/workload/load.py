@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from specbench.checks.fields import kind_of
 from specbench.errors import WorkloadError
 from specbench.records import Caution, Message, Prompt
+from specbench.validation import kind_of
 from specbench.workload.cautions import Seen, cautions_of
 from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.files import read_rows

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from specbench.checks.fields import kind_of
 from specbench.errors import WorkloadError
+from specbench.validation import kind_of
 from specbench.workload import text
 from specbench.workload.faults import MalformedRowError
 from specbench.workload.naming import list_names

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from specbench.checks.fields import kind_of
 from specbench.records import Message
+from specbench.validation import kind_of
 from specbench.workload.beside import SYSTEM, read_beside
 from specbench.workload.conversation import Messages, conversation, first_turn, looks_like_turns, text_prompt, unpacked
 from specbench.workload.faults import MalformedRowError, SkipRowError

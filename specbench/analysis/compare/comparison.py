@@ -25,7 +25,6 @@ from specbench.analysis.compare.contract import (
 from specbench.analysis.compare.words import reason, term_that_moved, verdicts
 from specbench.analysis.contract import Summary
 from specbench.analysis.frame import by_arm, main_trials
-from specbench.analysis.served.server import is_served
 from specbench.analysis.steady import Steady
 from specbench.analysis.stopped import kept_arms
 from specbench.analysis.summarise import summarise
@@ -33,7 +32,7 @@ from specbench.analysis.views import DraftView
 from specbench.decision.interval import Paired, speedup_interval, totals_interval
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
-from specbench.records import Caution, Interval, Policy, sampling_of
+from specbench.records import Caution, Interval
 from specbench.store import StoredRun
 from specbench.text import template_kwargs
 
@@ -82,7 +81,7 @@ class _Run:
     def __init__(self, stored: StoredRun) -> None:
         self.stored = stored
         self.summary = summarise(stored)
-        self.policy = replace(Policy(**stored.run["config"]["policy"]), mix=None)
+        self.policy = replace(stored.run.config.policy, mix=None)
         trials = main_trials(stored)
         arms = kept_arms(by_arm(trials), stored.run)
         self.steady = Steady(arms, replace(self.policy, metric="decode"))
@@ -103,9 +102,9 @@ class _Run:
 
 def _engine(stored: StoredRun) -> str:
     """A short name."""
-    if not is_served(stored.run):
+    if not stored.run.on_server:
         return "specbench's own loop"
-    return str((stored.run.get("served") or {}).get("adapter") or stored.run["config"]["engine"])
+    return (stored.run.served and stored.run.served.adapter) or stored.run.config.engine
 
 
 def _draft(spec: str, runs: tuple[_Run, _Run], names: tuple[str, str]) -> ComparedDraft | None:
@@ -234,9 +233,9 @@ def _slower(drafts: list[ComparedDraft], summary: Summary) -> Slower | None:
 
 def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
     """Prompts with other token ids; where a server encoded them, with another number of tokens."""
-    encoded = [(stored.run.get("workload") or {}).get("encoded") for stored in (a, b)]
-    if None not in encoded:
-        return changed_encoding(*encoded)
+    before, after = (stored.run.workload.encoded for stored in (a, b))
+    if before is not None and after is not None:
+        return changed_encoding(before, after)
     then, now = ({trial.prompt_sha256: trial.prompt_tokens for trial in main_trials(stored)} for stored in (a, b))
     shared = then.keys() & now.keys()
     other = sum(then[sha] != now[sha] for sha in shared)
@@ -250,9 +249,9 @@ def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
 
 def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Caution]:
     """Where the two do not answer the same question."""
-    first, second = (stored.run["config"] for stored in (a, b))
+    first, second = (stored.run.config for stored in (a, b))
     found = []
-    shas = [(stored.run.get("workload") or {}).get("sha256") for stored in (a, b)]
+    shas = [stored.run.workload.sha256 for stored in (a, b)]
     if shas[0] != shas[1]:
         found.append(
             Caution(
@@ -270,7 +269,7 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
                 "date, on one day.",
             )
         )
-    sampled = [asdict(sampling_of(config)) for config in (first, second)]
+    sampled = [asdict(config.sampling) for config in (first, second)]
     other = [key for key in sampled[0] if sampled[0][key] != sampled[1][key]]
     if other:
         listed = ", ".join(f"{key} {sampled[0][key]} and {sampled[1][key]}" for key in other)
@@ -281,8 +280,8 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
                 "Run the second with the first one's sampling: acceptance depends on it.",
             )
         )
-    if first.get("chat_template_kwargs") != second.get("chat_template_kwargs"):
-        given = [template_kwargs(each.get("chat_template_kwargs") or {}) or "nothing" for each in (first, second)]
+    if first.chat_template_kwargs != second.chat_template_kwargs:
+        given = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
         found.append(
             Caution(
                 "other-template-arguments",
@@ -290,8 +289,8 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
                 "Run the second with the first one's --chat-template-kwargs: the answers are others.",
             )
         )
-    if first.get("max_new_tokens") != second.get("max_new_tokens"):
-        limits = f"{first.get('max_new_tokens')} and {second.get('max_new_tokens')}"
+    if first.max_new_tokens != second.max_new_tokens:
+        limits = f"{first.max_new_tokens} and {second.max_new_tokens}"
         found.append(
             Caution(
                 "other-limit",

@@ -45,7 +45,7 @@ def read_evidence(stored: StoredRun, facts: Facts, summary: Summary, plan: Plan)
     """The pilot of `plan`, draft by draft."""
     pilots = {}
     for draft in summary.drafts:
-        alone = stored.run | {"config": stored.run["config"] | {"draft": [draft.draft]}}
+        alone = replace(stored.run, config=replace(stored.run.config, draft=(draft.draft,)))
         try:
             pilots[draft.draft] = read_pilot(replace(stored, run=alone), facts.policy, plan.gammas)
         except StoreError:

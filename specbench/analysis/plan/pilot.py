@@ -81,13 +81,13 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
 
     Raises StoreError on a run without a wall clock, and where fewer than two prompts have met every arm.
     """
-    if stored.run["command"] == "replay":
+    if stored.run.command == "replay":
         raise StoreError(
             "This run measured acceptance only, no wall clock: it cannot say how long a prompt takes",
             where=str(stored.folder),
             cure="Measure a few prompts first: specbench sweep --limit 16.",
         )
-    measured, specs = kept_arms(by_arm(main_trials(stored)), stored.run), stored.run["config"]["draft"]
+    measured, specs = kept_arms(by_arm(main_trials(stored)), stored.run), stored.run.config.draft
     found = [pilot for spec in specs if (pilot := _pilot(stored, measured, spec, policy, gammas)) is not None]
     if not found:
         raise StoreError(
@@ -109,7 +109,7 @@ def _pilot(
     if len(shared) < 2:
         return None
     asked = [gamma for gamma in timed if gamma in (gammas or timed)] or timed
-    repeats = int(stored.run["config"]["repeats"])
+    repeats = stored.run.config.repeats
 
     def part(prompts: list[str]) -> Part:
         choice = _choice(base.of(prompts), {gamma: arms[gamma].of(prompts) for gamma in asked}, policy)
@@ -131,7 +131,7 @@ def _pilot(
     category = dict(zip(base.prompt_id, base.category, strict=True))
     return Pilot(
         draft=spec,
-        drafts=len(stored.run["config"]["draft"]),
+        drafts=len(stored.run.config.draft),
         gammas=tuple(asked),
         repeats=repeats,
         aa_log_ratio=aa,
@@ -156,7 +156,7 @@ def _cost(stored: StoredRun, prompts: set[str], repeats: int) -> Cost:
     for trial in counted(mine):
         if trial.arm.gamma is not None:
             drafted.setdefault(trial.arm.gamma, []).append(trial.times.total_s)
-    probe_s = sum(point["median_s"] * (point["passes"] + 1) for point in stored.run.get("probe") or [])
+    probe_s = sum(point.median_s * (point.passes + 1) for point in stored.run.probe or ())
     return Cost(
         base_s=_mean_s(trial for trial in counted(mine) if trial.arm.gamma is None),
         draft_s={gamma: fmean(spent) for gamma, spent in drafted.items()},
@@ -174,7 +174,7 @@ def _mean_s(trials: Iterable[Trial]) -> float:
 
 def _untimed_s(stored: StoredRun, probe_s: float) -> float:
     """Seconds for each prompt outside trials and probe: scoring, mostly. 0 where the run's own clock does not tell."""
-    stamps = [stored.run["provenance"].get(name) for name in ("started", "finished")]
+    stamps = [stored.run.provenance.started, stored.run.provenance.finished]
     # A run that was continued stood still in between.
     if None in stamps or len(list(stored.folder.glob("positions-*.arrow"))) > 1:
         return 0.0

@@ -9,6 +9,7 @@ from specbench import text
 from specbench.analysis.served.contract import ClockCheck, CounterCheck, Server
 from specbench.analysis.served.server import NUMBERS, total_drafted
 from specbench.records import Arm, Caution, Trial
+from specbench.run_record import State
 
 # A server may keep the tokens of a chat template, which are the same in every prompt.
 TEMPLATE_TOKENS = 32
@@ -84,7 +85,7 @@ def _gamma(server: Server, trials: Sequence[Trial]) -> Caution | None:
         widest = max((drafted for trial in own for drafted in trial.drafted), default=0)
         # Totals alone show too many drafts, never too few.
         over = any(t.told and t.told.rounds and (t.told.drafted or 0) > t.told.rounds * gamma for t in own)
-        started = server.settings.get(f"{arm.draft} gamma {gamma}", {}).get("gamma")
+        started = server.settings.get(f"{arm.draft} gamma {gamma}", State()).gamma
         if widest and widest != gamma:
             wrong.append(
                 f"{arm.label}: no round drafted more than {widest}"
@@ -108,7 +109,7 @@ def _not_speculating(server: Server, trials: Sequence[Trial]) -> Caution | None:
     idle = []
     for arm, own in _by_arm(trials).items():
         drafted = [total_drafted(trial) for trial in own if trial.decode_tokens]
-        denies = server.settings.get(f"{arm.draft} gamma {arm.gamma}", {}).get("speculating") is False
+        denies = server.settings.get(f"{arm.draft} gamma {arm.gamma}", State()).speculating is False
         if (drafted and all(tokens == 0 for tokens in drafted)) or (denies and not any(drafted)):
             idle.append(arm.label)
     if not idle:
@@ -122,7 +123,7 @@ def _not_speculating(server: Server, trials: Sequence[Trial]) -> Caution | None:
 
 def _baseline(server: Server, trials: Sequence[Trial]) -> Caution | None:
     drafted = sum(t.told.drafted or 0 for t in trials if t.arm.kind != "speculative" and t.told)
-    if not drafted and server.settings.get("baseline", {}).get("speculating") is not True:
+    if not drafted and server.settings.get("baseline", State()).speculating is not True:
         return None
     much = f" ({drafted:,} tokens drafted)" if drafted else ""
     return Caution(

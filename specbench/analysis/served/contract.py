@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from specbench.records import Call
+from specbench.run_record import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,4 +99,4 @@ class Server:
     counters: CounterCheck | None
     clocks: tuple[ClockCheck, ...]
     sources: Mapping[str, str]
-    settings: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, State]

@@ -15,6 +15,7 @@ from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import Paired, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial
+from specbench.run_record import ModelFacts
 from specbench.store import StoredRun
 
 # So many requests show a percentile: one of them lies beyond it.
@@ -29,10 +30,10 @@ def load_results(stored: StoredRun, policy: Policy) -> tuple[LoadResult, ...]:
         arms = by_arm(trials)
         if not any(arm.kind == "baseline" for arm in arms):
             continue
-        for spec in stored.run["config"]["draft"]:
+        for spec in stored.run.config.draft:
             view = DraftView(arms, spec, trials, (), stored, policy)
             if view.complete:
-                judged = Judged(view, policy, None, stored.run.get("drafts", {}).get(spec) or {})
+                judged = Judged(view, policy, None, stored.run.drafts.get(spec, ModelFacts()))
                 found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms if _decoded(view, gamma)]
     return tuple(found)
 

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from specbench.analysis.frame import counted, loads_of
 from specbench.analysis.served.contract import ClockCheck, CounterCheck, NumberCheck, Server
 from specbench.records import Counters, Stretch, Trial
+from specbench.run_record import ServedBy
 from specbench.store import StoredRun
 
 NUMBERS = {"tokens": "output tokens", "rounds": "rounds", "drafted": "drafted", "accepted": "accepted"}
 
 
-def is_served(run: Mapping[str, Any]) -> bool:
-    """Whether the target ran on a server and not in this process."""
-    return bool(run.get("served")) or (run.get("config") or {}).get("engine", "local") not in (None, "local")
-
-
 def server_of(stored: StoredRun) -> Server | None:
     """The server as far as it is known; None for a run in process."""
-    if not is_served(stored.run):
+    if not stored.run.on_server:
         return None
-    told = stored.run.get("served") or {}
-    config = stored.run.get("config") or {}
+    told = stored.run.served or ServedBy()
     return Server(
-        adapter=str(told.get("adapter") or config.get("engine") or "a server"),
-        launch=told.get("launch"),
+        adapter=told.adapter or stored.run.config.engine,
+        launch=told.launch,
         load=loads_of(stored)[0].label,
         counters=check_counters(stored),
         clocks=check_clocks(counted(stored.trials)),
-        sources=dict(told.get("sources") or {}),
-        settings={arm: dict(values or {}) for arm, values in (told.get("settings") or {}).items()},
+        sources=told.sources,
+        settings=told.settings,
     )
 
 

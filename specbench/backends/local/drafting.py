@@ -17,7 +17,6 @@ from specbench.backends.local.eagle3 import Eagle3, HeadReader, ManyHeadReader, 
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.states import States
 from specbench.backends.local.swap import forward_of
-from specbench.checks import MAX_GAMMA
 from specbench.drafters import DraftSpec
 from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter
@@ -28,11 +27,13 @@ from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError
+from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
 from specbench.models.heads import heads_of
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import end_tokens
 from specbench.records import Sampling
+from specbench.run_record import ModelFacts
 
 # Drafts of a round that a head is scored for, at least: replays of longer rounds need a run that names them.
 DEPTHS = 8
@@ -65,17 +66,16 @@ class Draft:
         """The same draft, to be opened anew."""
         return Draft(self.spec, self.loaded)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ModelFacts:
         """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the
         name under which its model is timed alone, None where there is none."""
         loaded = self.loaded
         if loaded is None or self.spec.kind == "skip":
-            own = {"name": self.spec.text, "revision": None, "parameters": 0, "weight_bytes": 0}
-            own |= {"cache_bytes_per_token": 0, "reader": None}
-            return own | ({} if loaded is None else {"layers": self.spec.layers, "reader": self.spec.reader})
+            own = ModelFacts(name=self.spec.text, parameters=0, weight_bytes=0, cache_bytes_per_token=0)
+            return own if loaded is None else replace(own, layers=self.spec.layers, reader=self.spec.reader)
         config, element = loaded.model.config, next(loaded.model.parameters()).element_size()
         cache = cache_bytes(config, 1, 1, element)
-        return facts(loaded) | {"cache_bytes_per_token": cache, "reader": self.spec.reader}
+        return replace(facts(loaded), cache_bytes_per_token=cache, reader=self.spec.reader)
 
     def open(self, setting: Setting, capacity: int) -> None:
         """Make its drafter, with room for sequences of `capacity` tokens."""
@@ -207,22 +207,22 @@ class HeadDraft(Draft):
         """What it was opened in."""
         return self._setting
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ModelFacts:
         head, text = self.head, self.head.config
         cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         kept = len(head.reads) * head.head.target_hidden
-        return {
-            "name": head.head.name,
-            "revision": head.head.revision,
-            "parameters": head.parameters,
-            "weight_bytes": head.weight_bytes,
-            "forward": head.forward,
-            "head": "eagle3",
-            "layer_ids": list(head.reads),
-            "draft_vocabulary": head.head.draft_vocab,
-            "cache_bytes_per_token": (cache + kept) * head.dtype.itemsize,
-            "reader": self.spec.reader,
-        }
+        return ModelFacts(
+            name=head.head.name,
+            revision=head.head.revision,
+            parameters=head.parameters,
+            weight_bytes=head.weight_bytes,
+            forward=head.forward,
+            head="eagle3",
+            layer_ids=head.reads,
+            draft_vocabulary=head.head.draft_vocab,
+            cache_bytes_per_token=(cache + kept) * head.dtype.itemsize,
+            reader=self.spec.reader,
+        )
 
     def open(self, setting: Setting, capacity: int) -> None:
         self._setting, self._lookup = setting, None
@@ -315,12 +315,12 @@ def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[
     return drafts
 
 
-def facts(loaded: LoadedModel) -> dict[str, Any]:
+def facts(loaded: LoadedModel) -> ModelFacts:
     """What identifies a loaded model in run.json, and what runs its layers."""
-    return {
-        "name": loaded.name,
-        "revision": loaded.revision,
-        "parameters": loaded.parameters,
-        "weight_bytes": loaded.weight_bytes,
-        "forward": forward_of(loaded.model),
-    }
+    return ModelFacts(
+        name=loaded.name,
+        revision=loaded.revision,
+        parameters=loaded.parameters,
+        weight_bytes=loaded.weight_bytes,
+        forward=forward_of(loaded.model),
+    )

@@ -39,6 +39,7 @@ from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tok
 from specbench.models.rendering import unwritten
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Caution, Prompt, ReferenceCheck, Sampling
+from specbench.run_record import ModelFacts
 
 NO_GRAPHS = Caution(
     "no-cuda-graphs",
@@ -111,12 +112,10 @@ class LocalEngine:
         limits = [model.max_context for model in models if model.max_context is not None]
         return min(limits, default=None)
 
-    def describe(self) -> dict[str, Any]:
-        """What was loaded, for the record: name, revision, parameters, bytes of weights and cache of each model."""
-        return {
-            "target": facts(self.target) | {"end_tokens": sorted(self.eos)},
-            "drafts": {text: draft.facts() for text, draft in self.drafts.items()},
-        }
+    def describe(self) -> tuple[ModelFacts, dict[str, ModelFacts]]:
+        """The target that was loaded, and every draft."""
+        target = replace(facts(self.target), end_tokens=tuple(sorted(self.eos)))
+        return target, {text: draft.facts() for text, draft in self.drafts.items()}
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, through the target's chat template where it has one, written `today`."""

@@ -15,8 +15,9 @@ from specbench.clock import device_sync
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.cost.probe import Probed, probe, probe_prefill
 from specbench.drafters.model import ModelDrafter
-from specbench.models.memory import ModelMemoryError, available_bytes, cache_bytes, gigabytes, pass_bytes
+from specbench.models.memory import ModelMemoryError, available_bytes, cache_bytes, pass_bytes
 from specbench.records import Caution, CostPoint, Sampling
+from specbench.text import gigabytes
 
 
 class Prober:

@@ -11,14 +11,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError
+from specbench.kinds import MAX_GAMMA
 from specbench.models.heads import heads_of
-from specbench.models.memory import available_bytes, cache_bytes, gigabytes, pass_bytes
+from specbench.models.memory import available_bytes, cache_bytes, pass_bytes
 from specbench.models.size import ELEMENT_BYTES, ModelSize, size_of
 from specbench.records import Prompt
+from specbench.text import gigabytes
 
 # Tokens that a pass of a batch may be wider than the last room of a row: drafts, and what a draft model has missed.
 WIDEST = 2 * (MAX_GAMMA + 1)

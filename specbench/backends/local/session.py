@@ -1,20 +1,17 @@
-"""The backend in process: which prompts fit its models, one trial after another, and texts that are scored."""
+"""Models in this process: one trial after another, and texts that are scored."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.base import (
     WARMUP_TOKENS,
-    Admitted,
     Answer,
     Answers,
     DoesNotFitError,
@@ -23,96 +20,24 @@ from specbench.backends.base import (
     Noticed,
     Output,
     Scored,
-    Setting,
     TargetText,
     Texts,
     Unit,
     WarmUp,
 )
-from specbench.backends.local.room import REPLAY_BATCH, WIDEST, require_memory
+from specbench.backends.local.room import REPLAY_BATCH
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.cost.plan import Costs, ProbePlan
-from specbench.errors import EngineError, WorkloadError
-from specbench.models import resolve_device
-from specbench.models.defaults import own_cautions
-from specbench.models.encoding import encoded_record, today_of
-from specbench.models.memory import is_out_of_memory, memory_errors
-from specbench.records import Arm, Divergence, Prompt
-from specbench.store import RunWriter
+from specbench.errors import EngineError
+from specbench.models.memory import is_out_of_memory
+from specbench.records import Arm, Divergence
 
 if TYPE_CHECKING:
     from specbench.acceptance.loop import Generation
     from specbench.backends.local.local import LocalEngine
 
 T = TypeVar("T")
-
-
-def in_process(device: str) -> str:
-    """How the engine of this process is called."""
-    return f"transformers models in process, specbench loop ({device})"
-
-
-class LocalBackend:
-    """Transformers models in this process. `earlier` is run.json of the session that began the run."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        replay_only: bool,
-        threads: Callable[[], int],
-        earlier: Mapping[str, Any] | None,
-        say: Callable[[str], None],
-    ) -> None:
-        self._config = config
-        self._replay_only = replay_only
-        self._threads = threads
-        self._earlier = earlier or {}
-        self._say = say
-        self._engine: LocalEngine
-
-    def admit(self, prompts: Sequence[Prompt]) -> Admitted:
-        config, replay_only = self._config, self._replay_only
-        threads = self._threads()
-        require_memory(config, prompts, resolve_device(config.device), replay_only=replay_only)
-        from specbench.backends.local.local import LocalEngine
-
-        self._say(f"Loading {', '.join((config.target, *config.draft))}")
-        engine = self._engine = LocalEngine(config, threads)
-        engine.today = today_of((self._earlier.get("workload") or {}).get("encoded"))
-        if engine.today.at.date() != datetime.now().date():
-            self._say(f"The chat template writes the date: prompts keep that of the run, {engine.today.at:%Y-%m-%d}")
-        items, skipped = _fit(engine, prompts, config, batched=replay_only or config.batch_size > 1)
-        ids = [item.tokens for item in items]
-        engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
-        engine.settle(ids, _layers(self._earlier))
-        self._say("Comparing with transformers' generate")
-        reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
-        return Admitted(
-            items,
-            skipped,
-            Setting(in_process(engine.device), engine.device, config.dtype, threads),
-            facts=engine.describe() | {"reference_check": [asdict(one) for one in reference]},
-            cautions=engine.cautions,
-            encoded=encoded_record(engine.target, [(item.prompt.sha256, item.tokens) for item in items], engine.today),
-        )
-
-    @contextmanager
-    def session(self, writer: RunWriter) -> Iterator[LocalSession]:
-        with memory_errors():
-            yield LocalSession(self._engine, self._config, writer.folder)
-
-    @contextmanager
-    def scoring(self, writer: RunWriter) -> Iterator[LocalScoring]:
-        with memory_errors():
-            yield LocalScoring(self._engine, self._config)
-
-
-def _layers(earlier: Mapping[str, Any]) -> dict[str, int]:
-    """Layers that an earlier session chose for its skip drafts."""
-    drafts = earlier.get("drafts", {})
-    return {spec: facts["layers"] for spec, facts in drafts.items() if "layers" in facts}
 
 
 class LocalSession:
@@ -297,52 +222,3 @@ class LocalScoring:
         half = len(items) // 2
         for part in (items[:half], items[half:]):
             yield from self._halved(part, call)
-
-
-def _fit(
-    engine: LocalEngine, prompts: Sequence[Prompt], config: RunConfig, *, batched: bool
-) -> tuple[list[Item], list[dict[str, str]]]:
-    """Encode the prompts; those that the chat template refuses or that would not fit the context are skipped and
-    listed, never changed."""
-    found = engine.encode_all(prompts)
-    items: list[Item] = []
-    skipped = found.refused
-    for prompt, ids in found.encoded:
-        need = len(ids) + config.max_new_tokens
-        if engine.max_context is not None and need > engine.max_context:
-            reason = f"{len(ids)} + {config.max_new_tokens} new tokens exceed the context of {engine.max_context}"
-            skipped.append({"id": prompt.id, "reason": reason})
-        else:
-            items.append(Item(prompt, ids))
-    if not items:
-        raise WorkloadError(
-            "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts or fewer new tokens."
-        )
-    if engine.frequency_limit is not None:
-        items, crossing = _on_one_side(items, engine.frequency_limit, config, batched)
-        skipped += crossing
-    engine.reserve(max(len(item.tokens) for item in items) + config.max_new_tokens + max(config.gamma) + 1)
-    return items, skipped
-
-
-def _on_one_side(
-    items: Sequence[Item], limit: int, config: RunConfig, batched: bool
-) -> tuple[list[Item], list[dict[str, str]]]:
-    """Texts that stay below the length at which a model changes its frequencies, or begin above it: a text that crosses
-    it would go on with keys of the other frequencies. In a batch all rows are turned alike, so there the side with more
-    prompts is taken."""
-    room = config.max_new_tokens + (WIDEST if batched else 0)
-    below = [item for item in items if len(item.tokens) + room <= limit]
-    above = [item for item in items if len(item.tokens) > limit]
-    kept = [max(below, above, key=len)] if batched else [below, above]
-    ids = {item.prompt.id for side in kept for item in side}
-    if not ids:
-        raise WorkloadError(
-            f"Every text would cross {limit} tokens, where the model changes its rotary frequencies (LongRoPE)",
-            where=config.workload,
-            cure="Use shorter prompts, or --max-new-tokens that end below it.",
-        )
-    why = "and a batch holds texts of one side" if batched else "which a cached text cannot follow"
-    reason = f"the model changes its rotary frequencies at {limit} tokens (LongRoPE), {why}"
-    left_out = [{"id": item.prompt.id, "reason": reason} for item in items if item.prompt.id not in ids]
-    return [item for item in items if item.prompt.id in ids], left_out

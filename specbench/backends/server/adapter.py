@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from specbench.config import RunConfig
 from specbench.records import Counters, Finish, Message, Prompt, Sampling, Told
+from specbench.run_record import State as State
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +73,6 @@ class Reading:
     def in_one_piece(self) -> bool:
         """Whether nobody can know when its tokens were written, as from a gateway that does not stream."""
         return self.output_tokens >= PIECE and self.pieces == 1
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a server says of itself; None is what it does not say. `speculating` is whether it drafts at all, `method`
-    how; `busy` counts requests in it now; `gamma` is the draft length that it was started with; `context` the longest
-    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones; `limit_field` is what it takes
-    in the place of max_tokens; `defaults` what it does to texts though requests do not ask for it, such as
-    {"dry_multiplier": 0.8}."""
-
-    model: str | None = None
-    version: str | None = None
-    speculating: bool | None = None
-    method: str | None = None
-    gamma: int | None = None
-    busy: int | None = None
-    context: int | None = None
-    prefix_cache: bool | None = None
-    limit_field: str | None = None
-    defaults: Mapping[str, float] | None = None
 
 
 # GET a path: the page as text, or None where the server does not have it.

@@ -18,12 +18,13 @@ from httpx_sse import EventSource, SSEError
 
 from specbench.backends.server.adapter import Chunk
 from specbench.backends.server.failures import FailedError, Problem, RefusedError, error_word, problem_of
-from specbench.checks.address import split_address
-from specbench.checks.keys import shown
 from specbench.errors import EngineError, SpecbenchError
+from specbench.text import shown
 
 # A page that takes longer than this will not come.
 PAGE_S = 10.0
+
+_CHAT = "/chat/completions"
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -37,6 +38,11 @@ def _verified() -> ssl.SSLContext:
 def is_local(url: str) -> bool:
     """Whether the address is on this machine."""
     return (urlsplit(url).hostname or "") in LOOPBACK
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Where requests go, and what of /v1/chat/completions the address leaves out: "" or "/v1"."""
+    return (address.removesuffix(_CHAT), "/v1") if address.endswith(_CHAT) else (address, "")
 
 
 class Client:
@@ -129,7 +135,7 @@ class Client:
         self._check(answer, path, body)
         try:
             found = answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FailedError("not JSON") from None
         if not isinstance(found, dict):
             raise FailedError("not JSON")
@@ -181,7 +187,7 @@ def _parsed(arrived: list[tuple[float, str]]) -> list[Chunk]:
     for at_s, line in arrived[:-1]:
         try:
             data = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FailedError("not JSON") from None
         if not isinstance(data, dict) or data.get("error") is not None:
             raise FailedError(

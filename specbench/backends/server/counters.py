@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+from specbench.records import LARGEST, MOST_DRAFTED
+
 Samples = Mapping[str, list[tuple[dict[str, str], float]]]
 
 
@@ -21,15 +23,25 @@ def samples(page: str) -> Samples:
 
 
 def total(page: Samples, name: str) -> int | None:
-    """The sum over all engines of a process group; None where the page has no such counter."""
-    return round(sum(value for _, value in page[name])) if name in page else None
+    """The sum over all engines of a process group; None where the page has no such counter. Raises ValueError for a sum
+    that none has."""
+    return _whole(sum(value for _, value in page[name])) if name in page else None
 
 
 def by_position(page: Samples, name: str) -> tuple[int, ...] | None:
-    """A counter with a label `position`, from position 0 on, summed over engines."""
+    """A counter with a label `position`, from position 0 on, summed over engines. Raises ValueError as above."""
     if name not in page:
         return None
     sums: dict[int, float] = defaultdict(float)
     for labels, value in page[name]:
-        sums[int(labels["position"])] += value
-    return tuple(round(sums[position]) for position in range(max(sums) + 1))
+        position = int(labels["position"])
+        if not 0 <= position < MOST_DRAFTED:
+            raise ValueError("a position that no draft has")
+        sums[position] += value
+    return tuple(_whole(sums[position]) for position in range(max(sums) + 1))
+
+
+def _whole(value: float) -> int:
+    if not 0 <= value <= LARGEST:
+        raise ValueError("a counter that no server reaches")
+    return round(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from specbench.backends.server.adapter import Adapter, Get
-from specbench.backends.server.fields import Json, parsed
+from specbench.backends.server.answers import Json, parsed
 from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.openai import OpenAI
 from specbench.backends.server.sglang import SGLang

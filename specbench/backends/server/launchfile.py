@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from specbench.checks.strict_yaml import YamlError, read_yaml
+from pydantic import Field
+
 from specbench.errors import ConfigError
+from specbench.records import FirstFault
+from specbench.strict_yaml import YamlError, read_yaml
+from specbench.validation import read_value
 
 Models = Literal["gguf", "directory", "name"]
 
@@ -30,6 +33,25 @@ _KNOWN = {
 _NEEDED = {"command": ({"target"}, {"port"}), "model": ({"draft"}, _GAMMA), "ngram": ({"n"}, _GAMMA)}
 
 
+# A number in YAML, such as 8080, is a text on a command line.
+Word = Annotated[str, Field(coerce_numbers_to_str=True, pattern=r"\S", max_length=100_000)]
+Words = Annotated[tuple[Word, ...], Field(min_length=1, max_length=1000), FirstFault()]
+Whole = Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
+Seconds = Annotated[float, Field(strict=True, gt=0, le=86400)]
+
+_HINTS = {
+    "env": "Write a mapping of names to texts.",
+    "at_once": "Write true or false.",
+    **dict.fromkeys(("ready_s", "stop_s"), "Write a number of seconds above 0, at most 86400."),
+    **dict.fromkeys(("context", "prompts_per_start"), "Write a whole number from 1 to 10000000."),
+    **dict.fromkeys(
+        ("command", "model", "ngram", "version"),
+        'Write a list of arguments: [program, --flag, value], with placeholders in quotes: "{port}".',
+    ),
+}
+_COPY = "Copy it from configs/engines/ of specbench."
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchFile:
     """A launch file. `engine` names the adapter that reads its answers; `command` starts the target alone, `model` and
@@ -40,43 +62,43 @@ class LaunchFile:
     `version` is a command whose first output line is the version."""
 
     path: Path
-    engine: str
-    command: tuple[str, ...]
+    engine: Literal["llamacpp", "vllm", "sglang", "openai"]
+    command: Words
     models: Models
-    model: tuple[str, ...] | None = None
-    ngram: tuple[str, ...] | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    context: int = 4096
-    ready_s: float = 60.0
-    stop_s: float = 10.0
-    prompts_per_start: int | None = 8
-    at_once: bool = False
-    needs: str | None = None
-    install: str | None = None
-    version: tuple[str, ...] | None = None
+    model: Words | None = None
+    ngram: Words | None = None
+    env: dict[Annotated[str, Field(min_length=1)], Word] = field(default_factory=dict)
+    context: Whole = 4096
+    ready_s: Seconds = 60.0
+    stop_s: Seconds = 10.0
+    prompts_per_start: Whole | None = 8
+    at_once: Annotated[bool, Field(strict=True)] = False
+    needs: Word | None = None
+    install: Word | None = None
+    version: Words | None = None
+
+
+_KEYS = [each.name for each in fields(LaunchFile) if each.name != "path"]
 
 
 def read_launch(path: Path) -> LaunchFile:
     """Read and check a launch file; does not look whether `needs` is there. Raises ConfigError naming the key."""
-    values: dict[str, Any] = {}
-    for key, value in _yaml(path).items():
-        if key not in _CHECKS:
-            near = difflib.get_close_matches(str(key), _CHECKS, n=1)
-            cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(_CHECKS)}."
+    values = _yaml(path)
+    for key in values:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1)
+            cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(_KEYS)}."
             raise ConfigError(f"Unknown key `{key}`", where=str(path), cure=cure)
-        try:
-            values[key] = _CHECKS[key](value)
-        except ValueError as error:
-            raise ConfigError(f"`{key}`: {error}", where=str(path)) from None
-    for key in ("engine", "command", "models"):
-        if key not in values:
-            raise ConfigError(
-                f"`{key}` is missing", where=str(path), cure="Copy it from configs/engines/ of specbench."
-            )
+    try:
+        file = read_value(LaunchFile, {**values, "path": path}, "the launch file")
+    except ValueError as error:
+        key = re.split(r"[ .\[]", str(error))[0]
+        raise ConfigError(str(error), where=str(path), cure=_HINTS.get(key, _COPY)) from None
     for key in _KNOWN:
-        if values.get(key) is not None:
-            _check_placeholders(key, values[key].values() if key == "env" else values[key], path)
-    return LaunchFile(path, **values)
+        given = getattr(file, key)
+        if given is not None:
+            _check_placeholders(key, given.values() if key == "env" else given, path)
+    return file
 
 
 def placeholders(parts: Iterable[str]) -> set[str]:
@@ -110,72 +132,3 @@ def _yaml(path: Path) -> dict[Any, Any]:
     if not isinstance(values, dict):
         raise ConfigError("A launch file is a mapping of keys to values", where=str(path), cure="Write `key: value`.")
     return values
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        raise ValueError(f"{value!r} is not a text; write placeholders in quotes: " + '"{port}"')
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise ValueError(f"{value!r} is not a text")
-    return str(value)
-
-
-def _arguments(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("write a list of arguments: [program, --flag, value]")
-    return tuple(_text(item) for item in value)
-
-
-def _env(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or any(not isinstance(name, str) or not name for name in value):
-        raise ValueError("write a mapping of names to texts")
-    return {name: _text(text) for name, text in value.items()}
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if value not in choices:
-            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
-        return str(value)
-
-    return check
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10_000_000:
-        raise ValueError(f"{value!r} is not a whole number from 1 to 10000000")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is not true or false")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or not 0 < value <= 86400:
-        raise ValueError(f"{value!r} is not a number of seconds above 0, at most 86400")
-    return float(value)
-
-
-def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else check(value)
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "engine": _one_of("llamacpp", "vllm", "sglang", "openai"),
-    "command": _arguments,
-    "model": _optional(_arguments),
-    "ngram": _optional(_arguments),
-    "models": _one_of("gguf", "directory", "name"),
-    "env": _env,
-    "context": _whole,
-    "ready_s": _seconds,
-    "stop_s": _seconds,
-    "prompts_per_start": _optional(_whole),
-    "at_once": _flag,
-    "needs": _optional(_text),
-    "install": _optional(_text),
-    "version": _optional(_arguments),
-}

@@ -13,15 +13,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic import Field
+
 from specbench.backends.base import TargetText
 from specbench.backends.server import openai
 from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.answers import (
+    Event,
+    Fields,
+    Json,
+    Milliseconds,
+    Text,
+    TokenList,
+    Tokens,
+    in_seconds,
+    parsed,
+)
 from specbench.backends.server.counters import by_position, samples, total
 from specbench.backends.server.failures import AnswerError, RefusedError, as_word, word
-from specbench.backends.server.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.backends.server.scoring import Step
 from specbench.backends.server.writing import Post
-from specbench.records import Counters, Finish, Round, Sampling, Told
+from specbench.records import Count, Counters, Finish, Number, Round, Sampling, Told
 
 _COUNTER = "llamacpp:spec_decode_num_"
 _COMPLETION = "/completion"
@@ -42,6 +54,85 @@ _OFF = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0
 _OFF |= {"xtc_probability": 0.0, "typical_p": 1.0, "top_n_sigma": -1.0, "mirostat": 0.0, "dynatemp_range": 0.0}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "seed", "cache_prompt")
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
+
+
+class Timings(Fields):
+    """Running totals of a request, with every token."""
+
+    predicted_n: Count | None = None
+    draft_n: Count | None = None
+    draft_n_accepted: Count | None = None
+    prompt_n: Count | None = None
+    cache_n: Count | None = None
+    prompt_ms: Milliseconds | None = None
+    predicted_ms: Milliseconds | None = None
+
+
+class _Event(Event):
+    timings: Timings | None = None
+
+
+class _Sampling(Fields):
+    """What it was started with, of what changes texts."""
+
+    repeat_penalty: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    dry_multiplier: Number | None = None
+    xtc_probability: Number | None = None
+    typical_p: Number | None = None
+    top_n_sigma: Number | None = None
+    mirostat: Number | None = None
+    dynatemp_range: Number | None = None
+
+
+class _Defaults(Fields):
+    params: _Sampling | None = None
+
+
+class _Props(Fields):
+    build_info: Text | None = None
+    eos_token: Text | None = None
+    default_generation_settings: _Defaults | None = None
+
+
+class _Methods(Fields):
+    types: Text | None = Field(None, alias="speculative.types")
+
+
+class _Slot(Fields):
+    speculative: Any = None
+    is_processing: Any = None
+    n_ctx: Count | None = None
+    params: _Methods | None = None
+
+
+class _Slots(Fields):
+    slots: list[_Slot] | None = None
+
+
+class _Template(Fields):
+    prompt: Text | None = None
+
+
+class _Completion(Fields):
+    tokens: Tokens | None = None
+    stop_type: Text | None = None
+
+
+class _Top(Fields):
+    id: Count | None = None
+    logprob: Number | None = None
+
+
+class _Place(Fields):
+    top_logprobs: list[_Top] | None = None
+
+
+class _Step(Fields):
+    tokens_evaluated: Count | None = None
+    completion_probabilities: list[_Place] | None = None
+    timings: Timings | None = None
 
 
 class LlamaCpp:
@@ -76,7 +167,8 @@ class LlamaCpp:
 
     def read(self, chunks: Sequence[Chunk]) -> Reading:
         finish = openai.finish_of(chunks)
-        timings = [found for chunk in chunks if (found := table(chunk.data, "timings"))]
+        told = [(chunk.at_s, _Event.of(chunk.data).timings) for chunk in chunks]
+        timings = [found for _, found in told if found is not None]
         if not timings:
             raise AnswerError("the answer has no timings, which llama.cpp's server always sends")
         rounds = rounds_of(timings)
@@ -87,7 +179,7 @@ class LlamaCpp:
             _told(timings[-1], finish),
         )
         # Of an answer that it parses (tools, a grammar) it holds the first tokens back, but not their timings.
-        counted = [chunk.at_s for chunk in chunks if (count(table(chunk.data, "timings"), "predicted_n") or 0) >= 1]
+        counted = [at_s for at_s, found in told if found is not None and (found.predicted_n or 0) >= 1]
         return replace(answer, first_s=min(answer.first_s, *counted))
 
     def counters(self, page: str) -> Counters:
@@ -102,26 +194,26 @@ class LlamaCpp:
 
     async def state(self, get: Get) -> State:
         model = await openai.served(get)
-        props = parsed(await get("/props"))
+        props = _Props.of(parsed(await get("/props")))
         slots = _slots(await get("/slots"))
-        first = slots[0] if slots else {}
-        methods = (text(table(first, "params"), "speculative.types") or "").split(",")
-        speculating = None if not slots else any(slot.get("speculative") is True for slot in slots)
+        first = slots[0] if slots else _Slot()
+        methods = ((first.params and first.params.types) or "").split(",")
+        speculating = None if not slots else any(slot.speculative is True for slot in slots)
         return State(
-            model=text(model, "id"),
-            version=text(props, "build_info"),
+            model=model.id,
+            version=props.build_info,
             speculating=speculating,
             method=", ".join(m for m in methods if m not in ("", "none")) or None if speculating else None,
-            busy=None if not slots else sum(slot.get("is_processing") is True for slot in slots),
-            context=count(first, "n_ctx"),
+            busy=None if not slots else sum(slot.is_processing is True for slot in slots),
+            context=first.n_ctx,
             prefix_cache=False,  # every request says cache_prompt: false
-            defaults=self._defaults(table(table(props, "default_generation_settings"), "params")),
+            defaults=self._defaults(props.default_generation_settings or _Defaults()),
         )
 
-    def _defaults(self, params: Json) -> dict[str, float] | None:
+    def _defaults(self, found: _Defaults) -> dict[str, float] | None:
         asked = self.body(Ask((), 1, Sampling(), 0), None)
-        told = {key: number(params, key) for key in _OFF if key not in asked}
-        return {key: value for key, value in told.items() if value not in (None, _OFF[key])} or None
+        told = (found.params or _Sampling()).model_dump(exclude_none=True)
+        return {key: value for key, value in told.items() if key not in asked and value != _OFF[key]} or None
 
     async def write(self, post: Post, ask: Ask, model: str | None) -> TargetText:
         """See `Writer`. The steps of a chat request one by one, for only a plain completion tells its tokens: what
@@ -130,16 +222,16 @@ class LlamaCpp:
         if held:
             raise RefusedError(f"it tells no token ids of texts under {', '.join(word(key) or '?' for key in held)}")
         body = openai.chat_body(ask, None)
-        asked = text(await post("/apply-template", {key: body[key] for key in _WRITES if key in body}), "prompt")
+        asked = _Template.of(await post("/apply-template", {key: body[key] for key in _WRITES if key in body})).prompt
         if asked is None:
             raise AnswerError("the answer of /apply-template has no prompt")
         ids = await _tokenize(post, {"content": asked, "add_special": True, "parse_special": True})
         greedy = {key: value for key, value in self.body(ask, None).items() if key in _SAMPLING}
         body = {"prompt": list(ids), "n_predict": ask.max_tokens, "return_tokens": True, **greedy}
-        answer = await post(_COMPLETION, body)
-        output, finish = counts(answer, "tokens"), _STOPS.get(text(answer, "stop_type") or "")
+        answer = _Completion.of(await post(_COMPLETION, body))
+        output, finish = answer.tokens, _STOPS.get(answer.stop_type or "")
         if not output or finish is None:
-            raise AnswerError(f"the answer has no tokens, or ended with stop_type {as_word(answer.get('stop_type'))}")
+            raise AnswerError(f"the answer has no tokens, or ended with stop_type {as_word(answer.stop_type)}")
         return TargetText(ids, output, finish)
 
     async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
@@ -148,7 +240,7 @@ class LlamaCpp:
 
     async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
         """See `Writer`."""
-        end = text(parsed(await get("/props")), "eos_token")
+        end = _Props.of(parsed(await get("/props"))).eos_token
         return frozenset(await self.token_ids(post, end, model) if end else ())
 
     def step_request(self, ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
@@ -164,26 +256,28 @@ class LlamaCpp:
     def read_step(self, payload: Json, ids: Sequence[int]) -> Step:
         """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler; the confidence is that
         among the likeliest few, which is what a draft's p-min is compared with."""
-        if count(payload, "tokens_evaluated") != len(ids):
-            raise AnswerError(f"the answer is about {as_word(payload.get('tokens_evaluated'))} tokens, not {len(ids)}")
-        places = rows(payload, "completion_probabilities")
-        tops = rows(places[0], "top_logprobs") if places else []
-        token, logprobs = count(tops[0], "id") if tops else None, [number(each, "logprob") for each in tops]
+        answer = _Step.of(payload)
+        if answer.tokens_evaluated != len(ids):
+            raise AnswerError(f"the answer is about {as_word(answer.tokens_evaluated)} tokens, not {len(ids)}")
+        places = answer.completion_probabilities
+        tops = (places[0].top_logprobs or []) if places else []
+        token, logprobs = tops[0].id if tops else None, [each.logprob for each in tops]
         told = [math.exp(each) for each in logprobs if each is not None]
         if token is None or logprobs[0] is None:
             raise AnswerError("the answer has no completion_probabilities[0].top_logprobs[0]")
-        return Step(token, logprobs[0], told[0] / sum(told), count(table(payload, "timings"), "prompt_n"))
+        read = None if answer.timings is None else answer.timings.prompt_n
+        return Step(token, logprobs[0], told[0] / (sum(told) or 1.0), read)
 
 
-def rounds_of(timings: Sequence[Json]) -> list[Round] | None:
+def rounds_of(timings: Sequence[Timings]) -> list[Round] | None:
     """The rounds of a request from its running totals. None where several rounds may hide in one step: the server holds
     text back while a character is incomplete."""
     rounds: list[Round] = []
     tokens, drafted, accepted = 1, 0, 0
     room = 0  # tokens that the last round has yet to emit
     for now in timings:
-        n = count(now, "predicted_n") or tokens
-        d, a = count(now, "draft_n") or 0, count(now, "draft_n_accepted") or 0
+        n = now.predicted_n or tokens
+        d, a = now.draft_n or 0, now.draft_n_accepted or 0
         new = n - tokens
         if d > drafted:
             if new > 1:
@@ -197,29 +291,26 @@ def rounds_of(timings: Sequence[Json]) -> list[Round] | None:
     return rounds
 
 
-def _told(timings: Json, finish: Finish) -> Told:
+def _told(timings: Timings, finish: Finish) -> Told:
     """Every token but the first came from a step or from an acceptance, so that a text that the limit ended tells its
     rounds; at an end of sequence accepted tokens may have been cut off."""
-    tokens, accepted = count(timings, "predicted_n"), count(timings, "draft_n_accepted")
+    tokens, accepted = timings.predicted_n, timings.draft_n_accepted
     whole = finish == "length" and tokens is not None and accepted is not None
     return Told(
-        prefill_s=seconds(timings, "prompt_ms", per_second=1000),
-        decode_s=seconds(timings, "predicted_ms", per_second=1000),
+        prefill_s=in_seconds(timings.prompt_ms),
+        decode_s=in_seconds(timings.predicted_ms),
         rounds=(tokens or 0) - 1 - (accepted or 0) if whole else None,
-        drafted=count(timings, "draft_n"),
+        drafted=timings.draft_n,
         accepted=accepted,
-        cached_tokens=count(timings, "cache_n"),
+        cached_tokens=timings.cache_n,
     )
 
 
 async def _tokenize(post: Post, body: dict[str, Any]) -> tuple[int, ...]:
-    found = counts(await post("/tokenize", body), "tokens")
-    if found is None:
-        raise AnswerError("the answer of /tokenize has no tokens")
-    return found
+    return TokenList.of(await post("/tokenize", body)).ids()
 
 
-def _slots(page: str | None) -> list[Json]:
+def _slots(page: str | None) -> list[_Slot]:
     """The slots; none where the server was started without that page."""
     try:
         found = json.loads(page) if page is not None else []
@@ -227,4 +318,4 @@ def _slots(page: str | None) -> list[Json]:
         found = []
     if not isinstance(found, list):
         return []
-    return rows({"slots": found}, "slots")
+    return _Slots.of({"slots": found}).slots or []

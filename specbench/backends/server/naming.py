@@ -8,10 +8,9 @@ from fnmatch import fnmatchcase
 
 from specbench.backends.server.adapter import Get
 from specbench.backends.server.failures import AnswerError
-from specbench.backends.server.fields import text
 from specbench.backends.server.openai import listed, models_of
-from specbench.checks.keys import shown
 from specbench.errors import ConfigError, EngineError, SpecbenchError
+from specbench.text import shown
 
 # So many names fit on an error's one line.
 MOST_SHOWN = 10
@@ -23,7 +22,7 @@ async def model_name(get: Get, url: str, wanted: str | None, guess: str | None) 
     of which none is wanted: some servers would take any, and load it or answer with another."""
     try:
         listing = await listed(get)
-        names = [name for row in listing if (name := text(row, "id"))]
+        names = [row.id for row in listing if row.id]
         models = models_of(listing)
     except AnswerError as error:
         raise EngineError(
@@ -40,7 +39,7 @@ async def model_name(get: Get, url: str, wanted: str | None, guess: str | None) 
         return guess
     if len(models) > 1:
         raise _unnamed(f"The server lists {len(models)} models, and requests have to name one:", names, url, guess)
-    return text(models[0][0], "id") if models else None
+    return models[0][0].id if models else None
 
 
 def _unnamed(what: str, names: Sequence[str], url: str, wanted: str | None) -> SpecbenchError:

@@ -9,8 +9,35 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
-from specbench.backends.server.fields import Json, rows, table, text
-from specbench.records import Divergence
+from specbench.backends.server.answers import Fields, Json, Text, Tokens
+from specbench.records import Divergence, Number
+
+
+class _Top(Fields):
+    logprob: Number
+
+
+class _Token(Fields):
+    token: Text | None = None
+    bytes: Tokens | None = None
+    top_logprobs: list[_Top] | None = None
+
+
+class _Logprobs(Fields):
+    content: list[_Token] | None = None
+
+
+class _Message(Fields):
+    content: Text | None = None
+
+
+class _Choice(Fields):
+    message: _Message | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Answer(Fields):
+    choices: list[_Choice] | None = None
 
 
 def logprobs_body(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,16 +49,16 @@ def logprobs_body(body: Mapping[str, Any]) -> dict[str, Any]:
 def divergence(answer: Json, own: str, other: str) -> Divergence | None:
     """Where `other` leaves `own`, the target's text that `answer` repeats; None where it does not repeat it or has no
     log-probabilities. Raises ValueError for what is not such an answer."""
-    choice = rows(answer, "choices")[0]
-    if text(table(choice, "message"), "content") != own:
+    choice = (_Answer.of(answer).choices or [_Choice()])[0]
+    if choice.message is None or choice.message.content != own:
         return None
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own.encode(), other.encode(), strict=False)))
     read = 0
-    tokens = rows(table(choice, "logprobs"), "content")
+    tokens = (choice.logprobs and choice.logprobs.content) or []
     for index, token in enumerate(tokens):
-        read += len(token.get("bytes") or (text(token, "token") or "").encode())
+        read += len(token.bytes or (token.token or "").encode())
         # The last token may be an end of sequence, which has no text.
         if read > same or index == len(tokens) - 1:
-            best = [float(top["logprob"]) for top in rows(token, "top_logprobs")]
+            best = [top.logprob for top in token.top_logprobs or ()]
             return Divergence(index, None, best[0] - best[1] if len(best) > 1 else None)
     return None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.answers import Choice, Event, Model, Models, parsed
 from specbench.backends.server.failures import AnswerError, as_word, error_word
-from specbench.backends.server.fields import Json, count, parsed, rows, table, text
 from specbench.records import Counters, Finish, Told
 
 CHAT = "/v1/chat/completions"
@@ -57,7 +57,7 @@ def stream_times(chunks: Sequence[Chunk]) -> tuple[float, float]:
     """Arrival of the first and of the last token, seconds after the request was sent. The end of sequence has no text:
     it arrives with the finish_reason. Raises ValueError where no chunk carries a token."""
     spoken = [chunk.at_s for chunk in chunks if _text(chunk)]
-    ended = [chunk.at_s for chunk in chunks if any(_reason(choice) for choice in _choices(chunk))]
+    ended = [chunk.at_s for chunk in chunks if any(choice.finish_reason for choice in _choices(chunk))]
     if not spoken and not ended:
         raise AnswerError("the answer has no token")
     return min(spoken or ended), max(spoken + ended)
@@ -70,7 +70,7 @@ def text_of(chunks: Sequence[Chunk]) -> str:
 
 def finish_of(chunks: Sequence[Chunk]) -> Finish:
     """How the answer ended. Raises ValueError for an answer that broke off or ended in another way than ours can."""
-    reasons = [reason for chunk in chunks for choice in _choices(chunk) if (reason := _reason(choice))]
+    reasons = [choice.finish_reason for chunk in chunks for choice in _choices(chunk) if choice.finish_reason]
     if not reasons:
         raise AnswerError("the answer broke off: no finish_reason")
     if reasons[-1] not in FINISHES:
@@ -81,15 +81,15 @@ def finish_of(chunks: Sequence[Chunk]) -> Finish:
 def usage_of(chunks: Sequence[Chunk]) -> Usage:
     """The last counts in the stream: some servers repeat running counts in every chunk. Raises ValueError where there
     are none."""
-    told = [usage for chunk in chunks if (usage := table(chunk.data, "usage"))]
-    output_tokens = count(told[-1], "completion_tokens") if told else None
-    if output_tokens is None:
+    told = [usage for chunk in chunks if (usage := Event.of(chunk.data).usage) is not None]
+    if not told or told[-1].completion_tokens is None:
         raise AnswerError(
             "no usage.completion_tokens, which we ask for by stream_options.include_usage (some servers and gateways "
             "send it only where a setting of theirs says so)"
         )
-    cached_tokens = count(table(told[-1], "prompt_tokens_details"), "cached_tokens")
-    return Usage(count(told[-1], "prompt_tokens"), output_tokens, cached_tokens)
+    last = told[-1]
+    cached_tokens = None if last.prompt_tokens_details is None else last.prompt_tokens_details.cached_tokens
+    return Usage(last.prompt_tokens, told[-1].completion_tokens, cached_tokens)
 
 
 def reading(
@@ -118,28 +118,28 @@ def reading(
     )
 
 
-async def listed(get: Get) -> list[Json]:
+async def listed(get: Get) -> list[Model]:
     """What the server lists as models; nothing where it has no such page, or a home page in its place."""
     try:
         page = parsed(await get("/v1/models"))
     except AnswerError:
         return []
-    return rows(page, "data")
+    return Models.of(page).data or []
 
 
-def models_of(listing: Sequence[Json]) -> list[list[Json]]:
+def models_of(listing: Sequence[Model]) -> list[list[Model]]:
     """The models of a listing, each with all names that it has, without the adapters (LoRA) of others."""
-    found: dict[str | None, list[Json]] = {}
+    found: dict[str | None, list[Model]] = {}
     for row in listing:
-        if text(row, "parent") is None:
-            found.setdefault(text(row, "root") or text(row, "id"), []).append(row)
+        if row.parent is None:
+            found.setdefault(row.root or row.id, []).append(row)
     return list(found.values())
 
 
-async def served(get: Get) -> Json:
-    """The model that the server lists, under its first name; empty where it lists none or several."""
+async def served(get: Get) -> Model:
+    """The model that the server lists, under its first name; nothing is known of it where it lists none or several."""
     models = models_of(await listed(get))
-    return models[0][0] if len(models) == 1 else {}
+    return models[0][0] if len(models) == 1 else Model()
 
 
 def survivors(histogram: Sequence[int]) -> tuple[int, ...]:
@@ -172,28 +172,16 @@ class OpenAI:
 
     async def state(self, get: Get) -> State:
         """Its model, where it serves exactly one."""
-        return State(model=text(await served(get), "id"))
+        return State(model=(await served(get)).id)
 
 
-def _choices(chunk: Chunk) -> list[Json]:
+def _choices(chunk: Chunk) -> list[Choice]:
     """The choices of a chunk. Raises ValueError for a chunk that tells of a failure instead."""
-    if chunk.data.get("error") is not None:
-        raise AnswerError(f"the server broke the answer off with an error{error_word(chunk.data['error'])}")
-    return rows(chunk.data, "choices")
+    event = Event.of(chunk.data)
+    if event.error is not None:
+        raise AnswerError(f"the server broke the answer off with an error{error_word(event.error)}")
+    return event.choices or []
 
 
 def _text(chunk: Chunk) -> str:
-    return "".join(_said(table(choice, "delta")) for choice in _choices(chunk))
-
-
-def _said(delta: Json) -> str:
-    """The text of a delta. A model that thinks sends its thoughts in a field of their own, some servers in two that say
-    the same; calls of tools have no text but what is called and with what."""
-    calls = [table(call, "function") for call in rows(delta, "tool_calls")] + [table(delta, "function_call")]
-    called = [text(call, key) or "" for call in calls for key in ("name", "arguments")]
-    thought = text(delta, "reasoning_content") or text(delta, "reasoning") or ""
-    return "".join((thought, text(delta, "content") or "", text(delta, "refusal") or "", *called))
-
-
-def _reason(choice: Json) -> str | None:
-    return text(choice, "finish_reason")
+    return "".join(choice.text for choice in _choices(chunk))

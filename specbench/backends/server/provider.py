@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from specbench.backends.server.adapter import Adapter
@@ -23,6 +23,7 @@ from specbench.backends.server.worker import call
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
+from specbench.run_record import ModelFacts
 
 LOGS = "server-logs"
 
@@ -51,7 +52,7 @@ class Provider(Protocol):
     adapter: Adapter
     prompts_per_start: int | None
     at_once: bool
-    models: dict[str, Any]
+    models: tuple[ModelFacts, dict[str, ModelFacts]]
     where: str | None
     launch: str | None
     version: str | None
@@ -94,7 +95,7 @@ class Running:
         # Prompt by prompt the two take turns, unless they are to be kept busy, or one has to make room for the other.
         by_turns = len(config.loads) == 1 and config.loads[0].concurrency == 1 and config.server != config.spec_server
         self.prompts_per_start = 1 if by_turns else None
-        self.models = {"target": _facts(config.target, None), "drafts": {d: _facts(d, None) for d in config.draft}}
+        self.models = _facts(config.target, None), {d: _facts(d, None) for d in config.draft}
         host = urlsplit(config.server).hostname
         self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
 
@@ -150,10 +151,8 @@ class Starting:
         self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
         self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
         self.at_once = self.file.at_once and self._slots == 1
-        self.models = {
-            "target": _facts(config.target, self._target),
-            "drafts": {text: _facts(text, path) for text, path in self._drafts.items()},
-        }
+        drafts = {text: _facts(text, path) for text, path in self._drafts.items()}
+        self.models = _facts(config.target, self._target), drafts
         for text in specs:
             for gamma in gammas:
                 command(self.file, self._setting(text, gamma), 0)
@@ -215,13 +214,13 @@ def key_of(config: RunConfig) -> str | None:
     return os.environ.get(config.api_key_env) or None
 
 
-def _facts(name: str, path: str | None) -> dict[str, Any]:
+def _facts(name: str, path: str | None) -> ModelFacts:
     """What is known of a model that another process reads. A look-up has none and adds nothing."""
     if name.startswith("ngram") and path is None:
-        return {"name": name, "revision": None, "parameters": 0, "weight_bytes": 0}
+        return ModelFacts(name=name, parameters=0, weight_bytes=0)
     file = Path(path) if path is not None else None
     size = file.stat().st_size if file is not None and file.is_file() else None
-    return {"name": file.name if file is not None else name, "revision": None, "parameters": None, "weight_bytes": size}
+    return ModelFacts(name=file.name if file is not None else name, weight_bytes=size)
 
 
 def _slug(draft: str | None, gamma: int | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import PurePath
 
 from specbench.backends.server.adapter import State
 from specbench.backends.server.provider import Provider
 from specbench.errors import StoreError
+from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 from specbench.text import clean
 
@@ -27,16 +28,13 @@ def engine_name(provider: Provider, state: State | None) -> str:
 def note_server(writer: RunWriter, label: str, state: State, name: str | None) -> None:
     """Store what the server of `label` is, and under which `name` the engine goes (None: as before). Raises StoreError
     where an earlier session measured another."""
-    served = writer.run["served"]
-    earlier = served["settings"].get(label)
+    served = writer.run.served or ServedBy()
+    earlier = served.settings.get(label)
     # Whoever reads the run need not know where on a disk the model lay.
     model = PurePath(state.model).name if state.model and state.model.startswith("/") else state.model
-    now = asdict(state) | {"busy": None, "model": model}
-    was = {} if earlier is None else {key: earlier.get(key) for key in IDENTITY}
-    if was.get("method") is None or now["method"] is None:
-        was.pop("method", None)
-    changed = [f"{key}: {clean(was[key])} -> {clean(now[key])}" for key in was if was[key] != now[key]]
-    engine_was = writer.run["provenance"]["engine"]
+    now = replace(state, busy=None, model=model)
+    changed = [] if earlier is None else [_change(key, earlier, now) for key in IDENTITY if _differ(key, earlier, now)]
+    engine_was = writer.run.provenance.engine
     if earlier is not None and name not in (None, engine_was):
         changed.append(f"{clean(engine_was)} -> {clean(name)}")
     if changed:
@@ -45,6 +43,15 @@ def note_server(writer: RunWriter, label: str, state: State, name: str | None) -
             where=str(writer.folder),
             cure="Use --fresh to start a new run.",
         )
-    writer.update(served=served | {"settings": served["settings"] | {label: now}})
+    writer.update(served=replace(served, settings={**served.settings, label: now}))
     if name is not None:
-        writer.update(provenance=writer.run["provenance"] | {"engine": name})
+        writer.update(provenance=replace(writer.run.provenance, engine=name))
+
+
+def _differ(key: str, was: State, now: State) -> bool:
+    before, after = getattr(was, key), getattr(now, key)
+    return bool(before != after and (key != "method" or None not in (before, after)))
+
+
+def _change(key: str, was: State, now: State) -> str:
+    return f"{key}: {clean(getattr(was, key))} -> {clean(getattr(now, key))}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -26,12 +27,13 @@ from specbench.backends.server.scoring import Scorer, StepScorer, score_output
 from specbench.backends.server.traffic import each
 from specbench.backends.server.worker import call, stream
 from specbench.backends.server.writing import Tokenizing, Writer
-from specbench.checks import MAX_GAMMA
 from specbench.config import RunConfig
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec
 from specbench.errors import ConfigError, EngineError
+from specbench.kinds import MAX_GAMMA
 from specbench.records import Caution
+from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 
 # Prompts that are written and then scored where both servers run: as much would be lost if we were killed.
@@ -108,7 +110,7 @@ class ServerScoring:
         self._patience = Patience(self.noticed.failures)
         self._unread: set[str] | None = None
         self._read_again = 0
-        self._ends: frozenset[int] = frozenset(writer.run["served"].get("ends", ()))
+        self._ends: frozenset[int] = frozenset((writer.run.served or ServedBy()).ends)
         self._ids: dict[str | None, Ids | None] = {}  # of PROBES, by draft
 
     def batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
@@ -153,7 +155,8 @@ class ServerScoring:
             yield from stream(partial(work, up))
         self._ends |= ends
         # Token ids that end texts of this model: a later session must not judge by fewer.
-        self._writer.update(served=self._writer.run["served"] | {"ends": sorted(self._ends)})
+        served = self._writer.run.served or ServedBy()
+        self._writer.update(served=replace(served, ends=tuple(sorted(self._ends))))
 
     def score(self, texts: Sequence[tuple[Item, TargetText]], draft: str) -> Scored:
         """A look-up needs no server."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from specbench.backends.server.answers import Json
 from specbench.backends.server.failures import AnswerError
-from specbench.backends.server.fields import Json
 from specbench.backends.server.writing import Post
 
 

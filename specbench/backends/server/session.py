@@ -1,4 +1,4 @@
-"""The backend of servers: which are asked for what, requests as answers, and what servers say of themselves.
+"""Requests to servers as answers: which server is asked for what, and what servers say of themselves.
 
 Where memory holds them, the servers of all arms run side by side; else each arm's server is started when its turn
 comes. A server that takes long to start gets one block of everything.
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from specbench.backends.base import (
     WARMUP_TOKENS,
-    Admitted,
     Answer,
     Answers,
     Events,
@@ -24,7 +23,6 @@ from specbench.backends.base import (
     Job,
     Noticed,
     Output,
-    Setting,
     Unit,
     WarmUp,
     Window,
@@ -36,91 +34,25 @@ from specbench.backends.server.client import Client
 from specbench.backends.server.failures import AnswerError, FailedError, RefusedError
 from specbench.backends.server.nearness import divergence, logprobs_body
 from specbench.backends.server.patience import PAUSE_S, Patience
-from specbench.backends.server.provider import Provider, Up, key_of, provider_of
+from specbench.backends.server.provider import Provider, Up, key_of
 from specbench.backends.server.record import engine_name, note_server
 from specbench.backends.server.traffic import drive
 from specbench.backends.server.worker import call, stream
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
-from specbench.drafters.spec import DraftSpec, parse_draft
-from specbench.errors import ConfigError, EngineError
-from specbench.models.defaults import generation_caution
+from specbench.drafters.spec import DraftSpec
+from specbench.errors import EngineError
 from specbench.records import Arm, Counters, Divergence, Load, Prompt, Times
 from specbench.store import RunWriter
 
 if TYPE_CHECKING:
-    from specbench.backends.server.replay import ServerScoring
+    pass
 
 WARM_UPS = 2
 
 # How long given-up requests may take to end, and how often to look.
 DRAIN_S = 5.0
 LOOK_S = 0.1
-
-
-class ServerBackend:
-    """Servers that run already, or are started as a launch file says. Raises ConfigError for what none can be asked."""
-
-    def __init__(
-        self, config: RunConfig, *, replay_only: bool, threads: Callable[[], int], say: Callable[[str], None]
-    ) -> None:
-        self._config = config
-        self._say = say
-        self._specs = {draft: parse_draft(draft) for draft in config.draft}
-        if replay_only:
-            from specbench.backends.server.replay import require_scorable, require_writer
-
-            require_scorable(config, self._specs)
-            self._provider = provider_of(config, self._specs, (), threads)
-            require_writer(self._provider)
-        else:
-            _require_askable(config)
-            self._provider = provider_of(config, self._specs, config.gamma, threads)
-
-    def admit(self, prompts: Sequence[Prompt]) -> Admitted:
-        """All of them: what does not fit its context the server says when it is asked."""
-        config, provider = self._config, self._provider
-        try:
-            provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)
-        except ValueError as error:
-            raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
-        own = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens)
-        sources = dict(provider.adapter.sources)
-        served = {"adapter": provider.adapter.name, "launch": provider.launch, "sources": sources, "settings": {}}
-        return Admitted(
-            [Item(prompt, None) for prompt in prompts],
-            [],
-            Setting(engine_name(provider, None), None, None, provider.threads, provider.where),
-            facts=provider.models | {"served": served},
-            cautions=[] if own is None else [own],
-        )
-
-    @contextmanager
-    def session(self, writer: RunWriter) -> Iterator[ServerSession]:
-        yield ServerSession(self._config, self._specs, self._provider, writer, self._say)
-
-    @contextmanager
-    def scoring(self, writer: RunWriter) -> Iterator[ServerScoring]:
-        from specbench.backends.server.replay import ServerScoring
-
-        yield ServerScoring(self._config, self._specs, self._provider, writer, self._say)
-
-
-def _require_askable(config: RunConfig) -> None:
-    """Refuse what no server can be asked for."""
-    if config.server is not None and len(config.gamma) != 1:
-        raise ConfigError(
-            f"A running server has one gamma, not {len(config.gamma)}",
-            where="--gamma",
-            cure="Name the one that it was started with, or let specbench start it with --launch.",
-        )
-    if config.server is not None and (config.spec_server is None or len(config.draft) != 1):
-        what = "one that speculates" if config.spec_server is None else "one draft, which it runs with"
-        raise ConfigError("A running server is compared with another", where="--spec-server", cure=f"Name {what}.")
-    if config.draft_server is not None:
-        raise ConfigError(
-            "A server of the draft alone is asked in a replay", where="--draft-server", cure="Add --replay-only."
-        )
 
 
 def _server_of(arm: Arm) -> Arm:

@@ -12,14 +12,57 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.answers import Event, Fields, Json, Text, Tokens, parsed
 from specbench.backends.server.counters import samples, total
 from specbench.backends.server.failures import AnswerError, as_word
-from specbench.backends.server.fields import Json, count, counts, flag, parsed, rows, table, text
 from specbench.backends.server.openai import CHAT, SOURCES, chat_body, reading, served, survivors
 from specbench.backends.server.scoring import Top, require_places
-from specbench.records import Counters, Told
+from specbench.records import LARGEST, Count, Counters, Told
 
 _SPEC = "sglext.spec_tokens_details"
+
+
+class _Rounds(Fields):
+    spec_verify_ct: Count | None = None
+    spec_num_proposed_drafts: Count | None = None
+    spec_num_correct_drafts: Count | None = None
+    spec_correct_drafts_histogram: Tokens | None = None
+
+
+class _Extension(Fields):
+    spec_tokens_details: _Rounds | None = None
+
+
+class _Event(Event):
+    sglext: _Extension | None = None
+
+
+class ServerInfo(Fields):
+    """The settings that the server runs with; a key that it does not know is in no `model_fields_set`."""
+
+    version: Text | None = None
+    speculative_algorithm: Text | None = None
+    speculative_num_steps: Count | None = None
+    speculative_num_draft_tokens: Count | None = None
+    disable_radix_cache: bool | None = None
+
+
+class _Scheduler(Fields):
+    num_running_reqs: Count | None = None
+    num_waiting_reqs: Count | None = None
+
+
+class _Loads(Fields):
+    loads: list[_Scheduler] | None = None
+
+
+class _Meta(Fields):
+    input_token_logprobs: list[Any] | None = None
+    input_top_logprobs: list[Any] | None = None
+
+
+class _Scores(Fields):
+    meta_info: _Meta | None = None
 
 
 class SGLang:
@@ -51,8 +94,9 @@ class SGLang:
 
     def read(self, chunks: Sequence[Chunk]) -> Reading:
         """It lists no rounds."""
-        found = [ext for chunk in chunks if (ext := table(table(chunk.data, "sglext"), "spec_tokens_details"))]
-        return reading(chunks, told=_told(found[-1] if found else {}))
+        told = [ext for chunk in chunks if (ext := _Event.of(chunk.data).sglext) is not None]
+        found = [ext.spec_tokens_details for ext in told if ext.spec_tokens_details is not None]
+        return reading(chunks, told=_told(found[-1] if found else _Rounds()))
 
     def counters(self, page: str) -> Counters:
         """Tokens and rounds, added when a request ends; of drafted and accepted tokens it keeps running means alone."""
@@ -62,15 +106,15 @@ class SGLang:
 
     async def state(self, get: Get) -> State:
         model, info = await served(get), await server_info(get)
-        method, caching_off = text(info, "speculative_algorithm"), flag(info, "disable_radix_cache")
+        method, caching_off = info.speculative_algorithm, info.disable_radix_cache
         return State(
-            model=text(model, "id"),
-            version=text(info, "version"),
-            speculating=method is not None if "speculative_algorithm" in info else None,
+            model=model.id,
+            version=info.version,
+            speculating=method is not None if "speculative_algorithm" in info.model_fields_set else None,
             method=method,
             gamma=None if method is None else _gamma(info),
-            busy=_busy(rows(parsed(await get("/v1/loads")), "loads")),
-            context=count(model, "max_model_len"),
+            busy=_busy(_Loads.of(parsed(await get("/v1/loads"))).loads or []),
+            context=model.max_model_len,
             prefix_cache=None if caching_off is None else not caching_off,
         )
 
@@ -87,9 +131,9 @@ class SGLang:
 
     def read_scores(self, payload: Json, ids: Sequence[int]) -> list[Top]:
         """See `Scorer`. Each place is (log-probability, token id, text); one list has the tokens sent, one the best."""
-        meta = table(payload, "meta_info")
-        sent, best = meta.get("input_token_logprobs"), meta.get("input_top_logprobs")
-        if not isinstance(sent, list) or not isinstance(best, list):
+        meta = _Scores.of(payload).meta_info or _Meta()
+        sent, best = meta.input_token_logprobs, meta.input_top_logprobs
+        if sent is None or best is None:
             raise AnswerError("the answer has no input_token_logprobs or no input_top_logprobs")
         require_places(sent, ids)
         require_places(best, ids)
@@ -99,36 +143,36 @@ class SGLang:
         return [_top(place, token) for place, token in zip(best[1:], ids[1:], strict=True)]
 
 
-async def server_info(get: Get) -> Json:
+async def server_info(get: Get) -> ServerInfo:
     """The settings that the server runs with; empty where it tells none. The second name is that of older versions."""
-    return parsed(await get("/server_info")) or parsed(await get("/get_server_info"))
+    return ServerInfo.of(parsed(await get("/server_info")) or parsed(await get("/get_server_info")))
 
 
-def _told(spec: Json) -> Told:
+def _told(spec: _Rounds) -> Told:
     """An answer without any round has 0 everywhere, or nothing: the server fills what it does not know with 0."""
-    rounds, drafted = count(spec, "spec_verify_ct"), count(spec, "spec_num_proposed_drafts")
+    rounds, drafted = spec.spec_verify_ct, spec.spec_num_proposed_drafts
     if not rounds or not drafted:
         return Told()
-    histogram = counts(spec, "spec_correct_drafts_histogram") or ()
+    histogram = spec.spec_correct_drafts_histogram or ()
     # It ends at the longest run that this answer had: nothing survived beyond.
     survived = survivors(histogram) + (0,) * (drafted // rounds + 1 - len(histogram))
     return Told(
         rounds=rounds,
         drafted=drafted,
-        accepted=count(spec, "spec_num_correct_drafts"),
+        accepted=spec.spec_num_correct_drafts,
         survived=survived if histogram else None,
     )
 
 
-def _gamma(info: Json) -> int | None:
+def _gamma(info: ServerInfo) -> int | None:
     """The longest run that a draft can have: a tree of drafts has more tokens than levels."""
-    steps, tokens = count(info, "speculative_num_steps"), count(info, "speculative_num_draft_tokens")
+    steps, tokens = info.speculative_num_steps, info.speculative_num_draft_tokens
     return steps or (tokens - 1 if tokens else None)
 
 
-def _busy(loads: Sequence[Json]) -> int | None:
+def _busy(loads: Sequence[_Scheduler]) -> int | None:
     """Over all its schedulers."""
-    told = [count(load, key) for load in loads for key in ("num_running_reqs", "num_waiting_reqs")]
+    told = [count for load in loads for count in (load.num_running_reqs, load.num_waiting_reqs)]
     return sum(n or 0 for n in told) if any(n is not None for n in told) else None
 
 
@@ -142,6 +186,8 @@ def _top(place: object, token: int) -> Top:
 def _scored(entry: object) -> tuple[float | None, int]:
     """Log-probability (None at the first place of a text) and token id."""
     match entry:
-        case [float() | int() | None as logprob, int() as token, *_]:
+        case [float() | int() | None as logprob, int() as token, *_] if 0 <= token <= LARGEST and (
+            logprob is None or abs(logprob) <= LARGEST
+        ):
             return logprob, token
     raise AnswerError(f"a scored token is {as_word(entry)}, not log-probability and token id")

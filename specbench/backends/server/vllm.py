@@ -13,18 +13,83 @@ from typing import Any
 
 from specbench.backends.base import TargetText
 from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.answers import (
+    Event,
+    Fields,
+    Json,
+    Milliseconds,
+    Text,
+    TokenList,
+    Tokens,
+    UsageFields,
+    in_seconds,
+    parsed,
+)
 from specbench.backends.server.counters import Samples, by_position, samples, total
 from specbench.backends.server.failures import AnswerError, as_word
-from specbench.backends.server.fields import Json, count, counts, number, parsed, rows, seconds, table, text
 from specbench.backends.server.openai import CHAT, FINISHES, SOURCES, chat_body, reading, served, survivors
 from specbench.backends.server.scoring import Top, require_places
 from specbench.backends.server.writing import Post
-from specbench.records import Counters, Told
+from specbench.records import Count, Counters, Number, Told
 
 _COUNTER = "vllm:spec_decode_num_"
 _POSITIONS = f"{_COUNTER}accepted_tokens_per_pos_total"
 _TOKENS = "vllm:generation_tokens_total"
 _SPEC = "metrics.speculative_decoding"
+
+
+class _Rounds(Fields):
+    num_spec_steps: Count | None = None
+    num_draft_tokens: Count | None = None
+    num_accepted_draft_tokens: Count | None = None
+    acceptance_histogram: Tokens | None = None
+    per_step_drafted: Tokens | None = None
+    per_step_accepted: Tokens | None = None
+
+
+class _Metrics(Fields):
+    time_to_first_token_ms: Milliseconds | None = None
+    generation_time_ms: Milliseconds | None = None
+    queue_time_ms: Milliseconds | None = None
+    speculative_decoding: _Rounds | None = None
+
+
+class _Event(Event):
+    metrics: _Metrics | None = None
+
+
+class _Version(Fields):
+    version: Text | None = None
+
+
+class _Written(Fields):
+    """A choice that tells its token ids."""
+
+    token_ids: Tokens | None = None
+    finish_reason: Text | None = None
+
+
+class _Answer(Fields):
+    """A chat answer that was not streamed."""
+
+    choices: list[_Written] | None = None
+    prompt_token_ids: Tokens | None = None
+    usage: UsageFields | None = None
+
+
+class _Scored(Fields):
+    """A token at a place of a text, and how likely it was there."""
+
+    logprob: Number | None = None
+    rank: Count | None = None
+
+
+class _Places(Fields):
+    prompt_logprobs: list[dict[str, _Scored | None] | None] | None = None
+
+
+class _Scores(Fields):
+    choices: list[_Places] | None = None
 
 
 class VLLM:
@@ -59,9 +124,9 @@ class VLLM:
 
     def read(self, chunks: Sequence[Chunk]) -> Reading:
         """No rounds are listed at level summary: it tells how many of them accepted how much, not in which order."""
-        found = [metrics for chunk in chunks if (metrics := table(chunk.data, "metrics"))]
-        metrics = found[-1] if found else {}
-        drafted, accepted = _rounds(table(metrics, "speculative_decoding"))
+        found = [metrics for chunk in chunks if (metrics := _Event.of(chunk.data).metrics) is not None]
+        metrics = found[-1] if found else _Metrics()
+        drafted, accepted = _rounds(metrics.speculative_decoding or _Rounds())
         return reading(chunks, drafted, accepted, _told(metrics))
 
     def counters(self, page: str) -> Counters:
@@ -80,12 +145,12 @@ class VLLM:
         model, page = await served(get), await get("/metrics")
         found = {} if page is None else samples(page)
         return State(
-            model=text(model, "id"),
-            version=text(parsed(await get("/version")), "version"),
+            model=model.id,
+            version=_Version.of(parsed(await get("/version"))).version,
             speculating=_POSITIONS in found if _TOKENS in found else None,
             gamma=len(by_position(found, _POSITIONS) or ()) or None,
             busy=_busy(found),
-            context=count(model, "max_model_len"),
+            context=model.max_model_len,
             prefix_cache=_prefix_cache(found),
         )
 
@@ -97,10 +162,7 @@ class VLLM:
     async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
         """See `Tokenizing`."""
         body = {"prompt": text, "add_special_tokens": False}
-        found = counts(await post("/tokenize", body if model is None else {"model": model, **body}), "tokens")
-        if found is None:
-            raise AnswerError("the answer of /tokenize has no tokens")
-        return found
+        return TokenList.of(await post("/tokenize", body if model is None else {"model": model, **body})).ids()
 
     async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
         """See `Writer`. It tells none."""
@@ -113,44 +175,45 @@ class VLLM:
 
     def read_scores(self, payload: Json, ids: Sequence[int]) -> list[Top]:
         """See `Scorer`. Each place has the token that stands there and the likeliest, by token id; one, if equal."""
-        choices = rows(payload, "choices")
-        places = (choices[0] if choices else {}).get("prompt_logprobs")
-        if not isinstance(places, list):
+        choices = _Scores.of(payload).choices
+        places = choices[0].prompt_logprobs if choices else None
+        if places is None:
             raise AnswerError("the answer has no prompt_logprobs")
         require_places(places, ids)
         return [_top(place, token) for place, token in zip(places[1:], ids[1:], strict=True)]
 
 
-def _rounds(spec: Json) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _rounds(spec: _Rounds) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Drafted and accepted tokens of each round in order; empty where it does not list them."""
-    drafted, accepted = counts(spec, "per_step_drafted") or (), counts(spec, "per_step_accepted") or ()
-    if len(drafted) != len(accepted) or (drafted and len(drafted) != count(spec, "num_spec_steps")):
-        rounds = count(spec, "num_spec_steps")
+    drafted, accepted = tuple(spec.per_step_drafted or ()), tuple(spec.per_step_accepted or ())
+    rounds = spec.num_spec_steps
+    if len(drafted) != len(accepted) or (drafted and len(drafted) != rounds):
         raise AnswerError(f"the answer lists {len(drafted)} drafts and {len(accepted)} acceptances of {rounds} rounds")
     return drafted, accepted
 
 
-def _written(answer: Json) -> TargetText:
-    choices = rows(answer, "choices")
-    prompt, output = counts(answer, "prompt_token_ids"), counts(choices[0], "token_ids") if choices else None
-    if not prompt or not output or len(output) != count(table(answer, "usage"), "completion_tokens"):
+def _written(payload: Json) -> TargetText:
+    answer = _Answer.of(payload)
+    written = answer.choices[0] if answer.choices else _Written()
+    prompt, output = answer.prompt_token_ids, written.token_ids
+    if not prompt or not output or answer.usage is None or len(output) != answer.usage.completion_tokens:
         raise AnswerError("the answer does not tell all its token ids")
-    finish = FINISHES.get(text(choices[0], "finish_reason") or "")
+    finish = FINISHES.get(written.finish_reason or "")
     if finish is None:
-        raise AnswerError(f"the answer ended with finish_reason {as_word(choices[0].get('finish_reason'))}")
-    return TargetText(prompt, output, finish)
+        raise AnswerError(f"the answer ended with finish_reason {as_word(written.finish_reason)}")
+    return TargetText(tuple(prompt), tuple(output), finish)
 
 
-def _told(metrics: Json) -> Told:
-    spec = table(metrics, "speculative_decoding")
-    histogram = counts(spec, "acceptance_histogram")
+def _told(metrics: _Metrics) -> Told:
+    spec = metrics.speculative_decoding or _Rounds()
+    histogram = spec.acceptance_histogram
     return Told(
-        prefill_s=seconds(metrics, "time_to_first_token_ms", per_second=1000),
-        decode_s=seconds(metrics, "generation_time_ms", per_second=1000),
-        queue_s=seconds(metrics, "queue_time_ms", per_second=1000),
-        rounds=count(spec, "num_spec_steps"),
-        drafted=count(spec, "num_draft_tokens"),
-        accepted=count(spec, "num_accepted_draft_tokens"),
+        prefill_s=in_seconds(metrics.time_to_first_token_ms),
+        decode_s=in_seconds(metrics.generation_time_ms),
+        queue_s=in_seconds(metrics.queue_time_ms),
+        rounds=spec.num_spec_steps,
+        drafted=spec.num_draft_tokens,
+        accepted=spec.num_accepted_draft_tokens,
         survived=None if histogram is None else survivors(histogram),
     )
 
@@ -166,11 +229,10 @@ def _prefix_cache(found: Samples) -> bool | None:
     return "True" in said if said else None
 
 
-def _top(place: object, token: int) -> Top:
-    if not isinstance(place, dict) or str(token) not in place:
+def _top(place: Mapping[str, _Scored | None] | None, token: int) -> Top:
+    if place is None or str(token) not in place:
         raise AnswerError("the server scored another text than it was sent")
-    firsts = [key for key, entry in place.items() if isinstance(entry, dict) and count(entry, "rank") == 1]
-    logprob = number(place[firsts[0]], "logprob") if len(firsts) == 1 else None
-    if logprob is None:
+    firsts = [(key, entry.logprob) for key, entry in place.items() if entry is not None and entry.rank == 1]
+    if len(firsts) != 1 or firsts[0][1] is None or not firsts[0][0].isdecimal():
         raise AnswerError("the server does not tell the likeliest token at every place")
-    return Top(token, int(firsts[0]), logprob)
+    return Top(token, int(firsts[0][0]), firsts[0][1])

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from specbench.backends.base import TargetText
 from specbench.backends.server.adapter import Ask, Get
-from specbench.backends.server.fields import Json
+from specbench.backends.server.answers import Json
 
 # POST a JSON body to a path: the JSON of the answer.
 Post = Callable[[str, dict[str, Any]], Awaitable[Json]]

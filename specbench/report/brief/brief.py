@@ -122,17 +122,19 @@ def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]
 def provenance(stored: StoredRun, summary: Summary, facts: Facts) -> list[tuple[str, str]]:
     """(what, value) pairs; what the run did not record is left out."""
     origin = facts.provenance
-    versions = ", ".join(f"{name} {version}" for name, version in dict(origin.get("versions") or {}).items())
-    load = [f"{origin[key]:.2f} at the {end}" for key, end in _LOADS if isinstance(origin.get(key), int | float)]
-    times = [f"{word} {origin[word]}" for word in ("started", "finished") if origin.get(word)]
+    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+    loads = (("start", origin.load_at_start), ("end", origin.load_at_end))
+    load = [f"{value:.2f} at the {end}" for end, value in loads if value is not None]
+    stamps = (("started", origin.started), ("finished", origin.finished))
+    times = [f"{word} {stamp}" for word, stamp in stamps if stamp]
     pairs = (
         ("run", text.code(stored.folder.name)),
         ("status", _status(facts)),
         ("time", text.escape(", ".join(times))),
         ("command", text.code(commands.command(facts)) if facts.argv else ""),
         ("versions", text.escape(versions)),
-        ("commit", text.code(origin["commit"]) if origin.get("commit") else ""),
-        ("machine", text.escape(f"{summary.hardware}; {origin.get('platform') or ''}".rstrip("; "))),
+        ("commit", text.code(origin.commit) if origin.commit else ""),
+        ("machine", text.escape(f"{summary.hardware}; {origin.platform or ''}".rstrip("; "))),
         ("load average", text.escape(", ".join(load))),
         ("revisions", text.escape(_revisions(facts))),
         ("workload sha256", text.code(facts.workload.sha256) if facts.workload.sha256 else ""),
@@ -149,6 +151,3 @@ def _status(facts: Facts) -> str:
 def _revisions(facts: Facts) -> str:
     models = (facts.target, *facts.drafts.values())
     return ", ".join(f"{model.spec} {model.revision}" for model in models if model.revision)
-
-
-_LOADS = (("load_at_start", "start"), ("load_at_end", "end"))

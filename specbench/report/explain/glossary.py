@@ -1,8 +1,5 @@
 """The words of the field, from one file: `glossary.yaml`. docs/glossary.md is made from it, and so is the list of
-words under every text of `specbench explain`.
-
-    python -m specbench.report.explain.glossary > docs/glossary.md
-"""
+words under every text of `specbench explain`."""
 
 from __future__ import annotations
 
@@ -25,18 +22,6 @@ _HIDDEN = re.compile(
 )
 
 _HEADING = re.compile(r"^#+ .*$", re.MULTILINE)
-
-_HEAD = """\
-# Glossary
-
-The words that specbench uses, in its output and in these pages. `specbench explain --term tau` prints one of them.
-Generated from `specbench/report/explain/glossary.yaml`; `docs/measuring.md` has the reasons.
-
-In the formulas D, A and E are tokens drafted, accepted and emitted, s is the number of rounds, R the number of rounds
-that ended in a rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's.
-Times are written t: t_dec of the target alone for one token, t_draft of drafting, t_verify(n) of the target's pass over
-n tokens; h is what a round takes outside both models. S is the speedup.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +152,3 @@ def term_markdown(term: Term, level: int = 1) -> str:
     )
     lines += [f"- {what}: {value}" for what, value in facts if value]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def glossary_markdown() -> str:
-    """docs/glossary.md: every term, by name."""
-    return "\n".join([_HEAD, *(term_markdown(term, 2) for term in sorted(terms().values(), key=by_name))])
-
-
-if __name__ == "__main__":
-    print(glossary_markdown(), end="")

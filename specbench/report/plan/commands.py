@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +10,10 @@ from typing import Any
 from specbench import text
 from specbench.analysis.plan.amounts import minutes_for
 from specbench.analysis.plan.contract import Plan
-from specbench.analysis.served.server import is_served
-from specbench.config import RunConfig
+from specbench.config import RUN_SETTINGS, SETTINGS
 from specbench.records import Policy
 from specbench.report.plan.numbers import about
+from specbench.run.task import command_line
 from specbench.shipped import DEFAULT_WORKLOAD
 from specbench.store import StoredRun
 
@@ -28,16 +27,14 @@ _LEFT_OUT = {
     "--workload", "--column", "--category-column", "--system-prompt",
     "--name", "--keep-text", "--fresh", "--resume", "--json", "--quiet", "--strict",
 }  # fmt: skip
-_DOCTORS = {
-    "--config", "--target", "--draft", "--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty",
-    "--dtype", "--device", "--threads", "--chat-template-kwargs", "--trust-remote-code",
-}  # fmt: skip
-# Keys of a configuration that a command line has to repeat where the pilot's own was not recorded.
-_KEYS = (
-    "target", "draft", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed",
-    "dtype", "device", "threads", "chat_template_kwargs", "cutoff", "batch_size", "engine", "launch", "server",
-    "spec_server", "served_model_name", "concurrency", "rate",
-)  # fmt: skip
+_DOCTORS = {"--config"} | {each.flags[0] for each in SETTINGS.values() if "doctor" in each.declared.on}
+_DOCTORS -= {"--workload", "--limit", "--max-new-tokens"}  # it is asked about the pilot's prompts, in its own number
+# Settings that a command line has to repeat where the pilot's own was not recorded.
+_REPEATED = {
+    key: each
+    for key, each in RUN_SETTINGS.items()
+    if "sweep" in each.declared.on and each.declared.measured and each.flags[0] not in _LEFT_OUT
+}
 _ALWAYS = ("target", "draft", "max_new_tokens")
 
 Option = Sequence[str]  # ("--limit", "16") or ("--fresh",)
@@ -54,8 +51,8 @@ class Step:
 
 def steps(plan: Plan, policy: Policy, stored: StoredRun | None, requests: int | None) -> list[Step]:
     """From the pilot's prompts to the brief. `requests` is what the sweep measures."""
-    served = stored is not None and is_served(stored.run)
-    batch = 1 if stored is None else int(stored.run["config"]["batch_size"])
+    served = stored is not None and stored.run.on_server
+    batch = 1 if stored is None else stored.run.config.batch_size
     options = _options(plan, stored)
     doctor = [part for option in options if _flag(option) in _DOCTORS for part in option]
     others = [part for option in options if _flag(option) not in _LEFT_OUT for part in option]
@@ -95,7 +92,7 @@ def steps(plan: Plan, policy: Policy, stored: StoredRun | None, requests: int | 
 
 def on_shipped_prompts(stored: StoredRun) -> bool:
     """Whether the run is on the prompts that come with specbench, which are nobody's traffic."""
-    return bool(stored.run["config"].get("workload") == DEFAULT_WORKLOAD)
+    return stored.run.config.workload == DEFAULT_WORKLOAD
 
 
 def _about_prompts(plan: Plan, stored: StoredRun | None, few: str) -> str:
@@ -125,7 +122,7 @@ def _about_pilot(plan: Plan) -> str:
 
 
 def _about_drafts(plan: Plan, stored: StoredRun | None) -> str:
-    named = plan.drafts if stored is None else len(stored.run["config"]["draft"])
+    named = plan.drafts if stored is None else len(stored.run.config.draft)
     if plan.drafts > named:
         return f" Name {text.count(plan.drafts - named, 'further draft')} with `--draft`."
     return f" Keep only {text.count(plan.drafts, 'draft')} of these." if plan.drafts < named else ""
@@ -135,25 +132,19 @@ def _options(plan: Plan, stored: StoredRun | None) -> list[Option]:
     """The options of the pilot's command; of its configuration where the command was not recorded."""
     if stored is None:
         return [("--target", "TARGET"), *[("--draft", "DRAFT")] * plan.drafts]
-    argv = [str(word) for word in stored.run["provenance"].get("argv") or ()]
-    if argv[1:2] in (["sweep"], ["measure"]):
+    argv = stored.run.provenance.argv
+    if argv[1:2] in (("sweep",), ("measure",)):
         return _grouped(argv[2:])
-    config: dict[str, Any] = stored.run["config"]
-    usual = asdict(RunConfig())
-    return [
-        (f"--{key.replace('_', '-')}", value)
-        for key in _KEYS
-        if key in config and (key in _ALWAYS or config[key] not in (None, usual[key]))
-        for value in _values(key, config[key])
-    ]
+    config = asdict(stored.run.config)
+    given = {
+        key: config[key] for key, each in _REPEATED.items() if key in _ALWAYS or config[key] not in (None, each.default)
+    }
+    return _grouped(command_line("sweep", given)[2:])
 
 
-def _values(key: str, value: Any) -> list[str]:
-    """As the command line takes it: a draft is named once for each, every other list is one word, a mapping is JSON."""
-    if isinstance(value, dict):
-        return [json.dumps(value)]
-    words = [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
-    return words if key == "draft" else [",".join(words)]
+def _listed(value: Any) -> Any:
+    """As it is read from JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _grouped(words: Iterable[str]) -> list[Option]:

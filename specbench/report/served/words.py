@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from specbench import text
 from specbench.analysis.served.contract import ClockCheck, CounterCheck, Server
 from specbench.analysis.served.server import NUMBERS
+from specbench.run_record import State
 
 # An arm whose clocks differ by so much more than those of all arms together is named.
 _APART = 0.005
@@ -62,7 +63,6 @@ def _clock(clocks: tuple[ClockCheck, ...]) -> str:
     return f"Measured from outside; of decoding the server's own clock says {much}{most}."
 
 
-def _settings(values: object) -> str:
-    if not isinstance(values, dict):
-        return ""
+def _settings(state: State) -> str:
+    values = asdict(state)
     return ", ".join(f"{text.escape(key)} {text.escape(value)}" for key, value in values.items() if value is not None)

@@ -1,15 +1,10 @@
-"""docs/reference.md: every command, option and setting, read from the command line and from configs/default.yaml, with
-the notes of docs/reference.yaml in their places. `make docs` writes the page, and a test holds it equal.
-
-    python -m specbench.cli.reference docs/reference.yaml docs/reference.md
-"""
+"""docs/reference.md: every command, option and setting, read from the command line and the declarations, with the notes
+of docs/reference.yaml in their places."""
 
 from __future__ import annotations
 
 import inspect
-import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -19,11 +14,12 @@ import yaml
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from specbench.cli.app import app
-from specbench.config import RunConfig, load_config
+from specbench.config import SETTINGS
+from specbench.settings import GROUPS, Setting
+from tools.configuration import meaning, value_of, written
 
 Param: TypeAlias = TyperArgument | TyperOption
 
-CONFIG = Path("configs/default.yaml")
 KINDS = {"str": "text", "int": "whole number", "float": "number", "Path": "path"}
 
 
@@ -46,17 +42,6 @@ class Notes:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A key of the configuration: its section, its default as the file writes it and as YAML reads it, its comment."""
-
-    section: str
-    key: str
-    written: str
-    default: Any
-    meaning: str
-
-
 def read_notes(path: Path) -> Notes:
     """Raises TypeError for a key that is no field of Notes or CommandNotes."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -64,23 +49,7 @@ def read_notes(path: Path) -> Notes:
     return Notes(commands, **values)
 
 
-def read_settings(text: str) -> list[Setting]:
-    """Keys of a commented YAML file. Raises ValueError for a key without a comment."""
-    values = yaml.safe_load(text)
-    values |= values["policy"]
-    found, section = [], ""
-    for line in text.splitlines():
-        if line.startswith("# --- "):
-            section = line.removeprefix("# --- ")
-        elif match := re.match(r"\s*(\w+):\s+([^#]*?)\s*(?:# (.*))?$", line):
-            key, written, meaning = match.groups()
-            if meaning is None:
-                raise ValueError(f"{key} has no comment")
-            found.append(Setting(section, key, written, values[key], meaning))
-    return found
-
-
-def reference(program: TyperGroup, notes: Notes, settings: list[Setting]) -> str:
+def reference(program: TyperGroup, notes: Notes, settings: Mapping[str, Setting]) -> str:
     """The page. Raises ValueError for a note on a command or an option that is not there."""
     _refuse_stale(program, notes)
     groups = _groups(program, notes)
@@ -88,18 +57,18 @@ def reference(program: TyperGroup, notes: Notes, settings: list[Setting]) -> str
     links = [f"[{title}](#{title.replace(' ', '-')})" for title in [*titles, "settings", "environment"]]
     parts = [
         "# Reference",
-        "<!-- Written by `make docs` from the command line, configs/default.yaml and docs/reference.yaml. -->",
+        "<!-- Written by `make docs` from the command line, specbench/config.py and docs/reference.yaml. -->",
         "Every command with its arguments and options, and every key of the configuration. The README says what to use "
         "when, [contract.md](contract.md) what `--json` prints and what the exit codes mean.",
         " · ".join(links),
         "`--help`, alone or after a command, prints the same in short.",
         _options(program, CommandNotes(), notes.every, {}),
     ]
-    defaults = {setting.key: setting.default for setting in settings}
+    defaults = {key: setting.shipped for key, setting in settings.items()}
     for names, title in zip(groups, titles, strict=True):
         commands = {name: _commands(program)[name] for name in names}
         parts.append(f"## {title}\n\n{_section(commands, notes, defaults)}")
-    parts += [_settings(program, settings), _environment(notes)]
+    parts += [_settings(settings), _environment(notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -175,30 +144,27 @@ def _usage(param: TyperArgument) -> str:
     return name if param.required else f"[{name}]"
 
 
-def _settings(program: TyperGroup, settings: list[Setting]) -> str:
-    """A table for each section of the file; where a file of one's own that lacks the key means another value, both."""
-    ours, built_in = _plain(load_config(CONFIG, {})), _plain(RunConfig())
-    flags = {name for command in _commands(program).values() for param in _params(command) for name in _names(param)}
+def _settings(settings: Mapping[str, Setting]) -> str:
+    """A table for each group; where a file of one's own that lacks the key means another value, both."""
     parts = [
         "## settings",
         "The keys of a file for `--config`, and their values in `configs/default.yaml`, which is used without one. A "
         "key that a file of your own leaves out has the same value, unless the table says otherwise. Flags go before "
-        "the file. An unknown key is an error, with a suggestion.",
+        "the file. An unknown key is an error, with a suggestion. The keys of the decision are those of `policy`. The "
+        "Python interface takes all of them.",
     ]
-    for section in dict.fromkeys(setting.section for setting in settings):
+    for group in GROUPS:
         rows = []
-        for setting in (setting for setting in settings if setting.section == section):
-            key, default, flag = setting.key, _code(setting.written), "--" + setting.key.replace("_", "-")
-            if ours[key] != built_in[key]:
-                default += f"; `{yaml.safe_dump(built_in[key]).split()[0]}` where your file leaves it out"
-            rows.append((_code(key), default, _code(flag) if flag in flags else "no flag", setting.meaning))
-        parts += [f"### {section}", _table(("key", "value", "flag", "meaning"), rows)]
+        for setting in (each for each in settings.values() if each.declared.group == group):
+            default = _code(value_of(setting))
+            if setting.shipped != setting.default:
+                default += f"; `{written(setting.default)}` where your file leaves it out"
+            names = " / ".join(map(_code, (setting.key, *setting.declared.also)))
+            flags = " / ".join(map(_code, setting.flags)) if setting.declared.on else "no flag"
+            rows.append((names, default, flags, f"{meaning(setting)}."))
+        if rows:
+            parts += [f"### {group}", _table(("key", "value", "flag", "meaning"), rows)]
     return "\n\n".join(parts)
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    policy: dict[str, Any] = (values := config.as_dict()).pop("policy")
-    return values | policy
 
 
 def _environment(notes: Notes) -> str:
@@ -221,9 +187,9 @@ def _refuse_stale(program: TyperGroup, notes: Notes) -> None:
 
 def _value(value: Any) -> str:
     """A default of the configuration as a flag has it."""
-    if value is None or value == []:
+    if value is None or value == ():
         return "none"
-    return _code(",".join(map(str, value)) if isinstance(value, list) else value)
+    return _code(",".join(map(str, value)) if isinstance(value, tuple) else value)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -251,8 +217,4 @@ def page(notes: Path) -> str:
     """The page as it should be now, with the notes of that file."""
     program = typer.main.get_command(app)
     assert isinstance(program, TyperGroup)
-    return reference(program, read_notes(notes), read_settings(CONFIG.read_text(encoding="utf-8")))
-
-
-if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    return reference(program, read_notes(notes), SETTINGS)

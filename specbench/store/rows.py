@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from operator import lt
 
-from specbench.checks.fields import read_as
-from specbench.checks.keys import MAX_GAMMA
-from specbench.records import Arm, Divergence, Stretch, Trial
+from specbench.kinds import MAX_GAMMA
+from specbench.records import MOST_DRAFTED, Arm, Count, Divergence, Number, Stretch, Trial
+from specbench.validation import read_json
 
-MOST_DRAFTED = 4096  # in a round; a server may draft more than it was asked for
 _CLOCK_S = 1e-6  # by which parts of a time, rounded, may exceed the whole
 
 
-def trial_from_json(row: object) -> Trial:
+def trial_of(line: bytes) -> Trial:
     """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has."""
-    trial = read_as(Trial, row, "the line")
+    trial = read_json(Trial, line, "the line")
     _check_arm(trial.arm)
     times = trial.times
     if len(trial.drafted) != len(trial.accepted):
@@ -30,13 +29,10 @@ def trial_from_json(row: object) -> Trial:
         raise ValueError("times are below 0, or their parts more than the whole")
     if decode_s <= 0 < trial.decode_tokens and not trial.warmup:
         raise ValueError("tokens were decoded in no time")
-    if trial.told is not None and len(trial.told.survived or ()) > MOST_DRAFTED:
-        raise ValueError(f"told.survived has more than {MOST_DRAFTED} entries")
     return trial
 
 
 def _check_arm(arm: Arm) -> None:
-    """Runs that were stored before servers could be measured say nothing of a load: that is the default."""
     if arm.kind == "speculative" and (arm.draft is None or not 1 <= (arm.gamma or 0) <= MAX_GAMMA):
         raise ValueError(f"arm speculates without a draft, or without a gamma from 1 to {MAX_GAMMA}")
     if arm.kind != "speculative" and arm.gamma is not None:
@@ -46,26 +42,26 @@ def _check_arm(arm: Arm) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _DivergenceRow:
+class DivergenceRow:
+    """A line of divergences.jsonl: the trial's key, and where its text left the target's."""
+
     prompt_id: str
     arm: Arm
-    repeat: int
-    index: int
-    margin: float | None
-    gap: float | None = None
+    repeat: Count
+    index: Count
+    margin: Number | None
+    gap: Number | None = None
 
 
-def divergence_from_json(row: object) -> tuple[tuple[str, Arm, int], Divergence]:
-    """A line of divergences.jsonl: the trial's key and where its text left the target's. ValueError as above."""
-    found = read_as(_DivergenceRow, row, "the line")
+def divergence_of(line: bytes) -> tuple[tuple[str, Arm, int], Divergence]:
+    """A line of divergences.jsonl: the trial's key and the divergence. ValueError as above."""
+    found = read_json(DivergenceRow, line, "the line")
     _check_arm(found.arm)
     return (found.prompt_id, found.arm, found.repeat), Divergence(found.index, found.margin, found.gap)
 
 
-def stretch_from_json(row: object) -> Stretch:
+def stretch_of(line: bytes) -> Stretch:
     """The inverse of `asdict(stretch)`. ValueError as above."""
-    stretch = read_as(Stretch, row, "the line")
+    stretch = read_json(Stretch, line, "the line")
     _check_arm(stretch.arm)
-    if stretch.counters is not None and len(stretch.counters.survived or ()) > MOST_DRAFTED:
-        raise ValueError(f"counters.survived has more than {MOST_DRAFTED} entries")
     return stretch

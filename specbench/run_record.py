@@ -1,0 +1,204 @@
+"""run.json: what was run, as a typed record. Its keys on the disk are the names of these fields (docs/contract.md).
+
+Whatever a run does not know is None. specbench/store reads and writes it; the limits of numbers stand in records.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from specbench.config import RunConfig
+from specbench.records import (
+    Bandwidth,
+    Caution,
+    CostPoint,
+    Count,
+    Counts,
+    Number,
+    Omitted,
+    ReferenceCheck,
+    RuledOut,
+    Size,
+)
+
+SCHEMA: Literal[1] = 1
+
+Command = Literal["measure", "sweep", "replay", "probe"]
+Status = Literal["started", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`line` is the whole in words; of a machine that others look after it may be all there is."""
+
+    cpu: str | None = None
+    physical_cores: Count | None = None
+    memory_bytes: Size | None = None
+    accelerator: str | None = None
+    line: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a verdict holds for. `device` and `precision` are None where a server runs the models. Times are ISO 8601,
+    loads the system's load average over a minute."""
+
+    engine: str
+    argv: tuple[str, ...] = ()
+    started: str | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    commit: str | None = None
+    platform: str | None = None
+    hardware: Machine = Machine()
+    device: str | None = None
+    precision: str | None = None
+    threads: Count | None = None
+    load_at_start: Number | None = None
+    finished: str | None = None
+    load_at_end: Number | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What identifies a model, and what it takes. `reader` is the name under which a draft's model is timed alone, None
+    where there is none; `forward` what runs its layers; `layers` those of the target that a skip draft has;
+    `end_tokens` the ids at which the target's texts end. Of a draft `head`, its kind, the target's layers before which
+    it reads states, and how many tokens it can draft."""
+
+    name: str | None = None
+    revision: str | None = None
+    parameters: Size | None = None
+    weight_bytes: Size | None = None
+    step_bytes: Size | None = None
+    forward: str | None = None
+    cache_bytes_per_token: Size | None = None
+    reader: str | None = None
+    layers: Count | None = None
+    end_tokens: Counts = ()
+    head: str | None = None
+    layer_ids: Counts = ()
+    draft_vocabulary: Size | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The prompts as token ids: a hash of each prompt's ids by that of its content, and what may change them: the
+    template, None where there is none, and the moment that it wrote (ISO 8601), None where it wrote none."""
+
+    template_sha256: str | None
+    now: str | None
+    ids_sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryCount:
+    """Prompts of one category."""
+
+    available: Count = 0
+    used: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadFacts:
+    """The prompts: where they are from, how many there are and were used, and which were left out and why. `encoded` is
+    None where a server encodes them."""
+
+    source: str | None = None
+    sha256: str | None = None
+    prompts_available: Count | None = None
+    prompts_used: Count | None = None
+    categories: Mapping[str, CategoryCount] = field(default_factory=dict)
+    skipped: tuple[Omitted, ...] = ()
+    encoded: Encoding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a server says of itself; None is what it does not say. `speculating` is whether it drafts at all, `method`
+    how; `busy` counts requests in it now; `gamma` is the draft length that it was started with; `context` the longest
+    sequence in tokens; `prefix_cache` whether prompts may be answered from earlier ones; `limit_field` is what it takes
+    in the place of max_tokens; `defaults` what it does to texts though requests do not ask for it, such as
+    {"dry_multiplier": 0.8}."""
+
+    model: str | None = None
+    version: str | None = None
+    speculating: bool | None = None
+    method: str | None = None
+    gamma: Count | None = None
+    busy: Count | None = None
+    context: Count | None = None
+    prefix_cache: bool | None = None
+    limit_field: str | None = None
+    defaults: Mapping[str, Number] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBy:
+    """The servers of a run: which adapter read their answers and from which field each number comes (`sources`), the
+    launch file that started them, what each said of itself by the label of its arm (`settings`), and the token ids that
+    ended texts, where they were seen."""
+
+    adapter: str | None = None
+    launch: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, State] = field(default_factory=dict)
+    ends: Counts = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """One of several sessions of a run that was continued."""
+
+    started: str | None = None
+    argv: tuple[str, ...] = ()
+    commit: str | None = None
+    platform: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """run.json. `revision` counts how often it was written, `fingerprint` is of the settings that decide what is
+    measured, `failure` where a session failed. `probe` are the models timed alone, None while they are not, and
+    `probe_from` the folder that they were taken from. `looks` are the prompts after which a sweep looked at itself, and
+    `ruled_out` what it then stopped. `sessions` are empty for a run of one session."""
+
+    schema: Literal[1] = SCHEMA
+    status: Status
+    command: Command
+    name: str | None = None
+    config: RunConfig
+    fingerprint: str | None = None
+    provenance: Provenance
+    target: ModelFacts = ModelFacts()
+    drafts: Mapping[str, ModelFacts] = field(default_factory=dict)
+    workload: WorkloadFacts = WorkloadFacts()
+    served: ServedBy | None = None
+    trials_planned: Count | None = None
+    warnings: tuple[Caution, ...] = ()
+    reference_check: tuple[ReferenceCheck, ...] = ()
+    probe: tuple[CostPoint, ...] | None = None
+    probe_from: str | None = None
+    bandwidth: Bandwidth | None = None
+    looks: Counts = ()
+    ruled_out: tuple[RuledOut, ...] = ()
+    sessions: tuple[SessionFacts, ...] = ()
+    failure: str | None = None
+    revision: Count = 0
+
+    @property
+    def on_server(self) -> bool:
+        """Whether the target ran on a server."""
+        return self.served is not None or self.config.engine != "local"
+
+    @property
+    def precision(self) -> str | None:
+        """Of the target's weights and arithmetic. A server has its own, whatever the configuration says of models in
+        this process."""
+        return self.provenance.precision or (None if self.on_server else self.config.dtype)
+
+    @property
+    def spared(self) -> int:
+        """Trials of the plan that need not be run."""
+        return sum(one.planned - one.prompts for one in self.ruled_out) * self.config.repeats
