@@ -157,7 +157,7 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ServerStats:
     """What a server itself says of one request, beside what the client saw; None is what it does not say. Counts are
     totals of the request; `survived[j-1]` rounds had their first j drafts accepted."""
 
@@ -221,7 +221,7 @@ class Trial:
     prompt_text: str | None = None
     output_text: str | None = None
     members: Annotated[tuple[str, ...], FirstFault()] = ()
-    told: Told | None = None
+    told: ServerStats | None = None
     begun_s: Number | None = None
     stretch: Count | None = None
 
@@ -268,7 +268,7 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Window:
     """An uninterrupted sequence of requests of one arm on a server. `counters` is what the server counted meanwhile,
     None where it does not count or started anew; `alone` says that we sent nothing but the stretch's counted requests,
     so that the counters must equal the sums over its trials unless somebody else sent some."""

@@ -210,9 +210,9 @@ SECTIONS = {
     "Replay: `drafts[].gammas[]`": replayed.ReplayGamma,
     "A line of `trials.jsonl`": records.Trial,
     "`arm`": records.Arm,
-    "`told`": records.Told,
+    "`told`": records.ServerStats,
     "`times`": records.Times,
-    "A line of `stretches.jsonl`": records.Stretch,
+    "A line of `stretches.jsonl`": records.Window,
     "`counters`": records.Counters,
     "A line of `divergences.jsonl`": records.Divergence,
 }

@@ -12,7 +12,7 @@ from specbench.models import LoadedModel
 from specbench.models.heads import find_head
 from specbench.records import Sampling
 from specbench.verify import heads, rounds
-from specbench.verify.bed import make_bed
+from specbench.verify.setup import make_bed
 
 TARGET = marked_llama()
 PROMPTS = [[first, 7, first + 1] for first in range(0, 60, 4)]

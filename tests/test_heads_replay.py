@@ -20,8 +20,7 @@ from specbench.acceptance.score import score_head
 from specbench.acceptance.scores import match_blocks
 from specbench.backends.local.eagle3 import HeadReader
 from specbench.drafters import NgramSpec, parse_draft
-from specbench.drafters.combined import CombinedDrafter
-from specbench.drafters.ngram import NgramDrafter
+from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
 from specbench.records import Sampling
 
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")

@@ -26,7 +26,7 @@ def test_a_trained_head_in_loop_and_replay():
     from specbench.models.heads import find_head
     from specbench.models.prompts import encode
     from specbench.records import Message, Prompt, Sampling
-    from specbench.verify.bed import GAMMA, make_bed
+    from specbench.verify.setup import GAMMA, make_bed
 
     target = load_model("demo:target", dtype="float32", device="cpu")
     make_lean(target.model)

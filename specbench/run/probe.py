@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.backends.base import Setting
+from specbench.backends.base import Conditions
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
@@ -66,7 +66,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(Setting(in_process(device), device, config.dtype, threads), argv)
+    setting = provenance(Conditions(in_process(device), device, config.dtype, threads), argv)
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory

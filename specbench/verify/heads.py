@@ -15,8 +15,8 @@ from scipy import stats
 
 from specbench.backends.local.drafting import Draft, HeadDraft
 from specbench.backends.local.eagle3 import Eagle3
-from specbench.verify.bed import Bed
 from specbench.verify.findings import Finding
+from specbench.verify.setup import Setup
 
 # Places of the target's own texts that tell anything, and first drafts that have to be right among them.
 PLACES, ENOUGH = 40, 10
@@ -30,34 +30,36 @@ LEAST_GAIN = 0.02
 Hits = NDArray[np.bool_]
 
 
-def head_agreement(bed: Bed, draft: Draft) -> Finding | None:
+def head_agreement(setup: Setup, draft: Draft) -> Finding | None:
     """First drafts of a head against the target's own text: right more often than one who always says the text's most
     frequent token. None for other drafts."""
     if not isinstance(draft, HeadDraft):
         return None
-    code, name, first = "head-agreement", draft.spec.text, _hits(bed, draft)[:, 0]
+    code, name, first = "head-agreement", draft.spec.text, _hits(setup, draft)[:, 0]
     if len(first) < PLACES:
         return Finding(code, "not checked", f"{len(first)} places are too few to tell", draft=name)
-    tokens = [token for text in bed.alone for token in text[1:]]
+    tokens = [token for text in setup.alone for token in text[1:]]
     chance = Counter(tokens).most_common(1)[0][1] / len(tokens)
     evidence = f"{first.mean():.0%} of {len(first)} first drafts are right, always the commonest token {chance:.0%}"
     if stats.binomtest(int(first.sum()), len(first), chance, alternative="greater").pvalue < 0.01:
-        return Finding(code, "ok", f"{evidence} ({bed.dtype})", draft=name)
+        return Finding(code, "ok", f"{evidence} ({setup.dtype})", draft=name)
     cure = (
         "The head reads other states than it was trained on, or was not trained for this target: check its layer ids, "
         "norms and vocabulary map."
     )
-    return Finding(code, "broken", f"{evidence} ({bed.dtype})", cure, name)
+    return Finding(code, "broken", f"{evidence} ({setup.dtype})", cure, name)
 
 
-def head_depth(bed: Bed, draft: Draft) -> Finding | None:
+def head_depth(setup: Setup, draft: Draft) -> Finding | None:
     """Second drafts against first ones, each at every place of the text: a head that is given its own state wrongly
     fails from the second on."""
     if not isinstance(draft, HeadDraft):
         return None
-    code, name, hits = "head-depth", draft.spec.text, _hits(bed, draft)
+    code, name, hits = "head-depth", draft.spec.text, _hits(setup, draft)
     first, second = float(hits[:, 0].mean()) if len(hits) else 0.0, float(hits[:, 1].mean()) if len(hits) else 0.0
-    evidence = f"{first:.0%} of first and {second:.0%} of second drafts are right, at {len(hits)} places ({bed.dtype})"
+    evidence = (
+        f"{first:.0%} of first and {second:.0%} of second drafts are right, at {len(hits)} places ({setup.dtype})"
+    )
     if hits[:, 0].sum() < ENOUGH:
         return Finding(code, "not checked", f"too little to tell: {evidence}", draft=name)
     if second > CLIFF * first:
@@ -66,29 +68,29 @@ def head_depth(bed: Bed, draft: Draft) -> Finding | None:
     return Finding(code, "broken", evidence, cure, name)
 
 
-def head_config(bed: Bed, draft: Draft) -> Finding | None:
+def head_config(setup: Setup, draft: Draft) -> Finding | None:
     """The head as configured against neighbouring layer ids and other norms: none may fit the text better."""
     if not isinstance(draft, HeadDraft):
         return None
-    code, name, own = "head-config", draft.spec.text, _read(bed, draft)
+    code, name, own = "head-config", draft.spec.text, _read(setup, draft)
     if len(own.hits) < PLACES:
         return Finding(code, "not checked", f"{len(own.hits)} places are too few to tell", draft=name)
     better: list[tuple[str, _Reading]] = []
     variants = list(_variants(draft.head))
     for words, variant in variants:
         other = HeadDraft(draft.spec, variant)
-        other.open(draft.setting, bed.capacity)
-        found = _read(bed, other)
+        other.open(draft.setting, setup.capacity)
+        found = _read(setup, other)
         if found.fits_better_than(own):
             better.append((words, found))
     as_is = f"as configured (states before layers {_ids(draft.head)}) {own.words}"
     if not better:
         return Finding(
-            code, "ok", f"{as_is}, and none of {len(variants)} other ways is better ({bed.dtype})", draft=name
+            code, "ok", f"{as_is}, and none of {len(variants)} other ways is better ({setup.dtype})", draft=name
         )
     words, best = max(better, key=lambda one: (round(one[1].log_q.mean(), 2), one[1].hits.mean()))
     cure = f"Its config.json is not what it was trained with: it fits {words}."
-    return Finding(code, "broken", f"{as_is}; with {words} {best.words} ({bed.dtype})", cure, name)
+    return Finding(code, "broken", f"{as_is}; with {words} {best.words} ({setup.dtype})", cure, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +117,14 @@ class _Reading:
         return bool(stats.wilcoxon(apart, alternative="greater").pvalue < IMPROBABLE)
 
 
-def _hits(bed: Bed, draft: HeadDraft) -> Hits:
-    return _read(bed, draft).hits
+def _hits(setup: Setup, draft: HeadDraft) -> Hits:
+    return _read(setup, draft).hits
 
 
-def _read(bed: Bed, draft: HeadDraft) -> _Reading:
+def _read(setup: Setup, draft: HeadDraft) -> _Reading:
     """Over all places of the target's own texts that have a token for a second draft."""
     hits, log_q = [np.zeros((0, 2), dtype=bool)], [np.zeros(0)]
-    for prompt, text in zip(bed.prompts, bed.alone, strict=True):
+    for prompt, text in zip(setup.prompts, setup.alone, strict=True):
         found, places = draft.score(prompt, text), max(0, len(text) - 2)
         hits.append(found.accept[:places, :2] > 0.5)
         log_q.append(found.log_q[:places].astype(np.float64))

@@ -18,12 +18,11 @@ from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.states import States
 from specbench.backends.local.swap import forward_of
 from specbench.drafters import DraftSpec
-from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
+from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
-from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError

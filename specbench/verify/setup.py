@@ -32,7 +32,7 @@ LARGEST_TWIN = {"cpu": 1e9, "cuda": 8e9}
 
 
 @dataclass
-class Bed:
+class Setup:
     """`reader` is the target as the loop reads it, `loaded` the same without a cache. `exact` says that arithmetic is
     float32, in which texts and rounds must agree to the last token."""
 
@@ -159,7 +159,7 @@ def make_bed(
     eos: frozenset[int],
     max_new_tokens: int,
     dtype: str,
-) -> Bed:
+) -> Setup:
     """A bed with room for the longest prompt, and every draft ready."""
     ids = [list(prompt) for prompt in prompts]
     capacity = max(map(len, ids)) + max_new_tokens + GAMMA + 2
@@ -167,7 +167,7 @@ def make_bed(
     own = [draft.unopened() for draft in drafts]
     for draft in own:
         draft.open(Setting(loaded, reader, sampling, eos, GAMMA), capacity)
-    return Bed(loaded, reader, own, ids, sampling, eos, max_new_tokens, dtype)
+    return Setup(loaded, reader, own, ids, sampling, eos, max_new_tokens, dtype)
 
 
 def in_float32(loaded: LoadedModel, drafts: Sequence[Draft]) -> tuple[LoadedModel, list[Draft]] | None:
