@@ -187,6 +187,7 @@ SECTIONS = {
     "`drafts[]`": contract.DraftResult,
     "`drafts[].gammas[]`": contract.GammaResult,
     "`drafts[].gammas[].round_time`": contract.RoundTime,
+    "`drafts[].head`": contract.HeadCosts,
     "`drafts[].categories[]`": contract.CategoryResult,
     "`drafts[].categories[].gammas[]`": contract.CategoryGamma,
     "`loads[]`": served_contract.LoadResult,

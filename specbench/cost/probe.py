@@ -39,13 +39,14 @@ class Reader(Protocol):
 class Probed:
     """A model to time: `widths` are the numbers of tokens to read at once; `keep_all` wants logits for each of them,
     as a verify pass does, else for the last alone, as a draft does. A `drafter` that drives this same model is timed
-    over whole draft phases of `gammas` tokens, at a batch of one."""
+    over whole draft phases of `gammas` tokens, at a batch of one. `phase` is what its points are called."""
 
     model: Reader
     widths: tuple[int, ...]
     keep_all: bool
     drafter: Drafter | None = None
     gammas: tuple[int, ...] = ()
+    phase: str = "read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,17 @@ def probe(
     now: Callable[[], int] = time.perf_counter_ns,
     passes: int = PASSES,
     generator: torch.Generator | None = None,
+    beside: Sequence[tuple[str, Probed]] = (),
 ) -> list[CostPoint]:
     """Time every model at every width, in `batch` sequences at once, after each of `contexts` tokens of `ids` (repeated
-    where it is too short). `now` is in nanoseconds; `generator` is what drafters draw from."""
+    where it is too short); `beside` are more of what a draft takes. `now` is in nanoseconds; `generator` is what
+    drafters draw from."""
     order = random.Random(seed)
     points: list[CostPoint] = []
     for context in contexts:
         rows = texts(ids, context, batch)
         tasks: list[Task] = []
-        for name, probed in models.items():
+        for name, probed in [*models.items(), *beside]:
             tasks += _step_tasks(name, probed, rows, generator or torch.Generator())
         points += _timed(tasks, context, batch, order, sync, now, passes)
     return points
@@ -139,7 +142,7 @@ def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.G
     for width in probed.widths:
         new = [(row * width)[:width] for row in rows]
         run = partial(probed.model.forward_rows, new, width if probed.keep_all else 1)
-        yield Task(name, width, "read", run, restore)
+        yield Task(name, width, probed.phase, run, restore)
 
 
 def _timed(

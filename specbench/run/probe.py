@@ -98,6 +98,7 @@ def _busy(others: float) -> Caution:
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
     from specbench.backends.local.swap import make_lean
     from specbench.models import load_model
+    from specbench.models.heads import find_head
     from specbench.models.shapes import load_shape
 
     longest = max(request.contexts or (DEFAULT_CONTEXT,)) + max(config.gamma) + 1
@@ -121,6 +122,12 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
         if spec.kind == "skip":
             drafts[spec.reader] = _first_layers(target, spec)
         elif spec.model is not None:
+            if find_head(spec.model) is not None:
+                raise ConfigError(
+                    "A draft head is not timed by a probe: it reads its target's states",
+                    where=spec.text,
+                    cure="Run specbench measure or sweep with it, which time it.",
+                )
             drafts[spec.reader] = real(spec.model)
     return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs})
 

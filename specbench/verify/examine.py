@@ -10,7 +10,7 @@ from pathlib import Path
 
 from specbench.backends.local.drafting import Draft
 from specbench.errors import SpecbenchError
-from specbench.verify import language, rewinding, rounds, sampled, template
+from specbench.verify import heads, language, rewinding, rounds, sampled, template
 from specbench.verify.findings import Finding, any_broken
 from specbench.verify.setup import Setup
 
@@ -69,6 +69,9 @@ def _draft(patient: Patient, index: int) -> Iterator[Finding]:
         ("vocabulary-meaning", lambda: language.vocabulary_meaning(best, draft, patient.samples)),
         ("draft-cache", lambda: rewinding.draft_cache(best, draft)),
         ("draft-history", lambda: rewinding.draft_history(best, draft)),
+        ("head-agreement", lambda: heads.head_agreement(best, draft)),
+        ("head-depth", lambda: heads.head_depth(best, draft)),
+        ("head-config", lambda: heads.head_config(best, draft)),
         ("nothing-accepted", lambda: rounds.nothing_accepted(best, draft)),
         ("survival-cliff", lambda: rounds.survival_cliff(best, draft)),
         ("loop-replay", lambda: rounds.loop_and_replay(best, draft)),

@@ -43,7 +43,7 @@ def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
     code, name = "draft-sampling", draft.spec.text
     places = _places(bed, draft)
     if not places:
-        if draft.loaded is None or draft.spec.kind == "cross":
+        if draft.spec.greedy or draft.spec.kind in (None, "cross"):
             return Finding(
                 code, "ok", "proposes with certainty, which the acceptance rule takes as one-hot", draft=name
             )

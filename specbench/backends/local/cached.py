@@ -16,6 +16,7 @@ from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.graphs import Graphs, Recorder, put_all
 from specbench.backends.local.lean import decoder_of
 from specbench.backends.local.packed import Packed
+from specbench.backends.local.states import States, watched
 from specbench.errors import EngineError
 from specbench.models.family import require_family, takes
 from specbench.models.memory import ModelMemoryError, is_out_of_memory
@@ -40,6 +41,7 @@ class CachedModel:
         self._pass = pass_of(model)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
+        self.states: States | None = None
         self.length = 0
         packed_head(model)
 
@@ -79,8 +81,12 @@ class CachedModel:
             self.cache.rewind(past + n)
             return logits
         if self._lean is not None:
-            return self._lean(ids, self.cache, keep)
-        return self._pass.read(self.model, ids, self.cache, keep, past)
+            taps = None if self.states is None else self.states.following(past, n)
+            return self._lean(ids, self.cache, keep, taps)
+        if self.states is None:
+            return self._pass.read(self.model, ids, self.cache, keep, past)
+        with watched(self.model.get_decoder().layers, self.states.following(past, n)):
+            return self._pass.read(self.model, ids, self.cache, keep, past)
 
     @torch.inference_mode()
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
@@ -92,7 +98,8 @@ class CachedModel:
         self._places = torch.arange(self.capacity, device=self.device)
         self.rewind(0)
         self.forward_rows([[0, 0]] * self.batch, 1)
-        past, graphs = self.length, Graphs(self._lean, self._places, put_all(self.cache.layers), recorder)
+        taps = None if self.states is None else self.states.at
+        past, graphs = self.length, Graphs(self._lean, self._places, put_all(self.cache.layers), recorder, taps)
         ids = torch.zeros(self.batch, max(widths), dtype=torch.long, device=self.device)
 
         def add(width: int) -> bool:
@@ -114,6 +121,14 @@ class CachedModel:
         twin = copy.copy(self)
         twin.model, twin._lean, twin._graphs = cut, decoder_of(cut), None
         twin.cache = self.cache.first(len(cut.get_decoder().layers))
+        return twin
+
+    def keeping(self, layers: Sequence[int]) -> CachedModel:
+        """This model, over the same cache, which also keeps the hidden states that these layers are given: `states` of
+        every token it reads. A pass of it costs what the copies cost; one of this model costs nothing more."""
+        twin = copy.copy(self)
+        twin._graphs = None
+        twin.states = States(layers, self.capacity, self.batch)
         return twin
 
     def rewind(self, length: int) -> None:
