@@ -20,6 +20,7 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting, facts, load_drafts, refuse_batches
 from specbench.backends.local.graphs import Recordable, record_all
 from specbench.backends.local.layers import choose_layers
+from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.reference import check_reference
@@ -92,6 +93,7 @@ class LocalEngine:
         trusted = frozenset(config.trust_remote_code)
         loaded = load_model(name, dtype=config.dtype, device=self.device, trust_remote_code=trusted)
         make_lean(loaded.model)
+        require_rollback(loaded)
         if attention_of(loaded.model.config) == "eager":
             self.cautions.append(_eager(name))
         return loaded
@@ -295,7 +297,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
         if spec.kind == "skip" and not shares_layers(read_config(config.target, trust_remote_code=trusted)):
             raise ModelError(
                 f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
-                "or hold more than one attention each",
+                "hold more than one attention each, or keep states",
                 where=spec.text,
                 cure="Use another draft.",
             )
