@@ -286,7 +286,8 @@ class CostPoint:
     """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others, in
     each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. A
     point with `context` 0 is a prefill of so many tokens. `phase` is "read" for one forward pass, or "draft" for a
-    whole draft phase of `tokens` tokens as the loop drives it."""
+    whole draft phase of `tokens` tokens as the loop drives it, or "reread" for a pass over the `tokens` that a model
+    with recurrent states keeps after a rejection."""
 
     model: str | None
     context: Count

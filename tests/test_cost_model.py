@@ -51,6 +51,8 @@ class FakeCost:
         self.clock.ns += self.cost_ns[min(len(ids), len(self.cost_ns)) - 1]
         return self.model.forward(ids, keep)
 
+    rereads = False
+
     def forward_rows(self, rows, keep):
         return self.forward(rows[0], keep)[None]
 

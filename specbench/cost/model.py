@@ -2,7 +2,8 @@
 
     S = tokens * (t_dec + h) / sum over rounds of (t_draft(d) + t_verify(d + 1) + h)
 
-for rounds that draft d tokens (docs/measuring.md). Leviathan's closed form is the case t_verify = t_dec, h = 0 and
+for rounds that draft d tokens (docs/measuring.md). A model that reads the j tokens that stay of a rejected round again
+adds t_reread(j) to the next one. Leviathan's closed form is the case t_verify = t_dec, h = 0 and
 independent acceptance; it stands beside for reference.
 """
 
@@ -21,12 +22,15 @@ from specbench.records import CostPoint
 class RoundCosts:
     """Seconds, all at one context length and batch. `verify_s[n-1]` is the target over n tokens, so `verify_s[0]` is
     one decoding step; `draft_s` and `catch_up_s` are the draft over one and over two tokens (the first step after a
-    round that accepted everything); `other_s` is what a round spends outside both models."""
+    round that accepted everything); `other_s` is what a round spends outside both models. `reread_s[j-1]` and
+    `draft_reread_s[j-1]` are passes over the j tokens that stay after a rejection; empty where none is needed."""
 
     verify_s: tuple[float, ...]
     draft_s: float
     catch_up_s: float
     other_s: float
+    reread_s: tuple[float, ...] = ()
+    draft_reread_s: tuple[float, ...] = ()
 
     def round_s(self, drafted: int) -> float:
         """A round that drafts so many tokens, without catch-up. Raises IndexError beyond what was probed."""
@@ -59,20 +63,27 @@ def round_costs(
     probed at this batch, or a draft that was at another batch was not at this."""
     reads = [p for p in points if p.phase == "read" and p.context > 0]
 
-    def at(model: str | None, tokens: int) -> float:
-        mine = sorted((p for p in reads if p.model == model and p.tokens == tokens and p.batch == batch), key=_context)
+    def here(model: str | None, phase: str) -> list[CostPoint]:
+        found = (p for p in points if p.model == model and p.phase == phase and p.context > 0 and p.batch == batch)
+        return sorted(found, key=_context)
+
+    def at(model: str | None, tokens: int, phase: str = "read") -> float:
+        mine = [p for p in here(model, phase) if p.tokens == tokens]
         return float(np.interp(context, [p.context for p in mine], [p.median_s for p in mine]))
 
-    def widths(model: str | None) -> list[int]:
-        return sorted({p.tokens for p in reads if p.model == model and p.batch == batch})
+    def widths(model: str | None, phase: str = "read") -> list[int]:
+        return sorted({p.tokens for p in here(model, phase)})
 
-    probed = widths(None)
-    if not probed or (not widths(draft) and any(p.model == draft for p in reads)):
+    def curve(model: str | None, phase: str) -> tuple[float, ...]:
+        probed = widths(model, phase)
+        known = [at(model, tokens, phase) for tokens in probed]
+        return tuple(float(np.interp(n, probed, known)) for n in range(1, probed[-1] + 1)) if probed else ()
+
+    verify_s = curve(None, "read")
+    if not verify_s or (not widths(draft) and any(p.model == draft for p in reads)):
         return None
-    known = [at(None, tokens) for tokens in probed]
-    verify_s = tuple(float(np.interp(n, probed, known)) for n in range(1, probed[-1] + 1))
     draft_s, catch_up_s = (at(draft, 1), at(draft, 2)) if widths(draft) else (0.0, 0.0)
-    return RoundCosts(verify_s, draft_s, catch_up_s, other_s)
+    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, curve(None, "reread"), curve(draft, "reread"))
 
 
 def prefill_seconds(points: Sequence[CostPoint], model: str | None, tokens: Floats) -> Floats | None:
@@ -96,7 +107,29 @@ def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
     verify_s = np.array([costs.verify_s[n] for n in drafted])
     steps = by_drafted @ drafted - found.copied + found.cut_offs
     draft_s = steps * costs.draft_s + found.catch_ups * (costs.catch_up_s - costs.draft_s)
-    return RoundSeconds(draft_s, by_drafted @ verify_s, found.rounds * costs.other_s)
+    kept = _kept_after_rejection(found)
+    return RoundSeconds(
+        draft_s + _reread(kept[:, :-1], costs.draft_reread_s),
+        by_drafted @ verify_s + _reread(kept, costs.reread_s),
+        found.rounds * costs.other_s,
+    )
+
+
+def _kept_after_rejection(found: Expected) -> Floats:
+    """Rounds of each text that rejected their first, second, .. draft, and so keep 1, 2, .. of the tokens that were
+    read [texts, gamma]. Those that accepted all of a short draft look the same; scaled to the rejections there were."""
+    at_least = np.column_stack([found.reached[:, :1], found.survived])
+    ended = np.maximum(at_least[:, :-1] - at_least[:, 1:], 0.0)
+    total = ended.sum(1)
+    share = np.divide(found.rejections, total, out=np.zeros(len(total)), where=total > 0)
+    return np.asarray(ended * share[:, None], dtype=np.float64)
+
+
+def _reread(kept: Floats, reread_s: Sequence[float]) -> Floats:
+    """Seconds in each text."""
+    if not reread_s or not kept.shape[1]:
+        return np.zeros(len(kept))
+    return np.asarray(kept @ np.array(reread_s[: kept.shape[1]]), dtype=np.float64)
 
 
 def predicted_speedup(found: Expected, tokens: float, costs: RoundCosts) -> float | None:

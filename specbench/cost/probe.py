@@ -26,7 +26,11 @@ Rows = list[list[int]]
 
 
 class Reader(Protocol):
-    """A language model with a rewindable memory of several sequences of equal length."""
+    """A language model with a rewindable memory of several sequences of equal length. Having read a text, it knows
+    whether what is kept after a rejection is read again (`rereads`)."""
+
+    @property
+    def rereads(self) -> bool: ...
 
     def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
         """Read a row of ids in each sequence; logits [batch, keep, V]."""
@@ -39,13 +43,15 @@ class Reader(Protocol):
 class Probed:
     """A model to time: `widths` are the numbers of tokens to read at once; `keep_all` wants logits for each of them,
     as a verify pass does, else for the last alone, as a draft does. A `drafter` that drives this same model is timed
-    over whole draft phases of `gammas` tokens, at a batch of one."""
+    over whole draft phases of `gammas` tokens, at a batch of one. `rereads` are the numbers of tokens that may be kept
+    after a rejection, timed where the model reads them again."""
 
     model: Reader
     widths: tuple[int, ...]
     keep_all: bool
     drafter: Drafter | None = None
     gammas: tuple[int, ...] = ()
+    rereads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,9 @@ def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.G
         new = [(row * width)[:width] for row in rows]
         run = partial(probed.model.forward_rows, new, width if probed.keep_all else 1)
         yield Task(name, width, "read", run, restore)
+    for width in probed.rereads if probed.model.rereads else ():
+        run = partial(probed.model.forward_rows, [(row * width)[:width] for row in rows], 1)
+        yield Task(name, width, "reread", run, restore)
 
 
 def _timed(

@@ -95,11 +95,16 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
         self.past[state_idx] = found
         return found
 
+    @property
+    def only_convolves(self) -> bool:
+        """Whether it has no recurrent state; known after a first pass."""
+        return not any(self.is_recurrent_states_initialized.values())
+
     def can_cut(self, tokens: int) -> bool:
         """Whether the last `tokens` of the last pass, which read more than one, can be taken back."""
-        if any(self.is_recurrent_states_initialized.values()) or not self.past:
-            return False
-        return all(seen.shape[-1] >= self.conv_states[at].shape[-1] + tokens for at, seen in self.past.items())
+        return self.only_convolves and all(
+            seen.shape[-1] >= self.conv_states[at].shape[-1] + tokens for at, seen in self.past.items()
+        )
 
     def cut(self, tokens: int) -> None:
         """Take them back."""
@@ -135,8 +140,10 @@ class RewindableCache(Cache):  # type: ignore[misc]
         # One mask serves all layers with a window: where one of them keeps no more than that, all do.
         whole = not any(memory_of(layer) == "other" and getattr(layer, "is_sliding", False) for layer in kept)
         super().__init__(layers=[_layer(layer, capacity, whole) for layer in kept])
-        self.states = [layer for layer in self.layers if isinstance(layer, StateLayer) or memory_of(layer) == "other"]
-        self._cropped = [layer for layer in self.layers if memory_of(layer) == "cropped"]
+        theirs = [layer for layer in self.layers if layer in kept]
+        self._cropped = [layer for layer in theirs if memory_of(layer) == "cropped"]
+        self.states = [layer for layer in self.layers if isinstance(layer, StateLayer)]
+        self.states += [layer for layer in theirs if memory_of(layer) != "cropped"]
 
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on, but for the `states`."""

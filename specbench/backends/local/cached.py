@@ -114,6 +114,11 @@ class CachedModel:
         """Run plainly again."""
         self._graphs = None
 
+    @property
+    def rereads(self) -> bool:
+        """Whether the next pass after a rejection reads the kept tokens again; known after a first pass."""
+        return self._snapshots is not None and self._snapshots.rereads
+
     def sharing(self, cut: Any) -> CachedModel:
         """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
         twin = copy.copy(self)

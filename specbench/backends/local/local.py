@@ -58,6 +58,16 @@ def _eager(name: str) -> Caution:
     )
 
 
+def _rereads(name: str) -> Caution:
+    return Caution(
+        "rereads",
+        f"{name} has states that each token writes over: after a rejection it reads the kept tokens again, which is "
+        "part of its passes here. An engine keeps the states of every verified token instead",
+        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model "
+        "(--engine, --server).",
+    )
+
+
 class LocalEngine:
     """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`."""
 
@@ -93,7 +103,8 @@ class LocalEngine:
         trusted = frozenset(config.trust_remote_code)
         loaded = load_model(name, dtype=config.dtype, device=self.device, trust_remote_code=trusted)
         make_lean(loaded.model)
-        require_rollback(loaded)
+        if require_rollback(loaded):
+            self.cautions.append(_rereads(name))
         if attention_of(loaded.model.config) == "eager":
             self.cautions.append(_eager(name))
         return loaded

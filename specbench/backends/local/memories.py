@@ -41,13 +41,14 @@ _ROUNDING, _FEW_BITS = 1e-4, 0.1
 _TIES = 0.25
 
 
-def require_rollback(loaded: LoadedModel) -> None:
-    """Raise ModelError, with the kinds of its layers, where a model that keeps more than keys and values gives other
-    logits as soon as it is read in pieces, or tokens are taken back. In float32, where there is memory for that."""
+def require_rollback(loaded: LoadedModel) -> bool:
+    """Whether a rejection costs the model a pass over the kept tokens. Raises ModelError, with the kinds of its layers,
+    where a model that keeps more than keys and values gives other logits as soon as it is read in pieces, or tokens are
+    taken back. In float32, where there is memory for that."""
     model = loaded.model
     kinds = unlike_keys(model.config.get_text_config(decoder=True))
     if not kinds:
-        return
+        return False
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     ids = torch.randint(0, vocabulary, (_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), _in_float32(model):
@@ -64,6 +65,7 @@ def require_rollback(loaded: LoadedModel) -> None:
                     f"{', '.join(kinds)} transformers gives other logits when it reads {way}",
                     cure="A verify pass does: choose another model, or measure it on a server that runs it (--server).",
                 )
+    return reader.rereads
 
 
 @contextmanager

@@ -35,6 +35,11 @@ class Snapshots:
         self._since: list[Tensor] = []
         self._owed: Tensor | None = None
 
+    @property
+    def rereads(self) -> bool:
+        """Whether a rejection costs a pass: not where all states are those of convolutions. After a first pass."""
+        return not all(isinstance(layer, StateLayer) and layer.only_convolves for layer in self._layers)
+
     def before(self, ids: Tensor) -> None:
         """Before a pass over `ids` [batch, n]. Nothing is copied between single tokens: few of them are ever taken
         back, and those that are can be read again."""
