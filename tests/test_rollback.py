@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_shared_expert_intermediate_size": 16,
         "n_group": 1,
         "topk_group": 1,
+        "time_step_min": 1e-6,  # see the test of its floor
     },
     "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "state_size": 8, "n_groups": 1, "chunk_size": 16},
     "lfm2": {"layer_types": ["conv", F]},
@@ -211,6 +213,21 @@ def test_what_transformers_reads_wrongly_in_pieces_is_refused_with_its_kind(fami
         ModelError, match=rf"^m \({family}\) cannot be rolled back: .* {L} .*several tokens after others"
     ):
         require_rollback(loaded(model(family)))
+
+
+def test_a_floor_of_time_steps_that_single_tokens_do_not_have_is_found() -> None:
+    target = model("nemotron_h")
+    target.model.layers[0].mixer.time_step_limit = (0.001, float("inf"))  # as it is by default
+    with pytest.raises(ModelError, match="one token after another"):
+        require_rollback(loaded(target))
+
+
+def test_the_documented_families_are_the_tested_ones() -> None:
+    section = (Path(__file__).parent.parent / "docs/measuring.md").read_text().split("## 13. ")[1]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "Families" not in line]
+    named = {name for row in rows[2:] for name in row.split("|")[5].strip().split(", ")} - {".."}
+    assert named - {"llama", "mistral", "gemma", "llama4_text"} == set(FAMILIES)
+    assert all(name in section for name in WRONG)
 
 
 def test_a_model_of_keys_and_values_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
