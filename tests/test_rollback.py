@@ -35,6 +35,7 @@ from specbench.drafters.model import ModelDrafter
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.family import shares_layers
+from specbench.models.memory import cache_bytes
 
 L, F = "linear_attention", "full_attention"
 SMALL = {
@@ -333,6 +334,15 @@ def test_texts_for_replay_are_written_one_by_one_where_padding_would_enter_a_sta
     made, prompts = model("falcon_h1"), [PROMPT, PROMPT[:4], [*PROMPT, 7, 7]]
     together = generate_batch(made, prompts, sampling=GREEDY, eos=(), max_new_tokens=12, seed=0)
     assert together == [theirs(made, prompt, 12) for prompt in prompts]
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1", "nemotron_h", "lfm2", "mamba2"])
+def test_a_cache_is_counted_without_its_states(family: str) -> None:
+    made = model(family)
+    reader = CachedModel(made, 16)
+    reader.forward(PROMPT, keep=1)
+    kept = [layer for layer in reader.cache.layers if hasattr(layer, "capacity")]
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in kept) == cache_bytes(made.config, 16, 1, 4)
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------
