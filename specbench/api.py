@@ -257,7 +257,6 @@ class Run:
 def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
     """What a replay of this run at these gammas is made from. Raises StoreError where it cannot be made."""
     from specbench.acceptance.positions import read_positions
-    from specbench.acceptance.replay import Blocks
 
     where = str(stored.folder)
     if stored.run.command == "probe":
@@ -268,8 +267,8 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
         cure = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
         raise StoreError("Nothing to replay in this run yet", where=where, cure=cure)
     for text in texts:
-        if isinstance(text, Blocks) and text.proposed.ndim == 2 and text.proposed.shape[1] < max(gammas):
-            scored = text.proposed.shape[1]
+        scored = text.longest
+        if scored is not None and scored < max(gammas):
             raise StoreError(
                 f"{text.draft} was scored up to gamma {scored} alone",
                 where=where,

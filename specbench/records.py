@@ -157,7 +157,7 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ServerStats:
     """What a server itself says of one request, beside what the client saw; None is what it does not say. Counts are
     totals of the request; `survived[j-1]` rounds had their first j drafts accepted."""
 
@@ -221,7 +221,7 @@ class Trial:
     prompt_text: str | None = None
     output_text: str | None = None
     members: Annotated[tuple[str, ...], FirstFault()] = ()
-    told: Told | None = None
+    told: ServerStats | None = None
     begun_s: Number | None = None
     stretch: Count | None = None
 
@@ -268,7 +268,7 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Window:
     """An uninterrupted sequence of requests of one arm on a server. `counters` is what the server counted meanwhile,
     None where it does not count or started anew; `alone` says that we sent nothing but the stretch's counted requests,
     so that the counters must equal the sums over its trials unless somebody else sent some."""
@@ -286,8 +286,10 @@ class CostPoint:
     """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others, in
     each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. A
     point with `context` 0 is a prefill of so many tokens. `phase` is "read" for one forward pass, or "draft" for a
-    whole draft phase of `tokens` tokens as the loop drives it, or "reread" for a pass over the `tokens` that a model
-    with recurrent states keeps after a rejection."""
+    whole draft phase of `tokens` tokens as the loop drives it. Of a draft head "read" is a pass over so many emitted
+    tokens beside the target's states, "step" one over a token that it drafted beside its own, and "states" a pass of
+    the target that keeps the states which this head reads. "reread" is a pass over the `tokens` that a model with
+    recurrent states keeps after a rejection."""
 
     model: str | None
     context: Count

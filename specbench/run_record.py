@@ -64,7 +64,8 @@ class Provenance:
 class ModelFacts:
     """What identifies a model, and what it takes. `reader` is the name under which a draft's model is timed alone, None
     where there is none; `forward` what runs its layers; `layers` those of the target that a skip draft has;
-    `end_tokens` the ids at which the target's texts end."""
+    `end_tokens` the ids at which the target's texts end. Of a draft `head`, its kind, the target's layers before which
+    it reads states, and how many tokens it can draft."""
 
     name: str | None = None
     revision: str | None = None
@@ -76,6 +77,9 @@ class ModelFacts:
     reader: str | None = None
     layers: Count | None = None
     end_tokens: Counts = ()
+    head: str | None = None
+    layer_ids: Counts = ()
+    draft_vocabulary: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)

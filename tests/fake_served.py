@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 from specbench.config import RunConfig
-from specbench.records import Arm, Counters, Load, Policy, Stretch, Times, Told, Trial
+from specbench.records import Arm, Counters, Load, Policy, ServerStats, Times, Trial, Window
 from specbench.run_record import Machine, Provenance, RunRecord, ServedBy, State, WorkloadFacts
 from specbench.store import RunWriter, StoredRun, read_run
 
@@ -75,7 +75,7 @@ def fake_served(
                 alone = load.concurrency == 1
                 wall_s = sum(trial.times.total_s for trial in trials) / load.concurrency
                 counters = _counters(server, arm, trials, accepts) if server.counts else None
-                writer.append_stretch(Stretch(number, arm, len(trials), wall_s, counters, alone))
+                writer.append_stretch(Window(number, arm, len(trials), wall_s, counters, alone))
                 number += 1
         writer.update(status="finished", trials_planned=number * prompts)
     return read_run(folder)
@@ -118,7 +118,7 @@ def _trial(server: FakeServer, arm: Arm, p: int, accepts: list[bool], stretch: i
         drafted, accepted = rounds(accepts, server.drafts(arm.gamma))
         decode_s = len(drafted) * server.round_s * server.spec_slower.get(arm.load.concurrency, 1.0)
     decode_s *= noise
-    told = Told(prefill_s=PREFILL_S, decode_s=decode_s * server.clock, cached_tokens=server.cached)
+    told = ServerStats(prefill_s=PREFILL_S, decode_s=decode_s * server.clock, cached_tokens=server.cached)
     lists = arm.kind == "speculative" and server.tells == "rounds"
     if arm.kind == "speculative" and server.tells != "nothing":
         told = replace(told, drafted=sum(drafted), accepted=sum(accepted))

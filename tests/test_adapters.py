@@ -18,7 +18,7 @@ from specbench.backends.server.preflight import check_defaults
 from specbench.backends.server.scoring import Scorer, Top
 from specbench.backends.server.sglang import SGLang
 from specbench.backends.server.vllm import VLLM
-from specbench.records import Counters, Message, Sampling, Told
+from specbench.records import Counters, Message, Sampling, ServerStats
 
 CAPTURES = Path(__file__).parent / "captures"
 ASK = Ask((Message("system", "Be brief."), Message("user", "Hi")), 24, Sampling(), seed=7)
@@ -114,7 +114,7 @@ def test_a_plain_stream_is_read_whole():
     # The first event has the role alone; the last token is the end of sequence, and the event after it has the usage.
     assert (got.first_s, got.last_s) == (2.0, len(chunks) - 1.0)
     assert (got.drafted, got.accepted) == ((), ())
-    assert got.told == Told(cached_tokens=43)
+    assert got.told == ServerStats(cached_tokens=43)
 
 
 @pytest.mark.parametrize("where", [0, 1, 3])
@@ -208,7 +208,7 @@ def test_vllm_lists_every_round():
     assert got.drafted == (4,) * 28
     accepted = (0, 3, 4, 4, 4, 4, 1, 0, 4, 4, 3, 4, 4, 4, 4, 4, 4, 4, 1, 2, 1, 4, 3, 0, 4, 4, 0, 0)
     assert got.accepted == accepted
-    assert got.told == Told(
+    assert got.told == ServerStats(
         prefill_s=pytest.approx(0.25964949399985926),
         decode_s=pytest.approx(1.4653431540000383),
         queue_s=pytest.approx(0.00002493800002412172),
@@ -225,7 +225,7 @@ def test_vllm_streams_the_same_fields():
     assert (got.text, got.finish) == ("One two three four five six seven eight nine ten.", "eos")
     assert (got.prompt_tokens, got.output_tokens, got.first_s, got.last_s) == (49, 12, 2.0, 6.0)
     assert (got.drafted, got.accepted) == ((4, 4), (4, 3))
-    assert got.told == Told(
+    assert got.told == ServerStats(
         prefill_s=pytest.approx(0.07229055600009815),
         decode_s=pytest.approx(0.1070713090002755),
         queue_s=pytest.approx(0.00002751099964370951),
@@ -265,7 +265,7 @@ def test_vllm_without_rounds_says_0_and_without_speculation_nothing():
 
 def test_vllm_without_its_flags_tells_nothing_more_than_a_plain_server():
     got = VLLM().read(streamed("vllm_ngram_unflagged.chat.sse"))
-    assert got.told == Told()
+    assert got.told == ServerStats()
     assert got == OpenAI().read(streamed("vllm_ngram_unflagged.chat.sse"))
 
 
@@ -414,19 +414,19 @@ def test_sglang_tells_totals_where_it_is_asked_to():
     got = SGLang().read(sglang_stream(SGLANG_DETAILS))
     assert (got.text, got.output_tokens, got.first_s, got.last_s) == ("One two", 14, 2.0, 4.0)
     assert (got.drafted, got.accepted) == ((), ())
-    assert got.told == Told(rounds=3, drafted=12, accepted=9, survived=(3, 2, 2, 2))
+    assert got.told == ServerStats(rounds=3, drafted=12, accepted=9, survived=(3, 2, 2, 2))
 
 
 def test_sglang_histogram_ends_early():
     short = {**SGLANG_DETAILS, "spec_num_correct_drafts": 2, "spec_correct_drafts_histogram": [1, 2]}
     assert SGLang().read(sglang_stream(short)).told.survived == (2, 0, 0, 0)
     none = {**SGLANG_DETAILS, "spec_correct_drafts_histogram": []}
-    assert SGLang().read(sglang_stream(none)).told == Told(rounds=3, drafted=12, accepted=9)
+    assert SGLang().read(sglang_stream(none)).told == ServerStats(rounds=3, drafted=12, accepted=9)
 
 
 @pytest.mark.parametrize("details", [None, dict.fromkeys(("spec_verify_ct", "spec_num_proposed_drafts"), 0)])
 def test_sglang_without_rounds_tells_nothing(details):
-    assert SGLang().read(sglang_stream(details)).told == Told()
+    assert SGLang().read(sglang_stream(details)).told == ServerStats()
 
 
 def test_sglang_counters():

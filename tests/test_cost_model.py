@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import examples
@@ -19,6 +20,7 @@ from specbench.cost.model import (
     break_even_alpha,
     break_even_draft,
     closed_form,
+    predicted_rounds,
     predicted_speedup,
     round_costs,
     tokens_per_round,
@@ -50,8 +52,6 @@ class FakeCost:
     def forward(self, ids, keep):
         self.clock.ns += self.cost_ns[min(len(ids), len(self.cost_ns)) - 1]
         return self.model.forward(ids, keep)
-
-    rereads = False
 
     def forward_rows(self, rows, keep):
         return self.forward(rows[0], keep)[None]
@@ -191,3 +191,44 @@ def test_break_even_at_the_ends():
     assert break_even_alpha(1, 1.5, 1.0) is None
     assert break_even_draft(2.0, 4, 1.2) == pytest.approx(0.2)
     assert break_even_draft(1.1, 4, 1.2) is None
+
+
+def head_points(read=(0.4, 0.5, 0.6, 0.7), step=0.3, kept=0.25):
+    verify = [1.0, 1.2, 1.4, 1.6]
+    rows = [(None, "read", n, s) for n, s in enumerate(verify, 1)]
+    rows += [("h", "states", n, s + kept) for n, s in enumerate(verify, 1)]
+    rows += [("h", "read", n, s) for n, s in enumerate(read, 1)] + [("h", "step", 1, step)]
+    return [CostPoint(model, 50, n, s, s, s, 5, phase=phase) for model, phase, n, s in rows]
+
+
+def head_text(accept, limit=31):
+    """A text whose head's drafts are right where `accept` [n, J] says."""
+    n = len(accept)
+    nothing, sure = np.zeros(n, dtype=np.float32), np.ones(accept.shape, dtype=np.float32)
+    return Positions("p", None, "h", 0, limit, accept, nothing, sure, nothing, nothing, sure < 0)
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_a_heads_round_is_its_first_draft_the_later_ones_and_a_pass_that_keeps_the_states(gamma):
+    accept = (np.random.default_rng(0).random((30, 3)) < 0.6).astype(np.float32)
+    found = replay([head_text(accept)], gamma)
+    costs = round_costs(head_points(), "h", 50, 0.05)
+    spent, unread, i = 0.0, 1, 1
+    while i < 31:  # the rounds one by one
+        k = min(gamma, 31 - i - 1)
+        kept = 0
+        while kept < k and i + kept < 31 and accept[i - 1, kept]:
+            kept += 1
+        if k:
+            spent += 0.4 + 0.1 * (unread - 1) + 0.3 * (k - 1)
+        spent += 1.0 + 0.2 * k + 0.25 + 0.05
+        unread, i = kept + 1, i + kept + 1
+    # What the last round emits is read by none; the model takes a mean round for it.
+    assert predicted_rounds(found, costs).total_s[0] == pytest.approx(spent, abs=0.1 * gamma)
+
+
+def test_a_draft_model_has_no_states_to_keep():
+    points = [CostPoint(None, 50, 1, 1.0, 1.0, 1.0, 5), CostPoint("d", 50, 1, 0.1, 0.1, 0.1, 5)]
+    points.append(CostPoint("d", 50, 2, 0.2, 0.2, 0.2, 5))
+    costs = round_costs(points, "d", 50, 0.0)
+    assert (costs.read_s, costs.states_s, costs.judge_s) == ((), (), (1.0,))

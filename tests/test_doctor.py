@@ -25,8 +25,8 @@ from specbench.drafters.spec import parse_draft
 from specbench.models import LoadedModel, load_model
 from specbench.records import Sampling
 from specbench.verify import findings, language, machine, sampled, template
-from specbench.verify.bed import make_bed
 from specbench.verify.examine import Patient, examine
+from specbench.verify.setup import make_bed
 
 VOCAB = 257
 EOS = frozenset({256})

@@ -19,9 +19,8 @@ from specbench.acceptance.score import score
 from specbench.acceptance.scores import match_blocks
 from specbench.backends.local.cached import CachedModel
 from specbench.drafters import DraftSpec, NgramSpec, parse_draft
-from specbench.drafters.combined import CombinedDrafter
+from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
 from specbench.drafters.model import ModelDrafter
-from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError
 from specbench.records import Sampling

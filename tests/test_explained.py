@@ -117,7 +117,7 @@ def test_a_server_that_tells_no_rounds_is_not_taken_apart(tells: str) -> None:
     plain, steps = manager(f"served:{tells}"), engineer(f"served:{tells}")
     assert "is not known, because the server does not tell its rounds" in plain
     assert "tokens in" not in plain and "round has to yield" not in plain
-    assert "the server does not tell rounds. So the speedup cannot be taken apart here." in steps
+    assert "the server does not tell its rounds. So the speedup cannot be taken apart here." in steps
     assert "The clock says 1.74x" in steps and "tau" not in steps.split("## Words")[0].replace("and tau are over", "")
     assert ("Out of 100 guessed tokens, 32 were kept." in plain) == (tells == "drafts")
 

@@ -10,9 +10,8 @@ import pytest
 from test_launched import written
 
 from specbench.backends.server import launch
-from specbench.backends.server.launch import Setting, command, engine_version, find_launch, require_draft
+from specbench.backends.server.launch import Setting, command, engine_version, find_launch, model_file, require_draft
 from specbench.backends.server.launchfile import read_launch
-from specbench.backends.server.modelfiles import model_file
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, ModelError
 

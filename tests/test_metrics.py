@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from specbench.acceptance.metrics import count, pooled, trial_counts
-from specbench.records import Arm, Round, Times, Told, Trial
+from specbench.records import Arm, Round, ServerStats, Times, Trial
 
 
 def test_the_llama_cpp_log():
@@ -49,14 +49,14 @@ def test_an_impossible_round_is_refused(wrong):
 def test_steps_that_a_server_does_not_list_are_rounds_without_a_draft():
     """A real answer of vLLM: 128 tokens, 28 rounds that accepted 78. Its mean_acceptance_length, 3.79, counts these 28
     alone; 21 tokens more came from steps in which the look-up found nothing."""
-    told = Told(rounds=28, drafted=112, accepted=78)
+    told = ServerStats(rounds=28, drafted=112, accepted=78)
     listed = replace(served_trial(128), drafted=(4,) * 28, accepted=(4,) * 16 + (3,) * 3 + (2,) + (1,) * 3 + (0,) * 5)
     for trial in (listed, replace(served_trial(128), told=told)):
         found = trial_counts(trial, 4)
         assert (found.rounds, found.drafted, found.accepted) == (49, 112, 78)
         assert found.tokens_per_round == pytest.approx(127 / 49)
     assert trial_counts(listed, 4).survival[0] == pytest.approx(23 / 28)
-    none = trial_counts(replace(served_trial(128), told=Told(rounds=0, drafted=0, accepted=0)), 4)
+    none = trial_counts(replace(served_trial(128), told=ServerStats(rounds=0, drafted=0, accepted=0)), 4)
     assert (none.rounds, none.tokens_per_round) == (127, 1.0)
 
 
@@ -68,4 +68,6 @@ def test_what_was_accepted_beyond_the_end_adds_no_round():
 
 def served_trial(tokens: int) -> Trial:
     times = Times(0.1, None, None, None, None, 1.0)
-    return Trial("p", "0", None, Arm("speculative", "d", 4), 0, 9, tokens, "0", "length", (), (), times, told=Told())
+    return Trial(
+        "p", "0", None, Arm("speculative", "d", 4), 0, 9, tokens, "0", "length", (), (), times, told=ServerStats()
+    )

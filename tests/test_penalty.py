@@ -36,10 +36,9 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.config import load_config
 from specbench.drafters import NgramSpec
-from specbench.drafters.combined import CombinedDrafter
+from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
-from specbench.drafters.ngram import NgramDrafter
 from specbench.errors import ConfigError
 from specbench.records import Round, Sampling
 from specbench.report import wording

@@ -47,8 +47,6 @@ class FakeReader:
     def cost_ns(self, context, tokens):
         return 10_000 + self.step_ns * tokens * self.batch + context
 
-    rereads = False
-
     def forward_rows(self, rows, keep):
         shape = (self.model.length, len(rows[0]), keep)
         self.clock.ns += self.cost_ns(*shape[:2]) + (0 if shape in self.seen else 10**6)

@@ -200,7 +200,7 @@ def mutants():
         "correction forgotten": ("start[:, at + 1] += open_ - kept", "start[:, at] += open_ - kept"),
         "end of text ignored": ("open_ = kept * (at < size)", "open_ = kept"),
         "shifted by one": ("row[1 : len(column) + 1]", "row[: len(column)]"),
-        "own end of sequence ignored": ("refused * ends[:, at]", "0 * refused"),
+        "own end of sequence ignored": ("refused * ends[entry]", "0 * refused"),
     }
 
 

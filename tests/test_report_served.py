@@ -19,7 +19,7 @@ from specbench.acceptance.metrics import count, told_counts
 from specbench.analysis.contract import Summary
 from specbench.analysis.facts import read_facts
 from specbench.analysis.summarise import summarise
-from specbench.records import Counters, Divergence, Load, Policy, Round, Stretch, Told
+from specbench.records import Counters, Divergence, Load, Policy, Round, ServerStats, Window
 from specbench.report.brief.brief import render_brief, write_brief
 from specbench.report.served.steps import server_steps
 from specbench.report.tables import sweep_tables
@@ -92,7 +92,7 @@ def test_a_rounds_cost_is_its_planted_time_in_planted_steps(tmp_path: Path) -> N
 
 def test_counts_from_totals() -> None:
     listed = [Round(3, n) for n in (3, 3, 1, 0, 2)]
-    told = Told(rounds=5, drafted=15, accepted=9, survived=(4, 3, 2))
+    told = ServerStats(rounds=5, drafted=15, accepted=9, survived=(4, 3, 2))
     assert told_counts(told, 3) == count(listed, 3)
     for strange in (
         replace(told, drafted=14),
@@ -103,7 +103,7 @@ def test_counts_from_totals() -> None:
         found = told_counts(strange, 3)
         assert (found.rejections, found.reached, found.survival, found.alpha) == (None, (), (), None)
         assert found.tokens_per_round == pytest.approx(1 + 9 / 5)
-    assert told_counts(Told(rounds=0, drafted=0, accepted=0, survived=()), 2).tokens_per_round is None
+    assert told_counts(ServerStats(rounds=0, drafted=0, accepted=0, survived=()), 2).tokens_per_round is None
 
 
 def test_texts_without_counts_are_left_out_and_that_is_said(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_texts_without_counts_are_left_out_and_that_is_said(tmp_path: Path) -> N
 
     def some(trial: Any) -> Any:
         lost = trial.prompt_id in ("p1", "p2", "p3")
-        return replace(trial, drafted=(), accepted=(), told=Told()) if lost else trial
+        return replace(trial, drafted=(), accepted=(), told=ServerStats()) if lost else trial
 
     part = with_trials(stored, some)
     row = summarise(part).drafts[0].gammas[0]
@@ -125,7 +125,7 @@ def test_texts_without_counts_are_left_out_and_that_is_said(tmp_path: Path) -> N
 def test_a_request_that_drafted_nothing_took_a_round_for_every_token(tmp_path: Path) -> None:
     stored = with_trials(
         fake_served(tmp_path / "r"),
-        lambda t: replace(t, drafted=(), accepted=(), told=Told(drafted=0, accepted=0)),
+        lambda t: replace(t, drafted=(), accepted=(), told=ServerStats(drafted=0, accepted=0)),
     )
     row = summarise(stored).drafts[0].gammas[0]
     assert (row.rounds, row.tokens_per_round, row.acceptance_rate) == (24 * (LIMIT - 1), 1.0, None)
@@ -171,7 +171,7 @@ def test_a_step_without_a_draft_is_a_round_of_ours_and_none_of_its_counters(tmp_
 def test_a_baseline_that_drafted_is_found_out(tmp_path: Path) -> None:
     stored = fake_served(tmp_path / "r")
     base = next(stretch for stretch in stored.stretches if stretch.arm.kind == "baseline")
-    drafting = Stretch(base.number, base.arm, 24, 1.0, replace(base.counters or Counters(), drafted=9), True)
+    drafting = Window(base.number, base.arm, 24, 1.0, replace(base.counters or Counters(), drafted=9), True)
     found = codes(replace(stored, stretches=(drafting, *stored.stretches[1:])))
     assert "in 1 of 4" in found["counters-disagree"] and "(+9)" in found["counters-disagree"]
     told = with_trials(stored, lambda t: replace(t, told=replace(t.told, drafted=2)), "baseline")

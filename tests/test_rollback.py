@@ -378,6 +378,7 @@ def test_rounds_that_reject_are_predicted_with_what_is_read_again() -> None:
         catch_ups=none,
         copied=none,
         cut_offs=none,
+        started=none,
     )
     plain = RoundCosts((1.0, 1.1, 1.2, 1.3), 0.2, 0.3, 0.1)
     again = replace(plain, reread_s=(1.0, 1.5, 2.0), draft_reread_s=(0.2, 0.4))

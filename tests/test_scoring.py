@@ -11,7 +11,7 @@ from test_run import FakeObserver
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
-from specbench.backends.server import patience
+from specbench.backends.server import asking
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, VocabularyError
 from specbench.run.session import run
@@ -21,7 +21,7 @@ TEXT = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20)
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(asking, "PAUSE_S", 0.01)
 
 
 def scored(lab, out, target, scorer, **flags):

@@ -12,7 +12,7 @@ from test_cli import call
 from test_run import FakeObserver
 from test_serving import codes, counted
 
-from specbench.backends.server import patience
+from specbench.backends.server import asking
 from specbench.backends.server.client import split_address
 from specbench.backends.server.failures import problem_of
 from specbench.config import SETTINGS, load_config
@@ -23,7 +23,7 @@ from specbench.store import find_runs, read_run
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(asking, "PAUSE_S", 0.01)
 
 
 def measured(lab, out, alone, drafting, *, mode="auto", suffix="", **flags):

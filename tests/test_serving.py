@@ -15,7 +15,7 @@ from test_cli import call
 from test_run import FakeObserver
 
 from specbench.analysis.summarise import summarise
-from specbench.backends.server import patience
+from specbench.backends.server import asking
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
@@ -28,7 +28,7 @@ ROUNDS = (Round(3, 2), Round(3, 0), Round(3, 3))
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(asking, "PAUSE_S", 0.01)
 
 
 def speculating(**planted) -> FakeServer:

@@ -36,9 +36,8 @@ from specbench.analysis.contract import Choice, Rival, Summary
 from specbench.analysis.facts import Facts, read_facts
 from specbench.analysis.served.contract import Server
 from specbench.backends.local.assisted import watched
-from specbench.backends.server.launch import Setting, command, require_draft
+from specbench.backends.server.launch import Setting, command, model_file, require_draft
 from specbench.backends.server.launchfile import LaunchFile, read_launch
-from specbench.backends.server.modelfiles import model_file
 from specbench.drafters import parse_draft
 from specbench.errors import ConfigError
 from specbench.models import load_model

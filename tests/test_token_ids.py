@@ -17,7 +17,7 @@ from test_scoring import TEXT, scored
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.scores import greedy_scores, match_blocks
-from specbench.backends.server import patience
+from specbench.backends.server import asking
 from specbench.backends.server.adapter import Ask
 from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.scoring import score_output
@@ -34,7 +34,7 @@ ASK = Ask((Message("user", "Name three rivers."),), 160, Sampling(), 1)
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(patience, "PAUSE_S", 0.01)
+    monkeypatch.setattr(asking, "PAUSE_S", 0.01)
 
 
 class Posted:

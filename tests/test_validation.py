@@ -23,13 +23,13 @@ from specbench.records import (
     Counters,
     ReferenceCheck,
     RuledOut,
-    Stretch,
     Times,
     Trial,
+    Window,
 )
 from specbench.run_record import ModelFacts, Provenance, RunRecord
 from specbench.store import RunWriter, read_run, record_json
-from specbench.store.rows import DivergenceRow, trial_of
+from specbench.store.lines import DivergenceRow, trial_of
 from specbench.validation import read_json, strict_json
 
 
@@ -122,7 +122,7 @@ def fake_trial() -> Trial:
     return Trial("p", "0", None, Arm("baseline"), 0, 5, 3, "0", "length", (), (), times)
 
 
-STORED = (Trial, DivergenceRow, Stretch, Counters, CostPoint, ReferenceCheck, RuledOut, Bandwidth, RunRecord)
+STORED = (Trial, DivergenceRow, Window, Counters, CostPoint, ReferenceCheck, RuledOut, Bandwidth, RunRecord)
 
 
 def plain_numbers(kind: Any, seen: set[Any]) -> list[str]:

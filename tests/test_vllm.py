@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from specbench.backends.server.adapter import Ask, Reading
+from specbench.backends.server.adapter import Ask, Completion
 from specbench.backends.server.client import Client
 from specbench.backends.server.detect import detect
 from specbench.backends.server.vllm import VLLM
@@ -50,7 +50,7 @@ class Seen:
 
     engine: object
     before: Any
-    answers: list[Reading]
+    answers: list[Completion]
     added: Any
     scored: tuple[list[int], list[Any]]
 

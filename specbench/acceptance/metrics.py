@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from specbench.records import Round, Told, Trial
+from specbench.records import Round, ServerStats, Trial
 
 # Of the texts whose counts are known in part, so many must be known in full for the others to be left out.
 ENOUGH = 0.5
@@ -83,7 +83,7 @@ def _at_least(numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(numbers[:0:-1]))[::-1]
 
 
-def told_counts(told: Told, gamma: int) -> Counts:
+def told_counts(told: ServerStats, gamma: int) -> Counts:
     """Counts from a server's totals of one request. Where every round drafted `gamma` tokens and it tells how many
     survived to each position, the rounds are known but for their order, as if it had listed them."""
     rounds, drafted, accepted, survived = told.rounds, told.drafted, told.accepted, told.survived
@@ -101,7 +101,7 @@ def trial_counts(trial: Trial, width: int) -> Counts:
     served = trial.told is not None or trial.times.verify_s is None
     if not served or not trial.decode_tokens:
         return _tallied(Counter(zip(trial.drafted, trial.accepted, strict=True)), width)
-    told = trial.told or Told()
+    told = trial.told or ServerStats()
     if trial.drafted:
         found = _tallied(Counter(zip(trial.drafted, trial.accepted, strict=True)), width)
     elif told.drafted == 0:

@@ -25,6 +25,7 @@ _NUMBERED = re.compile(r"positions-[0-9]{1,9}\.arrow")
 COMMON = ("prompt_id", "category", "draft", "repeat", "limit")
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q")
 BLOCK_NUMBERS = ("proposed", "matched")
+BY_DEPTH = ("accept", "confidence", "ends")
 
 SCHEMA = pa.schema(
     [
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
         # block drafters have these instead, and an n-gram look-up before a draft model beside them
         *((name, pa.list_(pa.int32())) for name in BLOCK_NUMBERS),
         ("block_gammas", pa.int32()),  # columns of the two, which are flattened; null: one, for every gamma
+        ("depths", pa.int32()),  # columns of accept, confidence and ends of a head, which are flattened; null: one
     ]
 )
 
@@ -138,6 +140,8 @@ def _check(text: Text) -> None:
         lengths = {len(each) for each in numbers} | (set() if blocks is None else {len(blocks.matched)})
         if len(lengths) > 1:
             raise ValueError("its arrays are not of one length")
+        if len({getattr(text, name).shape for name in BY_DEPTH}) > 1:
+            raise ValueError("its arrays are not of one depth")
         silent = np.isnan(text.confidence)
         for name in ("accept", "overlap", "confidence"):
             # Sums of rounded probabilities exceed 1 by a little; a NaN is outside, but for a confidence.
@@ -155,7 +159,8 @@ def _row(text: Text) -> dict[str, Any]:
         row |= {name: getattr(blocks, name).ravel() for name in BLOCK_NUMBERS}
         row["block_gammas"] = blocks.proposed.shape[1] if blocks.proposed.ndim == 2 else None
     if isinstance(text, Positions):
-        row |= {name: getattr(text, name) for name in (*NUMBERS, "ends")}
+        row |= {name: getattr(text, name).ravel() for name in (*NUMBERS, "ends")}
+        row["depths"] = text.longest
     return row
 
 
@@ -170,7 +175,10 @@ def _text(row: dict[str, Any]) -> Text:
         if row["accept"] is None:
             return blocks
     numbers: dict[str, Any] = {name: np.array(row[name], dtype=np.float32) for name in NUMBERS}
-    return Positions(**common, **numbers, ends=np.array(row["ends"], dtype=bool), blocks=blocks)
+    numbers["ends"] = np.array(row["ends"], dtype=bool)
+    if (depths := row.get("depths")) is not None:
+        numbers |= {name: numbers[name].reshape(-1, depths) for name in BY_DEPTH}
+    return Positions(**common, **numbers, blocks=blocks)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -27,6 +27,10 @@ class Positions:
     """One text of the target alone under one draft. The text has n + 1 tokens, the first from prefill; entry i of each
     array [n] belongs to output token i + 1.
 
+    Of a draft head `accept`, `confidence` and `ends` are [n, J], since what it drafts depends on where the round began:
+    entry [i, j] is of draft j + 1 of a round that starts when i + 1 tokens are out, which stands for output token
+    i + 1 + j; entries beyond the end of the text are 0. The other arrays are those of the first draft, j = 0.
+
     `accept`: P(a draft for this position is accepted, given that the text has this token). `overlap`: sum over the
     vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1;
     NaN where it has none, since the text holds a token that it cannot read. `ends`: the draft's own greedy token is an
@@ -54,6 +58,16 @@ class Positions:
         """Output tokens of the text."""
         return len(self.accept) + 1
 
+    @property
+    def longest(self) -> int | None:
+        """The largest gamma that was scored; None where every gamma was."""
+        return self.accept.shape[1] if self.accept.ndim == 2 else None
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Positions [n] of which the draft says anything."""
+        return ~np.isnan(self.confidence if self.confidence.ndim == 1 else self.confidence[:, 0])
+
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
@@ -76,6 +90,11 @@ class Blocks:
     def tokens(self) -> int:
         """Output tokens of the text."""
         return len(self.matched) + 1
+
+    @property
+    def longest(self) -> int | None:
+        """The largest gamma that was scored; None where every gamma was."""
+        return self.proposed.shape[1] if self.proposed.ndim == 2 else None
 
     def at(self, i: int, k: int) -> tuple[int, int]:
         """Proposed and matched tokens of a round that starts when `i` tokens are out and is allowed `k`. Raises
@@ -104,7 +123,8 @@ class Expected:
 
     For the cost model: `catch_ups` rounds begin with a draft model that has tokens to read, since the round before
     accepted all it drafted or was an n-gram's; `copied` drafts were an n-gram's and cost no draft step; `cut_offs`
-    draft steps gave no drafted token: the cut-off stopped it, or translation left nothing of it.
+    draft steps gave no drafted token: the cut-off stopped it, or translation left nothing of it. In `started` rounds a
+    draft model or head took a step.
     """
 
     gamma: int
@@ -117,6 +137,7 @@ class Expected:
     catch_ups: Floats
     copied: Floats
     cut_offs: Floats
+    started: Floats
 
     @property
     def drafted(self) -> Floats:
@@ -178,7 +199,8 @@ def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
             reached[row, :drafted] += 1
             survived[row, :kept] += 1
             i += kept + 1
-    return rounds, accepted, rejections, reached, survived, reached.sum(1), catch_ups, np.zeros(len(texts)), idle
+    nothing = np.zeros(len(texts))
+    return rounds, accepted, rejections, reached, survived, reached.sum(1), catch_ups, nothing, idle, catch_ups
 
 
 def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats, ...]:
@@ -187,6 +209,9 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     size = np.array([text.tokens for text in texts], dtype=int)
     longest = int(size.max(initial=1))
     limit = texts[0].limit if texts else 1
+    scored = min((text.longest for text in texts if text.longest is not None), default=gamma)
+    if scored < gamma:
+        raise ValueError(f"this draft was scored up to gamma {scored}, not {gamma}")
     accept = _padded([text.accept for text in texts], longest + gamma)
     confidence = _padded([text.confidence for text in texts], longest + gamma)
     drafts, silent = confidence >= cutoff, np.isnan(confidence)
@@ -196,7 +221,8 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     start = np.zeros((len(texts), longest + gamma + 1))  # start[:, i]: a round begins when i tokens are out
     start[:, 1] = 1.0
     behind = np.zeros_like(start)  # behind[:, i]: .. and the draft model has not read all of them
-    rounds, accepted, rejections, drafted_low, catch_ups, copied, cut_offs = (np.zeros(len(texts)) for _ in range(7))
+    rounds, accepted, rejections, drafted_low = (np.zeros(len(texts)) for _ in range(4))
+    catch_ups, copied, cut_offs, started = (np.zeros(len(texts)) for _ in range(4))
     reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
     for i in range(1, longest):
         begun = start[:, i] * (i < size)
@@ -215,14 +241,16 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             behind[row, i] = 0.0
         if k > 0:
             catch_ups += behind[:, i] * (i < size)
+            started += begun
         kept, stopped = begun, np.zeros(len(texts))
         for j in range(k):
             at = i + j  # draft j + 1 of the round stands for output token `at`
             open_ = kept * (at < size)  # else the text has ended with an accepted end of sequence
-            drafting = open_ * drafts[:, at]
+            entry = (slice(None), at) if accept.ndim == 2 else (slice(None), i, j)
+            drafting = open_ * drafts[entry]
             stopped = stopped + kept - drafting
-            cut_offs += (open_ - drafting) * ~silent[:, at]
-            refused = drafting * (1 - accept[:, at])
+            cut_offs += (open_ - drafting) * ~silent[entry]
+            refused = drafting * (1 - accept[entry])
             kept = drafting - refused
             reached[:, j] += begun - stopped
             survived[:, j] += kept
@@ -230,12 +258,12 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             rejections += refused
             drafted_low += drafting
             start[:, at + 1] += open_ - kept  # cut off or refused: the target's own token follows
-            stopped = stopped + refused * ends[:, at]
+            stopped = stopped + refused * ends[entry]
         after = i + k + 1
         start[:, after] += kept  # all kept: the bonus follows
         if k > 0:
             behind[:, after] += kept
-    return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups, copied, cut_offs
+    return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups, copied, cut_offs, started
 
 
 def _copies(texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: int) -> Iterator[tuple[int, int, int]]:
@@ -248,8 +276,11 @@ def _copies(texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: int) -> I
 
 
 def _padded(columns: Sequence[NDArray[np.generic]], width: int) -> Floats:
-    """Columns of unequal length as rows [texts, width]; entry i + 1 belongs to output token i + 1."""
-    rows = np.zeros((len(columns), width))
+    """Columns [n] or [n, J] of unequal length as rows [texts, width] or [texts, width, J]; entry i + 1 of a row is
+    entry i of its column."""
+    deep = min((column.shape[1:] for column in columns), default=())
+    columns = [column[:, : deep[0]] for column in columns] if deep else columns
+    rows = np.zeros((len(columns), width, *deep))
     for row, column in zip(rows, columns, strict=True):
         row[1 : len(column) + 1] = column
     return rows

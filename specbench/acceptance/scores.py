@@ -25,7 +25,7 @@ class BlockScores:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Arrays [n] for a text of n + 1 output tokens, as replay.Positions describes them."""
+    """Arrays for a text of n + 1 output tokens, as replay.Positions describes them: [n], of a head some [n, J]."""
 
     accept: Singles
     overlap: Singles

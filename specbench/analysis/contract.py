@@ -160,6 +160,17 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadCosts:
+    """What a draft head costs, timed alone: `first_s` for the first draft of a round (one emitted token beside the
+    target's states), `step_s` for each later one, and `states_s`, which keeping those states adds to the target's pass
+    at the best gamma; timer noise may put that below 0."""
+
+    first_s: float
+    step_s: float
+    states_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Money:
     """Price of a million output tokens, prompts included, one sequence at a time (on a server: at the load of the
     verdict), in the currency of the policy's price per hour: the target alone, and with the draft at its best gamma."""
@@ -223,6 +234,7 @@ class DraftResult:
     stops_paying_at_concurrency: int | None = None
     slower_share: float | None = None
     stopped: tuple[StoppedGamma, ...] = ()
+    head: HeadCosts | None = None
 
 
 @dataclass(frozen=True, slots=True)

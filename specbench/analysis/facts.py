@@ -19,7 +19,7 @@ MANY_CUT = 0.5
 @dataclass(frozen=True, slots=True)
 class Model:
     """One model as it was loaded. `parameters` is a count; `ends` are the ids at which the target's texts ended, empty
-    where they are not known."""
+    where they are not known; `head` is the kind of a draft head, None for a model."""
 
     spec: str
     name: str
@@ -27,6 +27,7 @@ class Model:
     weight_bytes: int | None
     revision: str | None
     ends: tuple[int, ...] = ()
+    head: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def parted(found: Sequence[Divergence | None], precision: str | None) -> Parted:
 
 def _model(spec: str, facts: ModelFacts) -> Model:
     ends = facts.end_tokens
-    return Model(spec, facts.name or spec, facts.parameters, facts.weight_bytes, facts.revision, ends)
+    return Model(spec, facts.name or spec, facts.parameters, facts.weight_bytes, facts.revision, ends, facts.head)
 
 
 def _workload(run: RunRecord) -> Workload:

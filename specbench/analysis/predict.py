@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from specbench.analysis.contract import GammaResult, PredictedBatch, PredictedGamma, RoundTime
+from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.views import DraftView
 from specbench.cost.model import RoundCosts, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
@@ -119,6 +119,13 @@ class Predictor:
             return None
         batch = batch or self._view.batch
         return round_costs(self._view.points, self._view.reader, self._context, self._view.other_s, batch)
+
+    def head(self, gamma: int) -> HeadCosts | None:
+        """What a draft head costs alone; None for any other draft, and where it was not timed."""
+        costs = self._costs()
+        if costs is None or not costs.read_s or not costs.states_s or gamma >= len(costs.states_s):
+            return None
+        return HeadCosts(costs.read_s[0], costs.draft_s, costs.states_s[gamma] - costs.verify_s[gamma])
 
     @property
     def step_s(self) -> float | None:

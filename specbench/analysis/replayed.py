@@ -106,7 +106,7 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | 
         if not isinstance(text, Positions):
             continue  # a block drafter has no proposal at every position
         sums = prompts.setdefault(text.prompt_id, [0.0, 0.0])
-        judged = text.overlap[~np.isnan(text.confidence)]
+        judged = text.overlap[text.judged]
         sums[0] += float(judged.sum())
         sums[1] += float((1 - judged).sum())
     accepted, rejected = np.array(list(prompts.values()), dtype=float).reshape(-1, 2).T

@@ -83,6 +83,7 @@ class Judged:
             memory=self.memory,
             money=_money(view, choice.best, policy.price_per_hour),
             slower_share=gates.slower_share,
+            head=self.predictor.head(choice.best),
         )
 
     def _whole_answer(self, call: Call, gamma: int) -> tuple[str, ...]:

@@ -65,8 +65,9 @@ class DraftView:
         self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], stored.run.precision)
 
     def replayed(self, gamma: int) -> Expected | None:
-        """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions."""
-        if not self.texts:
+        """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions, and beyond
+        the gammas that they were scored for."""
+        if not self.texts or any(text.longest is not None and text.longest < gamma for text in self.texts):
             return None
         if gamma not in self._replayed:
             self._replayed[gamma] = replay(self.texts, gamma, self.draft.cutoff)

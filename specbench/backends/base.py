@@ -20,8 +20,8 @@ from specbench.records import (
     Omitted,
     Prompt,
     ReferenceCheck,
+    ServerStats,
     Times,
-    Told,
     Trial,
 )
 from specbench.run_record import Encoding, ModelFacts, ServedBy
@@ -107,7 +107,7 @@ class Answer:
     load_before: float | None = None
     load_after: float | None = None
     other_cores: float | None = None
-    told: Told | None = None
+    told: ServerStats | None = None
     begun_s: float | None = None
     text: str | None = None
 
@@ -121,8 +121,8 @@ class WarmUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """The end of an uninterrupted sequence of requests, as a Stretch of run folders has it."""
+class WindowEnd:
+    """The end of an uninterrupted sequence of requests, as a Window of a run folder has it."""
 
     requests: int
     wall_s: float
@@ -131,7 +131,7 @@ class Window:
 
 
 # What sessions yield, as it comes; whoever stops listening closes it.
-Events = Generator[Answer | WarmUp | Window, None, None]
+Events = Generator[Answer | WarmUp | WindowEnd, None, None]
 Answers = Generator[Answer, None, None]
 Texts = Generator[tuple[Item, "TargetText"], None, None]
 Scored = Generator[tuple[Item, Scores | BlockScores], None, None]
@@ -159,7 +159,7 @@ class DoesNotFitError(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class Conditions:
     """Where models run: the engine as reports call it, device and precision (None: a server's own), CPU threads, and
     the machine where it is not this one."""
 
@@ -177,7 +177,7 @@ class Admitted:
 
     items: list[Item]
     skipped: list[Omitted]
-    setting: Setting
+    setting: Conditions
     target: ModelFacts
     drafts: Mapping[str, ModelFacts]
     cautions: list[Caution] = field(default_factory=list)

@@ -55,10 +55,7 @@ def brief(
     folders = run or [newest(out, timed=True)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from specbench.store import uncollected
-
-    with uncollected(last=True):  # a collector that looks at every trial again and again takes a quarter of the time
-        path, call, found = _one(folders[0], keys, to) if len(folders) == 1 else _several(folders, keys, to, out)
+    path, call, found = _one(folders[0], keys, to) if len(folders) == 1 else _several(folders, keys, to, out)
     if as_json:
         typer.echo(json.dumps(found | {"brief": str(path)}, allow_nan=False))
     else:

@@ -22,19 +22,32 @@ from specbench.records import CostPoint
 class RoundCosts:
     """Seconds, all at one context length and batch. `verify_s[n-1]` is the target over n tokens, so `verify_s[0]` is
     one decoding step; `draft_s` and `catch_up_s` are the draft over one and over two tokens (the first step after a
-    round that accepted everything); `other_s` is what a round spends outside both models. `reread_s[j-1]` and
-    `draft_reread_s[j-1]` are passes over the j tokens that stay after a rejection; empty where none is needed."""
+    round that accepted everything); `other_s` is what a round spends outside both models.
+
+    Of a draft head `draft_s` is a step on its own state, and `read_s[n-1]` its first step of a round, over n emitted
+    tokens and the target's states; `states_s[n-1]` is the target over n tokens where it keeps these states.
+
+    `reread_s[j-1]` and `draft_reread_s[j-1]` are passes over the j tokens that stay after a rejection; empty where none
+    is needed."""
 
     verify_s: tuple[float, ...]
     draft_s: float
     catch_up_s: float
     other_s: float
+    read_s: tuple[float, ...] = ()
+    states_s: tuple[float, ...] = ()
     reread_s: tuple[float, ...] = ()
     draft_reread_s: tuple[float, ...] = ()
 
+    @property
+    def judge_s(self) -> tuple[float, ...]:
+        """The target over n tokens in a round."""
+        return self.states_s or self.verify_s
+
     def round_s(self, drafted: int) -> float:
         """A round that drafts so many tokens, without catch-up. Raises IndexError beyond what was probed."""
-        return drafted * self.draft_s + self.verify_s[drafted] + self.other_s
+        first_s = self.read_s[0] - self.draft_s if self.read_s and drafted else 0.0
+        return first_s + drafted * self.draft_s + self.judge_s[drafted] + self.other_s
 
     @property
     def step_s(self) -> float:
@@ -61,29 +74,37 @@ def round_costs(
     """Probed medians at one context length and batch. Linear between the lengths and widths that were probed, beyond
     them held. A draft that was not probed (n-gram look-up: microseconds) costs nothing. None where the target was not
     probed at this batch, or a draft that was at another batch was not at this."""
-    reads = [p for p in points if p.phase == "read" and p.context > 0]
+    steps = [p for p in points if p.context > 0 and p.batch == batch]
 
-    def here(model: str | None, phase: str) -> list[CostPoint]:
-        found = (p for p in points if p.model == model and p.phase == phase and p.context > 0 and p.batch == batch)
-        return sorted(found, key=_context)
+    def curve(model: str | None, phase: str = "read") -> tuple[float, ...]:
+        """Seconds over 1, 2, .. tokens, up to the most that were probed."""
+        mine = sorted((p for p in steps if p.model == model and p.phase == phase), key=_context)
+        known = {}
+        for tokens in sorted({p.tokens for p in mine}):
+            at = [p for p in mine if p.tokens == tokens]
+            known[tokens] = float(np.interp(context, [p.context for p in at], [p.median_s for p in at]))
+        return tuple(
+            float(np.interp(n, list(known), list(known.values()))) for n in range(1, max(known, default=0) + 1)
+        )
 
-    def at(model: str | None, tokens: int, phase: str = "read") -> float:
-        mine = [p for p in here(model, phase) if p.tokens == tokens]
-        return float(np.interp(context, [p.context for p in mine], [p.median_s for p in mine]))
-
-    def widths(model: str | None, phase: str = "read") -> list[int]:
-        return sorted({p.tokens for p in here(model, phase)})
-
-    def curve(model: str | None, phase: str) -> tuple[float, ...]:
-        probed = widths(model, phase)
-        known = [at(model, tokens, phase) for tokens in probed]
-        return tuple(float(np.interp(n, probed, known)) for n in range(1, probed[-1] + 1)) if probed else ()
-
-    verify_s = curve(None, "read")
-    if not verify_s or (not widths(draft) and any(p.model == draft for p in reads)):
+    verify_s, read_s = curve(None), curve(draft)
+    if not verify_s or (not read_s and any(p.model == draft for p in points)):
         return None
-    draft_s, catch_up_s = (at(draft, 1), at(draft, 2)) if widths(draft) else (0.0, 0.0)
-    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, curve(None, "reread"), curve(draft, "reread"))
+    step_s, again_s = curve(draft, "step"), curve(None, "reread")
+    if step_s:
+        added_s = _states_s(steps, draft)
+        kept_s = tuple(v + added_s for v in verify_s)
+        return RoundCosts(verify_s, step_s[0], step_s[0], other_s, read_s, kept_s, again_s)
+    draft_s, catch_up_s = read_s[:2] if read_s else (0.0, 0.0)
+    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, (), (), again_s, curve(draft, "reread"))
+
+
+def _states_s(points: Sequence[CostPoint], draft: str | None) -> float:
+    """What keeping the states for a head adds to a pass of the target: the median over all that was probed, since one
+    difference of two medians is mostly noise."""
+    plain = {(p.context, p.tokens): p.median_s for p in points if p.model is None and p.phase == "read"}
+    kept = [(p.median_s, plain.get((p.context, p.tokens))) for p in points if (p.model, p.phase) == (draft, "states")]
+    return float(np.median([with_s - alone_s for with_s, alone_s in kept if alone_s is not None] or [0.0]))
 
 
 def prefill_seconds(points: Sequence[CostPoint], model: str | None, tokens: Floats) -> Floats | None:
@@ -104,9 +125,15 @@ def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
     at_least = np.column_stack([found.rounds, found.reached, np.zeros(len(found.rounds))])
     by_drafted = at_least[:, :-1] - at_least[:, 1:]  # [texts, gamma + 1]: rounds that drafted 0, 1, .. gamma tokens
     drafted = np.arange(found.gamma + 1)
-    verify_s = np.array([costs.verify_s[n] for n in drafted])
+    verify_s = np.array([costs.judge_s[n] for n in drafted])
     steps = by_drafted @ drafted - found.copied + found.cut_offs
     draft_s = steps * costs.draft_s + found.catch_ups * (costs.catch_up_s - costs.draft_s)
+    if costs.read_s:
+        # A head's first step reads one emitted token in a text's first round, and later all that came of the round
+        # before. A pass grows evenly with what it reads.
+        more = (costs.read_s[-1] - costs.read_s[0]) / max(1, len(costs.read_s) - 1)
+        unread = np.divide(found.accepted, found.rounds, out=np.zeros_like(found.rounds), where=found.rounds > 0)
+        draft_s = draft_s + found.started * (costs.read_s[0] - costs.draft_s) + (found.accepted - unread) * more
     kept = _kept_after_rejection(found)
     return RoundSeconds(
         draft_s + _reread(kept[:, :-1], costs.draft_reread_s),

@@ -26,11 +26,7 @@ Rows = list[list[int]]
 
 
 class Reader(Protocol):
-    """A language model with a rewindable memory of several sequences of equal length. Having read a text, it knows
-    whether what is kept after a rejection is read again (`rereads`)."""
-
-    @property
-    def rereads(self) -> bool: ...
+    """A language model with a rewindable memory of several sequences of equal length."""
 
     def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
         """Read a row of ids in each sequence; logits [batch, keep, V]."""
@@ -43,14 +39,16 @@ class Reader(Protocol):
 class Probed:
     """A model to time: `widths` are the numbers of tokens to read at once; `keep_all` wants logits for each of them,
     as a verify pass does, else for the last alone, as a draft does. A `drafter` that drives this same model is timed
-    over whole draft phases of `gammas` tokens, at a batch of one. `rereads` are the numbers of tokens that may be kept
-    after a rejection, timed where the model reads them again."""
+    over whole draft phases of `gammas` tokens, at a batch of one. `phase` is what its points are called. `rereads` are
+    numbers of tokens that may be kept after a rejection, timed where the model, having read a text, says that it
+    `rereads` them."""
 
     model: Reader
     widths: tuple[int, ...]
     keep_all: bool
     drafter: Drafter | None = None
     gammas: tuple[int, ...] = ()
+    phase: str = "read"
     rereads: tuple[int, ...] = ()
 
 
@@ -77,15 +75,17 @@ def probe(
     now: Callable[[], int] = time.perf_counter_ns,
     passes: int = PASSES,
     generator: torch.Generator | None = None,
+    beside: Sequence[tuple[str, Probed]] = (),
 ) -> list[CostPoint]:
     """Time every model at every width, in `batch` sequences at once, after each of `contexts` tokens of `ids` (repeated
-    where it is too short). `now` is in nanoseconds; `generator` is what drafters draw from."""
+    where it is too short); `beside` are more of what a draft takes. `now` is in nanoseconds; `generator` is what
+    drafters draw from."""
     order = random.Random(seed)
     points: list[CostPoint] = []
     for context in contexts:
         rows = texts(ids, context, batch)
         tasks: list[Task] = []
-        for name, probed in models.items():
+        for name, probed in [*models.items(), *beside]:
             tasks += _step_tasks(name, probed, rows, generator or torch.Generator())
         points += _timed(tasks, context, batch, order, sync, now, passes)
     return points
@@ -145,8 +145,8 @@ def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.G
     for width in probed.widths:
         new = [(row * width)[:width] for row in rows]
         run = partial(probed.model.forward_rows, new, width if probed.keep_all else 1)
-        yield Task(name, width, "read", run, restore)
-    for width in probed.rereads if probed.model.rereads else ():
+        yield Task(name, width, probed.phase, run, restore)
+    for width in probed.rereads if getattr(probed.model, "rereads", False) else ():
         run = partial(probed.model.forward_rows, [(row * width)[:width] for row in rows], 1)
         yield Task(name, width, "reread", run, restore)
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
+
+from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.scores import until_end
 from specbench.drafters.spec import NgramSpec
 
@@ -42,3 +45,26 @@ class NgramLookUp:
             for n in range(self._spec.shortest, min(self._spec.n, follower) + 1):
                 self._after.setdefault(tuple(x[follower - n : follower]), follower)
         self._indexed = len(x)
+
+
+class NgramDrafter(NgramLookUp):
+    """A look-up that drafts."""
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
+        return Proposal(self.find(x, k))
+
+
+class CombinedDrafter:
+    """Both see the whole sequence. While the look-up drafts, the model does not run; when its turn comes it reads what
+    it has missed in one pass."""
+
+    def __init__(self, lookup: Drafter, model: Drafter) -> None:
+        self._lookup, self._model = lookup, model
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._lookup.begin(prompt)
+        self._model.begin(prompt)
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        found = self._lookup.propose(x, k, generator)
+        return found if found.tokens else self._model.propose(x, k, generator)

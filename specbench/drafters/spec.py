@@ -1,11 +1,12 @@
 """What `--draft` says: who proposes tokens, and how.
 
-org/model, path/to/model        a smaller model with the target's vocabulary
+org/model, path/to/model        a smaller model with the target's vocabulary, or a draft head: its config says which
 skip:layers=8, skip:auto        the target's own first layers, its norm and its head
 cross:org/model                 a model with another tokenizer, through text
 ngram:n=3,min=1,max=8           look-up in the text so far
 ngram:n=3+org/model             look-up, and where it finds nothing the model
 ..,cutoff=0.3                   stop before a token of which the draft is less sure than this
+..,sample=greedy                draft the likeliest token at any temperature, as most engines do
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from specbench.errors import ConfigError
+from specbench.records import Sampling
 
 Kind = Literal["model", "skip", "cross"]
 
@@ -32,7 +34,8 @@ class NgramSpec:
 @dataclass(frozen=True, slots=True)
 class DraftSpec:
     """One `--draft`, taken apart. `kind` is None where only the n-gram look-up drafts; `model` is the id or path of a
-    model; `layers` those of a skip draft, None for `auto`."""
+    model; `layers` those of a skip draft, None for `auto`. A `greedy` draft takes its likeliest token whatever the
+    temperature, and counts as one-hot."""
 
     text: str
     kind: Kind | None = None
@@ -40,6 +43,11 @@ class DraftSpec:
     layers: int | None = None
     ngram: NgramSpec | None = None
     cutoff: float = 0.0
+    greedy: bool = False
+
+    def sampling(self, sampling: Sampling) -> Sampling:
+        """How it drafts where texts are sampled so."""
+        return replace(sampling, temperature=0.0) if self.greedy else sampling
 
     @property
     def reader(self) -> str:
@@ -78,28 +86,45 @@ def with_cutoff(text: str, cutoff: float) -> str:
 
 
 def _single(text: str, whole: str) -> DraftSpec:
-    text, cutoff = _cutoff(text, whole)
+    text, cutoff, greedy = _options(text, whole)
+    if text == "mtp":
+        raise ConfigError(
+            "The target's own multi-token-prediction layers (MTP) are not driven here",
+            where=whole,
+            cure="Name an EAGLE-3 head, a draft model or a look-up.",
+        )
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:
         if rest == "auto":
-            return DraftSpec(whole, "skip", cutoff=cutoff)
+            return DraftSpec(whole, "skip", cutoff=cutoff, greedy=greedy)
         number = rest.removeprefix("layers=")
         if number == rest or not number.isdecimal() or int(number) < 1:
             raise ConfigError(
                 f"{rest!r} is no option of a skip draft", where=whole, cure="Write skip:layers=8 or skip:auto."
             )
-        return DraftSpec(whole, "skip", layers=int(number), cutoff=cutoff)
+        return DraftSpec(whole, "skip", layers=int(number), cutoff=cutoff, greedy=greedy)
     if kind == "cross" and colon:
         if cutoff:
             raise ConfigError("A cross draft has no cut-off", where=whole, cure="Leave cutoff out.")
         return DraftSpec(whole, "cross", model=_named(rest, whole))
-    return DraftSpec(whole, "model", model=_named(text, whole), cutoff=cutoff)
+    return DraftSpec(whole, "model", model=_named(text, whole), cutoff=cutoff, greedy=greedy)
 
 
 def _named(model: str, whole: str) -> str:
     if not model.strip():
         raise ConfigError("No model is named", where=whole, cure="Write the model's id or path.")
     return model
+
+
+def _options(text: str, whole: str) -> tuple[str, float, bool]:
+    """What is left without its options, in whatever order, the cut-off, and whether it drafts greedily."""
+    head, found, value = text.rpartition(",sample=")
+    if not found or "/" in value:
+        return *_cutoff(text, whole), False
+    way, comma, rest = value.partition(",")
+    if way != "greedy":
+        raise ConfigError(f"{way!r} is no way to draft", where=whole, cure="Write sample=greedy, or leave it out.")
+    return *_cutoff(head + comma + rest, whole), True
 
 
 def _cutoff(text: str, whole: str) -> tuple[str, float]:

@@ -71,6 +71,7 @@ def _layers(text: Any) -> list[Any]:
         kept = cache_layers(text)
     except ModelError:
         kept = []
+
     def grows(cached: Any) -> bool:
         memory = memory_of(cached)
         return memory in ("keys", "both", "cropped") or (memory == "other" and not getattr(cached, "is_sliding", False))

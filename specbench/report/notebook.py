@@ -17,7 +17,7 @@ from specbench import text
 from specbench.acceptance.metrics import trial_counts
 from specbench.analysis.contract import Summary
 from specbench.analysis.facts import Facts
-from specbench.records import ArmKind, Divergence, Finish, Load, Told, Trial
+from specbench.records import ArmKind, Divergence, Finish, Load, ServerStats, Trial
 from specbench.report import wording
 
 _DTYPES = {int: "int64", float: "float64", bool: "bool", str: "string", Literal: "string"}
@@ -61,7 +61,7 @@ class TrialRow:
     other_cores: float | None
     disturbed: bool
     attempt: int
-    told: Told | None
+    told: ServerStats | None
     begun_s: float | None
     stretch: int | None
 

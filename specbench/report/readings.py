@@ -7,6 +7,7 @@ from typing import Literal
 
 from specbench import text
 from specbench.analysis.contract import DraftResult, GammaResult, RoundTime, Summary
+from specbench.analysis.facts import Facts
 from specbench.analysis.served.contract import LoadResult
 from specbench.analysis.served.loads import best_by_concurrency, metric_of
 from specbench.records import Policy
@@ -72,8 +73,10 @@ def total(times: RoundTime) -> float:
     return times.draft_s + times.verify_s + times.other_s
 
 
-def whole_round(draft: DraftResult, policy: Policy) -> tuple[str, ...]:
-    """A round against a step where its parts are not known, as on a server; what cannot be said is said."""
+def whole_round(draft: DraftResult, facts: Facts) -> tuple[str, ...]:
+    """A round against a step where its parts are not known, on a server; what cannot be said is said. () in process."""
+    if not facts.served:
+        return ()
     row = best_row(draft)
     tau, steps = row.tokens_per_round, row.round_steps
     if tau is None or steps is None or row.round_s is None:
@@ -84,7 +87,7 @@ def whole_round(draft: DraftResult, policy: Policy) -> tuple[str, ...]:
         f"pays if it emits more than {steps:.2f} tokens. It emitted {tau:.2f} (all measured, from outside). How much "
         "of it is drafting and how much verifying is not known: the server does not tell."
     ]
-    if tau < policy.min_speedup:
+    if tau < facts.policy.min_speedup:
         lines.append(
             f"**What limits it: acceptance.** Even if a round cost no more than one target step, {tau:.2f} tokens per "
             f"round could give at most {text.speedup(tau)} {mark('predicted', 'what if')}."

@@ -113,6 +113,12 @@ def _by_gamma(
         words.append(f"Noise floor: {summary.noise_floor:.1%}.")
     if draft.stops_paying_at_batch is not None:
         words.append(f"Predicted to stop paying at batch {draft.stops_paying_at_batch}.")
+    if draft.head is not None:
+        first, step, states = map(text.milliseconds, (draft.head.first_s, draft.head.step_s, draft.head.states_s))
+        words.append(
+            f"Timed alone: a round's first draft {first}, each later one {step}; keeping the states that the head "
+            f"reads adds {states} to the target's pass."
+        )
     if hidden:
         words.append(f"Not shown at this width: {', '.join(hidden)}.")
     yield note(" ".join(words), width, plain)

@@ -11,7 +11,8 @@ from specbench import text
 from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.analysis.facts import Facts, Model
 from specbench.decision.interval import MIN_PROMPTS
-from specbench.records import Load, Policy, Sampling
+from specbench.records import Policy, Sampling
+from specbench.report.engine_words import words_of
 from specbench.report.marks import mark
 
 # An interval takes MIN_PROMPTS; one over fewer than these is wide and leans on its shape, and is marked.
@@ -217,19 +218,20 @@ def circumstances(facts: Facts) -> str:
     return ", ".join(part for part in known if part)
 
 
-def from_outside(engine: str, load: Load) -> str:
-    """How a server was measured, for the first paragraph."""
+def from_outside(engine: str, facts: Facts) -> str:
+    """How a server was measured, for the first paragraph; "" in process."""
+    if not facts.served:
+        return ""
     line = engine if "HTTP" in engine else f"{engine} over HTTP"
-    return f"Measured from outside, as a client sees it, with requests {load.label}: {text.escape(line)}."
+    return f"Measured from outside, as a client sees it, with requests {facts.loads[0].label}: {text.escape(line)}."
 
 
-def carry(served: bool = False) -> str:
+def carry(facts: Facts) -> str:
     """What it would take to use the verdict elsewhere."""
-    others = "loads or settings of the server" if served else "or batch sizes"
     return (
         "Elsewhere: acceptance comes from prompts, models and sampling, and should be much the same on another machine "
         f"or engine {mark('assumed', 'carry over')}; the time of a round has to be measured there. Other prompts, "
-        f"models, sampling{',' if served else ''} {others} need a new run."
+        f"models, sampling{words_of(facts).new_run} need a new run."
     )
 
 

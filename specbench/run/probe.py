@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.backends.base import Setting
+from specbench.backends.base import Conditions
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
@@ -66,7 +66,7 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence
 
     torch.set_num_threads(threads)
     device = resolve_device(config.device)
-    setting = provenance(Setting(in_process(device), device, config.dtype, threads), argv)
+    setting = provenance(Conditions(in_process(device), device, config.dtype, threads), argv)
     say("Timing the memory")
     sync = device_sync(device)
     bandwidth = memory_bandwidth(device, available_bytes(device), sync=sync)  # before the models take the memory
@@ -99,6 +99,7 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
     from specbench.backends.local.memories import require_rollback
     from specbench.backends.local.swap import make_lean
     from specbench.models import load_model
+    from specbench.models.heads import find_head
     from specbench.models.shapes import load_shape
 
     longest = max(request.contexts or (DEFAULT_CONTEXT,)) + max(config.gamma) + 1
@@ -123,6 +124,12 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
         if spec.kind == "skip":
             drafts[spec.reader] = _first_layers(target, spec)
         elif spec.model is not None:
+            if find_head(spec.model) is not None:
+                raise ConfigError(
+                    "A draft head is not timed by a probe: it reads its target's states",
+                    where=spec.text,
+                    cure="Run specbench measure or sweep with it, which time it.",
+                )
             drafts[spec.reader] = real(spec.model)
     return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs})
 

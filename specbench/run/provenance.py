@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from specbench import __version__
-from specbench.backends.base import Setting
+from specbench.backends.base import Conditions
 from specbench.run_record import Machine, Provenance
 
 
@@ -33,7 +33,7 @@ def hardware(device: str | None) -> Machine:
     return Machine(cpu, cores, memory, accelerator, line)
 
 
-def provenance(setting: Setting, argv: Sequence[str]) -> Provenance:
+def provenance(setting: Conditions, argv: Sequence[str]) -> Provenance:
     """Everything needed to judge whether another measurement is comparable. `argv` is the command, without private
     texts."""
     machine = hardware(setting.device)

@@ -27,13 +27,13 @@ from specbench.backends.base import (
     Session,
     Unit,
     WarmUp,
-    Window,
+    WindowEnd,
 )
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
-from specbench.records import Arm, Prompt, Stretch, Trial
+from specbench.records import Arm, Prompt, Trial, Window
 from specbench.run.early_stopping import EarlyStopping
 from specbench.run.losses import MOST_IN_A_ROW, Losses
 from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
@@ -219,9 +219,9 @@ class Measurement:
                 for event in events:
                     if isinstance(event, WarmUp):
                         self._store_warm_up(event)
-                    elif isinstance(event, Window):
+                    elif isinstance(event, WindowEnd):
                         self._writer.append_stretch(
-                            Stretch(number, arm, event.requests, event.wall_s, event.counters, event.alone)
+                            Window(number, arm, event.requests, event.wall_s, event.counters, event.alone)
                         )
                     elif self._trial(event, arm, number):
                         disturbed.append(event.job)

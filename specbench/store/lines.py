@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import lt
 from pathlib import Path
 from typing import TypeVar
 
 from specbench.errors import StoreError
-from specbench.validation import why_not
+from specbench.kinds import MAX_GAMMA
+from specbench.records import MOST_DRAFTED, Arm, Count, Divergence, Number, Trial, Window
+from specbench.validation import read_json, why_not
 
 # Beyond anything that was ever written, and below what would take forever.
 LONGEST_LINE = 64 << 20
@@ -25,7 +27,7 @@ def read_lines(path: Path, parse: Callable[[bytes], Row]) -> tuple[list[Row], bo
     rows: list[Row] = []
     number = 0
     try:
-        with path.open("rb") as file, uncollected():
+        with path.open("rb") as file:
             while line := file.readline(LONGEST_LINE):
                 number += 1
                 if not line.endswith(b"\n"):
@@ -47,16 +49,59 @@ def read_lines(path: Path, parse: Callable[[bytes], Row]) -> tuple[list[Row], bo
     return rows, False
 
 
-@contextmanager
-def uncollected(*, last: bool = False) -> Iterator[None]:
-    """Rows have no cycles, and a collector that looks at ten thousands of them again and again takes a third of the
-    time. `last`: the process ends with this, so it need not look once more afterwards and at exit."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if last:
-            gc.freeze()
-        if was:
-            gc.enable()
+_CLOCK_S = 1e-6  # by which parts of a time, rounded, may exceed the whole
+
+
+def trial_of(line: bytes) -> Trial:
+    """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has."""
+    trial = read_json(Trial, line, "the line")
+    _check_arm(trial.arm)
+    times = trial.times
+    if len(trial.drafted) != len(trial.accepted):
+        raise ValueError("drafted and accepted are not of one length")
+    if any(map(lt, trial.drafted, trial.accepted)):
+        raise ValueError("more is accepted than drafted")
+    if max(trial.drafted, default=0) > MOST_DRAFTED:
+        raise ValueError(f"a round drafted more than {MOST_DRAFTED} tokens")
+    parts = (times.prefill_s, times.draft_prefill_s, times.draft_s, times.verify_s, times.total_s)
+    decode_s = times.decode_s
+    if min([part for part in parts if part is not None]) < 0 or decode_s < -_CLOCK_S:
+        raise ValueError("times are below 0, or their parts more than the whole")
+    if decode_s <= 0 < trial.decode_tokens and not trial.warmup:
+        raise ValueError("tokens were decoded in no time")
+    return trial
+
+
+def _check_arm(arm: Arm) -> None:
+    if arm.kind == "speculative" and (arm.draft is None or not 1 <= (arm.gamma or 0) <= MAX_GAMMA):
+        raise ValueError(f"arm speculates without a draft, or without a gamma from 1 to {MAX_GAMMA}")
+    if arm.kind != "speculative" and arm.gamma is not None:
+        raise ValueError("arm has a gamma and does not speculate")
+    if arm.load.concurrency < 1 or (arm.load.rate is not None and arm.load.rate <= 0):
+        raise ValueError("arm.load is not above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceRow:
+    """A line of divergences.jsonl: the trial's key, and where its text left the target's."""
+
+    prompt_id: str
+    arm: Arm
+    repeat: Count
+    index: Count
+    margin: Number | None
+    gap: Number | None = None
+
+
+def divergence_of(line: bytes) -> tuple[tuple[str, Arm, int], Divergence]:
+    """A line of divergences.jsonl: the trial's key and the divergence. ValueError as above."""
+    found = read_json(DivergenceRow, line, "the line")
+    _check_arm(found.arm)
+    return (found.prompt_id, found.arm, found.repeat), Divergence(found.index, found.margin, found.gap)
+
+
+def stretch_of(line: bytes) -> Window:
+    """The inverse of `asdict(stretch)`. ValueError as above."""
+    stretch = read_json(Window, line, "the line")
+    _check_arm(stretch.arm)
+    return stretch

@@ -7,11 +7,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from specbench.records import Arm, Divergence, Stretch, Trial
+from specbench.records import Arm, Divergence, Trial, Window
 from specbench.run_record import RunRecord
-from specbench.store.lines import read_lines
+from specbench.store.lines import divergence_of, read_lines, stretch_of, trial_of
 from specbench.store.record import left_out, read_record
-from specbench.store.rows import divergence_of, stretch_of, trial_of
 
 TRIALS_FILE = "trials.jsonl"
 DIVERGENCES_FILE = "divergences.jsonl"
@@ -33,7 +32,7 @@ class StoredRun:
     run: RunRecord
     trials: tuple[Trial, ...]
     torn: bool
-    stretches: tuple[Stretch, ...] = ()
+    stretches: tuple[Window, ...] = ()
 
     @property
     def status(self) -> str:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from specbench.errors import EngineError, StoreError
-from specbench.records import Divergence, Stretch, Trial
+from specbench.records import Divergence, Trial, Window
 from specbench.run_record import RunRecord
 from specbench.store.files import cut_torn_line, refuse_links, replace_file, unwritable, write_all
+from specbench.store.lines import divergence_of, stretch_of, trial_of
 from specbench.store.locks import hold, release
 from specbench.store.record import RUN_FILE, read_record, record_json
-from specbench.store.rows import divergence_of, stretch_of, trial_of
 from specbench.store.stored import DIVERGENCES_FILE, STRETCHES_FILE, TRIALS_FILE, TrialKey
 from specbench.validation import why_not
 
@@ -61,7 +61,7 @@ class RunWriter:
         row = {"prompt_id": prompt_id, "arm": asdict(arm), "repeat": repeat}
         self._append(DIVERGENCES_FILE, row | asdict(divergence), divergence_of)
 
-    def append_stretch(self, stretch: Stretch) -> None:
+    def append_stretch(self, stretch: Window) -> None:
         """Note what a server counted over a sequence of requests."""
         self._append(STRETCHES_FILE, asdict(stretch), stretch_of)
 

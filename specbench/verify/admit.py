@@ -20,11 +20,11 @@ from specbench.records import Prompt, Sampling
 from specbench.shipped import workload_source
 from specbench.text import gigabytes
 from specbench.verify import machine
-from specbench.verify.bed import GAMMA, Bed, in_float32, make_bed
 from specbench.verify.examine import Patient, examine
 from specbench.verify.files import own_files
 from specbench.verify.findings import SCHEMA, Examination, Finding
 from specbench.verify.language import LONGEST_SAMPLE
+from specbench.verify.setup import GAMMA, Setup, in_float32, make_bed
 from specbench.workload import load_workload, select
 
 Say = Callable[[str], None]
@@ -169,7 +169,7 @@ def _patient(
         drafts: Sequence[Draft]
         dtype: str
 
-        def bed(self, sampling: Sampling) -> Bed:
+        def bed(self, sampling: Sampling) -> Setup:
             return make_bed(
                 self.target,
                 self.drafts,

@@ -73,7 +73,8 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
         rules=RULES if asked.rules is None else asked.rules,
     )
     specs = [parse_draft(text) for text in config.draft]
-    reasons = {spec.text: unsupported(spec, sampling) for spec in specs}
+    heads = {text for text, facts in stored.run.drafts.items() if facts.head is not None}
+    reasons = {spec.text: unsupported(spec, sampling, head=spec.text in heads) for spec in specs}
     observer.begin(sum(reasons[str(trial.arm.draft)] is None for trial in trials), 0)
     drafts = []
     for spec in specs:
@@ -116,8 +117,10 @@ def _draft(
     return CheckedDraft(spec.text, None, tuple(rows))
 
 
-def unsupported(spec: DraftSpec, sampling: Sampling) -> str | None:
+def unsupported(spec: DraftSpec, sampling: Sampling, *, head: bool = False) -> str | None:
     """Why transformers does not do the same with this draft, or None."""
+    if head:
+        return "transformers drives no EAGLE-3 head"
     if spec.ngram is not None and spec.kind is not None:
         return "transformers has no look-up that falls back on a model"
     if spec.kind == "skip":
@@ -130,6 +133,8 @@ def unsupported(spec: DraftSpec, sampling: Sampling) -> str | None:
         return f"look-up in transformers goes down to single tokens, this draft to {spec.ngram.shortest}"
     if sampling.greedy:
         return None
+    if spec.greedy:
+        return "transformers draws a draft model's tokens at the target's temperature, this draft takes the likeliest"
     if spec.ngram is not None and sampling.top_p < 1:
         return "with top-p, look-up in transformers drops drafts by the order of token ids"
     if spec.ngram is not None and sampling.penalised and (sampling.top_k or sampling.min_p):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from specbench.backends.local.drafting import Draft
 from specbench.errors import SpecbenchError
-from specbench.verify import language, rewinding, rounds, sampled, template
-from specbench.verify.bed import Bed
+from specbench.verify import heads, language, rewinding, rounds, sampled, template
 from specbench.verify.findings import Finding, any_broken
+from specbench.verify.setup import Setup
 
 Say = Callable[[str], None]
 
@@ -25,13 +25,13 @@ class Patient:
     that is too much for the machine, and `own` itself if that is float32; `warm` has the sampling asked for, None if
     that is greedy. `samples` are the words of the prompts as token ids, without a template."""
 
-    own: Bed
-    exact: Bed | None
-    warm: Bed | None
+    own: Setup
+    exact: Setup | None
+    warm: Setup | None
     samples: list[list[int]]
 
     @property
-    def best(self) -> Bed:
+    def best(self) -> Setup:
         return self.exact or self.own
 
 
@@ -69,6 +69,9 @@ def _draft(patient: Patient, index: int) -> Iterator[Finding]:
         ("vocabulary-meaning", lambda: language.vocabulary_meaning(best, draft, patient.samples)),
         ("draft-cache", lambda: rewinding.draft_cache(best, draft)),
         ("draft-history", lambda: rewinding.draft_history(best, draft)),
+        ("head-agreement", lambda: heads.head_agreement(best, draft)),
+        ("head-depth", lambda: heads.head_depth(best, draft)),
+        ("head-config", lambda: heads.head_config(best, draft)),
         ("nothing-accepted", lambda: rounds.nothing_accepted(best, draft)),
         ("survival-cliff", lambda: rounds.survival_cliff(best, draft)),
         ("loop-replay", lambda: rounds.loop_and_replay(best, draft)),
@@ -95,7 +98,7 @@ def _sampling(patient: Patient, say: Say) -> Iterator[Finding]:
         yield from _drawn(warm, draft)
 
 
-def _drawn(warm: Bed, draft: Draft) -> Iterator[Finding]:
+def _drawn(warm: Setup, draft: Draft) -> Iterator[Finding]:
     yield from _checked("draft-sampling", draft.spec.text, lambda: sampled.draws_follow_q(warm, draft))
     yield from _checked("draft-temperature", draft.spec.text, lambda: sampled.q_of_these_settings(warm, draft))
 

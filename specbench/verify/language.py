@@ -10,8 +10,8 @@ import torch
 
 from specbench.acceptance.rules import align
 from specbench.backends.local.drafting import Draft
-from specbench.verify.bed import Bed, bare_logits
 from specbench.verify.findings import Finding
+from specbench.verify.setup import Setup, bare_logits
 
 # Shares of chance, ln V. Language models lie at 0.2 to 0.5 on plain text; one whose ids mean other tokens is as sure as
 # ever, and wrong, so it lies near 1 or above.
@@ -21,7 +21,7 @@ LONGEST_SAMPLE = 256
 FEW_TOKENS = 20
 
 
-def finite_logits(bed: Bed) -> Finding:
+def finite_logits(bed: Setup) -> Finding:
     """No NaN and no infinity in what the models say, in the precision that was asked for."""
     models = {"target": bed.loaded.model}
     models |= {d.loaded.name: d.loaded.model for d in bed.drafts if d.loaded is not None and d.spec.kind == "model"}
@@ -37,7 +37,7 @@ def finite_logits(bed: Bed) -> Finding:
     return Finding("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", cure)
 
 
-def vocabulary_meaning(bed: Bed, draft: Draft, samples: Sequence[Sequence[int]]) -> Finding | None:
+def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]]) -> Finding | None:
     """The draft must read plain text better than chance where the target does. `samples` are the words of the prompts
     alone, which no model wrote. None for drafts that cannot mean other tokens."""
     if draft.loaded is None or draft.spec.kind != "model":

@@ -10,8 +10,8 @@ from specbench.acceptance.loop import Target
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.models import LoadedModel
-from specbench.verify.bed import Bed, Turn, bare_logits, drafter_of
 from specbench.verify.findings import Finding
+from specbench.verify.setup import Setup, Turn, bare_logits, drafter_of
 
 # Largest difference of logits, over the largest logit. The same passes in the same widths must agree to the last bit on
 # most devices; a pass without a cache adds up in another order.
@@ -23,12 +23,12 @@ ROUNDS_TRIED = 4
 PROMPTS_TRIED = 2
 
 
-def target_cache(bed: Bed) -> Finding:
+def target_cache(bed: Setup) -> Finding:
     """The target after tokens were read and taken back, against reading straight on, and against no cache at all."""
     return _cache("target-cache", bed, bed.loaded, bed.reader)
 
 
-def draft_cache(bed: Bed, draft: Draft) -> Finding | None:
+def draft_cache(bed: Setup, draft: Draft) -> Finding | None:
     """The same of a draft model; None where there is none, or where it lives in the target's cache."""
     if draft.loaded is None or draft.spec.kind == "skip":
         return None
@@ -36,7 +36,7 @@ def draft_cache(bed: Bed, draft: Draft) -> Finding | None:
 
 
 @torch.inference_mode()
-def _cache(code: str, bed: Bed, loaded: LoadedModel, reader: Target, draft: str | None = None) -> Finding:
+def _cache(code: str, bed: Setup, loaded: LoadedModel, reader: Target, draft: str | None = None) -> Finding:
     vocabulary = int(loaded.model.config.get_text_config().vocab_size)
     worst_same = worst_other = 0.0
     for prompt in bed.prompts[:PROMPTS_TRIED]:
@@ -73,7 +73,7 @@ def _read(
 
 
 @torch.inference_mode()
-def draft_history(bed: Bed, draft: Draft) -> Finding:
+def draft_history(bed: Setup, draft: Draft) -> Finding:
     """What the drafter proposed in the middle of a text, against what it proposes when it reads that text anew: they
     differ if it kept refused tokens, or lost emitted ones."""
     turns = [turn for _, turns in bed.with_draft(draft) for turn in turns[1 : 1 + ROUNDS_TRIED]]
@@ -91,6 +91,6 @@ def draft_history(bed: Bed, draft: Draft) -> Finding:
 
 
 @torch.inference_mode()
-def _anew(bed: Bed, draft: Draft, turn: Turn) -> list[int]:
+def _anew(bed: Setup, draft: Draft, turn: Turn) -> list[int]:
     bed.settle(draft, turn.x)
     return drafter_of(draft).propose(turn.x, turn.k, bed.generator()).numbers

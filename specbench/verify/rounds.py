@@ -9,8 +9,8 @@ from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.drafters.model import ModelDrafter
-from specbench.verify.bed import GAMMA, Bed, bare_logits, relative_margin
 from specbench.verify.findings import Finding
+from specbench.verify.setup import GAMMA, Setup, bare_logits, relative_margin
 
 # Of what the target drafts for itself; below float32 its own near ties fall either way.
 SELF_ACCEPTED = {"float32": 0.98, "float16": 0.9, "bfloat16": 0.85}
@@ -21,7 +21,7 @@ ENOUGH = 3
 LOOSE = 0.15
 
 
-def self_draft(bed: Bed) -> Finding:
+def self_draft(bed: Setup) -> Finding:
     """The target drafting for itself: loop, cache and positions are sane if all of it is accepted."""
     model = CachedModel(bed.loaded.model, bed.capacity)
     drafter = ModelDrafter(model, vocab_size=bed.vocab_size, sampling=bed.sampling, eos=bed.eos)
@@ -35,7 +35,7 @@ def self_draft(bed: Bed) -> Finding:
     return Finding("self-draft", "broken", evidence, cure)
 
 
-def same_text(bed: Bed, draft: Draft) -> Finding:
+def same_text(bed: Setup, draft: Draft) -> Finding:
     """Greedy text with the draft is the target's own, up to near ties."""
     lengths, worst, parted, wide = 0, 0.0, 0, 0
     for prompt, alone, (live, _) in zip(bed.prompts, bed.alone, bed.with_draft(draft), strict=True):
@@ -61,7 +61,7 @@ def same_text(bed: Bed, draft: Draft) -> Finding:
     return Finding("same-text", "broken", evidence, cure, draft.spec.text)
 
 
-def nothing_accepted(bed: Bed, draft: Draft) -> Finding:
+def nothing_accepted(bed: Setup, draft: Draft) -> Finding:
     """Tau of exactly 1. The replay, which shares no memory with the loop, says what should have been accepted."""
     live = _live(bed, draft)
     name = draft.spec.text
@@ -78,7 +78,7 @@ def nothing_accepted(bed: Bed, draft: Draft) -> Finding:
     return Finding("nothing-accepted", "note", evidence, cure, name)
 
 
-def survival_cliff(bed: Bed, draft: Draft) -> Finding:
+def survival_cliff(bed: Setup, draft: Draft) -> Finding:
     """First drafts accepted and later ones never: a draft that does not read its own tokens."""
     live, expected = _live(bed, draft), bed.replayed(draft)
     first, later = live.survived[0], sum(live.survived[1:])
@@ -96,7 +96,7 @@ def survival_cliff(bed: Bed, draft: Draft) -> Finding:
     return Finding("survival-cliff", "broken", evidence, cure, draft.spec.text)
 
 
-def loop_and_replay(bed: Bed, draft: Draft) -> Finding:
+def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
     """Rounds of the loop against rounds of the replay, over texts that are equal. Exact in float32."""
     runs, expected = bed.with_draft(draft), bed.replayed(draft)
     same = [i for i, (live, _) in enumerate(runs) if live.tokens == bed.alone[i]]
@@ -121,7 +121,7 @@ def loop_and_replay(bed: Bed, draft: Draft) -> Finding:
     return Finding("loop-replay", "ok", evidence, draft=name)
 
 
-def _live(bed: Bed, draft: Draft) -> Counts:
+def _live(bed: Setup, draft: Draft) -> Counts:
     return pooled([count(live.rounds, GAMMA) for live, _ in bed.with_draft(draft)])
 
 

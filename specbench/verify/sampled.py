@@ -16,8 +16,8 @@ from specbench.acceptance.rules import align, distribution, draw
 from specbench.backends.local.drafting import Draft
 from specbench.clock import Stopwatch
 from specbench.records import Sampling
-from specbench.verify.bed import Bed, bare_logits, drafter_of
 from specbench.verify.findings import Finding
+from specbench.verify.setup import Setup, bare_logits, drafter_of
 
 DRAWS = 300
 TEXTS = 600
@@ -38,12 +38,12 @@ class Place:
 
 
 @torch.inference_mode()
-def draws_follow_q(bed: Bed, draft: Draft) -> Finding:
+def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
     """Many proposals at a few positions, against the q reported with them."""
     code, name = "draft-sampling", draft.spec.text
     places = _places(bed, draft)
     if not places:
-        if draft.loaded is None or draft.spec.kind == "cross":
+        if draft.spec.greedy or draft.spec.kind in (None, "cross"):
             return Finding(
                 code, "ok", "proposes with certainty, which the acceptance rule takes as one-hot", draft=name
             )
@@ -69,7 +69,7 @@ def draws_follow_q(bed: Bed, draft: Draft) -> Finding:
 
 
 @torch.inference_mode()
-def q_of_these_settings(bed: Bed, draft: Draft) -> Finding | None:
+def q_of_these_settings(bed: Setup, draft: Draft) -> Finding | None:
     """The q reported for several tokens in a row, against one pass of the draft without a cache. None for drafts that
     report none."""
     code, name, places = "draft-temperature", draft.spec.text, _places(bed, draft)
@@ -98,7 +98,7 @@ def q_of_these_settings(bed: Bed, draft: Draft) -> Finding | None:
 
 
 @torch.inference_mode()
-def accept_rule(bed: Bed) -> Finding:
+def accept_rule(bed: Setup) -> Finding:
     """Many short texts through the loop with a fixed p and a fixed other q: their tokens must be distributed as p."""
     logits = bare_logits(bed.loaded.model, bed.prompts[0], 1)[0].cpu()
     p = torch.softmax(logits.topk(min(_SMALL_VOCABULARY, len(logits))).values / 2, -1)
@@ -151,7 +151,7 @@ class _FixedDrafter:
         return Proposal([draw(self._q, generator) for _ in range(k)], self._q.expand(k, -1))
 
 
-def _places(bed: Bed, draft: Draft) -> list[Place]:
+def _places(bed: Setup, draft: Draft) -> list[Place]:
     """The positions where the draft is least sure, among a few of every prompt."""
     found = []
     for prompt, text in zip(bed.prompts, bed.alone, strict=True):
@@ -164,7 +164,7 @@ def _places(bed: Bed, draft: Draft) -> list[Place]:
     return sorted(found, key=lambda place: float(place.q.max()))[:POSITIONS]
 
 
-def _draws(bed: Bed, draft: Draft, x: list[int]) -> list[int]:
+def _draws(bed: Setup, draft: Draft, x: list[int]) -> list[int]:
     bed.settle(draft, x)
     drafter, generator = drafter_of(draft), bed.generator()
     proposals = [drafter.propose(x, 1, generator) for _ in range(DRAWS)]

@@ -10,8 +10,8 @@ import torch
 
 from specbench.backends.local.drafting import Draft
 from specbench.models import LoadedModel
-from specbench.verify.bed import Bed, bare_logits
 from specbench.verify.findings import Finding
+from specbench.verify.setup import Setup, bare_logits
 
 CODE = "chat-template"
 
@@ -33,7 +33,7 @@ _QUESTION = "Name three kinds of bread."
 _TURNS = [{"role": "user", "content": _QUESTION}]
 
 
-def chat_template(bed: Bed) -> Finding:
+def chat_template(bed: Setup) -> Finding:
     """Render the template, and ask the target which format it knows."""
     tokenizer = bed.loaded.tokenizer
     known = {name: p for name in FRAMES if (p := _familiarity(bed.loaded, name)) is not None and p >= KNOWN}
@@ -74,7 +74,7 @@ def _marks(tokenizer: Any, rendered: str, header: str, knows: str) -> Finding:
     return Finding(CODE, "ok", words)
 
 
-def draft_marks(bed: Bed, draft: Draft) -> Finding | None:
+def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
     """Marks of the target's template as the draft's tokenizer has them. None where the draft reads no ids."""
     tokenizer = bed.loaded.tokenizer
     if draft.loaded is None or draft.spec.kind != "model" or tokenizer.chat_template is None:
@@ -95,7 +95,7 @@ def draft_marks(bed: Bed, draft: Draft) -> Finding | None:
     return Finding("draft-marks", "note", evidence, "Prefer a draft that was tuned on the same chat format.", name)
 
 
-def ends_at_once(bed: Bed) -> Finding:
+def ends_at_once(bed: Setup) -> Finding:
     """A prompt in a wrong format often makes the target end its text with the first token."""
     ended = sum(len(text) == 1 and text[0] in bed.eos for text in bed.alone)
     tokens = sum(map(len, bed.alone))

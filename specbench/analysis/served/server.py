@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from specbench.analysis.frame import counted, loads_of
 from specbench.analysis.served.contract import ClockCheck, CounterCheck, NumberCheck, Server
-from specbench.records import Counters, Stretch, Trial
+from specbench.records import Counters, Trial, Window
 from specbench.run_record import ServedBy
 from specbench.store import StoredRun
 
@@ -56,7 +56,7 @@ def check_counters(stored: StoredRun) -> CounterCheck | None:
     return CounterCheck(compared, agreeing, len(stored.stretches) - compared, tuple(numbers))
 
 
-def _pairs(stretch: Stretch, trials: Sequence[Trial]) -> dict[str, tuple[int, int]]:
+def _pairs(stretch: Window, trials: Sequence[Trial]) -> dict[str, tuple[int, int]]:
     """(ours, the server's) by number, for those that both know; empty where nothing can be compared."""
     if not stretch.alone or stretch.counters is None:
         return {}
@@ -66,7 +66,7 @@ def _pairs(stretch: Stretch, trials: Sequence[Trial]) -> dict[str, tuple[int, in
     return {name: (own, told) for name, own, told in both if own is not None and told is not None and (own or told)}
 
 
-def _ours(stretch: Stretch, trials: Sequence[Trial]) -> Counters:
+def _ours(stretch: Window, trials: Sequence[Trial]) -> Counters:
     """As the server counts: rounds are those that drafted. The target alone drafts nothing."""
     tokens = sum(trial.output_tokens for trial in trials)
     if stretch.arm.kind != "speculative":

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from specbench.backends.base import Admitted, Item, Setting
+from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.local.room import WIDEST, require_memory
 from specbench.backends.local.session import LocalScoring, LocalSession
 from specbench.config import RunConfig
@@ -68,7 +68,7 @@ class LocalBackend:
         return Admitted(
             items,
             skipped,
-            Setting(in_process(engine.device), engine.device, config.dtype, threads),
+            Conditions(in_process(engine.device), engine.device, config.dtype, threads),
             *engine.describe(),
             cautions=engine.cautions,
             encoded=encoded_record(engine.target, [(item.prompt.sha256, item.tokens) for item in items], engine.today),

@@ -17,6 +17,7 @@ from specbench.backends.local.graphs import Graphs, Recorder, put_all
 from specbench.backends.local.lean import decoder_of
 from specbench.backends.local.packed import Packed
 from specbench.backends.local.snapshots import Snapshots
+from specbench.backends.local.states import States, watched
 from specbench.errors import EngineError
 from specbench.models.family import CACHE_NAMES, require_family, takes, unlike_keys
 from specbench.models.memory import ModelMemoryError, is_out_of_memory
@@ -41,6 +42,7 @@ class CachedModel:
         self._pass = pass_of(model)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
+        self.states: States | None = None
         self.length = 0
         packed_head(model)
 
@@ -65,7 +67,7 @@ class CachedModel:
         if self._snapshots is not None:
             if (again := self._snapshots.owed()) is not None:
                 self._forward(again, 1)
-            self._snapshots.before(ids)
+            self._snapshots.before(ids.shape[1])
         try:
             logits = self._read(ids, keep)
         except (RuntimeError, MemoryError) as error:
@@ -73,19 +75,26 @@ class CachedModel:
                 raise
             tokens = f"{self.length + ids.shape[1]} tokens"
             raise ModelMemoryError(self, tokens if self.batch == 1 else f"{tokens}, batch {self.batch}") from error
+        if self._snapshots is not None:
+            self._snapshots.read(ids)
         self.length += ids.shape[1]
         return logits
 
     def _read(self, ids: Tensor, keep: int) -> Tensor:
-        # The cache's own length: a model of the first layers shares its cache, and whoever rewinds one rewinds both.
-        past, n = self.length if self._snapshots else self.cache.get_seq_length(), ids.shape[1]
+        # The cache's own length: twins of this model share it, and whoever rewinds one rewinds both.
+        past = self.cache.get_seq_length() if self._snapshots is None else self._snapshots.length
+        n = ids.shape[1]
         if self._graphs is not None and self._graphs.has(self.batch, n, keep) and past + n <= self.capacity:
             logits = self._graphs.read(ids, self._places[past : past + n][None], keep, past + n)
             self.cache.rewind(past + n)
             return logits
         if self._lean is not None:
-            return self._lean(ids, self.cache, keep)
-        return self._pass.read(self.model, ids, self.cache, keep, past)
+            taps = None if self.states is None else self.states.following(past, n)
+            return self._lean(ids, self.cache, keep, taps)
+        if self.states is None:
+            return self._pass.read(self.model, ids, self.cache, keep, past)
+        with watched(self.model.get_decoder().layers, self.states.following(past, n)):
+            return self._pass.read(self.model, ids, self.cache, keep, past)
 
     @torch.inference_mode()
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
@@ -97,7 +106,8 @@ class CachedModel:
         self._places = torch.arange(self.capacity, device=self.device)
         self.rewind(0)
         self.forward_rows([[0, 0]] * self.batch, 1)
-        past, graphs = self.length, Graphs(self._lean, self._places, put_all(self.cache.layers), recorder)
+        taps = None if self.states is None else self.states.at
+        past, graphs = self.length, Graphs(self._lean, self._places, put_all(self.cache.layers), recorder, taps)
         ids = torch.zeros(self.batch, max(widths), dtype=torch.long, device=self.device)
 
         def add(width: int) -> bool:
@@ -124,6 +134,14 @@ class CachedModel:
         twin = copy.copy(self)
         twin.model, twin._lean, twin._graphs = cut, decoder_of(cut), None
         twin.cache = self.cache.first(len(cut.get_decoder().layers))
+        return twin
+
+    def keeping(self, layers: Sequence[int]) -> CachedModel:
+        """This model, over the same cache, which also keeps the hidden states that these layers are given: `states` of
+        every token it reads. A pass of it costs what the copies cost; one of this model costs nothing more."""
+        twin = copy.copy(self)
+        twin._graphs = None
+        twin.states = States(layers, self.capacity, self.batch)
         return twin
 
     def rewind(self, length: int) -> None:

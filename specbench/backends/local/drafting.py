@@ -9,27 +9,33 @@ from typing import Any
 
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.score import match_each_block, score
+from specbench.acceptance.score import match_each_block, score, score_head
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.eagle3 import Eagle3, HeadReader, ManyHeadReader, load_head
 from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.states import States
 from specbench.backends.local.swap import forward_of
 from specbench.drafters import DraftSpec
-from specbench.drafters.combined import CombinedDrafter
 from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
+from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
-from specbench.drafters.ngram import NgramDrafter
 from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
+from specbench.models.heads import heads_of
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import end_tokens
 from specbench.records import Sampling
 from specbench.run_record import ModelFacts
+
+# Drafts of a round that a head is scored for, at least: replays of longer rounds need a run that names them.
+DEPTHS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +50,20 @@ class Setting:
 
 
 class Draft:
-    """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone. Once open,
-    `stepper` is what reads its draft steps."""
+    """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone and for a
+    head. Once open, `stepper` is what reads its draft steps, and `target` the reader of the target that its rounds are
+    verified with, where that is not the run's own; `many_target` the same of a batch."""
+
+    target: CachedModel | None = None
+    many_target: RaggedModel | None = None
 
     def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
         self.spec = spec
         self.loaded = loaded
+
+    def unopened(self) -> Draft:
+        """The same draft, to be opened anew."""
+        return Draft(self.spec, self.loaded)
 
     def facts(self) -> ModelFacts:
         """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the
@@ -93,7 +107,7 @@ class Draft:
             )
         options: dict[str, Any] = {
             "vocab_size": setting.reader.vocab_size,
-            "sampling": setting.sampling,
+            "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": spec.cutoff,
             "chained": _chains(setting),
@@ -110,17 +124,17 @@ class Draft:
         known = None if self.reader is None else self.reader.vocab_size
         return self.spec.kind == "model" and known is not None and known < self._setting.reader.vocab_size
 
-    def open_many(self, setting: Setting, capacity: int, batch: int) -> ManyDrafter:
-        """Its drafter for batches, whose model then is what reads draft steps."""
+    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+        """Its drafter for batches that `target` reads, whose model then is what reads draft steps."""
         if self.loaded is None:
             ngram = self.spec.ngram
             assert ngram is not None
             return SideBySide(lambda: NgramDrafter(ngram, eos=setting.eos))
-        self.stepper = RaggedModel(self.loaded.model, capacity, batch)
+        self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
         drafter = ManyModelDrafter(
             self.stepper,
             vocab_size=setting.reader.vocab_size,
-            sampling=setting.sampling,
+            sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
             cutoff=self.spec.cutoff,
             chained=_chains(setting),
@@ -138,7 +152,7 @@ class Draft:
             self.reader,
             *self._readable(ids, output),
             vocab_size=setting.reader.vocab_size,
-            sampling=setting.sampling,
+            sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
         return replace(silent_after(found, len(output) - 1), blocks=blocks)
@@ -155,7 +169,7 @@ class Draft:
             self.loaded.model,
             *map(list, zip(*map(self._readable, prompts, outputs), strict=True)),
             vocab_size=setting.reader.vocab_size,
-            sampling=setting.sampling,
+            sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
         texts = zip(found, prompts, outputs, strict=True)
@@ -177,6 +191,85 @@ class Draft:
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
 
 
+class HeadDraft(Draft):
+    """A draft head, which reads the target's states: in its arm the target is one that keeps them."""
+
+    def __init__(self, spec: DraftSpec, head: Eagle3) -> None:
+        super().__init__(spec, None)
+        self.head = head
+
+    def unopened(self) -> Draft:
+        return HeadDraft(self.spec, self.head)
+
+    @property
+    def setting(self) -> Setting:
+        """What it was opened in."""
+        return self._setting
+
+    def facts(self) -> ModelFacts:
+        head, text = self.head, self.head.config
+        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        kept = len(head.reads) * head.head.target_hidden
+        return ModelFacts(
+            name=head.head.name,
+            revision=head.head.revision,
+            parameters=head.parameters,
+            weight_bytes=head.weight_bytes,
+            forward=head.forward,
+            head="eagle3",
+            layer_ids=head.reads,
+            draft_vocabulary=head.head.draft_vocab,
+            cache_bytes_per_token=(cache + kept) * head.dtype.itemsize,
+            reader=self.spec.reader,
+        )
+
+    def open(self, setting: Setting, capacity: int) -> None:
+        self._setting, self._lookup = setting, None
+        self.reader = self.stepper = None
+        self.memory = HeadReader(self.head, capacity)
+        self.target = setting.reader.keeping(self.head.reads)
+        assert self.target.states is not None
+        self.states: States = self.target.states
+        drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
+        if self.spec.ngram is not None:
+            self._lookup = NgramDrafter(self.spec.ngram, eos=setting.eos)
+            drafter = CombinedDrafter(self._lookup, drafter)
+        self.drafter = drafter
+
+    def _options(self, setting: Setting) -> dict[str, Any]:
+        return {
+            "vocab_size": setting.reader.vocab_size,
+            "sampling": self.spec.sampling(setting.sampling),
+            "eos": setting.eos,
+            "cutoff": self.spec.cutoff,
+            "chained": _chains(setting),
+        }
+
+    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+        self.many_target = target.keeping(self.head.reads)
+        assert self.many_target.states is not None
+        memory = ManyHeadReader(self.head, self.many_target.states, target.capacity)
+        return ManyHeadDrafter(memory, **self._options(setting))
+
+    def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores:
+        setting = self._setting
+        assert self.target is not None
+        found = score_head(
+            self.target,
+            self.states.read,
+            self.memory,
+            ids,
+            output,
+            depths=max(setting.gamma, DEPTHS),
+            sampling=self.spec.sampling(setting.sampling),
+            eos=setting.eos,
+        )
+        return replace(found, blocks=self._blocks(ids, output))
+
+    def score_texts(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Sequence[Scores]:
+        return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
+
+
 def _chains(setting: Setting) -> bool:
     """Whether drafts stay on a device that runs behind."""
     return not setting.reader.device.startswith("cpu")
@@ -193,16 +286,24 @@ def refuse_batches(specs: Sequence[DraftSpec]) -> None:
     for spec in specs:
         if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram):
             raise ConfigError(
-                "Batches take a draft model or an n-gram look-up", where=spec.text, cure="Use --batch-size 1."
+                "Batches take a draft model, a draft head or an n-gram look-up",
+                where=spec.text,
+                cure="Use --batch-size 1.",
             )
 
 
 def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[[str], LoadedModel]) -> list[Draft]:
-    """One Draft for each spec; a model that several name is loaded once. `skip:auto` comes without its layers."""
+    """One Draft for each spec; a model or head that several name is loaded once. `skip:auto` comes without its
+    layers."""
     models: dict[str, LoadedModel] = {}
-    drafts = []
+    named = heads_of([spec.model for spec in specs if spec.kind == "model"])
+    heads = {name: load_head(head, target) for name, head in named.items()}
+    drafts: list[Draft] = []
     for spec in specs:
         loaded = None
+        if spec.kind == "model" and spec.model in heads:
+            drafts.append(HeadDraft(spec, heads[spec.model]))
+            continue
         if spec.kind == "skip" and spec.layers is not None:
             loaded = replace(target, name=spec.text, model=first_layers(target.model, spec.layers))
         elif spec.model is not None:

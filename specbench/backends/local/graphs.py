@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from specbench.backends.local.cache import RewindableLayer
-from specbench.backends.local.lean import LeanDecoder, Update, agree, seen_from
+from specbench.backends.local.lean import LeanDecoder, Taps, Update, agree, seen_from
 
 # Runs a pass and returns what replays it, and where its logits then are.
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
@@ -26,6 +26,9 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 # From positions `at` [batch or 1, n] and a room to what takes the keys and values of each layer to these positions and
 # returns all in that room.
 Updates = Callable[[Tensor, int], Sequence[Update]]
+
+# From positions `at` to what keeps hidden states of the tokens there.
+TapsAt = Callable[[Tensor], Taps]
 
 _WARM_UPS = 3
 _SMALLEST_ROOM = 256
@@ -45,8 +48,11 @@ class Graphs:
     """The recorded passes of one model over one cache, whose room is taken before the first is recorded. `places`
     [capacity] are the positions of the cache."""
 
-    def __init__(self, decoder: LeanDecoder, places: Tensor, updates: Updates, record: Recorder) -> None:
+    def __init__(
+        self, decoder: LeanDecoder, places: Tensor, updates: Updates, record: Recorder, taps: TapsAt | None = None
+    ) -> None:
         self._decoder = decoder
+        self._taps = taps
         self._places = places
         self._updates = updates
         self._record = record
@@ -61,9 +67,10 @@ class Graphs:
 
     def _add(self, ids: Tensor, at: Tensor, keep: int, room: int, plain: Tensor) -> bool:
         places, updates = self._places[:room], self._updates(at, room)
+        taps = None if self._taps is None else self._taps(at)
 
         def run() -> Tensor:
-            return self._decoder.run(ids, at, seen_from(at, places), updates, keep)
+            return self._decoder.run(ids, at, seen_from(at, places), updates, keep, taps)
 
         try:
             replay, logits = self._record(run)

@@ -9,7 +9,7 @@ not agree, stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,9 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.04, torch.float16: 0.01}
 
 # Takes new keys and values [batch, 2 * key_heads, n, head_dim], keys first, and returns all keys and all values.
 Update = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# By layer, what keeps the hidden states [batch, n, hidden] that it is given.
+Taps = Mapping[int, Callable[[Tensor], None]]
 
 
 class Frame:
@@ -131,12 +134,13 @@ class LeanLayer(nn.Module):
 
         return self.run(hidden_states, frame, update)
 
-    def run(self, x: Tensor, frame: Frame, update: Update) -> Tensor:
+    def run(self, x: Tensor, frame: Frame, update: Update, read: Tensor | None = None) -> Tensor:
         """One pass over hidden states x [batch, n, hidden]; `update` takes its keys and values into the cache of this
-        layer and returns all that are there."""
+        layer and returns all that are there. Attention reads `read` [batch, n, width], where a draft head has something
+        else for it than x after its norm."""
         batch, n, _ = x.shape
         steps = self._steps
-        rows = steps.qkv(steps.before(x)).view(batch, n, -1, self.head_dim)
+        rows = steps.qkv(steps.before(x) if read is None else read).view(batch, n, -1, self.head_dim)
         if self._normed is not None:
             q_norm, k_norm = self._normed
             q, k, v = rows.split_with_sizes((self.heads, self.key_heads, self.key_heads), 2)
@@ -195,22 +199,30 @@ class LeanDecoder:
         self._embed, self._layers, self._norm = body.embed_tokens, list(body.layers), Norm(body.norm)
         self._rotary, self._head = body.rotary_emb, model.lm_head
 
-    def __call__(self, ids: Tensor, cache: RewindableCache, keep: int) -> Tensor:
+    def __call__(self, ids: Tensor, cache: RewindableCache, keep: int, taps: Taps | None = None) -> Tensor:
         """Read `ids` [batch, n] after what the cache holds; logits [batch, keep, V] after the last `keep`."""
         n, past = ids.shape[1], cache.get_seq_length()
         at = torch.arange(past, past + n, device=ids.device)[None]
         # A prompt is causal by itself, and one token sees all.
         mask = seen_from(at, torch.arange(past + n, device=ids.device)) if n > 1 and past else None
-        return self.run(ids, at, mask, [layer.put for layer in cache.layers], keep)
+        return self.run(ids, at, mask, [layer.put for layer in cache.layers], keep, taps)
 
     def run(
-        self, ids: Tensor, at: Tensor, mask: Tensor | None, updates: Sequence[Update], keep: int | Tensor
+        self,
+        ids: Tensor,
+        at: Tensor,
+        mask: Tensor | None,
+        updates: Sequence[Update],
+        keep: int | Tensor,
+        taps: Taps | None = None,
     ) -> Tensor:
         """One pass over `ids` [batch, n] at positions `at` [batch or 1, n], with an update of the cache for each layer.
         Logits [batch, keep, V] after the last `keep` tokens, or after those of each row at `keep` [batch, m]."""
         x = self._embed(ids)
         frame = Frame(self._rotary(x, at), mask)
-        for layer, update in zip(self._layers, updates, strict=True):
+        for index, (layer, update) in enumerate(zip(self._layers, updates, strict=True)):
+            if taps and index in taps:
+                taps[index](x)
             x = layer.run(x, frame, update)
         kept = x[:, -keep:] if isinstance(keep, int) else x.take_along_dim(keep[..., None], 1)
         logits: Tensor = self._head(self._norm(kept))

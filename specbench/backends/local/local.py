@@ -17,7 +17,7 @@ from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.drafting import Draft, Setting, facts, load_drafts, refuse_batches
+from specbench.backends.local.drafting import Draft, HeadDraft, Setting, facts, load_drafts, refuse_batches
 from specbench.backends.local.graphs import Recordable, record_all
 from specbench.backends.local.layers import choose_layers
 from specbench.backends.local.memories import require_rollback
@@ -34,6 +34,7 @@ from specbench.errors import ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.encoding import Today
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
+from specbench.models.heads import heads_of, require_fit
 from specbench.models.load import read_config
 from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
 from specbench.models.rendering import unwritten
@@ -154,9 +155,7 @@ class LocalEngine:
             if draft.spec.kind != "skip" or draft.spec.layers is not None:
                 draft.open(self._setting, capacity)
             if self.batch_size > 1:
-                self._many_drafters[draft.spec.text] = draft.open_many(
-                    self._setting, self._many.capacity, self.batch_size
-                )
+                self._many_drafters[draft.spec.text] = draft.open_many(self._setting, self._many)
 
     def settle(self, prompts: Sequence[Sequence[int]], known: Mapping[str, int]) -> None:
         """Choose the layers of `skip:auto` drafts over a few prompts, or take those `known` from an earlier session; on
@@ -171,6 +170,8 @@ class LocalEngine:
             target = self._target if self.batch_size == 1 else self._many
             wanted: list[tuple[Recordable, range, bool]] = [(target, range(1, max(self.gammas) + 2), True)]
             wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
+            own = [d.target if self.batch_size == 1 else d.many_target for d in self.drafts.values()]
+            wanted += [(one, range(1, max(self.gammas) + 2), True) for one in own if one is not None]
             if not record_all(wanted):
                 self.cautions.append(NO_GRAPHS)
 
@@ -216,14 +217,16 @@ class LocalEngine:
         """What target and drafts cost alone; n-gram look-up is taken to cost nothing."""
         models: dict[str | None, Any] = {None: self.target.model}
         models |= {d.spec.reader: d.loaded.model for d in self.drafts.values() if d.loaded is not None}
-        return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling).run()
+        heads = {draft.spec.reader: draft.head for draft in self.drafts.values() if isinstance(draft, HeadDraft)}
+        return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling, heads=heads).run()
 
     def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
         """One trial. The same `seed_text` draws the same random numbers in the same arm."""
         generator = torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{seed_text}"))
+        draft = None if arm.draft is None else self.drafts[arm.draft]
         return generate(
-            self._target,
-            None if arm.draft is None else self.drafts[arm.draft].drafter,
+            self._target if draft is None or draft.target is None else draft.target,
+            None if draft is None else draft.drafter,
             ids,
             gamma=arm.gamma or 0,
             sampling=self.sampling,
@@ -237,8 +240,9 @@ class LocalEngine:
         self, prompts: Sequence[Sequence[int]], arm: Arm, *, max_new_tokens: int, seed_texts: Sequence[str]
     ) -> list[Generation]:
         """One trial of a batch; every row draws the random numbers that it would draw alone, up to its last round."""
+        own = None if arm.draft is None else self.drafts[arm.draft].many_target
         return generate_many(
-            self._many,
+            own or self._many,
             None if arm.draft is None else self._many_drafters[arm.draft],
             prompts,
             gamma=arm.gamma or 0,
@@ -300,9 +304,15 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
     """Raise ConfigError or ModelError, before weights are loaded, where batches or a skip draft are asked of a model
     that has no such form."""
     trusted = frozenset(config.trust_remote_code)
+    heads = heads_of([spec.model for spec in specs if spec.kind == "model"])
+    if heads:
+        of_target = read_config(config.target, trust_remote_code=trusted)
+        for head in heads.values():
+            require_fit(head, config.target, of_target)
     if config.batch_size > 1:
         refuse_batches(specs)
-        for name in dict.fromkeys([config.target, *(spec.model for spec in specs if spec.model is not None)]):
+        models = [spec.model for spec in specs if spec.model is not None and spec.model not in heads]
+        for name in dict.fromkeys([config.target, *models]):
             require_batches(read_config(name, trust_remote_code=trusted), name)
     for spec in specs:
         if spec.kind == "skip" and not shares_layers(read_config(config.target, trust_remote_code=trusted)):

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.graphs import record_all
+from specbench.backends.local.eagle3 import Eagle3
+from specbench.backends.local.graphs import Recordable, record_all
+from specbench.backends.local.headprobe import HeadProbe
 from specbench.clock import device_sync
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.cost.probe import Probed, probe, probe_prefill
@@ -31,8 +33,10 @@ class Prober:
         seed: int,
         sampling: Sampling,
         say: Callable[[str], None] = lambda _: None,
+        heads: Mapping[str, Eagle3] | None = None,
     ) -> None:
         self._models = dict(models)
+        self._heads = heads or {}
         self._plan = plan
         # A draft with another tokenizer knows fewer ids than the target; which ones are read does not change the time.
         known = min(int(model.config.get_text_config().vocab_size) for model in models.values())
@@ -61,16 +65,26 @@ class Prober:
         frames hold the tensors that filled the memory."""
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
         try:
+            heads = [
+                HeadProbe(name, head, readers[None], self._plan)
+                for name, head in self._heads.items()
+                if None in readers
+            ]
             if self._device.startswith("cuda"):  # as a run does
                 widths = self._plan.widths(batch)
-                record_all([(r, (1, 2) if name else widths, name is None) for name, r in readers.items()])
-            points += [*self._steps(readers, batch), *self._prefills(readers, batch)]
+                wanted: list[tuple[Recordable, Sequence[int], bool]] = [
+                    (reader, (1, 2) if name else widths, name is None) for name, reader in readers.items()
+                ]
+                record_all([*wanted, *((head.target, widths, True) for head in heads)])
+            points += [*self._steps(readers, batch, heads), *self._prefills(readers, batch, heads)]
         except ModelMemoryError as error:
             name = next(name for name, reader in readers.items() if reader is error.reader)
             return name, f"ran out of memory at {error.where}"
         return None
 
-    def _steps(self, readers: Mapping[str | None, CachedModel], batch: int) -> list[CostPoint]:
+    def _steps(
+        self, readers: Mapping[str | None, CachedModel], batch: int, heads: Sequence[HeadProbe]
+    ) -> list[CostPoint]:
         plan = self._plan
         found = []
         for context in plan.contexts if batch == 1 else plan.batch_contexts:
@@ -84,6 +98,7 @@ class Prober:
                 sync=device_sync(self._device),
                 passes=plan.passes if batch == 1 else plan.batch_passes,
                 generator=torch.Generator(self._device).manual_seed(self._seed),
+                beside=[one for head in heads for one in head.probed(self._sampling, context)],
             )
         return found
 
@@ -98,11 +113,13 @@ class Prober:
         # No end of sequence: a phase is timed over all of its tokens.
         chained = not self._device.startswith("cpu")
         drafter = ModelDrafter(reader, vocab_size=reader.vocab_size, sampling=self._sampling, eos=(), chained=chained)
-        return Probed(reader, (1, 2), False, drafter, self._plan.gammas, kept)
+        return Probed(reader, (1, 2), False, drafter, self._plan.gammas, rereads=kept)
 
-    def _prefills(self, readers: Mapping[str | None, CachedModel], batch: int) -> list[CostPoint]:
+    def _prefills(
+        self, readers: Mapping[str | None, CachedModel], batch: int, heads: Sequence[HeadProbe]
+    ) -> list[CostPoint]:
         return probe_prefill(
-            readers,
+            {**readers, **{head.name: head.pairs for head in heads}},
             self._ids,
             self._plan.prompts if batch == 1 else self._plan.batch_prompts,
             seed=f"{self._seed}/{batch}/prefill",

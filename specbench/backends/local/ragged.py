@@ -8,6 +8,7 @@ a power of two of rows, and rows that are not there read padding as well.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -21,8 +22,9 @@ from specbench.acceptance.rules import queued
 from specbench.backends.local.cache import RewindableLayer, layers_for
 from specbench.backends.local.cached import packed_head
 from specbench.backends.local.graphs import Graphs, Recorder
-from specbench.backends.local.lean import Update, decoder_of, seen_from
+from specbench.backends.local.lean import Taps, Update, decoder_of, seen_from
 from specbench.backends.local.masks import masks_at
+from specbench.backends.local.states import States, watched
 from specbench.models.family import keeps_nothing, require_batches, require_family
 
 
@@ -113,6 +115,7 @@ class RaggedModel:
         self._spots = torch.arange(max(capacity, batch), device=self.device)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
+        self.states: States | None = None
         packed_head(model)
 
     def begin(self, batch: int) -> None:
@@ -151,10 +154,11 @@ class RaggedModel:
         cache, width = self._cache, ids.shape[1]
         cache.places.rows, cache.places.at = self._spots[: len(ids), None], at
         cache.places.end = max(cache.lengths) + width
+        taps = None if self.states is None else self.states.placed(cache.places.rows, at)
         if self._lean is not None:
-            return self._lean.run(ids, at, self._visible(at), [layer.put for layer in cache.layers], keep)
+            return self._lean.run(ids, at, self._visible(at), [layer.put for layer in cache.layers], keep, taps)
         wanted, where = (0, None) if isinstance(keep, int) else torch.unique(keep[:, 0], return_inverse=True)
-        with masks_at(at):
+        with masks_at(at), watched(self.model.get_decoder().layers, taps or {}):
             out = self.model(
                 input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=wanted
             )
@@ -172,6 +176,16 @@ class RaggedModel:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences only."""
         self._cache.keep(rows, self.device)
+        if self.states is not None:
+            self.states.keep(queued(rows, self.device))
+
+    def keeping(self, layers: Sequence[int]) -> RaggedModel:
+        """This model, over the same cache, which also keeps the hidden states that these layers are given, as
+        `CachedModel.keeping`."""
+        twin = copy.copy(self)
+        twin._graphs = None
+        twin.states = States(layers, self.capacity, self.batch)
+        return twin
 
     @torch.inference_mode()
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
@@ -187,7 +201,8 @@ class RaggedModel:
             rows = self._spots[: len(at), None]
             return [partial(put_rows, layer, rows, at, room) for layer in cache.layers]
 
-        graphs, done = Graphs(self._lean, self._spots[: self.capacity], updates, recorder), True
+        taps = None if self.states is None else self._placed
+        graphs, done = Graphs(self._lean, self._spots[: self.capacity], updates, recorder, taps), True
         for rows in sorted({min(2**power, batch) for power in range(batch.bit_length() + 1)}):
             cache.lengths = [2] * rows
             for width in widths:
@@ -197,6 +212,10 @@ class RaggedModel:
         self._graphs = graphs if done else None
         self.begin(0)
         return done
+
+    def _placed(self, at: Tensor) -> Taps:
+        assert self.states is not None
+        return self.states.placed(self._spots[: len(at), None], at)
 
     def forget(self) -> None:
         """Run plainly again."""

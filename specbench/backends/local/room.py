@@ -15,6 +15,7 @@ from specbench.config import RunConfig
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError
 from specbench.kinds import MAX_GAMMA
+from specbench.models.heads import heads_of
 from specbench.models.memory import available_bytes, cache_bytes, pass_bytes
 from specbench.models.size import ELEMENT_BYTES, ModelSize, size_of
 from specbench.records import Prompt
@@ -50,7 +51,7 @@ def require_memory(config: RunConfig, prompts: Sequence[Prompt], device: str, *,
     names = dict.fromkeys([config.target, *(spec.model for spec in specs if spec.model is not None)])
     trusted = frozenset(config.trust_remote_code)
     sizes: dict[str, ModelSize] = {}
-    for name in names:
+    for name in names.keys() - heads_of(names).keys():  # a head is small beside its target
         size = size_of(name, dtype=config.dtype, trust_remote_code=trusted)
         if size is not None:
             sizes[name] = size

@@ -40,11 +40,19 @@ class Snapshots:
         """Whether a rejection costs a pass: not where all states are those of convolutions. After a first pass."""
         return not all(isinstance(layer, StateLayer) and layer.only_convolves for layer in self._layers)
 
-    def before(self, ids: Tensor) -> None:
-        """Before a pass over `ids` [batch, n]. Nothing is copied between single tokens: few of them are ever taken
-        back, and those that are can be read again."""
-        if self._since and max(ids.shape[1], self._since[-1].shape[1]) > 1:
+    @property
+    def length(self) -> int:
+        """How many tokens the layers have read."""
+        return self.at + sum(ids.shape[1] for ids in self._since)
+
+    def before(self, width: int) -> None:
+        """Before a pass over `width` tokens. Nothing is copied between single tokens: few of them are ever taken back,
+        and those that are can be read again."""
+        if self._since and max(width, self._since[-1].shape[1]) > 1:
             self._take()
+
+    def read(self, ids: Tensor) -> None:
+        """After a pass over `ids` [batch, n]."""
         self._since.append(ids)
 
     def owed(self) -> Tensor | None:
@@ -62,7 +70,7 @@ class Snapshots:
             self._owed = self._owed[:, : length - self.at]
             return self.at
         last = self._since[-1] if self._since else None
-        surplus = self.at + sum(ids.shape[1] for ids in self._since) - length
+        surplus = self.length - length
         if surplus == 0:
             return length
         if last is not None and 0 < surplus < last.shape[1] and self._cut(surplus):
@@ -90,7 +98,7 @@ class Snapshots:
 
     def _take(self) -> None:
         self._held = [_held(layer) for layer in self._layers]
-        self.at += sum(ids.shape[1] for ids in self._since)
+        self.at = self.length
         self._before += self._since
         self._since = []
 

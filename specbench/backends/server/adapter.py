@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from specbench.config import RunConfig
-from specbench.records import Counters, Finish, Message, Prompt, Sampling, Told
+from specbench.records import Counters, Finish, Message, Prompt, Sampling, ServerStats
 from specbench.run_record import State as State
 
 
@@ -53,7 +53,7 @@ PIECE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Completion:
     """One whole answer. `first_s` and `last_s` are the arrivals of the first and of the last token; `output_tokens`
     counts as the engine does, with the end of sequence; `pieces` are the events that had a text. `drafted[i]`,
     `accepted[i]` belong to round i; both are empty where the engine lists no rounds."""
@@ -66,7 +66,7 @@ class Reading:
     last_s: float
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
-    told: Told
+    told: ServerStats
     pieces: int
 
     @property
@@ -91,7 +91,7 @@ class Adapter(Protocol):
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
         """The JSON of a streamed request. `model` is the name under which the server knows its model."""
 
-    def read(self, chunks: Sequence[Chunk]) -> Reading:
+    def read(self, chunks: Sequence[Chunk]) -> Completion:
         """A streamed answer, whole. Raises ValueError for one that is not as this engine answers."""
 
     def counters(self, page: str) -> Counters:

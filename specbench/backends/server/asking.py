@@ -1,15 +1,17 @@
-"""Asking a server in the fields that it takes: some want max_completion_tokens in the place of max_tokens."""
+"""Asking a server in the fields that it takes, again where that fails, and ending the run when too much does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from specbench.backends.server.adapter import Ask, Chunk, State
 from specbench.backends.server.client import Client
 from specbench.backends.server.failures import LIMITS, AnswerError, FailedError, RefusedError
-from specbench.backends.server.provider import Up
+from specbench.backends.server.provider import ServerHandle
 from specbench.errors import EngineError
 from specbench.records import Message, Sampling
 
@@ -22,16 +24,16 @@ class Asking:
     def __init__(self) -> None:
         self._limit: dict[tuple[str, str | None], str] = {}
 
-    def limit_field(self, up: Up) -> str | None:
+    def limit_field(self, up: ServerHandle) -> str | None:
         """What the server takes in the place of max_tokens; None where it takes that."""
         return _NEWER if self._limit.get((up.url, up.model)) == _NEWER else None
 
-    def body(self, up: Up, ask: Ask) -> dict[str, Any]:
+    def body(self, up: ServerHandle, ask: Ask) -> dict[str, Any]:
         """The JSON of a streamed request."""
         body = up.adapter.body(ask, up.model)
         return {_NEWER if key == _USUAL and self.limit_field(up) else key: value for key, value in body.items()}
 
-    async def send(self, client: Client, up: Up, ask: Ask) -> list[Chunk]:
+    async def send(self, client: Client, up: ServerHandle, ask: Ask) -> list[Chunk]:
         """The answer's events. Raises as `Client.send` does; FailedError where the next try is in another field."""
         body = self.body(up, ask)
         try:
@@ -48,7 +50,7 @@ class Asking:
                 raise FailedError(str(refused)) from None
             raise
 
-    async def look(self, client: Client, up: Up) -> State:
+    async def look(self, client: Client, up: ServerHandle) -> State:
         """What the server says of itself. Raises EngineError where its pages are another engine's."""
         try:
             found = await up.adapter.state(client.get)
@@ -61,7 +63,7 @@ class Asking:
             ) from None
         return replace(found, model=up.model or found.model, limit_field=self.limit_field(up))
 
-    async def unread(self, client: Client, up: Up, asks: Sequence[Ask]) -> set[str]:
+    async def unread(self, client: Client, up: ServerHandle, asks: Sequence[Ask]) -> set[str]:
         """Which of `tools` and `chat_template_kwargs` leave the first prompt that has them as long as it is without
         them: the server drops them, or the chat template writes nothing for them."""
         found = set()
@@ -76,13 +78,13 @@ class Asking:
                     found.add(name)
         return found
 
-    async def _prompt_tokens(self, client: Client, up: Up, ask: Ask) -> int | None:
+    async def _prompt_tokens(self, client: Client, up: ServerHandle, ask: Ask) -> int | None:
         try:
             return up.adapter.read(await self.send(client, up, replace(ask, max_tokens=1))).prompt_tokens
         except (FailedError, RefusedError, ValueError):
             return None
 
-    async def require_any(self, client: Client, up: Up, sampling: Sampling) -> None:
+    async def require_any(self, client: Client, up: ServerHandle, sampling: Sampling) -> None:
         """Raises EngineError where it was not the prompt that was refused, but whatever we ask."""
         try:
             await self.send(client, up, Ask((Message("user", "Hello."),), 8, sampling, 1))
@@ -95,3 +97,49 @@ class Asking:
                 fewer = "" if up.adapter.name == "openai" else ", or use --engine openai, which sends the fewest fields"
                 cure = f"Leave out the setting behind `{field}`{fewer}."
             raise EngineError(f"The server refuses every request: {refused}", where=up.url, cure=cure) from None
+
+
+# A request is sent so often before it counts as failed, and so many failures in a row end the run.
+TRIES = 3
+GIVE_UP = 3
+PAUSE_S = 0.5
+
+T = TypeVar("T")
+
+
+class RetryPolicy:
+    """Adds to `failures` the requests that failed for good, each with what it was and how it failed."""
+
+    def __init__(self, failures: list[dict[str, str]]) -> None:
+        self._failures = failures
+        self._in_a_row: defaultdict[str, int] = defaultdict(int)  # by address
+
+    async def insist(
+        self, attempt: Callable[[], Awaitable[T]], up: ServerHandle, *, prompt: str, arm: str
+    ) -> tuple[T, int] | None:
+        """What `attempt` gives, and after how many failures; None where it keeps failing. An answer that the engine
+        cannot mean (ValueError) is a failure too. Raises EngineError after too many in a row; RefusedError passes."""
+        kind, look = "", "See the server's log"
+        for tries in range(TRIES):
+            try:
+                found = await attempt()
+            except FailedError as failed:
+                kind = failed.kind
+            except AnswerError as odd:
+                kind = f"not as {up.adapter.name} answers: {odd}"
+                look = "Mend that, or name the engine that runs there with --engine"
+            except ValueError:
+                kind = f"not as {up.adapter.name} answers"
+            else:
+                self._in_a_row[up.url] = 0
+                return found, tries
+            await asyncio.sleep(PAUSE_S * 2**tries)
+        self._in_a_row[up.url] += 1
+        self._failures.append({"prompt": prompt, "arm": arm, "kind": kind})
+        if self._in_a_row[up.url] >= GIVE_UP:
+            raise EngineError(
+                f"{GIVE_UP} requests in a row failed, each {TRIES} times; the last: {kind}",
+                where=up.url,
+                cure=f"{look}; the same command then continues where it stopped.",
+            )
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from specbench.backends.base import Admitted, Item, Setting
+from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.server.adapter import Ask
 from specbench.backends.server.provider import provider_of
 from specbench.backends.server.record import engine_name
@@ -48,7 +48,7 @@ class ServerBackend:
         return Admitted(
             [Item(prompt, None) for prompt in prompts],
             [],
-            Setting(engine_name(provider, None), None, None, provider.threads, provider.where),
+            Conditions(engine_name(provider, None), None, None, provider.threads, provider.where),
             *provider.models,
             cautions=[] if own is None else [own],
             served=ServedBy(provider.adapter.name, provider.launch, dict(provider.adapter.sources)),

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from specbench.backends.base import TargetText
 from specbench.backends.server import openai
-from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
 from specbench.backends.server.answers import (
     Event,
     Fields,
@@ -31,9 +31,8 @@ from specbench.backends.server.answers import (
 )
 from specbench.backends.server.counters import by_position, samples, total
 from specbench.backends.server.failures import AnswerError, RefusedError, as_word, word
-from specbench.backends.server.scoring import Step
-from specbench.backends.server.writing import Post
-from specbench.records import Count, Counters, Finish, Number, Round, Sampling, Told
+from specbench.backends.server.scoring import Post, Step
+from specbench.records import Count, Counters, Finish, Number, Round, Sampling, ServerStats
 
 _COUNTER = "llamacpp:spec_decode_num_"
 _COMPLETION = "/completion"
@@ -165,7 +164,7 @@ class LlamaCpp:
             "timings_per_token": True,
         }
 
-    def read(self, chunks: Sequence[Chunk]) -> Reading:
+    def read(self, chunks: Sequence[Chunk]) -> Completion:
         finish = openai.finish_of(chunks)
         told = [(chunk.at_s, _Event.of(chunk.data).timings) for chunk in chunks]
         timings = [found for _, found in told if found is not None]
@@ -291,12 +290,12 @@ def rounds_of(timings: Sequence[Timings]) -> list[Round] | None:
     return rounds
 
 
-def _told(timings: Timings, finish: Finish) -> Told:
+def _told(timings: Timings, finish: Finish) -> ServerStats:
     """Every token but the first came from a step or from an acceptance, so that a text that the limit ended tells its
     rounds; at an end of sequence accepted tokens may have been cut off."""
     tokens, accepted = timings.predicted_n, timings.draft_n_accepted
     whole = finish == "length" and tokens is not None and accepted is not None
-    return Told(
+    return ServerStats(
         prefill_s=in_seconds(timings.prompt_ms),
         decode_s=in_seconds(timings.predicted_ms),
         rounds=(tokens or 0) - 1 - (accepted or 0) if whole else None,

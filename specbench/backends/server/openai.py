@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
 from specbench.backends.server.answers import Choice, Event, Model, Models, parsed
 from specbench.backends.server.failures import AnswerError, as_word, error_word
-from specbench.records import Counters, Finish, Told
+from specbench.records import Counters, Finish, ServerStats
 
 CHAT = "/v1/chat/completions"
 SOURCES: Mapping[str, str] = {
@@ -96,15 +96,15 @@ def reading(
     chunks: Sequence[Chunk],
     drafted: tuple[int, ...] = (),
     accepted: tuple[int, ...] = (),
-    told: Told | None = None,
-) -> Reading:
+    told: ServerStats | None = None,
+) -> Completion:
     """The answer, with what an engine tells beyond OpenAI's fields. Raises ValueError for one that is not whole."""
     finish, usage, said = finish_of(chunks), usage_of(chunks), text_of(chunks)
     first_s, last_s = stream_times(chunks)
     if said and not usage.output_tokens:
         raise AnswerError("usage.completion_tokens is 0, and there is a text")
-    told = told or Told()
-    return Reading(
+    told = told or ServerStats()
+    return Completion(
         text=said,
         finish=finish,
         prompt_tokens=usage.prompt_tokens,
@@ -163,7 +163,7 @@ class OpenAI:
                 raise ValueError(f"OpenAI's interface has no {name}")
         return chat_body(ask, model)
 
-    def read(self, chunks: Sequence[Chunk]) -> Reading:
+    def read(self, chunks: Sequence[Chunk]) -> Completion:
         return reading(chunks)
 
     def counters(self, page: str) -> Counters:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import PurePath
 
-from specbench.backends.server.adapter import Reading, State
+from specbench.backends.server.adapter import Completion, State
 from specbench.config import SERVED
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
@@ -47,7 +47,7 @@ def check_speculating(state: State, alone: State | None, gamma: int, url: str) -
     return _idle(state, url)
 
 
-def check_drafts(answers: Sequence[Reading], state: State, spec: DraftSpec, gamma: int, url: str) -> list[Caution]:
+def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, gamma: int, url: str) -> list[Caution]:
     """What the first answers show of drafting. A draft model drafts in every round but the last ones of a text; a
     look-up may find nothing. Raises EngineError."""
     rounds = [drafted for answer in answers for drafted in answer.drafted]
@@ -78,7 +78,7 @@ def check_drafts(answers: Sequence[Reading], state: State, spec: DraftSpec, gamm
     )
 
 
-def check_prefix_cache(answers: Sequence[Reading], state: State) -> list[Caution]:
+def check_prefix_cache(answers: Sequence[Completion], state: State) -> list[Caution]:
     """A prompt that was asked twice must have been read twice."""
     reused = max((answer.told.cached_tokens or 0 for answer in answers), default=0)
     if not state.prefix_cache and not reused:

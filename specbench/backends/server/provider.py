@@ -14,11 +14,17 @@ from urllib.parse import urlsplit
 
 from specbench.backends.server.adapter import Adapter
 from specbench.backends.server.client import Client, is_local
-from specbench.backends.server.detect import ADAPTERS, detect
-from specbench.backends.server.launch import LaunchFile, Setting, command, engine_version, find_launch, require_draft
+from specbench.backends.server.detect import ADAPTERS, detect, model_name
+from specbench.backends.server.launch import (
+    LaunchFile,
+    Setting,
+    command,
+    engine_version,
+    find_launch,
+    model_file,
+    require_draft,
+)
 from specbench.backends.server.launched import Launched
-from specbench.backends.server.modelfiles import model_file
-from specbench.backends.server.naming import model_name
 from specbench.backends.server.worker import call
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
@@ -32,7 +38,7 @@ OPEN_SLOTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Up:
+class ServerHandle:
     """A server that answers. `pid` is its process where we started it, `model` the name by which it knows its model.
     One with `shared` answers for several arms under several names, and may have to load what is asked for next."""
 
@@ -58,10 +64,10 @@ class Provider(Protocol):
     version: str | None
     threads: int | None
 
-    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[ServerHandle]:
         """A context manager of a server (Up) for the target alone (None) or a draft at one gamma."""
 
-    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[Up]:
+    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[ServerHandle]:
         """A context manager of a server for the target alone (None) or for a draft's model alone."""
 
 
@@ -99,28 +105,28 @@ class Running:
         host = urlsplit(config.server).hostname
         self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
 
-    def _met(self, url: str, wanted: str | None, guess: str | None, adapter: Adapter | None = None) -> Up:
+    def _met(self, url: str, wanted: str | None, guess: str | None, adapter: Adapter | None = None) -> ServerHandle:
         """The server at an address: which engine answers there unless `adapter` says it, and what it calls the
         model."""
 
-        async def meet() -> Up:
+        async def meet() -> ServerHandle:
             async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
                 named, reader = self._config.engine, adapter
                 if reader is None:
                     reader = await detect(client.get) if named == "local" else ADAPTERS[named]()
                 model = await model_name(client.get, url, wanted, guess)
-            return Up(url, reader, model=model, shared=self._config.server == self._config.spec_server)
+            return ServerHandle(url, reader, model=model, shared=self._config.server == self._config.spec_server)
 
         return call(meet)
 
     @contextmanager
-    def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[Up]:
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> Iterator[ServerHandle]:
         found = self._target if draft is None else self._speculating
         assert found is not None
         yield found
 
     @contextmanager
-    def alone(self, draft: str | None, folder: Path) -> Iterator[Up]:
+    def alone(self, draft: str | None, folder: Path) -> Iterator[ServerHandle]:
         found = self._target if draft is None else self._draft
         assert found is not None
         yield found
@@ -167,11 +173,11 @@ class Starting:
             threads=self._threads,
         )
 
-    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[Up]:
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[ServerHandle]:
         log = folder / LOGS / f"{_slug(draft, gamma)}.log"
         return self._started(self._setting(draft, gamma), self._config.served_names[0], log)
 
-    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[Up]:
+    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[ServerHandle]:
         if draft is None:
             return self.up(None, None, folder)
         path = self._drafts[draft]
@@ -180,12 +186,12 @@ class Starting:
         return self._started(replace(self._setting(None, None), target=path), self._config.served_names[1], log)
 
     @contextmanager
-    def _started(self, setting: Setting, wanted: str | None, log: Path) -> Iterator[Up]:
+    def _started(self, setting: Setting, wanted: str | None, log: Path) -> Iterator[ServerHandle]:
         log.parent.mkdir(exist_ok=True)
         with Launched(self.file, setting, log=log) as server:
             try:
                 name = call(partial(self._name, server.url, wanted, setting.target))
-                yield Up(server.url, self.adapter, server.pid, name)
+                yield ServerHandle(server.url, self.adapter, server.pid, name)
             except EngineError:
                 if server.alive():
                     raise

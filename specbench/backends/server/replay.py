@@ -16,17 +16,23 @@ from specbench.acceptance.scores import BlockScores, Scores, greedy_scores, matc
 from specbench.backends.base import Item, Noticed, Scored, TargetText, Texts
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import ask_of
-from specbench.backends.server.asking import Asking
+from specbench.backends.server.asking import Asking, RetryPolicy
 from specbench.backends.server.client import Client
 from specbench.backends.server.failures import RefusedError
-from specbench.backends.server.patience import Patience
-from specbench.backends.server.provider import Provider, Up, key_of
+from specbench.backends.server.provider import Provider, ServerHandle, key_of
 from specbench.backends.server.record import engine_name, note_server
-from specbench.backends.server.sameids import Ids, probed, require_same
-from specbench.backends.server.scoring import Scorer, StepScorer, score_output
+from specbench.backends.server.scoring import (
+    Ids,
+    Scorer,
+    StepScorer,
+    Tokenizing,
+    Writer,
+    probed,
+    require_same,
+    score_output,
+)
 from specbench.backends.server.traffic import each
 from specbench.backends.server.worker import call, stream
-from specbench.backends.server.writing import Tokenizing, Writer
 from specbench.config import RunConfig
 from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec
@@ -107,7 +113,7 @@ class ServerScoring:
         self._writer = writer
         self._say = say
         self._asking = Asking()
-        self._patience = Patience(self.noticed.failures)
+        self._patience = RetryPolicy(self.noticed.failures)
         self._unread: set[str] | None = None
         self._read_again = 0
         self._ends: frozenset[int] = frozenset((writer.run.served or ServedBy()).ends)
@@ -125,14 +131,14 @@ class ServerScoring:
             with self._provider.alone(draft, self._writer.folder) as up:
                 call(partial(self._meet, up, draft))
 
-    async def _meet(self, up: Up, draft: str) -> None:
+    async def _meet(self, up: ServerHandle, draft: str) -> None:
         async with self._session(up, draft):
             pass
 
     def write(self, batch: Sequence[Item], missing: Sequence[Item], repeat: int) -> Texts:
         ends: set[int] = set()
 
-        async def work(up: Up, put: Callable[[tuple[Item, TargetText]], None]) -> None:
+        async def work(up: ServerHandle, put: Callable[[tuple[Item, TargetText]], None]) -> None:
             async with self._session(up, None) as (client, there):
                 writer = there.adapter
                 assert isinstance(writer, Writer)
@@ -170,7 +176,7 @@ class ServerScoring:
 
     async def _asked(
         self,
-        up: Up,
+        up: ServerHandle,
         texts: Sequence[tuple[Item, TargetText]],
         draft: str,
         put: Callable[[tuple[Item, Scores | BlockScores]], None],
@@ -198,7 +204,7 @@ class ServerScoring:
             self.noticed.cautions.append(Caution("read-again", f"{what}: slow, and no less true", cure))
 
     @asynccontextmanager
-    async def _session(self, up: Up, draft: str | None) -> AsyncIterator[tuple[Client, Up]]:
+    async def _session(self, up: ServerHandle, draft: str | None) -> AsyncIterator[tuple[Client, ServerHandle]]:
         """A connection to the server of the target (None) or of a draft. Raises SpecbenchError for one that speculates,
         is another than before, or does not share its token ids."""
         async with Client(up.url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
@@ -222,7 +228,7 @@ class ServerScoring:
                 self._compare()
             yield client, up
 
-    async def _probed(self, client: Client, up: Up, draft: str | None) -> Ids | None:
+    async def _probed(self, client: Client, up: ServerHandle, draft: str | None) -> Ids | None:
         """The token ids of PROBES, None where they cannot be had; of the target also those that end a text."""
         tokenizer = up.adapter
         if not isinstance(tokenizer, Tokenizing):
@@ -247,7 +253,7 @@ class ServerScoring:
             if draft is not None and ids is not None and target is not None:
                 require_same(target, ids, draft)
 
-    async def _tried(self, attempt: Callable[[], Awaitable[T]], up: Up, item: Item, who: str) -> T | None:
+    async def _tried(self, attempt: Callable[[], Awaitable[T]], up: ServerHandle, item: Item, who: str) -> T | None:
         """What `attempt` gives; None where the server refuses the prompt or keeps failing."""
         try:
             found = await self._patience.insist(attempt, up, prompt=item.prompt.id, arm=who)

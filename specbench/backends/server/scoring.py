@@ -1,15 +1,19 @@
-"""Asking a server what it would have chosen at every place of a given text."""
+"""Asking a server about texts as token ids: what it read and wrote, what it would have written, and whether two servers
+mean the same by the same ids.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from specbench.backends.base import TargetText
+from specbench.backends.server.adapter import Ask, Get
 from specbench.backends.server.answers import Json
 from specbench.backends.server.failures import AnswerError
-from specbench.backends.server.writing import Post
+from specbench.errors import VocabularyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +101,53 @@ def require_places(places: Sequence[object], ids: Sequence[int]) -> None:
     """Raises ValueError where an engine scored another number of places than the text has tokens."""
     if len(places) != len(ids):
         raise AnswerError(f"the server scored {len(places)} places of a text of {len(ids)} tokens")
+
+
+# POST a JSON body to a path: the JSON of the answer.
+Post = Callable[[str, dict[str, Any]], Awaitable[Json]]
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """An adapter whose engine says which token ids a text has."""
+
+    async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
+        """The ids of a text, special tokens in it read as such and none added."""
+
+
+@runtime_checkable
+class Writer(Tokenizing, Protocol):
+    """An adapter whose engine tells token ids of what it writes. Raises ValueError for an answer that does not."""
+
+    async def write(self, post: Post, ask: Ask, model: str | None) -> TargetText:
+        """The text that a chat request gets."""
+
+    async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
+        """Tokens that end a text, as far as the server says."""
+
+
+# Texts that tokenizers of different families cut differently, and what their special tokens are called.
+PROBES = (
+    "The quick brown fox, 1234567890 times.",
+    "def f(x):\n\treturn [x  **  2]\r\n\n",
+    "naïve café, Straße, 漢字かな, Привет 👍🏽",
+    "<|im_start|><|im_end|><|endoftext|><|eot_id|><s></s><bos><eos><start_of_turn>[INST]",
+)
+
+Ids = list[tuple[int, ...]]
+
+
+async def probed(adapter: Tokenizing, post: Post, model: str | None) -> Ids:
+    """The token ids of every probe."""
+    return [await adapter.token_ids(post, text, model) for text in PROBES]
+
+
+def require_same(target: Sequence[tuple[int, ...]], draft: Sequence[tuple[int, ...]], name: str) -> None:
+    """Raises VocabularyError where the two cut a probe differently; `name` is the draft's."""
+    others = sum(own != other for own, other in zip(target, draft, strict=True))
+    if others:
+        raise VocabularyError(
+            f"Target and draft do not share their token ids: {others} of {len(PROBES)} texts differ",
+            where=name,
+            cure="Serve a draft with the target's tokenizer.",
+        )

@@ -25,16 +25,15 @@ from specbench.backends.base import (
     Output,
     Unit,
     WarmUp,
-    Window,
+    WindowEnd,
 )
 from specbench.backends.server import preflight
-from specbench.backends.server.adapter import Ask, Reading, State, ask_of
-from specbench.backends.server.asking import Asking
+from specbench.backends.server.adapter import Ask, Completion, State, ask_of
+from specbench.backends.server.asking import PAUSE_S, Asking, RetryPolicy
 from specbench.backends.server.client import Client
 from specbench.backends.server.failures import AnswerError, FailedError, RefusedError
 from specbench.backends.server.nearness import divergence, logprobs_body
-from specbench.backends.server.patience import PAUSE_S, Patience
-from specbench.backends.server.provider import Provider, Up, key_of
+from specbench.backends.server.provider import Provider, ServerHandle, key_of
 from specbench.backends.server.record import engine_name, note_server
 from specbench.backends.server.traffic import drive
 from specbench.backends.server.worker import call, stream
@@ -95,9 +94,9 @@ class ServerSession:
         self._writer = writer
         self._say = say
         self._asking = Asking()
-        self._patience = Patience(self.noticed.failures)
+        self._patience = RetryPolicy(self.noticed.failures)
         self._servers = ExitStack()
-        self._ups: dict[Arm, Up] = {}
+        self._ups: dict[Arm, ServerHandle] = {}
         self._warmed_with: list[WarmUp] = []  # not yet told
         self._prompts: list[Prompt] = []  # of the block
         self._looked: dict[str, State] = {}
@@ -164,7 +163,7 @@ class ServerSession:
     def _open(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if job.unit.id not in self.noticed.refused]
 
-    def _met(self, server: Arm) -> Up:
+    def _met(self, server: Arm) -> ServerHandle:
         """The server, up, looked at and warm. Where memory holds but one, the one that runs makes room."""
         if server not in self._ups:
             if not self._provider.at_once:
@@ -179,7 +178,7 @@ class ServerSession:
         while self._warmed_with:
             yield self._warmed_with.pop(0)
 
-    def _checked(self, up: Up, server: Arm) -> list[WarmUp]:
+    def _checked(self, up: ServerHandle, server: Arm) -> list[WarmUp]:
         """Look at the server, warm it, and refuse one whose times would mean nothing."""
         label = _label(server)
         # One that runs already is looked at and warmed once, one that is started or may have to load, each time.
@@ -208,12 +207,12 @@ class ServerSession:
         arm = replace(server, load=self._config.loads[0])
         return [WarmUp(arm, _answered(job, reading, 0.0, self._config)) for job, reading in answers]
 
-    def _warmed(self, up: Up, server: Arm, count: int) -> list[tuple[Job, Reading]]:
+    def _warmed(self, up: ServerHandle, server: Arm, count: int) -> list[tuple[Job, Completion]]:
         """Short answers, one after the other, to the first prompt that the server takes. Raises EngineError where it
         would refuse any other as well."""
 
-        async def ask() -> list[tuple[Job, Reading]]:
-            found: list[tuple[Job, Reading]] = []
+        async def ask() -> list[tuple[Job, Completion]]:
+            found: list[tuple[Job, Completion]] = []
             async with self._client(up) as client:
                 for prompt in self._prompts:
                     job = Job(Unit(prompt.id, prompt.sha256, prompt.category, (Item(prompt, None),)), 0)
@@ -231,7 +230,7 @@ class ServerSession:
 
         return call(ask)
 
-    async def _require_any(self, client: Client, up: Up, refused: Prompt) -> None:
+    async def _require_any(self, client: Client, up: ServerHandle, refused: Prompt) -> None:
         """Raises EngineError where it was not the prompt that was refused, but whatever we ask."""
         try:
             await self._asking.require_any(client, up, self._config.sampling)
@@ -239,17 +238,19 @@ class ServerSession:
             del self.noticed.refused[refused.id]
             raise
 
-    async def _look(self, up: Up) -> State:
+    async def _look(self, up: ServerHandle) -> State:
         async with self._client(up) as client:
             return await self._asking.look(client, up)
 
-    async def _unread(self, up: Up) -> set[str]:
+    async def _unread(self, up: ServerHandle) -> set[str]:
         """What prompts have in vain beside their messages."""
         asks = [self._ask_prompt(prompt, 0) for prompt in self._prompts if prompt.id not in self.noticed.refused]
         async with self._client(up) as client:
             return await self._asking.unread(client, up, asks)
 
-    async def _window(self, up: Up, arm: Arm, jobs: Sequence[Job], put: Callable[[Answer | Window], None]) -> None:
+    async def _window(
+        self, up: ServerHandle, arm: Arm, jobs: Sequence[Job], put: Callable[[Answer | WindowEnd], None]
+    ) -> None:
         """Every job once, under the arm's load; the server's counters before and after."""
         async with self._client(up) as client:
             before = await _counters(client, up)
@@ -275,7 +276,7 @@ class ServerSession:
                 await _drained(client, up)
             after = await _counters(client, up)
         put(
-            Window(
+            WindowEnd(
                 requests=course.answered,
                 wall_s=course.ended_s - course.begun_s,
                 counters=None if before is None or after is None else after.since(before),
@@ -283,7 +284,9 @@ class ServerSession:
             )
         )
 
-    async def _timed(self, client: Client, up: Up, arm: Arm, job: Job, due_s: float, course: _Course) -> Answer | None:
+    async def _timed(
+        self, client: Client, up: ServerHandle, arm: Arm, job: Job, due_s: float, course: _Course
+    ) -> Answer | None:
         # Requests that overlap cannot each say who disturbed them.
         meter = OthersMeter(up.pid) if up.pid is not None and arm.load == Load() else None
         load_before = load_average()
@@ -309,13 +312,13 @@ class ServerSession:
         )
 
     async def _answer(
-        self, client: Client, up: Up, job: Job, max_tokens: int, arm: Arm
-    ) -> tuple[Reading, float, int] | None:
+        self, client: Client, up: ServerHandle, job: Job, max_tokens: int, arm: Arm
+    ) -> tuple[Completion, float, int] | None:
         """The answer, when its request was sent, and after how many failures; None where it is refused or keeps
         failing. Raises EngineError after too many failures in a row."""
         ask = replace(self._ask(job), max_tokens=max_tokens)
 
-        async def attempt() -> tuple[Reading, float]:
+        async def attempt() -> tuple[Completion, float]:
             sent_s = asyncio.get_running_loop().time()
             reading = up.adapter.read(await self._asking.send(client, up, ask))
             if reading.prompt_tokens is None:
@@ -338,11 +341,11 @@ class ServerSession:
         digest = hashlib.sha256(f"{self._config.seed}/{prompt.id}/{repeat}".encode()).digest()
         return ask_of(prompt, self._config, int.from_bytes(digest[:4], "big") >> 1)
 
-    def _client(self, up: Up) -> Client:
+    def _client(self, up: ServerHandle) -> Client:
         return Client(up.url, key=key_of(self._config), timeout_s=self._config.request_timeout_s)
 
 
-def _answered(job: Job, reading: Reading, waited_s: float, config: RunConfig) -> Answer:
+def _answered(job: Job, reading: Completion, waited_s: float, config: RunConfig) -> Answer:
     """`waited_s` passed between when it was due and when it was sent."""
     return Answer(
         job,
@@ -359,7 +362,7 @@ def _answered(job: Job, reading: Reading, waited_s: float, config: RunConfig) ->
     )
 
 
-async def _counters(client: Client, up: Up) -> Counters | None:
+async def _counters(client: Client, up: ServerHandle) -> Counters | None:
     page = None if up.adapter.metrics is None else await client.get(up.adapter.metrics)
     try:
         return None if page is None else up.adapter.counters(page)
@@ -367,7 +370,7 @@ async def _counters(client: Client, up: Up) -> Counters | None:
         return None
 
 
-async def _drained(client: Client, up: Up) -> None:
+async def _drained(client: Client, up: ServerHandle) -> None:
     """Wait until the server has noticed that its uncounted requests were given up: they would run on into whatever is
     measured next."""
     for _ in range(round(DRAIN_S / LOOK_S)):

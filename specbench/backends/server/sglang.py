@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
 from specbench.backends.server.answers import Event, Fields, Json, Text, Tokens, parsed
 from specbench.backends.server.counters import samples, total
 from specbench.backends.server.failures import AnswerError, as_word
 from specbench.backends.server.openai import CHAT, SOURCES, chat_body, reading, served, survivors
 from specbench.backends.server.scoring import Top, require_places
-from specbench.records import LARGEST, Count, Counters, Told
+from specbench.records import LARGEST, Count, Counters, ServerStats
 
 _SPEC = "sglext.spec_tokens_details"
 
@@ -92,7 +92,7 @@ class SGLang:
         said = {"top_k": asked.top_k or -1, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
         return chat_body(ask, model) | said | {"return_spec_tokens_details": True}
 
-    def read(self, chunks: Sequence[Chunk]) -> Reading:
+    def read(self, chunks: Sequence[Chunk]) -> Completion:
         """It lists no rounds."""
         told = [ext for chunk in chunks if (ext := _Event.of(chunk.data).sglext) is not None]
         found = [ext.spec_tokens_details for ext in told if ext.spec_tokens_details is not None]
@@ -148,15 +148,15 @@ async def server_info(get: Get) -> ServerInfo:
     return ServerInfo.of(parsed(await get("/server_info")) or parsed(await get("/get_server_info")))
 
 
-def _told(spec: _Rounds) -> Told:
+def _told(spec: _Rounds) -> ServerStats:
     """An answer without any round has 0 everywhere, or nothing: the server fills what it does not know with 0."""
     rounds, drafted = spec.spec_verify_ct, spec.spec_num_proposed_drafts
     if not rounds or not drafted:
-        return Told()
+        return ServerStats()
     histogram = spec.spec_correct_drafts_histogram or ()
     # It ends at the longest run that this answer had: nothing survived beyond.
     survived = survivors(histogram) + (0,) * (drafted // rounds + 1 - len(histogram))
-    return Told(
+    return ServerStats(
         rounds=rounds,
         drafted=drafted,
         accepted=spec.spec_num_correct_drafts,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specbench.backends.base import TargetText
-from specbench.backends.server.adapter import Ask, Chunk, Get, Reading, State
+from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
 from specbench.backends.server.answers import (
     Event,
     Fields,
@@ -28,9 +28,8 @@ from specbench.backends.server.answers import (
 from specbench.backends.server.counters import Samples, by_position, samples, total
 from specbench.backends.server.failures import AnswerError, as_word
 from specbench.backends.server.openai import CHAT, FINISHES, SOURCES, chat_body, reading, served, survivors
-from specbench.backends.server.scoring import Top, require_places
-from specbench.backends.server.writing import Post
-from specbench.records import Count, Counters, Number, Told
+from specbench.backends.server.scoring import Post, Top, require_places
+from specbench.records import Count, Counters, Number, ServerStats
 
 _COUNTER = "vllm:spec_decode_num_"
 _POSITIONS = f"{_COUNTER}accepted_tokens_per_pos_total"
@@ -122,7 +121,7 @@ class VLLM:
         said = {"top_k": asked.top_k or -1, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
         return chat_body(ask, model) | said
 
-    def read(self, chunks: Sequence[Chunk]) -> Reading:
+    def read(self, chunks: Sequence[Chunk]) -> Completion:
         """No rounds are listed at level summary: it tells how many of them accepted how much, not in which order."""
         found = [metrics for chunk in chunks if (metrics := _Event.of(chunk.data).metrics) is not None]
         metrics = found[-1] if found else _Metrics()
@@ -204,10 +203,10 @@ def _written(payload: Json) -> TargetText:
     return TargetText(tuple(prompt), tuple(output), finish)
 
 
-def _told(metrics: _Metrics) -> Told:
+def _told(metrics: _Metrics) -> ServerStats:
     spec = metrics.speculative_decoding or _Rounds()
     histogram = spec.acceptance_histogram
-    return Told(
+    return ServerStats(
         prefill_s=in_seconds(metrics.time_to_first_token_ms),
         decode_s=in_seconds(metrics.generation_time_ms),
         queue_s=in_seconds(metrics.queue_time_ms),

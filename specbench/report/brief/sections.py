@@ -13,6 +13,7 @@ from specbench.records import Policy, Trial
 from specbench.report import readings, wording
 from specbench.report.brief import notes, trust
 from specbench.report.economics import Economics, economics
+from specbench.report.engine_words import words_of
 from specbench.report.marks import mark
 from specbench.report.served.load_tables import load_note, load_rows, load_shown
 
@@ -76,7 +77,7 @@ def _cost(draft: DraftResult, facts: Facts) -> tuple[str, ...]:
     found = readings.cost(draft, facts.policy)
     if found is not None:
         return readings.round_time(found), readings.limiting(found), readings.ceilings(found)
-    return readings.whole_round(draft, facts.policy) if facts.served else ()
+    return readings.whole_round(draft, facts)
 
 
 def _category_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], Rows]:
@@ -130,13 +131,11 @@ def _own_cost(row: GammaResult) -> str:
 
 
 def _end_to_end(draft: DraftResult, facts: Facts) -> str:
-    row = wording.best_row(draft)
+    row, words = wording.best_row(draft), words_of(facts)
     share = ""
     if facts.prefill_share is not None:
-        what = "The time to the first token is" if facts.served else "Reading the prompt takes"
-        share = f" {what} {text.percent(facts.prefill_share)} of the time of the target alone."
-    both = "the time to the first token" if facts.served else "both models reading the prompt"
+        share = f" {words.reading_takes} {text.percent(facts.prefill_share)} of the time of the target alone."
     return (
         f"At gamma {row.gamma} the speedup is {text.speedup(row.speedup)} for decoding alone and "
-        f"{text.speedup(row.speedup_e2e)} with {both} (measured; the latter without an interval).{share}"
+        f"{text.speedup(row.speedup_e2e)} with {words.both_reading} (measured; the latter without an interval).{share}"
     )

@@ -9,6 +9,7 @@ from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limi
 from specbench.analysis.contract import DraftResult, Summary
 from specbench.analysis.facts import Facts, differing, parted
 from specbench.records import Divergence, Trial
+from specbench.report.engine_words import words_of
 from specbench.report.marks import mark
 from specbench.report.wording import best_row
 
@@ -35,21 +36,19 @@ def reference(facts: Facts) -> str:
 
 def _same(draft: DraftResult, facts: Facts, trials: Sequence[Trial]) -> str:
     """Counted under greedy, argued when sampling."""
+    words = words_of(facts)
     if not facts.sampling.greedy:
-        rule = "the server's rejection rule" if facts.served else "the rejection rule"
-        proof = "" if facts.served else "; specbench's tests prove it by enumerating short texts"
         return (
             f"Not checked in this run: at temperature {facts.sampling.temperature:g} two runs draw different tokens, "
             "and texts cannot be compared token for token. That the output keeps the target's distribution rests on "
-            f"{rule} {mark('assumed', 'lossless')}{proof}."
+            f"{words.rule} {mark('assumed', 'lossless')}{words.proof}."
         )
     row = best_row(draft)
     if row.identical_prompts is None:
         return "Not checked: no text was compared with the target's own."
-    how = "character for character" if facts.served else "token for token"
     same = (
-        f"At gamma {row.gamma}, {row.identical_prompts:,} of {row.prompts:,} prompts give the target's own text, {how} "
-        "(measured)."
+        f"At gamma {row.gamma}, {row.identical_prompts:,} of {row.prompts:,} prompts give the target's own text, "
+        f"{words.alike} (measured)."
     )
     again = len(differing(trials, None))
     unsteady = f"The target alone does not repeat its own text on {text.count(again, 'prompt')}." if again else ""

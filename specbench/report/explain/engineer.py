@@ -11,6 +11,7 @@ from specbench.report import readings, wording
 from specbench.report.brief import notes, steps, trust
 from specbench.report.brief.doubts import cautions
 from specbench.report.economics import economics
+from specbench.report.engine_words import words_of
 from specbench.report.explain.story import Story, add, apart, asked, divide, drafts, multiply, reaches, verdict
 
 
@@ -48,9 +49,8 @@ def _arms(story: Story) -> str:
     each = "the draft" if not story.several else f"{len(summary.drafts)} drafts"
     again = " the target alone again (A/A)," if any(t.arm.kind == "baseline-again" for t in story.trials) else ""
     number = text.measured(story.row.prompts, facts.batch_size)
-    turn = "" if facts.served else ", every arm on one prompt before the next"
     return (
-        f"{number} in these arms: the target alone,{again} and {each} at gamma {gammas}{turn}. "
+        f"{number} in these arms: the target alone,{again} and {each} at gamma {gammas}{words_of(facts).turns}. "
         f"{facts.done:,} trials count."
     )
 
@@ -76,7 +76,7 @@ def _guesses(story: Story) -> str:
 def _yield(story: Story) -> str:
     row = story.row
     if row.tokens_per_round is None or row.accepted is None or row.rounds is None:
-        why = "the server does not tell rounds" if story.facts.served else "no round was run"
+        why = words_of(story.facts).no_rounds
         return f"How many tokens a round yields is not known: {why}. So the speedup cannot be taken apart here."
     kept = f"{row.accepted / row.rounds:.2f}"
     return (
@@ -125,8 +125,11 @@ def _speedup(story: Story) -> list[str]:
 
 def _end_to_end(story: Story) -> str:
     row, share = story.row, story.facts.prefill_share
-    what = "The time to first token" if story.facts.served else "Prefill"
-    took = f" {what} is {text.percent(share)} of the time of the target alone." if share is not None else ""
+    took = (
+        f" {words_of(story.facts).prefill} is {text.percent(share)} of the time of the target alone."
+        if share is not None
+        else ""
+    )
     return (
         f"Decode alone is {text.speedup(row.speedup)} at gamma {row.gamma}, end to end {text.speedup(row.speedup_e2e)} "
         f"(both measured, the second without an interval).{took}"
@@ -164,8 +167,7 @@ def _limits(story: Story, break_even: str) -> tuple[str, ...]:
     if story.cost is not None:
         return readings.limiting(story.cost), readings.ceilings(story.cost), break_even
     # The first sentence is the sum that the chain has already made.
-    served = readings.whole_round(story.draft, story.policy)[1:] if story.facts.served else ()
-    return *served, break_even
+    return *readings.whole_round(story.draft, story.facts)[1:], break_even
 
 
 def _load(story: Story) -> str:

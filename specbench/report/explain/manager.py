@@ -11,6 +11,7 @@ from specbench.report import readings, wording
 from specbench.report.brief import steps
 from specbench.report.brief.glance import glance
 from specbench.report.economics import economics
+from specbench.report.engine_words import words_of
 from specbench.report.explain.story import Story, apart, asked, drafts, number, reaches, verdict
 from specbench.report.marks import mark
 
@@ -95,8 +96,7 @@ def _gain(story: Story) -> str:
         if not row.accepted:
             kept = "Not one guessed token was kept, which points to a broken set-up rather than to a poor draft. "
     if row.tokens_per_round is None or not story.steps:
-        why = "the server does not tell its rounds" if story.facts.served else "no round was run"
-        return f"{kept}How that comes about is not known, because {why}. {clock}"
+        return f"{kept}How that comes about is not known, because {words_of(story.facts).no_rounds}. {clock}"
     exact = row.tokens_per_round / story.steps
     tau, steps_ = f"{row.tokens_per_round:.2f}", f"{story.steps:.2f}"
     rounded = f"{number(tau) / number(steps_):.2f}" != f"{exact:.2f}"
@@ -117,7 +117,7 @@ def _about(speedup: str, rounded: bool) -> str:
 
 def _whole(story: Story) -> str:
     row, share = story.row, story.facts.prefill_share
-    reading = "the wait for the first token" if story.facts.served else "the reading of the prompt"
+    reading = words_of(story.facts).reading
     part = f" ({text.percent(share)} of the time without the draft)" if share is not None else ""
     if story.policy.metric == "e2e":
         return f"Of a whole request the writing is only a part; the rest is {reading}{part}."
@@ -227,7 +227,7 @@ def _needed(story: Story) -> str:
 def _uncovered(story: Story) -> list[str]:
     summary, facts, work = story.summary, story.facts, story.facts.workload
     found = economics(story.draft, story.policy)
-    lines = [wording.carry(facts.served)]
+    lines = [wording.carry(facts)]
     if facts.served and (loads := readings.stops_paying_words(summary, story.draft, story.policy)):
         lines.append(f"Load: {loads}")
     elif found.batch_note:

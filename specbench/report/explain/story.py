@@ -65,7 +65,7 @@ def verdict(story: Story) -> str:
         found = wording.verdict(story.draft, story.policy, story.facts.batch_size)
         if story.several:
             found = f"No prompt was measured with every draft, so none is chosen; this is the fastest. {found}"
-    outside = wording.from_outside(story.summary.engine, story.facts.loads[0]) if story.facts.served else ""
+    outside = wording.from_outside(story.summary.engine, story.facts)
     return f"{found} {outside}".rstrip()
 
 

@@ -26,7 +26,8 @@ class Plan:
     """One draft at one gamma as a run measured it. `target` is its name in the run; the titles are what the models are
     called besides, None where nothing else. `served` says that it was measured on a server, `on` on which engine; None
     in process and where the engine is not known. `ends` are the ids with which texts ended, empty where they are not
-    known; `templated` is whether a chat template wrote the prompts."""
+    known; `templated` is whether a chat template wrote the prompts; `head` is the kind of draft head, None for a
+    model."""
 
     spec: DraftSpec
     gamma: int
@@ -41,6 +42,7 @@ class Plan:
     on: str | None = None
     ends: tuple[int, ...] = ()
     templated: bool = False
+    head: str | None = None
 
     @property
     def proposed(self) -> int:
@@ -111,7 +113,7 @@ def shell(options: Sequence[Sequence[str]]) -> str:
 
 def sampled_drafts(plan: Plan, engine: str, option: str | None) -> list[str]:
     """Where an engine drafts greedily (unless `option` is set): in process drafts are drawn, as the target's tokens."""
-    if plan.sampling.greedy or plan.served or plan.spec.kind != "model":
+    if plan.sampling.greedy or plan.served or plan.spec.kind != "model" or plan.spec.greedy:
         return []
     unless = f" unless told otherwise with {option}" if option else ""
     return [

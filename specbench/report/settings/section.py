@@ -108,6 +108,7 @@ def _plan(summary: Summary, facts: Facts, draft: DraftResult, gamma: int) -> Pla
         served=facts.served,
         ends=facts.target.ends,
         templated=bool(facts.workload.templated),
+        head=loaded.head if loaded is not None else None,
         on=next((engine.name for engine in ENGINES if adapter in engine.adapters), None),
     )
 

@@ -57,7 +57,8 @@ def vllm(plan: Plan) -> Given | str:
     if ngram is None:
         draft = directory(plan, "draft")
         legends.append(draft.legend)
-        config = {"method": "draft_model", "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
+        method = plan.head or "draft_model"
+        config = {"method": method, "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
         config |= {"revision": draft.revision} if draft.revision else {}
         differs += sampled_drafts(plan, "vLLM", '`"draft_sample_method":"probabilistic"` in the config')
         differs += bare_drafts(plan, "vLLM")
@@ -94,13 +95,15 @@ def sglang(plan: Plan) -> Given | str:
         ["python", "-m", "sglang.launch_server", "--model-path", target.name],
         *_revision(target),
         ["--sampling-defaults", "openai"],
-        ["--speculative-algorithm", "STANDALONE"],
+        ["--speculative-algorithm", "STANDALONE" if plan.head is None else plan.head.upper()],
         ["--speculative-draft-model-path", draft.name],
         *([["--speculative-draft-model-revision", draft.revision]] if draft.revision else []),
         ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"],
         ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
     ]
     differs = sampled_drafts(plan, "SGLang", None) + bare_drafts(plan, "SGLang")
+    if plan.head is not None:
+        differs.append("Versions differ in whether they add 1 to a head's layer ids: check its acceptance.")
     if plan.sampling.penalised:
         differs.append("Its penalty does not count a round's own drafts: the text is not quite the target's own.")
     legends = tuple(filter(None, (target.legend, draft.legend)))
@@ -118,7 +121,8 @@ def llamacpp(plan: Plan) -> Given | str:
     differs, legends = list[str](), [target.legend]
     if plan.on != "llama.cpp":
         differs.append(f"A quantised GGUF is another model than the {plan.precision or 'one'} that was measured.")
-    types = [*(["ngram-simple"] if ngram is not None else []), *(["draft-simple"] if spec.kind is not None else [])]
+    kind = f"draft-{plan.head or 'simple'}"
+    types = [*(["ngram-simple"] if ngram is not None else []), *([kind] if spec.kind is not None else [])]
     options = [["llama-server", "--model", target.name], _llamacpp_sampling(plan)]
     options.append(["--spec-type", ",".join(types)])
     if ngram is not None:

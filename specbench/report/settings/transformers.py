@@ -18,6 +18,8 @@ def python(plan: Plan) -> Given | str:
     spec = plan.spec
     if spec.kind is not None and spec.ngram is not None:
         return "transformers takes a look-up or an assistant in one `generate` call, not both."
+    if plan.head is not None:
+        return "transformers drives no EAGLE-3 head."
     if spec.kind == "skip" and spec.layers is None:
         return "transformers can draft with the first layers (`assistant_early_exit`); how many, run.json says."
     target = directory(plan, "target")

@@ -32,7 +32,7 @@ LARGEST_TWIN = {"cpu": 1e9, "cuda": 8e9}
 
 
 @dataclass
-class Bed:
+class Setup:
     """`reader` is the target as the loop reads it, `loaded` the same without a cache. `exact` says that arithmetic is
     float32, in which texts and rounds must agree to the last token."""
 
@@ -59,10 +59,13 @@ class Bed:
     def vocab_size(self) -> int:
         return int(self.loaded.model.config.get_text_config().vocab_size)
 
-    def run(self, drafter: Drafter | None, ids: Sequence[int], gamma: int = GAMMA) -> Generation:
-        """One text, through the loop that trials run."""
+    def run(
+        self, drafter: Drafter | None, ids: Sequence[int], gamma: int = GAMMA, reader: Target | None = None
+    ) -> Generation:
+        """One text, through the loop that trials run. `reader` is the target where a draft wants one that keeps its
+        states."""
         return generate(
-            self.reader,
+            reader or self.reader,
             drafter,
             ids,
             gamma=gamma,
@@ -83,7 +86,9 @@ class Bed:
         name = draft.spec.text
         if name not in self.live:
             recorders = [Recorder(drafter_of(draft)) for _ in self.prompts]
-            self.live[name] = [(self.run(r, ids), r.turns) for r, ids in zip(recorders, self.prompts, strict=True)]
+            self.live[name] = [
+                (self.run(r, ids, reader=draft.target), r.turns) for r, ids in zip(recorders, self.prompts, strict=True)
+            ]
         return self.live[name]
 
     def replayed(self, draft: Draft) -> Expected:
@@ -96,10 +101,12 @@ class Bed:
 
     @torch.inference_mode()
     def settle(self, draft: Draft, x: Sequence[int]) -> None:
-        """Bring the draft as far as it is when a round begins after `x`; the target too where they share a cache."""
-        if draft.spec.kind == "skip":
-            self.reader.rewind(0)
-            self.reader.forward(x[:-1], keep=1)
+        """Bring the draft as far as it is when a round begins after `x`; the target too where they share a cache, or
+        the draft reads its states."""
+        if draft.spec.kind == "skip" or draft.target is not None:
+            reader = draft.target or self.reader
+            reader.rewind(0)
+            reader.forward(x[:-1], keep=1)
         drafter_of(draft).begin(x[:-1])
 
     def generator(self) -> torch.Generator:
@@ -152,15 +159,15 @@ def make_bed(
     eos: frozenset[int],
     max_new_tokens: int,
     dtype: str,
-) -> Bed:
+) -> Setup:
     """A bed with room for the longest prompt, and every draft ready."""
     ids = [list(prompt) for prompt in prompts]
     capacity = max(map(len, ids)) + max_new_tokens + GAMMA + 2
     reader = CachedModel(loaded.model, capacity)
-    own = [Draft(draft.spec, draft.loaded) for draft in drafts]
+    own = [draft.unopened() for draft in drafts]
     for draft in own:
         draft.open(Setting(loaded, reader, sampling, eos, GAMMA), capacity)
-    return Bed(loaded, reader, own, ids, sampling, eos, max_new_tokens, dtype)
+    return Setup(loaded, reader, own, ids, sampling, eos, max_new_tokens, dtype)
 
 
 def in_float32(loaded: LoadedModel, drafts: Sequence[Draft]) -> tuple[LoadedModel, list[Draft]] | None:
