@@ -215,10 +215,8 @@ def test_local_attention_of_another_make_is_refused_in_a_batch_and_right_alone()
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        ("rwkv", "keeps a state that cannot be rolled back"),
-        ("mamba", "layers that cannot be rolled back: linear_attention"),
-        ("qwen3_next", "cannot be rolled back"),
-        ("deepseek_v32", "cannot be rolled back: indexed_attention"),
+        ("rwkv", "keeps a state outside of transformers' cache, so it cannot be rolled back"),
+        ("xlstm", "keeps a state outside of transformers' cache, so it cannot be rolled back"),
         ("bert", "is not causal as configured"),
         ("roberta", "is not causal as configured"),
         ("xlnet", "has no KV cache"),

@@ -150,7 +150,7 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
         times = trial.times
         spent = Spent(
             times.verify_s or 0.0,
-            _probed_s(known[key], drafted),
+            _probed_s(known[key], drafted, trial.accepted if speculative else drafted),
             times.other_s or 0.0,
             times.decode_s,
             times.prefill_s,
@@ -163,7 +163,8 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
     return found
 
 
-def _probed_s(costs: RoundCosts | None, drafted: Sequence[int]) -> float:
+def _probed_s(costs: RoundCosts | None, drafted: Sequence[int], accepted: Sequence[int]) -> float:
     if costs is None or max(drafted, default=0) >= len(costs.verify_s):
         return 0.0
-    return sum(map(costs.verify_s.__getitem__, drafted))
+    again = (costs.reread_s[a] for d, a in zip(drafted, accepted, strict=True) if a < d) if costs.reread_s else ()
+    return sum(map(costs.verify_s.__getitem__, drafted)) + sum(again)

@@ -2,7 +2,8 @@
 
     S = tokens * (t_dec + h) / sum over rounds of (t_draft(d) + t_verify(d + 1) + h)
 
-for rounds that draft d tokens (docs/measuring.md). Leviathan's closed form is the case t_verify = t_dec, h = 0 and
+for rounds that draft d tokens (docs/measuring.md). A model that reads the j tokens that stay of a rejected round again
+adds t_reread(j) to the next one. Leviathan's closed form is the case t_verify = t_dec, h = 0 and
 independent acceptance; it stands beside for reference.
 """
 
@@ -24,7 +25,10 @@ class RoundCosts:
     round that accepted everything); `other_s` is what a round spends outside both models.
 
     Of a draft head `draft_s` is a step on its own state, and `read_s[n-1]` its first step of a round, over n emitted
-    tokens and the target's states; `states_s[n-1]` is the target over n tokens where it keeps these states."""
+    tokens and the target's states; `states_s[n-1]` is the target over n tokens where it keeps these states.
+
+    `reread_s[j-1]` and `draft_reread_s[j-1]` are passes over the j tokens that stay after a rejection; empty where none
+    is needed."""
 
     verify_s: tuple[float, ...]
     draft_s: float
@@ -32,6 +36,8 @@ class RoundCosts:
     other_s: float
     read_s: tuple[float, ...] = ()
     states_s: tuple[float, ...] = ()
+    reread_s: tuple[float, ...] = ()
+    draft_reread_s: tuple[float, ...] = ()
 
     @property
     def judge_s(self) -> tuple[float, ...]:
@@ -84,12 +90,13 @@ def round_costs(
     verify_s, read_s = curve(None), curve(draft)
     if not verify_s or (not read_s and any(p.model == draft for p in points)):
         return None
-    step_s = curve(draft, "step")
+    step_s, again_s = curve(draft, "step"), curve(None, "reread")
     if step_s:
         added_s = _states_s(steps, draft)
-        return RoundCosts(verify_s, step_s[0], step_s[0], other_s, read_s, tuple(v + added_s for v in verify_s))
+        kept_s = tuple(v + added_s for v in verify_s)
+        return RoundCosts(verify_s, step_s[0], step_s[0], other_s, read_s, kept_s, again_s)
     draft_s, catch_up_s = read_s[:2] if read_s else (0.0, 0.0)
-    return RoundCosts(verify_s, draft_s, catch_up_s, other_s)
+    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, (), (), again_s, curve(draft, "reread"))
 
 
 def _states_s(points: Sequence[CostPoint], draft: str | None) -> float:
@@ -127,7 +134,29 @@ def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
         more = (costs.read_s[-1] - costs.read_s[0]) / max(1, len(costs.read_s) - 1)
         unread = np.divide(found.accepted, found.rounds, out=np.zeros_like(found.rounds), where=found.rounds > 0)
         draft_s = draft_s + found.started * (costs.read_s[0] - costs.draft_s) + (found.accepted - unread) * more
-    return RoundSeconds(draft_s, by_drafted @ verify_s, found.rounds * costs.other_s)
+    kept = _kept_after_rejection(found)
+    return RoundSeconds(
+        draft_s + _reread(kept[:, :-1], costs.draft_reread_s),
+        by_drafted @ verify_s + _reread(kept, costs.reread_s),
+        found.rounds * costs.other_s,
+    )
+
+
+def _kept_after_rejection(found: Expected) -> Floats:
+    """Rounds of each text that rejected their first, second, .. draft, and so keep 1, 2, .. of the tokens that were
+    read [texts, gamma]. Those that accepted all of a short draft look the same; scaled to the rejections there were."""
+    at_least = np.column_stack([found.reached[:, :1], found.survived])
+    ended = np.maximum(at_least[:, :-1] - at_least[:, 1:], 0.0)
+    total = ended.sum(1)
+    share = np.divide(found.rejections, total, out=np.zeros(len(total)), where=total > 0)
+    return np.asarray(ended * share[:, None], dtype=np.float64)
+
+
+def _reread(kept: Floats, reread_s: Sequence[float]) -> Floats:
+    """Seconds in each text."""
+    if not reread_s or not kept.shape[1]:
+        return np.zeros(len(kept))
+    return np.asarray(kept @ np.array(reread_s[: kept.shape[1]]), dtype=np.float64)
 
 
 def predicted_speedup(found: Expected, tokens: float, costs: RoundCosts) -> float | None:

@@ -39,7 +39,9 @@ class Reader(Protocol):
 class Probed:
     """A model to time: `widths` are the numbers of tokens to read at once; `keep_all` wants logits for each of them,
     as a verify pass does, else for the last alone, as a draft does. A `drafter` that drives this same model is timed
-    over whole draft phases of `gammas` tokens, at a batch of one. `phase` is what its points are called."""
+    over whole draft phases of `gammas` tokens, at a batch of one. `phase` is what its points are called. `rereads` are
+    numbers of tokens that may be kept after a rejection, timed where the model, having read a text, says that it
+    `rereads` them."""
 
     model: Reader
     widths: tuple[int, ...]
@@ -47,6 +49,7 @@ class Probed:
     drafter: Drafter | None = None
     gammas: tuple[int, ...] = ()
     phase: str = "read"
+    rereads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,9 @@ def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.G
         new = [(row * width)[:width] for row in rows]
         run = partial(probed.model.forward_rows, new, width if probed.keep_all else 1)
         yield Task(name, width, probed.phase, run, restore)
+    for width in probed.rereads if getattr(probed.model, "rereads", False) else ():
+        run = partial(probed.model.forward_rows, [(row * width)[:width] for row in rows], 1)
+        yield Task(name, width, "reread", run, restore)
 
 
 def _timed(

@@ -8,12 +8,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from specbench.errors import ModelError
 
-# Layers of transformers' caches that hold keys and values of every position, or nothing at all.
-_KEPT = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
+# What a layer of transformers' caches keeps: keys and values of every position, nothing at all, the states of
+# convolutions and recurrences, or both; of any other class see `memory_of`.
+Memory = Literal["keys", "nothing", "states", "both", "cropped", "other"]
+_MEMORIES: dict[str, Memory] = {
+    "DynamicLayer": "keys",
+    "DynamicSlidingWindowLayer": "keys",
+    "DummyLayer": "nothing",
+    "LinearAttentionLayer": "states",
+    "LinearAttentionAndFullAttentionLayer": "both",
+    "LinearAttentionAndSlidingWindowAttentionLayer": "both",
+}
+
+
+# What a model's forward calls its cache.
+CACHE_NAMES = ("past_key_values", "cache_params")
 
 
 def causal_class(config: Any) -> Any | None:
@@ -48,16 +61,13 @@ def require_family(config: Any, name: str) -> None:
     if kind is None:
         return  # its own code, or none: the loader says so
     who = f"{name} ({config.model_type})"
-    layers = cache_layers(text, who)
-    named = getattr(text, "layer_types", None) or [_kind_of(layer) for layer in layers]
-    strange = {kind for kind, layer in zip(named, layers, strict=False) if _kind_of(layer) not in _KEPT}
-    if strange or (getattr(kind, "_is_stateful", False) and not getattr(text, "layer_types", None)):
-        found = f"has layers that cannot be rolled back: {', '.join(sorted(strange))}"
+    cache_layers(text, who)
+    if getattr(kind, "_is_stateful", False) and not unlike_keys(text):
         raise ModelError(
-            f"{who} {found if strange else 'keeps a state that cannot be rolled back'}",
-            cure="A rejected draft has to be forgotten: choose a model whose layers are all attention.",
+            f"{who} keeps a state outside of transformers' cache, so it cannot be rolled back",
+            cure="A rejected draft has to be forgotten: choose another model.",
         )
-    if not takes(kind.forward, "past_key_values"):
+    if not any(takes(kind.forward, name) for name in CACHE_NAMES):
         raise ModelError(f"{who} has no KV cache in transformers", cure="Choose a causal model that has one.")
     if _has_encoder(config, kind):
         raise ModelError(f"{who} writes from what an encoder reads", cure="Choose a causal language model.")
@@ -75,6 +85,12 @@ def require_batches(config: Any, name: str) -> None:
         raise ModelError(
             f"{name} ({config.model_type}) takes no positions of its own for each sequence, so batches of texts of "
             "different lengths would be wrong",
+            cure="Use --batch-size 1.",
+        )
+    if unlike := unlike_keys(text):
+        raise ModelError(
+            f"{name} ({config.model_type}) has layers whose memory is of one length for all texts side by side: "
+            f"{', '.join(unlike)}",
             cure="Use --batch-size 1.",
         )
 
@@ -104,17 +120,34 @@ def cache_layers(text: Any, who: str = "the model") -> list[Any]:
     return layers
 
 
+def memory_of(layer: Any) -> Memory:
+    """What a layer of transformers' cache keeps. One of a class that we do not know is "cropped" where that class says
+    itself how positions are taken back, and "other" where it only inherits it."""
+    found = _MEMORIES.get(type(layer).__name__)
+    return found or ("cropped" if "crop" in vars(type(layer)) else "other")
+
+
+def unlike_keys(text: Any) -> list[str]:
+    """The kinds of layers whose memory is more than keys and values, as the text configuration calls them."""
+    layers = cache_layers(text)
+    named = getattr(text, "layer_types", None) or [type(layer).__name__ for layer in layers]
+    return sorted(
+        {kind for kind, each in zip(named, layers, strict=False) if memory_of(each) not in ("keys", "nothing")}
+    )
+
+
 def keeps_nothing(layer: Any) -> bool:
     """Whether a layer of transformers' cache stands for one without memory, or one that reads another's."""
-    return _kind_of(layer) == "DummyLayer"
+    return memory_of(layer) == "nothing"
 
 
 def shares_layers(config: Any) -> bool:
-    """Whether the first layers of a model can be run alone, as `skip:` does: each keeps its own keys and values."""
+    """Whether the first layers of a model can be run alone, as `skip:` does: each keeps its own keys and values, and
+    nothing else, since both would roll back the states that they share."""
     text = config.get_text_config(decoder=True)
     blocks = getattr(text, "num_layers", None)  # of longcat_flash, whose layers hold two attentions each
     whole = int(text.num_hidden_layers)
-    return blocks in (None, whole) and not any(map(keeps_nothing, cache_layers(text)))
+    return blocks in (None, whole) and all(memory_of(layer) == "keys" for layer in cache_layers(text))
 
 
 def frequency_limit(config: Any) -> int | None:
@@ -152,7 +185,3 @@ def _body_class(config: Any) -> Any | None:
 def _takes_sdpa(kind: Any | None) -> bool:
     """A class that is not of transformers is taken to: where it does not, it says so when it is loaded."""
     return kind is None or bool(getattr(kind, "_supports_sdpa", False))
-
-
-def _kind_of(layer: Any) -> str:
-    return type(layer).__name__

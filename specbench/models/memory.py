@@ -51,7 +51,8 @@ def memory_errors() -> Iterator[None]:
 
 def cache_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:
     """Keys and values of `batch` sequences of `tokens` tokens, for a transformers configuration: over the layers that
-    keep any, heads that have keys of their own x (key + value width) x bytes of an element."""
+    keep any, heads that have keys of their own x (key + value width) x bytes of an element. States, whose size does not
+    grow with the text, and windows that transformers cuts itself are left out."""
     text = config.get_text_config(decoder=True)
     layers = _layers(text)
     return sum(map(_kept_per_token, layers)) * element_bytes * tokens * batch
@@ -60,7 +61,7 @@ def cache_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int
 def _layers(text: Any) -> list[Any]:
     """The configuration of every layer that keeps keys and values; a layer may have widths of its own. 0 layers where
     it is not told how many there are."""
-    from specbench.models.family import cache_layers, keeps_nothing
+    from specbench.models.family import cache_layers, memory_of
 
     try:
         each = list(text.per_layer_config)
@@ -70,7 +71,12 @@ def _layers(text: Any) -> list[Any]:
         kept = cache_layers(text)
     except ModelError:
         kept = []
-    return [layer for layer, cached in zip_longest(each, kept) if cached is None or not keeps_nothing(cached)]
+
+    def grows(cached: Any) -> bool:
+        memory = memory_of(cached)
+        return memory in ("keys", "both", "cropped") or (memory == "other" and not getattr(cached, "is_sliding", False))
+
+    return [layer for layer, cached in zip_longest(each, kept) if cached is None or grows(cached)]
 
 
 def _kept_per_token(layer: Any) -> int:

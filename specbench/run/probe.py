@@ -96,6 +96,7 @@ def _busy(others: float) -> Caution:
 
 
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
+    from specbench.backends.local.memories import require_rollback
     from specbench.backends.local.swap import make_lean
     from specbench.models import load_model
     from specbench.models.heads import find_head
@@ -114,6 +115,7 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
 
     def lean(loaded: LoadedModel) -> LoadedModel:
         make_lean(loaded.model)  # as a run does
+        require_rollback(loaded)
         return loaded
 
     target = real(config.target) if request.target_config is None else shape(request.target_config)

@@ -60,10 +60,15 @@ def generate_batch(
     max_new_tokens: int,
     seed: int,
 ) -> list[list[int]]:
-    """Output token ids for each prompt, ending with the first end of sequence or at the limit."""
+    """Output token ids for each prompt, ending with the first end of sequence or at the limit. Padding would enter the
+    states of a model that has any, so its texts are written one by one, with transformers' own cache."""
     from transformers import GenerationConfig
 
     longest = max(map(len, prompts))
+    cache = RewindableCache(model.config, longest + max_new_tokens)
+    if cache.states and len(prompts) > 1:
+        settings: dict[str, Any] = {"sampling": sampling, "eos": eos, "max_new_tokens": max_new_tokens}
+        return [generate_batch(model, [p], **settings, seed=seed + i)[0] for i, p in enumerate(prompts)]
     pad = min(eos, default=0)
     ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -73,10 +78,10 @@ def generate_batch(
         pad_token_id=pad,
         **generation_settings(sampling),
     )
-    cache = RewindableCache(model.config, longest + max_new_tokens)
     with torch.random.fork_rng(), plain_settings(model):
         torch.manual_seed(seed)
-        out = model.generate(ids, attention_mask=mask, generation_config=config, past_key_values=cache)
+        ours = {} if cache.states else {"past_key_values": cache}
+        out = model.generate(ids, attention_mask=mask, generation_config=config, **ours)
     return [until_end(row, eos) for row in out[:, longest:].tolist()]
 
 

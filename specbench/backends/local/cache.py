@@ -1,7 +1,13 @@
-"""A KV cache that can be rewound: room for the whole sequence is taken once, rollback is a change of length.
+"""A memory that can be rewound, for every kind of layer that transformers' own cache of a model has.
 
-transformers' DynamicCache copies every layer's keys and values at each step to append one token; writing into
-room already taken avoids that in both arms alike.
+transformers' DynamicCache copies every layer's keys and values at each step to append one token; writing into room
+already taken avoids that in both arms alike. What each kind of layer keeps, and how it is rolled back:
+
+- keys and values, also under a window: room for the whole sequence is taken once, rollback is a change of length;
+- keys and values beside others of their own (an indexer's), in a layer of transformers that can be cropped: cropped;
+- the state of a convolution: cut out of what the last pass saw;
+- a recurrent state, and whatever else a layer of transformers keeps: a snapshot, and the kept tokens are read again
+  (backends/local/snapshots.py).
 """
 
 from __future__ import annotations
@@ -11,9 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
-from specbench.models.family import cache_layers, keeps_nothing
+from specbench.models.family import cache_layers, memory_of
 
 
 class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
@@ -74,17 +81,77 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ha
         return self.capacity
 
 
+class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
+    """Convolution and recurrent states, of one size whatever the length. `past` are the inputs of each convolution as
+    the last pass saw them [batch, channels, kernel + n]: without a recurrent state beside it, a state of before is cut
+    out of these."""
+
+    def __init__(self, number_of_states: int) -> None:
+        super().__init__(number_of_states)
+        self.past: dict[int, Tensor] = {}
+
+    def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **more: Any) -> Tensor:
+        found: Tensor = super().update_conv_state(conv_states, state_idx, **more)
+        self.past[state_idx] = found
+        return found
+
+    @property
+    def only_convolves(self) -> bool:
+        """Whether it has no recurrent state; known after a first pass."""
+        return not any(self.is_recurrent_states_initialized.values())
+
+    def can_cut(self, tokens: int) -> bool:
+        """Whether the last `tokens` of the last pass, which read more than one, can be taken back."""
+        return self.only_convolves and all(
+            seen.shape[-1] >= self.conv_states[at].shape[-1] + tokens for at, seen in self.past.items()
+        )
+
+    def cut(self, tokens: int) -> None:
+        """Take them back."""
+        for at, seen in self.past.items():
+            state = self.conv_states[at]
+            state.copy_(seen[..., -state.shape[-1] - tokens : -tokens])
+
+
+class HybridLayer(StateLayer, RewindableLayer):
+    """States beside keys and values."""
+
+    is_compileable = False
+
+    def __init__(self, capacity: int, number_of_states: int) -> None:
+        RewindableLayer.__init__(self, capacity)
+        StateLayer.__init__(self, number_of_states)
+
+    def lazy_initialization(self, *both: Tensor, **states: Any) -> None:
+        if both:
+            RewindableLayer.lazy_initialization(self, *both)
+        else:
+            LinearAttentionLayer.lazy_initialization(self, **states)
+
+
 class RewindableCache(Cache):  # type: ignore[misc]
-    """A RewindableLayer where transformers' own cache of the model holds keys and values, and its empty layer where
-    that is empty: for a layer without attention, or one that reads another's keys. Layers with a window keep all
-    positions (their mask hides the old ones), since a window that has dropped a position cannot be rewound past it."""
+    """A layer of ours for each that transformers' own cache of the model has. Layers with a window keep all positions
+    (their mask hides the old ones), since a window that has dropped a position cannot be rewound past it. `states` are
+    the layers that no length rolls back."""
 
     def __init__(self, config: Any, capacity: int) -> None:
         self.capacity = capacity
-        super().__init__(layers=layers_for(config, lambda: RewindableLayer(capacity)))
+        kept = cache_layers(config.get_text_config(decoder=True))
+        # One mask serves all layers with a window: where one of them keeps no more than that, all do.
+        whole = not any(memory_of(layer) == "other" and getattr(layer, "is_sliding", False) for layer in kept)
+        super().__init__(layers=[_layer(layer, capacity, whole) for layer in kept])
+        theirs = [layer for layer in self.layers if layer in kept]
+        self._cropped = [layer for layer in theirs if memory_of(layer) == "cropped"]
+        self.states = [layer for layer in self.layers if isinstance(layer, StateLayer)]
+        self.states += [layer for layer in theirs if memory_of(layer) != "cropped"]
 
     def rewind(self, length: int) -> None:
-        """Forget every position from `length` on."""
+        """Forget every position from `length` on, but for the `states`."""
+        for layer in self._cropped:
+            if length == 0:
+                layer.reset()
+            else:
+                layer.crop(length - layer.get_seq_length())
         for layer in self.layers:
             layer.length = length
 
@@ -98,4 +165,16 @@ class RewindableCache(Cache):  # type: ignore[misc]
 def layers_for(config: Any, make: Callable[[], RewindableLayer]) -> list[Any]:
     """A layer of `make` for each that keeps keys and values, an empty one for each that keeps none."""
     kept = cache_layers(config.get_text_config(decoder=True))
-    return [DummyLayer() if keeps_nothing(layer) else make() for layer in kept]
+    return [DummyLayer() if memory_of(layer) == "nothing" else make() for layer in kept]
+
+
+def _layer(kept: Any, capacity: int, whole: bool) -> Any:
+    """What stands for a layer of transformers' cache; `whole` where windows keep all positions."""
+    memory = memory_of(kept)
+    if memory == "nothing":
+        return DummyLayer()
+    if memory == "keys" and (whole or not kept.is_sliding):
+        return RewindableLayer(capacity)
+    if memory == "states":
+        return StateLayer(kept.number_of_states)
+    return HybridLayer(capacity, kept.number_of_states) if memory == "both" else kept

@@ -16,17 +16,17 @@ from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.graphs import Graphs, Recorder, put_all
 from specbench.backends.local.lean import decoder_of
 from specbench.backends.local.packed import Packed
+from specbench.backends.local.snapshots import Snapshots
 from specbench.backends.local.states import States, watched
 from specbench.errors import EngineError
-from specbench.models.family import require_family, takes
+from specbench.models.family import CACHE_NAMES, require_family, takes, unlike_keys
 from specbench.models.memory import ModelMemoryError, is_out_of_memory
 
 
 class CachedModel:
     """A causal language model and its KV cache with room for `capacity` tokens in each of `batch` sequences.
 
-    Raises ModelError for models whose memory is not a KV cache (state-space and linear-attention layers cannot be
-    rewound) and ModelMemoryError where a pass does not fit.
+    Raises ModelError for models whose memory cannot be rewound, and ModelMemoryError where a pass does not fit.
     """
 
     def __init__(self, model: Any, capacity: int, batch: int = 1) -> None:
@@ -38,6 +38,7 @@ class CachedModel:
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
         self.cache = RewindableCache(config, capacity)
+        self._snapshots = Snapshots(self.cache.states) if self.cache.states else None
         self._pass = pass_of(model)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
@@ -63,6 +64,10 @@ class CachedModel:
         return self._forward(queued(rows, self.device), keep)
 
     def _forward(self, ids: Tensor, keep: int) -> Tensor:
+        if self._snapshots is not None:
+            if (again := self._snapshots.owed()) is not None:
+                self._forward(again, 1)
+            self._snapshots.before(ids.shape[1])
         try:
             logits = self._read(ids, keep)
         except (RuntimeError, MemoryError) as error:
@@ -70,12 +75,15 @@ class CachedModel:
                 raise
             tokens = f"{self.length + ids.shape[1]} tokens"
             raise ModelMemoryError(self, tokens if self.batch == 1 else f"{tokens}, batch {self.batch}") from error
+        if self._snapshots is not None:
+            self._snapshots.read(ids)
         self.length += ids.shape[1]
         return logits
 
     def _read(self, ids: Tensor, keep: int) -> Tensor:
-        # The cache's own length: a model of the first layers shares its cache, and whoever rewinds one rewinds both.
-        past, n = self.cache.get_seq_length(), ids.shape[1]
+        # The cache's own length: twins of this model share it, and whoever rewinds one rewinds both.
+        past = self.cache.get_seq_length() if self._snapshots is None else self._snapshots.length
+        n = ids.shape[1]
         if self._graphs is not None and self._graphs.has(self.batch, n, keep) and past + n <= self.capacity:
             logits = self._graphs.read(ids, self._places[past : past + n][None], keep, past + n)
             self.cache.rewind(past + n)
@@ -116,6 +124,11 @@ class CachedModel:
         """Run plainly again."""
         self._graphs = None
 
+    @property
+    def rereads(self) -> bool:
+        """Whether the next pass after a rejection reads the kept tokens again; known after a first pass."""
+        return self._snapshots is not None and self._snapshots.rereads
+
     def sharing(self, cut: Any) -> CachedModel:
         """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
         twin = copy.copy(self)
@@ -132,7 +145,10 @@ class CachedModel:
         return twin
 
     def rewind(self, length: int) -> None:
-        """Keep only the first `length` tokens of each sequence."""
+        """Keep only the first `length` tokens of each sequence. Where layers have states, some may be read again by the
+        next pass."""
+        if self._snapshots is not None:
+            length = self._snapshots.rewind(length)
         self.cache.rewind(length)
         self.length = length
 
@@ -141,10 +157,12 @@ class CachedModel:
 class Pass:
     """What transformers' own forward of a model is given beside ids and cache. A model that takes no number of logits
     to keep (`keeps`) gives all, and the rest is cut off; one that also reads images remembers from text to text where
-    it was, so it is told (`told`)."""
+    it was, and some with states count from zero in every pass, so these are told (`told`). `cache_name` is what it
+    calls the cache."""
 
     keeps: bool
     told: bool
+    cache_name: str
 
     def read(self, model: Any, ids: Tensor, cache: Cache, keep: int, past: int) -> Tensor:
         """One pass over `ids` [batch, n] that follow `past` others; logits [batch, keep, V] after the last `keep`, or
@@ -152,14 +170,18 @@ class Pass:
         more: dict[str, Any] = {"logits_to_keep": keep} if self.keeps else {}
         if self.told:
             more["position_ids"] = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
-        logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True, **more).logits
+        more[self.cache_name] = cache
+        logits: Tensor = model(input_ids=ids, use_cache=True, **more).logits
         return logits[:, -keep:] if keep else logits
 
 
 def pass_of(model: Any) -> Pass:
     """How to run a model."""
-    composite = model.config.get_text_config(decoder=True) is not model.config
-    return Pass(keeps=takes(type(model).forward, "logits_to_keep"), told=composite)
+    text = model.config.get_text_config(decoder=True)
+    forward = type(model).forward
+    told = text is not model.config or (bool(unlike_keys(text)) and takes(forward, "position_ids"))
+    cache_name = next((name for name in CACHE_NAMES if takes(forward, name)), CACHE_NAMES[0])
+    return Pass(keeps=takes(forward, "logits_to_keep"), told=told, cache_name=cache_name)
 
 
 def packed_head(model: Any) -> None:

@@ -20,6 +20,7 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, HeadDraft, Setting, facts, load_drafts, refuse_batches
 from specbench.backends.local.graphs import Recordable, record_all
 from specbench.backends.local.layers import choose_layers
+from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.reference import check_reference
@@ -58,6 +59,16 @@ def _eager(name: str) -> Caution:
     )
 
 
+def _rereads(name: str) -> Caution:
+    return Caution(
+        "rereads",
+        f"{name} has states that each token writes over: after a rejection it reads the kept tokens again, which is "
+        "part of its passes here. An engine keeps the states of every verified token instead",
+        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model "
+        "(--engine, --server).",
+    )
+
+
 class LocalEngine:
     """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`."""
 
@@ -93,6 +104,8 @@ class LocalEngine:
         trusted = frozenset(config.trust_remote_code)
         loaded = load_model(name, dtype=config.dtype, device=self.device, trust_remote_code=trusted)
         make_lean(loaded.model)
+        if require_rollback(loaded):
+            self.cautions.append(_rereads(name))
         if attention_of(loaded.model.config) == "eager":
             self.cautions.append(_eager(name))
         return loaded
@@ -305,7 +318,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
         if spec.kind == "skip" and not shares_layers(read_config(config.target, trust_remote_code=trusted)):
             raise ModelError(
                 f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
-                "or hold more than one attention each",
+                "hold more than one attention each, or keep states",
                 where=spec.text,
                 cure="Use another draft.",
             )

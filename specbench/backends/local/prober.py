@@ -104,13 +104,16 @@ class Prober:
 
     def _probed(self, name: str | None, reader: CachedModel, phases: bool) -> Probed:
         if name is None:
-            return Probed(reader, self._plan.widths(reader.batch), keep_all=True)
+            widths = self._plan.widths(reader.batch)
+            return Probed(reader, widths, keep_all=True, rereads=widths[:-1])
+        # Of k drafts the model has read all but the last.
+        kept = tuple(range(1, max(self._plan.gammas)))
         if not phases:
-            return Probed(reader, (1, 2), keep_all=False)
+            return Probed(reader, (1, 2), keep_all=False, rereads=kept)
         # No end of sequence: a phase is timed over all of its tokens.
         chained = not self._device.startswith("cpu")
         drafter = ModelDrafter(reader, vocab_size=reader.vocab_size, sampling=self._sampling, eos=(), chained=chained)
-        return Probed(reader, (1, 2), keep_all=False, drafter=drafter, gammas=self._plan.gammas)
+        return Probed(reader, (1, 2), False, drafter, self._plan.gammas, rereads=kept)
 
     def _prefills(
         self, readers: Mapping[str | None, CachedModel], batch: int, heads: Sequence[HeadProbe]

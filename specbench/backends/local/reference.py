@@ -94,7 +94,7 @@ def _compared(
     _require_causal(loaded, prompts[0])
     write = _together if padded else _one_by_one
     texts = list(map(_Text, prompts, write(loaded, prompts, new, sorted(eos))))
-    with _failing_as_ours(loaded), torch.inference_mode():
+    with failing_as_ours(loaded), torch.inference_mode():
         apart = _apart(reader, texts, widest)
     places = sum(len(text.output) for text in texts)
     limit = max(near_tie_limit(dtype), _ROUNDING)
@@ -114,7 +114,7 @@ def _compared(
 
 
 def _together(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
-    with _failing_as_ours(loaded), quiet_transformers():
+    with failing_as_ours(loaded), quiet_transformers():
         return generate_batch(loaded.model, prompts, sampling=Sampling(), eos=eos, max_new_tokens=new, seed=0)
 
 
@@ -128,14 +128,14 @@ def _one_by_one(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos
         )
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
-        with _failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):
+        with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):
             out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         found.append([int(token) for token in out[0, len(prompt) :]])
     return found
 
 
 @contextmanager
-def _failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
+def failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
     """Whatever a model raises, as one line without its message, which may hold what was read."""
     try:
         yield
@@ -157,7 +157,7 @@ def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
     if len(prompt) < 2:
         return
     other = next((token for token in prompt if token != prompt[-1]), 0)
-    with _failing_as_ours(loaded), torch.inference_mode(), quiet_transformers():
+    with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers():
         one, two = (
             loaded.model(input_ids=torch.tensor([[*prompt[:-1], last]], device=loaded.model.device)).logits[0, -2]
             for last in (prompt[-1], other)
