@@ -26,7 +26,7 @@ from specbench.models import LoadedModel, load_model
 from specbench.records import Sampling
 from specbench.verify import findings, language, machine, sampled, template
 from specbench.verify.examine import Patient, examine
-from specbench.verify.setup import make_bed
+from specbench.verify.setup import make_setup
 
 VOCAB = 257
 EOS = frozenset({256})
@@ -58,7 +58,7 @@ def bed_of(tokenizer, draft, *, sampling=GREEDY, spec="near", target=TARGET, tok
     target = loaded_as("target", target, tokenizer)
     model = None if draft is None else loaded_as("near", draft, tokenizer)
     drafts = [Draft(parse_draft(spec), model)]
-    return make_bed(target, drafts, PROMPTS, sampling=sampling, eos=EOS, max_new_tokens=tokens, dtype="float32")
+    return make_setup(target, drafts, PROMPTS, sampling=sampling, eos=EOS, max_new_tokens=tokens, dtype="float32")
 
 
 def broken(bed, warm=None):
@@ -317,7 +317,7 @@ def test_on_real_language_a_shuffled_draft_and_wrong_templates_are_named():
 
     def meaning(model):
         drafts = [Draft(parse_draft("d"), replace(draft, model=model))]
-        bed = make_bed(
+        bed = make_setup(
             target, drafts, [sample], sampling=GREEDY, eos=frozenset({2}), max_new_tokens=8, dtype="bfloat16"
         )
         return bed, language.vocabulary_meaning(bed, bed.drafts[0], [sample])

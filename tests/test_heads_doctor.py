@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny_heads import HIDDEN, head_config, marked_head, marked_llama, save_head
 
@@ -12,7 +13,7 @@ from specbench.models import LoadedModel
 from specbench.models.heads import find_head
 from specbench.records import Sampling
 from specbench.verify import heads, rounds
-from specbench.verify.setup import make_bed
+from specbench.verify.setup import make_setup
 
 TARGET = marked_llama()
 PROMPTS = [[first, 7, first + 1] for first in range(0, 60, 4)]
@@ -24,7 +25,7 @@ def bed_of(folder, tensors=None, **changes):
     loaded = LoadedModel("tiny", TARGET, None, None, 0, 0, 512)
     head = load_head(find_head(str(folder)), loaded)
     draft = HeadDraft(parse_draft(str(folder)), head)
-    bed = make_bed(loaded, [draft], PROMPTS, sampling=Sampling(), eos=frozenset(), max_new_tokens=8, dtype="float32")
+    bed = make_setup(loaded, [draft], PROMPTS, sampling=Sampling(), eos=frozenset(), max_new_tokens=8, dtype="float32")
     return bed, bed.drafts[0]
 
 
@@ -38,6 +39,7 @@ def broken(found):
     return {code for code, one in found.items() if one.state == "broken"}
 
 
+@pytest.mark.full
 def test_a_sound_head(tmp_path):
     found = states(*bed_of(tmp_path))
     assert {one.state for one in found.values()} == {"ok"}, found
@@ -51,18 +53,21 @@ def test_layers_off_by_one_are_named_with_those_that_fit(tmp_path):
     assert "with states before layers 1, 2, 3 100%" in found["head-config"].evidence
 
 
+@pytest.mark.full
 def test_a_norm_too_few_is_named(tmp_path):
     found = states(*bed_of(tmp_path, norm_before_residual=False))
     assert "head-config" in broken(found)
     assert "norm_before_residual: true" in found["head-config"].evidence
 
 
+@pytest.mark.full
 def test_weights_of_something_else(tmp_path):
     """A norm of zeros, as from a checkpoint that was not read: every draft is the same."""
     tensors = marked_head(TARGET) | {"norm.weight": torch.zeros(HIDDEN)}
     assert "head-agreement" in broken(states(*bed_of(tmp_path, tensors)))
 
 
+@pytest.mark.full
 def test_its_own_state_of_the_wrong_place(tmp_path, monkeypatch):
     """Deeper drafts from what was given instead of what came out."""
     bed, draft = bed_of(tmp_path)
@@ -85,6 +90,7 @@ def test_states_of_the_place_before_in_the_loop(tmp_path):
     assert "loop-replay" in broken(states(bed, draft))
 
 
+@pytest.mark.full
 def test_a_poor_head_is_not_broken(tmp_path):
     torch.manual_seed(3)
     tensors = marked_head(TARGET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import full
 from test_heads import EVEN, PLAIN, TARGET, drafter_for, head_of
 from test_many import many
 from tiny import GREEDY, run
@@ -27,11 +28,13 @@ def many_drafter(head, model=TARGET, *, sampling=GREEDY, eos=(), cutoff=0.0, cha
 @pytest.mark.parametrize(
     ("gamma", "eos", "cutoff", "sampling"),
     [
-        (1, (), 0.0, GREEDY),
         (4, (4, 18), 0.0, GREEDY),
-        (3, (4,), 0.3, GREEDY),
-        (3, (4,), 0.0, Sampling(0.8, top_p=0.9)),
-        (2, (), 0.0, Sampling(repetition_penalty=1.3)),
+        *full(
+            (1, (), 0.0, GREEDY),
+            (3, (4,), 0.3, GREEDY),
+            (3, (4,), 0.0, Sampling(0.8, top_p=0.9)),
+            (2, (), 0.0, Sampling(repetition_penalty=1.3)),
+        ),
     ],
 )
 def test_every_row_is_the_prompt_alone(tmp_path, model, gamma, eos, cutoff, sampling):

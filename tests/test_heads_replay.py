@@ -87,6 +87,7 @@ def test_a_look_up_before_the_head(head):
     same_rounds(replay([scored(head, alone, limit=48, blocks=blocks)], 3), live, 3)
 
 
+@pytest.mark.full
 def test_every_entry_is_that_of_a_pass_of_its_own(tmp_path):
     """At temperature 0.9, against transformers' hidden states and no cache, place by place and depth by depth."""
     sampling = Sampling(0.9, top_k=12)
@@ -106,6 +107,7 @@ def test_every_entry_is_that_of_a_pass_of_its_own(tmp_path):
             assert text.accept[i - 1, j] == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.full
 def test_sampled_rounds_are_expected_ones(tmp_path):
     """Rounds of 30 texts, live and replayed, within sampling error."""
     sampling, texts, gamma = Sampling(0.8, top_p=0.9), 30, 3
@@ -154,6 +156,7 @@ def test_a_draft_vocabulary_bounds_what_is_accepted(tmp_path):
     assert max(output) < VOCAB
 
 
+@pytest.mark.full
 def test_a_head_that_drafts_greedily_is_accepted_where_it_is_the_texts_own(tmp_path):
     """At a temperature: live and replayed rounds within sampling error, and no draft is ever half accepted."""
     spec, sampling, texts = parse_draft("head,sample=greedy"), Sampling(0.7), 40

@@ -55,6 +55,7 @@ def test_what_it_is_and_what_it_costs_are_on_record(stored, pair):
     }
 
 
+@pytest.mark.full
 def test_replay_only_finds_the_same_acceptance(lab, pair, stored, tmp_path):
     folder = run(config_for(lab, tmp_path, limit=6, **pair), "sweep", (1, 3), FakeObserver(), replay_only=True)
     live = {text.prompt_id: text for text in read_positions(stored.folder)}
@@ -78,6 +79,7 @@ def test_replay_answers_other_gammas_and_finds_the_best_cut_off(stored):
     assert "was scored up to gamma 8 alone" in beyond.stderr
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_look_up_goes_first(lab, pair, tmp_path, temperature):
     draft = [f"ngram:n=2+{pair['draft'][0]}"]
@@ -95,6 +97,7 @@ def test_another_targets_head_is_one_line(lab, pair, tmp_path):
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.full
 def test_batches(lab, pair, tmp_path):
     config = config_for(lab, tmp_path, limit=4, batch_size=2, probe_batch_sizes="1,2", **pair)
     stored = read_run(run(config, "sweep", (2,), FakeObserver()))
@@ -116,6 +119,7 @@ def test_its_cost_is_in_the_summary_and_beside_the_table(stored):
     assert "keeping the states that the head reads" in " ".join(shown.stdout.split())
 
 
+@pytest.mark.full
 def test_engines_are_told_of_a_head(stored, pair, tmp_path):
     brief = call("brief", str(stored.folder), "--to", str(tmp_path))
     assert brief.exit_code in (0, 3, 4), brief.output
@@ -125,12 +129,14 @@ def test_engines_are_told_of_a_head(stored, pair, tmp_path):
     assert "drives no EAGLE-3 head" in " ".join(checked.output.split())
 
 
+@pytest.mark.full
 def test_a_probe_takes_no_head(lab, pair, tmp_path):
     found = call("probe", "--target", pair["target"], "--draft", pair["draft"][0], "--out", tmp_path, "--device", "cpu")
     assert found.exit_code == 2
     assert "not timed by a probe" in " ".join(found.stderr.split())
 
 
+@pytest.mark.full
 def test_the_doctor_examines_a_head(lab, pair, tmp_path):
     options = ["--dtype", "bfloat16", "--temperature", "0.7", "--limit", "8", "--max-new-tokens", "16", "--json"]
     found = call("doctor", *lab.args(*options, draft=pair["draft"][0]), "--target", pair["target"])

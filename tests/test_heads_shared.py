@@ -12,6 +12,7 @@ WORKLOAD = Path(__file__).parents[1] / "workloads" / "mixed.jsonl"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.full,
     pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/demo-eagle3 is not beside this checkout"),
 ]
 
@@ -26,7 +27,7 @@ def test_a_trained_head_in_loop_and_replay():
     from specbench.models.heads import find_head
     from specbench.models.prompts import encode
     from specbench.records import Message, Prompt, Sampling
-    from specbench.verify.setup import GAMMA, make_bed
+    from specbench.verify.setup import GAMMA, make_setup
 
     target = load_model("demo:target", dtype="float32", device="cpu")
     make_lean(target.model)
@@ -35,7 +36,7 @@ def test_a_trained_head_in_loop_and_replay():
     texts = [json.loads(line)["prompt"] for line in WORKLOAD.read_text().splitlines()]
     prompts = [encode(target, Prompt("p", (Message("user", text),), ""), None) for text in sorted(texts, key=len)[:3]]
     draft = HeadDraft(parse_draft(str(SHARED)), head)
-    bed = make_bed(
+    bed = make_setup(
         target, [draft], prompts, sampling=Sampling(), eos=frozenset({2}), max_new_tokens=24, dtype="float32"
     )
     (draft,) = bed.drafts

@@ -111,6 +111,7 @@ def test_greedy_text_is_that_of_transformers_with_the_penalty(prompt, gamma, lim
         assert all(r.accepted == r.drafted for r in got.rounds)
 
 
+@pytest.mark.full
 @examples(15)
 @given(
     rows=st.lists(prompts, min_size=1, max_size=4), gamma=st.integers(1, 5), limit=st.integers(1, 30), cut=st.booleans()
@@ -214,6 +215,7 @@ def test_min_p_comes_last_and_keeps_the_likeliest():
     assert distribution(logits, Sampling(1.0, min_p=0.3)).equal(theirs)
 
 
+@pytest.mark.full
 @examples(30)
 @given(prompt=prompts, gamma=st.integers(1, 8), limit=st.integers(1, 90), penalty=penalties)
 def test_greedy_replay_is_the_loop_round_by_round(prompt, gamma, limit, penalty):

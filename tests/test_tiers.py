@@ -32,6 +32,11 @@ CLAIMS = {
         "test_drafters.py::test_a_cut_off_replays_exactly",
         "test_cross.py::test_a_cross_draft_keeps_the_text_and_replays_exactly",
     ],
+    "a draft head in replay is the loop, and states of another place are seen": [
+        "test_heads_replay.py::test_rounds_are_those_of_the_loop",
+        "test_heads_runs.py::test_rounds_live_and_replayed_are_equal",
+        "test_heads_doctor.py::test_layers_off_by_one_are_named_with_those_that_fit",
+    ],
     "a batch is its prompts alone": [
         "test_many.py::test_every_row_is_the_prompt_alone",
         "test_many.py::test_a_planted_fault_of_the_batch_is_seen",

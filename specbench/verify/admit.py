@@ -24,7 +24,7 @@ from specbench.verify.examine import Patient, examine
 from specbench.verify.files import own_files
 from specbench.verify.findings import SCHEMA, Examination, Finding
 from specbench.verify.language import LONGEST_SAMPLE
-from specbench.verify.setup import GAMMA, Setup, in_float32, make_bed
+from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
 from specbench.workload import load_workload, select
 
 Say = Callable[[str], None]
@@ -170,7 +170,7 @@ def _patient(
         dtype: str
 
         def bed(self, sampling: Sampling) -> Setup:
-            return make_bed(
+            return make_setup(
                 self.target,
                 self.drafts,
                 ids,

@@ -150,7 +150,7 @@ def drafter_of(draft: Draft) -> Drafter:
     return draft.drafter
 
 
-def make_bed(
+def make_setup(
     loaded: LoadedModel,
     drafts: Sequence[Draft],
     prompts: Sequence[Sequence[int]],
