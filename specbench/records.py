@@ -287,9 +287,9 @@ class CostPoint:
     each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. A
     point with `context` 0 is a prefill of so many tokens. `phase` is "read" for one forward pass, or "draft" for a
     whole draft phase of `tokens` tokens as the loop drives it. Of a draft head "read" is a pass over so many emitted
-    tokens beside the target's states, "step" one over a token that it drafted beside its own, and "states" a pass of
-    the target that keeps the states which this head reads. "reread" is a pass over the `tokens` that a model with
-    recurrent states keeps after a rejection."""
+    tokens beside the target's states, "step" one over a token that it drafted beside its own, "block" one over an
+    emitted token that drafts so many tokens at once, and "states" a pass of the target that keeps the states which this
+    head reads. "reread" is a pass over the `tokens` that a model with recurrent states keeps after a rejection."""
 
     model: str | None
     context: Count

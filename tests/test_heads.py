@@ -206,7 +206,6 @@ def test_a_head_of_another_target_is_refused_by_its_config(tmp_path, case):
 
 
 UNKNOWN = {
-    "peagle": ({"speculators_model_type": "peagle"}, "of kind P-EAGLE"),
     "dflash": ({"speculators_model_type": "dflash"}, "of kind DFlash"),
     "mtp": ({"speculators_model_type": "mtp"}, "of kind MTP"),
     "new": ({"speculators_model_type": "frobnicate"}, "frobnicate"),
@@ -215,7 +214,7 @@ UNKNOWN = {
         "made of 'mistral' layers",
     ),
     "draft vocabulary": ({"draft_vocab_size": VOCAB + 1}, f"drafts {VOCAB + 1} tokens"),
-    "nonsense": ({"transformer_layer_config": [1]}, "is not that of an EAGLE-3 head"),
+    "nonsense": ({"transformer_layer_config": [1]}, "is not one of EAGLE-3"),
 }
 
 

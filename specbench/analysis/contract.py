@@ -162,8 +162,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class HeadCosts:
     """What a draft head costs, timed alone: `first_s` for the first draft of a round (one emitted token beside the
-    target's states), `step_s` for each later one, and `states_s`, which keeping those states adds to the target's pass
-    at the best gamma; timer noise may put that below 0."""
+    target's states), `step_s` for each later one, of a head that drafts at once what each adds, and `states_s`, which
+    keeping those states adds to the target's pass at the best gamma; timer noise may put that below 0."""
 
     first_s: float
     step_s: float

@@ -25,7 +25,9 @@ class RoundCosts:
     round that accepted everything); `other_s` is what a round spends outside both models.
 
     Of a draft head `draft_s` is a step on its own state, and `read_s[n-1]` its first step of a round, over n emitted
-    tokens and the target's states; `states_s[n-1]` is the target over n tokens where it keeps these states.
+    tokens and the target's states; `states_s[n-1]` is the target over n tokens where it keeps these states. Of a head
+    that drafts at once, `block_s[d-1]` is the pass over one emitted token that drafts d, and `draft_s` what each draft
+    after the first adds to it.
 
     `reread_s[j-1]` and `draft_reread_s[j-1]` are passes over the j tokens that stay after a rejection; empty where none
     is needed."""
@@ -36,6 +38,7 @@ class RoundCosts:
     other_s: float
     read_s: tuple[float, ...] = ()
     states_s: tuple[float, ...] = ()
+    block_s: tuple[float, ...] = ()
     reread_s: tuple[float, ...] = ()
     draft_reread_s: tuple[float, ...] = ()
 
@@ -46,6 +49,8 @@ class RoundCosts:
 
     def round_s(self, drafted: int) -> float:
         """A round that drafts so many tokens, without catch-up. Raises IndexError beyond what was probed."""
+        if self.block_s and drafted:
+            return self.block_s[drafted - 1] + self.judge_s[drafted] + self.other_s
         first_s = self.read_s[0] - self.draft_s if self.read_s and drafted else 0.0
         return first_s + drafted * self.draft_s + self.judge_s[drafted] + self.other_s
 
@@ -90,13 +95,15 @@ def round_costs(
     verify_s, read_s = curve(None), curve(draft)
     if not verify_s or (not read_s and any(p.model == draft for p in points)):
         return None
-    step_s, again_s = curve(draft, "step"), curve(None, "reread")
-    if step_s:
+    step_s, block_s = curve(draft, "step"), curve(draft, "block")
+    again_s = curve(None, "reread")
+    if step_s or block_s:
         added_s = _states_s(steps, draft)
-        kept_s = tuple(v + added_s for v in verify_s)
-        return RoundCosts(verify_s, step_s[0], step_s[0], other_s, read_s, kept_s, again_s)
+        each_s = step_s[0] if step_s else (block_s[-1] - block_s[0]) / max(1, len(block_s) - 1)
+        states_s = tuple(v + added_s for v in verify_s)
+        return RoundCosts(verify_s, each_s, each_s, other_s, read_s, states_s, block_s, again_s)
     draft_s, catch_up_s = read_s[:2] if read_s else (0.0, 0.0)
-    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, (), (), again_s, curve(draft, "reread"))
+    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, reread_s=again_s, draft_reread_s=curve(draft, "reread"))
 
 
 def _states_s(points: Sequence[CostPoint], draft: str | None) -> float:
@@ -133,7 +140,12 @@ def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
         # before. A pass grows evenly with what it reads.
         more = (costs.read_s[-1] - costs.read_s[0]) / max(1, len(costs.read_s) - 1)
         unread = np.divide(found.accepted, found.rounds, out=np.zeros_like(found.rounds), where=found.rounds > 0)
-        draft_s = draft_s + found.started * (costs.read_s[0] - costs.draft_s) + (found.accepted - unread) * more
+        more_s = (found.accepted - unread) * more
+        if costs.block_s:
+            # A pass is paid for as a whole, also where fewer of its drafts are used: at a cut-off, an end of the text.
+            draft_s = found.started * costs.block_s[found.gamma - 1] + more_s
+        else:
+            draft_s = draft_s + found.started * (costs.read_s[0] - costs.draft_s) + more_s
     kept = _kept_after_rejection(found)
     return RoundSeconds(
         draft_s + _reread(kept[:, :-1], costs.draft_reread_s),

@@ -1,4 +1,5 @@
-"""A draft head: it drafts from the hidden states that the target made of the text, and goes on from its own."""
+"""A draft head: it drafts from the hidden states that the target made of the text, and goes on from its own, or drafts
+all tokens of a round at once."""
 
 from __future__ import annotations
 
@@ -21,6 +22,13 @@ StatesOf = Callable[[int, int], Tensor]
 class Head(Protocol):
     """A draft head with a rewindable memory of pairs: a token, and the state of the token before it."""
 
+    @property
+    def at_once(self) -> bool:
+        """Whether it drafts by `block`, else by `read` and `step`."""
+
+    def block(self, ids: Sequence[int], states: Tensor, k: int) -> Tensor:
+        """Read tokens as `read` does, and draft k in the same pass: logits [k, V]."""
+
     def read(self, ids: Sequence[int], states: Tensor) -> Tensor:
         """Read tokens `ids` beside the target's states [n, width] of those before them; logits [1, V] after the
         last."""
@@ -34,6 +42,13 @@ class Head(Protocol):
 
 class ManyHead(Protocol):
     """A draft head with a memory of pairs for each of several sequences, beside a target that keeps their states."""
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it drafts by `block`, else by `read` and `step`."""
+
+    def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
+        """Read rows as `read` does, and draft k tokens after each in the same pass: logits [batch, k, V]."""
 
     def begin(self, batch: int) -> None:
         """Start anew with so many sequences."""
@@ -54,8 +69,9 @@ class ManyHead(Protocol):
 
 
 class HeadDrafter:
-    """Drafts token by token. When a round begins it forgets the pairs of the last round's drafts, which held its own
-    states, and reads what was emitted beside the target's. `cutoff` and `chained` as in ModelDrafter."""
+    """Drafts token by token, or all tokens at once. When a round begins it forgets the pairs of the last round's
+    drafts, which held its own states or masks, and reads what was emitted beside the target's. `cutoff` and `chained`
+    as in ModelDrafter."""
 
     def __init__(
         self,
@@ -88,12 +104,7 @@ class HeadDrafter:
         self._head.rewind(begin)
         self._read = end
         draft = Drafted(x, self._penalty)
-        new = iter([x[begin + 1 :]])  # the first step reads what was emitted, the others what the one before drafted
-
-        def step(ids: Sequence[int] | Tensor) -> Tensor:
-            emitted = next(new, None)
-            return self._head.step(ids) if emitted is None else self._head.read(emitted, self._states(begin, end))
-
+        step = self._steps(x[begin + 1 :], self._states(begin, end), k)
         if self._chained:
             tokens, q = self._rule.chain(step, [], k, [draft], [generator])
             return Proposal(tokens[0], None if q is None else q[0])
@@ -101,6 +112,19 @@ class HeadDrafter:
             if not self._rule.extend([draft], step(draft.tokens[-1:]), [generator])[0]:
                 break
         return draft.proposal()
+
+    def _steps(self, new: Sequence[int], states: Tensor, k: int) -> Callable[[Sequence[int] | Tensor], Tensor]:
+        """What gives the logits [1, V] of one draft after the other, of what the one before drafted."""
+        if self._head.at_once:
+            at_once = iter(self._head.block(new, states, k)[:, None])
+            return lambda _: next(at_once)
+        emitted = iter([new])  # the first step reads what was emitted
+
+        def step(ids: Sequence[int] | Tensor) -> Tensor:
+            first = next(emitted, None)
+            return self._head.step(ids) if first is None else self._head.read(first, states)
+
+        return step
 
 
 class ManyHeadDrafter:
@@ -142,14 +166,13 @@ class ManyHeadDrafter:
         going = [row for row, unread in enumerate(new) if unread]
         if self._chained:
             return self._chain(new, going, ks, drafts, generators)
-        logits = self._head.read(new)
+        step = self._steps(new, ks)
         while going:
+            logits = step([(draft.tokens or [0])[-1] for draft in drafts], going)
             some = logits if len(going) == len(rows) else logits[going]
             more = self._rule.extend([drafts[row] for row in going], some, [generators[row] for row in going])
             pairs = zip(going, more, strict=True)
             going = [row for row, goes_on in pairs if goes_on and len(drafts[row].tokens) < ks[row]]
-            if going:
-                logits = self._head.step([(draft.tokens or [0])[-1] for draft in drafts], going)
         return [draft.proposal() for draft in drafts]
 
     def _chain(
@@ -160,15 +183,25 @@ class ManyHeadDrafter:
         drafts: Sequence[Drafted],
         generators: Sequence[torch.Generator],
     ) -> list[Proposal]:
-        first = iter([new])
-
-        def step(ids: Sequence[int] | Tensor) -> Tensor:
-            emitted = next(first, None)
-            return self._head.step(ids, going) if emitted is None else self._head.read(emitted)
-
-        tokens, q = self._rule.chain(step, [], max(ks), drafts, generators)
+        step = self._steps(new, ks)
+        tokens, q = self._rule.chain(lambda ids: step(ids, going), [], max(ks), drafts, generators)
         found = []
         for row, (drafted, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
             kept = until_end(drafted[:k], self._eos)
             found.append(Proposal(kept, None if q is None or not kept else q[row, : len(kept)]))
         return found
+
+    def _steps(
+        self, new: Sequence[Sequence[int]], ks: Sequence[int]
+    ) -> Callable[[Sequence[int] | Tensor, Sequence[int]], Tensor]:
+        """As that of HeadDrafter: logits [batch, V], those of rows that are not among the going of no meaning."""
+        if self._head.at_once:
+            at_once = iter(self._head.block(new, max(ks)).unbind(1) if max(ks) > 0 else ())
+            return lambda ids, going: next(at_once)
+        emitted = iter([new])
+
+        def step(ids: Sequence[int] | Tensor, going: Sequence[int]) -> Tensor:
+            first = next(emitted, None)
+            return self._head.step(ids, going) if first is None else self._head.read(first)
+
+        return step

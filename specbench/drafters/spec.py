@@ -91,7 +91,7 @@ def _single(text: str, whole: str) -> DraftSpec:
         raise ConfigError(
             "The target's own multi-token-prediction layers (MTP) are not driven here",
             where=whole,
-            cure="Name an EAGLE-3 head, a draft model or a look-up.",
+            cure="Name an EAGLE-3 or P-EAGLE head, a draft model or a look-up.",
         )
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:

@@ -1,7 +1,8 @@
 """Draft heads: what a checkpoint's config.json says it is, and whether it fits a target, before weights are read.
 
-Known is EAGLE-3 (Li et al. 2025, arXiv 2503.01840), as the `speculators` library writes it, and as its authors and
-those who train like them do: a flat configuration with `draft_vocab_size`. Other heads are refused by name.
+Known are EAGLE-3 (Li et al. 2025, arXiv 2503.01840), as the `speculators` library writes it, and as its authors and
+those who train like them do: a flat configuration with `draft_vocab_size`; and P-EAGLE in the same two forms, an
+EAGLE-3 head with a mask token, which drafts all tokens of a round in one pass. Other heads are refused by name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.errors import ModelError
+from specbench.kinds import HEADS
 from specbench.models.convert import quiet_transformers
 from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX
@@ -23,7 +25,6 @@ from specbench.text import shown
 # Heads that are not driven here, by what their configuration is known from.
 _OTHERS = {
     "eagle": "EAGLE-1",
-    "peagle": "P-EAGLE",
     "dflash": "DFlash",
     "dflash2": "DFlash 2",
     "mtp": "MTP",
@@ -39,15 +40,19 @@ _LAYERS = ("llama", "qwen3")
 # Frequencies that do not depend on how long the text is.
 _STEADY_ROPES = ("default", "linear", "llama3", "yarn")
 
+# Where a flat configuration names the mask token of P-EAGLE: the first two are what vLLM looks for, in its order.
+_MASK_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
+
 _CURE = "Use another draft."
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An EAGLE-3 head that is not loaded. `layer` is the transformers configuration of its decoder layers;
+    """A draft head that is not loaded. `layer` is the transformers configuration of its decoder layers;
     `target_hidden` the width of the states that it reads and `layer_ids` the target's layers before which they are
-    taken, None where it does not say; `vocab_size` is the target's. `verifier` is the target that it was trained for,
-    with its `architectures`, where it says so."""
+    taken, None where it does not say; `vocab_size` is the target's. `mask_token` is what P-EAGLE reads where a round's
+    later drafts go, None for EAGLE-3. `verifier` is the target that it was trained for, with its `architectures`, where
+    it says so."""
 
     name: str
     location: Path
@@ -62,8 +67,14 @@ class Head:
     norm_before_fc: bool
     fc_norm: bool
     norm_output: bool
+    mask_token: int | None
     verifier: str | None
     architectures: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """One of HEADS."""
+        return "eagle3" if self.mask_token is None else "peagle"
 
     @property
     def hidden(self) -> int:
@@ -95,16 +106,16 @@ def find_head(name: str) -> Head | None:
     kind = _kind(config)
     if kind is None:
         return None
-    if kind != "eagle3":
-        raise ModelError(f"{name} is a draft head of kind {_OTHERS.get(kind, shown(kind))}, of which only EAGLE-3 is "
-                         "known here", cure=_CURE)  # fmt: skip
+    if kind not in HEADS:
+        raise ModelError(f"{name} is a draft head of kind {_OTHERS.get(kind, shown(kind))}, and only "
+                         f"{' and '.join(HEADS.values())} are known here", cure=_CURE)  # fmt: skip
     try:
-        return _head(name, location, hub, revision, config)
+        return _head(name, location, hub, revision, config, kind)
     except ModelError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"config.json of {name} is not that of an EAGLE-3 head ({type(error).__name__})",
+            f"config.json of {name} is not one of {HEADS[kind]} ({type(error).__name__})",
             cure="Copy the head again, with the config.json that it came with.",
         ) from None
 
@@ -176,16 +187,17 @@ def _kind(config: dict[str, Any]) -> str | None:
     classes = [str(one).lower() for one in config.get("architectures") or [] if isinstance(one, str)]
     if "dflash_config" in config or any("dflash" in one for one in classes):
         return "dflash"
-    if any("eagle3" in one for one in classes):
-        return "eagle3"
     # Those of EAGLE-3's authors call themselves by the class of the target.
-    if isinstance(config.get("draft_vocab_size"), int) and "num_hidden_layers" in config:
-        return "eagle3"
+    if any("eagle3" in one or "peagle" in one for one in classes) or (
+        isinstance(config.get("draft_vocab_size"), int) and "num_hidden_layers" in config
+    ):
+        named_peagle = any("peagle" in one for one in classes)
+        return "peagle" if named_peagle or any(config.get(key) is not None for key in _MASK_KEYS) else "eagle3"
     kind = str(config.get("model_type"))
     return kind if kind in ("medusa", "eagle", "gemma4_assistant") else None
 
 
-def _head(name: str, location: Path, hub: bool, revision: str | None, config: dict[str, Any]) -> Head:
+def _head(name: str, location: Path, hub: bool, revision: str | None, config: dict[str, Any], kind: str) -> Head:
     flat = "speculators_model_type" not in config
     layer = dict(config if flat else config["transformer_layer_config"])
     verifier = {} if flat else (config.get("speculators_config") or {}).get("verifier") or {}
@@ -201,6 +213,16 @@ def _head(name: str, location: Path, hub: bool, revision: str | None, config: di
         raise ModelError(
             f"{name} drafts {draft_vocab:,} tokens of a vocabulary of {vocabulary:,}", cure="Check its config.json."
         )
+    masks = [int(config[key]) for key in _MASK_KEYS if config.get(key) is not None] if kind == "peagle" else [None]
+    if not masks:
+        raise ModelError(
+            f"{name} does not say which token masks a draft (mask_token_id)", cure="Check its config.json."
+        )
+    if masks[0] is not None and not 0 <= masks[0] < vocabulary:
+        raise ModelError(
+            f"{name} masks drafts with token {masks[0]:,} of a vocabulary of {vocabulary:,}",
+            cure="Check its config.json.",
+        )
     return Head(
         name=name,
         location=location,
@@ -215,6 +237,7 @@ def _head(name: str, location: Path, hub: bool, revision: str | None, config: di
         norm_before_fc=config.get("norm_before_fc", False) is True,
         fc_norm=config.get("fc_norm", False) is True,
         norm_output=config.get("norm_output", False) is True,
+        mask_token=masks[0],
         verifier=_text(verifier.get("name_or_path")),
         architectures=tuple(map(str, verifier.get("architectures") or ())),
     )

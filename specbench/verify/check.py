@@ -17,6 +17,7 @@ from specbench.analysis.frame import counted
 from specbench.backends.base import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
+from specbench.kinds import HEADS
 from specbench.models.encoding import changed_encoding, encoded_record, today_of
 from specbench.records import Prompt, Sampling, Trial
 from specbench.run_record import ModelFacts
@@ -73,8 +74,8 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
         rules=RULES if asked.rules is None else asked.rules,
     )
     specs = [parse_draft(text) for text in config.draft]
-    heads = {text for text, facts in stored.run.drafts.items() if facts.head is not None}
-    reasons = {spec.text: unsupported(spec, sampling, head=spec.text in heads) for spec in specs}
+    heads = {text: facts.head for text, facts in stored.run.drafts.items()}
+    reasons = {spec.text: unsupported(spec, sampling, head=heads.get(spec.text)) for spec in specs}
     observer.begin(sum(reasons[str(trial.arm.draft)] is None for trial in trials), 0)
     drafts = []
     for spec in specs:
@@ -117,10 +118,10 @@ def _draft(
     return CheckedDraft(spec.text, None, tuple(rows))
 
 
-def unsupported(spec: DraftSpec, sampling: Sampling, *, head: bool = False) -> str | None:
+def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None) -> str | None:
     """Why transformers does not do the same with this draft, or None."""
-    if head:
-        return "transformers drives no EAGLE-3 head"
+    if head is not None:
+        return f"transformers drives no {HEADS[head]} head"
     if spec.ngram is not None and spec.kind is not None:
         return "transformers has no look-up that falls back on a model"
     if spec.kind == "skip":

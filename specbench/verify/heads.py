@@ -65,6 +65,8 @@ def head_depth(setup: Setup, draft: Draft) -> Finding | None:
     if second > CLIFF * first:
         return Finding(code, "ok", evidence, draft=name)
     cure = "Its own output is fed back wrongly (norm_output?), or at the wrong position."
+    if draft.head.masked is not None:
+        cure = "It reads another mask token than it was trained with, or a mask at the wrong position."
     return Finding(code, "broken", evidence, cure, name)
 
 
@@ -143,10 +145,10 @@ def _variants(head: Eagle3) -> Iterator[tuple[str, Eagle3]]:
             other.reads = ids
             yield f"states before layers {_ids(other)}", other
     before, output = not head.head.norm_before_residual, not head.head.norm_output
-    for words, changed in (
-        (f"norm_before_residual: {str(before).lower()}", replace(head.head, norm_before_residual=before)),
-        (f"norm_output: {str(output).lower()}", replace(head.head, norm_output=output)),
-    ):
+    norms = [(f"norm_before_residual: {str(before).lower()}", replace(head.head, norm_before_residual=before))]
+    if head.masked is None:  # else no output is ever read
+        norms.append((f"norm_output: {str(output).lower()}", replace(head.head, norm_output=output)))
+    for words, changed in norms:
         other = copy.copy(head)
         other.head = changed
         yield words, other

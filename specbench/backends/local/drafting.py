@@ -216,7 +216,7 @@ class HeadDraft(Draft):
             parameters=head.parameters,
             weight_bytes=head.weight_bytes,
             forward=head.forward,
-            head="eagle3",
+            head=head.head.kind,
             layer_ids=head.reads,
             draft_vocabulary=head.head.draft_vocab,
             cache_bytes_per_token=(cache + kept) * head.dtype.itemsize,

@@ -1,8 +1,10 @@
-"""An EAGLE-3 head: one or two decoder layers that read the target's hidden states and draft its next tokens.
+"""An EAGLE-3 or P-EAGLE head: a few decoder layers that read the target's hidden states and draft its next tokens.
 
 The pair of place i is the token at i + 1 and the target's states of the token at i; of it the head drafts token i + 2.
-Drafting on, its own output takes the place of the states. The layers are transformers' own, whose first reads twice the
-width; they run as lean layers, which are held against transformers' attention and feed-forward when a head is loaded.
+Drafting on, its own output takes the place of the states. In P-EAGLE (parallel drafting) a mask token and a learned
+state take the place of token and states, and one pass drafts all tokens of a round. The layers are transformers' own,
+whose first reads twice the width; they run as lean layers, which are held against transformers' attention and
+feed-forward when a head is loaded.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class _Parts(nn.Module):
         first.hidden_norm = norm(head.hidden)
         self.norm = norm(head.hidden)
         self.lm_head = nn.Linear(head.hidden, head.draft_vocab, bias=False)
+        if head.mask_token is not None:
+            self.mask_hidden = nn.Parameter(torch.empty(states * head.target_hidden))
         if head.norm_before_fc:
             self.input_norm = norm(states * head.target_hidden)
         if head.fc_norm:
@@ -98,6 +102,8 @@ class Eagle3:
         self.forward = "lean, packed weights" if isinstance(small, Packed) else "lean"
         self._input_norm = Norm(parts.input_norm) if head.norm_before_fc else None
         self._fc_norm = [Norm(one) for one in parts.fc_norm] if head.fc_norm else []
+        # What is given where no state of the target is, in P-EAGLE [hidden]: the learned state, fused as states are.
+        self.masked = self.fused(parts.mask_hidden[None])[0] if head.mask_token is not None else None
 
     @property
     def parameters(self) -> int:
@@ -155,6 +161,11 @@ class HeadReader:
         self.cache = RewindableCache(head.config, capacity)
         self.own = torch.empty(0)  # output of the pairs that were read last [n, hidden]
 
+    @property
+    def at_once(self) -> bool:
+        """Whether one pass drafts all tokens of a round."""
+        return self.head.masked is not None
+
     def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
         """Read pairs: tokens `ids` and the target's `states` [n, layers * hidden] of the token before each. Logits
         [keep, V] after the last."""
@@ -165,15 +176,26 @@ class HeadReader:
         ids = ids if isinstance(ids, Tensor) else queued(list(ids), self.head.device)
         return self._run(ids[None], self.own[None, -1:], 1)
 
+    def block(self, ids: Sequence[int], states: Tensor, k: int) -> Tensor:
+        """Read pairs as `read` does and k - 1 masks after them, in one pass; logits [k, V] of the k drafts."""
+        masks = k - 1
+        assert self.head.masked is not None and self.head.head.mask_token is not None
+        given = torch.cat((self.head.fused(states), self.head.masked.expand(masks, -1)))
+        read = queued([*ids, *[self.head.head.mask_token] * masks], self.head.device)
+        return self._run(read[None], given[None], k)
+
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Draft on after each of the pairs from `first` on by itself, whose output is `own` [n, hidden], reading one of
-        `drafts` [depths, n] after the other; logits [n, V] of each depth. Memory keeps nothing of it."""
+        `drafts` [depths, n] after the other, or masks where these are read instead; logits [n, V] of each depth. Memory
+        keeps nothing of it."""
         n, end = len(own), first + len(own)
         roots = torch.arange(first, end, device=own.device)
         seen = torch.arange(end, device=own.device) <= roots[:, None]  # [n, pairs]
         alone = torch.eye(n, dtype=torch.bool, device=own.device)
         kept = [layer.both.narrow(2, 0, end) for layer in self.cache.layers]
         for depth, tokens in enumerate(drafts, 1):
+            if self.head.masked is not None:
+                own, tokens = self.head.masked.expand(n, -1), [self.head.head.mask_token or 0] * n
             seen = torch.cat((seen, alone), 1)
             ids = queued(list(tokens), self.head.device)[None]
             updates = [partial(_grow, kept, index) for index in range(len(kept))]
@@ -222,6 +244,24 @@ class ManyHeadReader:
         last = queued([[max(count, 1) - 1] for count in counts], self.head.device)[..., None]
         return self._run(ids, given, at, last, counts)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether one pass drafts all tokens of a round."""
+        return self.head.masked is not None
+
+    def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
+        """Read rows as `read` does and k - 1 masks after each, in one pass; logits [batch, k, V] of the k drafts. The
+        masks are not kept."""
+        assert self.head.masked is not None and self.head.head.mask_token is not None
+        counts, device = [len(row) for row in rows], self.head.device
+        width, mask = max(counts) + k - 1, self.head.head.mask_token
+        ids = queued([[*row, *[mask] * (width - len(row))] for row in rows], device)
+        at, read = self._at(width), queued([[count] for count in counts], device)
+        fused = self.head.fused(self.states.rows(self._spots[: len(rows), None], at))
+        given = torch.where((self._spots[:width] < read)[..., None], fused, self.head.masked)
+        last = queued([[max(count, 1) - 1 + depth for depth in range(k)] for count in counts], device)[..., None]
+        return self._run(ids, given, at, last, counts).view(len(rows), k, -1)
+
     def step(self, ids: Sequence[int] | Tensor, going: Sequence[int]) -> Tensor:
         """Read one drafted token [batch] in each of the sequences `going`, beside the output of the pair before it;
         logits [batch, V], those of other rows of no meaning."""
@@ -248,7 +288,7 @@ class ManyHeadReader:
         try:
             own = self.head.run(ids, given, at, mask, [layer.put for layer in cache.layers])
             self._own = own if last is None else own.take_along_dim(last, 1)
-            logits = self.head.logits(self._own[:, 0])
+            logits = self.head.logits(self._own.flatten(0, 1))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -274,6 +314,8 @@ def load_head(head: Head, target: LoadedModel) -> Eagle3:
     tensors = _tensors(head)
     ids = _vocabulary(head, tensors.pop("d2t", None), tensors.pop("t2d", None))
     own = tensors.pop("embed_tokens.weight", None)
+    if "mask_hidden" in tensors:  # [1, 1, width] or [1, width], by trainer
+        tensors["mask_hidden"] = tensors["mask_hidden"].flatten()
     with torch.device("meta"):
         parts = _Parts(head, len(reads))
     _require_shapes(head, parts, tensors)
@@ -350,7 +392,7 @@ def _require_shapes(head: Head, parts: _Parts, tensors: dict[str, Tensor]) -> No
         )
     if strange:
         raise ModelError(
-            f"{head.name} holds weights that an EAGLE-3 head of its configuration has not, {strange[0]} first",
+            f"{head.name} holds weights that a head of its configuration has not, {strange[0]} first",
             cure=_COPY_AGAIN,
         )
     for name, shape in wanted.items():

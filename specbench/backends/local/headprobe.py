@@ -1,5 +1,5 @@
-"""What a draft head costs alone: its first step of a round, a step on its own state, a whole draft phase; and what the
-target's pass costs that keeps the states for it."""
+"""What a draft head costs alone: its first step of a round, a step on its own state or a pass that drafts several
+tokens at once, a whole draft phase; and what the target's pass costs that keeps the states for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ class HeadProbe:
         widths = plan.widths(self.target.batch)
         yield self.name, Probed(self.target, widths, keep_all=True, phase="states")
         yield self.name, Probed(self.pairs, widths, keep_all=False)
-        yield self.name, Probed(_Steps(self.pairs), (1,), keep_all=False, phase="step")
+        if self._head.masked is None:
+            yield self.name, Probed(_Steps(self.pairs), (1,), keep_all=False, phase="step")
+        else:
+            most = max(plan.gammas)
+            drafted = tuple(sorted({*(n for n in widths if n < most), most}))
+            yield self.name, Probed(_Blocks(self.pairs), drafted, keep_all=False, phase="block")
         if context in plan.batch_contexts and self.target.batch == 1:
             memory = HeadReader(self._head, plan.capacity)
             drafter = HeadDrafter(
@@ -69,6 +74,10 @@ class _Pairs:
     def step(self, ids: Sequence[int]) -> Tensor:
         return self.memory.step(ids)[None]
 
+    def block(self, ids: Sequence[int], k: int) -> Tensor:
+        past = self.memory.cache.get_seq_length()
+        return self.memory.block(ids, self._states[past : past + 1], k)[None]
+
 
 class _ManyPairs:
     """The same in several sequences at once."""
@@ -88,6 +97,9 @@ class _ManyPairs:
     def step(self, ids: Sequence[int]) -> Tensor:
         return self.memory.step(ids, range(self._batch))[:, None]
 
+    def block(self, ids: Sequence[int], k: int) -> Tensor:
+        return self.memory.block([[one] for one in ids], k)
+
     def rewind(self, length: int) -> None:
         self.memory.rewind([length] * self._batch)
 
@@ -103,4 +115,21 @@ class _Steps:
         return self._pairs.step([ids[0] for ids in rows]) if one else self._pairs.forward_rows(rows, keep)
 
     def rewind(self, length: int) -> None:
+        self._pairs.rewind(length)
+
+
+class _Blocks:
+    """Drafts as many tokens as it is given, in one pass after one emitted token; a context as any."""
+
+    def __init__(self, pairs: _Pairs | _ManyPairs) -> None:
+        self._pairs, self._read = pairs, False
+
+    def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
+        if not self._read:
+            self._read = True
+            return self._pairs.forward_rows(rows, keep)
+        return self._pairs.block([ids[0] for ids in rows], len(rows[0]))
+
+    def rewind(self, length: int) -> None:
+        self._read = length > 0
         self._pairs.rewind(length)

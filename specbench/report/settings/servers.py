@@ -57,8 +57,9 @@ def vllm(plan: Plan) -> Given | str:
     if ngram is None:
         draft = directory(plan, "draft")
         legends.append(draft.legend)
-        method = plan.head or "draft_model"
+        method = "eagle3" if plan.head == "peagle" else plan.head or "draft_model"
         config = {"method": method, "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
+        config |= {"parallel_drafting": True} if plan.head == "peagle" else {}
         config |= {"revision": draft.revision} if draft.revision else {}
         differs += sampled_drafts(plan, "vLLM", '`"draft_sample_method":"probabilistic"` in the config')
         differs += bare_drafts(plan, "vLLM")
@@ -90,6 +91,8 @@ def sglang(plan: Plan) -> Given | str:
         return "SGLang's draft model needs the target's vocabulary."
     if spec.cutoff:
         return "SGLang's documentation has no confidence cut-off for a draft model."
+    if plan.head == "peagle":
+        return "SGLang drives no P-EAGLE head (sgl-project/sglang#23171)."
     target, draft = directory(plan, "target"), directory(plan, "draft")
     options = [
         ["python", "-m", "sglang.launch_server", "--model-path", target.name],
@@ -117,6 +120,8 @@ def llamacpp(plan: Plan) -> Given | str:
         return "llama.cpp has no draft made of the target's own first layers."
     if spec.kind == "cross":
         return "llama.cpp starts with a draft whose vocabulary does not fit, and then never uses it."
+    if plan.head == "peagle":
+        return "llama.cpp's help has no P-EAGLE head among its types of draft."
     target = gguf(plan, "target")
     differs, legends = list[str](), [target.legend]
     if plan.on != "llama.cpp":

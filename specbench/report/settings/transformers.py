@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specbench.kinds import HEADS
 from specbench.models.defaults import measured
 from specbench.report.settings.plan import Given, Named, Plan, directory
 
@@ -19,7 +20,7 @@ def python(plan: Plan) -> Given | str:
     if spec.kind is not None and spec.ngram is not None:
         return "transformers takes a look-up or an assistant in one `generate` call, not both."
     if plan.head is not None:
-        return "transformers drives no EAGLE-3 head."
+        return f"transformers drives no {HEADS[plan.head]} head."
     if spec.kind == "skip" and spec.layers is None:
         return "transformers can draft with the first layers (`assistant_early_exit`); how many, run.json says."
     target = directory(plan, "target")
