@@ -166,9 +166,9 @@ class Allocator:
             limit(input_ids, (0 if cache is None else cache.get_seq_length()) + input_ids.shape[1])
             return shell(model, input_ids=input_ids, **more)
 
-        def limited_lean(decoder, ids, at, mask, updates, keep):
+        def limited_lean(decoder, ids, at, mask, updates, keep, taps=None):
             limit(ids, int(at.max()) + 1)
-            return lean(decoder, ids, at, mask, updates, keep)
+            return lean(decoder, ids, at, mask, updates, keep, taps)
 
         monkeypatch.setattr(LlamaForCausalLM, "forward", limited_shell)
         monkeypatch.setattr(LeanDecoder, "run", limited_lean)

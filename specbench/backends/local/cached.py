@@ -93,7 +93,7 @@ class CachedModel:
             return self._lean(ids, self.cache, keep, taps)
         if self.states is None:
             return self._pass.read(self.model, ids, self.cache, keep, past)
-        with watched(self.model.get_decoder().layers, self.states.following(past, n)):
+        with watched(self.model, self.states.following(past, n)):
             return self._pass.read(self.model, ids, self.cache, keep, past)
 
     @torch.inference_mode()

@@ -158,7 +158,7 @@ class RaggedModel:
         if self._lean is not None:
             return self._lean.run(ids, at, self._visible(at), [layer.put for layer in cache.layers], keep, taps)
         wanted, where = (0, None) if isinstance(keep, int) else torch.unique(keep[:, 0], return_inverse=True)
-        with masks_at(at), watched(self.model.get_decoder().layers, taps or {}):
+        with masks_at(at), watched(self.model, taps):
             out = self.model(
                 input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=wanted
             )

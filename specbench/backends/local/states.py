@@ -68,10 +68,12 @@ class States:
 
 
 @contextmanager
-def watched(layers: Sequence[Any], taps: Taps) -> Iterator[None]:
-    """Hands what transformers' own layers are given to `taps` inside the block."""
+def watched(model: Any, taps: Taps | None) -> Iterator[None]:
+    """Hands what transformers' own layers are given to `taps` inside the block. Not every model calls them `layers`:
+    those of one that is not watched are not asked for."""
+    layers: Sequence[Any] = model.get_decoder().layers if taps else ()
     handles = [
-        layers[index].register_forward_pre_hook(partial(_given, tap), with_kwargs=True) for index, tap in taps.items()
+        layers[index].register_forward_pre_hook(partial(_given, tap), with_kwargs=True) for index, tap in (taps or {}).items()
     ]
     try:
         yield
