@@ -111,6 +111,7 @@ def test_every_entry_is_that_of_a_pass_of_its_own(head):
             assert found[i - 1, j] == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.full
 def test_drafts_are_drawn_from_the_q_that_is_reported(head):
     sampling, x, generator = Sampling(1.5), [*PROMPT, 2], torch.Generator().manual_seed(0)
     reader, drafter = drafter_for(head, sampling=sampling)
@@ -272,6 +273,7 @@ def test_a_run(stored, pair):
     assert [row.batch for row in draft.batches] == [1, 2]
 
 
+@pytest.mark.full
 def test_engines_are_told_of_it(stored, tmp_path):
     assert call("brief", str(stored.folder), "--to", str(tmp_path)).exit_code in (0, 3, 4)
     words = (tmp_path / "brief.md").read_text()
@@ -280,6 +282,7 @@ def test_engines_are_told_of_it(stored, tmp_path):
     assert "drives no P-EAGLE head" in " ".join(checked.output.split())
 
 
+@pytest.mark.full
 def test_a_batch_and_a_doctor(lab, pair, tmp_path):
     config = config_for(lab, tmp_path, limit=4, batch_size=2, **pair)
     (row,) = summarise(read_run(session(config, "sweep", (3,), FakeObserver()))).drafts[0].gammas

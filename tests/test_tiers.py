@@ -36,6 +36,8 @@ CLAIMS = {
         "test_heads_replay.py::test_rounds_are_those_of_the_loop",
         "test_heads_runs.py::test_rounds_live_and_replayed_are_equal",
         "test_heads_doctor.py::test_layers_off_by_one_are_named_with_those_that_fit",
+        "test_heads_block.py::test_it_drafts_what_it_was_trained_to",
+        "test_heads_block.py::test_text_is_the_targets_and_rounds_are_those_of_the_replay",
     ],
     "a batch is its prompts alone": [
         "test_many.py::test_every_row_is_the_prompt_alone",
