@@ -124,7 +124,6 @@ def null_run(rng, prompts=80, gammas=8):
     return out
 
 
-@pytest.mark.full
 def test_equals_are_hardly_ever_ruled_out():
     """At most 1 % of runs may; 2,000 show 0.6 %, with all help from the prediction."""
     rng = np.random.default_rng(0)

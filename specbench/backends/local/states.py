@@ -73,7 +73,8 @@ def watched(model: Any, taps: Taps | None) -> Iterator[None]:
     those of one that is not watched are not asked for."""
     layers: Sequence[Any] = model.get_decoder().layers if taps else ()
     handles = [
-        layers[index].register_forward_pre_hook(partial(_given, tap), with_kwargs=True) for index, tap in (taps or {}).items()
+        layers[index].register_forward_pre_hook(partial(_given, tap), with_kwargs=True)
+        for index, tap in (taps or {}).items()
     ]
     try:
         yield
