@@ -158,7 +158,7 @@ def test_a_planted_fault_of_the_batch_is_seen(fault, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings_", "why"),
-    [({"alibi": True}, "no positions"), ({"layer_types": ["linear_attention"] * 2}, "rolled back")],
+    [({"alibi": True}, "no positions"), ({"layer_types": ["linear_attention"] * 2}, "of one length")],
 )
 def test_a_model_that_cannot_be_told_positions_is_refused(settings_, why):
     model = tiny_llama(VOCAB, seed=1)
