@@ -13,6 +13,7 @@ from specbench.acceptance.loop import Generation
 from specbench.backends.base import Item, Unit
 from specbench.backends.local.session import LocalSession
 from specbench.config import RunConfig
+from specbench.errors import EngineError
 from specbench.records import Arm, Prompt, Round, Times
 from specbench.run.losses import Losses
 from specbench.run.session import Measurement
@@ -92,3 +93,10 @@ def test_a_unit_that_is_done_is_not_read_again(tmp_path):
     with session.block([unit(9)], ()):
         pass
     assert not engine.seen
+
+
+def test_a_run_whose_prompts_were_all_lost_before_says_so(tmp_path):
+    measurement, _ = measurement_of(FakeEngine("cpu"), tmp_path)
+    measurement._losses.ids = {"p3"}
+    with pytest.raises(EngineError, match="Not a single prompt was measured"):
+        measurement.run([unit(3)], (1, 4), None)

@@ -102,9 +102,10 @@ def run(
 
 
 def _require_disk(config: RunConfig, prompts: Sequence[Prompt], planned: int, earlier: StoredRun | None) -> None:
-    asked = sum(len(_asked(prompt).encode()) for prompt in prompts) / max(len(prompts), 1) * config.batch_size
-    left = planned - (len(earlier.trials) if earlier else 0)
-    require_disk(Path(config.out), left, asked if config.keep_text else None)
+    asked = None
+    if config.keep_text:
+        asked = sum(len(_asked(prompt).encode()) for prompt in prompts) / max(len(prompts), 1) * config.batch_size
+    require_disk(Path(config.out), planned - (len(earlier.trials) if earlier else 0), asked)
 
 
 def _lengths(units: Sequence[Unit]) -> list[int]:
@@ -146,14 +147,14 @@ class Measurement:
             self._writer, plan_arms(self._config, gammas), len(units), predicted=isinstance(session, CanProbe)
         )
         asked = [unit for unit in units if unit.id not in losses.ids]
-        if isinstance(session, CanWarm):
+        if asked and isinstance(session, CanWarm):
             for warm_up in session.warm(asked, early.arms):
                 self._store_warm_up(warm_up)
         if isinstance(session, CanProbe):
             self._probe(session, units, reused)
         left = self._trials_left(asked, early.arms)
         observer.begin(len(self._done) + left.total(), len(self._done))
-        size = session.block_size or len(asked)
+        size = session.block_size or max(1, len(asked))
         measured = 0
         for begin in range(0, len(asked), size):
             block, arms = asked[begin : begin + size], early.arms
@@ -280,19 +281,21 @@ class Measurement:
                 hashes = self._hashes.get(own), self._hashes.get(other)
                 if None not in hashes and hashes[0] != hashes[1] and other not in self._noted:
                     pairs.append((unit, own, other))
-        self._recall({(unit.id, arm): Job(unit, 0) for unit, *keys in pairs for _, arm, _ in keys})
+        self._recall({key: Job(unit, 0) for unit, *keys in pairs for key in keys})
         for unit, own, other in pairs:
             if own in self._outputs and other in self._outputs:
                 found = self._session.divergence(unit, self._outputs[own], self._outputs[other])
                 if found is not None:
                     self._writer.append_divergence(other, found)
 
-    def _recall(self, wanted: dict[tuple[str, Arm], Job], *, exactly: bool = True) -> None:
+    def _recall(self, wanted: dict[TrialKey, Job], *, exactly: bool = True) -> None:
         """Ask again for texts of an earlier session, of which no more is stored than the hash. A text that is not as it
         was is not taken where it has to be `exactly` that."""
-        missing = [(arm, job) for (_, arm), job in wanted.items() if job.key(arm) not in self._outputs]
-        for arm in dict.fromkeys(arm for arm, _ in missing):
-            jobs = [job for other, job in missing if other == arm]
+        missing: dict[Arm, list[Job]] = {}
+        for key, job in wanted.items():
+            if key not in self._outputs:
+                missing.setdefault(key[1], []).append(job)
+        for arm, jobs in missing.items():
             with closing(self._session.recall(jobs, arm)) as answers:
                 for answer in answers:
                     key = answer.job.key(arm)
@@ -301,17 +304,17 @@ class Measurement:
 
     def _scores(self, session: CanScore, block: Sequence[Unit]) -> None:
         """What the drafts would have said at every position of the target's own texts, untimed."""
-        baseline = Arm("baseline")
         for unit in block:
             for repeat in range(1 if self._config.sampling.greedy else self._config.repeats):
                 job = Job(unit, repeat)
+                own = job.key(Arm("baseline"))
                 for draft in self._config.draft:
                     for row, item in enumerate(unit.items):
                         if (item.prompt.id, draft, repeat) in self._scored:
                             continue
-                        self._recall({(unit.id, baseline): job}, exactly=False)
-                        if job.key(baseline) in self._outputs:
-                            rows = self._outputs[job.key(baseline)]
+                        self._recall({own: job}, exactly=False)
+                        if own in self._outputs:
+                            rows = self._outputs[own]
                             assert isinstance(rows, list)
                             scores = session.score(item, rows[row], draft)
                             self._positions.append(text_of(item.prompt, draft, repeat, self._config, scores))

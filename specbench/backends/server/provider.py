@@ -110,7 +110,7 @@ class Running:
         model."""
 
         async def meet() -> ServerHandle:
-            async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+            async with client_of(self._config, url) as client:
                 named, reader = self._config.engine, adapter
                 if reader is None:
                     reader = await detect(client.get) if named == "local" else ADAPTERS[named]()
@@ -202,7 +202,7 @@ class Starting:
                 ) from None
 
     async def _name(self, url: str, wanted: str | None, guess: str) -> str | None:
-        async with Client(url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+        async with client_of(self._config, url) as client:
             return await model_name(client.get, url, wanted, guess)
 
 
@@ -215,9 +215,10 @@ def provider_of(
     return Starting(config, specs, gammas, threads())
 
 
-def key_of(config: RunConfig) -> str | None:
-    """The key from the environment; it is held nowhere else."""
-    return os.environ.get(config.api_key_env) or None
+def client_of(config: RunConfig, url: str) -> Client:
+    """A connection to a server of the run. The key is that of the environment; it is held nowhere else."""
+    key = os.environ.get(config.api_key_env) or None
+    return Client(url, key=key, timeout_s=config.request_timeout_s)
 
 
 def _facts(name: str, path: str | None) -> ModelFacts:

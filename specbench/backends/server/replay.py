@@ -19,7 +19,7 @@ from specbench.backends.server.adapter import ask_of
 from specbench.backends.server.asking import Asking, RetryPolicy
 from specbench.backends.server.client import Client
 from specbench.backends.server.failures import RefusedError
-from specbench.backends.server.provider import Provider, ServerHandle, key_of
+from specbench.backends.server.provider import Provider, ServerHandle, client_of
 from specbench.backends.server.record import engine_name, note_server
 from specbench.backends.server.scoring import (
     Ids,
@@ -207,7 +207,7 @@ class ServerScoring:
     async def _session(self, up: ServerHandle, draft: str | None) -> AsyncIterator[tuple[Client, ServerHandle]]:
         """A connection to the server of the target (None) or of a draft. Raises SpecbenchError for one that speculates,
         is another than before, or does not share its token ids."""
-        async with Client(up.url, key=key_of(self._config), timeout_s=self._config.request_timeout_s) as client:
+        async with client_of(self._config, up.url) as client:
             state = await self._asking.look(client, up)
             if draft is None:
                 self.noticed.cautions += preflight.check_alone(state, up.url)

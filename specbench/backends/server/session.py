@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from specbench.backends.base import (
     WARMUP_TOKENS,
@@ -33,7 +32,7 @@ from specbench.backends.server.asking import PAUSE_S, Asking, RetryPolicy
 from specbench.backends.server.client import Client
 from specbench.backends.server.failures import AnswerError, FailedError, RefusedError
 from specbench.backends.server.nearness import divergence, logprobs_body
-from specbench.backends.server.provider import Provider, ServerHandle, key_of
+from specbench.backends.server.provider import Provider, ServerHandle, client_of
 from specbench.backends.server.record import engine_name, note_server
 from specbench.backends.server.traffic import drive
 from specbench.backends.server.worker import call, stream
@@ -43,9 +42,6 @@ from specbench.drafters.spec import DraftSpec
 from specbench.errors import EngineError
 from specbench.records import Arm, Counters, Divergence, Load, Prompt, Times
 from specbench.store import RunWriter
-
-if TYPE_CHECKING:
-    pass
 
 WARM_UPS = 2
 
@@ -342,7 +338,7 @@ class ServerSession:
         return ask_of(prompt, self._config, int.from_bytes(digest[:4], "big") >> 1)
 
     def _client(self, up: ServerHandle) -> Client:
-        return Client(up.url, key=key_of(self._config), timeout_s=self._config.request_timeout_s)
+        return client_of(self._config, up.url)
 
 
 def _answered(job: Job, reading: Completion, waited_s: float, config: RunConfig) -> Answer:
