@@ -17,7 +17,7 @@ from test_serving import codes, served, speculating
 from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.config import RunConfig
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.models import encoding, load_model

@@ -60,7 +60,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
-        from specbench.report.check_tables import check_tables
+        from specbench.report.verify_tables import check_tables
 
         print_parts(check_tables(found), folder)
     if strict:

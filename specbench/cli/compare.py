@@ -15,7 +15,7 @@ from specbench.cli.show import print_parts
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.analysis.compare.contract import Slower
+    from specbench.analysis.compared import Slower
 
 SLOWER_EXIT = 5
 
@@ -37,8 +37,8 @@ def compare(
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
-    from specbench.analysis.compare.comparison import compared, slower_by
-    from specbench.report.compare.tables import comparison_markdown, comparison_tables
+    from specbench.analysis.compare import compared, slower_by
+    from specbench.report.compare_tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 
     found = compared(read_run(first), read_run(second))

@@ -49,7 +49,7 @@ def _explanation(run: Path | None, level: str) -> Explanation:
 
         return pages.explain(checked)
     from specbench.analysis.summarise import summarise
-    from specbench.report.explain.explained import explain_run
+    from specbench.report.explain.explain import explain_run
     from specbench.store import read_run
 
     stored = read_run(run)

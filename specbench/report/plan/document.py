@@ -10,8 +10,7 @@ from pathlib import Path
 
 from specbench import text
 from specbench.analysis.facts import MANY_CUT, Facts, Model, read_facts
-from specbench.analysis.plan.amounts import Amounts, amounts
-from specbench.analysis.plan.contract import Plan
+from specbench.analysis.plan.contract import Amounts, Plan, amounts
 from specbench.analysis.plan.evidence import Evidence, read_evidence
 from specbench.analysis.plan.planned import OWN_SPREAD
 from specbench.analysis.plan.stops import TOO_FEW, Stop, any_time, before_the_sweep, exactly, speedup, too_few
