@@ -158,7 +158,7 @@ def test_every_answer_has_causes_and_a_command_that_tells_them_apart():
     for title, answer in zip(answers[1::2], answers[2::2], strict=True):
         assert re.search(r"\n1\. .*\n(?:.*\n)*2\. ", answer), title
         assert typed(answer), title
-        assert answer.rstrip().rpartition("```")[2].strip(), f"{title}: no cure after the commands"
+        assert answer.rstrip().rpartition("```")[2].strip(), f"{title}: no hint after the commands"
 
 
 def anchors(text):

@@ -55,7 +55,7 @@ def compared(a: StoredRun, b: StoredRun) -> Comparison:
         raise StoreError(
             "The two runs have no draft at one gamma over one prompt in common",
             where=f"{a.folder} and {b.folder}",
-            cure="Run the second with the first one's --draft, --gamma and --workload.",
+            hint="Run the second with the first one's --draft, --gamma and --workload.",
         )
     arms = [side.arms() for side in sides]
     return Comparison(

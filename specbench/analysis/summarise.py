@@ -38,7 +38,7 @@ def summarise(stored: StoredRun) -> Summary:
     arms = kept_arms(every_arm, stored.run)
     if not any(rows.decode_tokens.sum() for rows in arms.values()):
         raise StoreError(
-            "No trial has decoded anything yet", where=str(stored.folder), cure="Use prompts that get longer answers."
+            "No trial has decoded anything yet", where=str(stored.folder), hint="Use prompts that get longer answers."
         )
     _mix_fits(policy, arms)
     specs = [spec for spec in stored.run.config.draft if any(arm.draft == spec for arm in arms)]
@@ -51,7 +51,7 @@ def summarise(stored: StoredRun) -> Summary:
         raise StoreError(
             "No prompt was measured with and without a draft yet",
             where=str(stored.folder),
-            cure="Run the same command again: it continues where it stopped.",
+            hint="Run the same command again: it continues where it stopped.",
         )
     results = tuple(
         replace(one.result(), stopped=stopped_gammas(every_arm, one.view.spec, stored.run, policy, steady.excess))
@@ -99,7 +99,7 @@ def _timed(stored: StoredRun) -> None:
         ),
     }
     if (why := refused.get(stored.run.command)) is not None:
-        raise StoreError(why[0], where=str(stored.folder), cure=why[1])
+        raise StoreError(why[0], where=str(stored.folder), hint=why[1])
 
 
 def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
@@ -109,7 +109,7 @@ def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
         raise ConfigError(
             f"The traffic mix names {', '.join(strange)}, of which no prompt was measured",
             where="mix",
-            cure=f"The run's categories are {', '.join(known)}.",
+            hint=f"The run's categories are {', '.join(known)}.",
         )
 
 

@@ -41,10 +41,10 @@ def check(
     from specbench.kinds import parse_gammas
 
     if against != "transformers":
-        raise ConfigError(f"{against!r} cannot be compared with", where="--against", cure="Use transformers.")
+        raise ConfigError(f"{against!r} cannot be compared with", where="--against", hint="Use transformers.")
     limit, gamma = keys["limit"], keys["gamma"]
     if limit is not None and limit < 1:
-        raise ConfigError(f"{limit} prompts are none", where="--limit", cure="Give 1 or more.")
+        raise ConfigError(f"{limit} prompts are none", where="--limit", hint="Give 1 or more.")
     try:
         gammas = None if gamma is None else parse_gammas(gamma)
     except ValueError as error:

@@ -58,7 +58,7 @@ def _judged(slower: Slower | None, limit: float, second: Path) -> None:
         raise ConfigError(
             "nothing to hold it against: the first run's chosen draft and gamma were not measured in the second",
             where=f"--fail-if-slower, {second}",
-            cure="Measure the second run with the same --draft and --gamma.",
+            hint="Measure the second run with the same --draft and --gamma.",
         )
     line = f"{slower.draft} gamma {slower.gamma}: {slower.by:.1%} fewer tokens per second"
     if slower.low is None or slower.high is None:
@@ -77,5 +77,5 @@ def _share(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
     share = float(found[1]) / (100 if found[2] else 1) if found else -1.0
     if not 0 <= share < 1:
-        raise ConfigError(f"{text!r} is no share", where="--fail-if-slower", cure="Write 3% or 0.03.")
+        raise ConfigError(f"{text!r} is no share", where="--fail-if-slower", hint="Write 3% or 0.03.")
     return share

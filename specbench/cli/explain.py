@@ -59,7 +59,7 @@ def _explanation(run: Path | None, level: str) -> Explanation:
 def _level(level: str) -> Level:
     levels: dict[str, Level] = {"manager": "manager", "engineer": "engineer"}
     if level not in levels:
-        raise ConfigError(f"No level {level!r}", where="--level", cure="Use manager or engineer.")
+        raise ConfigError(f"No level {level!r}", where="--level", hint="Use manager or engineer.")
     return levels[level]
 
 
@@ -74,7 +74,7 @@ def _show_term(word: str, run: Path | None, as_json: bool) -> None:
     from specbench.report.explain.glossary import find, term_markdown
 
     if run is not None:
-        raise ConfigError("A word means the same in every run", where="--term", cure="Leave out the run, or --term.")
+        raise ConfigError("A word means the same in every run", where="--term", hint="Leave out the run, or --term.")
     term = find(word)
     if as_json:
         typer.echo(json.dumps(asdict(term)))

@@ -30,7 +30,7 @@ def newest(out: Path, *, timed: bool = False) -> Path:
     for folder in find_runs(out):
         if read_record(folder).command not in others:
             return folder
-    raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+    raise StoreError("No run yet", where=str(out), hint="Run `specbench sweep` first.")
 
 
 def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = None) -> None:
@@ -76,7 +76,7 @@ def _prices(run: RunRecord, folder: Path, costs: Path | None) -> tuple[dict[str,
         raise StoreError(
             "This run did not time the models, so no pair can be called best",
             where=str(folder),
-            cure="Give the folder of a specbench probe with --costs.",
+            hint="Give the folder of a specbench probe with --costs.",
         )
     readers = {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}
     return readers, stored

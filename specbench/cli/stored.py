@@ -65,9 +65,9 @@ def replay(
         raise ConfigError(str(error), where="--gamma") from None
     cutoff = keys["cutoff"]
     if not 0.0 <= cutoff < 1.0:
-        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", cure="Give a number from 0 to below 1.")
+        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", hint="Give a number from 0 to below 1.")
     if costs is not None and not best:
-        raise ConfigError("Costs are used by the search alone", where="--costs", cure="Add --best.")
+        raise ConfigError("Costs are used by the search alone", where="--costs", hint="Add --best.")
     show_replay(run or newest(out), gammas, cutoff, as_json, best=best, costs=costs)
 
 
@@ -91,9 +91,9 @@ def workload_profile(
 ) -> None:
     """Check a prompt file and say what is in it."""
     if out is not None and not anonymise:
-        raise ConfigError("Only the outline is written to a file", where="--out", cure="Add --anonymise.")
+        raise ConfigError("Only the outline is written to a file", where="--out", hint="Add --anonymise.")
     if anonymise and as_json:
-        raise ConfigError("Only one can be on stdout", where="--json and --anonymise", cure="Leave one out.")
+        raise ConfigError("Only one can be on stdout", where="--json and --anonymise", hint="Leave one out.")
     from specbench.workload import load_workload, profile
 
     loaded = load_workload(file, **keys)

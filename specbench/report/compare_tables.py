@@ -46,7 +46,7 @@ def comparison_markdown(found: Comparison) -> str:
     lines += [text.escape(line) for line in _last(found)]
     lines += [""] if found.warnings else []
     lines += [
-        f"- *warning* {text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.cure))}"
+        f"- *warning* {text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.hint))}"
         for w in found.warnings
     ]
     return "\n".join(lines).rstrip() + "\n"

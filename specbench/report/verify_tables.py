@@ -146,8 +146,8 @@ def _finding(finding: Finding, several: bool, width: int, plain: bool) -> Iterat
     line = Text("\n".join(words))
     line.stylize(_STATE_COLOUR[finding.state], 0, len(finding.state))
     yield line
-    if finding.cure is not None and finding.state != "ok":
-        yield note(text.sentence(finding.cure), width, plain, indent=_INDENT)
+    if finding.hint is not None and finding.state != "ok":
+        yield note(text.sentence(finding.hint), width, plain, indent=_INDENT)
 
 
 def _outcome(found: Examination, width: int, plain: bool) -> Iterator[RenderableType]:

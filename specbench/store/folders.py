@@ -33,10 +33,10 @@ def new_folder(out: Path, name: str) -> Path:
         except FileExistsError:
             if folder.is_dir():
                 continue  # another process was faster
-            raise StoreError("The output path is not a folder", where=str(out), cure="Choose another --out.") from None
+            raise StoreError("The output path is not a folder", where=str(out), hint="Choose another --out.") from None
         except OSError as error:
             raise StoreError(
-                f"Cannot make a run folder: {error.strerror}", where=str(folder), cure="Choose another --out."
+                f"Cannot make a run folder: {error.strerror}", where=str(folder), hint="Choose another --out."
             ) from None
         return folder
 
@@ -52,7 +52,7 @@ def require_disk(out: Path, trials: int, text_bytes: float | None) -> None:
         raise StoreError(
             f"The run folder needs at least {gigabytes(needed)}, {gigabytes(free)} are free",
             where=f"{out}: {trials:,} trials{' with their texts' if kept else ''}",
-            cure=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
+            hint=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
         )
 
 

@@ -320,7 +320,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
                 f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
                 "hold more than one attention each, or keep states",
                 where=spec.text,
-                cure="Use another draft.",
+                hint="Use another draft.",
             )
 
 

@@ -106,7 +106,7 @@ def _compared(
         raise ModelError(
             f"{loaded.name} gives other tokens here than in transformers' generate, at {len(wide)} of {places} places "
             f"by a margin of up to {max(wide):.1%} of the logit, where rounding in {dtype} explains {limit:.1%}",
-            cure="Nothing was measured. "
+            hint="Nothing was measured. "
             + ("Run one text at a time (--batch-size 1)" if isinstance(reader, RaggedModel) else "Run another model")
             + "; please report it.",
         )
@@ -147,7 +147,7 @@ def failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) cannot be run on text alone with a cache of ours "
             f"({type(error).__name__})",
-            cure="Choose another model; one that a server runs can be measured there: --server.",
+            hint="Choose another model; one that a server runs can be measured there: --server.",
         ) from error
 
 
@@ -166,7 +166,7 @@ def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) is not causal as configured: a token sees those after "
             "it",
-            cure="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
+            hint="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
         )
 
 

@@ -147,7 +147,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"Cannot write the brief: {error.strerror}", where=str(folder), cure="Name another folder for it."
+            f"Cannot write the brief: {error.strerror}", where=str(folder), hint="Name another folder for it."
         ) from None
 
 

@@ -125,9 +125,9 @@ def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
 
 
 def cautions(warnings: Sequence[Caution]) -> list[str]:
-    """The run's own warnings, with their cures."""
+    """The run's own warnings, with their hints."""
     return [
-        f"{text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.cure))}"
+        f"{text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.hint))}"
         for w in warnings
         if w.code not in _SAID_ABOVE
     ]

@@ -68,7 +68,7 @@ def runs_of(stored: Sequence[StoredRun]) -> list[Run]:
     found = []
     for each in stored:
         if sum(each.folder.resolve() == other.folder.resolve() for other in stored) > 1:
-            raise StoreError("This run is named twice", where=str(each.folder), cure="Name each run once.")
+            raise StoreError("This run is named twice", where=str(each.folder), hint="Name each run once.")
         summary = summarise(each)
         draft = wording.recommended(summary)
         assert draft is not None  # summarise refuses a run without a measurement

@@ -90,7 +90,7 @@ def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -
         any_time=early,
         before=late,
         assumed=_assumed(plan, facts),
-        warnings=[(text.code(each.code), _cautioned(each.message, each.cure)) for each in plan.warnings],
+        warnings=[(text.code(each.code), _cautioned(each.message, each.hint)) for each in plan.warnings],
         longest=f"; here {about(found.minutes)}" if found.minutes else "",
         blank=BLANK,
     )
@@ -103,12 +103,12 @@ def write_document(page: str, path: Path) -> None:
             raise StoreError(
                 "There is a file already that is no measurement plan",
                 where=str(path),
-                cure="Give --write another name.",
+                hint="Give --write another name.",
             )
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise StoreError(
-            f"Cannot write the plan: {error.strerror}", where=str(path), cure="Give --write another name."
+            f"Cannot write the plan: {error.strerror}", where=str(path), hint="Give --write another name."
         ) from None
 
 
@@ -247,5 +247,5 @@ def _change(words: str) -> str:
     return next((change for part, change in CHANGES if part in words), "A pilot.")
 
 
-def _cautioned(message: str, cure: str) -> str:
-    return f"{text.escape(text.sentence(message))} {text.escape(cure)}"
+def _cautioned(message: str, hint: str) -> str:
+    return f"{text.escape(text.sentence(message))} {text.escape(hint)}"
