@@ -19,7 +19,7 @@ from pathlib import Path
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
 from specbench.analysis.frame import counted
-from specbench.analysis.stopped import ruled_out_line
+from specbench.run.early_stopping import ruled_out_line
 from specbench.analysis.summarise import summarise
 from specbench.config import load_config
 from specbench.decision.ruling import look_sizes

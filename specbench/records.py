@@ -365,12 +365,36 @@ class RuledOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Caution:
-    """Something the reader should know before trusting a number, and what to do about it. Shown as a warning."""
+class Reason:
+    """Why something is as it is: a code that stays, and the values that its sentence is made from
+    (specbench/report/templates/words.j2)."""
 
     code: str
-    message: str
-    hint: str
+    values: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+Severity = Literal["ok", "note", "warning", "broken", "not checked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that the reader should know: a code that stays, how bad it is, the values that its sentence is made
+    from, and what to do about it ("" for nothing). Where it was noticed in words they are the value `said`."""
+
+    code: str
+    severity: Severity = "warning"
+    values: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    hint: str = ""
+
+    @property
+    def message(self) -> str:
+        """What was said where it was noticed; empty where report/ makes the sentence."""
+        return str(self.values.get("said", ""))
+
+
+def warned(code: str, said: str, hint: str) -> Finding:
+    """A warning in the words of the place that noticed it, shown as they are."""
+    return Finding(code, "warning", {"said": said}, hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,5 +402,5 @@ class Verdict:
     """GO, NO-GO or UNCLEAR, why, and the probability it rests on (None without an interval)."""
 
     call: Call
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     probability: float | None = None

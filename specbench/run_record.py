@@ -12,10 +12,10 @@ from typing import Literal
 from specbench.config import RunConfig
 from specbench.records import (
     Bandwidth,
-    Caution,
     CostPoint,
     Count,
     Counts,
+    Finding,
     Number,
     Omitted,
     ReferenceCheck,
@@ -176,7 +176,7 @@ class RunRecord:
     workload: WorkloadFacts = WorkloadFacts()
     served: ServedBy | None = None
     trials_planned: Count | None = None
-    warnings: tuple[Caution, ...] = ()
+    warnings: tuple[Finding, ...] = ()
     reference_check: tuple[ReferenceCheck, ...] = ()
     probe: tuple[CostPoint, ...] | None = None
     probe_from: str | None = None

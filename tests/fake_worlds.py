@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specbench.records import Caution
+from specbench.records import Finding, warned
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class World:
     verify_extra: float = 0.02
     other_s: float = 0.0008
     noise_floor: float | None = 0.012
-    warnings: tuple[Caution, ...] = ()
+    warnings: tuple[Finding, ...] = ()
     replay: bool = True
 
 
@@ -83,7 +83,7 @@ MIXED = World(
     margins=(0.002, 0.006, 0.011, 0.023),
     draft_step_s=0.006,
     warnings=(
-        Caution(
+        warned(
             "target-only-tokens",
             "the target has 12 tokens that the draft was not trained on, and will never propose",
             "If the workload uses them (tool calls, thinking), use a draft trained with them.",
@@ -101,7 +101,7 @@ FEW = World(
     categories=(Category("chat", 1.51, None, 4), Category("code", 1.62, None, 2)),
     temperature=0.7,
     noise_floor=None,
-    warnings=(Caution("few-prompts", "6 prompts are too few for an interval", "Measure 10 or more."),),
+    warnings=(warned("few-prompts", "6 prompts are too few for an interval", "Measure 10 or more."),),
     replay=False,
 )
 

@@ -202,7 +202,7 @@ SECTIONS = {
     "Compare: `drafts[].gammas[].a` and `b`": comparison_contract.ComparedSide,
     "Compare: `drafts[].gammas[].categories[]`": comparison_contract.ComparedCategory,
     "Compare: `slower`": comparison_contract.Slower,
-    "`warnings[]`": records.Caution,
+    "`warnings[]`": records.Finding,
     "`policy`": records.Policy,
     "`replay --json`": replayed.Replayed,
     "Replay: `drafts[]`": replayed.ReplayDraft,
@@ -240,7 +240,7 @@ def test_the_contract_has_the_keys_of_the_code_and_says_what_can_be_null(section
 
 def test_the_contract_lists_every_warning_and_exit_code():
     sources = [path.read_text() for path in (ROOT / "specbench").rglob("*.py")]
-    codes = {code for source in sources for code in re.findall(r'Caution\(\s*"([\w-]+)"', source)}
+    codes = {code for source in sources for code in re.findall(r'Finding\(\s*"([\w-]+)"', source)}
     assert len(codes) >= 10
     assert missing(sorted(codes), PAGES["contract.md"]) == []
     listed = re.findall(r"^\| (\d+) \|", PAGES["contract.md"].partition("## Exit codes")[2], re.MULTILINE)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from fake_explained import KEPT, LEVELS, body, case, engineer, explained, manager, unlinked
 
-from specbench.records import Caution
+from specbench.records import warned
 from specbench.report.explain.explain import Level, explain_run
 
 
@@ -226,9 +226,9 @@ def test_load_is_measured_predicted_or_not_known() -> None:
 
 def test_warnings_reach_both_readers() -> None:
     stored, summary = case("world-go")
-    warned = replace(summary, warnings=(Caution("busy-machine", "others were running", "Stop them."),))
-    assert "should read first: `busy-machine`" in explain_run(stored, warned, "manager").text
-    assert "- *warning* `busy-machine`: Others were running. Stop them." in explain_run(stored, warned, "engineer").text
+    told = replace(summary, warnings=(warned("busy-machine", "others were running", "Stop them."),))
+    assert "should read first: `busy-machine`" in explain_run(stored, told, "manager").text
+    assert "- *warning* `busy-machine`: Others were running. Stop them." in explain_run(stored, told, "engineer").text
 
 
 @pytest.mark.parametrize("level", LEVELS)

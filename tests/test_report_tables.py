@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specbench.analysis.contract import Summary
-from specbench.records import Caution, Policy
+from specbench.records import Policy, warned
 from specbench.report.tables import sweep_tables
 
 
@@ -117,7 +117,7 @@ def test_names_from_files_cannot_break_the_page() -> None:
     summary = replace(
         summary,
         drafts=(replace(draft, draft="[bold]évil", categories=(rude, *draft.categories[1:])),),
-        warnings=(Caution("code", "[link=x]ünder", "[/]"),),
+        warnings=(warned("code", "[link=x]ünder", "[/]"),),
     )
     for encoding in ("utf-8", "ascii"):
         page = shown(summary, encoding=encoding)

@@ -11,7 +11,7 @@ from fake_summary import stored_of, summary_of
 from fake_worlds import FEW, GO, MIXED, NO_GO, World
 
 from specbench.analysis.contract import Choice, Memory, PredictedBatch, Summary
-from specbench.records import Caution, Policy
+from specbench.records import Policy, warned
 from specbench.report import wording
 from specbench.report.brief.brief import render_brief
 
@@ -96,7 +96,7 @@ def test_a_go_in_process_is_always_sent_to_the_engine_first() -> None:
 
 
 def test_a_machine_that_disagrees_with_itself_comes_before_more_prompts() -> None:
-    drift = Caution("noise-floor", "the target alone differs from itself", "Quiet the machine")
+    drift = warned("noise-floor", "the target alone differs from itself", "Quiet the machine")
     drowned = steps_of(replace(summary_of(MIXED), noise_floor=0.2, warnings=(drift,)), MIXED)
     assert drowned.startswith("1. **Run it again with nothing else on the machine.** Because measured twice, ")
     assert "up to 20% from itself: what a draft does" in drowned

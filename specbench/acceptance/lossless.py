@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from specbench.records import Divergence, Trial
+from specbench.records import Divergence, Reason, Trial
 
 # Largest top-2 margin, over the top logit's magnitude, that rounding may flip: 4 units in the last place of the dtype.
 # The largest of 126 seen in bfloat16 was 3 (docs/measuring.md section 10).
@@ -37,16 +37,20 @@ def explained(diverged: Divergence, dtype: str | None) -> bool:
     return diverged.gap is None or diverged.gap <= NEAR_TIE_NATS
 
 
-def lossy_reason(trials: Iterable[Trial], dtype: str | None) -> str | None:
+def lossy_reason(trials: Iterable[Trial], dtype: str | None) -> Reason | None:
     """Why the speculative text of these trials is not the target's; None while rounding explains every divergence."""
     wide = [(t, t.diverged) for t in trials if t.diverged is not None and not explained(t.diverged, dtype)]
     if not wide:
         return None
     worst, at = max(wide, key=lambda pair: pair[1].margin if pair[1].margin is not None else pair[1].gap or 0.0)
-    prompts = len({t.prompt_id for t, _ in wide})
-    apart = f"top-2 margin {at.margin:.1%} of the logit" if at.margin is not None else f"top-2 gap {at.gap:.2f} nats"
-    cause = f"rounding in {dtype}" if at.margin is not None and dtype in NEAR_TIE else "rounding"
-    return (
-        f"not lossless: the text of {prompts} prompt{'s' if prompts > 1 else ''} leaves the target's own where "
-        f"{cause} cannot explain it (prompt {worst.prompt_id}, token {at.index}, {apart})"
+    return Reason(
+        "not-lossless",
+        {
+            "prompts": len({t.prompt_id for t, _ in wide}),
+            "prompt_id": worst.prompt_id,
+            "index": at.index,
+            "margin": at.margin,
+            "gap": at.gap,
+            "precision": dtype if at.margin is not None and dtype in NEAR_TIE else None,
+        },
     )

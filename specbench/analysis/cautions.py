@@ -14,7 +14,7 @@ from specbench.analysis.timing import timing_cautions
 from specbench.analysis.views import DraftView
 from specbench.decision.interval import MIN_PROMPTS, Paired, speedup_interval
 from specbench.drafters import parse_draft
-from specbench.records import Arm, Caution, Interval, Policy, Trial
+from specbench.records import Arm, Finding, Interval, Policy, Trial
 from specbench.store import StoredRun
 
 DOMINANT_SHARE = 0.25
@@ -46,7 +46,7 @@ def run_cautions(
     floor: Interval | None,
     policy: Policy,
     gaps: Sequence[ReplayGap] = (),
-) -> list[Caution]:
+) -> list[Finding]:
     """Everything the numbers themselves give away. `trials` are the counted ones, at every load."""
     found = [
         _unfinished(stored, len(trials)),
@@ -62,80 +62,74 @@ def run_cautions(
     return [*(caution for caution in found if caution is not None), *timing_cautions(stored, main)]
 
 
-def _unfinished(stored: StoredRun, done: int) -> Caution | None:
+def warning(code: str, hint: str, **values: object) -> Finding:
+    return Finding(code, "warning", values, hint)
+
+
+def _unfinished(stored: StoredRun, done: int) -> Finding | None:
     if stored.status == "finished":
         return None
-    planned, out = stored.run.trials_planned, stored.run.spared
-    without = f", {out} of which were ruled out" if out else ""
-    return Caution(
+    return warning(
         "unfinished-run",
-        f"the run is {stored.status}: {done} trials of {planned} planned{without}",
         "Run the same command again: it continues where it stopped.",
+        status=stored.status,
+        done=done,
+        planned=stored.run.trials_planned,
+        spared=stored.run.spared,
     )
 
 
-def _torn(stored: StoredRun) -> Caution | None:
-    if not stored.torn:
-        return None
-    return Caution(
-        "torn-line", "the last line of trials.jsonl was incomplete and was dropped", "Run the same command again."
-    )
+def _torn(stored: StoredRun) -> Finding | None:
+    return warning("torn-line", "Run the same command again.") if stored.torn else None
 
 
-def _disturbed(trials: Sequence[Trial]) -> Caution | None:
+def _disturbed(trials: Sequence[Trial]) -> Finding | None:
     disturbed = [t for t in trials if t.disturbed]
     if not disturbed:
         return None
-    worst = max(t.other_cores or 0.0 for t in disturbed)
-    return Caution(
+    return warning(
         "busy-machine",
-        f"{len(disturbed)} of {len(trials)} trials shared the machine with other processes (up to {worst:.1f} cores "
-        "busy), also when repeated",
         "Stop other work on this machine and run again with --fresh.",
+        disturbed=len(disturbed),
+        trials=len(trials),
+        cores=max(t.other_cores or 0.0 for t in disturbed),
     )
 
 
-def _few(drafts: Sequence[DraftResult]) -> Caution | None:
+def _few(drafts: Sequence[DraftResult]) -> Finding | None:
     n = min((draft.gammas[0].prompts for draft in drafts), default=0)
     if n >= MIN_PROMPTS:
         return None
-    return Caution("few-prompts", f"{n} prompts are too few for an interval", f"Measure {MIN_PROMPTS} or more.")
+    return warning("few-prompts", f"Measure {MIN_PROMPTS} or more.", prompts=n)
 
 
-def _floor(drafts: Sequence[DraftResult], floor: Interval | None, policy: Policy) -> Caution | None:
+def _floor(drafts: Sequence[DraftResult], floor: Interval | None, policy: Policy) -> Finding | None:
     if floor is None or floor.low is None or floor.high is None:
         return None
     if not floor.low <= 1.0 <= floor.high:
-        return Caution(
+        return warning(
             "noise-floor",
-            f"the target alone, measured twice, differs from itself by {abs(floor.value - 1):.1%} "
-            f"(interval {floor.low:.3f} to {floor.high:.3f})",
             "Quiet the machine, or take more repeats; differences of that size mean nothing here.",
+            value=floor.value,
+            low=floor.low,
+            high=floor.high,
         )
     width = max(1 - floor.low, floor.high - 1)
     near = [draft.draft for draft in drafts if abs(draft.speedup - policy.min_speedup) < width]
     if not near:
         return None
-    return Caution(
-        "below-noise-floor",
-        f"the distance of {', '.join(near)} from the minimum asked for is within the noise floor of {width:.1%}",
-        "Quiet the machine, or take more repeats.",
-    )
+    return warning("below-noise-floor", "Quiet the machine, or take more repeats.", drafts=near, floor=width)
 
 
-def _broken(draft: DraftResult) -> Caution | None:
+def _broken(draft: DraftResult) -> Finding | None:
     last = draft.gammas[-1]
     if last.drafted and last.accepted == 0:
-        return Caution(
-            "nothing-accepted",
-            f"none of the {last.drafted} tokens that {draft.draft} drafted was accepted: a broken set-up, "
-            "not a poor draft",
-            "Check the draft's tokenizer and chat template.",
-        )
+        hint = "Check the draft's tokenizer and chat template."
+        return warning("nothing-accepted", hint, draft=draft.draft, drafted=last.drafted)
     return None
 
 
-def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
+def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Finding | None:
     """Greedy texts that are equal must have equal rounds, up to the draft's own rounding below float32; sampled ones
     must agree within sampling error."""
     config = stored.run.config
@@ -148,15 +142,17 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Caution | None:
         wrong = [gap for gap in gaps if abs(gap.ratio.value - 1) > ROUNDING_SHARE]
     if not wrong:
         return None
-    what = ", ".join(f"{abs(gap.ratio.value - 1):.1%} at gamma {gap.gamma} ({gap.unequal} prompts)" for gap in wrong)
-    return Caution(
+    return warning(
         "replay-disagrees",
-        f"rounds of the loop and of the replay differ by more than chance and rounding allow: {what}",
         "Run once with --dtype float32 and temperature 0, where the two must agree exactly; if they do not, report it.",
+        gaps=[
+            {"draft": gap.draft, "gamma": gap.gamma, "off": abs(gap.ratio.value - 1), "prompts": gap.unequal}
+            for gap in wrong
+        ],
     )
 
 
-def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Caution | None:
+def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Finding | None:
     """A draft model proposes as many tokens as it is asked for, but where it ends the text. Look-up and what stops
     early by design are only held to the most."""
     if stored.run.on_server:
@@ -171,16 +167,13 @@ def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Caution | None:
         widest = max((max(trial.drafted, default=0) for trial in own), default=0)
         steady = spec.kind in ("model", "skip") and spec.ngram is None and not spec.cutoff
         if widest > gamma:
-            wrong.append(f"{arm.label}: rounds drafted up to {widest}")
+            wrong.append({"arm": arm.label, "widest": widest, "more": True})
         elif widest < gamma and steady and sum(_roomy(trial, gamma) for trial in own) >= ROUNDS_TO_TELL:
-            wrong.append(f"{arm.label}: no round drafted more than {widest}")
+            wrong.append({"arm": arm.label, "widest": widest, "more": False})
     if not wrong:
         return None
-    return Caution(
-        "gamma-not-honoured",
-        f"rounds did not draft as many tokens as they should ({'; '.join(wrong)})",
-        "A fault of specbench: report it, and do not use these rows.",
-    )
+    hint = "A fault of specbench: report it, and do not use these rows."
+    return warning("gamma-not-honoured", hint, arms=wrong, by="rounds")
 
 
 def _roomy(trial: Trial, gamma: int) -> int:
@@ -193,7 +186,7 @@ def _roomy(trial: Trial, gamma: int) -> int:
     return found
 
 
-def _dominant(trials: Sequence[Trial]) -> Caution | None:
+def _dominant(trials: Sequence[Trial]) -> Finding | None:
     spent: dict[str, float] = {}
     for trial in trials:
         if trial.arm.kind == "baseline":
@@ -204,15 +197,8 @@ def _dominant(trials: Sequence[Trial]) -> Caution | None:
     share = longest / sum(spent.values())
     if share < DOMINANT_SHARE:
         return None
-    return Caution(
-        "dominant-prompt",
-        f"prompt {prompt} alone is {share:.0%} of the target's decoding time",
-        "Take it out, or add prompts until no single one decides.",
-    )
-
-
-# Several gammas are compared at once; only a gap that sampling could hardly make is worth a warning.
-GAP_CONFIDENCE = 0.999
+    hint = "Take it out, or add prompts until no single one decides."
+    return warning("dominant-prompt", hint, prompt=prompt, share=share)
 
 
 def replay_gap(view: DraftView, gamma: int) -> ReplayGap | None:

@@ -33,7 +33,7 @@ from specbench.analysis.views import DraftView, Steady
 from specbench.decision.interval import Paired, speedup_interval, totals_interval
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
-from specbench.records import Caution, Interval
+from specbench.records import Finding, Interval, warned
 from specbench.store import StoredRun
 from specbench.text import template_kwargs
 
@@ -248,14 +248,14 @@ def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
     )
 
 
-def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Caution]:
+def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Finding]:
     """Where the two do not answer the same question."""
     first, second = (stored.run.config for stored in (a, b))
     found = []
     shas = [stored.run.workload.sha256 for stored in (a, b)]
     if shas[0] != shas[1]:
         found.append(
-            Caution(
+            warned(
                 "other-prompts",
                 "the runs have other workloads; only the prompts that both have are compared",
                 "Run the second on the first one's workload.",
@@ -263,7 +263,7 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
         )
     if (changed := _other_tokens(a, b)) is not None:
         found.append(
-            Caution(
+            warned(
                 "other-token-ids",
                 f"the target read other prompts in the two runs: {changed}",
                 "Run the second with the first one's target, tokenizer and chat template, and where that writes the "
@@ -275,7 +275,7 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
     if other:
         listed = ", ".join(f"{key} {sampled[0][key]} and {sampled[1][key]}" for key in other)
         found.append(
-            Caution(
+            warned(
                 "other-sampling",
                 f"the runs sample otherwise: {listed}",
                 "Run the second with the first one's sampling: acceptance depends on it.",
@@ -284,7 +284,7 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
     if first.chat_template_kwargs != second.chat_template_kwargs:
         given = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
         found.append(
-            Caution(
+            warned(
                 "other-template-arguments",
                 f"the chat templates of the runs were given {given[0]} and {given[1]}",
                 "Run the second with the first one's --chat-template-kwargs: the answers are others.",
@@ -293,7 +293,7 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
     if first.max_new_tokens != second.max_new_tokens:
         limits = f"{first.max_new_tokens} and {second.max_new_tokens}"
         found.append(
-            Caution(
+            warned(
                 "other-limit",
                 f"the texts of the runs end at other limits: {limits} tokens",
                 "Run the second with the first one's --max-new-tokens.",
@@ -302,7 +302,7 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
     loads = [run.summary.server.load if run.summary.server else "1 at a time" for run in runs]
     if loads[0] != loads[1]:
         found.append(
-            Caution(
+            warned(
                 "other-load",
                 f"the runs are compared at other loads: {loads[0]} and {loads[1]}",
                 "Run the second with the first one's first --concurrency.",

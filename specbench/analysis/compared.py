@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from specbench import text
-from specbench.records import Call, Caution
+from specbench.records import Call, Finding
 
 SCHEMA = 1
 
@@ -127,7 +127,7 @@ class Comparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     slower: Slower | None
-    warnings: tuple[Caution, ...]
+    warnings: tuple[Finding, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""

@@ -6,10 +6,10 @@ One shape for three readers, so that they cannot disagree. Unknown numbers are N
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from specbench.records import Call, Caution
+from specbench.analysis.facts import Facts
+from specbench.records import Call, Finding, Policy, Reason
 from specbench.run_record import State
 
 
@@ -41,7 +41,7 @@ class LoadResult:
     gamma: int
     prompts: int
     verdict: Call
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     speedup: float
     speedup_low: float | None
     speedup_high: float | None
@@ -106,7 +106,10 @@ class Server:
     settings: Mapping[str, State]
 
 
-SCHEMA = 1
+SCHEMA = 2
+
+# An interval takes MIN_PROMPTS; one over fewer than these is wide and leans on its shape, and is marked.
+FEW_PROMPTS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,11 @@ class RoundTime:
     draft_s: float
     verify_s: float
     other_s: float
+
+    @property
+    def total_s(self) -> float:
+        """The whole round."""
+        return self.draft_s + self.verify_s + self.other_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +141,30 @@ class BreakEven:
     minimum_tokens_per_round: float
     minimum_alpha: float | None
     minimum_draft_steps: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Greedy texts that differ from the target's own, one for each prompt and gamma: `ties` where rounding explains it,
+    `wide` where it does not, `unknown` where the distance of the two best tokens was not recorded. The widest distance
+    that rounding does not explain: `margin` is over the top logit, `gap` in nats; None where there is none."""
+
+    differing: int
+    ties: int
+    wide: int
+    unknown: int
+    margin: float | None = None
+    gap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, prompt included, over the prompts that both arms have: `tokens` of the target's own, and seconds
+    by the target alone and with the draft; means."""
+
+    tokens: float
+    baseline_s: float
+    draft_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +212,7 @@ class GammaResult:
     counted_share: float = 1.0
     survival_low: tuple[float | None, ...] = ()
     survival_high: tuple[float | None, ...] = ()
+    texts: Texts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +314,7 @@ class CategoryResult:
 
     category: str
     verdict: Call
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     best_gamma: int
     speedup: float
     speedup_low: float | None
@@ -309,7 +342,7 @@ class DraftResult:
 
     draft: str
     verdict: Call
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     best_gamma: int
     speedup: float
     speedup_low: float | None
@@ -330,6 +363,20 @@ class DraftResult:
     slower_share: float | None = None
     stopped: tuple[StoppedGamma, ...] = ()
     head: HeadCosts | None = None
+    texts: Texts | None = None
+    answer: Answer | None = None
+
+    @property
+    def best(self) -> GammaResult:
+        """The row that `best_gamma` names."""
+        return next((row for row in self.gammas if row.gamma == self.best_gamma), self.gammas[0])
+
+    @property
+    def by_speedup(self) -> list[CategoryResult]:
+        """Fastest category first; ties by name. Empty where the prompts carry no category, which is stored as "all"."""
+        if [category.category for category in self.categories] == ["all"]:
+            return []
+        return sorted(self.categories, key=lambda category: (-category.speedup, category.category))
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +400,7 @@ class Choice:
     draft: str
     gamma: int
     verdict: Call
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     speedup: float
     speedup_low: float | None
     speedup_high: float | None
@@ -363,13 +410,26 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What a run like this one takes: `prompt_s` for a prompt in all its arms, `setup_s` once."""
+
+    prompt_s: float
+    setup_s: float
+
+    def minutes(self, prompts: int) -> float:
+        return (self.setup_s + prompts * self.prompt_s) / 60
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """A whole run. `noise_floor` is the half-width of the A/A arm's interval around 1.0, as a fraction: how far
-    two measurements of the same thing lie apart here; None without an A/A arm or with too few prompts. `choice` is
-    None where no prompt was measured with every draft. `mix` is the traffic by which prompts were weighed. With a
+    """A whole run under a `policy`: what was measured, and the `facts` beside it. `noise_floor` is the half-width of
+    the A/A arm's interval around 1.0, as a fraction: how far two measurements of the same thing lie apart here; None
+    without an A/A arm or with too few prompts. `choice` is None where no prompt was measured with every draft. With a
     `batch_size` above 1 a whole batch is what the tables call a prompt, and the unit of intervals. `server` and `loads`
     are of a run on a server; everything but `loads` is then about the first load. `trials_run` trials count;
-    `trials_spared` more of the plan were not run, since their gamma had been ruled out."""
+    `trials_spared` more of the plan were not run, since their gamma had been ruled out; `trials_disturbed` shared the
+    machine. `baseline_texts` are the texts that the target alone did not repeat. `pace` is what a run takes, None where
+    it is not known."""
 
     run: str
     schema: int
@@ -378,20 +438,32 @@ class Summary:
     hardware: str
     noise_floor: float | None
     drafts: tuple[DraftResult, ...]
-    warnings: tuple[Caution, ...]
+    warnings: tuple[Finding, ...]
+    policy: Policy
+    facts: Facts
     choice: Choice | None = None
-    mix: dict[str, float] | None = None
     batch_size: int = 1
     server: Server | None = None
     loads: tuple[LoadResult, ...] = ()
     trials_run: int = 0
     trials_spared: int = 0
+    trials_disturbed: int = 0
+    baseline_texts: int = 0
+    pace: Pace | None = None
 
     @property
     def verdict(self) -> Call:
         """On the whole run: that of the draft which was chosen among all; UNCLEAR where none could be."""
         return "UNCLEAR" if self.choice is None else self.choice.verdict
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, ready for `json.dumps`."""
-        return asdict(self)
+    @property
+    def recommended(self) -> DraftResult | None:
+        """The draft that was chosen among all, else the fastest; None without a measurement."""
+        chosen = self.choice.draft if self.choice is not None else None
+        named = [draft for draft in self.drafts if draft.draft == chosen]
+        return named[0] if named else max(self.drafts, key=lambda draft: draft.speedup, default=None)
+
+    @property
+    def headline(self) -> Choice | DraftResult | None:
+        """What the verdict rests on: its speedup is the one that stands for the run."""
+        return self.choice or self.recommended

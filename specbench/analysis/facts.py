@@ -1,14 +1,13 @@
-"""What a brief needs to know beside the Summary, from run.json and the trials. What is absent is None and not shown."""
+"""What a brief needs to know beside the numbers, from run.json and the trials. What is absent is None and not shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specbench.acceptance.lossless import explained
 from specbench.analysis.frame import counted, loads_of
-from specbench.records import Divergence, Load, Policy, ReferenceCheck, Sampling, Trial
+from specbench.records import Divergence, Load, ReferenceCheck, Sampling, Trial
 from specbench.run_record import ModelFacts, Provenance, RunRecord
 from specbench.store import StoredRun
 
@@ -46,11 +45,11 @@ class Workload:
 class Facts:
     """The run beside its numbers. `done` of `planned` trials are stored, `spared` need not be run, since their gamma
     was ruled out; `prefill_share` is of the wall clock of the target alone; `cut_share` is the share of its outputs
-    that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server."""
+    that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server,
+    `measured_twice` that it was measured alone a second time (A/A)."""
 
     status: str
     argv: tuple[str, ...]
-    policy: Policy
     sampling: Sampling
     precision: str | None
     threads: int | None
@@ -70,6 +69,7 @@ class Facts:
     spared: int = 0
     reference: tuple[ReferenceCheck, ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    measured_twice: bool = False
 
     @property
     def finished(self) -> bool:
@@ -86,7 +86,6 @@ def read_facts(stored: StoredRun) -> Facts:
     return Facts(
         status=stored.status,
         argv=provenance.argv,
-        policy=config.policy,
         sampling=config.sampling,
         precision=run.precision,
         threads=provenance.threads or config.threads,
@@ -106,35 +105,19 @@ def read_facts(stored: StoredRun) -> Facts:
         loads=tuple(loads),
         reference=run.reference_check,
         template_kwargs=config.chat_template_kwargs or {},
+        measured_twice=any(trial.arm.kind == "baseline-again" for trial in main),
     )
 
 
-def differing(trials: Iterable[Trial], draft: str | None) -> list[Divergence | None]:
-    """Where each greedy text of `draft` (None: of the target measured again) leaves the target's own; None where it was
-    not recorded. One per prompt and gamma: repeats repeat the text."""
+def differing(trials: Iterable[Trial], draft: str | None) -> list[tuple[int | None, Divergence | None]]:
+    """Gamma and place where each greedy text of `draft` (None: of the target measured again) leaves the target's own;
+    the place is None where it was not recorded. One per prompt and gamma: repeats repeat the text."""
     found: dict[tuple[str, int | None], Divergence | None] = {}
     for trial in trials:
         if trial.arm.draft == draft and trial.identical is False:
             key = (trial.prompt_id, trial.arm.gamma)
             found[key] = trial.diverged or found.get(key)
-    return list(found.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Parted:
-    """Texts that differ, sorted: `ties` that rounding explains, `wide` that it does not, `unknown` without a distance
-    of the two best tokens."""
-
-    ties: int
-    wide: tuple[Divergence, ...]
-    unknown: int
-
-
-def parted(found: Sequence[Divergence | None], precision: str | None) -> Parted:
-    """What `differing` found, by whether rounding explains it."""
-    known = [each for each in found if each is not None and (each.margin is not None or each.gap is not None)]
-    wide = tuple(each for each in known if not explained(each, precision))
-    return Parted(len(known) - len(wide), wide, len(found) - len(known))
+    return [(gamma, diverged) for (_, gamma), diverged in found.items()]
 
 
 def _model(spec: str, facts: ModelFacts) -> Model:

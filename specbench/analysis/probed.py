@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from specbench.records import Bandwidth, Caution, CostPoint
+from specbench.records import Bandwidth, CostPoint, Finding
 from specbench.run_record import ModelFacts
 from specbench.store import StoredRun
 
@@ -97,7 +97,7 @@ class ProbeSummary:
     threads: int
     bandwidth: Bandwidth
     models: tuple[ProbedModel, ...]
-    warnings: tuple[Caution, ...]
+    warnings: tuple[Finding, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

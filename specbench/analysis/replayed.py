@@ -12,7 +12,7 @@ from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.cost.model import predicted_rounds, round_costs
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, share_interval, speedup_interval
-from specbench.records import Caution, CostPoint
+from specbench.records import CostPoint, Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Replayed:
     schema: int
     cutoff: float
     drafts: tuple[ReplayDraft, ...]
-    warnings: tuple[Caution, ...] = ()
+    warnings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""

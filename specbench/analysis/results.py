@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
-from specbench import text
+from specbench.acceptance.lossless import explained
 from specbench.acceptance.metrics import Counts
 from specbench.analysis.contract import (
+    Answer,
     BreakEven,
     CategoryGamma,
     CategoryResult,
@@ -18,15 +20,18 @@ from specbench.analysis.contract import (
     Memory,
     Money,
     RoundTime,
+    Texts,
 )
+from specbench.analysis.facts import differing
 from specbench.analysis.frame import ArmRows
 from specbench.analysis.predict import Predictor, missing_term, stops_paying
 from specbench.analysis.views import DraftView, Steady, rate
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
+from specbench.decision.plan import spread_to_settle
 from specbench.decision.verdict import Gates, judge, least_share
-from specbench.records import Call, Interval, Policy
+from specbench.records import Call, Divergence, Interval, Policy, Reason, Trial, Verdict
 from specbench.run_record import ModelFacts
 
 
@@ -43,22 +48,31 @@ class Judged:
         drafting = tuple(gamma for gamma in view.arms if view.counts(gamma).drafted != 0)
         # An arm that never drafted is the target alone under another name, and is no choice where there is another.
         self.choosable = drafting or tuple(view.arms)
-        idle = None if drafting else "it never drafted a token, so the target alone was measured against itself"
+        idle = None if drafting else Reason("never-drafted")
         self.gates = Gates(lossy=view.lossy, memory=_too_large(self.memory, policy), idle=idle)
 
     def interval(self, paired: Paired, category: str | None = None) -> Interval:
         """The speedup with everything that makes it uncertain."""
-        excess = 0.0
-        if self.steady is not None:
-            excess = self.steady.excess if category is None else self.steady.excess_of(category)
-        return speedup_interval(paired, self.policy.confidence, excess)
+        return speedup_interval(paired, self.policy.confidence, self._excess(category))
+
+    def verdict(self, paired: Paired, speedup: Interval, gates: Gates, category: str | None = None) -> Verdict:
+        """By the rule, with how many prompts would settle it where it is open."""
+        spread = None
+        if speedup.low is not None:
+            spread = spread_to_settle(paired, self.policy.confidence, self._excess(category))
+        return judge(speedup, self.policy, gates, spread)
+
+    def _excess(self, category: str | None) -> float:
+        if self.steady is None:
+            return 0.0
+        return self.steady.excess if category is None else self.steady.excess_of(category)
 
     def result(self) -> DraftResult:
         view, policy = self.view, self.policy
         choice = choose_gamma({g: view.paired(g, policy.metric) for g in self.choosable})
         speedup = self.interval(choice.paired)
         gates = self.with_slower(choice.paired)
-        verdict = judge(speedup, policy, gates)
+        verdict = self.verdict(choice.paired, speedup, gates)
         alpha = self._alpha(choice.best)
         batches = self.predictor.batches()
         return DraftResult(
@@ -83,20 +97,40 @@ class Judged:
             money=_money(view, choice.best, policy.price_per_hour),
             slower_share=gates.slower_share,
             head=self.predictor.head(choice.best),
+            texts=self._texts(None),
+            answer=self._answer(choice.best),
         )
 
-    def _whole_answer(self, call: Call, gamma: int) -> tuple[str, ...]:
+    def _whole_answer(self, call: Call, gamma: int) -> tuple[Reason, ...]:
         """What a GO for decoding leaves out: that answers with their prompts gain less than was asked for, or lose."""
         if call != "GO" or self.policy.metric != "decode":
             return ()
         whole = self.interval(self.view.paired(gamma, "e2e"))
         if whole.value >= self.policy.min_speedup:
             return ()
-        kind = "slower than the target alone" if whole.value < 1 else "less than was asked for"
-        return (
-            f"but a whole answer, prompt included, ran {text.estimate(whole.value, whole.low, whole.high)} as fast "
-            f"(measured), {kind}: --metric e2e decides by that",
+        return (Reason("whole-answer", {"speedup": whole.value, "low": whole.low, "high": whole.high}),)
+
+    def _texts(self, gamma: int | None) -> Texts | None:
+        """At one gamma, or over all of them; None where nothing was compared."""
+        if all(same is None for rows in self.view.arms.values() for same in rows.identical):
+            return None
+        trials = (
+            trial
+            for own, rows in self.view.arms.items()
+            if gamma in (None, own)
+            for trials in rows.trials
+            for trial in trials
         )
+        return texts_of(trials, self.view.spec, self.view.precision)
+
+    def _answer(self, gamma: int) -> Answer | None:
+        """Means over prompts and repeats; of a batch its time, and the tokens of one of its sequences."""
+        base, own = self.view.base, self.view.arms[gamma]
+        texts = len(base) * self.view.repeats
+        if not texts:
+            return None
+        tokens, before_s, after_s = (float(c.sum()) / texts for c in (base.output_tokens, base.total_s, own.total_s))
+        return Answer(tokens / self.view.batch, before_s, after_s)
 
     def with_slower(self, paired: Paired) -> Gates:
         """The gates with the share of slower prompts, and how large it surely is."""
@@ -158,6 +192,7 @@ class Judged:
             counted_share=view.counted_share(gamma),
             survival_low=tuple(each.low for each in survival),
             survival_high=tuple(each.high for each in survival),
+            texts=self._texts(gamma),
         )
         return replace(row, missing_term=missing_term(row, expected, self.predictor.step_s, 1 / view.rate))
 
@@ -167,7 +202,7 @@ class Judged:
         choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
         speedup = self.interval(choice.paired, name)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
-        verdict = judge(speedup, self.policy, self.gates)
+        verdict = self.verdict(choice.paired, speedup, self.gates, name)
         gammas = []
         for gamma in view.arms:
             interval = self.interval(view.paired(gamma, metric).take(mine), name)
@@ -266,11 +301,27 @@ def _memory(view: DraftView, facts: ModelFacts) -> Memory | None:
     return Memory(weights, per_token, context, weights + per_token * context)
 
 
-def _too_large(memory: Memory | None, policy: Policy) -> str | None:
+def _too_large(memory: Memory | None, policy: Policy) -> Reason | None:
     if policy.max_added_gb is None or memory is None or memory.total_bytes <= policy.max_added_gb * 1e9:
         return None
-    allowed = text.size(policy.max_added_gb * 1e9, "B")
-    return f"the draft takes {text.size(memory.total_bytes, 'B')} of memory, {allowed} are allowed"
+    return Reason("memory", {"takes_bytes": memory.total_bytes, "allowed_bytes": policy.max_added_gb * 1e9})
+
+
+def texts_of(trials: Iterable[Trial], draft: str | None, precision: str | None) -> Texts:
+    """Those of `draft` (None: of the target measured again) that differ from the target's own, by what explains it."""
+    found = [diverged for _, diverged in differing(trials, draft)]
+    known = [each for each in found if each is not None and (each.margin is not None or each.gap is not None)]
+    wide: list[Divergence] = [each for each in known if not explained(each, precision)]
+    margins = [each.margin for each in wide if each.margin is not None]
+    gaps = [each.gap for each in wide if each.gap is not None]
+    return Texts(
+        differing=len(found),
+        ties=len(known) - len(wide),
+        wide=len(wide),
+        unknown=len(found) - len(known),
+        margin=max(margins, default=None),
+        gap=None if margins else max(gaps, default=None),
+    )
 
 
 def _money(view: DraftView, gamma: int, price_per_hour: float | None) -> Money | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from specbench import text
+from specbench.analysis.cautions import warning
 from specbench.analysis.contract import ClockCheck, CounterCheck, NumberCheck, Server
 from specbench.analysis.frame import counted, loads_of
-from specbench.records import Arm, Caution, Counters, Trial, Window
+from specbench.records import Arm, Counters, Finding, Trial, Window
 from specbench.run_record import ServedBy, State
 from specbench.store import StoredRun
 
@@ -131,7 +131,7 @@ TEMPLATE_TOKENS = 32
 CLOCK_SHARE = 0.10
 
 
-def server_cautions(server: Server, trials: Sequence[Trial]) -> list[Caution]:
+def server_cautions(server: Server, trials: Sequence[Trial]) -> list[Finding]:
     """Everything that the server's own word gives away. `trials` are the counted ones, at every load."""
     found = [
         _counters(server.counters),
@@ -144,54 +144,42 @@ def server_cautions(server: Server, trials: Sequence[Trial]) -> list[Caution]:
     return [caution for caution in found if caution is not None]
 
 
-def _counters(found: CounterCheck | None) -> Caution | None:
+def _counters(found: CounterCheck | None) -> Finding | None:
     if found is None or found.agreeing == found.compared:
         return None
     off = [number for number in found.numbers if number.ours != number.theirs]
-    what = text.join(
-        f"{NUMBERS[number.name]} {number.theirs:,} by its counters and {number.ours:,} by our sums "
-        f"({number.theirs - number.ours:+,})"
-        for number in off
-    )
-    return Caution(
+    return warning(
         "counters-disagree",
-        f"the server counts otherwise than we do in {found.compared - found.agreeing} of {found.compared} stretches"
-        + (f": {what}" if what else ", though the differences cancel out"),
         "Somebody else may have sent requests, or the server restarted: make sure that it serves nobody else, and run "
         "again with --fresh. If the numbers still differ, do not trust the counts.",
+        disagreeing=found.compared - found.agreeing,
+        compared=found.compared,
+        numbers=[{"name": NUMBERS[number.name], "ours": number.ours, "theirs": number.theirs} for number in off],
     )
 
 
-def _clock(clocks: Iterable[ClockCheck]) -> Caution | None:
+def _clock(clocks: Iterable[ClockCheck]) -> Finding | None:
     off = [clock for clock in clocks if abs(clock.server_less) > CLOCK_SHARE]
     if not off:
         return None
-    listed = text.join(
-        f"{abs(clock.server_less):.0%} {'less' if clock.server_less > 0 else 'more'} for {clock.arm}" for clock in off
-    )
-    return Caution(
+    return warning(
         "clock-disagrees",
-        f"the server's own clock says of decoding {listed} than the client saw",
         "The connection or a busy client may take part of the time: run specbench on the server's machine.",
+        arms=[{"arm": clock.arm, "server_less": clock.server_less} for clock in off],
     )
 
 
-def _prefix_cache(trials: Iterable[Trial]) -> Caution | None:
+def _prefix_cache(trials: Iterable[Trial]) -> Finding | None:
     told = [(t.told.cached_tokens, t.prompt_tokens) for t in trials if t.told and t.told.cached_tokens is not None]
     beyond = sum(max(0, cached - TEMPLATE_TOKENS) for cached, _ in told)
     if not beyond:
         return None
     cached, prompts = sum(cached for cached, _ in told), sum(tokens or 0 for _, tokens in told)
-    of = f" of {prompts:,}" if prompts >= cached else ""
-    return Caution(
-        "prefix-cache",
-        f"{cached:,}{of} prompt tokens were taken from earlier requests and not read again, so times to the first "
-        "token and end-to-end speedups are not those of new prompts",
-        "Start the server without its prefix cache.",
-    )
+    hint = "Start the server without its prefix cache."
+    return warning("prefix-cache", hint, cached=cached, prompt_tokens=prompts if prompts >= cached else None)
 
 
-def _gamma(server: Server, trials: Sequence[Trial]) -> Caution | None:
+def _gamma(server: Server, trials: Sequence[Trial]) -> Finding | None:
     wrong = []
     for arm, own in _by_arm(trials).items():
         gamma = arm.gamma or 0
@@ -200,25 +188,18 @@ def _gamma(server: Server, trials: Sequence[Trial]) -> Caution | None:
         over = any(t.told and t.told.rounds and (t.told.drafted or 0) > t.told.rounds * gamma for t in own)
         started = server.settings.get(f"{arm.draft} gamma {gamma}", State()).gamma
         if widest and widest != gamma:
-            wrong.append(
-                f"{arm.label}: no round drafted more than {widest}"
-                if widest < gamma
-                else f"{arm.label}: rounds drafted up to {widest}"
-            )
+            wrong.append({"arm": arm.label, "widest": widest, "more": widest > gamma})
         elif not widest and over:
-            wrong.append(f"{arm.label}: more tokens were drafted than its rounds allow")
+            wrong.append({"arm": arm.label, "totals": True})
         elif not widest and started is not None and started != gamma:
-            wrong.append(f"{arm.label}: the server was started with {started}")
+            wrong.append({"arm": arm.label, "started": started})
     if not wrong:
         return None
-    return Caution(
-        "gamma-not-honoured",
-        f"the server did not draft as many tokens as it was asked to ({'; '.join(wrong)})",
-        "See the server's settings; what a row says of its gamma is not about that gamma.",
-    )
+    hint = "See the server's settings; what a row says of its gamma is not about that gamma."
+    return warning("gamma-not-honoured", hint, arms=wrong, by="the server")
 
 
-def _not_speculating(server: Server, trials: Sequence[Trial]) -> Caution | None:
+def _not_speculating(server: Server, trials: Sequence[Trial]) -> Finding | None:
     idle = []
     for arm, own in _by_arm(trials).items():
         drafted = [total_drafted(trial) for trial in own if trial.decode_tokens]
@@ -227,23 +208,15 @@ def _not_speculating(server: Server, trials: Sequence[Trial]) -> Caution | None:
             idle.append(arm.label)
     if not idle:
         return None
-    return Caution(
-        "not-speculating",
-        f"the server drafted nothing at all with {text.join(idle)}: the target alone was measured against itself",
-        "Check how the server was started; its log says whether it loaded the draft.",
-    )
+    hint = "Check how the server was started; its log says whether it loaded the draft."
+    return warning("not-speculating", hint, arms=idle)
 
 
-def _baseline(server: Server, trials: Sequence[Trial]) -> Caution | None:
+def _baseline(server: Server, trials: Sequence[Trial]) -> Finding | None:
     drafted = sum(t.told.drafted or 0 for t in trials if t.arm.kind != "speculative" and t.told)
     if not drafted and server.settings.get("baseline", State()).speculating is not True:
         return None
-    much = f" ({drafted:,} tokens drafted)" if drafted else ""
-    return Caution(
-        "baseline-speculates",
-        f"the target alone speculated as well{much}: no speedup here is against the target alone",
-        "Start the server for the baseline without a draft.",
-    )
+    return warning("baseline-speculates", "Start the server for the baseline without a draft.", drafted=drafted or None)
 
 
 def _by_arm(trials: Sequence[Trial]) -> dict[Arm, list[Trial]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from specbench import text
 from specbench.acceptance.metrics import pooled, trial_counts
 from specbench.analysis.contract import StoppedGamma
 from specbench.analysis.frame import ArmRows, shared_prompts
 from specbench.analysis.views import arm_of, paired
 from specbench.decision.interval import speedup_interval
-from specbench.records import Arm, Policy, RuledOut
+from specbench.records import Arm, Policy
 from specbench.run_record import RunRecord
 
 
@@ -52,35 +51,3 @@ def stopped_gammas(
             )
         )
     return tuple(found)
-
-
-def ruled_out_line(one: RuledOut) -> str:
-    """Said while the sweep runs."""
-    ratio = text.estimate(one.ratio, one.ratio_low, one.ratio_high)
-    return (
-        f"{one.draft} gamma {one.gamma} is stopped after {one.prompts:,} of {one.planned:,}: {ratio} of "
-        f"gamma {one.against}, predicted {text.speedup(one.predicted_ratio)}"
-    )
-
-
-def stopped_line(row: StoppedGamma, batch_size: int) -> str:
-    """`gamma 8: stopped after 20 of 115 prompts, 0.71x [0.62, 0.81] of gamma 2 (predicted 0.74x); 0.93x [0.88, 0.98] of
-    the target alone`"""
-    unit = "prompts" if batch_size == 1 else "batches"
-    against = text.estimate(row.ratio, row.ratio_low, row.ratio_high)
-    alone = text.estimate(row.speedup, row.speedup_low, row.speedup_high)
-    return (
-        f"gamma {row.gamma}: stopped after {row.prompts:,} of {row.planned:,} {unit}, {against} of gamma {row.against} "
-        f"(predicted {text.speedup(row.predicted_ratio)}); {alone} of the target alone"
-    )
-
-
-def stopped_note(rows: Sequence[StoppedGamma]) -> str:
-    """What the lines above mean."""
-    if not rows:
-        return ""
-    return (
-        f"Stopped gammas are surely not the best ({text.percent(rows[0].confidence)} over all that was ruled out, and "
-        "replay and costs agree) and cannot be chosen; their numbers are over their own prompts. --all-gammas measures "
-        "them on every prompt."
-    )

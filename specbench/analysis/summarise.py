@@ -10,15 +10,16 @@ import numpy as np
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.cautions import replay_gap, run_cautions
 from specbench.analysis.contract import SCHEMA, Choice, LoadResult, Rival, Summary
+from specbench.analysis.facts import read_facts
 from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of
 from specbench.analysis.loads import load_results, with_loads
-from specbench.analysis.results import Judged
+from specbench.analysis.pace import pace_of
+from specbench.analysis.results import Judged, texts_of
 from specbench.analysis.server import server_cautions, server_of
 from specbench.analysis.stopped import kept_arms, stopped_gammas
 from specbench.analysis.views import DraftView, Steady, a_a
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, speedup_interval
-from specbench.decision.verdict import judge
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Arm, Interval, Policy
 from specbench.run_record import ModelFacts
@@ -73,16 +74,20 @@ def summarise(stored: StoredRun) -> Summary:
         target=stored.run.config.target,
         engine=stored.run.provenance.engine,
         hardware=stored.run.provenance.hardware.line or "hardware not known",
+        policy=policy,
+        facts=read_facts(stored),
         noise_floor=_half_width(floor),
         drafts=results,
         warnings=tuple({caution.code: caution for caution in cautions}.values()),
         choice=choose(judged, policy),
-        mix=policy.mix,
         batch_size=stored.run.config.batch_size,
         server=server,
         loads=loads,
         trials_run=len(every),
         trials_spared=stored.run.spared,
+        trials_disturbed=sum(trial.disturbed for trial in trials),
+        baseline_texts=texts_of(trials, None, stored.run.precision).differing,
+        pace=pace_of(stored),
     )
 
 
@@ -136,7 +141,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     best = judged[index]
     speedup = best.interval(found.paired)
     gates = best.with_slower(found.paired) if len(shared) == len(best.view.prompts) else best.gates
-    verdict = judge(speedup, policy, gates)
+    verdict = best.verdict(found.paired, speedup, gates)
     return Choice(
         draft=best.view.spec,
         gamma=gamma,

@@ -10,10 +10,9 @@ from operator import attrgetter
 
 import numpy as np
 
-from specbench import text
 from specbench.cost.model import RoundCosts, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
-from specbench.records import Arm, Caution, CostPoint, Interval, Trial
+from specbench.records import Arm, CostPoint, Finding, Interval, Trial
 from specbench.store import StoredRun
 
 # How much slower the target may be without a draft than everything else says. Two kept runs are between 0.91 and 1.01.
@@ -44,7 +43,7 @@ class Spent:
 _VALUES = attrgetter(*(field.name for field in fields(Spent)))
 
 
-def timing_cautions(stored: StoredRun, trials: Sequence[Trial]) -> list[Caution]:
+def timing_cautions(stored: StoredRun, trials: Sequence[Trial]) -> list[Finding]:
     """`slow-baseline` and `unsynchronised-clock`. `trials` are the counted ones, of one load. Nothing is said of a run
     on a server, which does not tell where its time went; of batches only whether reading the prompts took as long."""
     if any(trial.times.verify_s is None for trial in trials):
@@ -64,42 +63,37 @@ def timing_cautions(stored: StoredRun, trials: Sequence[Trial]) -> list[Caution]
 
 def _slow_baseline(
     alone: dict[str, Spent], drafting: dict[Arm, dict[str, Spent]], totals: Sequence[Spent]
-) -> Caution | None:
+) -> Finding | None:
     """The target alone is held against itself: reading the same prompt in the arms with a draft, its passes there in
     terms of the probe, and the program around them, which has less to do without a draft. `totals` are of the target
     alone and of the others in their order."""
-    said = []
     arms = drafting.values()
     prefill = _surely(_ratio(alone, own, "prefill_s", None) for own in arms)
-    if prefill is not None:
-        said.append(f"reading the same prompts took {prefill:.2f} times as long")
     steps = _surely(_ratio(alone, own, "verify_s", "probed_s") for own in arms)
-    if steps is not None:
-        said.append(f"a step took {steps:.2f} times what the passes with a draft and the probe of both make of it")
     whole, *rest = totals
     needed_s = min(each.other_s / max(each.passes, 1) for each in rest)
     beyond_s = whole.other_s - needed_s * whole.passes
-    if beyond_s > (1 - 1 / TOLERATED) * whole.decode_s:
-        said.append(f"{beyond_s / whole.decode_s:.0%} of its time went into more than a round with a draft does")
-    if not said:
+    outside = beyond_s / whole.decode_s if beyond_s > (1 - 1 / TOLERATED) * whole.decode_s else None
+    if prefill is None and steps is None and outside is None:
         return None
-    return Caution(
+    return Finding(
         "slow-baseline",
-        f"the target alone was slower than it should be: {text.join(said)}. Every speedup here is too high",
+        "warning",
+        {"prefill": prefill, "steps": steps, "outside": outside},
         "Look for what slows the target alone and not the drafts: threads, another library path, work in the loop.",
     )
 
 
-def _unsynchronised(whole: Spent) -> Caution | None:
+def _unsynchronised(whole: Spent) -> Finding | None:
     if not whole.probed_s or not whole.decode_s:
         return None
     share, outside = whole.verify_s / whole.probed_s, whole.other_s / whole.decode_s
     if share > IMPOSSIBLE or outside < OUTSIDE:
         return None
-    return Caution(
+    return Finding(
         "unsynchronised-clock",
-        f"passes of the target took {share:.0%} of what they take alone, and {outside:.0%} of decoding lies outside "
-        "the models: the clock did not wait for the device. Totals hold, their parts and the predictions do not",
+        "warning",
+        {"share": share, "outside": outside},
         "Report it, with the device and the version of torch.",
     )
 

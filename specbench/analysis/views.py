@@ -62,7 +62,8 @@ class DraftView:
         # Requests that overlap share their time, which then is nobody's cost.
         self.overlapping = any(load != Load() for load in {trial.arm.load for trial in trials})
         self.other_s = _other_s(stored.trials, spec)
-        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], stored.run.precision)
+        self.precision = stored.run.precision
+        self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], self.precision)
 
     def replayed(self, gamma: int) -> Expected | None:
         """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions, and beyond

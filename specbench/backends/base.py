@@ -13,9 +13,9 @@ from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import EngineError
 from specbench.records import (
     Arm,
-    Caution,
     Counters,
     Divergence,
+    Finding,
     Finish,
     Omitted,
     Prompt,
@@ -146,7 +146,7 @@ class Noticed:
     refused: dict[str, str] = field(default_factory=dict)
     too_long: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)
-    cautions: list[Caution] = field(default_factory=list)
+    cautions: list[Finding] = field(default_factory=list)
 
 
 class DoesNotFitError(EngineError):
@@ -180,7 +180,7 @@ class Admitted:
     setting: Conditions
     target: ModelFacts
     drafts: Mapping[str, ModelFacts]
-    cautions: list[Caution] = field(default_factory=list)
+    cautions: list[Finding] = field(default_factory=list)
     encoded: Encoding | None = None
     reference: tuple[ReferenceCheck, ...] = ()
     served: ServedBy | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbench.config import RunConfig
-from specbench.records import Caution, CostPoint
+from specbench.records import CostPoint, Finding
 
 PASSES = 15
 BATCH_PASSES = 7
@@ -48,7 +48,7 @@ class Costs:
     """Points of every batch that fitted, cautions for what did not, and the probe's folder where they came from one."""
 
     points: tuple[CostPoint, ...]
-    cautions: tuple[Caution, ...] = ()
+    cautions: tuple[Finding, ...] = ()
     source: str | None = None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import StoreError
-from specbench.records import Caution, CostPoint
+from specbench.records import CostPoint, Finding, warned
 from specbench.run_record import ModelFacts, RunRecord
 from specbench.store import read_run
 
@@ -118,12 +118,12 @@ def _require_widths(points: tuple[CostPoint, ...], record: RunRecord, plan: Prob
         )
 
 
-def _contexts(points: tuple[CostPoint, ...], plan: ProbePlan) -> list[Caution]:
+def _contexts(points: tuple[CostPoint, ...], plan: ProbePlan) -> list[Finding]:
     probed = sorted({point.context for point in points if point.context > 0})
     if probed[0] / _REACH <= plan.contexts[0] and plan.contexts[-1] <= probed[-1] * _REACH:
         return []
     return [
-        Caution(
+        warned(
             "probe-contexts",
             f"the models were probed after {probed[0]} to {probed[-1]} tokens, texts of this run are at "
             f"{plan.contexts[0]} to {plan.contexts[-1]} in their middle; costs are held beyond what was probed",

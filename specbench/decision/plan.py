@@ -67,6 +67,14 @@ def spread_of(groups: Sequence[Floats], confidence: float) -> Spread | None:
     return Spread(math.sqrt(variance), math.sqrt(min(low, variance)), math.sqrt(max(high, variance)))
 
 
+def spread_to_settle(paired: Paired, confidence: float, excess: float) -> float | None:
+    """The spread that counts the prompts which a verdict still takes, in a run's brief and in a plan from it alike:
+    that of its prompts and, as long as nobody quiets the machine, the `excess` variance of its log speedup. None for
+    fewer than two prompts."""
+    found = spread_of([influence(paired)], confidence)
+    return None if found is None else math.sqrt(found.value**2 + excess * paired.n)
+
+
 def _bonett(values: Floats, variance: float, z: float) -> tuple[float, float]:
     """Interval of the variance of `values` [n], which are centred."""
     n = len(values)

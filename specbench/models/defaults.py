@@ -18,7 +18,7 @@ from specbench.models.directory import generation_settings, is_local
 from specbench.models.embedded import PREFIX, folder_of
 from specbench.models.encoding import Today, encoding_cautions
 from specbench.models.hub import cached_folder
-from specbench.records import Caution, Sampling
+from specbench.records import Finding, Sampling, warned
 from specbench.text import shown
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def unmeasured(values: Mapping[str, Any], sampling: Sampling, *, new_tokens: int
 
 def own_cautions(
     target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence[int]], ends: frozenset[int], today: Today
-) -> list[Caution]:
+) -> list[Finding]:
     """What is odd about the tokens of prompts and the ends of texts, and what the target's own files would do to texts
     elsewhere. `encoded` are the prompts as token ids, written `today`."""
     found = encoding_cautions(target, encoded, ends, today)
@@ -131,13 +131,13 @@ def own_cautions(
 
 def generation_caution(
     target: str, sampling: Sampling, *, new_tokens: int, longest: int | None = None
-) -> Caution | None:
+) -> Finding | None:
     """generation-config: what the target's own file would do on engines that apply it, beside what a run measured;
     None where that is the same, and where the file is not at hand."""
     try:
         own = own_settings(target)
     except ModelError as error:
-        return Caution(CODE, error.what, str(error.hint))
+        return warned(CODE, error.what, str(error.hint))
     if own is None:
         return None
     file, values = own
@@ -161,7 +161,7 @@ def generation_caution(
             f"texts end at any of the ids {shown(ends)}{whose}, as in this run; an engine that does not read them all "
             "(llama.cpp) goes on after some"
         )
-    return Caution(CODE, "; ".join(said), _hint(found) if parts else "See that the engine ends at all of them.")
+    return warned(CODE, "; ".join(said), _hint(found) if parts else "See that the engine ends at all of them.")
 
 
 def _changes(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from specbench.records import Caution
+from specbench.records import Finding, warned
 from specbench.run_record import Encoding
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def changed_encoding(was: Encoding | None, now: Encoding | None) -> str | None:
 
 def encoding_cautions(
     loaded: LoadedModel, encoded: Sequence[Sequence[int]], ends: frozenset[int], today: Today
-) -> list[Caution]:
+) -> list[Finding]:
     """end-in-prompt, two-begins, date-in-prompt, end-tokens."""
     tokenizer = loaded.tokenizer
     writer = "tokenizer appends" if tokenizer.chat_template is None else "chat template writes"
@@ -103,7 +103,7 @@ def encoding_cautions(
     ended = sum(len(ids) > 1 and ids[-1] in ends for ids in encoded)
     if ended:
         found.append(
-            Caution(
+            warned(
                 "end-in-prompt",
                 f"{ended} of {len(encoded)} prompts end with an end-of-sequence token, which the {writer}: the target "
                 "reads that the text is over before it begins",
@@ -116,7 +116,7 @@ def encoding_cautions(
     twice = sum(begin is not None and list(ids[:2]) == [begin] * 2 for ids in encoded)
     if twice:
         found.append(
-            Caution(
+            warned(
                 "two-begins",
                 f"{twice} of {len(encoded)} prompts begin with two begin-of-text tokens (id {begin}): models are "
                 "trained on one",
@@ -125,7 +125,7 @@ def encoding_cautions(
         )
     if today.written:
         found.append(
-            Caution(
+            warned(
                 "date-in-prompt",
                 f"the chat template writes the date into prompts (here {today.at:%Y-%m-%d}): on another day they are "
                 "other prompts, with other texts",
@@ -135,7 +135,7 @@ def encoding_cautions(
     return [*found, *ends_cautions(loaded, ends)]
 
 
-def ends_cautions(loaded: LoadedModel, ends: frozenset[int]) -> list[Caution]:
+def ends_cautions(loaded: LoadedModel, ends: frozenset[int]) -> list[Finding]:
     """end-tokens: where the files of the target do not agree on how its texts end. `ends` are those that count here."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
     text = config.get_text_config()
@@ -155,7 +155,7 @@ def ends_cautions(loaded: LoadedModel, ends: frozenset[int]) -> list[Caution]:
     if not found:
         return []
     return [
-        Caution(
+        warned(
             "end-tokens",
             f"the files of {loaded.name} do not agree on how texts end: {'; '.join(found)}",
             "List every end of the model, and no other, as eos_token_id in its generation_config.json.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from specbench.models.load import LoadedModel
 from specbench.models.prompts import Kwargs, template_arguments
-from specbench.records import Caution, Prompt
+from specbench.records import Finding, Prompt, warned
 
 # What takes the place of a part to see whether it matters.
 _OTHER = "zq"
@@ -16,7 +16,7 @@ _TURNS = {"system": "a system message", "user": "a user turn", "assistant": "an 
 _FIELDS = {"tool_calls": "calls of tools", "reasoning_content": "thoughts", "name": "names of speakers"}
 
 
-def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) -> list[Caution]:
+def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) -> list[Finding]:
     """template-drops, what the target's template does not write, and request-fields-not-used, what only a server
     understands; each with its number of prompts. `prompts` are those that it renders."""
     dropped: Counter[str] = Counter()
@@ -30,7 +30,7 @@ def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) ->
         if _bare(loaded.tokenizer):
             who = f"{loaded.name} has no chat template, and nothing else writes"
         cautions.append(
-            Caution(
+            warned(
                 "template-drops",
                 f"{who} {_counted(dropped)}: the target never sees that",
                 "Use the template that your engine uses, or take out of prompts and settings what it has no place for.",
@@ -38,7 +38,7 @@ def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) ->
         )
     if request:
         cautions.append(
-            Caution(
+            warned(
                 "request-fields-not-used",
                 f"only a server understands {_counted(request)}: not used in process",
                 "Measure with --server, or expect other texts where your traffic has these fields.",

@@ -16,7 +16,7 @@ from specbench.models.failures import explain
 from specbench.models.family import attention_of, loader_of, require_family
 from specbench.models.load import DTYPES, LoadedModel, resolve_device
 from specbench.models.memory import available_bytes, cache_bytes, expert_count, weight_bytes
-from specbench.records import Caution
+from specbench.records import Finding, warned
 from specbench.text import gigabytes
 
 # A step reads weights in this many bytes at a time while they are filled: small enough for a cache.
@@ -60,11 +60,11 @@ def require_memory(model: Any, name: str, context: int, device: str) -> None:
         )
 
 
-def shape_cautions(loaded: LoadedModel) -> list[Caution]:
+def shape_cautions(loaded: LoadedModel) -> list[Finding]:
     """What the costs of random weights do not say."""
     config = loaded.model.config
     found = [
-        Caution(
+        warned(
             "random-weights",
             f"{loaded.name} was built from its configuration with random weights: costs are those of its shape, "
             "acceptance is not known",
@@ -73,7 +73,7 @@ def shape_cautions(loaded: LoadedModel) -> list[Caution]:
     ]
     if expert_count(config.get_text_config()):
         found.append(
-            Caution(
+            warned(
                 "random-experts",
                 f"{loaded.name} routes tokens between experts, and random weights route nearly uniformly: real text "
                 "touches fewer experts at once, so reading several tokens may cost less than measured here",
@@ -82,7 +82,7 @@ def shape_cautions(loaded: LoadedModel) -> list[Caution]:
         )
     if getattr(config, "quantization_config", None):
         found.append(
-            Caution(
+            warned(
                 "not-quantized",
                 f"the configuration of {loaded.name} asks for quantized weights; the probe timed it unquantized",
                 "Probe the real model with the engine that serves it.",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specbench.errors import VocabularyError
-from specbench.records import Caution
+from specbench.records import Finding, warned
 
 _SHOWN = 4
 _CURE = "Use a draft trained with the target's tokenizer, or ngram:n=3, which needs none."
@@ -37,7 +37,7 @@ class VocabularyReport:
     draft_only: int
     same_eos: bool | None
     same_merges: bool | None
-    cautions: tuple[Caution, ...]
+    cautions: tuple[Finding, ...]
 
 
 def check_vocabularies(
@@ -89,12 +89,12 @@ def _refuse_differences(target: dict[int, str], draft: dict[int, str]) -> None:
 
 def _cautions(
     target: Any, draft: Any, same_eos: bool | None, same_merges: bool | None, target_only: int
-) -> tuple[Caution, ...]:
+) -> tuple[Finding, ...]:
     found = []
     if same_eos is False:
         ids = f"{target.eos_token_id} and {draft.eos_token_id}"
         found.append(
-            Caution(
+            warned(
                 "eos-differs",
                 f"target and draft end a sequence with different tokens (ids {ids}); the target's decides",
                 "A draft tuned for the same chat format as the target is accepted more often near the end.",
@@ -102,7 +102,7 @@ def _cautions(
         )
     if same_merges is False:
         found.append(
-            Caution(
+            warned(
                 "merges-differ",
                 "target and draft have the same tokens but split text by different rules",
                 "Results are valid; a draft trained with the target's tokenizer is accepted more often.",
@@ -110,7 +110,7 @@ def _cautions(
         )
     if target_only > 0:
         found.append(
-            Caution(
+            warned(
                 "target-only-tokens",
                 f"the target has {target_only:,} tokens that the draft was not trained on, and will never propose",
                 "If the workload uses them (tool calls, thinking), use a draft trained with them.",
@@ -119,12 +119,12 @@ def _cautions(
     return tuple(found)
 
 
-def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: int) -> tuple[Caution, ...]:
+def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: int) -> tuple[Finding, ...]:
     if not beyond:
         return ()
     first = f"id {beyond[0]} is {_short(target[beyond[0]])}"
     return (
-        Caution(
+        warned(
             "tokens-beyond-draft",
             f"the target has {len(beyond):,} token{'' if len(beyond) == 1 else 's'} beyond the draft's "
             f"{draft_vocab_size:,} ids ({first}): where it writes one, the draft cannot read on and drafts nothing for "

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from specbench import text
-from specbench.records import Caution
+from specbench.records import Finding
 
 _GAP = 2
 
@@ -91,7 +91,7 @@ def table(columns: Sequence[Column], plain: bool, verdicts: Sequence[str] = ()) 
     return laid_out
 
 
-def warnings(found: Sequence[Caution], width: int, plain: bool) -> Iterator[RenderableType]:
+def warnings(found: Sequence[Finding], width: int, plain: bool) -> Iterator[RenderableType]:
     """Each warning with its hint."""
     yield Text("")
     for warning in found:

@@ -14,6 +14,7 @@ from specbench.analysis.stopped import kept_arms
 from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import excess_variance
 from specbench.decision.ruling import STAY, Standing, look_sizes, rule
+from specbench import text
 from specbench.records import Arm, Policy, RuledOut
 from specbench.store import RunWriter, StoredRun, read_run
 
@@ -82,3 +83,12 @@ def _categories(stored: StoredRun) -> set[str]:
         return {"all"}
     counts = stored.run.workload.categories
     return {name for name, count in counts.items() if count.used}
+
+
+def ruled_out_line(one: RuledOut) -> str:
+    """Said while the sweep runs."""
+    ratio = text.estimate(one.ratio, one.ratio_low, one.ratio_high)
+    return (
+        f"{one.draft} gamma {one.gamma} is stopped after {one.prompts:,} of {one.planned:,}: {ratio} of "
+        f"gamma {one.against}, predicted {text.speedup(one.predicted_ratio)}"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 from specbench.backends.base import Noticed
 from specbench.errors import EngineError
-from specbench.records import Caution, Omitted
+from specbench.records import Finding, Omitted, warned
 from specbench.run.record import skipped_prompts
 from specbench.store import OUT_OF_MEMORY, RunWriter
 
@@ -66,7 +66,7 @@ class Losses:
         self.ids |= {one.id for one in self._waiting}
         self._waiting.clear()
         lengths = _lengths(skipped)
-        warning = Caution(
+        warning = warned(
             "out-of-memory",
             f"{len(lengths)} prompt{'s were' if len(lengths) > 1 else ' was'} left out of every arm because memory ran "
             f"out, at {min(lengths):,} tokens and more, answers included: no number here is about prompts as long",
@@ -123,9 +123,9 @@ def _lengths(skipped: Iterable[Omitted]) -> list[int]:
     return [int(at[1].replace(",", "")) for at in found if at is not None]
 
 
-def _failed(failures: Sequence[dict[str, str]]) -> Caution:
+def _failed(failures: Sequence[dict[str, str]]) -> Finding:
     kinds = ", ".join(sorted({failure["kind"] for failure in failures}))
-    return Caution(
+    return warned(
         "failed-requests",
         f"{len(failures)} requests failed for good ({kinds}), the first: prompt {failures[0]['prompt']}, "
         f"{failures[0]['arm']}",

@@ -14,7 +14,7 @@ from specbench.cost.load import OthersMeter, free_cores
 from specbench.cost.plan import Costs, ProbePlan, run_plan
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError
-from specbench.records import Bandwidth, Caution
+from specbench.records import Bandwidth, Finding, warned
 from specbench.run.provenance import provenance
 from specbench.run.record import ended, prompts_of
 from specbench.run_record import ModelFacts, Provenance, RunRecord
@@ -87,8 +87,8 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence
     return folder
 
 
-def _busy(others: float) -> Caution:
-    return Caution(
+def _busy(others: float) -> Finding:
+    return warned(
         "busy-machine",
         f"other processes kept {others:.1f} cores busy while the models were timed: costs are too high",
         "Probe again on a quiet machine.",
@@ -198,7 +198,7 @@ def _record(
 
     # A system prompt is private, and changes nothing here but lengths.
     config = replace(config, target=subjects.target.name, draft=tuple(subjects.drafts), system_prompt=None)
-    cautions: list[Caution] = [*costs.cautions]
+    cautions: list[Finding] = [*costs.cautions]
     for loaded in subjects.every:
         if loaded.tokenizer is None:
             cautions += shape_cautions(loaded)

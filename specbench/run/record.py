@@ -16,7 +16,7 @@ from specbench.backends.base import Admitted
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.errors import ConfigError, StoreError
-from specbench.records import Caution, Omitted, Prompt
+from specbench.records import Finding, Omitted, Prompt, warned
 from specbench.run.provenance import provenance
 from specbench.run_record import CategoryCount, Command, Provenance, RunRecord, WorkloadFacts
 from specbench.shipped import workload_source
@@ -88,10 +88,10 @@ def run_record(
     )
 
 
-def skipped_prompts(left_out: Sequence[Omitted]) -> Caution:
+def skipped_prompts(left_out: Sequence[Omitted]) -> Finding:
     """What to say of prompts that were not measured."""
     first = left_out[0]
-    return Caution(
+    return warned(
         "skipped-prompts",
         f"{len(left_out)} prompt{'s were' if len(left_out) > 1 else ' was'} left out, the first: {first.id}, "
         f"{first.reason}",

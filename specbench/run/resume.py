@@ -15,7 +15,7 @@ from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
-from specbench.records import Caution, Trial
+from specbench.records import Trial, warned
 from specbench.run.record import HASHED, hashed, stored_config
 from specbench.run_record import ModelFacts, RunRecord, SessionFacts
 from specbench.store import RUN_FILE, StoredRun, TrialKey, busy, find_runs, in_use, new_folder, read_run, trial_key
@@ -131,7 +131,7 @@ def _joined(old: RunRecord, new: RunRecord) -> RunRecord:
     differ = [f"{NAMED[name]} ({', '.join(found)})" for name, found in several.items() if len(found) > 1]
     warnings = [warning for warning in old.warnings if warning.code != "mixed-sessions"]
     if differ:
-        caution = Caution(
+        caution = warned(
             "mixed-sessions",
             f"the run was measured in {len(sessions)} sessions, which differ in the {' and the '.join(differ)}",
             "Run again with --fresh if that may matter.",

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from specbench.acceptance.positions import PositionWriter
-from specbench.analysis.stopped import ruled_out_line
 from specbench.backends import backend_of
 from specbench.backends.base import (
     Answer,
@@ -34,7 +33,7 @@ from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.records import Arm, Prompt, Trial, Window
-from specbench.run.early_stopping import EarlyStopping
+from specbench.run.early_stopping import EarlyStopping, ruled_out_line
 from specbench.run.losses import MOST_IN_A_ROW, Losses
 from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
 from specbench.run.record import marked, prompts_of, run_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specbench.records import Caution, Prompt
+from specbench.records import Finding, Prompt, warned
 from specbench.workload.naming import list_names
 
 FEWEST_PROMPTS = 10
@@ -27,14 +27,14 @@ class Seen:
     sampling: Mapping[str, int] = field(default_factory=dict)
 
 
-def cautions_of(prompts: Sequence[Prompt], seen: Seen) -> tuple[Caution, ...]:
+def cautions_of(prompts: Sequence[Prompt], seen: Seen) -> tuple[Finding, ...]:
     """rows-left-out, fields-not-used, sampling-not-used, turns-as-text, few-prompts, repeated-prompts, random-prompts,
     duplicate-ids."""
-    cautions: list[Caution] = _reading(len(prompts), seen)
+    cautions: list[Finding] = _reading(len(prompts), seen)
     total = len(prompts)
     if total < FEWEST_PROMPTS:
         cautions.append(
-            Caution(
+            warned(
                 "few-prompts",
                 f"the workload has {total} prompt{'' if total == 1 else 's'}, too few to judge how prompts differ",
                 f"Add prompts: {FEWEST_PROMPTS} at the very least, 30 or more for a narrow interval.",
@@ -43,7 +43,7 @@ def cautions_of(prompts: Sequence[Prompt], seen: Seen) -> tuple[Caution, ...]:
     repeats = total - len({prompt.sha256 for prompt in prompts})
     if repeats > TOLERATED_SHARE * total:
         cautions.append(
-            Caution(
+            warned(
                 "repeated-prompts",
                 f"{repeats} of {total} prompts repeat another one exactly; repeats warm the prompt cache and count "
                 "one prompt's acceptance several times",
@@ -52,7 +52,7 @@ def cautions_of(prompts: Sequence[Prompt], seen: Seen) -> tuple[Caution, ...]:
         )
     if seen.suspects > TOLERATED_SHARE * total:
         cautions.append(
-            Caution(
+            warned(
                 "random-prompts",
                 f"{seen.suspects} of {total} prompts look like random characters or tokens; acceptance on them says "
                 "nothing about real text",
@@ -61,7 +61,7 @@ def cautions_of(prompts: Sequence[Prompt], seen: Seen) -> tuple[Caution, ...]:
         )
     if seen.id_clashes:
         cautions.append(
-            Caution(
+            warned(
                 "duplicate-ids",
                 f"{seen.id_clashes} of {total} prompts had the id of another prompt and were renamed with #2, #3, ...",
                 "Give each prompt an id of its own.",
@@ -70,12 +70,12 @@ def cautions_of(prompts: Sequence[Prompt], seen: Seen) -> tuple[Caution, ...]:
     return tuple(cautions)
 
 
-def _reading(total: int, seen: Seen) -> list[Caution]:
+def _reading(total: int, seen: Seen) -> list[Finding]:
     """What the rows have that was not read, or not as it may have been meant."""
     cautions = []
     if 2 * seen.left_out > seen.rows:
         cautions.append(
-            Caution(
+            warned(
                 "rows-left-out",
                 f"{seen.left_out} of {seen.rows} rows cannot be read and are left out: the {total} that are left may "
                 "say little about the whole",
@@ -84,7 +84,7 @@ def _reading(total: int, seen: Seen) -> list[Caution]:
         )
     if seen.unused:
         cautions.append(
-            Caution(
+            warned(
                 "fields-not-used",
                 f"rows have fields that may change the prompt or its answer and are not used: {_counted(seen.unused)}",
                 "Put into the prompt what belongs to it, or take the fields out if they do not.",
@@ -92,7 +92,7 @@ def _reading(total: int, seen: Seen) -> list[Caution]:
         )
     if seen.sampling:
         cautions.append(
-            Caution(
+            warned(
                 "sampling-not-used",
                 f"rows have settings of generation, and a run has its own: {_counted(seen.sampling)}",
                 "Give the run those that your traffic has: --temperature, --top-p, --max-new-tokens and so on.",
@@ -100,7 +100,7 @@ def _reading(total: int, seen: Seen) -> list[Caution]:
         )
     if seen.turns_as_text:
         cautions.append(
-            Caution(
+            warned(
                 "turns-as-text",
                 f"{seen.turns_as_text} of {total} prompts begin like a list of messages, are not JSON, and were read "
                 "as plain text",

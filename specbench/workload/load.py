@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specbench.errors import WorkloadError
-from specbench.records import Caution, Message, Prompt
+from specbench.records import Finding, Message, Prompt
 from specbench.validation import kind_of
 from specbench.workload.cautions import Seen, cautions_of
 from specbench.workload.faults import MalformedRowError, SkipRowError
@@ -51,7 +51,7 @@ class Workload:
     source: str
     sha256: str
     skipped: tuple[Skipped, ...] = ()
-    cautions: tuple[Caution, ...] = ()
+    cautions: tuple[Finding, ...] = ()
     random_suspects: int = 0
 
 

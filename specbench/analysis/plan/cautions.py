@@ -11,7 +11,7 @@ from specbench import text
 from specbench.analysis.plan.pilot import MAX_RETRIES, Pilot
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import ON_THE_MINIMUM, Spread
-from specbench.records import Caution, Policy
+from specbench.records import Finding, Policy, warned
 
 # From this share of the variance on, timing noise is worth fighting before prompts are added.
 NOISY_SHARE = 0.5
@@ -25,7 +25,7 @@ def plan_cautions(
     half_width: float,
     asked: Sequence[int | None],
     available: int | None,
-) -> tuple[Caution, ...]:
+) -> tuple[Finding, ...]:
     """`speedup` with the ends of its interval; `noise`: the spread of the target alone against itself; `asked`: the
     prompts that the plan asks for, of which the workload has `available`."""
     found = [_open(policy, speedup), _more_than(asked, available)]
@@ -34,22 +34,22 @@ def plan_cautions(
     return tuple(caution for caution in found if caution is not None)
 
 
-def _few(pilot: Pilot) -> Caution | None:
+def _few(pilot: Pilot) -> Finding | None:
     if pilot.whole.n >= MIN_PROMPTS:
         return None
-    return Caution(
+    return warned(
         "few-pilot-prompts",
         f"the pilot has {text.count(pilot.whole.n, 'prompt')}, which know their own spread only roughly",
         "Plan for the upper end of the range, or plan again when 16 prompts are measured.",
     )
 
 
-def _open(policy: Policy, speedup: tuple[float | None, float | None, float | None]) -> Caution | None:
+def _open(policy: Policy, speedup: tuple[float | None, float | None, float | None]) -> Finding | None:
     value, low, high = speedup
     if value is None:
         return None
     if abs(math.log(value / policy.min_speedup)) < ON_THE_MINIMUM:
-        return Caution(
+        return warned(
             "speedup-on-minimum",
             f"a speedup of {text.speedup(value)} lies on the minimum asked for: no number of prompts would tell them "
             "apart",
@@ -57,7 +57,7 @@ def _open(policy: Policy, speedup: tuple[float | None, float | None, float | Non
         )
     if low is None or high is None or not low < policy.min_speedup < high:
         return None
-    return Caution(
+    return warned(
         "speedup-near-minimum",
         f"the pilot leaves open on which side of {text.speedup(policy.min_speedup)} the speedup lies "
         f"({text.interval(low, high)}); nearer to it than {text.speedup(value)}, a verdict takes more prompts, and on "
@@ -66,21 +66,21 @@ def _open(policy: Policy, speedup: tuple[float | None, float | None, float | Non
     )
 
 
-def _more_than(asked: Sequence[int | None], available: int | None) -> Caution | None:
+def _more_than(asked: Sequence[int | None], available: int | None) -> Finding | None:
     most = max((n for n in asked if n is not None), default=0)
     if available is None or most <= available:
         return None
-    return Caution(
+    return warned(
         "more-than-workload",
         f"the pilot's workload has {text.count(available, 'prompt')}, and the plan asks for up to {most:,}",
         "Collect more prompts of the same kind. The same prompt twice is not two prompts.",
     )
 
 
-def _slower(pilot: Pilot, policy: Policy) -> Caution | None:
+def _slower(pilot: Pilot, policy: Policy) -> Finding | None:
     if pilot.whole.slower_share <= policy.max_slower_share:
         return None
-    return Caution(
+    return warned(
         "slower-prompts",
         f"{text.percent(pilot.whole.slower_share)} of the pilot's prompts run below {text.speedup(policy.slower_than)} "
         f"(at most {text.percent(policy.max_slower_share)} allowed): if that stays so the verdict is NO-GO, however "
@@ -89,12 +89,12 @@ def _slower(pilot: Pilot, policy: Policy) -> Caution | None:
     )
 
 
-def _noisy(pilot: Pilot, noise: Spread | None) -> Caution | None:
+def _noisy(pilot: Pilot, noise: Spread | None) -> Finding | None:
     spread = float(pilot.whole.influence.std(ddof=1))
     share = 0.0 if noise is None or not spread else (noise.value / spread) ** 2
     if share < NOISY_SHARE:
         return None
-    return Caution(
+    return warned(
         "noisy-trials",
         f"{'all' if share >= 1 else text.percent(share)} of the spread's variance is there without a draft too: timing "
         "noise, not prompts",
@@ -102,7 +102,7 @@ def _noisy(pilot: Pilot, noise: Spread | None) -> Caution | None:
     )
 
 
-def _biased(pilot: Pilot, policy: Policy, noise: Spread | None, half_width: float) -> Caution | None:
+def _biased(pilot: Pilot, policy: Policy, noise: Spread | None, half_width: float) -> Finding | None:
     """An A/A arm that is off by more than chance does not average out with prompts."""
     if noise is None or pilot.aa_log_ratio is None or pilot.whole.n < MIN_PROMPTS:
         return None
@@ -110,7 +110,7 @@ def _biased(pilot: Pilot, policy: Policy, noise: Spread | None, half_width: floa
     reach = float(stdtrit(n - 1, (1 + policy.confidence) / 2)) * noise.value / math.sqrt(n)
     if abs(pilot.aa_log_ratio) <= max(reach, math.log1p(half_width)):
         return None
-    return Caution(
+    return warned(
         "noise-floor",
         f"the target alone, measured twice, differs from itself by {abs(math.expm1(pilot.aa_log_ratio)):.1%}, which is "
         f"more than chance and more than the {half_width:.1%} asked for: more prompts do not remove it",

@@ -10,7 +10,7 @@ from typing import Any
 
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS, Spread, prompts_for_width
-from specbench.records import Call, Caution
+from specbench.records import Call, Finding
 
 SCHEMA = 1
 
@@ -79,7 +79,7 @@ class Plan:
     categories: tuple[CategoryPlan, ...]
     every_category: Need | None
     assumed: tuple[str, ...]
-    warnings: tuple[Caution, ...]
+    warnings: tuple[Finding, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists, ready for `json.dumps`."""

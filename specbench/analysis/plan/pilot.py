@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from statistics import fmean
 
 import numpy as np
 
-from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of, main_trials, shared_prompts
+from specbench.analysis.frame import ArmRows, by_arm, main_trials, shared_prompts
+from specbench.analysis.pace import Cost, cost_of
 from specbench.analysis.stopped import kept_arms
 from specbench.analysis.views import arm_of, paired
 from specbench.decision.holdout import Choice, choose_gamma
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
-from specbench.records import Arm, Policy, Trial
+from specbench.records import Arm, Policy
 from specbench.store import StoredRun
-
-# A run repeats about a tenth of its trials at most.
-MAX_RETRIES = 1.1
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a run takes, seconds. `base_s` is one generation by the target alone and `draft_s` one with a draft, by
-    gamma (empty: not known). Each generation happens `retries` times; `untimed_s` goes by for each prompt between
-    trials; `warm_up_s` is one arm's warm-up; `probe_s` happens once."""
-
-    base_s: float
-    draft_s: Mapping[int, float]
-    retries: float = 1.0
-    untimed_s: float = 0.0
-    warm_up_s: float = 0.0
-    probe_s: float = 0.0
-
-    def minutes(self, prompts: int, gammas: Sequence[int], drafts: int, repeats: int) -> float:
-        """The whole run: the target alone twice, and every draft at every gamma."""
-        one = 2 * self.base_s + drafts * sum(self.draft_at(gamma) for gamma in gammas)
-        arms = 2 + drafts * len(gammas)
-        per_prompt = repeats * one * self.retries + self.untimed_s
-        return (prompts * per_prompt + arms * self.warm_up_s + self.probe_s) / 60
-
-    def draft_at(self, gamma: int) -> float:
-        """At a gamma that was not timed: on the line between its neighbours, beyond them as at the nearest."""
-        if not self.draft_s:
-            return self.base_s
-        timed = sorted(self.draft_s)
-        return float(np.interp(gamma, timed, [self.draft_s[g] for g in timed]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +90,7 @@ def _pilot(
             influence=influence(choice.paired),
             noise=noise,
             slower_share=float((choice.paired.by_prompt < policy.slower_than).mean()),
-            cost=_cost(stored, set(prompts), repeats),
+            cost=cost_of(stored, set(prompts)),
         )
 
     aa = None
@@ -145,42 +113,3 @@ def _pilot(
 
 def _choice(base: ArmRows, arms: Mapping[int, ArmRows], policy: Policy) -> Choice:
     return choose_gamma({gamma: paired(base, rows, policy.metric) for gamma, rows in arms.items()})
-
-
-def _cost(stored: StoredRun, prompts: set[str], repeats: int) -> Cost:
-    """Means over the trials of `prompts`; what happens once is that of the whole run."""
-    load = loads_of(stored)[0]
-    trials = [trial for trial in stored.trials if not trial.warmup and trial.arm.load == load]
-    mine = [trial for trial in trials if trial.prompt_id in prompts]
-    drafted: dict[int, list[float]] = {}
-    for trial in counted(mine):
-        if trial.arm.gamma is not None:
-            drafted.setdefault(trial.arm.gamma, []).append(trial.times.total_s)
-    probe_s = sum(point.median_s * (point.passes + 1) for point in stored.run.probe or ())
-    return Cost(
-        base_s=_mean_s(trial for trial in counted(mine) if trial.arm.gamma is None),
-        draft_s={gamma: fmean(spent) for gamma, spent in drafted.items()},
-        retries=min(MAX_RETRIES, len(trials) / max(len(counted(trials)), 1)),
-        untimed_s=_untimed_s(stored, probe_s),
-        warm_up_s=_mean_s(trial for trial in stored.trials if trial.warmup),
-        probe_s=probe_s,
-    )
-
-
-def _mean_s(trials: Iterable[Trial]) -> float:
-    spent = [trial.times.total_s for trial in trials]
-    return fmean(spent) if spent else 0.0
-
-
-def _untimed_s(stored: StoredRun, probe_s: float) -> float:
-    """Seconds for each prompt outside trials and probe: scoring, mostly. 0 where the run's own clock does not tell."""
-    stamps = [stored.run.provenance.started, stored.run.provenance.finished]
-    # A run that was continued stood still in between.
-    if None in stamps or len(list(stored.folder.glob("positions-*.arrow"))) > 1:
-        return 0.0
-    started, finished = (datetime.fromisoformat(str(stamp)) for stamp in stamps)
-    elapsed_s = (finished - started).total_seconds()
-    timed_s = sum(trial.times.total_s for trial in stored.trials) + probe_s
-    prompts = len({trial.prompt_id for trial in stored.trials if not trial.warmup})
-    # As much again as the trials would be a suspended machine, not scoring.
-    return (elapsed_s - timed_s) / prompts if 0 < elapsed_s - timed_s < timed_s else 0.0

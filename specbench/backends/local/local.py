@@ -39,10 +39,10 @@ from specbench.models.load import read_config
 from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
 from specbench.models.rendering import unwritten
 from specbench.models.vocabulary import check_vocabularies
-from specbench.records import Arm, Caution, Prompt, ReferenceCheck, Sampling
+from specbench.records import Arm, Finding, Prompt, ReferenceCheck, Sampling, warned
 from specbench.run_record import ModelFacts
 
-NO_GRAPHS = Caution(
+NO_GRAPHS = warned(
     "no-cuda-graphs",
     "the models' passes could not be recorded as CUDA graphs: every step pays for its kernel launches, with a draft "
     "and without, and small models more than large ones",
@@ -50,8 +50,8 @@ NO_GRAPHS = Caution(
 )
 
 
-def _eager(name: str) -> Caution:
-    return Caution(
+def _eager(name: str) -> Finding:
+    return warned(
         "no-sdpa",
         f"transformers has no fused attention for {name}: it is written out in single operations, so that a step, a "
         "verify pass over several tokens above all, takes longer than on an engine with a kernel for it",
@@ -59,8 +59,8 @@ def _eager(name: str) -> Caution:
     )
 
 
-def _rereads(name: str) -> Caution:
-    return Caution(
+def _rereads(name: str) -> Finding:
+    return warned(
         "rereads",
         f"{name} has states that each token writes over: after a rejection it reads the kept tokens again, which is "
         "part of its passes here. An engine keeps the states of every verified token instead",
@@ -81,7 +81,7 @@ class LocalEngine:
         self.gammas = config.gamma
         self.batch_size = config.batch_size
         self._dtype = config.dtype
-        self.cautions: list[Caution] = []
+        self.cautions: list[Finding] = []
         specs = [parse_draft(text) for text in config.draft]
         _require_forms(config, specs)
         self.target = self._load(config, config.target)

@@ -16,7 +16,7 @@ from specbench.cost.plan import Costs, ProbePlan
 from specbench.cost.probe import Probed, probe, probe_prefill
 from specbench.drafters.model import ModelDrafter
 from specbench.models.memory import ModelMemoryError, available_bytes, cache_bytes, pass_bytes
-from specbench.records import Caution, CostPoint, Sampling
+from specbench.records import CostPoint, Finding, Sampling, warned
 from specbench.text import gigabytes
 
 
@@ -45,7 +45,7 @@ class Prober:
         self._seed = seed
         self._sampling = sampling
         self._say = say
-        self._cautions: list[Caution] = []
+        self._cautions: list[Finding] = []
 
     def run(self) -> Costs:
         """Every batch size in turn. A model that does not fit is left out from there on; the others go on."""
@@ -145,7 +145,7 @@ class Prober:
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()
         self._cautions.append(
-            Caution(
+            warned(
                 "batch-too-large",
                 f"{'the target' if name is None else name} was not timed at batch {batch} and above: it {why}",
                 "Probe smaller batches or shorter contexts, or use a device with more memory.",

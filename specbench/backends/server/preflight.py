@@ -9,10 +9,10 @@ from specbench.backends.server.adapter import Completion, State
 from specbench.config import SERVED
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
-from specbench.records import Caution
+from specbench.records import Finding, warned
 
 
-def check_alone(state: State, url: str) -> list[Caution]:
+def check_alone(state: State, url: str) -> list[Finding]:
     """The server with the target alone must not speculate. Raises ConfigError."""
     if state.speculating:
         raise ConfigError(
@@ -23,7 +23,7 @@ def check_alone(state: State, url: str) -> list[Caution]:
     return _idle(state, url)
 
 
-def check_speculating(state: State, alone: State | None, gamma: int, url: str) -> list[Caution]:
+def check_speculating(state: State, alone: State | None, gamma: int, url: str) -> list[Finding]:
     """A server that drafts, the same model behind it, the gamma that was asked for. Raises ConfigError."""
     if state.speculating is False:
         raise ConfigError(
@@ -47,7 +47,7 @@ def check_speculating(state: State, alone: State | None, gamma: int, url: str) -
     return _idle(state, url)
 
 
-def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, gamma: int, url: str) -> list[Caution]:
+def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, gamma: int, url: str) -> list[Finding]:
     """What the first answers show of drafting. A draft model drafts in every round but the last ones of a text; a
     look-up may find nothing. Raises EngineError."""
     rounds = [drafted for answer in answers for drafted in answer.drafted]
@@ -65,7 +65,7 @@ def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, g
         return []
     if state.speculating is None:
         return [
-            Caution(
+            warned(
                 "speculation-not-told",
                 "the server tells neither that it speculates nor what it drafts: acceptance is unknown",
                 "Name the engine with --engine, and switch on its metrics.",
@@ -78,13 +78,13 @@ def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, g
     )
 
 
-def check_prefix_cache(answers: Sequence[Completion], state: State) -> list[Caution]:
+def check_prefix_cache(answers: Sequence[Completion], state: State) -> list[Finding]:
     """A prompt that was asked twice must have been read twice."""
     reused = max((answer.told.cached_tokens or 0 for answer in answers), default=0)
     if not state.prefix_cache and not reused:
         return []
     return [
-        Caution(
+        warned(
             "prefix-cache",
             "the server answers prompts from earlier ones"
             + (f" ({reused} tokens of a warm-up prompt were not read again)" if reused else "")
@@ -94,13 +94,13 @@ def check_prefix_cache(answers: Sequence[Completion], state: State) -> list[Caut
     ]
 
 
-def check_read(unread: Collection[str], url: str) -> list[Caution]:
+def check_read(unread: Collection[str], url: str) -> list[Finding]:
     """What prompts have beside their messages must be in what the model reads."""
     if not unread:
         return []
     what = " and ".join(sorted(unread))
     return [
-        Caution(
+        warned(
             "prompt-not-read",
             f"with {what} the first prompt that has them is as long as without, at {url}: the server drops them, or "
             "the model's chat template writes nothing for them",
@@ -109,13 +109,13 @@ def check_read(unread: Collection[str], url: str) -> list[Caution]:
     ]
 
 
-def check_defaults(state: State) -> list[Caution]:
+def check_defaults(state: State) -> list[Finding]:
     """A server may have been started with, or its model file may hold, sampling that no request asks for."""
     if not state.defaults:
         return []
     listed = ", ".join(f"{name} {value:g}" for name, value in state.defaults.items())
     return [
-        Caution(
+        warned(
             "server-defaults",
             f"the server applies what the run did not ask for: {listed}",
             "Start it without, or take it as a part of what was measured: elsewhere texts are others.",
@@ -123,11 +123,11 @@ def check_defaults(state: State) -> list[Caution]:
     ]
 
 
-def _idle(state: State, url: str) -> list[Caution]:
+def _idle(state: State, url: str) -> list[Finding]:
     if not state.busy:
         return []
     return [
-        Caution(
+        warned(
             "busy-server",
             f"the server at {url} was working on {state.busy} other requests",
             "Measure a server that nobody else uses, or at a quiet hour.",

@@ -38,7 +38,7 @@ from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec
 from specbench.errors import ConfigError, EngineError
 from specbench.kinds import MAX_GAMMA
-from specbench.records import Caution
+from specbench.records import warned
 from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 
@@ -201,7 +201,7 @@ class ServerScoring:
         if self._read_again:
             what = f"the server of the draft read {self._read_again:,} tokens again that it had read before"
             hint = "Let nobody else use it meanwhile, and give it as many slots as there are clients."
-            self.noticed.cautions.append(Caution("read-again", f"{what}: slow, and no less true", hint))
+            self.noticed.cautions.append(warned("read-again", f"{what}: slow, and no less true", hint))
 
     @asynccontextmanager
     async def _session(self, up: ServerHandle, draft: str | None) -> AsyncIterator[tuple[Client, ServerHandle]]:
@@ -223,7 +223,7 @@ class ServerScoring:
                 self._ids[draft] = await self._probed(client, up, draft)
                 if draft is not None and self._ids[draft] is None:
                     what = f"the server of {draft} does not say which tokens a text has: nobody checked that it is the"
-                    caution = Caution("tokens-unchecked", f"{what} target's tokenizer", "Make sure of it yourself.")
+                    caution = warned("tokens-unchecked", f"{what} target's tokenizer", "Make sure of it yourself.")
                     self.noticed.cautions.append(caution)
                 self._compare()
             yield client, up

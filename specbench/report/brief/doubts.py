@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from specbench import text
 from specbench.analysis.contract import CategoryResult, DraftResult, Summary
 from specbench.analysis.facts import MANY_CUT, Facts
-from specbench.records import Caution, Policy
+from specbench.records import Finding, Policy
 from specbench.report.brief.commands import limited_command
 from specbench.report.templating import Doubt
 from specbench.report.wording import FEW_PROMPTS, best_row, by_speedup
@@ -124,7 +124,7 @@ def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
     return found
 
 
-def cautions(warnings: Sequence[Caution]) -> list[str]:
+def cautions(warnings: Sequence[Finding]) -> list[str]:
     """The run's own warnings, with their hints."""
     return [
         f"{text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.hint))}"

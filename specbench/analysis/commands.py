@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from specbench import text
 from specbench.analysis.facts import Facts
@@ -12,21 +11,19 @@ from specbench.analysis.facts import Facts
 
 def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
     """(what it tells, command) pairs that count again, repeat or extend the run in `folder`; those that repeat it are
-    left out where its command was not recorded."""
+    left out where its command was not recorded. What it tells is a code: "counts", "again", "all" or "exact"."""
     found = []
     # transformers' assisted generation knows no batches, and none of what a server runs.
     if facts.batch_size == 1 and not facts.served:
-        again = "Drafted and accepted tokens, counted again by assisted generation in transformers."
-        found.append((again, shell(["specbench", "check", folder])))
+        found.append(("counts", shell(["specbench", "check", folder])))
     if not facts.argv:
         return found
-    found += [("The same again; the speedup should fall inside the interval most times.", shell(_fresh(facts.argv)))]
+    found.append(("again", shell(_fresh(facts.argv))))
     available, used = facts.workload.available, facts.workload.used
     if available is not None and used is not None and available > used:
-        found.append(("Every prompt of the workload.", limited_command(facts, available) or ""))
+        found.append(("all", limited_command(facts, available) or ""))
     if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
-        exact = [*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"]
-        found.append(("In float32, where every text has to equal the target's own; any other is a bug.", shell(exact)))
+        found.append(("exact", shell([*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"])))
     return found
 
 
@@ -35,6 +32,14 @@ def limited_command(facts: Facts, limit: int) -> str | None:
     if not facts.argv:
         return None
     return shell([*_without(_fresh(facts.argv), "--limit"), "--limit", str(limit)])
+
+
+def changed_command(facts: Facts, **options: str) -> str:
+    """The run's own command with these options instead of its own; of `specbench sweep` where it was not recorded."""
+    argv = _fresh(facts.argv) if facts.argv else ["specbench", "sweep"]
+    for name in options:
+        argv = _without(argv, f"--{name}")
+    return shell([*argv, *(part for name, value in options.items() for part in (f"--{name}", value))])
 
 
 def command(facts: Facts) -> str | None:
@@ -62,12 +67,3 @@ def _without(argv: Sequence[str], option: str) -> list[str]:
 def shell(argv: Sequence[str]) -> str:
     """The words as a line for a shell."""
     return shlex.join(text.clean(part) for part in argv)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing to do, the number that suggests it, and one reason why it might be wrong."""
-
-    do: str
-    why: str
-    doubt: str

@@ -1,0 +1,209 @@
+"""What to do next, picked from a run's own numbers: each step a Finding whose values are the numbers that suggest it, and
+whose hint is the command where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from specbench.analysis.commands import changed_command, limited_command
+from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.rounds import Cost, cost
+from specbench.decision.verdict import AFFORDABLE
+from specbench.drafters import parse_draft
+from specbench.records import Call, Finding
+
+# A machine shared in so many of the trials was not the machine that is asked about.
+_SHARED = 0.25
+
+# So many requests at once are far enough from the most that were measured to tell something new.
+_MORE = 4
+
+
+def next_steps(summary: Summary, most: int = 2) -> tuple[Finding, ...]:
+    """The most useful next steps for the draft that was chosen; none without a measurement."""
+    draft = summary.recommended
+    if draft is None:
+        return ()
+    call = _call(summary, draft)
+    found = cost(draft, summary.policy)
+    order = [*_first(summary, draft), *_more_prompts(summary, draft), *_by_category(draft)]
+    if summary.server is not None:
+        order += _of_server(summary, draft)
+    elif found is not None:
+        improve = [*_larger_gamma(summary, draft, found), _limit(summary, found)]
+        # A GO of our own loop switches nothing on: the engine that serves has to say it too.
+        engine = _engine(call, found, summary)
+        order += [*improve, engine]
+        if call == "GO":
+            order = [*_first(summary, draft), engine, *_by_category(draft), *improve]
+    return tuple(order[:most])
+
+
+def _call(summary: Summary, draft: DraftResult) -> Call:
+    return draft.verdict if summary.choice is None else summary.choice.verdict
+
+
+def _step(code: str, hint: str = "", **values: object) -> Finding:
+    return Finding(code, "note", values, hint)
+
+
+def _first(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
+    """What comes before anything else: a bug, a run that is not whole, a machine that disagrees with itself."""
+    facts, texts = summary.facts, draft.texts
+    if texts is not None and texts.wide:
+        values = {"texts": texts.wide, "margin": texts.margin, "gap": texts.gap, "precision": facts.precision}
+        yield _step("texts-differ", **values, served=facts.served)
+    if draft.best.drafted == 0:
+        yield _step("never-drafts", draft=draft.draft)
+    if not facts.finished:
+        missing = None if facts.planned is None else facts.planned - facts.spared - facts.done
+        yield _step("finish", missing=missing)
+    floor, shared = summary.noise_floor, summary.trials_disturbed
+    drifts = any(warning.code == "noise-floor" for warning in summary.warnings)
+    within = floor is not None and abs(draft.speedup - summary.policy.min_speedup) < floor
+    counted = max(summary.trials_run, 1)
+    if floor is not None and (drifts or (within and shared > _SHARED * counted)):
+        yield _step("quiet", changed_command(facts), floor=floor, shared=shared, trials=summary.trials_run)
+
+
+def _more_prompts(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
+    """Where the verdict is open: how many prompts would settle it, as its own reason counts them."""
+    policy, work, head = summary.policy, summary.facts.workload, summary.choice or draft
+    codes = {reason.code: reason.values for reason in head.reasons}
+    n = draft.best.prompts if summary.choice is None else summary.choice.prompts
+    if head.verdict != "UNCLEAR":
+        return
+    if "slower-prompts" in codes:
+        yield _step("slow-prompts", prompts=n, **codes["slower-prompts"])
+        return
+    missing = codes.get("more-prompts") or codes.get("too-few-prompts")
+    if missing is None or missing["needed"] > AFFORDABLE * n:
+        return
+    needed = int(missing["needed"])
+    left = None if policy.mix or work.available is None or work.used is None else work.available - work.used
+    # How many of the prompts that are left belong to a mix is not recorded.
+    asked = min(needed, work.available or needed) if left else needed
+    yield _step(
+        "more-prompts",
+        (limited_command(summary.facts, asked) or "") if left else "",
+        prompts=n,
+        needed=needed,
+        more=max(needed - n, 1),
+        asked=asked,
+        available=work.available if left else None,
+        categories=list(policy.mix) if policy.mix else [],
+        low=head.speedup_low,
+        high=head.speedup_high,
+        minimum=policy.min_speedup,
+        mixed=any(category.verdict != head.verdict for category in draft.categories),
+        minutes=None if summary.pace is None else summary.pace.minutes(asked),
+    )
+
+
+def _by_category(draft: DraftResult) -> Iterator[Finding]:
+    categories = draft.by_speedup
+    if not {"GO", "NO-GO"} <= {category.verdict for category in categories}:
+        return
+    smallest = min(categories, key=lambda category: (category.prompts, category.category))
+    best = next(category for category in categories if category.verdict == "GO")
+    worst = next(category for category in reversed(categories) if category.verdict == "NO-GO")
+    yield _step(
+        "by-category",
+        draft=draft.draft,
+        best=(best.category, best.speedup),
+        worst=(worst.category, worst.speedup),
+        smallest=(smallest.category, smallest.prompts),
+    )
+
+
+def _larger_gamma(summary: Summary, draft: DraftResult, found: Cost) -> Iterator[Finding]:
+    """Worth trying where the best gamma is the largest and even its last token's survival would pay one more."""
+    row, shares = found.row, found.one_more
+    if row.gamma != max(r.gamma for r in draft.gammas) or shares is None or shares[0] <= shares[1]:
+        return
+    gammas = f"1..{row.gamma * 2}" if len(draft.gammas) == 1 else f"{row.gamma}..{row.gamma * 2}"
+    yield _step(
+        "larger-gamma",
+        changed_command(summary.facts, gamma=gammas),
+        gamma=row.gamma,
+        only=len(draft.gammas) == 1,
+        survival=row.survival[-1],
+        extra_s=found.one_more_s,
+        round_s=found.round_s,
+    )
+
+
+def _limit(summary: Summary, found: Cost) -> Finding:
+    row, times, tau = found.row, found.times, found.tau
+    if found.limit == "acceptance":
+        return _step("agree-more", rate=row.acceptance_rate, tau=tau, draft_s=times.draft_s)
+    if found.limit == "drafting":
+        return _step(
+            "cheaper-draft",
+            tried=any(looks_up(each.draft) for each in summary.drafts),
+            share=times.draft_s / found.round_s,
+            free=found.if_perfect["drafting"],
+            least=(times.verify_s + times.other_s) / found.step_s,
+        )
+    if found.limit == "verifying":
+        return _step("cheaper-verify", tokens=row.gamma + 1, steps=times.verify_s / found.step_s)
+    return _step("leaner-loop", other_s=times.other_s, round_s=found.round_s)
+
+
+def _engine(call: Call, found: Cost, summary: Summary) -> Finding:
+    asked = summary.policy.min_speedup
+    values = {"tau": found.tau, "minimum": asked, "most": found.tau / asked, "steps": found.steps}
+    return _step("confirm-on-engine" if call == "GO" else "measure-on-engine", **values)
+
+
+def looks_up(draft: str) -> bool:
+    """Whether nothing but a look-up drafts."""
+    spec = parse_draft(draft)
+    return spec.ngram is not None and spec.kind is None
+
+
+def _of_server(summary: Summary, draft: DraftResult) -> list[Finding]:
+    """From outside, without the parts of a round's time: at least two, the most useful first."""
+    gamma, load = list(_other_gamma(summary, draft)), _load(summary, draft)
+    about = [*_acceptance(summary, draft), _step("another-engine", steps=draft.best.round_steps)]
+    call = _call(summary, draft)
+    if call != "GO":
+        return [*gamma, *about, load]
+    at, first = draft.stops_paying_at_concurrency, summary.facts.loads[0].label
+    above = [] if at is None else [_step("off-above", draft=draft.draft, at=at, load=first)]
+    more = [load, *gamma] if len(summary.facts.loads) == 1 else [*gamma, load]
+    return [*above, *more, *about]
+
+
+def _load(summary: Summary, draft: DraftResult) -> Finding:
+    loads = summary.facts.loads
+    counts = sorted({load.concurrency for load in loads if load.rate is None})
+    most = counts[-1] if counts else 1
+    more = ",".join(str(count) for count in sorted({1, most, most * _MORE}))
+    command = changed_command(summary.facts, concurrency=more)
+    return _step("your-load", command, go=_call(summary, draft) == "GO", loads=[load.label for load in loads])
+
+
+def _other_gamma(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
+    """Worth trying where the best gamma is at an end of those measured."""
+    row, gammas = draft.best, [each.gamma for each in draft.gammas]
+    if row.gamma == max(gammas) and (len(gammas) > 1 or row.speedup > 1):
+        asked = f"{row.gamma}..{row.gamma * 2}"
+        yield _step("gamma-above", changed_command(summary.facts, gamma=asked), gamma=row.gamma, speedup=row.speedup)
+    elif row.gamma == min(gammas) and row.gamma > 1:
+        asked = f"1..{row.gamma}"
+        yield _step("gamma-below", changed_command(summary.facts, gamma=asked), gamma=row.gamma, speedup=row.speedup)
+
+
+def _acceptance(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
+    row, asked = draft.best, summary.policy.min_speedup
+    tau, steps = row.tokens_per_round, row.round_steps
+    if tau is None or steps is None or _call(summary, draft) == "GO":
+        return
+    if looks_up(draft.draft):
+        yield _step("longer-look-up", tokens=row.gamma + 1, steps=steps, tau=tau)
+    elif tau < asked:
+        yield _step("agree-more-served", tau=tau, minimum=asked)
+    else:
+        tried = any(looks_up(each.draft) for each in summary.drafts)
+        yield _step("cheaper-or-agreeing", tried=tried, tau=tau, steps=steps, minimum=asked, most=tau / asked)

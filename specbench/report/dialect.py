@@ -1,0 +1,216 @@
+"""Where words become a page: sentences in templates beside this file, written for a terminal, as Markdown or as HTML.
+
+A sentence is written once. What is particular to where it is shown is its dialect: how a name that came from a user's
+file is made harmless, how code, emphasis, links and marks look. Blocks (headings, tables, figures) are macros of
+`blocks.md.j2` and `blocks.html.j2`.
+
+A mark is `(predicted)` behind a claim that was not measured, and leads to the entry of that name under "What to
+distrust".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from specbench import text
+from specbench.analysis.contract import FEW_PROMPTS
+from specbench.analysis.doubts import KINDS
+from specbench.records import Finding, Reason
+
+
+class Plain:
+    """For a terminal and for JSON: words alone."""
+
+    name = "plain"
+
+    def n(self, value: object) -> str:
+        """A name, harmless."""
+        return text.clean(value)
+
+    def code(self, value: object) -> str:
+        return text.clean(value)
+
+    def strong(self, words: str) -> str:
+        return words
+
+    def link(self, words: str, to: str) -> str:
+        return words
+
+    def mark(self, code: str) -> str:
+        """`(predicted)`, leading to the doubt of that code."""
+        return f"({KINDS[code]})"
+
+
+class Markdown(Plain):
+    name = "md"
+
+    def n(self, value: object) -> str:
+        return text.escape(value)
+
+    def code(self, value: object) -> str:
+        return text.code(value)
+
+    def strong(self, words: str) -> str:
+        return f"**{words}**"
+
+    def link(self, words: str, to: str) -> str:
+        return f"[{words}](<{to}>)" if re.search(r"[\s()<>]", to) else f"[{words}]({to})"
+
+    def mark(self, code: str) -> str:
+        return f"([{KINDS[code]}](#{code}))"
+
+
+class Html(Plain):
+    name = "html"
+
+    def n(self, value: object) -> str:
+        return escape(text.clean(value))
+
+    def code(self, value: object) -> str:
+        """No line breaks inside `--draft`, which would then be typed wrongly from paper."""
+        words = [escape(word) for word in text.clean(value).split(" ")]
+        kept = [Markup("<span>{}</span>").format(word) if "-" in word and len(word) < 30 else word for word in words]
+        return Markup("<code>{}</code>").format(Markup(" ").join(kept))
+
+    def strong(self, words: str) -> str:
+        return Markup("<strong>{}</strong>").format(words)
+
+    def link(self, words: str, to: str) -> str:
+        safe = to if re.match(r"(https://|#)", to) else ""
+        return Markup('<a href="{}">{}</a>').format(safe, words) if safe else escape(words)
+
+    def mark(self, code: str) -> str:
+        return Markup('(<a class="mark" href="#{}">{}</a>)').format(code, KINDS[code])
+
+
+PLAIN, MARKDOWN, HTML = Plain(), Markdown(), Html()
+
+
+@cache
+def environment(dialect: Plain) -> Environment:
+    """Templates that speak `dialect`; a value that one misses is an error. In Markdown a template says where a name
+    goes in (`n`, `code`); in HTML nothing goes in unescaped either way."""
+    found = Environment(
+        loader=PackageLoader("specbench.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=dialect is HTML,
+    )
+    found.filters |= {
+        "n": dialect.n,
+        "code": dialect.code,
+        "strong": dialect.strong,
+        "listed": listed,
+        "squash": squash,
+        "cell": text.cell,
+        "x": text.speedup,
+        "pct": text.percent,
+        "chance": text.chance,
+        "ms": text.milliseconds,
+        "size": lambda count, unit="B": text.size(count, unit),
+        "num": text.whole,
+        "d2": text.digits,
+        "count": text.count,
+        "rounded": rounded,
+        "est": lambda row: text.estimate(row.speedup, row.speedup_low, row.speedup_high),
+        "upper": upper_first,
+        "lower": lambda words: words[:1].lower() + words[1:],
+        "sentence": lambda words: full_stop(upper_first(words)),
+    }
+    found.globals |= {
+        "mark": dialect.mark,
+        "link": dialect.link,
+        "estimate": text.estimate,
+        "interval": text.interval,
+        "few": lambda prompts: " " + dialect.mark("few-prompts") if prompts < FEW_PROMPTS else "",
+        "said": lambda finding: said(finding, dialect),
+        "because": lambda reason: because(reason, dialect),
+        "part": lambda finding, name: part(finding, name, dialect),
+        "checking": lambda code: _worded("checks", code, dialect).render(),
+        "UNKNOWN": text.UNKNOWN,
+    }
+    return found
+
+
+def listed(items: Iterable[str]) -> str:
+    """`a, b and c`; of markup it stays markup."""
+    each = list(items)
+    if any(hasattr(item, "__html__") for item in each):
+        each = [escape(item) for item in each]
+        return Markup(" and ").join([Markup(", ").join(each[:-1]), each[-1]]) if len(each) > 1 else each[0]
+    return text.join(each)
+
+
+def squash(words: str) -> str:
+    """On one line, with single spaces; of markup it stays markup."""
+    line = re.sub(r"[ \t\n]+", " ", str(words)).strip()
+    return Markup(line) if hasattr(words, "__html__") else line
+
+
+def upper_first(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def full_stop(words: str) -> str:
+    return words if words.endswith((".", "!", "?")) else words + "."
+
+
+def rounded(n: int) -> str:
+    """No more digits than an estimate has: 2."""
+    return f"{round(n, -max(0, len(str(n)) - 2)):,}"
+
+
+@cache
+def _catalogue() -> Mapping[str, Mapping[str, Any]]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    page = files("specbench.report").joinpath("templates/words.yaml").read_text(encoding="utf-8")
+    return MappingProxyType(yaml.load(page, loader))
+
+
+@cache
+def _worded(kind: str, code: str, dialect: Plain, part: str | None = None) -> Template:
+    entry = _catalogue()[kind][code]
+    return environment(dialect).from_string(entry if part is None else entry[part])
+
+
+def because(reason: Reason, dialect: Plain = PLAIN) -> str:
+    """A reason in words, without capital and full stop."""
+    return squash(_worded("reasons", reason.code, dialect).render(reason.values))
+
+
+def said(finding: Finding, dialect: Plain = PLAIN) -> str:
+    """What a warning says, without capital and full stop: its own words, or those of its code."""
+    if finding.message:
+        return dialect.n(finding.message)
+    return squash(_worded("warnings", finding.code, dialect).render(finding.values))
+
+
+def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
+    """A part of what is said of a doubt ("claim", "change") or of a step ("do", "why", "doubt")."""
+    kind = "doubts" if finding.code in KINDS or name in ("claim", "change") else "steps"
+    if name in ("do", "why", "doubt"):
+        kind = "steps"
+    return squash(_worded(kind, finding.code, dialect, name).render(finding.values))
+
+
+def template(name: str, dialect: Plain = MARKDOWN) -> Template:
+    return environment(dialect).get_template(name)
+
+
+
+
+
+def codes(kind: str) -> Sequence[str]:
+    """Every code that has words: of "reasons", "warnings", "doubts", "steps" or "checks"."""
+    return tuple(_catalogue()[kind])
