@@ -30,7 +30,7 @@ def forecast_s(
     """How long the trials that are `left` take at most, seconds, at each arm's pace while it warmed up: answers that
     use all of `max_new_tokens`, prompts as long as those of `units`. None where an arm was not warmed, or too shortly
     to tell."""
-    prompt_tokens = sum(len(item.tokens) for unit in units for item in unit.items) / len(units)
+    lengths = [len(item.ids) for unit in units for item in unit.items if item.ids is not None]
     total_s = 0.0
     for arm, trials in left.items():
         answer = warmed.get(arm)
@@ -38,7 +38,9 @@ def forecast_s(
         decoded = 0 if answer is None else answer.output_tokens - sequences
         if answer is None or decoded < 1:
             return None
-        prefill_s = (answer.times.total_s - answer.times.decode_s) / answer.prompt_tokens * prompt_tokens
+        # A server counts the prompts' tokens for itself: they are then taken to be like the warm-up's.
+        longer = sum(lengths) / len(units) / answer.prompt_tokens if lengths else 1.0
+        prefill_s = (answer.times.total_s - answer.times.decode_s) * longer
         total_s += trials * (prefill_s + answer.times.decode_s / decoded * (max_new_tokens - 1) * sequences)
     return total_s
 
