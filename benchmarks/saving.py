@@ -19,12 +19,11 @@ from pathlib import Path
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
 from specbench.analysis.frame import counted
-from specbench.run.early_stopping import ruled_out_line
 from specbench.analysis.summarise import summarise
 from specbench.config import load_config
 from specbench.decision.ruling import look_sizes
 from specbench.records import Arm, RuledOut
-from specbench.run.early_stopping import look
+from specbench.run.early_stopping import look, ruled_out_line
 from specbench.run.progress import RunProgress
 from specbench.store import StoredRun, read_run
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from specbench.acceptance.replay import Text
     from specbench.analysis.contract import Summary
-    from specbench.analysis.facts import Facts
     from specbench.run.task import Task
 
 Location = str | os.PathLike[str]
@@ -195,12 +194,13 @@ class Run:
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
         before a token of which the draft is less sure than `cutoff`."""
-        from specbench.analysis.replayed import ReplayGamma, replayed
+        from specbench.analysis.replayed import ReplayGamma, prices_of, replayed
         from specbench.report.notebook import frame
 
         asked = load_config(None, {"gamma": _plain_value(gammas), "cutoff": cutoff})
         texts = texts_of(self.stored, asked.gamma)
-        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence)
+        prices = prices_of(self.stored.run)
+        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence, *prices)
         names = [draft.draft for draft in found.drafts for _ in draft.gammas]
         return frame(ReplayGamma, [row for draft in found.drafts for row in draft.gammas], drafts=names)
 
@@ -214,31 +214,24 @@ class Run:
     def figure(self, name: str) -> Figure:
         """One of the brief's `figures`; nothing is written."""
         from specbench.report.figures import draw
-        from specbench.report.wording import circumstances
 
         if name not in self.figures:
             near = difflib.get_close_matches(str(name), self.figures, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(self.figures)}."
             raise ConfigError(f"This run has no figure {name!r}", where=str(self.folder), hint=hint)
-        return draw(name, self.summary, self.policy, circumstances(self._facts))
+        return draw(name, self.summary)
 
     def brief(self) -> str:
         """The decision brief as Markdown; its figures are named, not written."""
-        from specbench.report.brief.brief import render_brief
+        from specbench.report.brief import render_brief
 
-        return render_brief(self.stored, self.summary)
+        return render_brief(self.summary)
 
     def write_brief(self, folder: Location | None = None) -> Path:
         """Write brief.md and figures/ to `folder` (None: the run folder); returns the path of the brief."""
-        from specbench.report.brief.brief import write_brief
+        from specbench.report.brief import write_brief
 
-        return write_brief(self.stored, self.summary, _path(folder))
-
-    @property
-    def _facts(self) -> Facts:
-        from specbench.analysis.facts import read_facts
-
-        return read_facts(self.stored)
+        return write_brief(self.summary, _path(folder))
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -249,7 +242,7 @@ class Run:
         from specbench.report.notebook import verdict_table
 
         try:
-            return verdict_table(self.summary, self._facts)
+            return verdict_table(self.summary)
         except SpecbenchError as error:
             return text.escape(error.line())
 

@@ -90,7 +90,8 @@ class Setting:
         if self.repeated:
             return list[str]
         bare, notes = _bare(self.kind)
-        return Path if PATH in notes else bare if bare in (int, float, bool) else str
+        number = bare in (int, float) and any(isinstance(note, Range) for note in notes)
+        return Path if PATH in notes else bare if number or bare is bool else str
 
     def read(self, value: Any) -> Any:
         """The value of a flag, of YAML or of Python, checked. ValueError says what is wrong with it."""

@@ -14,13 +14,13 @@ from typing import Any
 
 import fake_run
 from fake_served import FakeServer, fake_served
-from fake_summary import stored_of, summary_of, with_second_draft
+from fake_summary import explain_run, stored_of, summary_of, with_second_draft
 from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 
 from specbench.analysis.contract import BreakEven, GammaResult, Memory, Money, Summary
 from specbench.analysis.summarise import summarise
 from specbench.records import Divergence, Policy
-from specbench.report.explain.explain import Explanation, Level, explain, explain_run
+from specbench.report.explain.explain import Explanation, Level, explain
 from specbench.store import StoredRun, read_run
 
 ROOT = Path(__file__).parent.parent

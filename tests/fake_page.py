@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from specbench.report.brief.page import to_html
+from specbench.report.page import to_html
 
 REPORTS = Path(__file__).parent.parent / "reports"
 RUNS = ("example", "llamacpp", "drafters")

@@ -14,10 +14,25 @@ from typing import Any
 from fake_worlds import Category, World
 
 from specbench.acceptance.lossless import lossy_reason
-from specbench.analysis.contract import CategoryGamma, CategoryResult, DraftResult, GammaResult, RoundTime, Summary
+from specbench.analysis.contract import (
+    SCHEMA,
+    CategoryGamma,
+    CategoryResult,
+    DraftResult,
+    GammaResult,
+    RoundTime,
+    Summary,
+    Texts,
+)
+from specbench.analysis.facts import read_facts
+from specbench.analysis.frame import main_trials
+from specbench.analysis.results import texts_of
 from specbench.config import RunConfig
 from specbench.decision.verdict import Gates, judge
-from specbench.records import Arm, Divergence, Interval, Policy, Times, Trial
+from specbench.records import Arm, Divergence, Interval, Policy, Reason, Times, Trial
+from specbench.report import brief
+from specbench.report.explain.explain import Explanation, Level
+from specbench.report.explain.explain import explain_run as explained
 from specbench.run_record import CategoryCount, Machine, ModelFacts, Provenance, RunRecord, Status, WorkloadFacts
 from specbench.store import StoredRun
 
@@ -25,6 +40,45 @@ TARGET = "demo:target"
 DRAFT = "demo:draft"
 ENGINE = "transformers models in process, specbench loop (cpu)"
 HARDWARE = "Example CPU 3000, 2 cores, 8 GiB"
+
+
+def of_run(stored: StoredRun, summary: Summary) -> Summary:
+    """A Summary whose numbers were made up, with what summarise would say of the run beside them."""
+    run, trials = stored.run, main_trials(stored) if stored.trials else []
+    greedy = run.config.sampling.greedy
+
+    def texts(draft: str, gamma: int | None) -> Texts | None:
+        own = [t for t in trials if t.arm.draft == draft and gamma in (None, t.arm.gamma)]
+        return texts_of(own, draft, run.precision) if greedy and own else None
+
+    def told(draft: DraftResult) -> DraftResult:
+        gammas = tuple(replace(row, texts=texts(draft.draft, row.gamma)) for row in draft.gammas)
+        share = next((row.slower_share for row in gammas if row.gamma == draft.best_gamma), None)
+        share = share if draft.slower_share is None else draft.slower_share
+        return replace(draft, gammas=gammas, texts=texts(draft.draft, None), slower_share=share)
+
+    return replace(
+        summary,
+        run=str(stored.folder),
+        policy=run.config.policy,
+        facts=read_facts(stored),
+        drafts=tuple(told(draft) for draft in summary.drafts),
+        trials_run=len(trials),
+        trials_disturbed=sum(trial.disturbed for trial in trials),
+        baseline_texts=texts_of(trials, None, run.precision).differing,
+    )
+
+
+def render_brief(stored: StoredRun, summary: Summary) -> str:
+    return brief.render_brief(of_run(stored, summary))
+
+
+def write_brief(stored: StoredRun, summary: Summary, folder: Path | None = None) -> Path:
+    return brief.write_brief(of_run(stored, summary), folder)
+
+
+def explain_run(stored: StoredRun, summary: Summary, level: Level) -> Explanation:
+    return explained(of_run(stored, summary), level)
 
 
 def summary_of(world: World) -> Summary:
@@ -53,7 +107,9 @@ def summary_of(world: World) -> Summary:
     )
     return Summary(
         run=f"20250102T030405Z-{world.name}",
-        schema=1,
+        schema=SCHEMA,
+        policy=Policy(),
+        facts=read_facts(_stored(world, Path("reports"))),
         target=TARGET,
         engine=ENGINE,
         hardware=HARDWARE,
@@ -65,7 +121,10 @@ def summary_of(world: World) -> Summary:
 
 def stored_of(world: World, folder: Path, *, status: Status = "finished", missing: int = 0) -> StoredRun:
     """The world's run folder as read from disk, `missing` trials short; nothing is written."""
-    summary = summary_of(world)
+    return _stored(world, folder, status=status, missing=missing)
+
+
+def _stored(world: World, folder: Path, *, status: Status = "finished", missing: int = 0) -> StoredRun:
     trials = _trials(world, world.gammas)
     config = replace(
         RunConfig(), gamma=world.gammas, temperature=world.temperature, limit=world.prompts, policy=Policy()
@@ -88,7 +147,7 @@ def stored_of(world: World, folder: Path, *, status: Status = "finished", missin
         ),
         trials_planned=len(trials),
     )
-    return StoredRun(folder / summary.run, run, tuple(trials[: len(trials) - missing]), torn=False)
+    return StoredRun(folder / f"20250102T030405Z-{world.name}", run, tuple(trials[: len(trials) - missing]), torn=False)
 
 
 def with_second_draft(summary: Summary, name: str = "ngram:n=3") -> Summary:
@@ -98,7 +157,7 @@ def with_second_draft(summary: Summary, name: str = "ngram:n=3") -> Summary:
         draft,
         draft=name,
         verdict="NO-GO",
-        reasons=("P(speedup >= 1.10x) = 0%",),
+        reasons=(Reason("odds", {"minimum": 1.10, "probability": 0.0}),),
         probability=0.0,
         speedup=draft.speedup - 0.4,
         speedup_low=None if draft.speedup_low is None else draft.speedup_low - 0.4,

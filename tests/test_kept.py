@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from conftest import full
+from fake_summary import render_brief
 from typer.testing import CliRunner
 
 import specbench
 from specbench.analysis.compare import compared
 from specbench.analysis.summarise import summarise
 from specbench.cli import app
-from specbench.report.brief.brief import render_brief
-from specbench.report.brief.page import to_html
+from specbench.report.page import to_html
 from specbench.store import read_run
 
 ROOT = Path(__file__).parent.parent

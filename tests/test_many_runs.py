@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from fake_summary import render_brief
 from test_run import FakeObserver, sweep
 
 from specbench.analysis.summarise import summarise
 from specbench.errors import ConfigError, WorkloadError
-from specbench.report.brief.brief import render_brief
 from specbench.store import read_run
 
 

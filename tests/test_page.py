@@ -11,8 +11,8 @@ from fake_page import ALL, REPORTS, RUNS, SVG, html_of, page
 from justhtml import JustHTML
 
 from specbench.errors import StoreError
-from specbench.report.brief.page import to_html
 from specbench.report.canvas import COLOURS, GREY, INK
+from specbench.report.page import to_html
 
 CSS = Path(__file__).parent.parent / "specbench" / "report" / "templates" / "page.css"
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import examples
 from fake_markov import FakeMarkov, text_probabilities
+from fake_summary import render_brief
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -42,7 +43,6 @@ from specbench.drafters.model import ModelDrafter
 from specbench.errors import ConfigError
 from specbench.records import Round, Sampling
 from specbench.report import wording
-from specbench.report.brief.brief import render_brief
 from specbench.store import read_run
 
 VOCAB = 24

@@ -15,7 +15,6 @@ from fake_served import fake_served
 from test_plan_document import REPORTS, example, flags_of, made, printed, section, value
 from test_planned import pilot_of
 
-from specbench.analysis.facts import read_facts
 from specbench.analysis.plan.evidence import read_evidence, slower_shares
 from specbench.analysis.plan.pilot import read_pilot
 from specbench.analysis.plan.planned import Wanted, plan_of
@@ -105,7 +104,7 @@ def test_each_draft_stands_to_a_reason_by_itself(tmp_path):
 def test_thresholds_are_where_they_are_said_to_be(tmp_path):
     """Just beyond is met, just short of it is not."""
     plan, _, stored = made(tmp_path / "r")
-    pilot = read_evidence(stored, read_facts(stored), summarise(stored), plan)
+    pilot = read_evidence(stored, summarise(stored), plan)
     draft = pilot.summary.drafts[0]
 
     def restless(floor):

@@ -29,7 +29,7 @@ LABELS = {
 
 
 def draw(summary: Summary, folder: Path, policy: Policy | None = None) -> Path:
-    write_figures(summary, policy or Policy(), folder, "bfloat16, greedy")
+    write_figures(replace(summary, policy=policy or summary.policy), folder)
     return folder
 
 
@@ -78,13 +78,13 @@ def test_bars_are_drawn_and_named_and_no_line_hides_another(tmp_path: Path) -> N
     one = replace(summary.drafts[0], gammas=rows)
     twice = replace(summary, drafts=(one, replace(one, draft="other")))
     for stem in ("survival", "categories"):
-        assert "bars: 95% interval over prompts" in drawn(stem, twice, Policy()).axes[0].get_xlabel()
-    axes = drawn("survival", twice, Policy()).axes[0]
+        assert "bars: 95% interval over prompts" in drawn(stem, twice).axes[0].get_xlabel()
+    axes = drawn("survival", twice).axes[0]
     starts = [round(container.lines[0].get_xdata()[0], 6) for container in axes.containers]  # type: ignore[union-attr]
     assert len(starts) > 1 and len(set(starts)) == len(starts)
     bars = axes.containers[0].lines[2][0].get_segments()  # type: ignore[union-attr,index]
     assert bars[0][1][1] - bars[0][0][1] == pytest.approx(0.05)
-    bare = drawn("survival", summary, Policy()).axes[0]
+    bare = drawn("survival", summary).axes[0]
     assert "bars" not in bare.get_xlabel()
 
 
@@ -112,7 +112,7 @@ def test_odd_names_and_policies_draw(tmp_path: Path) -> None:
 def test_a_figure_object_is_what_its_file_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     summary = summary_of(MIXED)
-    figures = {stem: drawn(stem, summary, Policy(), "bfloat16, greedy") for stem in available(summary)}
+    figures = {stem: drawn(stem, summary) for stem in available(summary)}
     assert list(tmp_path.iterdir()) == []
     written = draw(summary, tmp_path / "written")
     for stem, labels in LABELS.items():
@@ -132,7 +132,7 @@ def test_names_in_a_figure_object_are_no_formulas_in_anybodys_style() -> None:
     written = {}
     for stem in available(summary):
         with rc_context({"svg.fonttype": "none"}), io.StringIO() as file:
-            drawn(stem, summary, Policy(), "$y_{").savefig(file, format="svg")
+            drawn(stem, summary).savefig(file, format="svg")
             written[stem] = file.getvalue()
     assert all("$y_{" in svg for svg in written.values()) and len(written) == 4
     assert "$x_{$" in written["categories"] and "$\\frac{" in written["speedup"]

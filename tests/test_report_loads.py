@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_served import LIMIT, PREFILL_S, SPEC, FakeServer, fake_served
+from fake_summary import render_brief
 from matplotlib.image import imread
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,7 +20,6 @@ from specbench.analysis.loads import percentiles, stops_paying_at, throughput
 from specbench.analysis.plan.pilot import read_pilot
 from specbench.analysis.summarise import summarise
 from specbench.records import Arm, Load, Policy
-from specbench.report.brief.brief import render_brief
 from specbench.report.figures import available, write_figures
 from specbench.report.tables import sweep_tables
 
@@ -29,7 +29,7 @@ BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
-    for part in sweep_tables(summary, Policy()):
+    for part in sweep_tables(summary):
         console.print(part)
     file.seek(0)
     return file.read()
@@ -125,7 +125,7 @@ def test_the_figures_of_a_server(tmp_path: Path) -> None:
     assert available(nothing) == ("speedup", "categories")
     summary = summarise(fake_served(tmp_path / "c", BUSY, concurrency=(1, 4, 16)))
     assert available(summary)[-1] == "loads"
-    write_figures(summary, Policy(), tmp_path / "f")
+    write_figures(summary, tmp_path / "f")
     svg = (tmp_path / "f" / "loads.svg").read_text(encoding="utf-8")
     for label in ("concurrency (requests at a time)", "break-even", "gamma 4 (95% interval)", "as on the axis"):
         assert label in svg

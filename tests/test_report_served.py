@@ -12,16 +12,16 @@ import pytest
 from conftest import full
 from fake_run import with_run
 from fake_served import LIMIT, FakeServer, fake_served, rounds
+from fake_summary import render_brief, write_brief
 from rich.console import Console
+from specbench.report.brief.server import server_steps
 
 from specbench.acceptance.lossless import NEAR_TIE_NATS, lossy_reason
 from specbench.acceptance.metrics import count, told_counts
 from specbench.analysis.contract import Summary
 from specbench.analysis.facts import read_facts
 from specbench.analysis.summarise import summarise
-from specbench.records import Counters, Divergence, Load, Policy, Round, ServerStats, Window
-from specbench.report.brief.brief import render_brief, write_brief
-from specbench.report.brief.server import server_steps
+from specbench.records import Counters, Divergence, Load, Round, ServerStats, Window
 from specbench.report.tables import sweep_tables
 from specbench.run_record import Provenance
 from specbench.store import StoredRun
@@ -32,7 +32,7 @@ BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
-    for part in sweep_tables(summary, Policy()):
+    for part in sweep_tables(summary):
         console.print(part)
     file.seek(0)
     return file.read()

@@ -31,7 +31,7 @@ class Terminal(io.StringIO):
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8", colour: bool = False) -> str:
     terminal = Terminal(encoding)
     console = Console(file=terminal, width=width, force_terminal=colour, color_system="truecolor" if colour else None)
-    for part in sweep_tables(summary, Policy()):
+    for part in sweep_tables(summary):
         console.print(part)
     return terminal.getvalue()
 

@@ -11,6 +11,7 @@ from statistics import median
 import pytest
 from conftest import CANARY, full
 from fake_server import FakeServer
+from fake_summary import render_brief
 from test_cli import call
 from test_run import FakeObserver
 
@@ -19,7 +20,6 @@ from specbench.backends.server import asking
 from specbench.config import load_config
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, Trial
-from specbench.report.brief.brief import render_brief
 from specbench.run.session import run
 from specbench.store import StoredRun, read_run, trial_key
 

@@ -41,13 +41,17 @@ from specbench.drafters import parse_draft
 from specbench.errors import ConfigError
 from specbench.models import load_model
 from specbench.records import Sampling
+from specbench.report.settings import section
 from specbench.report.settings.engines import ENGINES
-from specbench.report.settings.section import EngineSettings, Settings, settings_of
-from specbench.report.templating import template, unmarked
+from specbench.report.settings.section import EngineSettings, Settings
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "engines"
 ALL = ("vLLM", "SGLang", "llama.cpp", "TGI", "transformers")
 LAUNCHED = {"vLLM": "vllm", "SGLang": "sglang", "llama.cpp": "llamacpp"}
+
+
+def settings_of(summary: Summary, facts: Facts) -> Settings | None:
+    return section.settings_of(replace(summary, facts=facts))
 
 
 @cache
@@ -79,7 +83,11 @@ def of(settings: Settings, engine: str) -> EngineSettings:
 
 
 def page(settings: Settings) -> str:
-    return unmarked(template("settings.md.j2").render(settings=settings))
+    return markdown("settings.j2", {"settings": settings}, UNLINKED)
+
+
+def unmarked(words: str) -> str:
+    return re.sub(r"\(\[([a-z ]+)\]\(#[a-z-]+\)\)", r"(\1)", words)
 
 
 def words_of(code: str) -> list[str]:
@@ -448,7 +456,7 @@ def test_a_mixed_verdict_is_routed_and_counts_the_traffic() -> None:
     assert all(f"{name} is a GO at gamma" in gammas for name in other)
     assert "switch by server process" in rest[0] and "with every `generate`" in rest[0]
     assert "num_speculative_tokens_per_batch_size" in rest[1] and "was not measured (assumed" in rest[2]
-    mixed = settings_of(replace(summary, mix={"maths": 0.1, "summarise": 0.9}), facts)
+    mixed = settings_of(replace(summary, policy=replace(summary.policy, mix={"maths": 0.1, "summarise": 0.9})), facts)
     assert mixed is not None and "**On**: code and maths, 10% of the traffic (assumed)" in unmarked(mixed.routing[1])
     # A server is for those that are on: its gamma is that of the one with the most prompts, or traffic.
     assert settings.call == "UNCLEAR" and (settings.gamma, mixed.gamma) == (4, 2)

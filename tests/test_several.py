@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from fake_run import FakeDraft, FakeMachine, fake_run
 from fake_served import FakeServer, fake_served
+from fake_summary import write_brief
 from test_report_marks import ENTRY, MARK
 from typer.testing import CliRunner
 
 from specbench.analysis.summarise import summarise
 from specbench.cli import app
 from specbench.errors import StoreError
-from specbench.report.brief.brief import write_brief
-from specbench.report.brief.several import render_several, runs_of, write_several
+from specbench.report.several import render_several, runs_of, write_several
 from specbench.store import read_run
 
 ROOT = Path(__file__).parent.parent

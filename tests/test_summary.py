@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from fake_run import PREFILL_S, STEP_S, FakeDraft, FakeMachine, fake_run, with_policy, with_run
 from fake_served import FakeServer, fake_served
+from fake_summary import render_brief
 
 from specbench.analysis.compare import compared
 from specbench.analysis.predict import stops_paying
@@ -15,7 +16,6 @@ from specbench.analysis.summarise import summarise
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Policy
-from specbench.report.brief.brief import render_brief
 
 GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
 

@@ -19,6 +19,9 @@ from specbench.store import StoredRun
 
 DOMINANT_SHARE = 0.25
 
+# Several gammas are compared at once; only a gap that sampling could hardly make is worth a warning.
+GAP_CONFIDENCE = 0.999
+
 # Rounds of equal texts may differ by so much where the draft's own arg-max is subject to rounding: 0.3 % was seen in
 # bfloat16 at gamma 4.
 ROUNDING_SHARE = 0.02
@@ -67,6 +70,16 @@ def warning(code: str, hint: str, **values: object) -> Finding:
 
 
 def _unfinished(stored: StoredRun, done: int) -> Finding | None:
+    end = stored.run.ended_early
+    if end is not None:
+        again = "Run the same command again: it continues where it stopped."
+        return warning(
+            "time-budget",
+            again if end.why == "time" else "Run without --time-budget for the others, and for narrower intervals.",
+            why=end.why,
+            prompts=end.prompts,
+            planned=end.planned,
+        )
     if stored.status == "finished":
         return None
     return warning(

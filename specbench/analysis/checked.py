@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -85,9 +85,6 @@ class Checked:
     prompts: int
     agreement: Agreement
     drafts: tuple[CheckedDraft, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def checked_gamma(gamma: int, pairs: Sequence[Pair], *, greedy: bool, precision: str) -> CheckedGamma:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from specbench import text
 from specbench.records import Call, Finding
@@ -128,10 +128,6 @@ class Comparison:
     only_b: tuple[str, ...]
     slower: Slower | None
     warnings: tuple[Finding, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, ready for `json.dumps`."""
-        return asdict(self)
 
 
 # Two times, or two taus, that are no further apart are called the same.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from specbench.records import Bandwidth, CostPoint, Finding
 from specbench.run_record import ModelFacts
@@ -98,9 +97,6 @@ class ProbeSummary:
     bandwidth: Bandwidth
     models: tuple[ProbedModel, ...]
     warnings: tuple[Finding, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def probed(stored: StoredRun) -> ProbeSummary:

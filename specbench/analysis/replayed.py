@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
-from specbench.cost.model import predicted_rounds, round_costs
+from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
+from specbench.cost.stored import require_probe
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, share_interval, speedup_interval
+from specbench.drafters import reader_of
 from specbench.records import CostPoint, Finding
+from specbench.run_record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayGamma:
     """One gamma, replayed over all texts. `drafted` lies between `drafted_low` and `drafted_high`: what a draft does
-    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound)."""
+    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound).
+    `predicted_speedup` is of decoding, where costs are known; None where they are not, or not for so many drafts."""
 
     gamma: int
     rounds: float
@@ -28,6 +32,7 @@ class ReplayGamma:
     tokens_per_round: float | None
     alpha: float | None
     survival: tuple[float | None, ...]
+    predicted_speedup: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +62,6 @@ class Replayed:
     drafts: tuple[ReplayDraft, ...]
     warnings: tuple[Finding, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, ready for `json.dumps`."""
-        return asdict(self)
-
 
 def replayed(
     run: str,
@@ -70,13 +71,17 @@ def replayed(
     confidence: float,
     readers: Mapping[str, str] | None = None,
     points: Sequence[CostPoint] = (),
+    *,
+    best: bool = False,
 ) -> Replayed:
     """Replay every draft of a run at every gamma. With cost `points`, and the names under which the drafts' models were
-    timed (`readers`), also look for the best pair of gamma and cut-off."""
+    timed (`readers`), each has its predicted speedup, and with `best` the pair of gamma and cut-off is looked for."""
     drafts = []
     for draft in dict.fromkeys(text.draft for text in texts):
         mine = [text for text in texts if text.draft == draft]
         alpha = overlap_interval(mine, confidence)
+        reader = (readers or {}).get(draft)
+        costs = None if reader is None else middle_costs(points, reader)
         drafts.append(
             ReplayDraft(
                 draft=draft,
@@ -85,15 +90,12 @@ def replayed(
                 alpha=alpha[0],
                 alpha_low=alpha[1],
                 alpha_high=alpha[2],
-                gammas=tuple(row(replay(mine, gamma, cutoff)) for gamma in gammas),
+                gammas=tuple(row(replay(mine, gamma, cutoff), mine, costs) for gamma in gammas),
                 categories={
-                    name: tuple(
-                        row(replay([t for t in mine if (t.category or "all") == name], gamma, cutoff))
-                        for gamma in gammas
-                    )
-                    for name in sorted({text.category or "all" for text in mine})
+                    name: tuple(row(replay(texts, gamma, cutoff), texts, costs) for gamma in gammas)
+                    for name, texts in _by_category(mine).items()
                 },
-                best=best_pair(mine, points, gammas, confidence, readers[draft]) if readers else None,
+                best=best_pair(mine, points, gammas, confidence, reader) if best and reader is not None else None,
             )
         )
     return Replayed(run, 1, cutoff, tuple(drafts))
@@ -117,8 +119,22 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | 
     return interval.value, interval.low, interval.high
 
 
-def row(found: Expected) -> ReplayGamma:
-    """One gamma's expected counts, pooled."""
+def prices_of(run: RunRecord, costs: Path | None = None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
+    """The names under which the drafts' models were timed, and what was, in the run itself or in the probe of folder
+    `costs`; nothing where nothing was."""
+    points = run.probe if costs is None else require_probe(costs).probe
+    return {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}, points or ()
+
+
+def _by_category(texts: Sequence[Text]) -> dict[str, list[Text]]:
+    names = sorted({text.category or "all" for text in texts})
+    return {name: [text for text in texts if (text.category or "all") == name] for name in names}
+
+
+def row(found: Expected, texts: Sequence[Text], costs: RoundCosts | None) -> ReplayGamma:
+    """One gamma's expected counts over `texts`, pooled, and what they are worth."""
+    decoded = sum(text.tokens - 1 for text in texts)
+    known = costs is not None and found.gamma < len(costs.verify_s)
     return ReplayGamma(
         gamma=found.gamma,
         rounds=float(found.rounds.sum()),
@@ -128,6 +144,7 @@ def row(found: Expected) -> ReplayGamma:
         tokens_per_round=found.tokens_per_round,
         alpha=found.alpha,
         survival=found.survival,
+        predicted_speedup=predicted_speedup(found, decoded, costs) if costs is not None and known else None,
     )
 
 
@@ -160,6 +177,13 @@ class BestPair:
     rows: tuple[CutoffRow, ...]
 
 
+def middle_costs(points: Sequence[CostPoint], reader: str) -> RoundCosts | None:
+    """What rounds cost in the middle of the contexts that were probed, at batch 1, nothing outside the models: prices
+    for texts whose own lengths are not the run's. None without costs."""
+    contexts = sorted({point.context for point in points if point.context > 0 and point.batch == 1})
+    return round_costs(points, reader, contexts[len(contexts) // 2], 0.0) if contexts else None
+
+
 def best_pair(
     texts: Sequence[Text],
     points: Sequence[CostPoint],
@@ -173,8 +197,7 @@ def best_pair(
     out."""
     if not texts or not isinstance(texts[0], Positions):
         return None
-    contexts = sorted({point.context for point in points if point.context > 0 and point.batch == 1})
-    costs = round_costs(points, reader, contexts[len(contexts) // 2], 0.0) if contexts else None
+    costs = middle_costs(points, reader)
     usable = [gamma for gamma in gammas if costs is not None and gamma < len(costs.verify_s)]
     if costs is None or not usable:
         return None

@@ -1,5 +1,5 @@
-"""What to do next, picked from a run's own numbers: each step a Finding whose values are the numbers that suggest it, and
-whose hint is the command where there is one."""
+"""What to do next, picked from a run's own numbers: each step a Finding whose values are the numbers that suggest it,
+and whose hint is the command where there is one."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def next_steps(summary: Summary, most: int = 2) -> tuple[Finding, ...]:
     return tuple(order[:most])
 
 
+def _minutes(summary: Summary, gammas: int | None = None) -> float | None:
+    """How long the run takes again, at as many gammas; None where its own time is not known."""
+    if summary.pace is None:
+        return None
+    arms = 2 + sum(len(draft.gammas) for draft in summary.drafts)
+    more = 1.0 if gammas is None else (2 + gammas * len(summary.drafts)) / arms
+    return summary.pace.minutes(summary.facts.workload.used or 0) * more
+
+
 def _call(summary: Summary, draft: DraftResult) -> Call:
     return draft.verdict if summary.choice is None else summary.choice.verdict
 
@@ -51,8 +60,14 @@ def _first(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     """What comes before anything else: a bug, a run that is not whole, a machine that disagrees with itself."""
     facts, texts = summary.facts, draft.texts
     if texts is not None and texts.wide:
-        values = {"texts": texts.wide, "margin": texts.margin, "gap": texts.gap, "precision": facts.precision}
-        yield _step("texts-differ", **values, served=facts.served)
+        yield _step(
+            "texts-differ",
+            texts=texts.wide,
+            margin=texts.margin,
+            gap=texts.gap,
+            precision=facts.precision,
+            served=facts.served,
+        )
     if draft.best.drafted == 0:
         yield _step("never-drafts", draft=draft.draft)
     if not facts.finished:
@@ -63,7 +78,14 @@ def _first(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     within = floor is not None and abs(draft.speedup - summary.policy.min_speedup) < floor
     counted = max(summary.trials_run, 1)
     if floor is not None and (drifts or (within and shared > _SHARED * counted)):
-        yield _step("quiet", changed_command(facts), floor=floor, shared=shared, trials=summary.trials_run)
+        yield _step(
+            "quiet",
+            changed_command(facts),
+            floor=floor,
+            shared=shared,
+            trials=summary.trials_run,
+            minutes=_minutes(summary),
+        )
 
 
 def _more_prompts(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
@@ -125,6 +147,7 @@ def _larger_gamma(summary: Summary, draft: DraftResult, found: Cost) -> Iterator
     yield _step(
         "larger-gamma",
         changed_command(summary.facts, gamma=gammas),
+        minutes=_minutes(summary, row.gamma * 2 if len(draft.gammas) == 1 else row.gamma + 1),
         gamma=row.gamma,
         only=len(draft.gammas) == 1,
         survival=row.survival[-1],
@@ -151,9 +174,8 @@ def _limit(summary: Summary, found: Cost) -> Finding:
 
 
 def _engine(call: Call, found: Cost, summary: Summary) -> Finding:
-    asked = summary.policy.min_speedup
-    values = {"tau": found.tau, "minimum": asked, "most": found.tau / asked, "steps": found.steps}
-    return _step("confirm-on-engine" if call == "GO" else "measure-on-engine", **values)
+    asked, code = summary.policy.min_speedup, "confirm-on-engine" if call == "GO" else "measure-on-engine"
+    return _step(code, tau=found.tau, minimum=asked, most=found.tau / asked, steps=found.steps)
 
 
 def looks_up(draft: str) -> bool:
@@ -189,10 +211,22 @@ def _other_gamma(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     row, gammas = draft.best, [each.gamma for each in draft.gammas]
     if row.gamma == max(gammas) and (len(gammas) > 1 or row.speedup > 1):
         asked = f"{row.gamma}..{row.gamma * 2}"
-        yield _step("gamma-above", changed_command(summary.facts, gamma=asked), gamma=row.gamma, speedup=row.speedup)
+        yield _step(
+            "gamma-above",
+            changed_command(summary.facts, gamma=asked),
+            gamma=row.gamma,
+            speedup=row.speedup,
+            minutes=_minutes(summary, row.gamma + 1),
+        )
     elif row.gamma == min(gammas) and row.gamma > 1:
         asked = f"1..{row.gamma}"
-        yield _step("gamma-below", changed_command(summary.facts, gamma=asked), gamma=row.gamma, speedup=row.speedup)
+        yield _step(
+            "gamma-below",
+            changed_command(summary.facts, gamma=asked),
+            gamma=row.gamma,
+            speedup=row.speedup,
+            minutes=_minutes(summary, row.gamma),
+        )
 
 
 def _acceptance(summary: Summary, draft: DraftResult) -> Iterator[Finding]:

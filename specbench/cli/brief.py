@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import Grouped, Keys, Own, RunsIn, Strict, with_settings
-from specbench.cli.show import exit_on, newest
+from specbench.cli.show import exit_on, print_json, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,13 +23,15 @@ if TYPE_CHECKING:
 
 _NAME_WIDTH = 100
 
+FORMATS = ("markdown", "html", "github")
+
 
 @app.command("brief", cls=Grouped)
 @with_settings("brief", mix=Own(unset="the run's"))
 def brief(
     keys: Keys,
     run: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders; several give one brief.  [default: the newest]")
+        list[Path] | None, typer.Argument(help="Run folders or @1; several give one brief.  [default: the newest]")
     ] = None,
     to: Annotated[
         Path | None,
@@ -40,57 +41,111 @@ def brief(
         ),
     ] = None,
     out: RunsIn = Path("reports"),
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="On stdout: markdown, html, or github, five lines and a picture for a pull request.  "
+            "[default: a few lines on a terminal, else markdown]",
+            rich_help_panel="output",
+        ),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout instead of the brief.", rich_help_panel="output")
+        bool,
+        typer.Option("--json", help="One JSON object on stdout; nothing is written.", rich_help_panel="output"),
     ] = False,
-    html: Annotated[
-        bool, typer.Option("--html", help="The HTML page on stdout instead of the Markdown.", rich_help_panel="output")
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the HTML page in a browser.", rich_help_panel="output")
     ] = False,
     strict: Strict = False,
 ) -> None:
     """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
     policy flag here goes before the run's."""
-    if as_json and html:
-        raise ConfigError("Only one can be on stdout", where="--json and --html", hint="Leave one out.")
-    folders = run or [newest(out, timed=True)]
+    shown = _format(form, as_json)
+    folders = [run_folder(each, out, timed=True) for each in run or (None,)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    path, call, found = _one(folders[0], keys, to) if len(folders) == 1 else _several(folders, keys, to, out)
-    if as_json:
-        typer.echo(json.dumps(found | {"brief": str(path)}, allow_nan=False))
+    if len(folders) == 1:
+        call = _one(folders[0], keys, to, shown, as_json, open_page)
     else:
-        typer.echo((path.with_suffix(".html") if html else path).read_text(encoding="utf-8"))
-        # The page is long: what it says once more, where the reader's eyes are.
-        typer.echo(f"{call}. Written to {path} and {path.with_suffix('.html').name}", err=True)
+        call = _several(folders, keys, to, out, shown, as_json, open_page)
     if strict:
         exit_on(call)
 
 
-def _one(folder: Path, asked: Mapping[str, object], to: Path | None) -> tuple[Path, Call, dict[str, Any]]:
-    """Path of the brief, the verdict on the whole run, and what `--json` prints."""
+def _format(asked: str | None, as_json: bool) -> str:
+    """What stdout gets: a few lines on a terminal, the text where it is piped, or what was asked for."""
+    if asked is None:
+        return "terminal" if sys.stdout.isatty() else "markdown"
+    if asked not in FORMATS:
+        raise ConfigError(f"No format {asked!r}", where="--format", hint=f"Use {', '.join(FORMATS)}.")
+    if as_json:
+        raise ConfigError("Only one can be on stdout", where="--json and --format", hint="Leave one out.")
+    return asked
+
+
+def _one(folder: Path, asked: Mapping[str, object], to: Path | None, shown: str, as_json: bool, open_: bool) -> Call:
+    """Write, or print, the brief of one run; the verdict on the whole run."""
     from specbench.api import load_run
+    from specbench.report import brief as pages
 
     run = load_run(folder, **asked)
-    return run.write_brief(to), run.verdict, _object(run.stored, run.summary)
+    if as_json:
+        print_json(run.summary, break_evens=_break_evens(run.summary))
+        return run.verdict
+    path = run.write_brief(to)
+    if shown == "terminal":
+        typer.echo(pages.in_short(run.summary))
+    elif shown == "github":
+        typer.echo(pages.for_github(run.summary, path.parent))
+    _shown(path, shown, run.verdict, open_)
+    return run.verdict
 
 
 def _several(
-    folders: Sequence[Path], asked: Mapping[str, object], to: Path | None, out: Path
-) -> tuple[Path, Call, dict[str, Any]]:
+    folders: Sequence[Path],
+    asked: Mapping[str, object],
+    to: Path | None,
+    out: Path,
+    shown: str,
+    as_json: bool,
+    open_: bool,
+) -> Call:
     """The same of several runs; the verdict is that of the first run on a server, or of the first."""
     from specbench.api import load_run
-    from specbench.report.brief.several import write_several
+    from specbench.report.dialect import json_of
+    from specbench.report.several import in_short, runs_of, write_several
 
+    if shown == "github":
+        raise ConfigError("A pull request gets one run", where="--format github", hint="Name one run.")
     stored = [load_run(folder, **asked).stored for folder in folders]
+    if as_json:
+        runs = runs_of(stored)
+        print_json(
+            {"runs": [json_of(run.summary) | {"break_evens": _break_evens(run.summary)} for run in runs]},
+        )
+        return runs[0].head.verdict
     runs, path = write_several(stored, to or out / _name(stored))
-    return path, runs[0].call, {"runs": [_object(run.stored, run.summary) for run in runs]}
+    if shown == "terminal":
+        typer.echo(in_short(runs))
+    _shown(path, shown, runs[0].head.verdict, open_)
+    return runs[0].head.verdict
 
 
-def _object(stored: StoredRun, summary: Summary) -> dict[str, Any]:
-    return summary.to_json() | {"policy": asdict(stored.run.config.policy), "break_evens": _break_evens(summary)}
+def _shown(path: Path, shown: str, call: Call, open_: bool) -> None:
+    """The page itself where it is asked for, and where it lies."""
+    html = path.with_suffix(".html")
+    if shown == "terminal":
+        typer.echo(f"\nThe brief: {html} (--open shows it), {path.name}")
+    elif shown in ("markdown", "html"):
+        typer.echo((html if shown == "html" else path).read_text(encoding="utf-8"))
+        # The page is long: what it says once more, where the reader's eyes are.
+        typer.echo(f"{call}. Written to {path} and {html.name}", err=True)
+    if open_:
+        typer.launch(str(html))
 
 
-def _break_evens(summary: Summary) -> list[dict[str, Any]]:
+def _break_evens(summary: Summary) -> list[dict[str, object]]:
     """One entry for each draft and gamma, flat, for those who look for nothing else."""
     return [
         {"draft": draft.draft, "gamma": row.gamma, **asdict(row.break_even)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, with_settings
-from specbench.cli.show import newest, print_parts
+from specbench.cli.show import print_json, print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def plan(
     ctx: typer.Context,
     keys: Keys,
     run: Annotated[
-        Path | None, typer.Argument(help="Run folder of a pilot.  [default: the newest; none with --spread]")
+        Path | None, typer.Argument(help="Run folder of a pilot, or @1.  [default: the newest; none with --spread]")
     ] = None,
     half_width: Annotated[
         float, _assumed("How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
@@ -63,7 +62,7 @@ def plan(
     assumed = {key: ctx.params[key] for key in ("half_width", "drafts", "spread", "seconds_per_prompt", "speedup")}
     _require_numbers(assumed)
     found, policy, pilot = _plan(
-        None if spread is not None and run is None else run or newest(out, timed=True),
+        None if spread is not None and run is None else run_folder(run, out, timed=True),
         {key: value for key, value in keys.items() if value is not None},
         assumed,
     )
@@ -78,7 +77,7 @@ def plan(
             typer.echo(page, nl=False)
             return
     if as_json:
-        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        print_json(found)
         return
     from specbench.report.plan.tables import plan_tables
 

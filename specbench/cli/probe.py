@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, ConfigFile, Grouped, Keys, Own, Quiet, with_settings
-from specbench.cli.show import print_parts
+from specbench.cli.show import print_json, print_parts
 from specbench.errors import ConfigError
 
 
@@ -76,7 +75,7 @@ def probe(
     folder = run_probe(settings, request, _sayer(quiet), argv)
     found = probed(read_run(folder))
     if as_json:
-        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        print_json(found)
         return
     from specbench.report.probe_tables import probe_tables
 

@@ -18,6 +18,7 @@ from specbench import text
 from specbench.analysis.contract import Summary
 from specbench.errors import StoreError
 from specbench.records import Policy
+from specbench.report.dialect import PLAIN, sentence_of
 from specbench.store import replace_file
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 INK = "#1b1b1b"
 GREY = "#6e6e6e"
+GREYS = ("#5c5c5c", "#8c8c8c", "#b0b0b0")
 COLOURS = ("#1f4e79", "#b5541c", "#3d7a3d", "#6b4c9a")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -60,9 +62,9 @@ _CAPTION_WIDTH = 120
 
 
 @contextmanager
-def page(summary: Summary, note: str = "", *, width: float = 6.6, height: float = 3.9) -> Iterator[Figure]:
+def page(summary: Summary, *, width: float = 6.6, height: float = 3.9) -> Iterator[Figure]:
     """An empty figure, inches; on leaving it is captioned with what was measured."""
-    with sheet(_caption(summary, note), width, height) as figure:
+    with sheet(_caption(summary), width, height) as figure:
         yield figure
 
 
@@ -161,13 +163,17 @@ def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _caption(summary: Summary, note: str) -> str:
-    """Two short lines: a long engine or machine must not widen the figure."""
+def _caption(summary: Summary) -> str:
+    """Two short lines: a long engine or machine must not widen the figure. It can stand alone."""
+    facts = summary.facts
     load = f"batch {summary.batch_size}" if summary.server is None else f"requests {summary.server.load}"
-    lines = (
-        f"target {summary.target}; {summary.engine}",
-        "; ".join(filter(None, (summary.hardware, load, note))),
-    )
+    used = facts.workload.used
+    prompts = None if used is None else text.count(used, "prompt")
+    if summary.policy.mix:  # its own prompts alone are shown, which are fewer than were measured
+        prompts = "weighed by a mix of traffic"
+    sampling = sentence_of("sampling", PLAIN, facts.sampling)
+    known = ", ".join(part for part in (facts.precision, sampling, prompts) if part)
+    lines = (f"target {summary.target}; {summary.engine}", f"{summary.hardware}; {load}; {known}")
     return "\n".join(textwrap.shorten(text.clean(line), _CAPTION_WIDTH, placeholder="...") for line in lines)
 
 

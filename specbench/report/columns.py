@@ -9,10 +9,10 @@ from textwrap import shorten
 from typing import Any
 
 from specbench import text
-from specbench.analysis.contract import DraftResult, GammaResult, LoadResult, Percentiles, Summary
+from specbench.analysis.contract import FEW_PROMPTS, DraftResult, GammaResult, LoadResult, Percentiles, Summary
 from specbench.analysis.loads import metric_of
 from specbench.records import Load, Policy
-from specbench.report.dialect import PLAIN, Plain, environment
+from specbench.report.dialect import PLAIN, Plain
 
 # More positions than this do not fit beside the sparkline.
 _SURVIVAL_NUMBERS = 8
@@ -61,7 +61,7 @@ def _of(rows: Sequence[Any]) -> Callable[..., Column]:
 
 def few(prompts: int, d: Plain) -> str:
     """` (few prompts)` behind a claim that rests on so many; empty where they are enough."""
-    return str(environment(d).globals["few"](prompts))
+    return type(d.mark("few-prompts"))(" ") + d.mark("few-prompts") if prompts < FEW_PROMPTS else ""
 
 
 def estimate(row: Any) -> str:
@@ -75,6 +75,7 @@ def interval_header(policy: Policy) -> str:
 def gamma_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN, *, ascii_only: bool = False) -> list[Column]:
     """One draft, gamma by gamma. Survival is for a terminal, which has no figures."""
     of = _of(draft.gammas)
+    bounds = interval_header(policy)
     predicted = "pre-\ndicted" if d is PLAIN else "decode " + d.mark("replay-and-costs")
     columns = [
         of("gamma", "gamma", lambda row: str(row.gamma)),
@@ -84,7 +85,7 @@ def gamma_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN, *, ascii
         of("round_steps", "round's cost,\nsteps", _own_cost, 5, "cost"),
         of("replay_tokens_per_round", "tau\nreplayed", lambda row: text.digits(row.replay_tokens_per_round), 7),
         *([_survival(draft.gammas, ascii_only)] if d is PLAIN else []),
-        of("speedup", f"speedup, decode\n{interval_header(policy)}", estimate, 0, f"speedup\n{interval_header(policy)}"),
+        of("speedup", f"speedup, decode\n{bounds}", estimate, 0, f"speedup\n{bounds}"),
         of("predicted_speedup", predicted, lambda row: text.speedup(row.predicted_speedup), 9),
         of("speedup_e2e", "end to\nend", lambda row: text.speedup(row.speedup_e2e), 4),
         of("tokens_per_s", "decode\ntokens/s", lambda row: f"{row.tokens_per_s:.1f}", 1, "tok/s"),
@@ -133,7 +134,9 @@ def category_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN, *, sh
     names = tuple(d.n(row.category) for row in rows)
     marks = [few(row.prompts, d) for row in rows] if d is not PLAIN else [""] * len(rows)
     once = bool(rows) and all(marks)
-    counts = tuple(type(mark)(f"{row.prompts:,}") + ("" if once else mark) for row, mark in zip(rows, marks, strict=True))
+    counts = tuple(
+        type(mark)(f"{row.prompts:,}") + ("" if once else mark) for row, mark in zip(rows, marks, strict=True)
+    )
     columns = [
         Column("category", "category", names, 0, ("category", _shortened(names)), left=True),
         of("verdict", "verdict", lambda row: row.verdict, left=True),
@@ -153,17 +156,17 @@ def _shortened(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def candidate_columns(summary: Summary, d: Plain) -> list[Column]:
     """Every draft at its own best gamma, the chosen one first. Its estimate is that of the verdict."""
-    head, choice = summary.headline, summary.choice
+    head, choice, policy = summary.headline, summary.choice, summary.policy
     others = sorted((o for o in summary.drafts if o is not summary.recommended), key=lambda draft: -draft.speedup)
     rows: list[tuple[Any, DraftResult]] = [(head, o) if o is summary.recommended else (o, o) for o in others]
     if summary.recommended is not None:
         rows.insert(0, (head, summary.recommended))
     of = _of(rows)
-    minimum = text.speedup(summary.policy.min_speedup)
+    minimum = text.speedup(policy.min_speedup)
     return [
         of("draft", "draft", lambda row: d.code(row[1].draft), left=True),
         of("gamma", "gamma", lambda row: str(choice.gamma if choice and row[0] is choice else row[1].best_gamma)),
-        of("speedup", f"speedup, {metric_words(summary.policy)}\n{interval_header(summary.policy)}", lambda row: estimate(row[0])),
+        of("speedup", f"speedup, {metric_words(policy)}\n{interval_header(policy)}", lambda row: estimate(row[0])),
         of("probability", f"chance of\n{minimum}", lambda row: _chance(row[0].probability)),
         of("verdict", "verdict", lambda row: row[0].verdict, left=True),
     ]  # fmt: skip
@@ -181,20 +184,23 @@ def glance_columns(summary: Summary, d: Plain) -> list[Column]:
     unit = "a whole answer" if summary.batch_size == 1 else f"a batch of {summary.batch_size} answers"
     lines = [("decode tokens/s", f"{draft.baseline_tokens_per_s:.1f}", f"{row.tokens_per_s:.1f}")]
     if answer is not None:
-        what = f"{unit}, prompt included (mean of {answer.tokens:.0f} tokens)"
-        lines.append((what, f"{answer.baseline_s:.2f} s", f"{answer.draft_s:.2f} s"))
+        what = f"seconds for {unit}, prompt included (mean of {answer.tokens:.0f} tokens)"
+        lines.append((what, f"{answer.baseline_s:.2f}", f"{answer.draft_s:.2f}"))
     share = text.percent(draft.slower_share)
     lines.append((f"prompts slower than {text.speedup(summary.policy.slower_than)}", e, share))
     lines.append(("identical outputs", e, _texts(row, d)))
     if draft.memory is not None:
-        lines.append(("memory added", e, text.size(draft.memory.total_bytes, "B") or e if draft.memory.total_bytes else "none"))
+        lines.append(
+            ("memory added", e, text.size(draft.memory.total_bytes, "B") or e if draft.memory.total_bytes else "none")
+        )
     if money is not None:
         price = type(d.mark("price"))(f"{money.per_million:,.2f} ") + d.mark("price")
         lines.append(("a million output tokens", f"{money.baseline_per_million:,.2f}", price))
     lines.append(("stops paying at", e, _stops(draft, d)))
     kept = [line for line in lines if line[2] != e]
     names, off, on = (tuple(column) for column in zip(*kept, strict=True))
-    return [Column("what", "measured", names, left=True), Column("off", "off", off), Column("on", "on", on)]  # fmt: skip
+    first = Column("what", "measured", names, left=True)
+    return [first, Column("off", "off", off), Column("on", "on", on)]
 
 
 def _texts(row: GammaResult, d: Plain) -> str:
@@ -204,7 +210,7 @@ def _texts(row: GammaResult, d: Plain) -> str:
     same, found = text.out_of(row.identical_prompts, row.prompts), row.texts
     parts = [d.n(same)]
     if found is not None and found.ties:
-        parts.append(d.n(f"{found.ties:,} differ by rounding ") + d.mark("near-ties"))
+        parts.append(d.n(f"{found.ties:,} differ by rounding") + " " + d.mark("near-ties"))
     if found is not None and found.wide:
         parts.append(d.strong(f"{found.wide:,} by more than rounding"))
     if found is not None and found.unknown:
@@ -259,7 +265,7 @@ def load_columns(summary: Summary, draft: DraftResult, d: Plain = PLAIN) -> list
     if not rows:
         return []
     of, decode = _of(rows), policy.metric == "decode"
-    other = "speedup_e2e" if decode else "speedup"
+    other, besides = ("speedup_e2e", "end to end") if decode else ("speedup", "decode")
 
     def times(name: str, at: str) -> Callable[[LoadResult], str]:
         def cell(row: LoadResult) -> str:
@@ -273,7 +279,7 @@ def load_columns(summary: Summary, draft: DraftResult, d: Plain = PLAIN) -> list
         of("gamma", "gamma", lambda row: str(row.gamma)),
         of("verdict", "verdict", lambda row: row.verdict, 1, left=True),
         of("speedup", f"speedup,\n{metric_words(policy)}", lambda row: text.estimate(*metric_of(row, policy))),
-        of(other, f"speedup,\n{'end to end' if decode else 'decode'}", lambda row: text.speedup(getattr(row, other)), 5),
+        of(other, f"speedup,\n{besides}", lambda row: text.speedup(getattr(row, other)), 5),
         of("throughput", "output\ntokens/s", lambda row: pair([row.baseline_throughput, row.throughput]), 2),
         of("throughput_ratio", "through-\nput", lambda row: text.speedup(row.throughput_ratio), 6),
         of("ttft_p50", "first token,\np50, ms", times("ttft", "p50"), 3),

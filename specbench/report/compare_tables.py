@@ -16,7 +16,8 @@ from specbench.analysis.compared import (
     ComparedRun,
     Comparison,
 )
-from specbench.report.brief.server import pair
+from specbench.report.columns import pair
+from specbench.report.dialect import said
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
 _Cells = list[tuple[str, str, tuple[str, ...], int]]
@@ -46,7 +47,7 @@ def comparison_markdown(found: Comparison) -> str:
     lines += [text.escape(line) for line in _last(found)]
     lines += [""] if found.warnings else []
     lines += [
-        f"- *warning* {text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.hint))}"
+        f"- *warning* {text.code(w.code)}: {text.escape(text.sentence(said(w)))} {text.escape(text.sentence(w.hint))}"
         for w in found.warnings
     ]
     return "\n".join(lines).rstrip() + "\n"

@@ -28,22 +28,22 @@ from specbench.report.canvas import (
     sheet,
     thinned,
 )
-from specbench.report.wording import best_row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from specbench.report.brief.several import Run
+    from specbench.report.several import Run
 
 
 # All lines at one position lie within so much to either side of it.
 _DODGE = 0.12
 
 
-def draw_survival(summary: Summary, policy: Policy, note: str = "") -> Figure:
+def draw_survival(summary: Summary) -> Figure:
     """Survival s_j by position j with intervals, at each draft's best gamma (filled) and at its largest (open)."""
-    with page(summary, note) as figure:
+    policy = summary.policy
+    with page(summary) as figure:
         axes = figure.add_subplot()
         lines: list[tuple[int, DraftResult, GammaResult]] = []
         for index, draft in enumerate(summary.drafts):
@@ -99,12 +99,13 @@ _DASHES = ("-", "--", "-.", ":")
 _LOAD_DODGE = 0.035
 
 
-def draw_loads(summary: Summary, policy: Policy, note: str = "") -> Figure:
+def draw_loads(summary: Summary) -> Figure:
     """Speedup by the policy's metric against concurrency, each with its interval, over the target alone under the same
     load; break-even is where the draft stops paying."""
+    policy = summary.policy
     kind = "end-to-end" if policy.metric == "e2e" else "decode"
     server = None if summary.server is None else replace(summary.server, load="as on the axis")
-    with page(replace(summary, server=server), note) as figure:
+    with page(replace(summary, server=server)) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log", base=2)
         lines = _lines(summary, policy)
@@ -173,7 +174,7 @@ RUNS = "runs"
 def draw_runs(runs: Sequence[Run]) -> Figure:
     """Decode speedups as points with intervals, a group of lines for each run; a filled marker is the draft that the
     run's verdict is about."""
-    lines = [(run, draft, best_row(draft)) for run in runs for draft in run.summary.drafts]
+    lines = [(run, draft, draft.best) for run in runs for draft in run.summary.drafts]
     caption = text.clean("Decoding, each draft at its own best gamma; filled: what the run's verdict is about")
     with sheet(caption, 6.6, 1.7 + 0.36 * len(lines)) as figure:
         axes = figure.add_subplot()
@@ -199,7 +200,7 @@ def draw_runs(runs: Sequence[Run]) -> Figure:
             axes.annotate(
                 note, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8, annotation_clip=False
             )
-        policy = runs[0].facts.policy
+        policy = runs[0].summary.policy
         ends = [v for _, _, row in lines for v in (row.speedup, row.speedup_low, row.speedup_high) if v is not None]
         axes.set_xlim(*padded([1.0, policy.min_speedup, *ends]))
         axes.set_ylim(len(lines) - 0.4, -0.6)

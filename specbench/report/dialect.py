@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from specbench import text
@@ -49,6 +51,10 @@ class Plain:
         """`(predicted)`, leading to the doubt of that code."""
         return f"({KINDS[code]})"
 
+    def inline(self, markdown: str) -> str:
+        """Words that are Markdown already."""
+        return markdown
+
 
 class Markdown(Plain):
     name = "md"
@@ -69,6 +75,15 @@ class Markdown(Plain):
         return f"([{KINDS[code]}](#{code}))"
 
 
+class Unlinked(Markdown):
+    """Markdown without a list of doubts to lead to."""
+
+    name = "unlinked"
+
+    def mark(self, code: str) -> str:
+        return f"({KINDS[code]})"
+
+
 class Html(Plain):
     name = "html"
 
@@ -85,14 +100,22 @@ class Html(Plain):
         return Markup("<strong>{}</strong>").format(words)
 
     def link(self, words: str, to: str) -> str:
-        safe = to if re.match(r"(https://|#)", to) else ""
+        safe = to if re.match(r"(https://|#|[\w./-]+$)", to) and not to.startswith("/") else ""
         return Markup('<a href="{}">{}</a>').format(safe, words) if safe else escape(words)
 
     def mark(self, code: str) -> str:
         return Markup('(<a class="mark" href="#{}">{}</a>)').format(code, KINDS[code])
 
+    def inline(self, markdown: str) -> str:
+        return Markup(_parser().renderInline(markdown))  # noqa: S704  # raw HTML is off
 
-PLAIN, MARKDOWN, HTML = Plain(), Markdown(), Html()
+
+@cache
+def _parser() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": False, "xhtmlOut": False})
+
+
+PLAIN, MARKDOWN, UNLINKED, HTML = Plain(), Markdown(), Unlinked(), Html()
 
 
 @cache
@@ -105,7 +128,7 @@ def environment(dialect: Plain) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=dialect is HTML,
+        autoescape=dialect is HTML,  # noqa: S701  # in Markdown, names are escaped where they enter a sentence
     )
     found.filters |= {
         "n": dialect.n,
@@ -113,6 +136,10 @@ def environment(dialect: Plain) -> Environment:
         "strong": dialect.strong,
         "listed": listed,
         "squash": squash,
+        "inline": dialect.inline,
+        "inlined": lambda column: replace(column, cells=tuple(map(dialect.inline, column.cells))),
+        "kwargs": text.template_kwargs,
+        "of_100": lambda share: text.percent(share).rstrip("%"),
         "cell": text.cell,
         "x": text.speedup,
         "pct": text.percent,
@@ -124,13 +151,13 @@ def environment(dialect: Plain) -> Environment:
         "count": text.count,
         "rounded": rounded,
         "est": lambda row: text.estimate(row.speedup, row.speedup_low, row.speedup_high),
-        "upper": upper_first,
-        "lower": lambda words: words[:1].lower() + words[1:],
+        "capital": upper_first,
+        "small": lambda words: words[:1].lower() + words[1:],
         "sentence": lambda words: full_stop(upper_first(words)),
     }
     found.globals |= {
         "mark": dialect.mark,
-        "link": dialect.link,
+        "link_to": dialect.link,
         "estimate": text.estimate,
         "interval": text.interval,
         "few": lambda prompts: " " + dialect.mark("few-prompts") if prompts < FEW_PROMPTS else "",
@@ -155,7 +182,7 @@ def listed(items: Iterable[str]) -> str:
 def squash(words: str) -> str:
     """On one line, with single spaces; of markup it stays markup."""
     line = re.sub(r"[ \t\n]+", " ", str(words)).strip()
-    return Markup(line) if hasattr(words, "__html__") else line
+    return Markup(line) if hasattr(words, "__html__") else line  # noqa: S704  # it was markup
 
 
 def upper_first(words: str) -> str:
@@ -173,9 +200,8 @@ def rounded(n: int) -> str:
 
 @cache
 def _catalogue() -> Mapping[str, Mapping[str, Any]]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     page = files("specbench.report").joinpath("templates/words.yaml").read_text(encoding="utf-8")
-    return MappingProxyType(yaml.load(page, loader))
+    return MappingProxyType(yaml.safe_load(page))
 
 
 @cache
@@ -184,16 +210,21 @@ def _worded(kind: str, code: str, dialect: Plain, part: str | None = None) -> Te
     return environment(dialect).from_string(entry if part is None else entry[part])
 
 
+def _words(dialect: Plain, kind: str, about: Reason | Finding, part: str | None = None) -> str:
+    line = squash(_worded(kind, about.code, dialect, part).render(about.values))
+    return Markup(line) if dialect is HTML else line  # noqa: S704  # escaped by the template
+
+
 def because(reason: Reason, dialect: Plain = PLAIN) -> str:
     """A reason in words, without capital and full stop."""
-    return squash(_worded("reasons", reason.code, dialect).render(reason.values))
+    return _words(dialect, "reasons", reason)
 
 
 def said(finding: Finding, dialect: Plain = PLAIN) -> str:
     """What a warning says, without capital and full stop: its own words, or those of its code."""
     if finding.message:
         return dialect.n(finding.message)
-    return squash(_worded("warnings", finding.code, dialect).render(finding.values))
+    return _words(dialect, "warnings", finding)
 
 
 def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
@@ -201,14 +232,35 @@ def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
     kind = "doubts" if finding.code in KINDS or name in ("claim", "change") else "steps"
     if name in ("do", "why", "doubt"):
         kind = "steps"
-    return squash(_worded(kind, finding.code, dialect, name).render(finding.values))
+    return _words(dialect, kind, finding, name)
+
+
+def sentence_of(name: str, dialect: Plain, *about: Any) -> str:
+    """One of the sentences about a run (run.j2), on one line."""
+    return squash(getattr(template("run.j2", dialect).module, name)(*about))
+
+
+def json_of(record: Any) -> Any:
+    """A record as `--json` prints it: plain dicts and lists, with the words of each reason and finding beside its
+    code."""
+    if isinstance(record, Reason):
+        return {"code": record.code, "values": json_of(record.values), "words": because(record)}
+    if isinstance(record, Finding):
+        values = {key: value for key, value in record.values.items() if key != "said"}
+        told = {"message": said(record)} if record.code in _catalogue()["warnings"] or record.message else {}
+        parts = ("do", "why", "doubt") if record.code in _catalogue()["steps"] else ("claim", "change")
+        words = told or {name: part(record, name) for name in parts}
+        head = {"code": record.code, "severity": record.severity}
+        return head | words | {"hint": record.hint, "values": json_of(values)}
+    if is_dataclass(record):
+        return {each.name: json_of(getattr(record, each.name)) for each in fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): json_of(value) for key, value in record.items()}
+    return [json_of(each) for each in record] if isinstance(record, list | tuple) else record
 
 
 def template(name: str, dialect: Plain = MARKDOWN) -> Template:
     return environment(dialect).get_template(name)
-
-
-
 
 
 def codes(kind: str) -> Sequence[str]:

@@ -16,6 +16,7 @@ from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult
 from specbench.records import Policy
 from specbench.report.canvas import (
     COLOURS,
+    GREYS,
     INK,
     MARKERS,
     bars_mean,
@@ -30,8 +31,6 @@ from specbench.report.canvas import (
     thinned,
 )
 from specbench.report.curves import draw_loads, draw_survival
-from specbench.report.readings import total
-from specbench.report.wording import by_speedup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,14 +53,14 @@ def available(summary: Summary) -> tuple[str, ...]:
         SPEEDUP: bool(rows),
         SURVIVAL: any(row.survival for row in rows),
         ROUND_TIME: any(row.round_time for row in rows),
-        CATEGORIES: any(by_speedup(draft) for draft in summary.drafts),
+        CATEGORIES: any(draft.by_speedup for draft in summary.drafts),
         LOADS: len({row.concurrency for row in summary.loads if row.concurrency is not None}) > 1,
     }
     return tuple(stem for stem, data in has.items() if data)
 
 
-def draw(stem: str, summary: Summary, policy: Policy, note: str = "") -> Figure:
-    """One of the `available` figures, bound to no window; `note` is added to the caption."""
+def draw(stem: str, summary: Summary) -> Figure:
+    """One of the `available` figures, bound to no window."""
     known = {
         SPEEDUP: draw_speedup,
         SURVIVAL: draw_survival,
@@ -69,28 +68,36 @@ def draw(stem: str, summary: Summary, policy: Policy, note: str = "") -> Figure:
         CATEGORIES: draw_categories,
         LOADS: draw_loads,
     }
-    return known[stem](summary, policy, note)
+    return known[stem](summary)
 
 
-def write_figures(summary: Summary, policy: Policy, folder: Path, note: str = "") -> None:
+def write_figures(summary: Summary, folder: Path) -> None:
     """Write every figure that has data to `folder`."""
     for stem in available(summary):
-        save(draw(stem, summary, policy, note), folder, stem)
+        save(draw(stem, summary), folder, stem)
 
 
-def draw_speedup(summary: Summary, policy: Policy, note: str = "") -> Figure:
-    """Decode speedup against gamma: measured with intervals, predicted (also where nothing was measured) as open
-    markers, and the two lines that decide: break-even at 1.00x and the policy's minimum."""
-    with page(summary, note) as figure:
+def draw_speedup(summary: Summary) -> Figure:
+    """Decode speedup against gamma, measured with intervals, and the two lines that decide: break-even at 1.00x and the
+    policy's minimum. The draft of the verdict is in ink with its chosen point ringed and its predictions as open
+    markers; the others are told apart in grey."""
+    policy, chosen = summary.policy, summary.recommended
+    with page(summary) as figure:
         axes = figure.add_subplot()
-        rows: list[GammaResult | PredictedGamma] = []
-        for draft in summary.drafts:
-            rows += [*draft.gammas, *draft.predicted]
+        rows: list[GammaResult | PredictedGamma] = [row for draft in summary.drafts for row in draft.gammas]
+        rows += chosen.predicted if chosen is not None else ()
         gammas = sorted({row.gamma for row in rows})
         step = _DODGE * min((b - a for a, b in pairwise(gammas)), default=1)
-        for index, draft in enumerate(summary.drafts):
-            shift = (index - (len(summary.drafts) - 1) / 2) * 2 * step
-            _speedup_line(axes, draft, policy, index, shift, step)
+        grey = 0
+        for draft in summary.drafts:
+            if draft is chosen:
+                gamma = summary.choice.gamma if summary.choice is not None else draft.best_gamma
+                _chosen_line(axes, draft, policy, gamma, step)
+            else:
+                shift = step * (-1 - grey // 2 if grey % 2 == 0 else 1 + grey // 2)
+                look = {"color": GREYS[grey % len(GREYS)], "marker": MARKERS[1 + grey % (len(MARKERS) - 1)]}
+                _speedup_line(axes, draft, policy, shift, look, ("--", "-.", ":")[grey % 3])
+                grey += 1
         axes.set_ylim(*padded([1.0, policy.min_speedup, *(value for row in rows for value in _values(row))]))
         level_lines(axes, levels(policy))
         axes.set_xticks(thinned(gammas))
@@ -101,24 +108,21 @@ def draw_speedup(summary: Summary, policy: Policy, note: str = "") -> Figure:
     return figure
 
 
-def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, shift: float, step: float) -> None:
-    look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-    rows = draft.gammas
-    bars = any(row.speedup_low is not None for row in rows)
-    says = f"{text.percent(policy.confidence)} interval" if bars else "too few prompts for an interval"
-    axes.errorbar(
-        [row.gamma + shift for row in rows],
-        [row.speedup for row in rows],
-        yerr=_bars(rows),
-        label=f"{name(draft.draft)}, measured ({says})",
-        capsize=4,
-        markersize=6,
-        linewidth=1.3,
-        linestyle=("-", "--", "-.", ":")[index % 4],
-        **look,
-    )
-    known = [(row.gamma + shift + step, row.speedup) for row in draft.predicted] or [
-        (row.gamma + shift + step, row.predicted_speedup) for row in rows if row.predicted_speedup is not None
+def _chosen_line(axes: Axes, draft: DraftResult, policy: Policy, gamma: int, step: float) -> None:
+    look: dict[str, Any] = {"color": COLOURS[0], "marker": MARKERS[0]}
+    _speedup_line(axes, draft, policy, 0.0, look, "-")
+    point = next((row for row in draft.gammas if row.gamma == gamma), None)
+    if point is not None:
+        ring: dict[str, Any] = {
+            "marker": "o",
+            "markersize": 15,
+            "markerfacecolor": "none",
+            "markeredgewidth": 1.4,
+            "color": INK,
+        }
+        axes.plot([gamma], [point.speedup], linestyle="none", label="chosen", zorder=4, **ring)
+    known = [(row.gamma + step / 2, row.speedup) for row in draft.predicted] or [
+        (row.gamma + step / 2, row.predicted_speedup) for row in draft.gammas if row.predicted_speedup is not None
     ]
     if known:
         axes.plot(
@@ -132,15 +136,34 @@ def _speedup_line(axes: Axes, draft: DraftResult, policy: Policy, index: int, sh
         )
 
 
-def draw_round_time(summary: Summary, policy: Policy, note: str = "") -> Figure:
+def _speedup_line(
+    axes: Axes, draft: DraftResult, policy: Policy, shift: float, look: dict[str, Any], dash: str
+) -> None:
+    rows = draft.gammas
+    bars = any(row.speedup_low is not None for row in rows)
+    says = f"{text.percent(policy.confidence)} interval" if bars else "too few prompts for an interval"
+    axes.errorbar(
+        [row.gamma + shift for row in rows],
+        [row.speedup for row in rows],
+        yerr=_bars(rows),
+        label=f"{name(draft.draft)}, measured ({says})",
+        capsize=4,
+        markersize=6,
+        linewidth=1.3,
+        linestyle=dash,
+        **look,
+    )
+
+
+def draw_round_time(summary: Summary) -> Figure:
     """Where the mean round's time goes, stacked milliseconds by gamma, beside one step of the target alone."""
     drafts = [replace(draft, gammas=tuple(row for row in draft.gammas if row.round_time)) for draft in summary.drafts]
     drafts = [draft for draft in drafts if draft.gammas]
     count = len(drafts)
-    with page(summary, note, width=max(6.6, 3.4 * count)) as figure:
+    with page(summary, width=max(6.6, 3.4 * count)) as figure:
         panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
         steps = [1000 / draft.baseline_tokens_per_s for draft in drafts]
-        totals = [1000 * total(row.round_time) for draft in drafts for row in draft.gammas if row.round_time]
+        totals = [1000 * row.round_time.total_s for draft in drafts for row in draft.gammas if row.round_time]
         for axes, draft, step in zip(panels, drafts, steps, strict=True):
             axes.set_ylim(0, max([*totals, *steps]) * 1.12)
             _round_bars(axes, draft)
@@ -180,11 +203,12 @@ def _round_bars(axes: Axes, draft: DraftResult) -> None:
     axes.set_xlim(middle - half, middle + half)
 
 
-def draw_categories(summary: Summary, policy: Policy, note: str = "") -> Figure:
+def draw_categories(summary: Summary) -> Figure:
     """Speedup by category at its best gamma, fastest on top; an open marker has too few prompts for an interval."""
+    policy = summary.policy
     rows = _category_order(summary)
     drafts = summary.drafts
-    with page(summary, note, height=1.9 + 0.34 * len(rows) * max(1.0, 0.7 * len(drafts))) as figure:
+    with page(summary, height=1.9 + 0.34 * len(rows) * max(1.0, 0.7 * len(drafts))) as figure:
         axes = figure.add_subplot()
         for index, draft in enumerate(drafts):
             shift = (index - (len(drafts) - 1) / 2) * 0.22

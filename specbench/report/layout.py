@@ -16,32 +16,13 @@ from rich.text import Text
 
 from specbench import text
 from specbench.records import Finding
+from specbench.report.columns import Column as Column
+from specbench.report.dialect import said
 
 _GAP = 2
 
 # A rule below the header and blanks elsewhere, as box.SIMPLE_HEAD has it, in characters that every terminal has.
 _ASCII_RULE = box.Box("    \n    \n----\n    \n    \n    \n    \n    \n", ascii=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """`cells` under `header`, whose lines are separated by newlines. In a table that is too wide, columns first take
-    their `short` header and cells; then the one with the largest `gives_way` goes, and so on. Those with 0 stay."""
-
-    name: str
-    header: str
-    cells: tuple[str, ...]
-    gives_way: int = 0
-    short: tuple[str, tuple[str, ...]] | None = None
-    left: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(cell_len(line) for line in (*self.header.split("\n"), *self.cells))
-
-    def shortened(self) -> Column:
-        header, cells = self.short or (self.header, self.cells)
-        return Column(self.name, header, cells, self.gives_way, None, self.left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +48,12 @@ def fit(columns: Sequence[Column], width: int) -> list[Column]:
     return kept
 
 
+def _width(column: Column) -> int:
+    return max(cell_len(line) for line in (*column.header.split("\n"), *column.cells))
+
+
 def _total(columns: Sequence[Column]) -> int:
-    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
+    return sum(_width(column) for column in columns) + _GAP * (len(columns) - 1)
 
 
 def table(columns: Sequence[Column], plain: bool, verdicts: Sequence[str] = ()) -> Table:
@@ -97,9 +82,16 @@ def warnings(found: Sequence[Finding], width: int, plain: bool) -> Iterator[Rend
     for warning in found:
         line = Text()
         line.append(f"warning {readable(warning.code, plain)}: ", "yellow")
-        line.append(readable(text.sentence(warning.message), plain))
+        line.append(readable(text.sentence(said(warning)), plain))
         yield line
         yield note(text.sentence(warning.hint), width, plain, indent="  ", style="")
+
+
+def hidden(columns: Sequence[Column], kept: Sequence[Column]) -> list[str]:
+    """`Not shown at this width: rounds, survival.`, or nothing."""
+    shown = {column.name for column in kept}
+    gone = [column.title for column in columns if column.name not in shown]
+    return [f"Not shown at this width: {', '.join(gone)}."] if gone else []
 
 
 def note(words: str, width: int, plain: bool, *, indent: str = "", style: str = "dim") -> Text:

@@ -13,12 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
-from specbench import text
 from specbench.acceptance.metrics import trial_counts
 from specbench.analysis.contract import Summary
-from specbench.analysis.facts import Facts
 from specbench.records import ArmKind, Divergence, Finish, Load, ServerStats, Trial
-from specbench.report import wording
+from specbench.report.columns import candidate_columns
+from specbench.report.dialect import MARKDOWN, UNLINKED
 
 _DTYPES = {int: "int64", float: "float64", bool: "bool", str: "string", Literal: "string"}
 _WITH_ROOM = {"int64": "Int64", "bool": "boolean"}  # for what is missing; the others have it
@@ -183,29 +182,9 @@ def _value(record: Any, path: tuple[str, ...]) -> Any:
     return record
 
 
-def verdict_table(summary: Summary, facts: Facts) -> str:
+def verdict_table(summary: Summary) -> str:
     """What a notebook shows of a run: its verdict for each draft, in Markdown that no name in it can break."""
-    policy, drafts = facts.policy, summary.drafts
-    header, rows = text.table(
-        [
-            ("draft", [text.cell(text.code(draft.draft)) for draft in drafts]),
-            ("verdict", [draft.verdict for draft in drafts]),
-            (
-                wording.metric_column(policy),
-                [text.estimate(draft.speedup, draft.speedup_low, draft.speedup_high) for draft in drafts],
-            ),
-            ("best gamma", [str(draft.best_gamma) for draft in drafts]),
-            ("prompts", [f"{wording.best_row(draft).prompts:,}" for draft in drafts]),
-        ]
-    )
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows)]
-    asked = f"Asked for at least {text.speedup(policy.min_speedup)} with {text.percent(policy.confidence)} confidence."
-    codes = text.join(text.code(caution.code) for caution in summary.warnings)
-    parts = (
-        wording.banner(facts),
-        wording.choice(summary, policy),
-        "\n".join(lines),
-        f"{text.code(summary.target)} on {text.code(summary.hardware)}, {text.code(summary.engine)}. {asked}",
-        f"Warnings: {codes}." if codes else None,
-    )
-    return "\n\n".join(part for part in parts if part)
+    from specbench.report.brief import markdown
+
+    columns = candidate_columns(summary, MARKDOWN)
+    return markdown("notebook.j2", {"s": summary, "candidates": columns}, UNLINKED)

@@ -6,11 +6,12 @@ from __future__ import annotations
 from specbench.acceptance.lossless import NEAR_TIE, is_near_tie
 from specbench.acceptance.metrics import Counts, count, pooled
 from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import margins
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.drafters.model import ModelDrafter
 from specbench.verify.findings import Finding
-from specbench.verify.setup import GAMMA, Setup, bare_logits, relative_margin
+from specbench.verify.setup import GAMMA, Setup, bare_logits
 
 # Of what the target drafts for itself; below float32 its own near ties fall either way.
 SELF_ACCEPTED = {"float32": 0.98, "float16": 0.9, "bfloat16": 0.85}
@@ -48,7 +49,7 @@ def same_text(bed: Setup, draft: Draft) -> Finding:
         if at is not None:
             x = [*prompt, *alone[:at]]
             logits = RepetitionPenalty(bed.sampling).apply(bare_logits(bed.loaded.model, x, 1), x)
-            margin = relative_margin(logits[0])
+            margin = float(margins(logits)[0])
         worst = max(worst, margin)
         wide += not is_near_tie(margin, bed.dtype)
     evidence = f"{len(bed.prompts) - parted} of {len(bed.prompts)} texts ({lengths} tokens) are the target's own"

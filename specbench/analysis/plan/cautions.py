@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from scipy.special import stdtrit
 
 from specbench import text
-from specbench.analysis.plan.pilot import MAX_RETRIES, Pilot
+from specbench.analysis.pace import MAX_RETRIES
+from specbench.analysis.plan.pilot import Pilot
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import ON_THE_MINIMUM, Spread
 from specbench.records import Finding, Policy, warned

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS, Spread, prompts_for_width
@@ -80,10 +79,6 @@ class Plan:
     every_category: Need | None
     assumed: tuple[str, ...]
     warnings: tuple[Finding, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists, ready for `json.dumps`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from typing import Literal
 
 from specbench import text
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
-from specbench.analysis.facts import Facts, differing, parted
-from specbench.analysis.frame import main_trials
+from specbench.analysis.facts import Facts
 from specbench.analysis.plan.contract import Plan
 from specbench.analysis.plan.pilot import Pilot, read_pilot
 from specbench.decision.interval import MIN_PROMPTS
@@ -27,9 +26,12 @@ class Evidence:
     plan sees its own."""
 
     stored: StoredRun
-    facts: Facts
     summary: Summary
     pilots: dict[str, Pilot]
+
+    @property
+    def facts(self) -> Facts:
+        return self.summary.facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +43,31 @@ class Found:
     draft: str | None = None
 
 
-def read_evidence(stored: StoredRun, facts: Facts, summary: Summary, plan: Plan) -> Evidence:
+def read_evidence(stored: StoredRun, summary: Summary, plan: Plan) -> Evidence:
     """The pilot of `plan`, draft by draft."""
     pilots = {}
     for draft in summary.drafts:
         alone = replace(stored.run, config=replace(stored.run.config, draft=(draft.draft,)))
         try:
-            pilots[draft.draft] = read_pilot(replace(stored, run=alone), facts.policy, plan.gammas)
+            pilots[draft.draft] = read_pilot(replace(stored, run=alone), summary.policy, plan.gammas)
         except StoreError:
             continue  # too few of its prompts were measured
-    return Evidence(stored, facts, summary, pilots)
+    return Evidence(stored, summary, pilots)
 
 
 def other_texts(pilot: Evidence) -> list[Found]:
     """Greedy texts that leave the target's own, and how many of them rounding does not explain."""
-    return [_texts(draft.draft, pilot) for draft in pilot.summary.drafts]
+    return [_texts(draft) for draft in pilot.summary.drafts]
 
 
-def _texts(draft: str, pilot: Evidence) -> Found:
-    trials = [trial for trial in main_trials(pilot.stored) if trial.arm.draft == draft]
-    compared = {(trial.prompt_id, trial.arm.gamma) for trial in trials if trial.identical is not None}
-    if not compared:
-        return Found("not known", "no text was compared", draft)
-    found = differing(trials, draft)
-    wide = len(parted(found, pilot.facts.precision).wide)
-    told = f"{len(found):,} of {text.count(len(compared), 'text')} differ"
-    if wide:
-        return Found("met", f"{told}, {wide:,} of them by more than that", draft)
-    return Found("not met", told + (", none by more than that" if found else ""), draft)
+def _texts(draft: DraftResult) -> Found:
+    found, rows = draft.texts, [row for row in draft.gammas if row.identical_prompts is not None]
+    if found is None or not rows:
+        return Found("not known", "no text was compared", draft.draft)
+    told = f"{found.differing:,} of {text.count(sum(row.prompts for row in rows), 'text')} differ"
+    if found.wide:
+        return Found("met", f"{told}, {found.wide:,} of them by more than that", draft.draft)
+    return Found("not met", told + (", none by more than that" if found.differing else ""), draft.draft)
 
 
 def slower_shares(pilot: Evidence, policy: Policy, confidence: float) -> list[Found]:

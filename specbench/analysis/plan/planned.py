@@ -9,9 +9,10 @@ from dataclasses import astuple, dataclass, replace
 from scipy.special import stdtrit
 
 from specbench import text
+from specbench.analysis.pace import MAX_RETRIES, Cost
 from specbench.analysis.plan.cautions import assumptions, plan_cautions
 from specbench.analysis.plan.contract import SCHEMA, CategoryPlan, Need, Plan, Truth
-from specbench.analysis.plan.pilot import MAX_RETRIES, Cost, Part, Pilot
+from specbench.analysis.plan.pilot import Part, Pilot
 from specbench.config import RunConfig
 from specbench.decision.plan import (
     CHANCE,

@@ -141,7 +141,7 @@ def _broken(pilot: Evidence | None) -> Stop:
     if pilot is not None:
         said = [warning for warning in pilot.summary.warnings if warning.code in BROKEN]
         if said:
-            found = Found("met", "; ".join(f"{text.code(each.code)}, {text.escape(each.message)}" for each in said))
+            found = Found("met", text.join(text.code(each.code) for each in said))
     return _stop("The set-up is broken", rule, pilot, [found])
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.lossless import near_tie_limit
+from specbench.acceptance.rules import margins
 from specbench.backends.local.batch import NO_PADDING, generate_batch, generation_settings, plain_settings
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.lean import agree
@@ -147,7 +148,7 @@ def failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) cannot be run on text alone with a cache of ours "
             f"({type(error).__name__})",
-            hint="Choose another model; one that a server runs can be measured there: --server.",
+            hint="Choose another model; one that a server runs can be measured there: specbench sweep --server.",
         ) from error
 
 
@@ -181,11 +182,9 @@ def _own(loaded: LoadedModel, text: _Text) -> list[float]:
 def _margins(logits: Tensor, output: Sequence[int]) -> list[float]:
     """Of the places where the likeliest token of `logits` [n, V] is not that of `output`: how much likelier it is, as a
     share of its logit."""
-    logits = logits.float()
-    best = logits.max(-1)
-    theirs = logits.gather(1, torch.tensor(output, device=logits.device)[:, None])[:, 0]
-    margins = ((best.values - theirs) / best.values.abs().clamp_min(1e-9)).tolist()
-    return [margin for margin, token, own in zip(margins, best.indices.tolist(), output, strict=True) if token != own]
+    likeliest = logits.argmax(-1).tolist()
+    apart = margins(logits, torch.tensor(output)).tolist()
+    return [margin for margin, token, own in zip(apart, likeliest, output, strict=True) if token != own]
 
 
 def _apart(reader: CachedModel | RaggedModel, texts: Sequence[_Text], widest: int) -> list[float]:

@@ -4,14 +4,14 @@ run says about it takes more libraries, which are imported for it alone."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from specbench.report.explain import glossary
-from specbench.report.templating import in_order, template, unmarked
 
 if TYPE_CHECKING:
     from specbench.analysis.contract import Summary
-    from specbench.store import StoredRun
 
 Level = Literal["manager", "engineer"]
 
@@ -33,7 +33,11 @@ class Explanation:
 
 def explain(level: Level) -> Explanation:
     """Speculative decoding as such."""
-    return with_words(level, None, template(f"explain_{level}.md.j2").render())
+    return with_words(level, None, _page(f"explain_{level}.md"))
+
+
+def _page(name: str) -> str:
+    return files("specbench.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")
 
 
 def with_words(level: Level, run: str | None, body: str) -> Explanation:
@@ -42,16 +46,15 @@ def with_words(level: Level, run: str | None, body: str) -> Explanation:
     return Explanation(level, run, f"{glossary.linked(body).rstrip()}\n\n## Words\n\n{glossary.words(used)}\n", used)
 
 
-def explain_run(stored: StoredRun, summary: Summary, level: Level) -> Explanation:
+def explain_run(summary: Summary, level: Level) -> Explanation:
     """What the run says: for a manager in seconds, money and risk, for an engineer step by step."""
-    from specbench.report.brief.doubts import doubts
-    from specbench.report.explain.engineer import engineer_values
-    from specbench.report.explain.manager import manager_values
-    from specbench.report.explain.story import story
+    from specbench.analysis.loads import best_by_concurrency
+    from specbench.report import brief
+    from specbench.report.dialect import UNLINKED
+    from specbench.report.explain.story import chain, story
 
-    found = story(stored, summary)
-    values = manager_values(found) if level == "manager" else engineer_values(found)
-    page = template(f"explain_run_{level}.md.j2")
-    # Rendered once to see which doubts the text refers to, and once more with these.
-    listed = in_order(doubts(summary, found.facts), page.render(values, doubts=[]))
-    return with_words(level, summary.run, unmarked(page.render(values, doubts=listed)))
+    told = story(summary)
+    concurrent = best_by_concurrency(summary.loads, told.draft.draft, summary.policy)
+    more = {"t": told, "name": UNLINKED.code(Path(summary.run).name), "chain": chain(told, UNLINKED)}
+    values = brief.values(summary, UNLINKED) | more | {"concurrent": concurrent}
+    return with_words(level, summary.run, brief.markdown(f"explain_run_{level}.j2", values, UNLINKED))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from specbench import text
-from specbench.analysis.facts import MANY_CUT, Facts, Model, read_facts
+from specbench.analysis.facts import MANY_CUT, Facts, Model
 from specbench.analysis.plan.contract import Amounts, Plan, amounts
 from specbench.analysis.plan.evidence import Evidence, read_evidence
 from specbench.analysis.plan.planned import OWN_SPREAD
@@ -18,11 +18,10 @@ from specbench.analysis.summarise import summarise
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report import wording
+from specbench.report.dialect import MARKDOWN, full_stop, said, sentence_of, template, upper_first
 from specbench.report.plan import numbers as plan_numbers
 from specbench.report.plan.commands import FILE, on_shipped_prompts, steps
 from specbench.report.plan.numbers import Rows, about
-from specbench.report.templating import template
 from specbench.store import StoredRun
 from specbench.workload.cautions import TOLERATED_SHARE
 
@@ -51,7 +50,7 @@ def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -
     StoreError or ConfigError where the pilot cannot be summarised."""
     pilot = None
     if stored is not None:
-        pilot = read_evidence(stored, read_facts(stored), summarise(stored), plan)
+        pilot = read_evidence(stored, summarise(stored), plan)
     facts = pilot.facts if pilot else None
     found = amounts(plan, policy.mix)
     each = facts.batch_size if facts else 1
@@ -90,7 +89,7 @@ def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -
         any_time=early,
         before=late,
         assumed=_assumed(plan, facts),
-        warnings=[(text.code(each.code), _cautioned(each.message, each.hint)) for each in plan.warnings],
+        warnings=[(text.code(each.code), _cautioned(said(each, MARKDOWN), each.hint)) for each in plan.warnings],
         longest=f"; here {about(found.minutes)}" if found.minutes else "",
         blank=BLANK,
     )
@@ -196,7 +195,7 @@ def _settings(plan: Plan, pilot: Evidence | None) -> Rows:
         ("machine", ", ".join(part for part in machine if part)),
         ("what every prompt meets", arms),
         ("requests at a time", load),
-        ("sampling", wording.sampling(facts.sampling)),
+        ("sampling", sentence_of("sampling", MARKDOWN, facts.sampling)),
         *(
             (("chat template given", text.code(given)),)
             if (given := text.template_kwargs(facts.template_kwargs))
@@ -207,7 +206,7 @@ def _settings(plan: Plan, pilot: Evidence | None) -> Rows:
 
 
 def _model(model: Model) -> str:
-    name = wording.model_name(model)
+    name = sentence_of("model_name", MARKDOWN, model)
     return f"{name}, revision {text.code(model.revision)}" if model.revision else name
 
 
@@ -248,4 +247,4 @@ def _change(words: str) -> str:
 
 
 def _cautioned(message: str, hint: str) -> str:
-    return f"{text.escape(text.sentence(message))} {text.escape(hint)}"
+    return f"{full_stop(upper_first(message))} {text.escape(hint)}"

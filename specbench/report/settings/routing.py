@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from specbench import text
 from specbench.analysis.contract import CategoryResult, DraftResult
 from specbench.records import Call
-from specbench.report.templating import mark
-from specbench.report.wording import by_speedup, few_mark
+from specbench.report.columns import few
+from specbench.report.dialect import MARKDOWN
 
 _SERVERS = (
     "vLLM, SGLang, llama.cpp and TGI switch by server process: run two, with and without these settings, behind a "
@@ -28,14 +28,14 @@ _BY_REQUEST = (
 )
 _SPLIT = (
     "A server for some categories alone has other batches than one for all. That their verdict holds there too was not "
-    f"measured {mark('assumed', 'split')}: measure each server under its own load. The target's weights are in memory "
-    "twice."
+    f"measured {MARKDOWN.mark('split-servers')}: measure each server under its own load. The target's weights are in "
+    "memory twice."
 )
 
 
 def part_that_is_on(draft: DraftResult) -> list[CategoryResult]:
     """The categories that are a GO where others are not; none where all agree."""
-    categories = by_speedup(draft)
+    categories = draft.by_speedup
     on = [category for category in categories if category.verdict == "GO"]
     return on if len(on) < len(categories) else []
 
@@ -55,7 +55,7 @@ def routing(draft: DraftResult, gamma: int, call: Call, mix: Mapping[str, float]
     on = part_that_is_on(draft)
     if not on:
         return ()
-    categories = by_speedup(draft)
+    categories = draft.by_speedup
     off = [category for category in categories if category.verdict == "NO-GO"]
     later = [category for category in categories if category.verdict == "UNCLEAR"]
     total = _weight(categories, mix)
@@ -73,7 +73,7 @@ def routing(draft: DraftResult, gamma: int, call: Call, mix: Mapping[str, float]
 
 
 def _few(categories: Sequence[CategoryResult]) -> str:
-    return few_mark(min(category.prompts for category in categories)) if categories else ""
+    return few(min(category.prompts for category in categories), MARKDOWN) if categories else ""
 
 
 def _whole(call: Call) -> str:
@@ -104,7 +104,7 @@ def _weight(categories: Sequence[CategoryResult], mix: Mapping[str, float] | Non
 
 def _share(categories: Sequence[CategoryResult], total: float, mix: Mapping[str, float] | None) -> str:
     share = text.percent(_weight(categories, mix) / total) if total else text.UNKNOWN
-    return f"{share} of the traffic {mark('assumed', 'mix')}" if mix else f"{share} of this run's prompts"
+    return f"{share} of the traffic {MARKDOWN.mark('traffic-mix')}" if mix else f"{share} of this run's prompts"
 
 
 def _names(categories: Sequence[CategoryResult]) -> str:

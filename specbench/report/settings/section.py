@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specbench.analysis.contract import DraftResult, Summary
-from specbench.analysis.facts import Facts, Model
+from specbench.analysis.facts import Model
 from specbench.config import SERVED
 from specbench.drafters import parse_draft
 from specbench.records import Call
+from specbench.report.columns import Column
 from specbench.report.settings.engines import ENGINES, Engine
 from specbench.report.settings.plan import Given, Plan
 from specbench.report.settings.routing import gamma_to_paste, routing
 from specbench.report.settings.words import expect, head, instead, measure
-from specbench.report.wording import recommended
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +59,22 @@ class Settings:
     off: tuple[tuple[str, str, str], ...]
     routing: tuple[str, ...]
 
+    @property
+    def off_columns(self) -> list[Column]:
+        headers = ("engine", "to switch it off", "to see that it is off")
+        cells = zip(*self.off, strict=True)
+        return [Column(name, name, tuple(each), left=True) for name, each in zip(headers, cells, strict=True)]
 
-def settings_of(summary: Summary, facts: Facts) -> Settings | None:
+
+def settings_of(summary: Summary) -> Settings | None:
     """The settings for the recommended draft; None where nothing was measured."""
-    draft = recommended(summary)
+    draft, facts = summary.recommended, summary.facts
     if draft is None:
         return None
     chosen = summary.choice if summary.choice is not None and summary.choice.draft == draft.draft else None
     gamma, call = (chosen.gamma, chosen.verdict) if chosen else (draft.best_gamma, draft.verdict)
-    plan = _plan(summary, facts, draft, gamma_to_paste(draft, gamma, call, summary.mix))
-    routes = routing(draft, plan.gamma, call, summary.mix)
+    plan = _plan(summary, draft, gamma_to_paste(draft, gamma, call, summary.policy.mix))
+    routes = routing(draft, plan.gamma, call, summary.policy.mix)
     order = sorted(ENGINES, key=lambda engine: engine.name != plan.on)
     # What was measured without knowing the draft cannot be written down for any engine.
     wanted = plan.spec.model != SERVED and (call != "NO-GO" or bool(routes))
@@ -92,7 +98,8 @@ def settings_of(summary: Summary, facts: Facts) -> Settings | None:
     )
 
 
-def _plan(summary: Summary, facts: Facts, draft: DraftResult, gamma: int) -> Plan:
+def _plan(summary: Summary, draft: DraftResult, gamma: int) -> Plan:
+    facts = summary.facts
     loaded = facts.drafts.get(draft.draft)
     adapter = summary.server.adapter if summary.server is not None else None
     return Plan(

@@ -13,10 +13,10 @@ from specbench.config import SERVED
 from specbench.drafters import parse_draft
 from specbench.models.embedded import PREFIX
 from specbench.records import Call
+from specbench.report.dialect import MARKDOWN
 from specbench.report.settings.engines import Engine
 from specbench.report.settings.plan import Given, Plan, gguf, shell
 from specbench.report.settings.routing import part_that_is_on
-from specbench.report.templating import mark
 from specbench.shipped import DEFAULT_WORKLOAD
 
 # The engines that specbench starts itself, by the names that --engine takes.
@@ -43,7 +43,7 @@ def head(summary: Summary, plan: Plan, draft: DraftResult, call: Call, *, pasted
         first = f"**UNCLEAR: nothing to go live with{f' but for {on}' if on else ''}.** What follows is {what}, {how}"
         first += " (see Which category goes where). All else is" if on else ". It is"
         first += " for a trial, a canary or a copy of the traffic: for measuring, not for production."
-    same = f"Elsewhere these settings should draft as was measured {mark('assumed', 'other engine')}." if pasted else ""
+    same = f"Elsewhere these settings should draft as was measured {MARKDOWN.mark('other-engines')}." if pasted else ""
     return " ".join(filter(None, (first, _measured_on(summary, plan, call), same)))
 
 
@@ -75,7 +75,7 @@ def expect(plan: Plan, draft: DraftResult) -> str:
     tau = f"{row.tokens_per_round:.2f} tokens per round (1 + accepted over drafts) and " if not plan.spec.ngram else ""
     return (
         f"Where it drafts as measured, expect about {tau}{text.percent(row.acceptance_rate)} of drafted tokens "
-        f"accepted, over all prompts {mark('assumed', 'carry over')}. Far fewer tell of another model, prompt format "
+        f"accepted, over all prompts {MARKDOWN.mark('elsewhere')}. Far fewer tell of another model, prompt format "
         "or sampling."
     )
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from specbench import text
 from specbench.analysis.contract import DraftResult
 from specbench.drafters import parse_draft
-from specbench.report.wording import best_row
+from specbench.report.columns import Column, known
+from specbench.report.dialect import Plain
 
-_LEADERBOARD = "[Spec-Bench](https://github.com/hemingkx/Spec-Bench/blob/main/Leaderboard.md)"
+_LEADERBOARD = ("Spec-Bench", "https://github.com/hemingkx/Spec-Bench/blob/main/Leaderboard.md")
 _HERE = "this run"
 
-HEADER = ("source", "case", "tau", "alpha", "speedup, decode")
+_HEADER = ("source", "case", "tau", "alpha", "speedup, decode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Published:
     """One published measurement; what it does not state is None. `drafts` is the kind of draft."""
 
     drafts: str
-    source: str
+    source: tuple[str, str]
     case: str
     tau: float | None
     alpha: float | None
@@ -38,7 +39,7 @@ PUBLISHED = (
     Published("model", _LEADERBOARD, "the same draft and prompts on an A100", 2.28, None, 1.49),
     Published(
         "model",
-        "[Leviathan et al. 2023](https://arxiv.org/abs/2211.17192)",
+        ("Leviathan et al. 2023", "https://arxiv.org/abs/2211.17192"),
         "T5-XXL, T5-small, translation, gamma 7, greedy, TPU v4",
         None,
         0.75,
@@ -46,7 +47,7 @@ PUBLISHED = (
     ),
     Published(
         "model",
-        "[llama.cpp issue 3649](https://github.com/ggml-org/llama.cpp/issues/3649)",
+        ("llama.cpp issue 3649", "https://github.com/ggml-org/llama.cpp/issues/3649"),
         "one text, 260 drafted, 208 accepted",
         None,
         None,
@@ -70,18 +71,22 @@ _NOTES = {
 }
 
 
-def public_figures(drafts: Sequence[DraftResult]) -> tuple[tuple[tuple[str, ...], ...], str]:
-    """Rows under HEADER, this run's own first, and how to read them; empty for kinds of drafts of which no public
-    figure states its setting."""
+def public_figures(drafts: Sequence[DraftResult], d: Plain) -> tuple[list[Column], str]:
+    """Columns, this run's own rows first, and how to read them; empty for kinds of drafts of which no public figure
+    states its setting."""
     rows: list[tuple[str, ...]] = []
     notes = []
     for kind in ("model", "ngram"):
         own = [draft for draft in drafts if _kind(draft.draft) == kind]
         if own:
-            rows += [_own(draft) for draft in own]
-            rows += [_row(each) for each in PUBLISHED if each.drafts == kind]
+            rows += [_own(draft, d) for draft in own]
+            rows += [_row(each, d) for each in PUBLISHED if each.drafts == kind]
             notes.append(_NOTES[kind])
-    return tuple(rows), " ".join(notes)
+    if not rows:
+        return [], ""
+    columns = zip(_HEADER, zip(*rows, strict=True), strict=True)
+    found = [Column(name, name, tuple(cells), left=name in ("source", "case")) for name, cells in columns]
+    return known(found), " ".join(notes)
 
 
 def _kind(spec: str) -> str | None:
@@ -92,11 +97,12 @@ def _kind(spec: str) -> str | None:
     return found.kind
 
 
-def _own(draft: DraftResult) -> tuple[str, ...]:
-    row = best_row(draft)
-    case = f"{text.code(draft.draft)}, gamma {row.gamma}"
+def _own(draft: DraftResult, d: Plain) -> tuple[str, ...]:
+    row = draft.best
+    case = type(d.code(""))(d.code(draft.draft) + f", gamma {row.gamma}")
     return _HERE, case, text.digits(row.tokens_per_round), text.digits(draft.alpha), text.speedup(row.speedup)
 
 
-def _row(found: Published) -> tuple[str, ...]:
-    return found.source, found.case, text.digits(found.tau), text.digits(found.alpha), f"{found.speedup:g}x"
+def _row(found: Published, d: Plain) -> tuple[str, ...]:
+    source = d.link(*found.source)
+    return source, found.case, text.digits(found.tau), text.digits(found.alpha), f"{found.speedup:g}x"

@@ -1,0 +1,278 @@
+"""The decision brief: a first page for the person who decides, then the evidence for the one who checks.
+
+Everything comes from the Summary; no model is loaded and no prompt text is shown. Markdown and HTML are one template in
+two dialects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from specbench import text
+from specbench.acceptance.lossless import NEAR_TIE_NATS, near_tie_limit
+from specbench.analysis.commands import checks, command
+from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.doubts import doubts
+from specbench.analysis.loads import best_by_concurrency
+from specbench.analysis.rounds import cost
+from specbench.analysis.server import NUMBERS
+from specbench.analysis.steps import next_steps
+from specbench.errors import StoreError
+from specbench.records import Finding
+from specbench.report import columns
+from specbench.report.columns import Column
+from specbench.report.dialect import HTML, MARKDOWN, PLAIN, UNLINKED, Plain, sentence_of, squash, template
+from specbench.report.page import Page, html_page
+from specbench.report.published import public_figures
+from specbench.report.settings.section import settings_of
+from specbench.store import replace_file
+
+BRIEF_FILE = "brief.md"
+PAGE_FILE = "brief.html"
+FIGURES_FOLDER = "figures"
+
+# Warnings that the timing itself is in doubt, or too little: said in a banner under the verdict.
+BANNERS = ("slow-baseline", "unsynchronised-clock", "baseline-speculates", "noise-floor", "few-prompts")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One embedded figure of the evidence: file stem, heading, alternative text, and the drafts that it shows."""
+
+    stem: str
+    heading: str
+    alt: str
+    drafts: tuple[DraftResult, ...]
+
+
+def title_of(summary: Summary) -> str:
+    return f"Should {text.clean(summary.target)} decode speculatively?"
+
+
+def render_brief(summary: Summary) -> str:
+    """The brief as Markdown; figures are referred to below `figures/`. The same run renders to the same text."""
+    return markdown("brief.j2", values(summary, MARKDOWN))
+
+
+def render_page(summary: Summary, figures: Path) -> str:
+    """The same as one HTML file; `figures` is the folder that has `figures/`."""
+    page = Page(figures)
+    return html_page(page, "brief.j2", values(summary, HTML), title_of(summary), description(summary))
+
+
+def description(summary: Summary) -> str:
+    """The verdict in a line, without markup."""
+    if summary.headline is None:
+        return ""
+    return f"{sentence_of('headline', PLAIN, summary)} {sentence_of('estimate_of', PLAIN, summary)}"
+
+
+def in_short(summary: Summary) -> str:
+    """For a terminal: the verdict, and in three lines the estimate, what to distrust most, and what to do next."""
+    return _short("short.j2", summary, PLAIN)
+
+
+def for_github(summary: Summary, folder: Path) -> str:
+    """For a pull request: five lines and a picture, which lies in the folder of the brief."""
+    picture = (folder / FIGURES_FOLDER / "speedup.png").as_posix()
+    return _short("github.j2", summary, UNLINKED, picture=picture)
+
+
+def _short(name: str, summary: Summary, d: Plain, **more: Any) -> str:
+    page = template(name, d).render(values(summary, d), **more)
+    return "\n".join(line for line in map(squash, page.splitlines()) if line)
+
+
+def markdown(name: str, found: dict[str, Any], d: Plain = MARKDOWN) -> str:
+    """A page of a template and its values, without double blank lines."""
+    blocks = template("blocks.md.j2", d).make_module({"page": {"folder": FIGURES_FOLDER}})
+    page = template(name, d).render(found, b=blocks, html=False)
+    lines = [line.rstrip() for line in page.strip().split("\n")]
+    return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before) + "\n"
+
+
+def write_brief(summary: Summary, folder: Path | None = None) -> Path:
+    """Write `brief.md`, `brief.html` and `figures/` to `folder` (default: the run folder) and return the path of the
+    Markdown. Raises StoreError where they cannot be written."""
+    from specbench.report.figures import write_figures
+
+    folder = Path(summary.run) if folder is None else folder
+    with writing(folder):
+        write_figures(summary, folder / FIGURES_FOLDER)
+    return write_pages(folder, render_brief(summary), render_page(summary, folder))
+
+
+def write_pages(folder: Path, page: str, html: str) -> Path:
+    """The Markdown, and beside it the same as one HTML file with the figures inside."""
+    with writing(folder):
+        replace_file(folder / BRIEF_FILE, page.encode())
+        replace_file(folder / PAGE_FILE, html.encode())
+    return folder / BRIEF_FILE
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Makes the folder; what goes wrong there is said in one line."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the brief: {error.strerror}", where=str(folder), hint="Name another folder for it."
+        ) from None
+
+
+def values(s: Summary, d: Plain) -> dict[str, Any]:
+    """What the template needs beside the Summary: tables, doubts in their order, and helpers bound to this run."""
+    draft, facts = s.recommended, s.facts
+    settings = settings_of(s)
+    split = bool(settings and settings.routing)
+    listed = doubts(s, engines=bool(settings and settings.engines), split=split)
+    raised = [warning for warning in s.warnings if warning.code in BANNERS]
+    shown = {"unfinished-run", *(warning.code for warning in raised)}
+    limit = NEAR_TIE_NATS if facts.served else near_tie_limit(facts.precision)
+    published, note = public_figures(s.drafts, d)
+    server = s.server
+    return {
+        "s": s,
+        "d": d,
+        "title": f"Should {s.target} decode speculatively?",
+        "banners": raised,
+        "steps": next_steps(s),
+        "doubts": in_order([warning for warning in s.warnings if warning.code not in shown], listed),
+        "candidates": columns.candidate_columns(s, d) if draft else [],
+        "glance": columns.glance_columns(s, d) if draft else [],
+        "categories": columns.category_columns(draft, s.policy, d, short=True) if draft and draft.by_speedup else [],
+        "why": why(s, d),
+        "tried": 0 if draft is None else sum(len(each.gammas) for each in (s.drafts if s.choice else [draft])),
+        "scope": scope(s, d),
+        "category_columns": partial(columns.category_columns, policy=s.policy, d=d),
+        "gamma_columns": partial(columns.gamma_columns, policy=s.policy, d=d),
+        "load_columns": partial(columns.load_columns, s, d=d),
+        "loads": columns.load_shown(s),
+        "curve_columns": columns.curve_columns,
+        "batch_columns": columns.batch_columns,
+        "larger": any(len(each.batches) > 1 for each in s.drafts),
+        "by_concurrency": lambda each: best_by_concurrency(s.loads, each.draft, s.policy),
+        "cost": lambda each: cost(each, s.policy),
+        "near_tie": limit,
+        "figures": figures_of(s),
+        "numbers": NUMBERS,
+        "server_settings": [] if server is None else _pairs("arm", "the server says", _settings(s), d.n),
+        "server_sources": [] if server is None else _pairs("number", "field", dict(server.sources), d.code),
+        "settings": settings,
+        "checks": checks(facts, text.clean(s.run)),
+        "published": published,
+        "published_note": note,
+        "provenance": provenance(s, d),
+    }
+
+
+def in_order(warnings: Sequence[Finding], listed: Sequence[Finding]) -> list[Finding]:
+    """The weightiest first: warnings of the run, unless they are of another draft than few prompts are of all."""
+    late = ("below-noise-floor", "busy-machine", "torn-line", "time-budget")
+    first = [each for each in warnings if each.code not in late]
+    few = [each for each in listed if each.code == "few-prompts"]
+    rest = [each for each in listed if each.code != "few-prompts"]
+    return [*first, *few, *(each for each in warnings if each.code in late), *rest]
+
+
+def why(summary: Summary, d: Plain) -> str:
+    """Guesses, tokens per round and the time of a round, and what these make together, as `explain` has it."""
+    from specbench.report.explain.story import gain, story
+
+    return gain(story(summary), d) if summary.drafts else ""
+
+
+def scope(s: Summary, d: Plain) -> list[str]:
+    """What was measured, one line a circumstance; for the evidence, where each model has its size."""
+    return [line for line in map(squash, template("run.j2", d).module.__dict__["scope"](s).split("\n")) if line]
+
+
+def figures_of(summary: Summary) -> list[Figure]:
+    """Of the evidence, those that the Summary has data for; that of speedup is on the first page."""
+    from specbench.report.figures import available
+
+    drafts = summary.drafts
+    concurrent = {row.draft for row in summary.loads if row.concurrency}
+    known = {
+        "survival": (
+            "Survival by position",
+            "Share of rounds whose first j drafted tokens were all accepted, by position j",
+            [draft for draft in drafts if any(row.survival for row in draft.gammas)],
+        ),
+        "round_time": (
+            "Where a round's time goes",
+            "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target",
+            [draft for draft in drafts if any(row.round_time for row in draft.gammas)],
+        ),
+        "categories": (
+            "Speedup by category",
+            "Speedup over the target alone, by category",
+            [draft for draft in drafts if draft.by_speedup],
+        ),
+        "loads": (
+            "Speedup against concurrency",
+            "Speedup over the target alone under the same load, by requests at a time",
+            [draft for draft in drafts if draft.draft in concurrent],
+        ),
+    }
+    found = [(stem, known[stem]) for stem in available(summary) if stem in known]
+    return [Figure(stem, heading, alt, tuple(shown)) for stem, (heading, alt, shown) in found]
+
+
+def _pairs(first: str, second: str, rows: dict[str, str], name: Any) -> list[Column]:
+    """Two columns of names."""
+    if not rows:
+        return []
+    cells = [(name(key), name(value)) for key, value in rows.items()]
+    return [
+        Column(header, header, tuple(cell[index] for cell in cells), left=True)
+        for index, header in enumerate((first, second))
+    ]
+
+
+def _settings(s: Summary) -> dict[str, str]:
+    """What the server said of itself in each arm."""
+    assert s.server is not None
+    return {
+        arm: ", ".join(f"{key} {value}" for key, value in asdict(state).items() if value is not None)
+        for arm, state in s.server.settings.items()
+    }
+
+
+def provenance(s: Summary, d: Plain) -> list[tuple[str, str]]:
+    """(what, value) pairs; what the run did not record is left out."""
+    facts, origin = s.facts, s.facts.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+    loads = (("start", origin.load_at_start), ("end", origin.load_at_end))
+    load = [f"{value:.2f} at the {end}" for end, value in loads if value is not None]
+    stamps = (("started", origin.started), ("finished", origin.finished))
+    times = [f"{word} {stamp}" for word, stamp in stamps if stamp]
+    models = (facts.target, *facts.drafts.values())
+    revisions = ", ".join(f"{model.spec} {model.revision}" for model in models if model.revision)
+    pairs = (
+        ("run", d.code(Path(s.run).name)),
+        ("status", _status(s)),
+        ("time", d.n(", ".join(times))),
+        ("command", d.code(command(facts)) if facts.argv else ""),
+        ("versions", d.n(versions)),
+        ("commit", d.code(origin.commit) if origin.commit else ""),
+        ("machine", d.n(f"{s.hardware}; {origin.platform or ''}".rstrip("; "))),
+        ("load average", d.n(", ".join(load))),
+        ("revisions", d.n(revisions)),
+        ("workload sha256", d.code(facts.workload.sha256) if facts.workload.sha256 else ""),
+        ("fingerprint", d.code(facts.fingerprint) if facts.fingerprint else ""),
+    )
+    return [(what, value) for what, value in pairs if value]
+
+
+def _status(s: Summary) -> str:
+    facts = s.facts
+    spared = f"; {facts.spared:,} need not be run, since their gamma was ruled out" if facts.spared else ""
+    return f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials{spared}"

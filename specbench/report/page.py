@@ -1,0 +1,89 @@
+"""A page as one HTML file: style and figures inside, no script, and nothing to fetch.
+
+Names come from users' files. A template escapes whatever it is given, links that could run code are off, and the page
+forbids scripts and requests besides.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from specbench import text
+from specbench.errors import StoreError
+from specbench.report.dialect import HTML, template
+
+# Matplotlib names one font; where it is missing a browser would set the figure in its serif.
+_FONT = ("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+# Beyond printable ASCII, line ends, tabs and no-break spaces a character has to be looked at.
+_STRANGE = re.compile(r"[^ -~\n\t\N{NO-BREAK SPACE}]+")
+_DESCRIPTION_WIDTH = 200
+
+
+@dataclass
+class Page:
+    """What the blocks of one page share: `contents` are the ids and words of its sections, `last` is the heading above;
+    `folder` has the figures below `figures/`."""
+
+    folder: Path
+    contents: list[tuple[str, str]] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    last: str = "Table"
+
+    def heading(self, words: str, section: bool = False) -> str:
+        """The id of a heading, as GitHub makes it."""
+        plain = words.striptags() if isinstance(words, Markup) else words
+        slug = re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-") or "section"
+        anchor, again = slug, 0
+        while anchor in self.taken:
+            again += 1
+            anchor = f"{slug}-{again}"
+        self.taken.add(anchor)
+        self.last = plain
+        if section:
+            self.contents.append((anchor, plain))
+        return anchor
+
+    def picture(self, stem: str) -> str:
+        """A figure as the source of an img element, where an SVG runs no script and fetches nothing; empty where there
+        is none."""
+        path = self.folder / "figures" / f"{stem}.svg"
+        try:
+            # Only from below the folder: the page may be passed on, other files may not.
+            if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):
+                return ""
+            drawn = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"Cannot read a figure: {error}", where=text.clean(path), hint="Write the brief again."
+            ) from None
+        return f"data:image/svg+xml;base64,{b64encode(drawn.replace(*_FONT).encode()).decode()}"
+
+
+def html_page(page: Page, name: str, values: Mapping[str, Any], title: str, description: str) -> str:
+    """One HTML5 document from a template and its values; the same input gives the same text."""
+    from specbench.analysis.doubts import KINDS
+
+    page.taken |= set(KINDS)  # ids of doubts
+    blocks = template("blocks.html.j2", HTML).make_module({"page": page})
+    body = Markup(template(name, HTML).render(values, b=blocks, html=True))  # noqa: S704  # escaped by the template
+    short = description[:_DESCRIPTION_WIDTH].rsplit(" ", 1)[0]
+    return _visible(
+        template("page.html.j2", HTML).render(
+            title=text.clean(title),
+            description=description if len(description) <= _DESCRIPTION_WIDTH else f"{short}...",
+            body=body,
+            contents=page.contents,
+        )
+    )
+
+
+def _visible(words: str) -> str:
+    """As text.clean: a control character may reorder the words that are signed, and most are errors in HTML."""
+    return _STRANGE.sub(lambda run: "".join(c if c.isprintable() else " " for c in run[0]), words)
