@@ -1,104 +1,58 @@
-"""Briefs to render as HTML: one with every structure that they have, one full of names that want to break out."""
+"""Briefs as HTML: of kept runs, and one full of names that want to break out."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from specbench.report.page import to_html
+from fake_summary import of_run, stored_of, summary_of, with_second_draft
+from fake_worlds import MIXED
+
+from specbench.analysis.contract import Summary
+from specbench.analysis.summarise import summarise
+from specbench.records import warned
+from specbench.report.brief import render_page
+from specbench.store import read_run
 
 REPORTS = Path(__file__).parent.parent / "reports"
 RUNS = ("example", "llamacpp", "drafters")
-
-SVG = """\
-<svg xmlns="http://www.w3.org/2000/svg" width="600" height="300"><text style="font-family: 'DejaVu Sans'">x</text></svg>
-"""
-BRIEF = """\
-# Should `demo:target` decode speculatively?
-
-**GO, of 2 drafts: turn `a` on.** It ran 1.28x [1.17, 1.39] as fast (measured).
-
-**UNCLEAR: `b` is not settled.** It may be 1.10x (predicted, D2).
-
-## By category
-
-### `a`
-
-| category | speedup | predicted |
-| :-- | --: | --: |
-| chat | 1.20x [1.10, 1.30] | 1.15x (few prompts, D1) |
-
-### `a`
-
-![Speedup by *gamma*](figures/speedup.svg)
-
-## Evidence
-
-```sh
-specbench sweep --max-new-tokens 32
-```
-
-See [the paper](https://example.org/paper), and what is not listed (assumed, D9).
-
-## What to distrust
-
-- **D1**, *measured*: Few prompts.
-- **D2**, *predicted*: A model of costs.
-
-## Decision
-
-| | |
-| :-- | :-- |
-| Name | |
-| Date | |
-
-## Provenance
-
-| | |
-| :-- | :-- |
-| run | `example` |
-"""
 LONG = "x" * 120
-HOSTILE = f"""\
-# Should `{LONG}` decode?
-
-**NO-GO: leave `<script>document.title="pwned"</script>` off.** <script>document.title="pwned"</script>
-
-[a](javascript:document.title="pwned") <javascript:alert(1)> [b](  JaVaScRiPt:alert(1)) [c](data:text/html,x)
-[d](vbscript:x) [e](https://example.org/"onclick="x) <b onclick="x">raw</b> \x00\x07\u202ehidden &#x202e;too
-
-![x](https://example.org/x.svg) ![y](//example.org/y.svg) ![z](data:image/png;base64,AAAA) ![q" onerror="x](a.svg)
-
-## {LONG} `"><img src=x onerror='document.title="pwned"'>`
-
-| `{LONG}` | n |
-| :-- | --: |
-| {LONG}<svg onload=alert(1)> | 1 |
-
-```"><script>document.title="pwned"</script>
---{LONG} </code></pre><script>document.title="pwned"</script>
-```
-
-Words ![and a figure](figures/speedup.svg) among them.
-
-> ## D1
->
-> - **D1**, a name, and a link [to (predicted, D1)](#d1)
-> - **D1**, again
-"""
+PWN = '<script>document.title="pwned"</script>'
 
 
-def page(markdown: str = BRIEF, title: str = "A brief") -> str:
-    """The Markdown as HTML, with the one figure that it may name."""
-    return to_html(markdown, {"figures/speedup.svg": SVG}, title)
+def hostile() -> Summary:
+    """Every name that comes from a user's files, or from a server, tries something."""
+    summary = of_run(stored_of(MIXED, Path("reports")), with_second_draft(summary_of(MIXED)))
+    first, second = summary.drafts
+    categories = (
+        replace(first.categories[0], category=f"{LONG}<svg onload=alert(1)>"),
+        replace(first.categories[1], category='"><img src=x onerror=\'document.title="pwned"\'>'),
+        *first.categories[2:],
+    )
+    facts = replace(
+        summary.facts,
+        argv=("specbench", "sweep", f"--{LONG}", "</code></pre>" + PWN, "[a](javascript:x)"),
+        target=replace(summary.facts.target, name=f"[b](JaVaScRiPt:alert(1)) {PWN}"),
+        workload=replace(summary.facts.workload, source="\x00\x07\u202ehidden &#x202e;too.jsonl"),
+    )
+    return replace(
+        summary,
+        target=f'</title>{PWN}"',
+        engine=f"{PWN} ![x](https://example.org/x.svg)",
+        hardware='<b onclick="x">raw</b> ([predicted](#price))',
+        drafts=(replace(first, draft=PWN, categories=categories), second),
+        facts=facts,
+        warnings=(warned("odd", f"{PWN} [x](javascript:x)", f"Do {PWN}."),),
+    )
 
 
 @cache
 def html_of(name: str) -> str:
-    """The HTML of `brief`, `hostile` or a kept run."""
-    if name in RUNS:
-        return to_html((REPORTS / name / "brief.md").read_text(), REPORTS / name, name)
-    return page() if name == "brief" else page(HOSTILE, '</title><script>x</script>"')
+    """The HTML of `hostile` or of a kept run."""
+    if name == "hostile":
+        return render_page(hostile(), REPORTS / "example")
+    return render_page(summarise(read_run(REPORTS / name)), REPORTS / name)
 
 
-ALL = ("brief", "hostile", *RUNS)
+ALL = ("hostile", *RUNS)

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_page import ALL, REPORTS, RUNS, SVG, html_of, page
+from fake_page import ALL, PWN, REPORTS, RUNS, html_of
 from justhtml import JustHTML
 
 from specbench.errors import StoreError
 from specbench.report.canvas import COLOURS, GREY, INK
-from specbench.report.page import to_html
+from specbench.report.page import Page
 
 CSS = Path(__file__).parent.parent / "specbench" / "report" / "templates" / "page.css"
 
@@ -55,90 +55,80 @@ def test_every_anchor_leads_to_one_place(name: str) -> None:
     assert len(ids) == len(set(ids))
     assert {aim for aim in values(html_of(name), "a", "href") if aim[0] == "#"} <= {f"#{aim}" for aim in ids}
     listed = values(html_of(name), "nav a", "href")
-    assert listed == [f"#{aim}" for aim in values(html_of(name), "main > h2", "id")]
-    assert listed == values(html_of(name), "details a", "href")
+    assert listed == [f"#{aim}" for aim in values(html_of(name), "main h2", "id")]
 
 
 def test_names_stay_words() -> None:
     html = html_of("hostile")
-    assert texts(html, "title") == ['</title><script>x</script>"']
-    assert '<script>document.title="pwned"</script>' in texts(html, "p.verdict")[0]
-    assert texts(html, "blockquote li a") == ["to (predicted, D1)"]  # no link within a link
-    assert values(html, "main p a", "href") == ["https://example.org/%22onclick=%22x"]
+    assert texts(html, "title") == [f'Should </title>{PWN}" decode speculatively?']
+    assert f"leave {PWN} off for now" in texts(html, "p.verdict")[0]
+    assert texts(html, "h1 code") == [f'</title>{PWN}"']
+    assert {aim for aim in values(html, "main a", "href") if not aim.startswith("#")} <= {
+        "https://github.com/hemingkx/Spec-Bench/blob/main/Leaderboard.md",
+        "https://arxiv.org/abs/2211.17192",
+        "https://github.com/ggml-org/llama.cpp/issues/3649",
+    }
+    assert "#price" not in values(html, "a", "href")
     assert not [c for c in html if not c.isprintable() and c not in "\n\N{NO-BREAK SPACE}"]
 
 
 def test_verdicts_are_marked_by_their_word() -> None:
-    assert values(page(), "p.verdict", "class") == ["verdict go choice", "verdict unclear"]
-    assert values(html_of("llamacpp"), "p.verdict", "class")[0] == "verdict no-go choice"
-    (description,) = values(page(), 'meta[name="description"]', "content")
-    assert description.startswith("GO, of 2 drafts: turn a on. It ran 1.28x")
-    # A verdict is said once, at the top; the same words further down are a quotation.
-    assert texts(page("# T\n\n**GONE: x**\n\n## S\n\n**GO: x.** y"), ".verdict") == []
+    for name, call in (("drafters", "go"), ("llamacpp", "no-go"), ("hostile", "unclear")):
+        assert values(html_of(name), "p.verdict", "class") == [f"verdict {call}"]
+    (description,) = values(html_of("drafters"), 'meta[name="description"]', "content")
+    assert description.startswith("GO: turn ngram:n=3+demo:draft on, at gamma 3. Best estimate: decoding runs 1.28x")
 
 
 def test_marks_lead_to_their_entries() -> None:
-    html = page()
-    assert texts(html, "a.mark") == ["predicted, D2", "few prompts, D1"]
-    assert values(html, "a.mark", "href") == ["#d2", "#d1"]
-    assert [texts(html, entry)[0][:2] for entry in ("#d1", "#d2")] == ["D1", "D2"]
-    # What leads nowhere stays text, and so does what is only measured.
-    assert "(assumed, D9)" in html and "(measured)" in html
+    for name in ALL:
+        marks = values(html_of(name), "a.mark", "href")
+        assert marks and set(marks) <= {f"#{each}" for each in values(html_of(name), "li", "id")}
 
 
 def test_headings_are_named_as_on_github() -> None:
-    html = page("# A b\n\n## What it's for, `n=3`?\n\n## Año 2_x - y\n\n## ?\n\n### A b\n\n- **D1**, x\n\n## D1")
-    ids = values(html, "h1, h2, h3", "id")
-    assert ids == ["a-b", "what-its-for-n3", "año-2_x---y", "section", "a-b-1", "d1-1"]
+    page = Page(REPORTS)
+    given = ("A b", "What it's for, n=3?", "Año 2_x - y", "?", "A b")
+    assert [page.heading(each) for each in given] == ["a-b", "what-its-for-n3", "año-2_x---y", "section", "a-b-1"]
 
 
 def test_tables_align_numbers_and_leave_room_to_sign() -> None:
-    document = parsed(page())
-    numbers = [node.to_text() for node in document.query("td.number")]
-    assert numbers == ["1.20x [1.10,\N{NO-BREAK SPACE}1.30]", "1.15x few prompts, D1"]
-    assert texts(page(), "tr.blank th[scope=row]") == ["Name", "Date"]
-    assert texts(page(), "tr:not(.blank) th[scope=row]") == ["run"]
-    assert "" not in texts(page(), "th")
-    assert values(page(), ".scroll", "aria-label") == ["Table: a", "Figure 1", "Table: Decision", "Table: Provenance"]
+    html = html_of("example")
+    assert texts(html, "tr.blank th[scope=row]") == ["Name", "Date", "Decision", "Conditions"]
+    assert "1.10x" not in texts(html, "td:not(.number)") and "" not in texts(html, "th")
+    labels = values(html, ".scroll", "aria-label")
+    assert labels[:2] == ["Table: The candidates", "Table: What users would see"]
 
 
 def test_figures_are_inside_with_their_words() -> None:
-    kind, code = values(page(), "figure img", "src")[0].split(",")
-    assert kind == "data:image/svg+xml;base64"
-    # Without the fallback a browser that lacks the font shows serifs, which do not fit.
-    assert base64.b64decode(code).decode() == SVG.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    assert values(page(), "figure img", "alt") == ["Speedup by gamma"]
-    assert texts(page(), "figcaption") == ["Figure 1. Speedup by gamma"]
     for run in RUNS:
-        assert len(texts(html_of(run), "figure img")) == len(list((REPORTS / run / "figures").glob("*.svg")))
+        sources = values(html_of(run), "figure img", "src")
+        assert len(sources) == len(list((REPORTS / run / "figures").glob("*.svg")))
+        for source in sources:
+            kind, code = source.split(",")
+            assert kind == "data:image/svg+xml;base64"
+            # Without the fallback a browser that lacks the font shows serifs, which do not fit.
+            assert "'DejaVu Sans', Verdana, sans-serif" in base64.b64decode(code).decode()
+    assert values(html_of("example"), "figure img", "alt")[0] == "Speedup over the target alone, by gamma"
 
 
 def test_only_figures_of_the_folder_get_inside(tmp_path: Path) -> None:
     (tmp_path / "secret.svg").write_text("secret")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "note.txt").write_text("secret")
-    (tmp_path / "run" / "link.svg").symlink_to(tmp_path / "secret.svg")
-    for source in ("../secret.svg", str(tmp_path / "secret.svg"), "note.txt", "link.svg", "none.svg", "."):
-        html = to_html(f"![words]({source})", tmp_path / "run", "t")
-        assert texts(html, "main p") == ["(No figure here: words)"]
-        assert texts(html, "img") == []
-    (tmp_path / "run" / "bytes.svg").write_bytes(b"\xff\xfe")
-    for name in ("bytes.svg", f"{'x' * 300}.svg"):
-        with pytest.raises(StoreError, match="Cannot read a figure"):
-            to_html(f"![words]({name})", tmp_path / "run", "t")
+    figures = tmp_path / "run" / "figures"
+    figures.mkdir(parents=True)
+    (figures / "link.svg").symlink_to(tmp_path / "secret.svg")
+    page = Page(tmp_path / "run")
+    assert [page.picture(stem) for stem in ("../../secret", "link", "none", ".")] == [""] * 4
+    (figures / "bytes.svg").write_bytes(b"\xff\xfe")
+    with pytest.raises(StoreError, match="Cannot read a figure"):
+        page.picture("bytes")
 
 
 def test_code_keeps_its_words_and_names_its_language() -> None:
-    assert values(page(), "pre > code", "class") == ["language-sh"]
-    assert texts(page(), "pre > code") == ["specbench sweep --max-new-tokens 32"]
-    assert texts(page(), "pre span") == ["--max-new-tokens"]
-    assert "a  b\n  --c d\n</code>" in page("```\na  b\n  --c d\n```").replace("<span>", "").replace("</span>", "")
-
-
-def test_any_markdown_renders() -> None:
-    assert texts(page(""), "main") == [""]
-    assert texts(page("Setext\n---\n\n1. a\n   - b\n\n| a |\n| - |"), "h2, ul li, th") == ["Setext", "b", "a"]
-    assert page() == page()
+    html = html_of("example")
+    assert set(values(html, "pre > code", "class")) <= {"language-sh", "language-python"}
+    assert any(words.startswith("vllm serve ") for words in texts(html, "pre > code"))
+    flags = [words for words in texts(html, "p code span, li code span") if words.startswith("--")]
+    assert "--max-new-tokens" in flags
 
 
 # Contrast, as in WCAG 2: 4.5 for words, 3 for lines and markers.

@@ -41,6 +41,8 @@ from specbench.drafters import parse_draft
 from specbench.errors import ConfigError
 from specbench.models import load_model
 from specbench.records import Sampling
+from specbench.report.brief import markdown
+from specbench.report.dialect import UNLINKED
 from specbench.report.settings import section
 from specbench.report.settings.engines import ENGINES
 from specbench.report.settings.section import EngineSettings, Settings
