@@ -36,7 +36,7 @@ class CommandNotes:
 @dataclass(frozen=True, slots=True)
 class Notes:
     """`commands` by name, in the order of the page; commands that share a section share the notes of the first.
-    `every` is said of an option wherever the command has no note of its own on it. `drafts` are the forms of --draft."""
+    `every` is said of an option where the command has no note of its own on it. `drafts` are the forms of --draft."""
 
     commands: dict[str, CommandNotes] = field(default_factory=dict)
     every: dict[str, str] = field(default_factory=dict)
