@@ -137,8 +137,8 @@ def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored, m
     assert read_run(folder).torn
     observer = FakeObserver()
     generated = []
-    generate = LocalSession._generated
-    monkeypatch.setattr(LocalSession, "_generated", lambda self, *args: generated.append(args) or generate(self, *args))
+    start = LocalSession._start
+    monkeypatch.setattr(LocalSession, "_start", lambda self, *args: generated.append(args) or start(self, *args))
     again = sweep(lab, tmp_path, observer=observer)
     # four warm-ups and what was left: hashes tell which texts differ
     assert len(generated) == 4 + (48 - 13)

@@ -19,6 +19,7 @@ from specbench.backends.base import (
     Answer,
     CanProbe,
     CanScore,
+    CanSlice,
     CanWarm,
     DoesNotFitError,
     Job,
@@ -197,7 +198,13 @@ class Measurement:
         with self._session.block(block, todo):
             for turn in self._turns(block):
                 seed = f"{self._config.seed}/{turn[0].unit.id}/{turn[0].repeat}"
-                for group in shuffled(by_server(arms), seed):
+                groups = shuffled(by_server(arms), seed)
+                if self._config.slice_tokens and isinstance(self._session, CanSlice):
+                    (job,) = turn
+                    own = [arm for group in groups for arm in group if job.key(arm) not in self._done]
+                    self._slices(self._session, job, own)
+                    continue
+                for group in groups:
                     for arm in group:
                         self._trials([job for job in turn if job.key(arm) not in self._done], arm)
             if self._config.sampling.greedy:
@@ -210,6 +217,17 @@ class Measurement:
         """What each arm does before the next has its turn."""
         jobs = [Job(unit, repeat) for repeat in range(self._config.repeats) for unit in block]
         return [[job] for job in jobs] if self._session.by_job else [jobs]
+
+    def _slices(self, session: CanSlice, job: Job, arms: Sequence[Arm]) -> None:
+        """The job's trials in all these arms on disk, and all again while they were disturbed: they share what the
+        machine did, and one repeated alone would not."""
+        while arms:
+            with closing(session.slices(job, arms)) as answers:
+                disturbed = [arm for arm, answer in answers if self._stored(answer, arm, None).disturbed]
+            arms = [arm for arm in disturbed if self._attempts[job.key(arm)] < MAX_ATTEMPTS]
+            if self._repeats_left <= 0:
+                return
+            self._repeats_left -= len(arms)
 
     def _trials(self, jobs: Sequence[Job], arm: Arm) -> None:
         """Every job's trial on disk, and again while it was disturbed and repeats are left."""
@@ -230,17 +248,20 @@ class Measurement:
 
     def _trial(self, answer: Answer, arm: Arm, window: int) -> bool:
         """Store an answer; whether it is to be measured again."""
+        trial = self._stored(answer, arm, None if answer.begun_s is None else window)
+        if not trial.disturbed or trial.attempt + 1 >= MAX_ATTEMPTS or self._repeats_left <= 0:
+            return False
+        self._repeats_left -= 1
+        return True
+
+    def _stored(self, answer: Answer, arm: Arm, stretch: int | None) -> Trial:
         key = answer.job.key(arm)
-        stretch = None if answer.begun_s is None else window
         trial = replace(self._trial_of(answer, arm), attempt=self._attempts[key], stretch=stretch)
         self._writer.append(trial)
         self._attempts[key] += 1
         self._outputs[key], self._hashes[key] = answer.output, answer.sha256
         self._observer.trial(trial)
-        if not trial.disturbed or self._attempts[key] >= MAX_ATTEMPTS or self._repeats_left <= 0:
-            return False
-        self._repeats_left -= 1
-        return True
+        return trial
 
     def _store_warm_up(self, event: WarmUp) -> None:
         self._writer.append(replace(self._trial_of(event.answer, event.arm), warmup=True))
@@ -270,6 +291,7 @@ class Measurement:
             members=tuple(prompt.id for prompt in prompts) if len(prompts) > 1 else (),
             told=answer.told,
             begun_s=answer.begun_s,
+            slices=answer.slices,
         )
 
     def _divergences(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:
