@@ -83,8 +83,9 @@ def test_texts_and_rounds_are_those_of_whole_trials(lab, tmp_path, kind):
     sliced = sweep(lab, tmp_path / "sliced", slice_tokens=2, **flags)
     assert facts(sliced) == facts(whole)
     assert {t.slices for t in whole.trials} == {None}
-    # 12 tokens after the first one, or 8 in a warm-up, which reads the prompt in a slice of its own
-    assert {t.slices for t in sliced.trials if not t.warmup and t.finish == "length"} == {7}
+    # the prompt, and 11 tokens by twos
+    alone = [t for t in sliced.trials if t.arm.draft is None and not t.warmup]
+    assert max(t.slices for t in alone) == 7
 
 
 @pytest.mark.full
@@ -216,7 +217,7 @@ def test_where_memory_runs_out_fewer_take_turns_and_it_is_said(lab, tmp_path, mo
 
 def test_room_is_counted_before_anything_is_taken(lab, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(session, "available_bytes", lambda _: asked.append(1) or 300_000)
+    monkeypatch.setattr(session, "available_bytes", lambda _: asked.append(1) or 0)
     stored = sweep(lab, tmp_path, limit=2)
     assert asked
     assert "few-slices" in [one.code for one in stored.run.warnings]
