@@ -195,12 +195,13 @@ class Run:
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
         before a token of which the draft is less sure than `cutoff`."""
-        from specbench.analysis.replayed import ReplayGamma, replayed
+        from specbench.analysis.replayed import ReplayGamma, prices_of, replayed
         from specbench.report.notebook import frame
 
         asked = load_config(None, {"gamma": _plain_value(gammas), "cutoff": cutoff})
         texts = texts_of(self.stored, asked.gamma)
-        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence)
+        prices = prices_of(self.stored.run)
+        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence, *prices)
         names = [draft.draft for draft in found.drafts for _ in draft.gammas]
         return frame(ReplayGamma, [row for draft in found.drafts for row in draft.gammas], drafts=names)
 
