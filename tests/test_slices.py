@@ -73,8 +73,7 @@ KINDS = {
     "kind",
     [
         "a draft model",
-        "a batch, sampled",
-        *full("sampled", "a look-up", "first layers", "a batch"),
+        *full("sampled", "a look-up", "first layers", "a batch", "a batch, sampled"),
     ],
 )
 def test_texts_and_rounds_are_those_of_whole_trials(lab, tmp_path, kind):
@@ -106,6 +105,7 @@ def test_every_arm_goes_on_in_every_slice_in_an_order_drawn_anew(lab, tmp_path, 
     assert len(set(whole)) > 10 and {order[0] for order in whole} == set(whole[0])
 
 
+@pytest.mark.full
 def test_caches_that_are_shared_are_seen(lab, tmp_path, monkeypatch):
     """Planted: every arm generates on the engine's own caches."""
     monkeypatch.setattr(LocalEngine, "new_lane", LocalEngine._own_lane)
@@ -130,11 +130,12 @@ def test_spans_are_those_of_the_arm_alone(lab, tmp_path, monkeypatch):
             assert getattr(sliced[key], name) == pytest.approx(getattr(times, name), abs=1e-6)
 
 
+@pytest.mark.full
 def test_a_clock_that_runs_on_for_others_is_seen(lab, tmp_path, monkeypatch):
     FakeDevice().install(monkeypatch)
     whole = spans(lab, tmp_path / "whole", 0)
     resume = Stopwatch.resume
-    monkeypatch.setattr(Stopwatch, "resume", lambda self: hasattr(self, "_last_ns") or resume(self))
+    monkeypatch.setattr(Stopwatch, "resume", lambda self: resume(self) if not self._last_ns else None)
     sliced = spans(lab, tmp_path / "sliced", 2)
     assert sum(t.total_s for t in sliced.values()) > 2 * sum(t.total_s for t in whole.values())
 
@@ -204,7 +205,7 @@ def refusing(monkeypatch, most):
     monkeypatch.setattr(LocalEngine, "new_lane", few)
 
 
-@pytest.mark.parametrize(("most", "how"), [(3, "2 took turns at a time"), (1, "each ran whole trials")])
+@pytest.mark.parametrize(("most", "how"), [(3, "2 took turns at a time"), *full((1, "each ran whole trials"))])
 def test_where_memory_runs_out_fewer_take_turns_and_it_is_said(lab, tmp_path, monkeypatch, most, how):
     whole = facts(sweep(lab, tmp_path / "whole", limit=3))
     refusing(monkeypatch, most)
