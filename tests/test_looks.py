@@ -13,7 +13,7 @@ from test_run import sweep as whole_sweep
 
 from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.session import LocalSession

@@ -51,7 +51,7 @@ def brief(
     """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
     policy flag here goes before the run's."""
     if as_json and html:
-        raise ConfigError("Only one can be on stdout", where="--json and --html", cure="Leave one out.")
+        raise ConfigError("Only one can be on stdout", where="--json and --html", hint="Leave one out.")
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

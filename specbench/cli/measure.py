@@ -61,7 +61,7 @@ def measure_or_sweep(
     strict: Strict = False,
 ) -> None:
     if strict and replay_only:
-        raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
+        raise ConfigError("There is no verdict without a wall clock", where="--strict", hint="Drop --replay-only.")
     from specbench.run.task import carry_out, task_of
 
     command: Command = "measure" if ctx.command.name == "measure" else "sweep"

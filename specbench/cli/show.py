@@ -32,7 +32,7 @@ def run_folder(named: Path | None, out: Path, *, timed: bool = False) -> Path:
     for folder in find_runs(out):
         if read_record(folder).command not in others:
             return folder
-    raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+    raise StoreError("No run yet", where=str(out), hint="Run `specbench sweep` first.")
 
 
 def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = None) -> None:
@@ -62,7 +62,7 @@ def show_replay(
         raise StoreError(
             "This run did not time the models, so no pair can be called best",
             where=str(folder),
-            cure="Give --costs the folder of a specbench probe.",
+            hint="Give --costs the folder of a specbench probe.",
         )
     confidence = stored.run.config.policy.confidence
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points, best=best)

@@ -50,17 +50,17 @@ def task_of(
     settings = load_config(config or shipped("configs/default.yaml"), given)
     gammas = settings.gamma
     if costs is not None and settings.served:
-        raise ConfigError("A server is not predicted from a probe", where="--costs", cure="Leave it out.")
+        raise ConfigError("A server is not predicted from a probe", where="--costs", hint="Leave it out.")
     if costs is not None and replay_only:
-        raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
+        raise ConfigError("Costs predict a wall clock", where="--costs", hint="Drop --replay-only.")
     if command == "measure":
         if replay_only:
-            raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
+            raise ConfigError("measure measures the wall clock", where="--replay-only", hint="Use specbench sweep.")
         if "gamma" not in given:
             gammas = (settings.measure_gamma,)
         elif len(gammas) != 1:
             raise ConfigError(
-                f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
+                f"measure takes one gamma, not {len(gammas)}", where="--gamma", hint="Use specbench sweep."
             )
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     argv = command_line(command, typed if command == "sweep" else typed | {"gamma": gammas})

@@ -14,6 +14,7 @@ import torch
 from specbench.acceptance.loop import Generation
 from specbench.acceptance.many import ManyDrafter
 from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import margins
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch
 from specbench.backends.local.cached import CachedModel
@@ -311,13 +312,11 @@ class LocalEngine:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")
 
     def margin(self, ids: Sequence[int]) -> float:
-        """The target's top-2 logit margin after `ids`, as a fraction of its top logit's magnitude: how near a tie
-        the next token is, in the unit in which rounding errors come. A penalty counts, as it did for the text."""
+        """How near a tie the token after `ids` is. A penalty counts, as it did for the text."""
         with torch.inference_mode():
             self._target.rewind(0)
             logits = RepetitionPenalty(self.sampling).apply(self._target.forward(ids, keep=1), ids)
-            top = logits[0].float().topk(2).values
-        return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))
+            return float(margins(logits)[0])
 
 
 def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
@@ -340,7 +339,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
                 f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
                 "hold more than one attention each, or keep states",
                 where=spec.text,
-                cure="Use another draft.",
+                hint="Use another draft.",
             )
 
 
