@@ -4,6 +4,7 @@ command needs them."""
 from __future__ import annotations
 
 import os
+import signal
 
 # Commands appear in --help in the order in which their modules are imported.
 # isort: off
@@ -11,10 +12,14 @@ from specbench.cli import measure, brief, explain, compare, check, stored, plan,
 
 # isort: on
 from specbench.cli.app import app
+from specbench.cli.streams import standard_streams
 
 
 def main() -> None:
     """The `specbench` command."""
     # Library chatter (progress bars, advice) belongs to no one who reads our stderr.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    app(prog_name="specbench")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # specbench/__main__.py; from here on it is caught
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with standard_streams():
+        app(prog_name="specbench")

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from specbench import __version__
+from specbench.cli.streams import StdoutError
 from specbench.errors import SpecbenchError
 
 
@@ -26,6 +27,8 @@ class Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("specbench: interrupted. Run the same command again: it continues where it stopped.", err=True)
             raise typer.Exit(130) from None
+        except StdoutError:
+            raise
         except Exception as error:
             # click's own errors know their exit code; anything else is a bug of ours
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or os.environ.get("SPECBENCH_DEBUG"):

@@ -91,7 +91,7 @@ class RunProgress:
                 MofNCompleteColumn(),
                 BarColumn(),
                 TimeElapsedColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 console=self.console,
                 refresh_per_second=1,  # drawing costs CPU time that the models need
             )
