@@ -364,6 +364,7 @@ class Wire:
         request = f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n{secret}\r\n".encode()
         status = (await connection.ask(request, tunnel=True)).status
         if status != 200:
+            connection.close()
             raise UnreachableError(f"the proxy answers HTTP status {status}")
         assert self._context is not None
         await connection.secure(self._context, self._host)
