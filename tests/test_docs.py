@@ -15,9 +15,8 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS
 from specbench import records
+from specbench.analysis import compared as comparison_contract
 from specbench.analysis import contract, replayed
-from specbench.analysis.compare import contract as comparison_contract
-from specbench.analysis.served import contract as served_contract
 from specbench.cli import app
 from specbench.cli.compare import SLOWER_EXIT
 from specbench.cli.show import STRICT_EXIT
@@ -159,7 +158,7 @@ def test_every_answer_has_causes_and_a_command_that_tells_them_apart():
     for title, answer in zip(answers[1::2], answers[2::2], strict=True):
         assert re.search(r"\n1\. .*\n(?:.*\n)*2\. ", answer), title
         assert typed(answer), title
-        assert answer.rstrip().rpartition("```")[2].strip(), f"{title}: no cure after the commands"
+        assert answer.rstrip().rpartition("```")[2].strip(), f"{title}: no hint after the commands"
 
 
 def anchors(text):
@@ -190,12 +189,12 @@ SECTIONS = {
     "`drafts[].head`": contract.HeadCosts,
     "`drafts[].categories[]`": contract.CategoryResult,
     "`drafts[].categories[].gammas[]`": contract.CategoryGamma,
-    "`loads[]`": served_contract.LoadResult,
-    "`loads[].ttft` and the like": served_contract.Percentiles,
-    "`server`": served_contract.Server,
-    "`server.counters`": served_contract.CounterCheck,
-    "`server.counters.numbers[]`": served_contract.NumberCheck,
-    "`server.clocks[]`": served_contract.ClockCheck,
+    "`loads[]`": contract.LoadResult,
+    "`loads[].ttft` and the like": contract.Percentiles,
+    "`server`": contract.Server,
+    "`server.counters`": contract.CounterCheck,
+    "`server.counters.numbers[]`": contract.NumberCheck,
+    "`server.clocks[]`": contract.ClockCheck,
     "`compare --json`": comparison_contract.Comparison,
     "Compare: `a` and `b`": comparison_contract.ComparedRun,
     "Compare: `drafts[]`": comparison_contract.ComparedDraft,

@@ -9,7 +9,7 @@ from conftest import full
 from typer.testing import CliRunner
 
 import specbench
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.analysis.summarise import summarise
 from specbench.cli import app
 from specbench.report.brief.brief import render_brief

@@ -77,7 +77,7 @@ class RunWriter:
             raise EngineError(
                 f"What was measured is no line of a run: {why_not(error)}",
                 where=str(path),
-                cure="It is not stored; what was measured before is.",
+                hint="It is not stored; what was measured before is.",
             ) from None
         try:
             opener = open_new(self._mode)
@@ -87,7 +87,7 @@ class RunWriter:
                     raise StoreError(
                         "The file was changed or removed while the run went on",
                         where=str(path),
-                        cure="Leave the folder alone and run the same command again: it measures what is missing.",
+                        hint="Leave the folder alone and run the same command again: it measures what is missing.",
                     )
                 try:
                     write_all(file, line)
@@ -109,7 +109,7 @@ class RunWriter:
             raise EngineError(
                 f"What is known of the run is no run.json: {why_not(error)}",
                 where=str(path),
-                cure="It is as it was before.",
+                hint="It is as it was before.",
             ) from None
         try:
             replace_file(path, data, self._mode)
@@ -126,7 +126,7 @@ class RunWriter:
             raise StoreError(
                 f"Another specbench went on with this run meanwhile; it is {there.status} now",
                 where=str(self.folder),
-                cure="Read it with specbench brief, or run the same command again.",
+                hint="Read it with specbench brief, or run the same command again.",
             )
 
     def _unlock(self) -> None:

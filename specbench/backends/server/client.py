@@ -63,10 +63,10 @@ def _verifying() -> ssl.SSLContext:
     try:
         return httpx.create_ssl_context()
     except (OSError, ssl.SSLError):
-        names = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)]
+        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "the system's own")
         raise ConfigError(
             "Certificates cannot be read",
-            where=" and ".join(names) or "the system's own",
+            where=name,
             cure="Name a file of certificates in PEM, or unset it.",
         ) from None
 
@@ -199,7 +199,7 @@ class Client:
                 + (f" for the model {shown(name)}" if name and status == 404 else "")
                 + f": {problem}",
                 where=self.url,
-                cure="Check the address (http://host:port, or as far as /v1), and the names of --served-model-name "
+                hint="Check the address (http://host:port, or as far as /v1), and the names of --served-model-name "
                 "and --engine.",
             )
         if status in (408, 429) or status >= 500:
@@ -219,14 +219,14 @@ class Client:
         return EngineError(
             f"The server wants a key: {problem}",
             where=self.url,
-            cure="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
+            hint="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
         )
 
     def _gone(self, reason: str) -> SpecbenchError:
         return EngineError(
             f"No server answers: {reason}",
             where=self.url,
-            cure="Start it; the same command then continues where it stopped.",
+            hint="Start it; the same command then continues where it stopped.",
         )
 
 
