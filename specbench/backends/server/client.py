@@ -67,7 +67,7 @@ def _verifying() -> ssl.SSLContext:
         raise ConfigError(
             "Certificates cannot be read",
             where=name,
-            cure="Name a file of certificates in PEM, or unset it.",
+            hint="Name a file of certificates in PEM, or unset it.",
         ) from None
 
 
@@ -89,7 +89,7 @@ def _proxy_of(url: str) -> Proxy | None:
         raise ConfigError(
             "The proxy is no address of an HTTP proxy",  # which may hold a password
             where=name,
-            cure="Write http://host:port, unset it, or name the server's host in no_proxy.",
+            hint="Write http://host:port, unset it, or name the server's host in no_proxy.",
         ) from None
 
 
@@ -212,7 +212,7 @@ class Client:
         return EngineError(
             f"The server redirects requests{f' to {shown(target)}' if target else ''}, and we follow none: {problem}",
             where=f"{self.url}, {self._at(path)}",
-            cure="Name the final address in its place.",
+            hint="Name the final address in its place.",
         )
 
     def _locked(self, problem: Problem) -> SpecbenchError:

@@ -223,7 +223,7 @@ def client_of(config: RunConfig, url: str) -> Client:
         raise ConfigError(
             "The key holds what no key does: a line end, a space at an end, or a character that is not ASCII",
             where=config.api_key_env,
-            cure="Set it again without that.",
+            hint="Set it again without that.",
         )
     return Client(url, key=key, timeout_s=config.request_timeout_s)
 
