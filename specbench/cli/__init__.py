@@ -4,7 +4,6 @@ command needs them."""
 from __future__ import annotations
 
 import os
-import signal
 
 # Commands appear in --help in the order in which their modules are imported.
 # isort: off
@@ -19,7 +18,5 @@ def main() -> None:
     """The `specbench` command."""
     # Library chatter (progress bars, advice) belongs to no one who reads our stderr.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # specbench/__main__.py; from here on it is caught
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     with standard_streams():
         app(prog_name="specbench")

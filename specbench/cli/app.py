@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # specbench/__main__.py; from here on it is caught
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             return super().invoke(ctx)
         except SpecbenchError as error:
             typer.echo(f"specbench: {error.line()}", err=True)
