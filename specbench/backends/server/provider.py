@@ -20,6 +20,7 @@ from specbench.backends.server.launch import (
     Setting,
     command,
     engine_version,
+    environment,
     find_launch,
     model_file,
     require_draft,
@@ -29,6 +30,7 @@ from specbench.backends.server.worker import call
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
+from specbench.models.heads import kind_of
 from specbench.run_record import ModelFacts
 
 LOGS = "server-logs"
@@ -162,6 +164,7 @@ class Starting:
         for text in specs:
             for gamma in gammas:
                 command(self.file, self._setting(text, gamma), 0)
+        environment(self.file, self._setting(None, None), 0)
 
     def _setting(self, draft: str | None, gamma: int | None) -> Setting:
         return Setting(
@@ -182,6 +185,12 @@ class Starting:
             return self.up(None, None, folder)
         path = self._drafts[draft]
         assert path is not None
+        if (kind := kind_of(path)) is not None:
+            raise ConfigError(
+                f"A server of the draft alone cannot be asked: it is a head ({kind}), which reads its target's states",
+                where=draft,
+                cure="Use --engine local for its replay.",
+            )
         log = folder / LOGS / f"{_slug(draft, None)}.log"
         return self._started(replace(self._setting(None, None), target=path), self._config.served_names[1], log)
 
@@ -223,7 +232,7 @@ def client_of(config: RunConfig, url: str) -> Client:
 
 def _facts(name: str, path: str | None) -> ModelFacts:
     """What is known of a model that another process reads. A look-up has none and adds nothing."""
-    if name.startswith("ngram") and path is None:
+    if name.startswith(("ngram", "suffix")) and path is None:
         return ModelFacts(name=name, parameters=0, weight_bytes=0)
     file = Path(path) if path is not None else None
     size = file.stat().st_size if file is not None and file.is_file() else None
