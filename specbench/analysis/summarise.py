@@ -65,7 +65,7 @@ def summarise(stored: StoredRun) -> Summary:
     loads: tuple[LoadResult, ...] = ()
     cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *stored.run.warnings]
     if server is not None:
-        loads = load_results(stored, policy)
+        loads = load_results(stored, policy, texts)
         results = tuple(with_loads(result, loads, policy) for result in results)
         cautions += server_cautions(server, every)
     return Summary(

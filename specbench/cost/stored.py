@@ -25,6 +25,8 @@ def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
     versions differ, and where a width that the run needs was not probed at batch 1.
     """
     probed = require_probe(folder)
+    if probed.served is not None:
+        raise StoreError("The probe was made on a server", where=str(folder), cure=_CURE)
     names = _same_drafts(probed.drafts, record.drafts)
     names[None] = None
     differs = _differences(probed, record, names)
@@ -34,6 +36,36 @@ def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
     kept = tuple(replace(point, model=names[point.model]) for point in points if point.model in names)
     _require_widths(kept, record, plan, folder)
     return Costs(kept, (*_contexts(kept, plan), *probed.warnings), str(folder))
+
+
+def served_costs(folder: Path, record: RunRecord) -> Costs:
+    """The rounds of a probe on a server, for the run that `record` describes. Raises StoreError where the folder is no
+    such probe, where engine, machine, threads or models differ, and where rounds of a draft, a gamma or the first load
+    of the run are not among them."""
+    probed, config = require_probe(folder), record.config
+    if probed.served is None:
+        raise StoreError("The probe timed models in process", where=str(folder), cure=_CURE)
+    there, here = probed.provenance, record.provenance
+    differs = [f"{name} {was}, not {now}" for name, was, now in (
+        ("engine", there.engine, here.engine),
+        ("machine", there.hardware.line, here.hardware.line),
+        ("threads", there.threads, here.threads),
+        ("target", probed.target.name, record.target.name),
+    ) if was != now]  # fmt: skip
+    differs += [f"no draft {draft}" for draft in config.draft if draft not in probed.drafts]
+    if differs:
+        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), cure=_CURE)
+    points = tuple(p for p in probed.probe or () if p.model is None or p.model in config.draft)
+    widest, clients = max(config.gamma), config.concurrency[0]
+    for draft in config.draft:
+        reached = max((p.tokens for p in points if (p.model, p.batch) == (draft, clients)), default=0)
+        if reached < widest:
+            raise StoreError(
+                f"The probe has no rounds of {draft} at gamma {widest} with {clients} at once",
+                where=str(folder),
+                cure=f"Run specbench probe with --gamma 1..{widest} --concurrency {clients}.",
+            )
+    return Costs(points, probed.warnings, str(folder))
 
 
 def require_probe(folder: Path) -> RunRecord:
@@ -51,9 +83,10 @@ def require_probe(folder: Path) -> RunRecord:
 def _lacking(record: RunRecord) -> str | None:
     """What a probe's record must hold beside what every run's does."""
     origin = record.provenance
-    needed: dict[str, object] = {
-        f"provenance.{key}": getattr(origin, key) for key in ("device", "precision", "threads")
-    }
+    if record.served is not None:
+        needed: dict[str, object] = {"probe": record.probe, "provenance.hardware.line": origin.hardware.line}
+        return next((f"it lacks {key}" for key, value in needed.items() if not value), None)
+    needed = {f"provenance.{key}": getattr(origin, key) for key in ("device", "precision", "threads")}
     needed |= {"provenance.hardware.line": origin.hardware.line, "bandwidth": record.bandwidth, "probe": record.probe}
     for place, facts in (("target", record.target), *(("drafts[]", facts) for facts in record.drafts.values())):
         needed |= {

@@ -24,6 +24,9 @@ from specbench.records import Sampling
 
 Kind = Literal["model", "skip", "cross", "mtp", "suffix"]
 
+# Drafts without a model beside the target.
+_OWN: dict[str, Kind] = {"mtp": "mtp", "suffix": "suffix"}
+
 # Look-ups that only a server does, as llama.cpp calls them.
 LOOK_UPS = ("simple", "map-k", "map-k4v", "mod", "cache")
 
@@ -105,8 +108,8 @@ def with_cutoff(text: str, cutoff: float) -> str:
 
 def _single(text: str, whole: str) -> DraftSpec:
     text, cutoff, greedy = _options(text, whole)
-    if text in ("mtp", "suffix"):
-        return DraftSpec(whole, text, cutoff=cutoff, greedy=greedy)
+    if (own := _OWN.get(text)) is not None:
+        return DraftSpec(whole, own, cutoff=cutoff, greedy=greedy)
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:
         if rest == "auto":

@@ -27,6 +27,9 @@ class LoadResult:
     `speedup_e2e` of the whole time of a request, both as a client sees them, over `prompts` prompts; `verdict` follows
     the policy's metric.
 
+    `predicted_speedup` is of decoding, from replayed rounds and rounds that were probed at this concurrency; its ends
+    are over prompts and hold the costs' own uncertainty.
+
     `throughput` is output tokens per second of all clients together, None where an open loop's clock was not kept;
     `ttft` the time to the first token, `tpot` decoding time per output token of a request."""
 
@@ -51,6 +54,9 @@ class LoadResult:
     ttft: Percentiles
     baseline_tpot: Percentiles
     tpot: Percentiles
+    predicted_speedup: float | None = None
+    predicted_speedup_low: float | None = None
+    predicted_speedup_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

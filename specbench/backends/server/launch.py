@@ -80,7 +80,7 @@ def command(file: LaunchFile, setting: Setting, port: int) -> list[str]:
     if setting.spec is not None:
         require_draft(file, setting.spec, setting.draft)
         ways = ways_of(setting.spec, setting.draft)
-        parts = [part for way in ways for part in file.drafts[way]]  # type: ignore[index]
+        parts = [part for way in ways for part in file.drafts[way]]
         parts += (file.synthetic or ()) if setting.synthetic else ()
         added = [_filled(part, values) for part in parts]
     return [_filled(part, values) for part in file.command] + _merged(added, file.joined)
@@ -187,7 +187,7 @@ def _refusal(file: LaunchFile, spec: DraftSpec, ways: Sequence[str]) -> tuple[st
                 f"`drafts` of its launch file has no `{way}`, only {', '.join(file.drafts) or 'nothing'}",
                 f"Copy {file.path}, add it, and name the copy.",
             )
-    parts = [part for way in ways for part in file.drafts[way]]  # type: ignore[index]
+    parts = [part for way in ways for part in file.drafts[way]]
     if spec.cutoff and not placeholders(parts) & {"cutoff"}:
         return "it has no cut-off", "Leave cutoff out."
     if spec.ngram is None:

@@ -32,10 +32,10 @@ WAYS = {
     "mtp": (_MODEL, (_GAMMA,)),
     "suffix": (_ALWAYS | _GAMMA, (_GAMMA,)),
     **dict.fromkeys(("ngram", "ngram-map-k", "ngram-map-k4v", "ngram-mod"), (_LOOK_UP, _OF_LOOK_UP)),
-    "ngram-cache": (_LOOK_UP, (_GAMMA,)),
+    "ngram-cache": (_LOOK_UP, ()),
 }
 _KNOWN = {
-    **{key: _ALWAYS for key in ("command", "env")},
+    **dict.fromkeys(("command", "env"), _ALWAYS),
     **{key: _ALWAYS | _GAMMA | {"zeros"} for key in ("synthetic", "synthetic_env")},
     "version": {"python"},
 }
@@ -49,10 +49,6 @@ SYNTHETIC = re.compile(r"spec-synth|SPEC_SYNTH|synthetic|SIMULATE_ACC|FORCE_NUM_
 Word = Annotated[str, Field(coerce_numbers_to_str=True, pattern=r"\S", max_length=100_000)]
 Words = Annotated[tuple[Word, ...], Field(min_length=1, max_length=1000), FirstFault()]
 Environment = dict[Annotated[str, Field(min_length=1)], Word]
-Way = Literal[
-    "model", "eagle3", "peagle", "dflash", "mtp", "suffix",
-    "ngram", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache",
-]  # fmt: skip
 Whole = Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86400)]
 
@@ -75,16 +71,17 @@ class LaunchFile:
     """A launch file. `engine` names the adapter that reads its answers; `command` starts the target alone, `drafts` are
     what each of WAYS adds to it. Of several at once the values of the flag `joined` are joined by commas (None: the
     engine drafts in one way at a time). `synthetic` and `synthetic_env` make a server reject every draft, whatever the
-    target says, which shows what a round costs. `models` is what {target} and {draft} become, see `modelfiles.model_file`. `context` is in tokens of one sequence; `ready_s` and
-    `stop_s` in seconds; after `prompts_per_start` prompts the next arm's server is started (None: after all);
-    `at_once` starts those of all arms together and lets them take turns prompt by prompt.
-    `version` is a command whose first output line is the version."""
+    target says, which shows what a round costs. `models` is what {target} and {draft} become, see
+    `launch.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
+    `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
+    together and lets them take turns prompt by prompt. `version` is a command whose first output line is the
+    version."""
 
     path: Path
     engine: Literal["llamacpp", "vllm", "sglang", "openai"]
     command: Words
     models: Models
-    drafts: dict[Way, Words] = field(default_factory=dict)
+    drafts: dict[str, Words] = field(default_factory=dict)
     joined: Word | None = None
     synthetic: Words | None = None
     synthetic_env: Environment = field(default_factory=dict)
@@ -120,6 +117,10 @@ def read_launch(path: Path) -> LaunchFile:
         if given is not None:
             _check(key, given.values() if key.endswith("env") else given, known, _NEEDED.get(key, ()), path)
     for way, parts in file.drafts.items():
+        if way not in WAYS:
+            near = difflib.get_close_matches(way, WAYS, n=1)
+            cure = f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(WAYS)}."
+            raise ConfigError(f"`drafts` has an unknown way to draft, `{way}`", where=str(path), cure=cure)
         _check(f"drafts.{way}", parts, *WAYS[way], path)
     measuring = (*file.command, *(part for parts in file.drafts.values() for part in parts), *file.env)
     if any(SYNTHETIC.search(part) for part in measuring):

@@ -137,11 +137,19 @@ class Running:
 class Starting:
     """Starts one server at a time on this machine, as a launch file says. Raises ConfigError or ModelError before any
     is started where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served
-    alone."""
+    alone. Those that are `synthetic` reject every draft."""
 
     where: str | None = None
 
-    def __init__(self, config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        specs: dict[str, DraftSpec],
+        gammas: tuple[int, ...],
+        threads: int,
+        *,
+        synthetic: bool = False,
+    ) -> None:
         self.file: LaunchFile = find_launch(config.launch or config.engine)
         self.adapter = ADAPTERS[self.file.engine]()
         self.launch: str | None = self.file.path.name
@@ -150,6 +158,7 @@ class Starting:
         self._threads = threads
         self.threads: int | None = threads
         self._specs = specs
+        self._synthetic = synthetic
         for spec in specs.values() if gammas else ():
             require_draft(self.file, spec)
         self._target = model_file(config.target, self.file.models)
@@ -158,7 +167,8 @@ class Starting:
         busiest = max(config.concurrency)
         self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
         self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
-        self.at_once = self.file.at_once and self._slots == 1
+        # A run's arms take turns job by job, which leaves several clients idle; a probe's do so pass by pass.
+        self.at_once = self.file.at_once and (self._slots == 1 or synthetic)
         drafts = {text: _facts(text, path) for text, path in self._drafts.items()}
         self.models = _facts(config.target, self._target), drafts
         for text in specs:
@@ -174,6 +184,7 @@ class Starting:
             gamma=gamma,
             concurrency=self._slots,
             threads=self._threads,
+            synthetic=self._synthetic and draft is not None,
         )
 
     def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[ServerHandle]:
@@ -236,7 +247,8 @@ def _facts(name: str, path: str | None) -> ModelFacts:
         return ModelFacts(name=name, parameters=0, weight_bytes=0)
     file = Path(path) if path is not None else None
     size = file.stat().st_size if file is not None and file.is_file() else None
-    return ModelFacts(name=file.name if file is not None else name, weight_bytes=size)
+    head = None if path is None else kind_of(path)
+    return ModelFacts(name=file.name if file is not None else name, weight_bytes=size, head=head)
 
 
 def _slug(draft: str | None, gamma: int | None) -> str:

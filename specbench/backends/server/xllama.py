@@ -106,7 +106,6 @@ def _parameters(xllamacpp: Any, given: argparse.Namespace) -> Any:
         speculative.types = [
             getattr(names, f"COMMON_SPECULATIVE_TYPE_{each.upper().replace('-', '_')}") for each in types
         ]
-    # A cache of n-grams takes its length from here as well.
     draft = speculative.draft
     draft.n_max, draft.n_min, draft.p_min = given.spec_draft_n_max, given.spec_draft_n_min, given.spec_draft_p_min
     if given.spec_draft_model is not None:
@@ -114,8 +113,8 @@ def _parameters(xllamacpp: Any, given: argparse.Namespace) -> Any:
         draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = given.threads
     for way, sizes in LOOK_UPS.items():
         for name in sizes:
-            field = name.replace("-", "_")
-            setattr(getattr(speculative, way.replace("-", "_")), field, getattr(given, f"spec_{way}_{name}".replace("-", "_")))
+            own, field = way.replace("-", "_"), name.replace("-", "_")
+            setattr(getattr(speculative, own), field, getattr(given, f"spec_{own}_{field}"))
     speculative.synth_rates = given.spec_synth_rates
     return params
 

@@ -102,6 +102,7 @@ def _columns(policy: Policy) -> list[_Spec]:
         ("gamma", "gamma", lambda row: str(row.gamma), 0),
         ("verdict", "verdict", lambda row: row.verdict, 1),
         ("speedup", f"speedup,\n{kind}", lambda row: text.estimate(*metric_of(row, policy)), 0),
+        ("predicted", "predicted,\ndecode", _predicted, 1),
         (other, f"speedup,\n{other}", others, 5),
         ("tokens/s", "tokens/s", lambda row: pair([row.baseline_throughput, row.throughput]), 2),
         ("throughput", "through-\nput", lambda row: text.speedup(row.throughput_ratio), 6),
@@ -112,6 +113,11 @@ def _columns(policy: Policy) -> list[_Spec]:
         ("per token p95", "per token,\np95, ms", times("tpot", "p95"), 8),
         ("per token p99", "per token,\np99, ms", times("tpot", "p99"), 10),
     ]
+
+
+def _predicted(row: LoadResult) -> str:
+    low, high = row.predicted_speedup_low, row.predicted_speedup_high
+    return text.UNKNOWN if row.predicted_speedup is None else text.estimate(row.predicted_speedup, low, high)
 
 
 def pair(values: Sequence[float | None]) -> str:
