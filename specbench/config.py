@@ -149,7 +149,7 @@ class RunConfig:
     )
 
     max_new_tokens: Annotated[int, Range(2, 1_000_000)] = setting(
-        64, "Tokens to generate at most.", "generation", TEXTS, also=("max_tokens",), shipped=48
+        64, "Tokens to generate at most.", "generation", (*TEXTS, "probe"), also=("max_tokens",), shipped=48
     )
     temperature: Annotated[float, Range(0, 100)] = setting(0.0, "0 is greedy.", "generation", TEXTS)
     top_p: Annotated[float, Range(0, 1, above=True)] = setting(1.0, "1 is off.", "generation", TEXTS)

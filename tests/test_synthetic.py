@@ -51,7 +51,7 @@ def test_the_drift_of_a_machine_is_in_no_ratio_and_its_noise_is_in_the_interval(
     rng = random.Random(1)
     passes = [a_pass((1, 4), drift=1 + 0.2 * n, noise=0.03, rng=rng) for n in range(15)]
     points = round_points(passes, "d", 100, 2)
-    assert [(p.model, p.tokens, p.batch, p.phase) for p in points] == [("d", n, 2, "round") for n in (0, 1, 4)]
+    assert [(p.model, p.tokens, p.batch, p.phase) for p in points] == [("d", n + 1, 2, "round") for n in (0, 1, 4)]
     step, _, four = points
     assert four.median_s / step.median_s == pytest.approx(true_s(4) / STEP_S, rel=0.03)
     assert four.low_s < step.median_s * true_s(4) / STEP_S < four.high_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from specbench.analysis.served.contract import LoadResult, Server
+from specbench.analysis.served.contract import LoadResult, Schedule, Server
 from specbench.records import Call, Caution
 
 SCHEMA = 1
@@ -235,6 +235,7 @@ class DraftResult:
     slower_share: float | None = None
     stopped: tuple[StoppedGamma, ...] = ()
     head: HeadCosts | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,14 +146,14 @@ def probed(stored: StoredRun) -> ProbeSummary:
 
 def _rounds(points: Sequence[CostPoint]) -> tuple[Round, ...]:
     every = [p for p in points if p.phase == "round"]
-    alone = {(p.model, p.batch): p.median_s for p in every if p.tokens == 0}
+    alone = {(p.model, p.batch): p.median_s for p in every if p.tokens == 1}
     found = []
     for p in sorted(every, key=lambda p: (str(p.model), p.batch, p.tokens)):
-        if p.tokens:
+        if p.tokens > 1:
             step_s = alone[p.model, p.batch]
             times = (p.median_s, p.low_s, p.high_s)
             ratios = [each / step_s for each in times]
-            found.append(Round(str(p.model), p.batch, p.context, p.tokens, step_s, *times, *ratios))
+            found.append(Round(str(p.model), p.batch, p.context, p.tokens - 1, step_s, *times, *ratios))
     return tuple(found)
 
 

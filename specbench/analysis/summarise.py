@@ -15,6 +15,7 @@ from specbench.analysis.results import Judged
 from specbench.analysis.served.cautions import server_cautions
 from specbench.analysis.served.contract import LoadResult
 from specbench.analysis.served.loads import load_results, with_loads
+from specbench.analysis.served.schedule import schedule_of
 from specbench.analysis.served.server import server_of
 from specbench.analysis.steady import Steady
 from specbench.analysis.stopped import kept_arms, stopped_gammas
@@ -66,7 +67,10 @@ def summarise(stored: StoredRun) -> Summary:
     cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *stored.run.warnings]
     if server is not None:
         loads = load_results(stored, policy, texts)
-        results = tuple(with_loads(result, loads, policy) for result in results)
+        results = tuple(
+            replace(with_loads(one, loads, policy), schedule=schedule_of(stored, one.draft, policy, texts))
+            for one in results
+        )
         cautions += server_cautions(server, every)
     return Summary(
         run=str(stored.folder),

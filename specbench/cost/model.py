@@ -81,20 +81,20 @@ def round_costs(
     probed at this batch, or a draft that was at another batch was not at this."""
     steps = [p for p in points if p.context > 0 and p.batch == batch]
 
-    def curve(model: str | None, phase: str = "read", least: int = 1) -> tuple[float, ...]:
-        """Seconds over `least`, .. tokens, up to the most that were probed."""
+    def curve(model: str | None, phase: str = "read") -> tuple[float, ...]:
+        """Seconds over 1, 2, .. tokens, up to the most that were probed."""
         mine = sorted((p for p in steps if p.model == model and p.phase == phase), key=_context)
         known = {}
         for tokens in sorted({p.tokens for p in mine}):
             at = [p for p in mine if p.tokens == tokens]
             known[tokens] = float(np.interp(context, [p.context for p in at], [p.median_s for p in at]))
         return tuple(
-            float(np.interp(n, list(known), list(known.values()))) for n in range(least, max(known, default=-1) + 1)
+            float(np.interp(n, list(known), list(known.values()))) for n in range(1, max(known, default=0) + 1)
         )
 
     if any(p.phase == "round" for p in points):
         # A server shows whole rounds: they stand in the place of the pass that judges so many drafts.
-        rounds_s = curve(draft, "round", least=0)
+        rounds_s = curve(draft, "round")
         return RoundCosts(rounds_s, 0.0, 0.0, 0.0) if rounds_s else None
     verify_s, read_s = curve(None), curve(draft)
     if not verify_s or (not read_s and any(p.model == draft for p in points)):
@@ -113,10 +113,10 @@ def round_costs(
 def cost_variance(points: Sequence[CostPoint], draft: str | None, gamma: int, batch: int) -> float:
     """Variance of the log of a predicted speedup that comes from the costs of whole rounds: of the probed gamma next to
     this one, half the width of its interval being 1.96 standard errors. 0 where passes were timed alone."""
-    rounds = [p for p in points if p.phase == "round" and p.model == draft and p.batch == batch]
+    rounds = [p for p in points if (p.phase, p.model, p.batch) == ("round", draft, batch) and p.tokens > 1]
     if not rounds:
         return 0.0
-    near = min(rounds, key=lambda p: (abs(p.tokens - gamma), p.tokens))
+    near = min(rounds, key=lambda p: (abs(p.tokens - 1 - gamma), p.tokens))
     return float((np.log(near.high_s / near.low_s) / (2 * 1.96)) ** 2)
 
 

@@ -58,7 +58,7 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
     points = tuple(p for p in probed.probe or () if p.model is None or p.model in config.draft)
     widest, clients = max(config.gamma), config.concurrency[0]
     for draft in config.draft:
-        reached = max((p.tokens for p in points if (p.model, p.batch) == (draft, clients)), default=0)
+        reached = max((p.tokens - 1 for p in points if (p.model, p.batch) == (draft, clients)), default=0)
         if reached < widest:
             raise StoreError(
                 f"The probe has no rounds of {draft} at gamma {widest} with {clients} at once",

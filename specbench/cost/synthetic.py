@@ -47,24 +47,28 @@ def round_seconds(spent: Pass) -> dict[int, float]:
                 part = (drafted - last) / (gamma - last)
                 rest_s -= count * (1 - part) * found[last]
                 share += count * part
-        found[gamma] = rest_s / share
+        if rest_s > 0:  # else the machine was another during this one
+            found[gamma] = rest_s / share
     return found
 
 
 def round_points(passes: Sequence[Pass], draft: str, context: int, batch: int) -> list[CostPoint]:
     """A step of the target alone, and a round of every gamma. The ratio of a round to a step is taken pass by pass,
     where both ran within seconds of each other, so the drift of a machine is in neither the median nor its interval;
-    seconds are these ratios times the median step, which is the round of 0 tokens."""
+    seconds are these ratios times the median step. `tokens` of a point are those that the target reads: 1 of a step,
+    gamma + 1 of a round."""
     each = [round_seconds(one) for one in passes]
     steps = [one[0] for one in each if 0 in one]
     if not steps:
         return []
     low_s, step_s, high_s = median_interval(steps)
-    found = [CostPoint(draft, context, 0, step_s, low_s, high_s, len(steps), batch, "round")]
+    found = [CostPoint(draft, context, 1, step_s, low_s, high_s, len(steps), batch, "round")]
     for gamma in sorted({gamma for one in each for gamma in one if gamma}):
         ratios = [one[gamma] / one[0] for one in each if gamma in one and 0 in one]
         low, ratio, high = median_interval(ratios)
         found.append(
-            CostPoint(draft, context, gamma, ratio * step_s, low * step_s, high * step_s, len(ratios), batch, "round")
+            CostPoint(
+                draft, context, gamma + 1, ratio * step_s, low * step_s, high * step_s, len(ratios), batch, "round"
+            )
         )
     return found

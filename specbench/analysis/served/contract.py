@@ -60,6 +60,28 @@ class LoadResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleStep:
+    """The best gamma at one concurrency, 0 for none, by a speedup that was `measured` or is predicted."""
+
+    concurrency: int
+    gamma: int
+    speedup: float
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many tokens to draft with so many clients at once. `gain` is how much faster all concurrencies together are,
+    each with as much to do, than with `fixed_gamma`, the best single one; less than 0 where it is slower."""
+
+    steps: tuple[ScheduleStep, ...]
+    fixed_gamma: int
+    gain: float
+    gain_low: float
+    gain_high: float
+
+
+@dataclass(frozen=True, slots=True)
 class NumberCheck:
     """One number over the stretches in which it could be compared: as we added it up, and as the server counted."""
 

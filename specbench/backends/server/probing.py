@@ -72,7 +72,7 @@ class ServerProbe:
         units = _spread(self._prompts())
         points = [point for draft in self._config.draft for point in self._draft(session, draft, units)]
         first = self._config.draft[0]
-        points += [replace(p, model=None, tokens=1, phase="read") for p in points if (p.model, p.tokens) == (first, 0)]
+        points += [replace(p, model=None, phase="read") for p in points if (p.model, p.tokens) == (first, 1)]
         cautions = list(session.noticed.cautions)
         others = median(self._others) if self._others else 0.0
         if others > self._config.max_other_cores:

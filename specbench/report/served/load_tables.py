@@ -11,6 +11,7 @@ from specbench.analysis.served.contract import LoadResult, Percentiles
 from specbench.analysis.served.loads import metric_of
 from specbench.records import Load, Policy
 from specbench.report.readings import stops_paying_words
+from specbench.report.served.schedule import schedule_words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,7 +46,7 @@ def load_table(summary: Summary, policy: Policy, width: int, plain: bool) -> Ite
         yield Text(f"\n{readable(draft.draft, plain)} under load")
         yield table(kept, plain)
         hidden = [column.name for column in columns if column.name not in {each.name for each in kept}]
-        words = [_WORDS, stops_paying_words(summary, draft, policy)]
+        words = [_WORDS, stops_paying_words(summary, draft, policy), schedule_words(draft.schedule)]
         if hidden:
             words.append(f"Not shown at this width: {', '.join(hidden)}.")
         yield note(" ".join(filter(None, words)), width, plain)
@@ -69,7 +70,8 @@ def load_rows(
 
 def load_note(summary: Summary, draft: DraftResult, policy: Policy) -> str:
     """What the table means, and from where on the draft stops paying."""
-    return " ".join(filter(None, (stops_paying_words(summary, draft, policy), _WORDS)))
+    words = (stops_paying_words(summary, draft, policy), schedule_words(draft.schedule), _WORDS)
+    return " ".join(filter(None, words))
 
 
 _WORDS = (
