@@ -12,7 +12,7 @@ from specbench.records import Caution, CostPoint
 from specbench.run_record import ModelFacts, RunRecord
 from specbench.store import read_run
 
-_CURE = "Run specbench probe again in the setting of this run, or leave out --costs."
+_HINT = "Run specbench probe again in the setting of this run, or leave out --costs."
 
 # Contexts further than this factor outside those of the probe are worth a caution.
 _REACH = 1.5
@@ -26,12 +26,12 @@ def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
     """
     probed = require_probe(folder)
     if probed.served is not None:
-        raise StoreError("The probe was made on a server", where=str(folder), cure=_CURE)
+        raise StoreError("The probe was made on a server", where=str(folder), hint=_HINT)
     names = _same_drafts(probed.drafts, record.drafts)
     names[None] = None
     differs = _differences(probed, record, names)
     if differs:
-        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), cure=_CURE)
+        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
     points = probed.probe or ()
     kept = tuple(replace(point, model=names[point.model]) for point in points if point.model in names)
     _require_widths(kept, record, plan, folder)
@@ -44,7 +44,7 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
     of the run are not among them."""
     probed, config = require_probe(folder), record.config
     if probed.served is None:
-        raise StoreError("The probe timed models in process", where=str(folder), cure=_CURE)
+        raise StoreError("The probe timed models in process", where=str(folder), hint=_HINT)
     there, here = probed.provenance, record.provenance
     differs = [f"{name} {was}, not {now}" for name, was, now in (
         ("engine", there.engine, here.engine),
@@ -54,7 +54,7 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
     ) if was != now]  # fmt: skip
     differs += [f"no draft {draft}" for draft in config.draft if draft not in probed.drafts]
     if differs:
-        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), cure=_CURE)
+        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
     points = tuple(p for p in probed.probe or () if p.model is None or p.model in config.draft)
     widest, clients = max(config.gamma), config.concurrency[0]
     for draft in config.draft:
@@ -63,7 +63,7 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
             raise StoreError(
                 f"The probe has no rounds of {draft} at gamma {widest} with {clients} at once",
                 where=str(folder),
-                cure=f"Run specbench probe with --gamma 1..{widest} --concurrency {clients}.",
+                hint=f"Run specbench probe with --gamma 1..{widest} --concurrency {clients}.",
             )
     return Costs(points, probed.warnings, str(folder))
 
@@ -72,10 +72,10 @@ def require_probe(folder: Path) -> RunRecord:
     """run.json of a probe's folder; raises StoreError for any other folder."""
     record = read_run(folder).run
     if record.command != "probe":
-        raise StoreError("This folder holds no probe", where=str(folder), cure="Name one that specbench probe made.")
+        raise StoreError("This folder holds no probe", where=str(folder), hint="Name one that specbench probe made.")
     if (lacking := _lacking(record)) is not None:
         raise StoreError(
-            f"run.json is not that of a probe: {lacking}", where=str(folder), cure="Run specbench probe again."
+            f"run.json is not that of a probe: {lacking}", where=str(folder), hint="Run specbench probe again."
         )
     return record
 
@@ -147,7 +147,7 @@ def _require_widths(points: tuple[CostPoint, ...], record: RunRecord, plan: Prob
         raise StoreError(
             f"The probe did not time {model or 'the target'} over {width} tokens at batch 1",
             where=str(folder),
-            cure=f"Run specbench probe with --gamma 1..{max(plan.gammas)} and batch size 1.",
+            hint=f"Run specbench probe with --gamma 1..{max(plan.gammas)} and batch size 1.",
         )
 
 
@@ -160,6 +160,6 @@ def _contexts(points: tuple[CostPoint, ...], plan: ProbePlan) -> list[Caution]:
             "probe-contexts",
             f"the models were probed after {probed[0]} to {probed[-1]} tokens, texts of this run are at "
             f"{plan.contexts[0]} to {plan.contexts[-1]} in their middle; costs are held beyond what was probed",
-            f"Probe with --context {','.join(map(str, plan.contexts))}.",
+            f"Run specbench probe --context {','.join(map(str, plan.contexts))}.",
         )
     ]

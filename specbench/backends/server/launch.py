@@ -57,10 +57,10 @@ def find_launch(name: str) -> LaunchFile:
     else:
         near = difflib.get_close_matches(name, SHIPPED, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(SHIPPED)}; else name a launch file."
-        raise ConfigError(f"No engine is called {name!r}", cure=hint)
+        raise ConfigError(f"No engine is called {name!r}", hint=hint)
     if found.needs is not None and not _present(found.needs):
-        cure = f"Install it: {found.install}" if found.install else "Install it."
-        raise ConfigError(f"{found.needs} is not installed", where=str(found.path), cure=cure)
+        hint = f"Install it: {found.install}" if found.install else "Install it."
+        raise ConfigError(f"{found.needs} is not installed", where=str(found.path), hint=hint)
     return found
 
 
@@ -69,8 +69,8 @@ def require_draft(file: LaunchFile, spec: DraftSpec, draft: str | None = None) -
     is the model's file, which may be a head."""
     refusal = _refusal(file, spec, ways_of(spec, draft))
     if refusal is not None:
-        reason, cure = refusal
-        raise ConfigError(f"{file.path.stem} cannot draft like this: {reason}", where=spec.text, cure=cure)
+        reason, hint = refusal
+        raise ConfigError(f"{file.path.stem} cannot draft like this: {reason}", where=spec.text, hint=hint)
 
 
 def command(file: LaunchFile, setting: Setting, port: int) -> list[str]:
@@ -94,7 +94,7 @@ def environment(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]
         raise ConfigError(
             f"{chance} makes servers accept drafts by chance, whatever the target says",
             where="environment",
-            cure="Unset it; specbench probe sets what it needs by itself.",
+            hint="Unset it; specbench probe sets what it needs by itself.",
         )
     own = {**file.env, **(file.synthetic_env if setting.synthetic else {})}
     return {**os.environ, **{name: _filled(value, values) for name, value in own.items()}}
@@ -174,7 +174,7 @@ def _values(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
 
 
 def _refusal(file: LaunchFile, spec: DraftSpec, ways: Sequence[str]) -> tuple[str, str] | None:
-    """What the engine cannot do, and the cure; None where it can all of it."""
+    """What the engine cannot do, and the hint; None where it can all of it."""
     if spec.kind == "skip":
         return "no server drafts with the target's own first layers", "Name a draft model, or ngram:n=3."
     if spec.kind == "cross":
@@ -227,32 +227,32 @@ def model_file(name: str, kind: Literal["gguf", "directory", "name"]) -> str:
 def _gguf(path: Path, name: str) -> str:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{name} is no GGUF file", cure="This engine reads files that end in .gguf.")
+            raise ModelError(f"{name} is no GGUF file", hint="This engine reads files that end in .gguf.")
         return str(path.absolute())
     if not path.is_dir():
         raise ModelError(
-            f"{name} is no file here, and this engine reads GGUF files", cure="Download the model's .gguf and name it."
+            f"{name} is no file here, and this engine reads GGUF files", hint="Download the model's .gguf and name it."
         )
     found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     if not found:
         raise ModelError(
             f"{name} has no .gguf file, and this engine reads nothing else",
-            cure="Convert it with llama.cpp's convert_hf_to_gguf.py and name the file.",
+            hint="Convert it with llama.cpp's convert_hf_to_gguf.py and name the file.",
         )
     if len(found) > 1:
-        raise ModelError(f"{name} has {len(found)} .gguf files", cure=f"Name one of them, such as {found[0]}.")
+        raise ModelError(f"{name} has {len(found)} .gguf files", hint=f"Name one of them, such as {found[0]}.")
     return str(found[0].absolute())
 
 
 def _directory(path: Path, name: str) -> str:
     if path.suffix.lower() == ".gguf":
-        raise ModelError(f"{name} is a GGUF file, and this engine reads directories", cure="Name the original model.")
+        raise ModelError(f"{name} is a GGUF file, and this engine reads directories", hint="Name the original model.")
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         require_config(path, name)
         return str(path.absolute())
     if "@" in name:
         raise ModelError(
             f"{name}: a server takes no revision with the name",
-            cure="Leave it out, and pass the engine's own flag in the launch file.",
+            hint="Leave it out, and pass the engine's own flag in the launch file.",
         )
     return name

@@ -105,13 +105,13 @@ def read_launch(path: Path) -> LaunchFile:
     for key in values:
         if key not in _KEYS:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(_KEYS)}."
-            raise ConfigError(f"Unknown key `{key}`", where=str(path), cure=cure)
+            hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(_KEYS)}."
+            raise ConfigError(f"Unknown key `{key}`", where=str(path), hint=hint)
     try:
         file = read_value(LaunchFile, {**values, "path": path}, "the launch file")
     except ValueError as error:
         key = re.split(r"[ .\[]", str(error))[0]
-        raise ConfigError(str(error), where=str(path), cure=_HINTS.get(key, _COPY)) from None
+        raise ConfigError(str(error), where=str(path), hint=_HINTS.get(key, _COPY)) from None
     for key, known in _KNOWN.items():
         given = getattr(file, key)
         if given is not None:
@@ -119,15 +119,15 @@ def read_launch(path: Path) -> LaunchFile:
     for way, parts in file.drafts.items():
         if way not in WAYS:
             near = difflib.get_close_matches(way, WAYS, n=1)
-            cure = f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(WAYS)}."
-            raise ConfigError(f"`drafts` has an unknown way to draft, `{way}`", where=str(path), cure=cure)
+            hint = f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(WAYS)}."
+            raise ConfigError(f"`drafts` has an unknown way to draft, `{way}`", where=str(path), hint=hint)
         _check(f"drafts.{way}", parts, *WAYS[way], path)
     measuring = (*file.command, *(part for parts in file.drafts.values() for part in parts), *file.env)
     if any(SYNTHETIC.search(part) for part in measuring):
         raise ConfigError(
             "It starts servers that accept drafts by chance, whatever the target says",
             where=str(path),
-            cure="Leave that out; specbench probe adds what is in `synthetic` by itself.",
+            hint="Leave that out; specbench probe adds what is in `synthetic` by itself.",
         )
     return file
 
@@ -141,11 +141,11 @@ def _check(key: str, parts: Iterable[str], known: set[str], needed: Iterable[set
     named = placeholders(parts)
     for name in sorted(named - known):
         near = difflib.get_close_matches(name, known, n=1)
-        cure = f"Did you mean `{{{near[0]}}}`?" if near else f"Known here: {', '.join(sorted(known))}."
-        raise ConfigError(f"`{key}` has no placeholder `{{{name}}}`", where=str(path), cure=cure)
+        hint = f"Did you mean `{{{near[0]}}}`?" if near else f"Known here: {', '.join(sorted(known))}."
+        raise ConfigError(f"`{key}` has no placeholder `{{{name}}}`", where=str(path), hint=hint)
     for any_of in needed:
         if not named & any_of:
-            raise ConfigError(f"`{key}` does not use `{{{min(any_of)}}}`", where=str(path), cure="Pass it on.")
+            raise ConfigError(f"`{key}` does not use `{{{min(any_of)}}}`", where=str(path), hint="Pass it on.")
 
 
 def _yaml(path: Path) -> dict[Any, Any]:
@@ -153,13 +153,13 @@ def _yaml(path: Path) -> dict[Any, Any]:
         values = read_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
-            f"Cannot read the launch file: {error.strerror}", where=str(path), cure="Check its path."
+            f"Cannot read the launch file: {error.strerror}", where=str(path), hint="Check its path."
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError("The launch file is not UTF-8", where=str(path), cure="Store it as UTF-8.") from None
+        raise ConfigError("The launch file is not UTF-8", where=str(path), hint="Store it as UTF-8.") from None
     except YamlError as error:
         where = f"{path}, line {error.line}" if error.line is not None else str(path)
-        raise ConfigError(f"Not readable as YAML: {error}", where=where, cure="Mend that line.") from None
+        raise ConfigError(f"Not readable as YAML: {error}", where=where, hint="Mend that line.") from None
     if not isinstance(values, dict):
-        raise ConfigError("A launch file is a mapping of keys to values", where=str(path), cure="Write `key: value`.")
+        raise ConfigError("A launch file is a mapping of keys to values", where=str(path), hint="Write `key: value`.")
     return values

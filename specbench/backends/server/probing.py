@@ -54,7 +54,7 @@ class ServerProbe:
             raise ConfigError(
                 "Its launch file does not say how to make it reject every draft",
                 where=str(provider.file.path),
-                cure="Copy the file, add `synthetic`, and name the copy with --launch.",
+                hint="Copy the file, add `synthetic`, and name the copy with --launch.",
             )
         self._provider = provider
         self._others: list[float] = []
@@ -122,16 +122,16 @@ def _require_probable(config: RunConfig, request: ProbeRequest) -> None:
         raise ConfigError(
             "A running server cannot be made to reject every draft",
             where="--server",
-            cure="Let specbench start it: --engine, or --launch with a copy of its launch file.",
+            hint="Let specbench start it: --engine, or --launch with a copy of its launch file.",
         )
     if request.target_config is not None or request.draft_configs or request.contexts is not None:
         raise ConfigError(
             "A server is probed with its own models and the prompts of a workload",
             where="--engine",
-            cure="Leave --target-config, --draft-config and --context out.",
+            hint="Leave --target-config, --draft-config and --context out.",
         )
     if not config.draft:
-        raise ConfigError("Rounds take a draft", where="--draft", cure="Name one.")
+        raise ConfigError("Rounds take a draft", where="--draft", hint="Name one.")
 
 
 def _spread(prompts: Sequence[Prompt]) -> list[Unit]:
@@ -149,7 +149,7 @@ def _spent(answers: Sequence[Answer], arm: Arm) -> Spent:
         raise EngineError(
             "The server accepts drafts, though it was started to reject all of them",
             where=arm.label,
-            cure="See `synthetic` in its launch file, and the engine's own documentation.",
+            hint="See `synthetic` in its launch file, and the engine's own documentation.",
         )
     rounds: Counter[int] = Counter()
     for answer in answers:

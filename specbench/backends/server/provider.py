@@ -95,7 +95,7 @@ class Running:
                 raise ConfigError(
                     "One server is named both for the target alone and for the target that speculates",
                     where=config.spec_server,
-                    cure="Name the other, or what this one calls both models: --served-model-name ALONE,SPECULATING.",
+                    hint="Name the other, or what this one calls both models: --served-model-name ALONE,SPECULATING.",
                 )
         if config.draft_server is not None:
             model = next((spec.model for spec in specs.values() if spec.model is not None), None)
@@ -200,7 +200,7 @@ class Starting:
             raise ConfigError(
                 f"A server of the draft alone cannot be asked: it is a head ({kind}), which reads its target's states",
                 where=draft,
-                cure="Use --engine local for its replay.",
+                hint="Use --engine local for its replay.",
             )
         log = folder / LOGS / f"{_slug(draft, None)}.log"
         return self._started(replace(self._setting(None, None), target=path), self._config.served_names[1], log)
@@ -218,7 +218,7 @@ class Starting:
                 raise EngineError(
                     f"The server ended in the middle of the measurement (exit code {server.exit_code})",
                     where=str(log),
-                    cure="See its log; the same command then continues where it stopped.",
+                    hint="See its log; the same command then continues where it stopped.",
                 ) from None
 
     async def _name(self, url: str, wanted: str | None, guess: str) -> str | None:

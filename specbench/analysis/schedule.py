@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from specbench.acceptance.replay import Text
+from specbench.analysis.contract import Schedule, ScheduleStep
 from specbench.analysis.frame import at_load, by_arm
 from specbench.analysis.predict import Predictor
-from specbench.analysis.served.contract import Schedule, ScheduleStep
 from specbench.analysis.views import DraftView
 from specbench.cost.model import cost_variance
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired

@@ -14,7 +14,7 @@ import json
 from itertools import groupby
 
 from specbench import text
-from specbench.analysis.served.contract import Schedule
+from specbench.analysis.contract import Schedule
 
 # From a concurrency, to another (None: from there on), so many tokens.
 Range = tuple[int, int | None, int]
