@@ -70,7 +70,7 @@ def summarise(stored: StoredRun) -> Summary:
             replace(with_loads(one, loads, policy), schedule=schedule_of(stored, one.draft, policy, texts))
             for one in results
         )
-        cautions += server_cautions(server, every)
+        cautions += server_cautions(server, every, stored.stretches)
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,
