@@ -29,6 +29,9 @@ ROUNDING_SHARE = 0.02
 # Rounds in which a draft might have ended the text and did not: in so many it would not always have done so.
 ROUNDS_TO_TELL = 20
 
+# Below this share of first drafts kept, a draft knows nothing of the text: the commonest token alone gives as much.
+CHANCE = 0.03
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayGap:
@@ -137,8 +140,13 @@ def _floor(drafts: Sequence[DraftResult], floor: Interval | None, policy: Policy
 def _broken(draft: DraftResult) -> Finding | None:
     last = draft.gammas[-1]
     if last.drafted and last.accepted == 0:
-        hint = "Check the draft's tokenizer and chat template."
+        hint = "Check the draft's tokenizer and chat template, and that no server runs with synthetic acceptance."
         return warning("nothing-accepted", hint, draft=draft.draft, drafted=last.drafted)
+    rounds, first = last.rounds or 0, last.survival[0] if last.survival else None
+    told = rounds >= 5 * ROUNDS_TO_TELL and parse_draft(draft.draft).model is not None
+    if told and first is not None and first < CHANCE:
+        hint = "Check that the draft or head was made for this target; some engines read a head's layers one off."
+        return warning("draft-at-chance", hint, draft=draft.draft, rounds=rounds, share=first)
     return None
 
 

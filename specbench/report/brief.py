@@ -29,6 +29,7 @@ from specbench.report.columns import Column
 from specbench.report.dialect import HTML, MARKDOWN, PLAIN, UNLINKED, Plain, sentence_of, squash, template
 from specbench.report.page import Page, html_page
 from specbench.report.published import public_figures
+from specbench.report.schedule import schedule_words
 from specbench.report.settings.section import settings_of
 from specbench.store import replace_file
 
@@ -160,6 +161,7 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
         "larger": any(len(each.batches) > 1 for each in s.drafts),
         "by_concurrency": lambda each: best_by_concurrency(s.loads, each.draft, s.policy),
         "cost": lambda each: cost(each, s.policy),
+        "schedule": lambda each: schedule_words(each.schedule),
         "near_tie": limit,
         "figures": figures_of(s),
         "numbers": NUMBERS,

@@ -280,6 +280,7 @@ def load_columns(summary: Summary, draft: DraftResult, d: Plain = PLAIN) -> list
         of("verdict", "verdict", lambda row: row.verdict, 1, left=True),
         of("speedup", f"speedup,\n{metric_words(policy)}", lambda row: text.estimate(*metric_of(row, policy))),
         of(other, f"speedup,\n{besides}", lambda row: text.speedup(getattr(row, other)), 5),
+        of("predicted_speedup", "predicted,\ndecode", _predicted, 1),
         of("throughput", "output\ntokens/s", lambda row: pair([row.baseline_throughput, row.throughput]), 2),
         of("throughput_ratio", "through-\nput", lambda row: text.speedup(row.throughput_ratio), 6),
         of("ttft_p50", "first token,\np50, ms", times("ttft", "p50"), 3),
@@ -289,6 +290,11 @@ def load_columns(summary: Summary, draft: DraftResult, d: Plain = PLAIN) -> list
         of("tpot_p95", "per token,\np95, ms", times("tpot", "p95"), 8),
         of("tpot_p99", "per token,\np99, ms", times("tpot", "p99"), 10),
     ])  # fmt: skip
+
+
+def _predicted(row: LoadResult) -> str:
+    low, high = row.predicted_speedup_low, row.predicted_speedup_high
+    return text.UNKNOWN if row.predicted_speedup is None else text.estimate(row.predicted_speedup, low, high)
 
 
 def pair(values: Sequence[float | None]) -> str:

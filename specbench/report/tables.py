@@ -21,6 +21,7 @@ from specbench.records import Call, Policy
 from specbench.report.columns import Column, category_columns, gamma_columns, load_columns, load_shown
 from specbench.report.dialect import PLAIN, because, sentence_of
 from specbench.report.layout import Block, fit, hidden, note, readable, table, warnings
+from specbench.report.schedule import schedule_words
 
 _COLOUR: dict[Call, str] = {"GO": "bold green", "NO-GO": "bold red", "UNCLEAR": "bold yellow"}
 
@@ -87,8 +88,8 @@ def _choice(choice: Choice, width: int, plain: bool) -> Iterator[RenderableType]
     yield line
     for rival in choice.rivals:
         ratio = text.estimate(rival.ratio, rival.ratio_low, rival.ratio_high)
-        same = ", the same within noise" if rival.same else ""
-        against = f"against {readable(rival.draft, plain)}, gamma {rival.gamma}: {ratio}{same}"
+        found = "" if rival.difference == "faster" else f", {rival.difference}"
+        against = f"against {readable(rival.draft, plain)}, gamma {rival.gamma}: {ratio}{found}"
         yield note(against, width, plain, indent="  ", style="")
 
 
@@ -142,7 +143,8 @@ def _loads(summary: Summary, width: int, plain: bool) -> Iterator[RenderableType
         yield Text(f"\n{readable(draft.draft, plain)} under load")
         yield table(kept, plain)
         paying = _say("stops_paying", summary, draft, best_by_concurrency(summary.loads, draft.draft, summary.policy))
-        yield note(" ".join([_say("load_words"), paying, *hidden(columns, kept)]), width, plain)
+        words = [_say("load_words"), paying, schedule_words(draft.schedule), *hidden(columns, kept)]
+        yield note(" ".join(filter(None, words)), width, plain)
 
 
 def _readable(columns: Sequence[Column], plain: bool) -> list[Column]:
