@@ -1,0 +1,67 @@
+"""docs/contract.md: the keys of every object that is printed or stored, read from the records, with the prose of
+tools/contract.md around them. `{{room.module:Record}}` there stands for what a record's docstring says and its keys."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from specbench.report.dialect import codes
+
+SOURCE = Path("tools/contract.md")
+CODE = Path("specbench")
+
+_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "any"}
+
+
+def page() -> str:
+    """Raises AttributeError for a record that is not there."""
+    text = SOURCE.read_text(encoding="utf-8")
+    text = text.replace("{{codes}}", _listed("Codes", sorted({*codes("warnings"), *_noticed()})))
+    text = text.replace("{{reasons}}", _listed("Codes", codes("reasons")))
+    return re.sub(r"\{\{([\w.]+):(\w+)\}\}", lambda found: keys(found[1], found[2]), text)
+
+
+def keys(module: str, name: str) -> str:
+    """What a record says of itself, then its keys with their types."""
+    record = getattr(import_module(f"specbench.{module}"), name)
+    hints = get_type_hints(record, include_extras=True)
+    said = re.sub(r"\bNone\b", "null", " ".join((record.__doc__ or "").split()))
+    listed = "; ".join(f"`{each.name}` {kind(hints[each.name])}" for each in fields(record))
+    return f"{said}\n\nKeys: {listed}."
+
+
+def kind(hint: Any) -> str:
+    """`number or null`, `list of text`, `object`: a type as JSON has it."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return kind(parts[0])
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin in (Union, UnionType):
+        named = list(dict.fromkeys(kind(part) for part in parts if part is not NoneType))
+        return " or ".join([*named, *(["null"] if NoneType in parts else [])])
+    if origin is tuple:
+        return f"list of {kind(parts[0])}"
+    return _NAMES.get(hint, "object")
+
+
+def _noticed() -> set[str]:
+    """Codes of warnings that are said in the words of the place that notices them."""
+    found = set()
+    for path in CODE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "warned" and node.args:
+                first = node.args[0]
+                if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                    found.add(first.value)
+    return found
+
+
+def _listed(what: str, names: Any) -> str:
+    return f"{what}: {', '.join(f'`{name}`' for name in names)}."
