@@ -17,10 +17,22 @@ of the target alone for one token, t_draft of drafting, t_verify(n) of the targe
 takes outside both models. S is the speedup.
 """
 
+_OTHERS = """\
+## Other words
+
+`specbench explain --term` has a sentence on each:"""
+
 
 def page() -> str:
-    """The page: every term, by name."""
-    return "\n".join([_HEAD, *(_section(term) for term in sorted(glossary.terms().values(), key=by_name))])
+    """The page: by name each term of which more is known than a sentence, and the names of the others."""
+    told = sorted(glossary.terms().values(), key=by_name)
+    others = ", ".join(term.name for term in told if _alone(term))
+    return "\n".join([_HEAD, *(_section(term) for term in told if not _alone(term)), f"{_OTHERS} {others}.\n"])
+
+
+def _alone(term: Term) -> bool:
+    """Whether its sentence is all there is."""
+    return not (term.formula or term.also or term.elsewhere or term.confused)
 
 
 def _section(term: Term) -> str:
