@@ -8,13 +8,13 @@ from specbench.report.explain.glossary import Term, by_name
 _HEAD = """\
 # Glossary
 
-The words of specbench's output and of these pages, and what engines call them. `specbench explain --term tau` prints one.
-Generated from `specbench/report/explain/glossary.yaml`.
+The words of specbench's output and of these pages, and what engines call them. Generated from
+`specbench/report/explain/glossary.yaml`; `specbench explain --term tau` prints a word with its unit and its neighbours.
 
 In formulas D, A and E are tokens drafted, accepted and emitted, s is the number of rounds, R of those that ended in a
-rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's. t_dec is the time
-of the target alone for one token, t_draft of drafting, t_verify(n) of the target's pass over n tokens; h is what a round
-takes outside both models. S is the speedup.
+rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's. t_dec is the
+time of the target alone for one token, t_draft of drafting, t_verify(n) of the target's pass over n tokens; h is what a
+round takes outside both models. S is the speedup.
 """
 
 _OTHERS = """\
