@@ -494,7 +494,16 @@ def test_the_choice_among_drafts_decides_and_an_equal_rival_stands_in() -> None:
     rivals = (replace(summary.drafts[0], draft="ngram:n=3"),)
     summary = replace(summary, drafts=(*rivals, *summary.drafts))
     choice = Choice(
-        "ngram:n=3+org/draft", 2, "GO", (), 1.3, 1.2, 1.4, 1.0, 48, (Rival("ngram:n=3", 4, 1.0, 0.9, 1.1, True),)
+        "ngram:n=3+org/draft",
+        2,
+        "GO",
+        (),
+        1.3,
+        1.2,
+        1.4,
+        1.0,
+        48,
+        (Rival("ngram:n=3", 4, 1.0, 0.9, 1.1, "not resolved"),),
     )
     settings = settings_of(replace(summary, choice=choice), facts)
     assert settings is not None and (settings.draft, settings.gamma) == ("ngram:n=3+org/draft", 2)

@@ -24,12 +24,10 @@ def page() -> str:
 
 
 def _section(term: Term) -> str:
-    """One paragraph below a heading."""
-    unit = f"Unit: {term.unit}." if term.unit else ""
+    """One paragraph below a heading; `explain --term` has units and neighbours as well."""
     facts = (
         term.plain,
         f"`{term.formula}`." if term.formula else "",
-        unit,
         f"Also {', '.join(term.also)}." if term.also else "",
         f"Elsewhere {_ended(term.elsewhere)}" if term.elsewhere else "",
         f"Not {_ended(term.confused)}" if term.confused else "",

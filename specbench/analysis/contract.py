@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specbench.decision.interval import Difference
 from specbench.records import Call, Caution
 from specbench.run_record import State
 
@@ -364,14 +365,14 @@ class DraftResult:
 @dataclass(frozen=True, slots=True)
 class Rival:
     """A draft that was not chosen, at its own best gamma. `ratio` is how many times as fast the chosen one is;
-    `same` says that the interval holds 1.0: the same within noise."""
+    `difference` says what that interval resolves: "same" is within 5 %, and where it merely holds 1 nothing is."""
 
     draft: str
     gamma: int
     ratio: float
     ratio_low: float | None
     ratio_high: float | None
-    same: bool
+    difference: Difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from specbench.analysis.server import server_cautions, server_of
 from specbench.analysis.stopped import kept_arms, stopped_gammas
 from specbench.analysis.views import DraftView, Steady, a_a
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, speedup_interval
+from specbench.decision.interval import Paired, difference, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Arm, Interval, Policy
@@ -164,5 +164,4 @@ def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chose
     gamma = max(own, key=lambda g: own[g].speedup)
     other = own[gamma]
     ratio = one.interval(Paired(other.spec_s, other.spec_tokens, chosen.spec_s, chosen.spec_tokens))
-    same = ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high
-    return Rival(one.view.spec, gamma, ratio.value, ratio.low, ratio.high, same)
+    return Rival(one.view.spec, gamma, ratio.value, ratio.low, ratio.high, difference(ratio.low, ratio.high))
