@@ -1,8 +1,8 @@
 """After the decision: rules for the user's own Prometheus and a dashboard for Grafana, over the engine's own counters.
 
 The thresholds are those of the brief: how many of the drafted tokens have to be accepted for the measured round to
-break even, and how many were. Both are shares of drafted tokens, since engines count rounds without a draft or do not. SGLang
-counts no drafts: there it is tokens per round. Nothing of specbench runs on.
+break even, and how many were. Both are shares of drafted tokens, since engines count rounds without a draft or do not.
+SGLang counts no drafts: there it is tokens per round. Nothing of specbench runs on.
 """
 
 from __future__ import annotations
