@@ -14,7 +14,7 @@ from fake_run import with_run
 from fake_served import LIMIT, FakeServer, fake_served, rounds
 from fake_summary import render_brief, write_brief
 from rich.console import Console
-from specbench.report.brief.server import server_steps
+from specbench.analysis.steps import next_steps
 
 from specbench.acceptance.lossless import NEAR_TIE_NATS, lossy_reason
 from specbench.acceptance.metrics import count, told_counts

@@ -57,11 +57,22 @@ def brief(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the HTML page in a browser.", rich_help_panel="output")
     ] = False,
+    alerts: Annotated[
+        bool,
+        typer.Option(
+            help="Beside it alert rules for Prometheus and a Grafana dashboard, of one run on a server.",
+            rich_help_panel="output",
+        ),
+    ] = False,
     strict: Strict = False,
 ) -> None:
     """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
     policy flag here goes before the run's."""
     shown = _format(form, as_json)
+    if alerts and (as_json or len(run or ()) > 1):
+        raise ConfigError(
+            "Alerts are written beside the brief of one run", where="--alerts", hint="Name the run, without --json."
+        )
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -69,6 +80,15 @@ def brief(
         call = _one(folders[0], keys, to, shown, as_json, open_page)
     else:
         call = _several(folders, keys, to, out, shown, as_json, open_page)
+    if alerts:
+        from specbench.api import load_run
+
+        decided = load_run(folders[0], **keys)
+        rules, dashboard = decided.write_alerts(to or decided.folder)
+        typer.echo(
+            f"Alert rules in {rules}, for `rule_files` of Prometheus; {dashboard.name} is to import in Grafana",
+            err=True,
+        )
     if strict:
         exit_on(call)
 
