@@ -123,7 +123,7 @@ def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
     assert read_run(folder).status == "finished"
 
 
-def test_a_refusal_is_one_line_with_numbers_and_a_cure(lab, tmp_path, monkeypatch):
+def test_a_refusal_is_one_line_with_numbers_and_a_hint(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "available_bytes", lambda _: 10_000)
     result = call("measure", *lab.args("--out", tmp_path / "runs", "--quiet"))
     assert result.exit_code == 2

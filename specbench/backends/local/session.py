@@ -158,7 +158,7 @@ def _batch_too_large(batch_size: int, folder: Path) -> EngineError:
     return EngineError(
         f"Out of memory in a batch of {batch_size}",
         where=str(folder),
-        cure=f"Run the same command with --batch-size {half}. That is a run of its own; what was measured is kept.",
+        hint=f"Run the same command with --batch-size {half}. That is a run of its own; what was measured is kept.",
     )
 
 
