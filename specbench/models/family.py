@@ -66,7 +66,8 @@ def require_family(config: Any, name: str) -> None:
         return  # its own code, or none: the loader says so
     who = f"{name} ({config.model_type})"
     cache_layers(text, who)
-    if getattr(kind, "_is_stateful", False) and not unlike_keys(text):
+    listed = getattr(text, "layer_types", None)  # a hybrid may have layers of attention alone
+    if getattr(kind, "_is_stateful", False) and not listed and not unlike_keys(text):
         raise ModelError(
             f"{who} keeps a state outside of transformers' cache, so it cannot be rolled back",
             hint="A rejected draft has to be forgotten: choose another model.",
@@ -145,8 +146,9 @@ def memory_of(layer: Any) -> Memory:
     return "cropped" if "crop" in vars(type(layer)) else "other"
 
 
-def unlike_keys(text: Any, but: Collection[Memory] = ()) -> list[str]:
-    """The kinds of layers whose memory is more than keys and values, as the text configuration calls them."""
+def unlike_keys(text: Any, but: Collection[str] = ()) -> list[str]:
+    """The kinds of layers whose memory is more than keys and values, and none of `but`, as the text configuration calls
+    them."""
     layers, simple = cache_layers(text), ("keys", "nothing", *but)
     named = getattr(text, "layer_types", None) or [type(layer).__name__ for layer in layers]
     return sorted({kind for kind, each in zip(named, layers, strict=False) if memory_of(each) not in simple})

@@ -25,7 +25,7 @@ from specbench.backends.local.swap import make_lean
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
-from specbench.models.family import cache_layers, memory_of, require_batches, require_family, unlike_keys
+from specbench.models.family import require_batches, require_family, unlike_keys
 from specbench.models.memory import cache_bytes
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "table.yaml").read_text())
@@ -33,6 +33,8 @@ PROMPTS = [list(range(1, 8)), list(range(3, 17)), list(range(2, 30))]
 _NEW = 14
 # Of a draft; what is too much for one family is too little for another.
 _NOISES = (0.05, 0.005, 0.3)
+# Heads of layers with a window, and states of a make of its own; of windows and compressors nothing is said.
+_LARGER = ("mimo_v2_flash", "zaya", "deepseek_v4")
 
 
 def outcome(family: str) -> list[str]:
@@ -48,7 +50,7 @@ def outcome(family: str) -> list[str]:
     except ModelError as error:
         return [_code(error, family)] * 2
     assert any(_lossless(target, draft) for draft in drafts), "no draft is rejected now and then"
-    _require_size(target)
+    _require_size(family, target)
     way = "reread" if rereads else _without_a_pass(target)
     try:
         require_batches(target.config, family)
@@ -83,15 +85,14 @@ def _lossless(target: Any, draft: Any) -> bool:
     return 0 < accepted < drafted
 
 
-def _require_size(target: Any) -> None:
-    """A full cache is as large as is said before it is made; compressors are left out of that."""
+def _require_size(family: str, target: Any) -> None:
+    """A full cache is as large as is said before it is made, or larger."""
     reader = CachedModel(target, 24)
     reader.forward(PROMPTS[2][:24], keep=1)
     kept = [tensor for layer in reader.cache.layers for tensor in _tensors(layer)]
     said = cache_bytes(target.config, 24, 1, 4)
-    compressed = any(memory_of(layer) == "other" for layer in cache_layers(target.config.get_text_config(decoder=True)))
     held = sum(tensor.nbytes for tensor in kept)
-    assert said <= held if compressed else said == held, f"{said} said, {held} held"
+    assert said < held if family in _LARGER else said == held, f"{said} said, {held} held"
 
 
 def _tensors(layer: Any) -> list[torch.Tensor]:

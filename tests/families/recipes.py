@@ -23,11 +23,11 @@ _SIZES: dict[int | None, str] = {
     "num_key_value_heads swa_num_key_value_heads multi_query_group_num num_global_key_value_heads "
     "linear_num_key_heads num_experts_per_tok num_experts_per_token moe_topk moe_k top_k_experts expand mamba_expand",
     4: "num_attention_heads swa_num_attention_heads n_head n_heads num_heads decoder_attention_heads "
-    "encoder_attention_heads linear_num_value_heads num_experts num_local_experts n_routed_experts moe_num_experts "
-    "mamba_num_heads mamba_n_heads mamba_d_conv conv_kernel time_step_rank mamba_dt_rank",
+    "encoder_attention_heads linear_num_value_heads linear_num_heads num_experts num_local_experts n_routed_experts "
+    "moe_num_experts mamba_num_heads mamba_n_heads mamba_d_conv conv_kernel time_step_rank mamba_dt_rank",
     8: "head_dim swa_head_dim kv_channels v_head_dim qk_nope_head_dim qk_rope_head_dim attention_head_dim "
-    "attn_head_dim global_head_dim linear_key_head_dim linear_value_head_dim index_head_dim mamba_head_dim "
-    "mamba_d_head mamba_d_state state_size ssm_state_size hidden_size_per_layer_input laurel_rank "
+    "attn_head_dim global_head_dim linear_head_dim linear_key_head_dim linear_value_head_dim index_head_dim "
+    "mamba_head_dim mamba_d_head mamba_d_state state_size ssm_state_size hidden_size_per_layer_input laurel_rank "
     "attention_chunk_size",
     16: "qk_head_dim q_lora_rank kv_lora_rank o_lora_rank moe_intermediate_size expert_ffn_hidden_size "
     "shared_expert_intermediate_size moe_shared_expert_intermediate_size shared_intermediate_size chunk_size "
@@ -82,6 +82,7 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_n_heads": 8},
     "nemotron_h": {"layers_block_type": [L, "moe", F, "mlp"], "time_step_min": 1e-6},
     "nemotron_h:floor": {"layers_block_type": [L, "moe", F, "mlp"], "time_step_min": 0.001},
+    "zaya": {"num_experts_per_tok": 1},
     "zamba2": {"time_step_min": 1e-6},
     "zamba2:floor": {"time_step_min": 0.001},
     "lfm2": {"layer_types": ["conv", F]},
@@ -94,7 +95,13 @@ OWN: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["moe", "moe"],
         "o_groups": 4,
     },
-    "minimax_m3_vl_text:sparse": {"layer_types": [F, "minimax_m3_sparse"]},
+    "minimax_m3_vl_text:sparse": {
+        "layer_types": [F, "minimax_m3_sparse"],
+        "index_n_heads": 2,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
+    "mistral4": {"head_dim": 16},
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "xlstm": {"qk_dim_factor": 1.0, "v_dim_factor": 1.0},
@@ -168,8 +175,9 @@ def _shrunk(default: Any, own: dict[str, Any]) -> dict[str, Any]:
     if "kv_lora_rank" in found and "num_key_value_heads" in found:
         found["num_key_value_heads"] = found["num_attention_heads"]  # latent attention: keys for each head
     kinds = list(dict.fromkeys(getattr(default, "layer_types", None) or []))
-    if len(kinds) > 1 and not isinstance(getattr(type(default), "layer_types", None), property):
-        found[other_names.get("layer_types", "layer_types")] = kinds
+    named = other_names.get("layer_types", "layer_types")
+    if len(kinds) > 1 and not isinstance(getattr(type(default), named, None), property):
+        found[named] = kinds
     layers = next((each[name] for each in (own, found) for name in _KINDS if name in each), None)
     if layers:
         counted = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")

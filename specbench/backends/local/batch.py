@@ -21,6 +21,7 @@ from specbench.acceptance.scores import Scores, until_end
 from specbench.backends.local.cache import RewindableCache, rewindable
 from specbench.backends.local.cached import pass_of
 from specbench.backends.local.lean import agree
+from specbench.models.family import unlike_keys
 from specbench.records import Sampling
 
 CHUNK = 32
@@ -66,7 +67,8 @@ def generate_batch(
     together: bool = True,
 ) -> list[list[int]]:
     """Output token ids for each prompt, ending with the first end of sequence or at the limit. Texts are written one by
-    one, and with transformers' own cache where the model keeps states, unless padding does not enter these."""
+    one where prompts would have to be padded and may not be written `together` (`ignores_padding`), and over
+    transformers' own cache where the model keeps states."""
     longest = max(map(len, prompts))
     cache = rewindable(model.config, longest + max_new_tokens)
     if len(prompts) > 1 and not (together or all(len(p) == longest for p in prompts)):
@@ -99,10 +101,14 @@ def _written(model: Any, prompts: Sequence[Sequence[int]], settings: dict[str, A
 @torch.inference_mode()
 def ignores_padding(model: Any) -> bool:
     """Whether transformers writes the same after padded prompts as after prompts alone. A mask hides keys of padding;
-    a state has read it, unless the model takes care. Looked at over a few tokens where there are states."""
-    if not rewindable(model.config, 1).states:
+    a state has read it, unless the model takes care, which shows in a few tokens. Blocks of keys begin elsewhere, which
+    shows in long texts alone: with an index or a compressor no prompt is padded."""
+    text = model.config.get_text_config(decoder=True)
+    if unlike_keys(text, but=("states", "both")):
+        return False
+    if not unlike_keys(text):
         return True
-    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    vocabulary = int(text.vocab_size)
     long = torch.randint(0, vocabulary, (_LONG,), generator=torch.Generator().manual_seed(0)).tolist()
     short = long[:_SHORT]
     settings: dict[str, Any] = {"max_new_tokens": _NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
