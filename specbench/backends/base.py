@@ -14,6 +14,7 @@ from specbench.errors import EngineError
 from specbench.records import (
     Arm,
     Caution,
+    ClientLag,
     Counters,
     Divergence,
     Finish,
@@ -93,7 +94,8 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one job gave in one arm; the fields are those of the Trial that run/session.py makes of it. `begun_s` is
-    when it was due, in seconds from the start of its window; `text` is there where texts are kept."""
+    when it was due, in seconds from the start of its window; `slices` in how many slices it was generated, where arms
+    took turns; `text` is there where texts are kept."""
 
     job: Job
     output: Output
@@ -109,6 +111,7 @@ class Answer:
     other_cores: float | None = None
     told: ServerStats | None = None
     begun_s: float | None = None
+    slices: int | None = None
     text: str | None = None
 
 
@@ -128,11 +131,13 @@ class WindowEnd:
     wall_s: float
     counters: Counters | None
     alone: bool
+    lag: ClientLag | None
 
 
 # What sessions yield, as it comes; whoever stops listening closes it.
 Events = Generator[Answer | WarmUp | WindowEnd, None, None]
 Answers = Generator[Answer, None, None]
+ArmAnswers = Generator[tuple[Arm, Answer], None, None]
 Texts = Generator[tuple[Item, "TargetText"], None, None]
 Scored = Generator[tuple[Item, Scores | BlockScores], None, None]
 
@@ -250,12 +255,34 @@ class Backend(Protocol):
         """Be ready to score."""
 
 
+class Prober(Protocol):
+    """What times models alone, or an engine's rounds, without a run."""
+
+    setting: Conditions
+
+    def admit(self) -> Admitted:
+        """Load or meet what is to be timed; no prompts."""
+
+    def probe(self, writer: RunWriter) -> Costs:
+        """Time it; `writer` has the folder of the probe."""
+
+
 @runtime_checkable
 class CanWarm(Protocol):
     """A session whose engine pays for first calls, or has to be checked, before anything is measured."""
 
     def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
         """Every arm briefly."""
+
+
+@runtime_checkable
+class CanSlice(Protocol):
+    """A session that can leave a generation after any round and go on with it later. A server cannot be left: there
+    the arms take turns request by request."""
+
+    def slices(self, job: Job, arms: Sequence[Arm]) -> ArmAnswers:
+        """The job once in each of `arms`, which take turns every few tokens. They have the same `other_cores`, and
+        come when all are done. Raises DoesNotFitError."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from specbench.backends.base import (
     Answer,
     CanProbe,
     CanScore,
+    CanSlice,
     CanWarm,
     DoesNotFitError,
     Job,
@@ -31,7 +32,7 @@ from specbench.backends.base import (
 )
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, run_plan
-from specbench.cost.stored import require_probe, stored_costs
+from specbench.cost.stored import require_probe, served_costs, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.records import Arm, Prompt, Trial, Window
 from specbench.run.early_stopping import EarlyStopping, TimeBudget
@@ -41,7 +42,7 @@ from specbench.run.progress import forecast_s
 from specbench.run.record import marked, prompts_of, run_record
 from specbench.run.replay import replay_texts, scored_texts, text_of
 from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
-from specbench.run_record import Command
+from specbench.run_record import Command, RunRecord
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, require_disk, trial_key
 from specbench.text import count, duration
 
@@ -74,6 +75,18 @@ def run(
         require_probe(costs)
     kind: Command = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
+    # A server's rounds are probed as a whole; what its drafts would get is asked of it without speculation.
+    replaying = (
+        backend_of(
+            replace(config, concurrency=(1,), rate=()),
+            replay_only=True,
+            threads=partial(threads_of, config, earlier),
+            earlier=None,
+            say=observer.say,
+        )
+        if costs is not None and config.served
+        else None
+    )
     backend = backend_of(
         config,
         replay_only=replay_only,
@@ -88,7 +101,7 @@ def run(
     planned = len(units) * len(plan_arms(config, gammas)) * config.repeats
     record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned, argv=argv)
     _require_disk(config, chosen, planned, earlier)
-    reused = None if costs is None else stored_costs(costs, record, run_plan(_lengths(units), config))
+    reused = None if costs is None else _reused(costs, record, units, config)
     at_load = [one.id for one in record.workload.skipped]
     folder, record = opened(config, record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
@@ -99,10 +112,16 @@ def run(
             with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
                 replay_texts(scoring, items, config, folder, positions, losses, observer)
         else:
+            if replaying is not None and reused is not None:
+                writer.update(probe=reused.points, probe_from=reused.source)
             with backend.session(writer) as session, losses.noting(session.noticed):
                 Measurement(session, config, writer, positions, read_run(folder), losses, observer).run(
                     units, gammas, reused
                 )
+            if replaying is not None:
+                observer.say("Asking what the drafts would have said of the target's own texts")
+                with replaying.scoring(writer) as scoring, losses.noting(scoring.noticed):
+                    replay_texts(scoring, admitted.items, config, folder, positions, losses, observer)
     return folder
 
 
@@ -111,6 +130,12 @@ def _require_disk(config: RunConfig, prompts: Sequence[Prompt], planned: int, ea
     if config.keep_text:
         asked = sum(len(_asked(prompt).encode()) for prompt in prompts) / max(len(prompts), 1) * config.batch_size
     require_disk(Path(config.out), planned - (len(earlier.trials) if earlier else 0), asked)
+
+
+def _reused(costs: Path, record: RunRecord, units: Sequence[Unit], config: RunConfig) -> Costs:
+    if config.served:
+        return served_costs(costs, record)
+    return stored_costs(costs, record, run_plan(_lengths(units), config))
 
 
 def _lengths(units: Sequence[Unit]) -> list[int]:
@@ -212,7 +237,13 @@ class Measurement:
         with self._session.block(block, todo):
             for turn in self._turns(block):
                 seed = f"{self._config.seed}/{turn[0].unit.id}/{turn[0].repeat}"
-                for group in shuffled(by_server(arms), seed):
+                groups = shuffled(by_server(arms), seed)
+                if self._config.slice_tokens and isinstance(self._session, CanSlice):
+                    (job,) = turn
+                    own = [arm for group in groups for arm in group if job.key(arm) not in self._done]
+                    self._slices(self._session, job, own)
+                    continue
+                for group in groups:
                     for arm in group:
                         self._trials([job for job in turn if job.key(arm) not in self._done], arm)
             if self._config.sampling.greedy:
@@ -226,6 +257,15 @@ class Measurement:
         jobs = [Job(unit, repeat) for repeat in range(self._config.repeats) for unit in block]
         return [[job] for job in jobs] if self._session.by_job else [jobs]
 
+    def _slices(self, session: CanSlice, job: Job, arms: Sequence[Arm]) -> None:
+        """The job's trials in all these arms on disk, and all again while they were disturbed: they share what the
+        machine did, and one repeated alone would not."""
+        while arms:
+            with closing(session.slices(job, arms)) as answers:
+                trials = [self._stored(answer, arm, None) for arm, answer in answers]
+            disturbed = [trial for trial in trials if trial.disturbed]
+            arms = [trial.arm for trial in disturbed] if self._again(disturbed) else []
+
     def _trials(self, jobs: Sequence[Job], arm: Arm) -> None:
         """Every job's trial on disk, and again while it was disturbed and repeats are left."""
         while jobs := [job for job in jobs if job.unit.id not in self._session.noticed.refused]:
@@ -236,31 +276,41 @@ class Measurement:
                     if isinstance(event, WarmUp):
                         self._store_warm_up(event)
                     elif isinstance(event, WindowEnd):
-                        self._writer.append_stretch(
-                            Window(number, arm, event.requests, event.wall_s, event.counters, event.alone)
-                        )
+                        end = (event.requests, event.wall_s, event.counters, event.alone, event.lag)
+                        self._writer.append_stretch(Window(number, arm, *end))
                     elif self._trial(event, arm, number):
                         disturbed.append(event.job)
             jobs = disturbed
 
     def _trial(self, answer: Answer, arm: Arm, window: int) -> bool:
         """Store an answer; whether it is to be measured again."""
+        trial = self._stored(answer, arm, None if answer.begun_s is None else window)
+        return self._again([trial] if trial.disturbed else [])
+
+    def _stored(self, answer: Answer, arm: Arm, stretch: int | None) -> Trial:
         key = answer.job.key(arm)
-        stretch = None if answer.begun_s is None else window
         trial = replace(self._trial_of(answer, arm), attempt=self._attempts[key], stretch=stretch)
         self._writer.append(trial)
         self._attempts[key] += 1
         self._outputs[key], self._hashes[key] = answer.output, answer.sha256
         self._observer.trial(trial)
-        self._disturbed_in_a_row = self._disturbed_in_a_row + 1 if trial.disturbed else 0
+        return trial
+
+    def _again(self, disturbed: Sequence[Trial]) -> bool:
+        """Whether these trials, which were measured side by side or of which there is one, are measured again. On a
+        machine that stays busy nothing is."""
+        if not disturbed:
+            self._disturbed_in_a_row = 0
+            return False
+        self._disturbed_in_a_row += 1
         if self._disturbed_in_a_row == DISTURBED_IN_A_ROW and self._repeats_left > 0:
             self._repeats_left = 0
             self._observer.say(
                 f"The machine is busy: {DISTURBED_IN_A_ROW} trials in a row were disturbed, so none is repeated now"
             )
-        if not trial.disturbed or self._attempts[key] >= MAX_ATTEMPTS or self._repeats_left <= 0:
+        if disturbed[0].attempt + 1 >= MAX_ATTEMPTS or self._repeats_left <= 0:
             return False
-        self._repeats_left -= 1
+        self._repeats_left -= len(disturbed)
         return True
 
     def _store_warm_up(self, event: WarmUp) -> None:
@@ -291,6 +341,7 @@ class Measurement:
             members=tuple(prompt.id for prompt in prompts) if len(prompts) > 1 else (),
             told=answer.told,
             begun_s=answer.begun_s,
+            slices=answer.slices,
         )
 
     def _divergences(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:
