@@ -19,7 +19,7 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 
 from specbench.analysis.contract import BreakEven, GammaResult, Memory, Money, Summary
 from specbench.analysis.summarise import summarise
-from specbench.records import Divergence, Policy
+from specbench.records import Divergence, Policy, Reason
 from specbench.report.explain.explain import Explanation, Level, explain
 from specbench.store import StoredRun, read_run
 
@@ -27,7 +27,9 @@ ROOT = Path(__file__).parent.parent
 KEPT = ("example", "drafters", "llamacpp")
 LEVELS: tuple[Level, ...] = ("manager", "engineer")
 HERE = Path("reports")
-SLOW = ("31% of prompts run below 0.95x (at most 25% allowed)",)
+SLOWER = {"share": 0.31, "slower_than": 0.95, "allowed": 0.25, "may_be_chance": False}
+SLOW = (Reason("slower-prompts", SLOWER),)
+IN_DOUBT = (Reason("slower-prompts", {**SLOWER, "may_be_chance": True}),)
 
 Case = tuple[StoredRun, Summary]
 
@@ -74,7 +76,8 @@ def lossy(case: Case) -> Case:
         if trial.arm.kind == "speculative" and trial.arm.gamma == 4 and margin is not None:
             trial = replace(trial, identical=False, diverged=Divergence(3, margin))
         trials.append(trial)
-    reason = "not lossless: the text of 1 prompt leaves the target's own where rounding in bfloat16 cannot explain it"
+    at = {"prompt_id": "prompt-1", "index": 3, "margin": 0.4, "gap": None, "precision": "bfloat16"}
+    reason = Reason("not-lossless", {"prompts": 1, **at})
     return with_rows(
         (replace(stored, trials=tuple(trials)), summary),
         lambda row: replace(row, identical_prompts=row.prompts - 2) if row.gamma == 4 else row,
@@ -110,7 +113,7 @@ FAKES: dict[str, Callable[[], Case]] = {
     "lossy": lambda: lossy(made(GO)),
     "slow-gate": lambda: with_rows(made(GO), lambda row: row, verdict="NO-GO", reasons=SLOW),
     "slow-gate-in-doubt": lambda: with_rows(
-        made(GO), lambda row: row, verdict="UNCLEAR", reasons=(f"{SLOW[0]}, which may be chance",), slower_share=0.31
+        made(GO), lambda row: row, verdict="UNCLEAR", reasons=IN_DOUBT, slower_share=0.31
     ),
     "slow-gate-open": lambda: with_rows(made(MIXED), lambda row: row, verdict="NO-GO", reasons=SLOW),
     "memory-limit": lambda: with_policy(made(GO), max_added_gb=0.5),

@@ -66,7 +66,7 @@ def test_the_command_writes_both(tmp_path):
     ]  # fmt: skip
     assert json.loads((tmp_path / "brief/dashboard.json").read_text())["panels"]
     result = call("brief", stored.folder, stored.folder, "--alerts")
-    assert (result.exit_code, "Alerts are about one run" in result.stderr) == (2, True)
+    assert (result.exit_code, "beside the brief of one run" in result.stderr) == (2, True)
 
 
 def test_every_panel_asks_for_counters_of_this_engine(summary):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 from fake_explained import KEPT, LEVELS, body, case, engineer, explained, manager, unlinked
+from fake_summary import explain_run
 
 from specbench.records import warned
-from specbench.report.explain.explain import Level, explain_run
+from specbench.report.explain.explain import Level
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -51,7 +51,7 @@ def quick(monkeypatch):
 def named(stored: StoredRun) -> set[str]:
     """Every word with which the summary of a run says that something is wrong."""
     summary = summarise(stored)
-    lossy = any(reason.startswith("not lossless") for draft in summary.drafts for reason in draft.reasons)
+    lossy = any(reason.code == "not-lossless" for draft in summary.drafts for reason in draft.reasons)
     return {warning.code for warning in summary.warnings} | ({"not-lossless"} if lossy else set())
 
 

@@ -14,14 +14,15 @@ from fake_run import with_run
 from fake_served import LIMIT, FakeServer, fake_served, rounds
 from fake_summary import render_brief, write_brief
 from rich.console import Console
-from specbench.analysis.steps import next_steps
 
 from specbench.acceptance.lossless import NEAR_TIE_NATS, lossy_reason
 from specbench.acceptance.metrics import count, told_counts
 from specbench.analysis.contract import Summary
-from specbench.analysis.facts import read_facts
+from specbench.analysis.doubts import doubts
+from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.records import Counters, Divergence, Load, Round, ServerStats, Window
+from specbench.report.dialect import because, said
 from specbench.report.tables import sweep_tables
 from specbench.run_record import Provenance
 from specbench.store import StoredRun
@@ -39,7 +40,7 @@ def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
 
 
 def codes(stored: StoredRun) -> dict[str, str]:
-    return {caution.code: caution.message for caution in summarise(stored).warnings}
+    return {caution.code: said(caution) for caution in summarise(stored).warnings}
 
 
 def with_trials(stored: StoredRun, change: Callable[[Any], Any], kind: str = "speculative") -> StoredRun:
@@ -200,17 +201,15 @@ def test_a_gamma_that_was_not_honoured(tmp_path: Path, drafts: int, words: str) 
     assert "gamma-not-honoured" not in codes(fake_served(tmp_path / "right"))
 
 
-def test_the_first_paragraph_and_the_doubts(tmp_path: Path) -> None:
+def test_the_first_page_and_the_doubts(tmp_path: Path) -> None:
     stored = fake_served(tmp_path / "r")
     page = render_brief(stored, summarise(stored))
-    first = page.split("\n\n")[1]
-    assert first.startswith("**GO: turn `demo:draft` on")
-    assert first.endswith(
-        "Measured from outside, as a client sees it, with requests 1 at a time: llama.cpp b11549 over HTTP, started by "
-        "specbench."
-    )
-    doubts = page.split("## What to distrust\n")[1].split("\n## ")[0]
-    assert "*not known*: Where a round's time goes" in doubts and "nothing was probed" in doubts
+    first = page.split("## What to do next")[0]
+    assert first.split("\n\n")[1].startswith("**GO: turn `demo:draft` on")
+    assert "Measured from outside, as a client sees it, with requests 1 at a time." in first
+    assert "llama.cpp b11549 over HTTP, started by specbench" in page.split("## What it holds for")[1]
+    codes = {doubt.code for doubt in doubts(summarise(stored))}
+    assert {"parts-not-told", "nothing-predicted"} <= codes
     assert "| `drafted` | `timings.draft_n` |" in page
     assert "specbench check" not in page and "--dtype float32" not in page and "\n\n\n" not in page
 
@@ -222,8 +221,8 @@ def test_there_are_two_next_steps_whatever_is_known(tmp_path: Path, tells: str, 
     stored = fake_served(tmp_path / "r", FakeServer(tells=tells, round_s=round_s))
     path = write_brief(stored, summarise(stored))
     page = path.read_text(encoding="utf-8")
-    steps = page.split("## Two next steps\n")[1].split("\n## ")[0].strip().splitlines()
-    assert len(steps) == 2 and all(" Because " in step and " It may be wrong: " in step for step in steps)
+    steps = page.split("## What to do next\n")[1].split("\n## ")[0].strip().splitlines()
+    assert len(steps) == 2 and all(" It may be wrong: " in step for step in steps)
     assert "in the engine that serves your traffic" not in page
     assert len(page.split("](figures/")) - 1 == len(list((path.parent / "figures").glob("*.svg")))
 
@@ -246,19 +245,20 @@ def test_a_server_knows_gaps_and_no_margins(tmp_path: Path) -> None:
     assert summarise(wide).drafts[0].verdict == "NO-GO"
     page = render_brief(wide, summarise(wide))
     assert "up to 2.00 nats between them, **so suspect a bug**" in page
-    assert "lie up to 2.00 nats apart" in page.split("## Two next steps")[1]
+    assert "lie up to 2.00 nats apart" in page.split("## What to do next")[1]
     assert summarise(unknown).drafts[0].verdict == "GO"
     assert "without a recorded margin" in render_brief(unknown, summarise(unknown))
     for dtype in ("Q4_1", None):
         lossy = [replace(t, diverged=Divergence(1, 0.4)) for t in stored.trials[:1]]
-        assert "rounding cannot explain it" in (lossy_reason(lossy, dtype) or "")
+        reason = lossy_reason(lossy, dtype)
+        assert reason is not None and "rounding cannot explain it" in because(reason)
         assert lossy_reason([replace(lossy[0], diverged=Divergence(1, 0.001))], dtype) is None
 
 
 def test_the_precision_is_the_servers_own_or_not_known(tmp_path: Path) -> None:
     silent = with_run(fake_served(tmp_path / "r", dtype="bfloat16"), provenance=Provenance("x"))
     page = render_brief(silent, summarise(silent))
-    assert "precision not recorded" in page and "bfloat16" not in page and "x over HTTP." in page
+    assert "precision not recorded" in page and "bfloat16" not in page and "x over HTTP;" in page
     assert "hardware not known" in page
 
 
@@ -279,10 +279,8 @@ def test_the_fake_drafts_as_it_says() -> None:
 
 
 def test_a_look_up_is_not_told_to_try_a_look_up(tmp_path: Path) -> None:
-    stored = fake_served(tmp_path / "r", FakeServer(round_s=0.013))
-    summary = summarise(stored)
-    model, facts = replace(summary.drafts[0], verdict="NO-GO"), read_facts(stored)
-    told = [step.do for step in server_steps(summary, model, facts)]
-    assert any("such as n-gram look-up" in do for do in told)
-    told = [step.do for step in server_steps(summary, replace(model, draft="ngram:n=3"), facts)]
-    assert any("a look-up of more tokens" in do for do in told) and not any("such as n-gram" in do for do in told)
+    found = summarise(fake_served(tmp_path / "r", FakeServer(round_s=0.013)))
+    model = replace(found, choice=None, drafts=(replace(found.drafts[0], verdict="NO-GO"),))
+    assert "cheaper-or-agreeing" in [step.code for step in next_steps(model, most=9)]
+    lookup = replace(model, drafts=(replace(model.drafts[0], draft="ngram:n=3"),))
+    assert "longer-look-up" in [step.code for step in next_steps(lookup, most=9)]

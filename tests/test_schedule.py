@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from fake_served import SPEC, FakeServer, fake_served
-from specbench.report.brief.schedule import schedule_words, sglang_schedule, tensorrt_schedule, vllm_schedule
 
 from specbench.analysis.schedule import Cell, best_schedule
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
+from specbench.report.schedule import schedule_words, sglang_schedule, tensorrt_schedule, vllm_schedule
 
 # Speedups by concurrency and gamma: deep drafts where there is room, none where there is not.
 PLANTED = {1: {1: 1.2, 4: 1.8}, 4: {1: 1.1, 4: 1.05}, 16: {1: 0.9, 4: 0.5}}

@@ -16,6 +16,7 @@ from specbench.analysis.summarise import summarise
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Policy
+from specbench.report.dialect import because
 
 GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
 
@@ -216,7 +217,9 @@ def test_a_draft_that_does_not_fit_is_no_go_whatever_its_speed(tmp_path):
     assert (memory.context, memory.total_bytes) == (90 + 65, 30_000_000 + 1000 * 155)
     tight = summarise(with_policy(stored, max_added_gb=0.03))
     assert tight.drafts[0].verdict == "NO-GO"
-    assert tight.drafts[0].reasons == ("the draft takes 30.2 MB of memory, 30.0 MB are allowed",)
+    assert [because(each) for each in tight.drafts[0].reasons] == [
+        "the draft takes 30.2 MB of memory, 30.0 MB are allowed"
+    ]
     assert summarise(with_policy(stored, max_added_gb=0.04)).choice.verdict == "GO"
 
 
@@ -229,7 +232,7 @@ def test_a_go_for_decoding_says_where_whole_answers_gain_less_than_asked(tmp_pat
     stored = fake_run(tmp_path / "r", {"d": replace(GOOD, prefill_s=prefill_s)})
     draft = summarise(stored).drafts[0]
     assert draft.verdict == "GO"
-    added = [reason for reason in draft.reasons if "whole answer" in reason]
+    added = [because(reason) for reason in draft.reasons if reason.code == "whole-answer"]
     assert [said in reason for reason in added] == ([] if said is None else [True])
     if said is not None:
         whole = next(row for row in draft.gammas if row.gamma == draft.best_gamma).speedup_e2e
@@ -237,7 +240,7 @@ def test_a_go_for_decoding_says_where_whole_answers_gain_less_than_asked(tmp_pat
         assert f"But a whole answer, prompt included, ran {whole:.2f}x" in render_brief(stored, summarise(stored))
     judged = summarise(with_policy(stored, metric="e2e")).drafts[0]
     assert (judged.verdict == "GO") == (said is None)
-    assert not any("whole answer" in reason for reason in judged.reasons)
+    assert not any(reason.code == "whole-answer" for reason in judged.reasons)
 
 
 def test_money_is_price_over_rate(tmp_path):
@@ -298,7 +301,7 @@ class TestIdleArms:
     def test_a_draft_that_never_drafts_is_refused(self, tmp_path):
         found = summarise(self.served(tmp_path, lambda gamma: 0))
         assert found.drafts[0].verdict == "NO-GO" == found.choice.verdict
-        assert "never drafted a token" in found.drafts[0].reasons[0]
+        assert found.drafts[0].reasons[0].code == "never-drafted"
 
     def test_it_loses_to_a_draft_that_is_slower_but_drafts(self, tmp_path):
         slow = FakeDraft({"code": 0.02, "chat": 0.02}, draft_s=0.004)

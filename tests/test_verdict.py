@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from specbench.decision.verdict import Gates, judge, least_share, prompts_to_settle
-from specbench.records import Interval, Policy
+from specbench.records import Interval, Policy, Reason
 
 POLICY = Policy(min_speedup=1.10, confidence=0.95)
 
@@ -29,13 +29,14 @@ def test_the_probability_decides(speedup, call):
 
 def test_the_probability_is_the_share_of_draws():
     assert judge(SURE, POLICY, Gates()).probability == 0.96
-    assert judge(SURE, POLICY, Gates()).reasons == ("P(speedup >= 1.10x) = 96%",)
+    assert judge(SURE, POLICY, Gates()).reasons == (Reason("odds", {"minimum": 1.10, "probability": 0.96}),)
 
 
 def test_too_many_slower_prompts_forbid_a_go():
     verdict = judge(SURE, POLICY, Gates(slower_share=0.4))
     assert verdict.call == "NO-GO"
-    assert verdict.reasons[0] == "40% of prompts run below 0.95x (at most 25% allowed)"
+    slower = {"share": 0.4, "slower_than": 0.95, "allowed": 0.25, "may_be_chance": False}
+    assert verdict.reasons[0] == Reason("slower-prompts", slower)
     assert judge(SURE, POLICY, Gates(slower_share=0.25)).call == "GO"
 
 
@@ -44,7 +45,7 @@ def test_a_third_of_few_prompts_does_not_forbid_a_go_and_a_third_of_many_does(sl
     gates = Gates(slower / prompts, least_share(slower / prompts, prompts, POLICY.confidence))
     verdict = judge(SURE, POLICY, gates)
     assert verdict.call == call
-    assert ("may be chance" in verdict.reasons[0]) == (call == "UNCLEAR")
+    assert verdict.reasons[0].values["may_be_chance"] is (call == "UNCLEAR")
     # where speed says no, slower prompts make it no less sure
     assert judge(SLOW, POLICY, gates).call == "NO-GO"
 
@@ -58,18 +59,20 @@ def test_the_least_share_is_that_of_the_binomial(share, prompts):
 
 
 def test_a_draft_that_never_drafted_is_refused_and_says_so():
-    assert judge(SURE, POLICY, Gates(idle="it never drafted a token")).reasons == ("it never drafted a token",)
+    idle = Reason("never-drafted")
+    assert judge(SURE, POLICY, Gates(idle=idle)).reasons == (idle,)
 
 
 def test_a_lossy_loop_is_a_no_go_however_fast():
     fast = interval(*[3.0] * 100)
-    assert judge(fast, POLICY, Gates(0.0, lossy="not lossless")).reasons == ("not lossless",)
+    lossy = Reason("not-lossless", {"prompts": 1})
+    assert judge(fast, POLICY, Gates(0.0, lossy=lossy)).reasons == (lossy,)
 
 
 def test_no_interval_no_verdict():
     verdict = judge(Interval(3.0, None, None, 0.95, 4), POLICY, Gates(0.0))
     assert (verdict.call, verdict.probability) == ("UNCLEAR", None)
-    assert verdict.reasons == ("4 prompts: an interval takes at least 10",)
+    assert verdict.reasons == (Reason("too-few-prompts", {"prompts": 4, "needed": 10}),)
 
 
 def test_prompts_to_settle_grow_with_the_square_of_the_width():
@@ -92,6 +95,7 @@ def test_a_run_of_the_size_that_would_settle_it_does_so_in_four_of_five_cases():
 
 def test_unclear_says_what_would_settle_it():
     unclear = Interval(1.15, 1.05, 1.25, 0.95, 20, (*[1.2] * 80, *[1.0] * 20))
-    assert judge(unclear, POLICY, Gates()).reasons[1].startswith("about 90 more")
+    more = judge(unclear, POLICY, Gates()).reasons[1]
+    assert more.code == "more-prompts" and more.values["more"] == pytest.approx(90, abs=5)
     tie = Interval(1.10, 1.05, 1.15, 0.95, 20, (*[1.2] * 50, *[1.0] * 50))
-    assert "no affordable number of prompts" in judge(tie, POLICY, Gates()).reasons[1]
+    assert judge(tie, POLICY, Gates()).reasons[1].code == "on-the-minimum"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools import configuration, contract, glossary, reference
+from tools import configuration, contract, families, glossary, reference
 
 NOTES = Path("docs/reference.yaml")
 
@@ -16,6 +16,7 @@ def files() -> dict[Path, str]:
         Path("docs/reference.md"): reference.page(NOTES),
         Path("docs/glossary.md"): glossary.page(),
         Path("docs/contract.md"): contract.page(),
+        Path("docs/families.md"): families.page(),
     }
 
 
