@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from typing import get_type_hints
 
 import pytest
 from conftest import CANARY, Lab
 from hypothesis import given
 from hypothesis import strategies as st
-from test_docs import PAGES, nullable, rows_of
+from test_docs import PAGES
 from test_run import FakeObserver, sweep
 from tokenizers import pre_tokenizers
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from typer.testing import CliRunner
 
-from specbench.analysis.checked import Checked, CheckedDraft, CheckedGamma, Tally, checked_gamma
+from specbench.analysis.checked import checked_gamma
 from specbench.backends.local.assisted import RULES, SeenRound, SeenText, reconcile, watched
 from specbench.backends.local.comparing import Pair, placed
 from specbench.cli import app
@@ -372,22 +371,6 @@ def test_only_what_a_near_tie_explains_is_called_rounding(stored):
     row = checked_gamma(5, [same, elsewhere, tied], greedy=True, precision="bfloat16")
     assert (row.texts, row.other_texts, row.different_texts, row.rounding_texts) == (3, 1, 1, 2)
     assert row.ours.rounds == 2 * len(trial.rounds)
-
-
-SECTIONS = {
-    "`check --json`": Checked,
-    "Check: `drafts[]`": CheckedDraft,
-    "Check: `drafts[].gammas[]`": CheckedGamma,
-    "Check: `ours`, `theirs` and `reconciled`": Tally,
-}
-
-
-@pytest.mark.parametrize("section", SECTIONS)
-def test_the_contract_has_the_keys_of_a_check(section):
-    hints = get_type_hints(SECTIONS[section])
-    rows = dict(rows_of(section, PAGES["contract.md"]))
-    assert set(rows) == set(hints)
-    assert [key for key, kind in rows.items() if ("null" in kind) != nullable(hints[key])] == []
 
 
 def test_every_rule_is_explained():

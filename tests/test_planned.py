@@ -6,19 +6,16 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
 
 import numpy as np
 import pytest
-from test_docs import PAGES, nullable, rows_of
 from test_interval import fake_prompts
 from typer.testing import CliRunner
 
-from specbench.analysis.plan import contract as plan_contract
 from specbench.analysis.plan.pilot import Cost, Part, Pilot, read_pilot
 from specbench.analysis.plan.planned import Wanted, plan_of
 from specbench.cli import app
-from specbench.decision.plan import Spread, influence
+from specbench.decision.plan import influence
 from specbench.records import Policy
 from specbench.store import read_run
 
@@ -178,20 +175,3 @@ def test_pilots_that_cannot_serve(broken, tmp_path):
     assert "Fewer than 2 prompts" in complaint(broken(trials=11))
     shutil.rmtree(folder)
     assert "Fewer than 2 prompts" in complaint(broken(trials=0))
-
-
-SECTIONS = {
-    "Plan: top level": plan_contract.Plan,
-    "Plan: `spread`": Spread,
-    "Plan: `width`, `every_category` and every `need`": plan_contract.Need,
-    "Plan: `verdict` and `truths[]`": plan_contract.Truth,
-    "Plan: `categories[]`": plan_contract.CategoryPlan,
-}
-
-
-@pytest.mark.parametrize("section", SECTIONS)
-def test_the_contract_has_the_keys_of_the_plan(section):
-    hints = get_type_hints(SECTIONS[section])
-    rows = dict(rows_of(section, PAGES["contract.md"]))
-    assert set(rows) == set(hints)
-    assert [key for key, kind in rows.items() if ("null" in kind) != nullable(hints[key])] == []

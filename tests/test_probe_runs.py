@@ -9,17 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 from test_cli import call
-from test_docs import PAGES, nullable, rows_of
 from test_run import FakeObserver, config_for
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
-from specbench.analysis import probed as contract
 from specbench.analysis.summarise import summarise
 from specbench.cost import bandwidth
 from specbench.errors import ModelError, StoreError
 from specbench.models import shapes
-from specbench.records import Bandwidth, CostPoint
 from specbench.run.session import run
 from specbench.store import find_runs, read_run
 
@@ -204,25 +201,3 @@ def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
     assert {(p.model is None, p.tokens) for p in points if p.phase == "draft"} == {(False, 1), (False, 2)}
     prefills = {p.tokens for p in points if not p.context}
     assert prefills <= {t.prompt_tokens for t in stored.trials}
-
-
-SECTIONS = {
-    "`probe --json`": contract.ProbeSummary,
-    "Probe: `bandwidth`": Bandwidth,
-    "Probe: `models[]`": contract.ProbedModel,
-    "Probe: `models[].steps[]`": contract.Step,
-    "Probe: `models[].widths[]`": contract.Width,
-    "Probe: `models[].phases[]`": contract.Phase,
-    "Probe: `models[].prefills[]`": contract.Prefill,
-    "Probe: a point": CostPoint,
-}
-
-
-@pytest.mark.parametrize("section", SECTIONS)
-def test_the_contract_has_the_keys_of_the_code(section):
-    from typing import get_type_hints
-
-    hints = get_type_hints(SECTIONS[section])
-    rows = dict(rows_of(section, PAGES["contract.md"]))
-    assert set(rows) == set(hints)
-    assert [key for key, kind in rows.items() if ("null" in kind) != nullable(hints[key])] == []

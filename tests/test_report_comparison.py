@@ -19,6 +19,7 @@ from specbench.analysis.compared import Comparison
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
 from specbench.report.compare_tables import comparison_markdown, comparison_tables
+from specbench.report.dialect import json_of
 from specbench.run_record import ModelFacts, WorkloadFacts
 from specbench.store import StoredRun
 
@@ -208,7 +209,7 @@ def test_the_markdown_and_the_json_say_the_same(engines: tuple[StoredRun, Stored
     page = comparison_markdown(found)
     assert "| gamma | speedup on A | speedup on B | B over A | tau |" in page and "None" not in page
     assert "**The target's step is 4.9x faster on B, llama.cpp" in page and "Only in B: demo:draft gamma 8." in page
-    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    told = json.loads(json.dumps(json_of(found), allow_nan=False))
     assert told["drafts"][0]["gammas"][0]["moved"] == "cost of a round"
 
 

@@ -76,7 +76,7 @@ def test_what_is_not_told_is_none_and_never_0(tmp_path: Path) -> None:
     row = summarise(stored).drafts[0].gammas[0]
     assert (row.rounds, row.drafted, row.accepted, row.round_s, row.break_even) == (None,) * 5
     page = render_brief(stored, summarise(stored))
-    assert "| gamma | speedup, decode |" in page and "None" not in page and " nan" not in page
+    assert "| gamma | speedup, decode [95% interval] |" in page and "None" not in page and " nan" not in page
     assert "The number of rounds is not known" in page and "r is accepted" not in page
     assert "tau" not in shown(summarise(stored))
 

@@ -385,7 +385,7 @@ def test_servers_are_told_the_measured_sampling_and_not_to_take_the_models_own()
     assert '"top_k": -1' in of(made(sampling=Sampling(0.7)), "vLLM").request
     tgi = of(made(draft="ngram:n=3", sampling=Sampling(0.7, 0.9)), "TGI").request
     assert '"do_sample": true, "temperature": 0.7, "top_p": 0.9' in tgi and "top_k" not in tgi
-    assert "Every request*: `" in page(greedy)
+    assert "Every request: `" in page(greedy)
 
 
 def test_prompts_are_written_as_they_were_and_several_ends_are_kept() -> None:

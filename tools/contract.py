@@ -22,7 +22,7 @@ _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", A
 def page() -> str:
     """Raises AttributeError for a record that is not there."""
     text = SOURCE.read_text(encoding="utf-8")
-    text = text.replace("{{codes}}", _listed("Codes", sorted({*codes("warnings"), *_noticed()})))
+    text = text.replace("{{codes}}", _listed("Codes", sorted({*codes("warnings"), *_noticed()} - {""})))
     text = text.replace("{{reasons}}", _listed("Codes", codes("reasons")))
     return re.sub(r"\{\{([\w.]+):(\w+)\}\}", lambda found: keys(found[1], found[2]), text)
 
