@@ -153,6 +153,7 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
         "tried": 0 if draft is None else sum(len(each.gammas) for each in (s.drafts if s.choice else [draft])),
         "scope": scope(s, d),
         "category_columns": partial(columns.category_columns, policy=s.policy, d=d),
+        "length_columns": partial(columns.length_columns, policy=s.policy, d=d),
         "gamma_columns": partial(columns.gamma_columns, policy=s.policy, d=d),
         "load_columns": partial(columns.load_columns, s, d=d),
         "loads": columns.load_shown(s),

@@ -9,7 +9,15 @@ from textwrap import shorten
 from typing import Any
 
 from specbench import text
-from specbench.analysis.contract import FEW_PROMPTS, DraftResult, GammaResult, LoadResult, Percentiles, Summary
+from specbench.analysis.contract import (
+    FEW_PROMPTS,
+    DraftResult,
+    GammaResult,
+    LengthResult,
+    LoadResult,
+    Percentiles,
+    Summary,
+)
 from specbench.analysis.loads import metric_of
 from specbench.records import Load, Policy
 from specbench.report.dialect import PLAIN, Plain
@@ -152,6 +160,34 @@ def category_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN, *, sh
 
 def _shortened(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(shorten(name, _CATEGORY_WIDTH, placeholder="..") for name in names)
+
+
+def length_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN) -> list[Column]:
+    """One draft by prompt length, where that was asked for; also lengths of which no prompt was measured."""
+    rows = draft.lengths
+    of = _of(rows)
+    counts = tuple(type(d.n(""))(f"{row.prompts:,}") + (few(row.prompts, d) if row.prompts else "") for row in rows)
+    return known([
+        of("low", "prompt tokens", _tokens, left=True),
+        of("verdict", "verdict", lambda row: row.verdict or "not measured", left=True),
+        of("speedup", f"speedup, {metric_words(policy)}\n{interval_header(policy)}", _estimate_or_none),
+        of("best_gamma", "best\ngamma", lambda row: str(row.best_gamma or text.UNKNOWN)),
+        of("tokens_per_round", "tokens per\nround, tau", lambda row: text.digits(row.tokens_per_round)),
+        of("round_steps", "round's cost,\nsteps", lambda row: text.digits(row.round_steps)),
+        Column("prompts", "prompts", counts),
+    ])  # fmt: skip
+
+
+def _estimate_or_none(row: LengthResult) -> str:
+    return text.UNKNOWN if row.speedup is None else estimate(row)
+
+
+def _tokens(row: LengthResult) -> str:
+    """What was asked for, and what was measured of it."""
+    asked = f"{row.low:,} and more" if row.high is None else f"below {row.high:,}"
+    if row.low and row.high is not None:
+        asked = f"{row.low:,} to {row.high - 1:,}"
+    return asked if row.shortest is None else f"{asked} (measured: {row.shortest:,} to {row.longest:,})"
 
 
 def candidate_columns(summary: Summary, d: Plain) -> list[Column]:
