@@ -27,8 +27,7 @@ from specbench.backends.base import Item
 from specbench.backends.local.session import LocalSession
 from specbench.config import RunConfig
 from specbench.records import Arm, Message, Prompt, Trial
-from specbench.report import figures
-from specbench.report.brief import brief
+from specbench.report import brief, figures
 from specbench.run.losses import Losses
 from specbench.run.plan import units_of
 from specbench.run.session import Measurement

@@ -20,6 +20,7 @@ ArmKind = Literal["baseline", "baseline-again", "speculative"]
 Finish = Literal["eos", "length"]
 Call = Literal["GO", "NO-GO", "UNCLEAR"]
 
+FEW_PROMPTS = 30  # an interval over fewer is wide and leans on its shape, and is marked
 LARGEST = 10**12  # of any number, so that sums and ratios of numbers stay numbers
 MOST_DRAFTED = 4096  # in a round; a server may draft more than it was asked for
 

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from specbench.cli import app
 from specbench.config import RunConfig
 from specbench.report.explain.explain import Level, explain
 from specbench.report.explain.glossary import Term, terms, used_in
-from specbench.report.explain.story import add, divide, multiply
+from specbench.report.explain.story import Shown, add, divide, ms, multiply
 from specbench.run_record import Provenance, RunRecord
 from specbench.store.record import record_json
 
@@ -130,12 +131,14 @@ def test_wrong_sums_are_caught() -> None:
 
 
 def test_a_sum_says_when_its_digits_do_not_add_up() -> None:
-    assert divide("1.67", "1.46", "1.15x") == "1.67 / 1.46 is about 1.15x (the digits shown are rounded)"
-    assert divide("2,091", "3,109", "0.67") == "2,091 / 3,109 = 0.67"
-    assert divide("36", "15", "2.40 steps") == "36 / 15 = 2.40 steps"
-    assert add(["16.5 ms", "75.3 ms", "0.64 ms"], "92.5 ms").endswith("is about 92.5 ms (the digits shown are rounded)")
-    assert add(["16.5 ms", "75.3 ms", "0.64 ms"], "92.4 ms").endswith("= 92.4 ms")
-    assert multiply("1.32", "18.8 ms", "24.8 ms") == "1.32 x 18.8 ms = 24.8 ms"
+    two, rounded = partial(Shown, digits=2), "(the digits shown are rounded)"
+    assert divide(two(1.672), two(1.456), two(1.148, unit="x")) == f"1.67 / 1.46 is about 1.15x {rounded}"
+    assert divide(Shown(2091), Shown(3109), two(2091 / 3109)) == "2,091 / 3,109 = 0.67"
+    assert divide(Shown(36), Shown(15), two(2.4), "steps") == "36 / 15 = 2.40 steps"
+    parts = [ms(0.0165), ms(0.0753), ms(0.00064)]
+    assert add(parts, ms(0.0925)) == f"16.5 ms + 75.3 ms + 0.64 ms is about 92.5 ms {rounded}"
+    assert add(parts, ms(0.09244)) == "16.5 ms + 75.3 ms + 0.64 ms = 92.4 ms"
+    assert multiply(two(1.32), ms(0.0188), ms(0.0248)) == "1.32 x 18.8 ms = 24.8 ms"
 
 
 def test_the_made_up_examples_add_up() -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from specbench.acceptance.metrics import count
-from specbench.analysis.contract import FEW_PROMPTS
-from specbench.analysis.doubts import KINDS
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.errors import ConfigError
-from specbench.records import Policy, Round
+from specbench.records import FEW_PROMPTS, Policy, Round
+from specbench.report.dialect import codes, kind_of
 from specbench.report.explain import glossary
 from specbench.report.explain.glossary import (
     find,
@@ -54,7 +53,7 @@ def test_every_word_of_the_field_is_there() -> None:
 
 
 def test_every_kind_of_claim_is_explained() -> None:
-    kinds = set(KINDS.values()) - {"not known"}
+    kinds = {kind_of(code) for code in codes("doubts")} - {"not known"}
     assert kinds <= set(terms())
 
 

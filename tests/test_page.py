@@ -63,11 +63,7 @@ def test_names_stay_words() -> None:
     assert texts(html, "title") == [f'Should </title>{PWN}" decode speculatively?']
     assert f"leave {PWN} off for now" in texts(html, "p.verdict")[0]
     assert texts(html, "h1 code") == [f'</title>{PWN}"']
-    assert {aim for aim in values(html, "main a", "href") if not aim.startswith("#")} <= {
-        "https://github.com/hemingkx/Spec-Bench/blob/main/Leaderboard.md",
-        "https://arxiv.org/abs/2211.17192",
-        "https://github.com/ggml-org/llama.cpp/issues/3649",
-    }
+    assert all(re.match(r"#|https://(github\.com|arxiv\.org)/[\w./-]+$", aim) for aim in values(html, "main a", "href"))
     assert "#price" not in values(html, "a", "href")
     assert not [c for c in html if not c.isprintable() and c not in "\n\N{NO-BREAK SPACE}"]
 

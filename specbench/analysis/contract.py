@@ -137,9 +137,6 @@ class Server:
 
 SCHEMA = 2
 
-# An interval takes MIN_PROMPTS; one over fewer than these is wide and leans on its shape, and is marked.
-FEW_PROMPTS = 30
-
 
 @dataclass(frozen=True, slots=True)
 class RoundTime:

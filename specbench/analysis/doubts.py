@@ -6,44 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specbench.analysis.contract import FEW_PROMPTS, CategoryResult, DraftResult, Summary
+from specbench.analysis.contract import CategoryResult, DraftResult, Summary
 from specbench.analysis.facts import MANY_CUT
 from specbench.analysis.rounds import cost
 from specbench.analysis.steps import next_steps
-from specbench.records import Finding, Policy
-
-# What sort of number each doubt is about; those from "few-prompts" on may be marked in the text.
-KINDS = {
-    "sample": "extrapolated",
-    "cut-answers": "extrapolated",
-    "unsteady-categories": "measured",
-    "not-recorded": "not known",
-    "rounds-not-told": "not known",
-    "survival-not-told": "not known",
-    "counts-in-part": "measured",
-    "parts-not-told": "not known",
-    "nothing-predicted": "not known",
-    "close-calls": "measured",
-    "average": "measured",
-    "few-prompts": "few prompts",
-    "no-noise-floor": "assumed",
-    "elsewhere": "assumed",
-    "traffic-mix": "assumed",
-    "what-if": "predicted",
-    "one-more-token": "predicted",
-    "replay-and-costs": "predicted",
-    "by-category": "predicted",
-    "larger-batches": "predicted",
-    "prompts-to-settle": "extrapolated",
-    "price": "assumed",
-    "rejection-rule": "assumed",
-    "near-ties": "assumed",
-    "other-engines": "assumed",
-    "split-servers": "assumed",
-    "one-after-the-other": "measured",
-    "other-weights": "measured",
-    "not-finished": "measured",
-}
+from specbench.records import FEW_PROMPTS, Finding, Policy
 
 # The weightiest first: what may turn the verdict itself round, then what bounds it, then what stands beside it.
 WEIGHT = (
@@ -79,7 +46,7 @@ def doubts(summary: Summary, *, engines: bool = False, split: bool = False) -> t
 
 
 def _doubt(code: str, **values: object) -> Finding:
-    return Finding(code, "note", {"kind": KINDS[code], **values})
+    return Finding(code, "note", values)
 
 
 def _claims(summary: Summary, engines: bool, split: bool) -> Iterator[Finding]:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE_NATS, near_tie_limit
 from specbench.analysis.commands import checks, command
@@ -25,8 +27,7 @@ from specbench.analysis.steps import next_steps
 from specbench.errors import StoreError
 from specbench.records import Finding
 from specbench.report import columns
-from specbench.report.columns import Column
-from specbench.report.dialect import HTML, MARKDOWN, PLAIN, UNLINKED, Plain, sentence_of, squash, template
+from specbench.report.dialect import HTML, MARKDOWN, PLAIN, UNLINKED, Column, Plain, sentence_of, squash, template
 from specbench.report.page import Page, html_page
 from specbench.report.published import public_figures
 from specbench.report.schedule import schedule_words
@@ -70,7 +71,8 @@ def description(summary: Summary) -> str:
     """The verdict in a line, without markup."""
     if summary.headline is None:
         return ""
-    return f"{sentence_of('headline', PLAIN, summary)} {sentence_of('estimate_of', PLAIN, summary)}"
+    said = (sentence_of(name, HTML, summary) for name in ("headline", "estimate_of"))
+    return " ".join(Markup(words).striptags() for words in said)  # noqa: S704  # escaped, and stripped of all tags
 
 
 def in_short(summary: Summary) -> str:
@@ -91,7 +93,7 @@ def _short(name: str, summary: Summary, d: Plain, **more: Any) -> str:
 
 def markdown(name: str, found: dict[str, Any], d: Plain = MARKDOWN) -> str:
     """A page of a template and its values, without double blank lines."""
-    blocks = template("blocks.md.j2", d).make_module({"page": {"folder": FIGURES_FOLDER}})
+    blocks = template("blocks.md.j2", d).make_module({"page": {"folder": FIGURES_FOLDER, "anchors": d is MARKDOWN}})
     page = template(name, d).render(found, b=blocks, html=False)
     lines = [line.rstrip() for line in page.strip().split("\n")]
     return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before) + "\n"

@@ -18,7 +18,7 @@ from specbench import text
 from specbench.analysis.contract import Summary
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report.dialect import PLAIN, sentence_of
+from specbench.report.dialect import MARKDOWN, sentence_of
 from specbench.store import replace_file
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _caption(summary: Summary) -> str:
     prompts = None if used is None else text.count(used, "prompt")
     if summary.policy.mix:  # its own prompts alone are shown, which are fewer than were measured
         prompts = "weighed by a mix of traffic"
-    sampling = sentence_of("sampling", PLAIN, facts.sampling)
+    sampling = sentence_of("sampling", MARKDOWN, facts.sampling)
     known = ", ".join(part for part in (facts.precision, sampling, prompts) if part)
     lines = (f"target {summary.target}; {summary.engine}", f"{summary.hardware}; {load}; {known}")
     return "\n".join(textwrap.shorten(text.clean(line), _CAPTION_WIDTH, placeholder="...") for line in lines)

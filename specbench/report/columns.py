@@ -4,13 +4,11 @@ keys of the records that `--json` prints."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any
 
 from specbench import text
 from specbench.analysis.contract import (
-    FEW_PROMPTS,
     DraftResult,
     GammaResult,
     LengthResult,
@@ -19,36 +17,12 @@ from specbench.analysis.contract import (
     Summary,
 )
 from specbench.analysis.loads import metric_of
-from specbench.records import Load, Policy
-from specbench.report.dialect import PLAIN, Plain
+from specbench.records import FEW_PROMPTS, Load, Policy
+from specbench.report.dialect import PLAIN, Column, Plain
 
 # More positions than this do not fit beside the sparkline.
 _SURVIVAL_NUMBERS = 8
 _CATEGORY_WIDTH = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """`cells` under `header`, whose lines are separated by newlines. In a terminal's table that is too wide, columns
-    first take their `short` header and cells; then the one with the largest `gives_way` goes, and so on. Those with 0
-    stay."""
-
-    name: str
-    header: str
-    cells: tuple[str, ...]
-    gives_way: int = 0
-    short: tuple[str, tuple[str, ...]] | None = None
-    left: bool = False
-
-    @property
-    def title(self) -> str:
-        """The header on one line, for a page."""
-        line = self.header.replace("-\n", "").replace("\n", " ")
-        return type(self.header)(line)
-
-    def shortened(self) -> Column:
-        header, cells = self.short or (self.header, self.cells)
-        return replace(self, header=header, cells=cells, short=None)
 
 
 def known(columns: Iterable[Column]) -> list[Column]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -24,9 +24,31 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from specbench import text
-from specbench.analysis.contract import FEW_PROMPTS
-from specbench.analysis.doubts import KINDS
-from specbench.records import Finding, Reason
+from specbench.records import FEW_PROMPTS, Finding, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`cells` under `header`, whose lines are separated by newlines. In a terminal's table that is too wide, columns
+    first take their `short` header and cells; then the one with the largest `gives_way` goes, and so on. Those with 0
+    stay."""
+
+    name: str
+    header: str
+    cells: tuple[str, ...]
+    gives_way: int = 0
+    short: tuple[str, tuple[str, ...]] | None = None
+    left: bool = False
+
+    @property
+    def title(self) -> str:
+        """The header on one line, for a page."""
+        line = self.header.replace("-\n", "").replace("\n", " ")
+        return type(self.header)(line)
+
+    def shortened(self) -> Column:
+        header, cells = self.short or (self.header, self.cells)
+        return replace(self, header=header, cells=cells, short=None)
 
 
 class Plain:
@@ -49,7 +71,7 @@ class Plain:
 
     def mark(self, code: str) -> str:
         """`(predicted)`, leading to the doubt of that code."""
-        return f"({KINDS[code]})"
+        return f"({kind_of(code)})"
 
     def inline(self, markdown: str) -> str:
         """Words that are Markdown already."""
@@ -72,7 +94,7 @@ class Markdown(Plain):
         return f"[{words}](<{to}>)" if re.search(r"[\s()<>]", to) else f"[{words}]({to})"
 
     def mark(self, code: str) -> str:
-        return f"([{KINDS[code]}](#{code}))"
+        return f"([{kind_of(code)}](#{code}))"
 
 
 class Unlinked(Markdown):
@@ -81,7 +103,7 @@ class Unlinked(Markdown):
     name = "unlinked"
 
     def mark(self, code: str) -> str:
-        return f"({KINDS[code]})"
+        return f"({kind_of(code)})"
 
 
 class Html(Plain):
@@ -104,7 +126,7 @@ class Html(Plain):
         return Markup('<a href="{}">{}</a>').format(safe, words) if safe else escape(words)
 
     def mark(self, code: str) -> str:
-        return Markup('(<a class="mark" href="#{}">{}</a>)').format(code, KINDS[code])
+        return Markup('(<a class="mark" href="#{}">{}</a>)').format(code, kind_of(code))
 
     def inline(self, markdown: str) -> str:
         return Markup(_parser().renderInline(markdown))  # noqa: S704  # raw HTML is off
@@ -165,6 +187,7 @@ def environment(dialect: Plain) -> Environment:
         "because": lambda reason: because(reason, dialect),
         "part": lambda finding, name: part(finding, name, dialect),
         "checking": lambda code: _worded("checks", code, dialect).render(),
+        "kind_of": kind_of,
         "UNKNOWN": text.UNKNOWN,
     }
     return found
@@ -204,6 +227,11 @@ def _catalogue() -> Mapping[str, Mapping[str, Any]]:
     return MappingProxyType(yaml.safe_load(page))
 
 
+def kind_of(code: str) -> str:
+    """What sort of number a doubt is about: `predicted`, `assumed`, `extrapolated`, `measured` or `not known`."""
+    return str(_catalogue()["doubts"][code]["kind"])
+
+
 @cache
 def _worded(kind: str, code: str, dialect: Plain, part: str | None = None) -> Template:
     entry = _catalogue()[kind][code]
@@ -229,9 +257,7 @@ def said(finding: Finding, dialect: Plain = PLAIN) -> str:
 
 def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
     """A part of what is said of a doubt ("claim", "change") or of a step ("do", "why", "doubt")."""
-    kind = "doubts" if finding.code in KINDS or name in ("claim", "change") else "steps"
-    if name in ("do", "why", "doubt"):
-        kind = "steps"
+    kind = "steps" if name in ("do", "why", "doubt") else "doubts"
     return _words(dialect, kind, finding, name)
 
 

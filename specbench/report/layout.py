@@ -16,7 +16,7 @@ from rich.text import Text
 
 from specbench import text
 from specbench.records import Finding
-from specbench.report.columns import Column as Column
+from specbench.report.dialect import Column as Column
 from specbench.report.dialect import said
 
 _GAP = 2

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from specbench import text
 from specbench.errors import StoreError
-from specbench.report.dialect import HTML, template
+from specbench.report.dialect import HTML, codes, template
 
 # Matplotlib names one font; where it is missing a browser would set the figure in its serif.
 _FONT = ("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
@@ -68,9 +68,7 @@ class Page:
 
 def html_page(page: Page, name: str, values: Mapping[str, Any], title: str, description: str) -> str:
     """One HTML5 document from a template and its values; the same input gives the same text."""
-    from specbench.analysis.doubts import KINDS
-
-    page.taken |= set(KINDS)  # ids of doubts
+    page.taken |= set(codes("doubts"))  # which are their ids
     blocks = template("blocks.html.j2", HTML).make_module({"page": page})
     body = Markup(template(name, HTML).render(values, b=blocks, html=True))  # noqa: S704  # escaped by the template
     short = description[:_DESCRIPTION_WIDTH].rsplit(" ", 1)[0]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from specbench import text
 from specbench.analysis.contract import DraftResult
 from specbench.drafters import parse_draft
-from specbench.report.columns import Column, known
-from specbench.report.dialect import Plain
+from specbench.report.columns import known
+from specbench.report.dialect import Column, Plain
 
 _LEADERBOARD = ("Spec-Bench", "https://github.com/hemingkx/Spec-Bench/blob/main/Leaderboard.md")
 _HERE = "this run"

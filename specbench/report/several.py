@@ -18,14 +18,14 @@ from specbench.analysis.commands import checks, shell
 from specbench.analysis.compare import compared
 from specbench.analysis.compared import Comparison
 from specbench.analysis.contract import CategoryResult, Choice, DraftResult, Summary
-from specbench.analysis.doubts import KINDS, doubts
+from specbench.analysis.doubts import doubts
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
-from specbench.records import Finding
+from specbench.records import FEW_PROMPTS, Finding
 from specbench.report.brief import BRIEF_FILE, FIGURES_FOLDER, markdown, provenance, write_pages, writing
-from specbench.report.columns import Column, few, known
-from specbench.report.dialect import HTML, MARKDOWN, Plain, sentence_of
+from specbench.report.columns import few, known
+from specbench.report.dialect import HTML, MARKDOWN, Column, Plain, sentence_of
 from specbench.report.page import Page, html_page
 from specbench.report.settings.section import settings_of
 from specbench.store import StoredRun
@@ -125,7 +125,9 @@ def _values(runs: Sequence[Run], links: Sequence[str], between: Sequence[Pair], 
     split = bool(settings and settings.routing)
     own = doubts(first, engines=bool(settings and settings.engines), split=split)
     marked = [each for each in own if each.code in _MARKED]
-    few_ones = any(run.prompts < 30 or any(c.prompts < 30 for c in run.draft.by_speedup) for run in runs)
+    few_ones = any(
+        run.prompts < FEW_PROMPTS or any(c.prompts < FEW_PROMPTS for c in run.draft.by_speedup) for run in runs
+    )
     return {
         "title": TITLE,
         "runs": runs,
@@ -133,7 +135,7 @@ def _values(runs: Sequence[Run], links: Sequence[str], between: Sequence[Pair], 
         "side_by_side": _side_by_side(runs, d),
         "categories": _categories(runs, d),
         "between": between,
-        "doubts": [*([_few()] if few_ones else []), *marked, *_across(runs)],
+        "doubts": [*([_few()] if min(counts) < FEW_PROMPTS else []), *marked, *_across(runs)],
         "steps": next_steps(first),
         "settings": settings,
         "checks": _checks(runs),
@@ -155,7 +157,7 @@ _MARKED = (
 
 
 def _few() -> Finding:
-    return Finding("few-prompts", "note", {"kind": KINDS["few-prompts"], "whole": None, "categories": {}, "enough": 30})
+    return Finding("few-prompts", "note", {"whole": None, "categories": {}, "enough": FEW_PROMPTS})
 
 
 def _side_by_side(runs: Sequence[Run], d: Plain) -> list[Column]:
@@ -223,12 +225,12 @@ def _category(row: CategoryResult | None, d: Plain) -> str:
 
 def _across(runs: Sequence[Run]) -> list[Finding]:
     """What is particular to several runs on one page."""
-    found = [Finding("one-after-the-other", "note", {"kind": "measured"})]
+    found = [Finding("one-after-the-other", "note")]
     if len({(run.summary.facts.precision, run.summary.facts.target.name) for run in runs}) > 1:
-        found.append(Finding("other-weights", "note", {"kind": "measured"}))
+        found.append(Finding("other-weights", "note"))
     short = [run.name for run in runs if not run.summary.facts.finished]
     if short:
-        found.append(Finding("not-finished", "note", {"kind": "measured", "runs": short}))
+        found.append(Finding("not-finished", "note", {"runs": short}))
     return found
 
 

@@ -18,8 +18,8 @@ from specbench import text
 from specbench.analysis.contract import Choice, DraftResult, Summary
 from specbench.analysis.loads import best_by_concurrency
 from specbench.records import Call, Policy
-from specbench.report.columns import Column, category_columns, gamma_columns, load_columns, load_shown
-from specbench.report.dialect import PLAIN, because, sentence_of
+from specbench.report.columns import category_columns, gamma_columns, load_columns, load_shown
+from specbench.report.dialect import PLAIN, Column, because, sentence_of
 from specbench.report.layout import Block, fit, hidden, note, readable, table, warnings
 from specbench.report.schedule import schedule_words
 

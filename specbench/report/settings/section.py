@@ -13,7 +13,7 @@ from specbench.analysis.facts import Model
 from specbench.config import SERVED
 from specbench.drafters import parse_draft
 from specbench.records import Call
-from specbench.report.columns import Column
+from specbench.report.dialect import Column
 from specbench.report.settings.engines import ENGINES, Engine
 from specbench.report.settings.plan import Given, Plan
 from specbench.report.settings.routing import gamma_to_paste, routing
