@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 # Target and draft of servers that run already, where the user does not name them.
 SERVED = "served"
 
+# The target where answers are recorded and none is to be loaded.
+NO_TARGET = "none"
+
+# Whose answers a run is about: those that the target writes, those of the workload, or those of a file.
+WRITTEN, RECORDED = "written", "recorded"
+
 Metric = Literal["decode", "e2e"]
 DType = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -119,8 +125,26 @@ class RunConfig:
         (), "Model whose own code may run; repeatable.", "models", (*TEXTS, "check"), metavar="MODEL", measured=False
     )
 
+    tokenizer: Text | None = setting(
+        None,
+        "Model whose tokenizer reads recorded answers where the target is none.",
+        "models",
+        ("sweep",),
+        unset="the target's",
+        metavar="MODEL",
+    )
     workload: Text = setting(
         DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", TEXTS
+    )
+    answers: Text = setting(
+        WRITTEN,
+        "written by the target; recorded: those in the workload, with --replay-only; or a file of them by id.",
+        "prompts",
+        ("sweep",),
+        metavar="recorded",
+    )
+    verify_answers: Annotated[int, Range(0, 100_000)] = setting(
+        0, "Hold N recorded answers against the target.", "prompts", ("sweep",), metavar="N"
     )
     limit: Annotated[int, Range(1, 10_000_000)] | None = setting(
         None,
@@ -239,6 +263,11 @@ class RunConfig:
         from specbench.records import Sampling
 
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether answers are taken from a log."""
+        return self.answers != WRITTEN
 
     @property
     def served(self) -> bool:

@@ -62,7 +62,7 @@ def measure_or_sweep(
     task = task_of(command, keys, config=config, costs=costs, resume=resume, replay_only=replay_only)
     folder = carry_out(task, quiet=quiet)
     if replay_only:
-        show_replay(folder, task.gammas, 0.0, as_json)
+        show_replay(folder, task.gammas, 0.0, as_json, costs=task.costs)
         return
     from specbench.analysis.summarise import summarise
     from specbench.store import read_run

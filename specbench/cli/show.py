@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from specbench.analysis.contract import Summary
     from specbench.records import Call, CostPoint, Policy
     from specbench.run_record import RunRecord
+    from specbench.store import StoredRun
 
 STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
@@ -54,6 +55,9 @@ def show_replay(
     from specbench.store import read_run
 
     stored = read_run(folder)
+    if stored.run.answers is not None:
+        show_recorded(stored, gammas, cutoff, as_json, costs)
+        return
     texts = texts_of(stored, gammas)
     readers, points = _prices(stored.run, folder, costs) if best else (None, ())
     confidence = stored.run.config.policy.confidence
@@ -65,6 +69,20 @@ def show_replay(
     from specbench.report.replay_tables import replay_tables
 
     print_parts(replay_tables(found), folder)
+
+
+def show_recorded(stored: StoredRun, gammas: Sequence[int], cutoff: float, as_json: bool, costs: Path | None) -> None:
+    """Print what drafts would have got on recorded answers; with the folder of a probe also what it predicts."""
+    from specbench.api import recorded_acceptance
+
+    found = recorded_acceptance(stored, gammas, cutoff, costs)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    from specbench.report.recorded_tables import recorded_tables
+
+    print_parts(recorded_tables(found), stored.folder)
+    typer.echo(f"For the acceptance brief: specbench brief {stored.folder}", err=True)
 
 
 def _prices(run: RunRecord, folder: Path, costs: Path | None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from specbench.config import SERVED, SETTINGS, RunConfig, load_config
+from specbench.config import NO_TARGET, SERVED, SETTINGS, RunConfig, load_config
 from specbench.errors import ConfigError
 from specbench.settings import by_name
 from specbench.shipped import shipped
 
 Command = Literal["measure", "sweep"]
+
+# Answers of a log are read to their ends: no more tokens than a setting may say.
+LONGEST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,23 @@ def task_of(
         given = {"target": SERVED, "draft": [SERVED]} | given
     settings = load_config(config or shipped("configs/default.yaml"), given)
     gammas = settings.gamma
+    if settings.recorded:
+        _require_recordable(settings, replay_only)
+        if config is None:
+            # What comes with specbench for a first look, a few short texts, does not hold for a log.
+            settings = replace(
+                settings,
+                limit=settings.limit if "limit" in given else None,
+                max_new_tokens=settings.max_new_tokens if "max_new_tokens" in given else LONGEST,
+            )
+    elif settings.target == NO_TARGET or settings.tokenizer is not None or settings.verify_answers:
+        where = "--target" if settings.target == NO_TARGET else "--tokenizer or --verify-answers"
+        raise ConfigError(
+            "The target writes the answers", where=where, cure="Add --answers recorded where a log has them."
+        )
     if costs is not None and settings.served:
         raise ConfigError("A server is not predicted from a probe", where="--costs", cure="Leave it out.")
-    if costs is not None and replay_only:
+    if costs is not None and replay_only and not settings.recorded:
         raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
     if command == "measure":
         if replay_only:
@@ -65,6 +82,20 @@ def task_of(
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     argv = command_line(command, typed if command == "sweep" else typed | {"gamma": gammas})
     return Task(command, settings, gammas, mode, replay_only, costs, argv)
+
+
+def _require_recordable(settings: RunConfig, replay_only: bool) -> None:
+    """Raises ConfigError for what a run over recorded answers has not."""
+    refused = (
+        (not replay_only, "Recorded answers have no wall clock", "--answers", "Add --replay-only."),
+        (settings.served, "Recorded answers are scored in process", "--engine or --server", "Leave it out."),
+        (settings.batch_size > 1, "Nothing is timed, so batches have no size", "--batch-size", "Leave it out."),
+        (settings.repeats > 1, "An answer is there once", "--repeats", "Leave it out."),
+        (settings.column is not None, "A log is known by its form", "--column", "Leave it out."),
+    )
+    for wrong, what, where, cure in refused:
+        if wrong:
+            raise ConfigError(what, where=where, cure=cure)
 
 
 def carry_out(task: Task, *, quiet: bool = False) -> Path:
