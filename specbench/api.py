@@ -196,12 +196,13 @@ class Run:
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
         before a token of which the draft is less sure than `cutoff`."""
-        from specbench.analysis.replayed import ReplayGamma, replayed
+        from specbench.analysis.replayed import ReplayGamma, prices_of, replayed
         from specbench.report.notebook import frame
 
         asked = load_config(None, {"gamma": _plain_value(gammas), "cutoff": cutoff})
         texts = texts_of(self.stored, asked.gamma)
-        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence)
+        prices = prices_of(self.stored.run)
+        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence, *prices)
         names = [draft.draft for draft in found.drafts for _ in draft.gammas]
         return frame(ReplayGamma, [row for draft in found.drafts for row in draft.gammas], drafts=names)
 
@@ -285,15 +286,12 @@ def recorded_acceptance(
     speedup. Raises StoreError where nothing was scored."""
     from specbench.acceptance.positions import iterate_positions
     from specbench.analysis.recorded import RecordedAcceptance, recorded_drafts
-    from specbench.cost.stored import require_probe
-    from specbench.drafters import reader_of
+    from specbench.analysis.replayed import prices_of
 
     run = stored.run
-    points = () if costs is None else require_probe(costs).probe or ()
-    readers = {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()} if points else None
-    drafts = recorded_drafts(
-        iterate_positions(stored.folder), gammas, cutoff, run.config.policy.confidence, readers, points
-    )
+    readers, points = prices_of(run, costs)
+    texts = iterate_positions(stored.folder)
+    drafts = recorded_drafts(texts, gammas, cutoff, run.config.policy.confidence, readers if points else None, points)
     if not drafts or run.answers is None:
         raise StoreError("No answer was scored yet", where=str(stored.folder), cure="Run the same command again.")
     return RecordedAcceptance(

@@ -33,6 +33,7 @@ from specbench.kinds import (
     PathText,
     Range,
     Rates,
+    Seconds,
     TemplateKwargs,
     Text,
     Texts,
@@ -63,6 +64,7 @@ Engine = Literal["local", "llamacpp", "vllm", "sglang", "openai"]
 RUNS = ("measure", "sweep")
 MODELS = (*RUNS, "doctor", "probe")
 TEXTS = (*RUNS, "doctor")
+PROMPTS = (*MODELS, "workload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class RunConfig:
         None, "CPU threads.", "models", MODELS, unset="the free cores less one"
     )
     trust_remote_code: Texts = setting(
-        (), "Model whose own code may run; repeatable.", "models", (*TEXTS, "check"), metavar="MODEL", measured=False
+        (), "Model whose own code may run; repeatable.", "models", (*MODELS, "check"), metavar="MODEL", measured=False
     )
 
     tokenizer: Text | None = setting(
@@ -134,7 +136,7 @@ class RunConfig:
         metavar="MODEL",
     )
     workload: Text = setting(
-        DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", TEXTS
+        DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", MODELS
     )
     answers: Text = setting(
         WRITTEN,
@@ -150,19 +152,19 @@ class RunConfig:
         None,
         "Use at most N prompts, spread over the categories.",
         "prompts",
-        (*TEXTS, "check"),
+        (*MODELS, "check"),
         shipped=16,
         unset="all",
         metavar="N",
     )
     column: Text | None = setting(
-        None, "Column that holds the prompt.", "prompts", (*RUNS, "workload"), unset="that of a known shape"
+        None, "Column that holds the prompt.", "prompts", PROMPTS, unset="that of a known shape"
     )
     category_column: Text | None = setting(
-        None, "Column that holds the category.", "prompts", (*RUNS, "workload"), unset="category or task"
+        None, "Column that holds the category.", "prompts", PROMPTS, unset="category or task"
     )
     system_prompt: Text | None = setting(
-        None, "Put before prompts that have none.", "prompts", (*RUNS, "check"), private=True
+        None, "Put before prompts that have none.", "prompts", (*TEXTS, "check"), private=True
     )
     chat_template_kwargs: TemplateKwargs = setting(
         None,
@@ -209,6 +211,16 @@ class RunConfig:
     all_gammas: bool = setting(False, "Every gamma on every prompt, also those ruled out on the way.", "drafts", RUNS)
     repeats: Annotated[int, Range(1, 1000)] = setting(
         1, "Measure every prompt in every arm N times.", "drafts", (*RUNS, "plan"), metavar="N"
+    )
+    time_budget_s: Seconds | None = setting(
+        None,
+        "Stop at a sure verdict or after: 10m, 1h30m.",
+        "drafts",
+        RUNS,
+        also=("time_budget",),
+        unset="all prompts are measured",
+        metavar="TIME",
+        measured=False,
     )
     max_other_cores: Annotated[float, Range(0, 4096, above=True)] = setting(
         0.5, "A trial is repeated when other processes kept more cores than this busy.", "drafts"

@@ -36,7 +36,7 @@ OTHER = {
     "workload": "a.jsonl", "limit": 3, "column": "c", "category_column": "d", "system_prompt": "Be nice.",
     "chat_template_kwargs": {"enable_thinking": False}, "max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9,
     "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 7, "batch_size": 2, "gamma": "1..3",
-    "measure_gamma": 2, "cutoff": 0.3, "all_gammas": True, "repeats": 2, "max_other_cores": 2.0,
+    "measure_gamma": 2, "cutoff": 0.3, "all_gammas": True, "repeats": 2, "time_budget_s": 90.0, "max_other_cores": 2.0,
     "probe_batch_sizes": "1,2", "engine": "vllm", "launch": "l.yaml", "server": "http://h", "spec_server": "http://s",
     "draft_server": "http://d", "served_model_name": "m", "concurrency": "2,4", "rate": "0.5", "request_timeout_s": 9.0,
     "api_key_env": "PATH", "out": "o", "name": "n", "keep_text": True, "min_speedup": 1.5, "metric": "e2e",
@@ -149,7 +149,7 @@ def test_what_changes_no_trial_is_not_in_the_fingerprint():
         before = load_config(None, needed).fingerprint()
         after = load_config(None, needed | {key: OTHER[key]}).fingerprint()
         assert (before != after) == setting.declared.measured, key
-    elsewhere = {"trust_remote_code", "probe_batch_sizes", "api_key_env", "out", "name", "keep_text"}
+    elsewhere = {"trust_remote_code", "probe_batch_sizes", "time_budget_s", "api_key_env", "out", "name", "keep_text"}
     assert elsewhere == {key for key, setting in RUN_SETTINGS.items() if not setting.declared.measured}
 
 

@@ -60,6 +60,15 @@ def run_cautions(
 
 
 def _unfinished(stored: StoredRun, done: int) -> Caution | None:
+    end = stored.run.ended_early
+    if end is not None:
+        why = "the time budget was up" if end.why == "time" else f"{end.why} was sure by then"
+        again = "Run the same command again: it continues where it stopped."
+        return Caution(
+            "time-budget",
+            f"the run ended after {end.prompts:,} of {end.planned:,} prompts, since {why}",
+            again if end.why == "time" else "Run without --time-budget for the others, and for narrower intervals.",
+        )
     if stored.status == "finished":
         return None
     planned, out = stored.run.trials_planned, stored.run.spared

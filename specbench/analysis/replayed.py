@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
-from specbench.analysis.search import BestPair, best_pair
+from specbench.analysis.search import BestPair, best_pair, middle_costs
+from specbench.cost.model import RoundCosts, predicted_speedup
+from specbench.cost.stored import require_probe
 from specbench.decision.interval import share_interval
+from specbench.drafters import reader_of
 from specbench.records import Caution, CostPoint
+from specbench.run_record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayGamma:
     """One gamma, replayed over all texts. `drafted` lies between `drafted_low` and `drafted_high`: what a draft does
-    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound)."""
+    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound).
+    `predicted_speedup` is of decoding, where costs are known; None where they are not, or not for so many drafts."""
 
     gamma: int
     rounds: float
@@ -27,6 +33,7 @@ class ReplayGamma:
     tokens_per_round: float | None
     alpha: float | None
     survival: tuple[float | None, ...]
+    predicted_speedup: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +76,17 @@ def replayed(
     confidence: float,
     readers: Mapping[str, str] | None = None,
     points: Sequence[CostPoint] = (),
+    *,
+    best: bool = False,
 ) -> Replayed:
     """Replay every draft of a run at every gamma. With cost `points`, and the names under which the drafts' models were
-    timed (`readers`), also look for the best pair of gamma and cut-off."""
+    timed (`readers`), each has its predicted speedup, and with `best` the pair of gamma and cut-off is looked for."""
     drafts = []
     for draft in dict.fromkeys(text.draft for text in texts):
         mine = [text for text in texts if text.draft == draft]
         alpha = overlap_interval(mine, confidence)
+        reader = (readers or {}).get(draft)
+        costs = None if reader is None else middle_costs(points, reader)
         drafts.append(
             ReplayDraft(
                 draft=draft,
@@ -84,15 +95,12 @@ def replayed(
                 alpha=alpha[0],
                 alpha_low=alpha[1],
                 alpha_high=alpha[2],
-                gammas=tuple(row(replay(mine, gamma, cutoff)) for gamma in gammas),
+                gammas=tuple(row(replay(mine, gamma, cutoff), mine, costs) for gamma in gammas),
                 categories={
-                    name: tuple(
-                        row(replay([t for t in mine if (t.category or "all") == name], gamma, cutoff))
-                        for gamma in gammas
-                    )
-                    for name in sorted({text.category or "all" for text in mine})
+                    name: tuple(row(replay(texts, gamma, cutoff), texts, costs) for gamma in gammas)
+                    for name, texts in _by_category(mine).items()
                 },
-                best=best_pair(mine, points, gammas, confidence, readers[draft]) if readers else None,
+                best=best_pair(mine, points, gammas, confidence, reader) if best and reader is not None else None,
             )
         )
     return Replayed(run, 1, cutoff, tuple(drafts))
@@ -116,8 +124,22 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | 
     return interval.value, interval.low, interval.high
 
 
-def row(found: Expected) -> ReplayGamma:
-    """One gamma's expected counts, pooled."""
+def prices_of(run: RunRecord, costs: Path | None = None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
+    """The names under which the drafts' models were timed, and what was, in the run itself or in the probe of folder
+    `costs`; nothing where nothing was."""
+    points = run.probe if costs is None else require_probe(costs).probe
+    return {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}, points or ()
+
+
+def _by_category(texts: Sequence[Text]) -> dict[str, list[Text]]:
+    names = sorted({text.category or "all" for text in texts})
+    return {name: [text for text in texts if (text.category or "all") == name] for name in names}
+
+
+def row(found: Expected, texts: Sequence[Text], costs: RoundCosts | None) -> ReplayGamma:
+    """One gamma's expected counts over `texts`, pooled, and what they are worth."""
+    decoded = sum(text.tokens - 1 for text in texts)
+    known = costs is not None and found.gamma < len(costs.verify_s)
     return ReplayGamma(
         gamma=found.gamma,
         rounds=float(found.rounds.sum()),
@@ -127,4 +149,5 @@ def row(found: Expected) -> ReplayGamma:
         tokens_per_round=found.tokens_per_round,
         alpha=found.alpha,
         survival=found.survival,
+        predicted_speedup=predicted_speedup(found, decoded, costs) if costs is not None and known else None,
     )

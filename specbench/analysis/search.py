@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specbench.acceptance.replay import Positions, Text, replay
-from specbench.cost.model import predicted_rounds, round_costs
+from specbench.cost.model import RoundCosts, predicted_rounds, round_costs
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, speedup_interval
 from specbench.records import CostPoint
@@ -42,6 +42,13 @@ class BestPair:
     rows: tuple[CutoffRow, ...]
 
 
+def middle_costs(points: Sequence[CostPoint], reader: str) -> RoundCosts | None:
+    """What rounds cost in the middle of the contexts that were probed, at batch 1, nothing outside the models: prices
+    for texts whose own lengths are not the run's. None without costs."""
+    contexts = sorted({point.context for point in points if point.context > 0 and point.batch == 1})
+    return round_costs(points, reader, contexts[len(contexts) // 2], 0.0) if contexts else None
+
+
 def best_pair(
     texts: Sequence[Text],
     points: Sequence[CostPoint],
@@ -55,8 +62,7 @@ def best_pair(
     out."""
     if not texts or not isinstance(texts[0], Positions):
         return None
-    contexts = sorted({point.context for point in points if point.context > 0 and point.batch == 1})
-    costs = round_costs(points, reader, contexts[len(contexts) // 2], 0.0) if contexts else None
+    costs = middle_costs(points, reader)
     usable = [gamma for gamma in gammas if costs is not None and gamma < len(costs.verify_s)]
     if costs is None or not usable:
         return None

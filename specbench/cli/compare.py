@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, Grouped
-from specbench.cli.show import print_parts
+from specbench.cli.options import AsJson, Grouped, RunsIn
+from specbench.cli.show import print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,14 +22,15 @@ SLOWER_EXIT = 5
 
 @app.command("compare", cls=Grouped)
 def compare(
-    first: Annotated[Path, typer.Argument(help="Run folder, such as yesterday's or that of one engine.")],
-    second: Annotated[Path, typer.Argument(help="Run folder to hold against it.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="Run folder, or @2: yesterday's, or that of one engine.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Run folder, or @1, to hold against it.")],
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
             help="Exit 5 if the second is surely slower by more than this, such as 3%.", rich_help_panel="decision"
         ),
     ] = None,
+    out: RunsIn = Path("reports"),
     as_json: AsJson = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Markdown on stdout instead of tables.", rich_help_panel="output")
@@ -41,6 +42,7 @@ def compare(
     from specbench.report.compare.tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 
+    first, second = run_folder(first, out), run_folder(second, out)
     found = compared(read_run(first), read_run(second))
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
@@ -58,7 +60,7 @@ def _judged(slower: Slower | None, limit: float, second: Path) -> None:
         raise ConfigError(
             "nothing to hold it against: the first run's chosen draft and gamma were not measured in the second",
             where=f"--fail-if-slower, {second}",
-            cure="Measure the second run with the same --draft and --gamma.",
+            cure="Measure B with specbench sweep and the same --draft and --gamma.",
         )
     line = f"{slower.draft} gamma {slower.gamma}: {slower.by:.1%} fewer tokens per second"
     if slower.low is None or slower.high is None:

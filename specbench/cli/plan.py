@@ -11,7 +11,7 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, with_settings
-from specbench.cli.show import newest, print_parts
+from specbench.cli.show import print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def plan(
     ctx: typer.Context,
     keys: Keys,
     run: Annotated[
-        Path | None, typer.Argument(help="Run folder of a pilot.  [default: the newest; none with --spread]")
+        Path | None, typer.Argument(help="Run folder of a pilot, or @1.  [default: the newest; none with --spread]")
     ] = None,
     half_width: Annotated[
         float, _assumed("How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
@@ -63,7 +63,7 @@ def plan(
     assumed = {key: ctx.params[key] for key in ("half_width", "drafts", "spread", "seconds_per_prompt", "speedup")}
     _require_numbers(assumed)
     found, policy, pilot = _plan(
-        None if spread is not None and run is None else run or newest(out, timed=True),
+        None if spread is not None and run is None else run_folder(run, out, timed=True),
         {key: value for key, value in keys.items() if value is not None},
         assumed,
     )

@@ -127,6 +127,6 @@ def _contexts(points: tuple[CostPoint, ...], plan: ProbePlan) -> list[Caution]:
             "probe-contexts",
             f"the models were probed after {probed[0]} to {probed[-1]} tokens, texts of this run are at "
             f"{plan.contexts[0]} to {plan.contexts[-1]} in their middle; costs are held beyond what was probed",
-            f"Probe with --context {','.join(map(str, plan.contexts))}.",
+            f"Run specbench probe --context {','.join(map(str, plan.contexts))}.",
         )
     ]

@@ -34,14 +34,8 @@ def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observe
     """Score the drafts on the answers of a log; returns the run folder. What an earlier session scored is skipped."""
     from specbench.backends.local.recorded import RecordedBackend
 
-    log = AnswerLog(
-        config.workload,
-        answers=None if config.answers == RECORDED else config.answers,
-        category_column=config.category_column,
-        system_prompt=config.system_prompt,
-    )
-    survey, labels = log.survey()
-    total, categories = _choose(log, labels, config)
+    log, survey, categories = surveyed(config)
+    total = categories.total()
     named = ", ".join(f"{name} ({count:,})" for name, count in survey.sources.most_common())
     observer.say(f"{total:,} of {survey.answers:,} answers: {named}")
     backend = RecordedBackend(
@@ -81,6 +75,18 @@ def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observe
     return folder
 
 
+def surveyed(config: RunConfig) -> tuple[AnswerLog, Survey, Counter[str]]:
+    """The log, what is in it, and how many answers of each category are wanted."""
+    log = AnswerLog(
+        config.workload,
+        answers=None if config.answers == RECORDED else config.answers,
+        category_column=config.category_column,
+        system_prompt=config.system_prompt,
+    )
+    survey, labels = log.survey()
+    return log, survey, _choose(log, labels, config)
+
+
 class _Label(NamedTuple):
     """What the choice of a part of a log looks at."""
 
@@ -88,13 +94,13 @@ class _Label(NamedTuple):
     category: str | None
 
 
-def _choose(log: AnswerLog, labels: Sequence[str | None], config: RunConfig) -> tuple[int, Counter[str]]:
-    """Take as many as the limit allows, spread over the categories; how many, and of which."""
+def _choose(log: AnswerLog, labels: Sequence[str | None], config: RunConfig) -> Counter[str]:
+    """Take as many as the limit allows, spread over the categories."""
     if config.limit is None or config.limit >= len(labels):
-        return len(labels), Counter(label or "all" for label in labels)
+        return Counter(label or "all" for label in labels)
     chosen = select([_Label(*each) for each in enumerate(labels)], config.limit, config.seed)
     log.chosen = frozenset(one.number for one in chosen)
-    return len(chosen), Counter(one.category or "all" for one in chosen)
+    return Counter(one.category or "all" for one in chosen)
 
 
 def _record(

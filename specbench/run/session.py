@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from specbench.acceptance.positions import PositionWriter
-from specbench.analysis.stopped import ruled_out_line
+from specbench.analysis.stopped import ended_line, ruled_out_line
 from specbench.backends import backend_of
 from specbench.backends.base import (
     Answer,
@@ -34,15 +34,20 @@ from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.records import Arm, Prompt, Trial, Window
-from specbench.run.early_stopping import EarlyStopping
+from specbench.run.early_stopping import EarlyStopping, TimeBudget
 from specbench.run.losses import MOST_IN_A_ROW, Losses
 from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
+from specbench.run.progress import forecast_s
 from specbench.run.record import marked, prompts_of, run_record
 from specbench.run.recorded import run_recorded
 from specbench.run.replay import replay_texts, scored_texts, text_of
 from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
 from specbench.run_record import Command
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, require_disk, trial_key
+from specbench.text import count, duration
+
+# From so many on it is not a passing disturbance, which a repeat would miss.
+DISTURBED_IN_A_ROW = 6
 
 
 def run(
@@ -143,6 +148,7 @@ class Measurement:
         self._next_window = max([*used, *(stretch.number for stretch in stored.stretches)], default=-1) + 1
         self._outputs: dict[TrialKey, Output] = {}  # of the block
         self._repeats_left = 3 + (writer.run.trials_planned or 0) // 10
+        self._disturbed_in_a_row = 0
 
     def run(self, units: Sequence[Unit], gammas: Sequence[int], reused: Costs | None) -> None:
         session, observer, losses = self._session, self._observer, self._losses
@@ -150,13 +156,19 @@ class Measurement:
             self._writer, plan_arms(self._config, gammas), len(units), predicted=isinstance(session, CanProbe)
         )
         asked = [unit for unit in units if unit.id not in losses.ids]
+        budget = TimeBudget(self._writer, len(units))
+        warmed: dict[Arm, Answer] = {}
         if asked and isinstance(session, CanWarm):
             for warm_up in session.warm(asked, early.arms):
                 self._store_warm_up(warm_up)
+                warmed[warm_up.arm] = warm_up.answer
         if isinstance(session, CanProbe):
             self._probe(session, units, reused)
         left = self._trials_left(asked, early.arms)
         observer.begin(len(self._done) + left.total(), len(self._done))
+        if warmed and (most_s := forecast_s(warmed, left, asked, self._config.max_new_tokens)):
+            answers = f"answers of up to {self._config.max_new_tokens:,} tokens"
+            observer.say(f"At most about {duration(most_s)}: {count(left.total(), 'trial')}, {answers}")
         size = session.block_size or max(1, len(asked))
         measured = 0
         for begin in range(0, len(asked), size):
@@ -175,6 +187,9 @@ class Measurement:
             for one in early.after(measured):
                 observer.say(ruled_out_line(one))
                 left = Counter({a: n for a, n in left.items() if (a.draft, a.gamma) != (one.draft, one.gamma)})
+            if (end := budget.ends(measured)) is not None:
+                observer.say(ended_line(end))
+                break
         losses.end()
         refused = session.noticed.refused
         any_measured = any(count and key[0] not in refused for key, count in self._attempts.items())
@@ -240,6 +255,12 @@ class Measurement:
         self._attempts[key] += 1
         self._outputs[key], self._hashes[key] = answer.output, answer.sha256
         self._observer.trial(trial)
+        self._disturbed_in_a_row = self._disturbed_in_a_row + 1 if trial.disturbed else 0
+        if self._disturbed_in_a_row == DISTURBED_IN_A_ROW and self._repeats_left > 0:
+            self._repeats_left = 0
+            self._observer.say(
+                f"The machine is busy: {DISTURBED_IN_A_ROW} trials in a row were disturbed, so none is repeated now"
+            )
         if not trial.disturbed or self._attempts[key] >= MAX_ATTEMPTS or self._repeats_left <= 0:
             return False
         self._repeats_left -= 1

@@ -117,6 +117,70 @@ def carry_out(task: Task, *, quiet: bool = False) -> Path:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a task would do. `prompts` of `prompts_available` are measured in `arms` arms, the target alone twice among
+    them; `trials_done` of `trials` lie in the unfinished run `continues`, None where a new one begins. `seconds` is
+    what the rest would take at the pace of the run `pace_of`, the newest of the same models, engine and machine; None
+    without one."""
+
+    prompts: int
+    prompts_available: int
+    arms: int
+    trials: int
+    max_new_tokens: int
+    continues: str | None = None
+    trials_done: int = 0
+    seconds: float | None = None
+    pace_of: str | None = None
+
+
+def dry_run(task: Task) -> DryRun:
+    """Read the prompts and the runs that are there; load no model, start no server, write nothing. Raises as a run does
+    for what can be known by then; which prompts the models cannot take is seen when they are loaded."""
+    from specbench.drafters import with_cutoff
+    from specbench.run.plan import plan_arms
+    from specbench.run.record import prompts_of
+    from specbench.run.resume import pace_of, progress_of, unfinished
+
+    config = replace(
+        task.config,
+        gamma=task.gammas,
+        draft=tuple(with_cutoff(draft, task.config.cutoff) for draft in task.config.draft),
+    )
+    if config.recorded:
+        available, chosen = _answers(config)
+    else:
+        workload, prompts = prompts_of(config)
+        available, chosen = len(workload.prompts), len(prompts)
+    arms = [] if task.replay_only else plan_arms(config, task.gammas)
+    earlier = unfinished(config, "replay" if task.replay_only else task.command, task.mode)
+    done = len(progress_of(earlier.trials)[1]) if earlier is not None else 0
+    units = chosen // config.batch_size
+    trials = units * len(arms) * config.repeats
+    per_token_s, source = pace_of(config, arms)
+    left = (trials - done) * config.max_new_tokens * config.batch_size
+    return DryRun(
+        prompts=units * config.batch_size,
+        prompts_available=available,
+        arms=len(arms),
+        trials=trials,
+        max_new_tokens=config.max_new_tokens,
+        continues=None if earlier is None else str(earlier.folder),
+        trials_done=done,
+        seconds=None if per_token_s is None else per_token_s * left,
+        pace_of=source,
+    )
+
+
+def _answers(config: RunConfig) -> tuple[int, int]:
+    """Answers in the log, and those that are wanted."""
+    from specbench.run.recorded import surveyed
+
+    _, survey, categories = surveyed(config)
+    return survey.answers, categories.total()
+
+
 def command_line(command: str, given: Mapping[str, object]) -> tuple[str, ...]:
     """Words that the command line reads as this: what run.json keeps, and how the brief says to run again. `given` are
     settings and the command's own options by name; what is not given (None, False) and what has no flag is left out,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from specbench.errors import StoreError
 from specbench.store.record import RUN_FILE
-from specbench.text import gigabytes
+from specbench.text import count, gigabytes
 
 STAMP = "%Y%m%dT%H%M%SZ"
 STAMPED = re.compile(r"\d{8}T\d{6}Z-")
+NUMBERED = re.compile(r"@([1-9]\d{0,5})")
 
 # A trial's line in trials.jsonl without its rounds and texts.
 _TRIAL_BYTES = 600
@@ -71,3 +72,15 @@ def find_runs(out: Path) -> list[Path]:
         return []
     found = (path.parent for path in out.glob(f"*/{RUN_FILE}"))
     return sorted((f for f in found if STAMPED.match(f.name)), key=lambda folder: folder.name, reverse=True)
+
+
+def find_run(named: Path, out: Path) -> Path:
+    """The folder that a user names: its path, or `@1` for the newest below `out`, `@2` for the one before. Raises
+    StoreError where there are not so many."""
+    counted = NUMBERED.fullmatch(str(named))
+    if counted is None or named.exists():
+        return named
+    runs, number = find_runs(out), int(counted[1])
+    if number > len(runs):
+        raise StoreError(f"No {named} among {count(len(runs), 'run')}", where=str(out), cure="See specbench runs.")
+    return runs[number - 1]

@@ -166,7 +166,7 @@ def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
         raise StoreError(
             "transformers drafts for one sequence at a time, and this run had several",
             where=str(stored.folder),
-            cure="Run with --batch-size 1 and check that.",
+            cure="Run specbench sweep --batch-size 1 and check that.",
         )
     trials = [trial for trial in counted(stored.trials) if trial.arm.kind == "speculative"]
     known = sorted({trial.arm.gamma for trial in trials if trial.arm.gamma is not None})

@@ -46,7 +46,7 @@ NO_GRAPHS = Caution(
     "no-cuda-graphs",
     "the models' passes could not be recorded as CUDA graphs: every step pays for its kernel launches, with a draft "
     "and without, and small models more than large ones",
-    "Read the speedup as that of an engine without graphs, or measure on a server (--engine).",
+    "Read the speedup as that of an engine without graphs, or measure on a server: specbench sweep --engine.",
 )
 
 
@@ -55,7 +55,7 @@ def _eager(name: str) -> Caution:
         "no-sdpa",
         f"transformers has no fused attention for {name}: it is written out in single operations, so that a step, a "
         "verify pass over several tokens above all, takes longer than on an engine with a kernel for it",
-        "Read acceptance as it is, and measure the speedup on the engine that serves it (--engine, --server).",
+        "Read acceptance as it is, and measure the speedup where it is served: specbench sweep --engine or --server.",
     )
 
 
@@ -64,8 +64,8 @@ def _rereads(name: str) -> Caution:
         "rereads",
         f"{name} has states that each token writes over: after a rejection it reads the kept tokens again, which is "
         "part of its passes here. An engine keeps the states of every verified token instead",
-        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model "
-        "(--engine, --server).",
+        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model: "
+        "specbench sweep --engine or --server.",
     )
 
 

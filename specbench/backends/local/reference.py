@@ -147,7 +147,7 @@ def failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) cannot be run on text alone with a cache of ours "
             f"({type(error).__name__})",
-            cure="Choose another model; one that a server runs can be measured there: --server.",
+            cure="Choose another model; one that a server runs can be measured there: specbench sweep --server.",
         ) from error
 
 

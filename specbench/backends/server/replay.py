@@ -34,7 +34,7 @@ from specbench.backends.server.scoring import (
 from specbench.backends.server.traffic import each
 from specbench.backends.server.worker import call, stream
 from specbench.config import RunConfig
-from specbench.drafters.lookup import NgramLookUp
+from specbench.drafters.ngram import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec
 from specbench.errors import ConfigError, EngineError
 from specbench.kinds import MAX_GAMMA
