@@ -129,9 +129,9 @@ class RunConfig:
 
     tokenizer: Text | None = setting(
         None,
-        "Model whose tokenizer reads recorded answers where the target is none.",
+        "Whose tokenizer reads recorded answers where the target is none.",
         "models",
-        ("sweep",),
+        RUNS,
         unset="the target's",
         metavar="MODEL",
     )
@@ -140,13 +140,13 @@ class RunConfig:
     )
     answers: Text = setting(
         WRITTEN,
-        "written by the target; recorded: those in the workload, with --replay-only; or a file of them by id.",
+        "recorded: those in the workload, for acceptance alone; or a file of them, by id.",
         "prompts",
-        ("sweep",),
+        RUNS,
         metavar="recorded",
     )
     verify_answers: Annotated[int, Range(0, 100_000)] = setting(
-        0, "Hold N recorded answers against the target.", "prompts", ("sweep",), metavar="N"
+        0, "Hold N recorded answers against the target.", "prompts", RUNS, metavar="N"
     )
     limit: Annotated[int, Range(1, 10_000_000)] | None = setting(
         None,

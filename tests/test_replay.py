@@ -203,9 +203,10 @@ def test_nothing_to_replay():
 def mutants():
     """Off-by-one bugs in the walk, as source edits."""
     return {
-        "no limit": ("k = min(gamma, limit - i - 1)", "k = gamma"),
-        "limit without bonus": ("k = min(gamma, limit - i - 1)", "k = min(gamma, limit - i)"),
-        "bonus forgotten": ("start[:, after] += kept", "start[:, after - 1] += kept"),
+        "no limit": ("k = np.clip(limit - i - 1, 0, gamma)", "k = np.full(len(texts), gamma)"),
+        "limit without bonus": ("k = np.clip(limit - i - 1, 0, gamma)", "k = np.clip(limit - i, 0, gamma)"),
+        "bonus forgotten": ("start[:, i + gamma + 1] += kept", "start[:, i + gamma] += kept"),
+        "limited bonus forgotten": ("start[:, at + 1] += full", "start[:, at] += full"),
         "correction forgotten": ("start[:, at + 1] += open_ - kept", "start[:, at] += open_ - kept"),
         "end of text ignored": ("open_ = kept * (at < size)", "open_ = kept"),
         "shifted by one": ("row[1 : len(column) + 1]", "row[: len(column)]"),

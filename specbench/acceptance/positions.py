@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import ipc
 
 from specbench.acceptance.replay import Blocks, Positions, Text
@@ -144,7 +145,7 @@ def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if pa.types.is_list(column.type):
-            numbers = column.values.to_numpy(zero_copy_only=False)
+            numbers = _numbers(column.values)
             if column.values.null_count:
                 raise ValueError("a number is missing")
             ends, valid = column.offsets.to_pylist(), column.is_valid().to_pylist()
@@ -155,6 +156,16 @@ def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
             columns[name] = column.to_pylist()
     for row in range(batch.num_rows):
         yield {name: column[row] for name, column in columns.items()}
+
+
+def _numbers(values: pa.Array) -> NDArray[Any]:
+    """Not pyarrow's own `to_numpy`, which loads pandas."""
+    raw = values.buffers()[1] or b""
+    begin, end = values.offset, values.offset + len(values)
+    if pa.types.is_boolean(values.type):
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")[begin:end].astype(bool)
+    kind = np.float32 if pa.types.is_float32(values.type) else np.int32
+    return np.frombuffer(raw, dtype=kind)[begin:end]
 
 
 def _check(text: Text) -> None:

@@ -24,14 +24,15 @@ STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
 def run_folder(named: Path | None, out: Path, *, timed: bool = False) -> Path:
     """The folder that the user names, by its path or as `@1`; unnamed the newest of a run, if `timed` of one with a
-    wall clock."""
+    wall clock or over recorded answers, which have none."""
     from specbench.store import find_run, find_runs, read_record
 
     if named is not None:
         return find_run(named, out)
     others = {"probe", "replay"} if timed else {"probe"}
     for folder in find_runs(out):
-        if read_record(folder).command not in others:
+        record = read_record(folder)
+        if record.command not in others or record.answers is not None:
             return folder
     raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
 

@@ -53,7 +53,8 @@ def task_of(
     settings = load_config(config or shipped("configs/default.yaml"), given)
     gammas = settings.gamma
     if settings.recorded:
-        _require_recordable(settings, replay_only)
+        replay_only = True  # there is no wall clock in a log
+        _require_recordable(settings)
         if config is None:
             # What comes with specbench for a first look, a few short texts, does not hold for a log.
             settings = replace(
@@ -72,7 +73,8 @@ def task_of(
         raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
     if command == "measure":
         if replay_only:
-            raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
+            where = "--answers" if settings.recorded else "--replay-only"
+            raise ConfigError("measure measures the wall clock", where=where, cure="Use specbench sweep.")
         if "gamma" not in given:
             gammas = (settings.measure_gamma,)
         elif len(gammas) != 1:
@@ -84,10 +86,9 @@ def task_of(
     return Task(command, settings, gammas, mode, replay_only, costs, argv)
 
 
-def _require_recordable(settings: RunConfig, replay_only: bool) -> None:
+def _require_recordable(settings: RunConfig) -> None:
     """Raises ConfigError for what a run over recorded answers has not."""
     refused = (
-        (not replay_only, "Recorded answers have no wall clock", "--answers", "Add --replay-only."),
         (settings.served, "Recorded answers are scored in process", "--engine or --server", "Leave it out."),
         (settings.batch_size > 1, "Nothing is timed, so batches have no size", "--batch-size", "Leave it out."),
         (settings.repeats > 1, "An answer is there once", "--repeats", "Leave it out."),
