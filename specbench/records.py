@@ -195,7 +195,8 @@ class Trial:
 
     On a server `told` is what it says itself, `begun_s` when the request was due, in seconds from the start of its
     `stretch` (an uninterrupted sequence of requests of one arm). Where the server lists no rounds, `drafted` and
-    `accepted` are empty and the totals are in `told`.
+    `accepted` are empty and the totals are in `told`. In process `slices` is how many slices the trial took while the
+    arms of its prompt took turns; None where it ran at a stretch.
     """
 
     prompt_id: str
@@ -224,6 +225,7 @@ class Trial:
     told: ServerStats | None = None
     begun_s: Number | None = None
     stretch: Count | None = None
+    slices: Count | None = None
 
     @property
     def rounds(self) -> list[Round]:
@@ -370,7 +372,7 @@ class Caution:
 
     code: str
     message: str
-    cure: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def hints(path):
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        told = [word.value for word in node.keywords if word.arg in ("cure", "hint", "where")]
+        told = [word.value for word in node.keywords if word.arg in ("hint", "hint", "where")]
         if name.endswith("Error") or name in ("Caution", "Finding"):
             told += node.args
         for argument in told:

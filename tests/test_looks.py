@@ -13,7 +13,7 @@ from test_run import sweep as whole_sweep
 
 from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.session import LocalSession
@@ -32,10 +32,10 @@ STEP_S, TOKEN_S, DRAFT_S = 0.02, 0.01, 0.01
 @pytest.fixture(autouse=True)
 def planted_times(monkeypatch):
     """Every further token of a pass costs half a step, and so does drafting it: more than it gives."""
-    honest = LocalSession._answer
+    honest = LocalSession._answered
 
-    def planted(self, job, arm, tokens):
-        answer = honest(self, job, arm, tokens)
+    def planted(self, job, arm, *found):
+        answer = honest(self, job, arm, *found)
         drafted = answer.drafted if arm.draft else (0,) * (answer.output_tokens - len(answer.output))
         draft_s, verify_s = DRAFT_S * sum(drafted), sum(STEP_S + TOKEN_S * n for n in drafted)
         return replace(answer, times=Times(0.001, 0.001, draft_s, verify_s, 0.0, 0.002 + draft_s + verify_s))
@@ -47,7 +47,7 @@ def planted_times(monkeypatch):
         costs = {key: CostPoint(key[0], 60, key[1], s, s, s, 9) for key, s in costs.items()}
         return Costs(tuple(costs.values()))
 
-    monkeypatch.setattr(LocalSession, "_answer", planted)
+    monkeypatch.setattr(LocalSession, "_answered", planted)
     monkeypatch.setattr(LocalEngine, "probe", probe)
 
 

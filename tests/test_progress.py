@@ -192,3 +192,17 @@ def test_a_terminal_shows_the_arms_with_intervals_that_narrow():
         widths.append(float(found[4]) - float(found[3]))
     assert int(found[1]) == 60 and 1.7 < float(found[2]) < 1.9
     assert widths[1] < widths[0]
+
+
+def test_a_terminal_has_one_live_view_from_the_first_moment(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        "specbench.run.progress.Console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+    )
+    with RunProgress(quiet=False) as progress:
+        progress.say("Loading the target")
+        progress.begin(4, 0)
+        progress.trial(replace(served_trial(11), arm=ALONE))
+        progress.trial(replace(served_trial(11), arm=FAST))
+    assert "Loading the target" in screen.getvalue()
+    assert "0 s so far" in screen.getvalue() and "d gamma 1" in screen.getvalue()

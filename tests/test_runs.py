@@ -92,3 +92,10 @@ def test_a_dry_run_says_what_would_be_done_and_touches_nothing(lab, typed, tmp_p
     (folder / "run.json").write_bytes(before[next(name for name in before if name.endswith("run.json"))])
     assert read_record(folder).status == "finished"
     assert files_in(folder) == before
+
+
+def test_a_time_budget_is_typed_as_one_says_it(lab, tmp_path):
+    found = call("sweep", *lab.args("--out", tmp_path, "--time-budget", "1h30m", "--limit", 2, "--gamma", 1, "--json"))
+    assert found.exit_code == 0, found.output
+    (folder,) = tmp_path.iterdir()
+    assert read_record(folder).config.time_budget_s == 5400

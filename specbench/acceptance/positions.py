@@ -114,7 +114,7 @@ def iterate_positions(folder: Path) -> Iterator[Text]:
             raise StoreError(
                 f"Not positions that specbench wrote: {what}",
                 where=str(path),
-                cure="Copy the folder again, or remove that file: acceptance is then that of the rounds alone.",
+                hint="Copy the folder again, or remove that file: acceptance is then that of the rounds alone.",
             ) from None
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specbench.acceptance.replay import Blocks, Floats, Positions, Text, replay
-from specbench.analysis.search import BestPair, best_pair
-from specbench.cost.model import RoundCosts, predicted_rounds, round_costs
+from specbench.analysis.replayed import BestPair, best_pair, middle_costs
+from specbench.cost.model import RoundCosts, predicted_rounds
 from specbench.decision.interval import MANY, MIN_PROMPTS, reach
 from specbench.records import Caution, CostPoint
 from specbench.run_record import AnswerFacts
@@ -136,7 +136,7 @@ def recorded_drafts(
     tallies: dict[str, _Tally] = {}
     for draft, chunk in _chunks(texts):
         if draft not in tallies:
-            costs = None if readers is None else _costs(points, readers[draft])
+            costs = None if readers is None else middle_costs(points, readers[draft])
             tallies[draft] = _Tally(draft, gammas, cutoff, costs)
         tallies[draft].add(chunk)
     return tuple(
@@ -156,11 +156,6 @@ def _chunks(texts: Iterable[Text]) -> Iterator[tuple[str, list[Text]]]:
             mine = waiting[text.draft] = []
         mine.append(text)
     yield from ((draft, mine) for draft, mine in waiting.items() if mine)
-
-
-def _costs(points: Sequence[CostPoint], reader: str) -> RoundCosts | None:
-    contexts = sorted({point.context for point in points if point.context > 0 and point.batch == 1})
-    return round_costs(points, reader, contexts[len(contexts) // 2], 0.0) if contexts else None
 
 
 @lru_cache(maxsize=1 << 14)

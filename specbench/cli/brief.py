@@ -51,7 +51,7 @@ def brief(
     """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
     policy flag here goes before the run's."""
     if as_json and html:
-        raise ConfigError("Only one can be on stdout", where="--json and --html", cure="Leave one out.")
+        raise ConfigError("Only one can be on stdout", where="--json and --html", hint="Leave one out.")
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
     if len(folders) == 1 and (stored := _recorded(folders[0])) is not None:
         _acceptance(stored, to, as_json, html, strict)
@@ -80,7 +80,7 @@ def _recorded(folder: Path) -> StoredRun | None:
 def _acceptance(stored: StoredRun, to: Path | None, as_json: bool, html: bool, strict: bool) -> None:
     """Of recorded answers there is acceptance, and no verdict."""
     if strict:
-        raise ConfigError("Recorded answers have no verdict", where="--strict", cure="Measure one: specbench sweep.")
+        raise ConfigError("Recorded answers have no verdict", where="--strict", hint="Measure one: specbench sweep.")
     from specbench.api import recorded_acceptance
     from specbench.report.acceptance_brief import write_acceptance_brief
 

@@ -43,10 +43,10 @@ def check(
     from specbench.kinds import parse_gammas
 
     if against != "transformers":
-        raise ConfigError(f"{against!r} cannot be compared with", where="--against", cure="Use transformers.")
+        raise ConfigError(f"{against!r} cannot be compared with", where="--against", hint="Use transformers.")
     limit, gamma = keys["limit"], keys["gamma"]
     if limit is not None and limit < 1:
-        raise ConfigError(f"{limit} prompts are none", where="--limit", cure="Give 1 or more.")
+        raise ConfigError(f"{limit} prompts are none", where="--limit", hint="Give 1 or more.")
     try:
         gammas = None if gamma is None else parse_gammas(gamma)
     except ValueError as error:
@@ -62,7 +62,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
-        from specbench.report.check_tables import check_tables
+        from specbench.report.verify_tables import check_tables
 
         print_parts(check_tables(found), folder)
     if strict:

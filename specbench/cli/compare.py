@@ -15,7 +15,7 @@ from specbench.cli.show import print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.analysis.compare.contract import Slower
+    from specbench.analysis.compared import Slower
 
 SLOWER_EXIT = 5
 
@@ -38,8 +38,8 @@ def compare(
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
-    from specbench.analysis.compare.comparison import compared, slower_by
-    from specbench.report.compare.tables import comparison_markdown, comparison_tables
+    from specbench.analysis.compare import compared, slower_by
+    from specbench.report.compare_tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 
     first, second = run_folder(first, out), run_folder(second, out)
@@ -60,7 +60,7 @@ def _judged(slower: Slower | None, limit: float, second: Path) -> None:
         raise ConfigError(
             "nothing to hold it against: the first run's chosen draft and gamma were not measured in the second",
             where=f"--fail-if-slower, {second}",
-            cure="Measure B with specbench sweep and the same --draft and --gamma.",
+            hint="Measure B with specbench sweep and the same --draft and --gamma.",
         )
     line = f"{slower.draft} gamma {slower.gamma}: {slower.by:.1%} fewer tokens per second"
     if slower.low is None or slower.high is None:
@@ -79,5 +79,5 @@ def _share(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
     share = float(found[1]) / (100 if found[2] else 1) if found else -1.0
     if not 0 <= share < 1:
-        raise ConfigError(f"{text!r} is no share", where="--fail-if-slower", cure="Write 3% or 0.03.")
+        raise ConfigError(f"{text!r} is no share", where="--fail-if-slower", hint="Write 3% or 0.03.")
     return share

@@ -39,7 +39,7 @@ def explain(
         _show_term(term, run, as_json)
         return
     if basics and run is not None:
-        raise ConfigError("The subject is the same for every run", where="--basics", cure="Leave out the run, or it.")
+        raise ConfigError("The subject is the same for every run", where="--basics", hint="Leave out the run, or it.")
     folder = None if basics else _run(run, out)
     found = _explanation(folder, level)
     if as_json:
@@ -72,7 +72,7 @@ def _explanation(run: Path | None, level: str) -> Explanation:
 
         return pages.explain(checked)
     from specbench.analysis.summarise import summarise
-    from specbench.report.explain.explained import explain_run
+    from specbench.report.explain.explain import explain_run
     from specbench.store import read_run
 
     stored = read_run(run)
@@ -82,7 +82,7 @@ def _explanation(run: Path | None, level: str) -> Explanation:
 def _level(level: str) -> Level:
     levels: dict[str, Level] = {"manager": "manager", "engineer": "engineer"}
     if level not in levels:
-        raise ConfigError(f"No level {level!r}", where="--level", cure="Use manager or engineer.")
+        raise ConfigError(f"No level {level!r}", where="--level", hint="Use manager or engineer.")
     return levels[level]
 
 
@@ -90,7 +90,7 @@ def _show_term(word: str, run: Path | None, as_json: bool) -> None:
     from specbench.report.explain.glossary import find, term_markdown
 
     if run is not None:
-        raise ConfigError("A word means the same in every run", where="--term", cure="Leave out the run, or --term.")
+        raise ConfigError("A word means the same in every run", where="--term", hint="Leave out the run, or --term.")
     term = find(word)
     if as_json:
         typer.echo(json.dumps(asdict(term)))

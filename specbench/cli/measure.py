@@ -65,7 +65,7 @@ def measure_or_sweep(
     command: Command = "measure" if ctx.command.name == "measure" else "sweep"
     task = task_of(command, keys, config=config, costs=costs, resume=resume, replay_only=replay_only)
     if strict and task.replay_only:
-        raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Leave it out.")
+        raise ConfigError("There is no verdict without a wall clock", where="--strict", hint="Leave it out.")
     if dry_run:
         _say_dry(task, as_json)
         return

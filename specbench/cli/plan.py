@@ -59,7 +59,7 @@ def plan(
 ) -> None:
     """How many prompts and minutes a verdict will take. From a pilot, or from assumptions."""
     if as_json and markdown:
-        raise ConfigError("Both --json and --markdown want stdout", cure="Leave one out, or use --write FILE.")
+        raise ConfigError("Both --json and --markdown want stdout", hint="Leave one out, or use --write FILE.")
     assumed = {key: ctx.params[key] for key in ("half_width", "drafts", "spread", "seconds_per_prompt", "speedup")}
     _require_numbers(assumed)
     found, policy, pilot = _plan(
@@ -120,11 +120,11 @@ def _require_numbers(assumed: dict[str, Any]) -> None:
         "seconds_per_prompt": (1e6, None),
         "speedup": (100, None),
     }
-    for key, (most, cure) in limits.items():
+    for key, (most, hint) in limits.items():
         value = assumed[key]
         if value is not None and not (math.isfinite(value) and 0 < value <= most):
             where = f"--{key.replace('_', '-')}"
-            raise ConfigError(f"{value:g} is not a number above 0 to {most:g}", where=where, cure=cure)
+            raise ConfigError(f"{value:g} is not a number above 0 to {most:g}", where=where, hint=hint)
     drafts = assumed["drafts"]
     if drafts is not None and not 1 <= drafts <= 100:
         raise ConfigError(f"{drafts} is not a whole number from 1 to 100", where="--drafts")

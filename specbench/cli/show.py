@@ -34,7 +34,7 @@ def run_folder(named: Path | None, out: Path, *, timed: bool = False) -> Path:
         record = read_record(folder)
         if record.command not in others or record.answers is not None:
             return folder
-    raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+    raise StoreError("No run yet", where=str(out), hint="Run `specbench sweep` first.")
 
 
 def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = None) -> None:
@@ -67,7 +67,7 @@ def show_replay(
         raise StoreError(
             "This run did not time the models, so no pair can be called best",
             where=str(folder),
-            cure="Give --costs the folder of a specbench probe.",
+            hint="Give --costs the folder of a specbench probe.",
         )
     confidence = stored.run.config.policy.confidence
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points, best=best)

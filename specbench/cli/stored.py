@@ -32,10 +32,10 @@ def runs(
     from specbench.store import find_runs
 
     if last < 1:
-        raise ConfigError(f"{last} runs are none", where="--last", cure="Give 1 or more.")
+        raise ConfigError(f"{last} runs are none", where="--last", hint="Give 1 or more.")
     folders = find_runs(out)
     if not folders:
-        raise StoreError("No run yet", where=str(out), cure="Run specbench sweep first, or name its folder with --out.")
+        raise StoreError("No run yet", where=str(out), hint="Run specbench sweep first, or name its folder with --out.")
     found = listed(folders[:last])
     if as_json:
         typer.echo(json.dumps({"runs": [asdict(run) for run in found]}, allow_nan=False))
@@ -94,7 +94,7 @@ def replay(
         raise ConfigError(str(error), where="--gamma") from None
     cutoff = keys["cutoff"]
     if not 0.0 <= cutoff < 1.0:
-        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", cure="Give a number from 0 to below 1.")
+        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", hint="Give a number from 0 to below 1.")
     show_replay(run_folder(run, out), gammas, cutoff, as_json, best=best, costs=costs)
 
 
@@ -118,9 +118,9 @@ def workload_profile(
 ) -> None:
     """Check a prompt file and say what is in it."""
     if out is not None and not anonymise:
-        raise ConfigError("Only the outline is written to a file", where="--out", cure="Add --anonymise.")
+        raise ConfigError("Only the outline is written to a file", where="--out", hint="Add --anonymise.")
     if anonymise and as_json:
-        raise ConfigError("Only one can be on stdout", where="--json and --anonymise", cure="Leave one out.")
+        raise ConfigError("Only one can be on stdout", where="--json and --anonymise", hint="Leave one out.")
     from specbench.workload import load_workload, profile
 
     loaded = load_workload(file, **keys)

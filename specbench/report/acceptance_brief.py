@@ -73,7 +73,7 @@ def _doubts(found: RecordedAcceptance) -> list[str]:
     else:
         lines = [f"{checked.answers:,} answers were held against the target, and could be its own."]
     lines += [
-        f"{text.escape(text.sentence(one.message))} {text.escape(text.sentence(one.cure))}" for one in found.warnings
+        f"{text.escape(text.sentence(one.message))} {text.escape(text.sentence(one.hint))}" for one in found.warnings
     ]
     return [*lines, "What drafts do after their first wrong token is off the text: drafted counts are upper bounds."]
 

@@ -13,8 +13,7 @@ from specbench import text
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
 if TYPE_CHECKING:  # replays take numpy, and a profile of prompts does without
-    from specbench.analysis.replayed import ReplayDraft, Replayed
-    from specbench.analysis.search import BestPair
+    from specbench.analysis.replayed import BestPair, ReplayDraft, Replayed
     from specbench.workload import Workload, WorkloadProfile
 
 

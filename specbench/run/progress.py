@@ -92,11 +92,6 @@ class RunProgress:
 
     def __init__(self, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self._live = (
-            Live(get_renderable=self._view, console=self.console, refresh_per_second=1, transient=True)
-            if self.console.is_terminal and not quiet  # drawing more often costs CPU time that the models need
-            else None
-        )
         self._so_far = SoFar()
         self._line = ""
         self._total = self._done = self._begun_with = 0
@@ -104,6 +99,11 @@ class RunProgress:
         self._opened_s = self._started_s = self._said_s = clock()
         self._seen: set[tuple[str, Arm, int]] = set()
         self._plan: TimeLeft | None = None
+        self._live = (
+            Live(get_renderable=self._view, console=self.console, refresh_per_second=1, transient=True)
+            if self.console.is_terminal and not quiet  # drawing more often costs CPU time that the models need
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._live is not None:

@@ -46,7 +46,7 @@ def unfinished(config: RunConfig, kind: str, mode: str) -> StoredRun | None:
         raise StoreError(
             "No unfinished run with this configuration" + ("" if other is None else f". {other[0]} has {other[1]}"),
             where=config.out,
-            cure="Leave out --resume to start one." if other is None else "Give what it has, or leave out --resume.",
+            hint="Leave out --resume to start one." if other is None else "Give what it has, or leave out --resume.",
         )
     return None
 
@@ -168,7 +168,7 @@ def same_setting(old: RunRecord, new: RunRecord, folder: Path) -> None:
         raise StoreError(
             f"{what[0].upper()}{what[1:]} changed since this run began: {how}",
             where=str(folder),
-            cure="Undo that and run the same command again, or use --fresh to start a new run.",
+            hint="Undo that and run the same command again, or use --fresh to start a new run.",
         )
 
 

@@ -19,6 +19,7 @@ from specbench.backends.base import (
     Answer,
     CanProbe,
     CanScore,
+    CanSlice,
     CanWarm,
     DoesNotFitError,
     Job,
@@ -215,7 +216,13 @@ class Measurement:
         with self._session.block(block, todo):
             for turn in self._turns(block):
                 seed = f"{self._config.seed}/{turn[0].unit.id}/{turn[0].repeat}"
-                for group in shuffled(by_server(arms), seed):
+                groups = shuffled(by_server(arms), seed)
+                if self._config.slice_tokens and isinstance(self._session, CanSlice):
+                    (job,) = turn
+                    own = [arm for group in groups for arm in group if job.key(arm) not in self._done]
+                    self._slices(self._session, job, own)
+                    continue
+                for group in groups:
                     for arm in group:
                         self._trials([job for job in turn if job.key(arm) not in self._done], arm)
             if self._config.sampling.greedy:
@@ -228,6 +235,15 @@ class Measurement:
         """What each arm does before the next has its turn."""
         jobs = [Job(unit, repeat) for repeat in range(self._config.repeats) for unit in block]
         return [[job] for job in jobs] if self._session.by_job else [jobs]
+
+    def _slices(self, session: CanSlice, job: Job, arms: Sequence[Arm]) -> None:
+        """The job's trials in all these arms on disk, and all again while they were disturbed: they share what the
+        machine did, and one repeated alone would not."""
+        while arms:
+            with closing(session.slices(job, arms)) as answers:
+                trials = [self._stored(answer, arm, None) for arm, answer in answers]
+            disturbed = [trial for trial in trials if trial.disturbed]
+            arms = [trial.arm for trial in disturbed] if self._again(disturbed) else []
 
     def _trials(self, jobs: Sequence[Job], arm: Arm) -> None:
         """Every job's trial on disk, and again while it was disturbed and repeats are left."""
@@ -248,22 +264,33 @@ class Measurement:
 
     def _trial(self, answer: Answer, arm: Arm, window: int) -> bool:
         """Store an answer; whether it is to be measured again."""
+        trial = self._stored(answer, arm, None if answer.begun_s is None else window)
+        return self._again([trial] if trial.disturbed else [])
+
+    def _stored(self, answer: Answer, arm: Arm, stretch: int | None) -> Trial:
         key = answer.job.key(arm)
-        stretch = None if answer.begun_s is None else window
         trial = replace(self._trial_of(answer, arm), attempt=self._attempts[key], stretch=stretch)
         self._writer.append(trial)
         self._attempts[key] += 1
         self._outputs[key], self._hashes[key] = answer.output, answer.sha256
         self._observer.trial(trial)
-        self._disturbed_in_a_row = self._disturbed_in_a_row + 1 if trial.disturbed else 0
+        return trial
+
+    def _again(self, disturbed: Sequence[Trial]) -> bool:
+        """Whether these trials, which were measured side by side or of which there is one, are measured again. On a
+        machine that stays busy nothing is."""
+        if not disturbed:
+            self._disturbed_in_a_row = 0
+            return False
+        self._disturbed_in_a_row += 1
         if self._disturbed_in_a_row == DISTURBED_IN_A_ROW and self._repeats_left > 0:
             self._repeats_left = 0
             self._observer.say(
                 f"The machine is busy: {DISTURBED_IN_A_ROW} trials in a row were disturbed, so none is repeated now"
             )
-        if not trial.disturbed or self._attempts[key] >= MAX_ATTEMPTS or self._repeats_left <= 0:
+        if disturbed[0].attempt + 1 >= MAX_ATTEMPTS or self._repeats_left <= 0:
             return False
-        self._repeats_left -= 1
+        self._repeats_left -= len(disturbed)
         return True
 
     def _store_warm_up(self, event: WarmUp) -> None:
@@ -294,6 +321,7 @@ class Measurement:
             members=tuple(prompt.id for prompt in prompts) if len(prompts) > 1 else (),
             told=answer.told,
             begun_s=answer.begun_s,
+            slices=answer.slices,
         )
 
     def _divergences(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:

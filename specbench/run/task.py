@@ -65,21 +65,21 @@ def task_of(
     elif settings.target == NO_TARGET or settings.tokenizer is not None or settings.verify_answers:
         where = "--target" if settings.target == NO_TARGET else "--tokenizer or --verify-answers"
         raise ConfigError(
-            "The target writes the answers", where=where, cure="Add --answers recorded where a log has them."
+            "The target writes the answers", where=where, hint="Add --answers recorded where a log has them."
         )
     if costs is not None and settings.served:
-        raise ConfigError("A server is not predicted from a probe", where="--costs", cure="Leave it out.")
+        raise ConfigError("A server is not predicted from a probe", where="--costs", hint="Leave it out.")
     if costs is not None and replay_only and not settings.recorded:
-        raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
+        raise ConfigError("Costs predict a wall clock", where="--costs", hint="Drop --replay-only.")
     if command == "measure":
         if replay_only:
             where = "--answers" if settings.recorded else "--replay-only"
-            raise ConfigError("measure measures the wall clock", where=where, cure="Use specbench sweep.")
+            raise ConfigError("measure measures the wall clock", where=where, hint="Use specbench sweep.")
         if "gamma" not in given:
             gammas = (settings.measure_gamma,)
         elif len(gammas) != 1:
             raise ConfigError(
-                f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
+                f"measure takes one gamma, not {len(gammas)}", where="--gamma", hint="Use specbench sweep."
             )
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     argv = command_line(command, typed if command == "sweep" else typed | {"gamma": gammas})
@@ -96,7 +96,7 @@ def _require_recordable(settings: RunConfig) -> None:
     )
     for wrong, what, where, cure in refused:
         if wrong:
-            raise ConfigError(what, where=where, cure=cure)
+            raise ConfigError(what, where=where, hint=cure)
 
 
 def carry_out(task: Task, *, quiet: bool = False) -> Path:

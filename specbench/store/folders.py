@@ -34,10 +34,10 @@ def new_folder(out: Path, name: str) -> Path:
         except FileExistsError:
             if folder.is_dir():
                 continue  # another process was faster
-            raise StoreError("The output path is not a folder", where=str(out), cure="Choose another --out.") from None
+            raise StoreError("The output path is not a folder", where=str(out), hint="Choose another --out.") from None
         except OSError as error:
             raise StoreError(
-                f"Cannot make a run folder: {error.strerror}", where=str(folder), cure="Choose another --out."
+                f"Cannot make a run folder: {error.strerror}", where=str(folder), hint="Choose another --out."
             ) from None
         return folder
 
@@ -53,7 +53,7 @@ def require_disk(out: Path, trials: int, text_bytes: float | None) -> None:
         raise StoreError(
             f"The run folder needs at least {gigabytes(needed)}, {gigabytes(free)} are free",
             where=f"{out}: {trials:,} trials{' with their texts' if kept else ''}",
-            cure=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
+            hint=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
         )
 
 
@@ -82,5 +82,5 @@ def find_run(named: Path, out: Path) -> Path:
         return named
     runs, number = find_runs(out), int(counted[1])
     if number > len(runs):
-        raise StoreError(f"No {named} among {count(len(runs), 'run')}", where=str(out), cure="See specbench runs.")
+        raise StoreError(f"No {named} among {count(len(runs), 'run')}", where=str(out), hint="See specbench runs.")
     return runs[number - 1]

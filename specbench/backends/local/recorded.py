@@ -52,7 +52,7 @@ def require_recordable(config: RunConfig) -> bool:
     if config.target != NO_TARGET:
         if config.tokenizer is not None:
             raise ConfigError(
-                "The target has a tokenizer of its own", where="--tokenizer", cure="Leave it out, or say --target none."
+                "The target has a tokenizer of its own", where="--tokenizer", hint="Leave it out, or say --target none."
             )
         return bool(needing) or config.verify_answers > 0
     if needing:
@@ -60,13 +60,13 @@ def require_recordable(config: RunConfig) -> bool:
         raise ConfigError(
             f"This draft {'samples, which' if samples else ''} needs the target".replace("  ", " "),
             where=needing[0].text,
-            cure="Name the target, or write the draft with ,sample=greedy." if samples else "Name the target.",
+            hint="Name the target, or write the draft with ,sample=greedy." if samples else "Name the target.",
         )
     if config.verify_answers:
-        raise ConfigError("Answers are held against the target", where="--verify-answers", cure="Name the target.")
+        raise ConfigError("Answers are held against the target", where="--verify-answers", hint="Name the target.")
     if config.tokenizer is None:
         raise ConfigError(
-            "Without a target nothing says how texts are cut into tokens", where="--target", cure="Add --tokenizer ID."
+            "Without a target nothing says how texts are cut into tokens", where="--target", hint="Add --tokenizer ID."
         )
     return False
 
@@ -114,7 +114,7 @@ class RecordedBackend:
         if not items:
             reasons = [*self._noticed.refused.values()]
             raise WorkloadError(
-                f"no answer can be had as tokens, the first: {reasons[0]}", where=config.workload, cure="See the log."
+                f"no answer can be had as tokens, the first: {reasons[0]}", where=config.workload, hint="See the log."
             )
         self.facts, self._noticed = AnswerFacts(), Noticed()  # they are read again
         ids = [item.tokens for item in items]

@@ -165,14 +165,14 @@ class AnswerLog:
         """A log of which no row gives an answer is misread as a whole: the first that cannot be read says how."""
         if found.first_fault is not None:
             place = next((one.where for one in found.skipped if one.reason == found.first_fault.what), "a row")
-            return WorkloadError(found.first_fault.what, where=f"{self.source}, {place}", cure=found.first_fault.cure)
+            return WorkloadError(found.first_fault.what, where=f"{self.source}, {place}", hint=found.first_fault.hint)
         what = "the log holds no answers"
         if found.skipped:
             first = found.skipped[0]
             what = (
                 f"no usable answers: every row was left out ({found.left_out}), {first.where} because: {first.reason}"
             )
-        return WorkloadError(what, where=self.source, cure="Give a log with prompts and answers.")
+        return WorkloadError(what, where=self.source, hint="Give a log with prompts and answers.")
 
 
 def _conversation(name: str, messages: tuple[Message, ...], each: Exchange) -> str:
@@ -196,7 +196,7 @@ def _by_id(path: str) -> Mapping[str, dict[str, Any]]:
             found[name] = row
     if not found:
         raise WorkloadError(
-            f"no row has an id ({', '.join(_JOINS)})", where=path, cure="Name the file with the answers to the prompts."
+            f"no row has an id ({', '.join(_JOINS)})", where=path, hint="Name the file with the answers to the prompts."
         )
     return found
 

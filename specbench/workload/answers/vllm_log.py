@@ -69,7 +69,7 @@ def logged_exchanges(path: Path) -> Iterator[tuple[str, Exchange | SkipRowError 
         raise WorkloadError(
             "no request of vLLM in the log",
             where=str(path),
-            cure="Log with --enable-log-requests --enable-log-outputs and VLLM_LOGGING_LEVEL=DEBUG, no --max-log-len.",
+            hint="Log with --enable-log-requests --enable-log-outputs and VLLM_LOGGING_LEVEL=DEBUG, no --max-log-len.",
         )
 
 
