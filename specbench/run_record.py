@@ -160,13 +160,13 @@ class SessionFacts:
 @dataclass(frozen=True, slots=True)
 class AnswersVerified:
     """Whether a few recorded answers are this target's. Greedy: of `answers` so many are `identical` to what it writes,
-    or leave that where its two best tokens nearly tie (`near_ties`). Sampled: `excess_nats` is how much less likely it
-    finds their tokens, each, than tokens of its own, with its interval; 0 for its own."""
+    and of their `tokens` so many are its `likeliest`, after all before them. Sampled: `excess_nats` is how much less
+    likely it finds their tokens, each, than tokens of its own, with its interval; 0 for its own."""
 
     answers: Count
     tokens: Count
     identical: Count | None = None
-    near_ties: Count | None = None
+    likeliest: Count | None = None
     excess_nats: Number | None = None
     excess_low: Number | None = None
     excess_high: Number | None = None

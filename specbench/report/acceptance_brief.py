@@ -71,7 +71,10 @@ def _doubts(found: RecordedAcceptance) -> list[str]:
     elif checked.foreign:
         lines = ["**These answers are not the target's**: what is here holds for whatever wrote them."]
     else:
-        lines = [f"{checked.answers:,} answers were held against the target, and could be its own."]
+        how = f"{checked.identical:,} of them it wrote anew, word for word" if checked.identical is not None else ""
+        if checked.excess_nats is not None:
+            how = f"their tokens are {checked.excess_nats:+.3f} nats less likely, each, than its own would be"
+        lines = [f"{checked.answers:,} answers were held against the target, and could be its own: {how}."]
     lines += [
         f"{text.escape(text.sentence(one.message))} {text.escape(text.sentence(one.hint))}" for one in found.warnings
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from specbench.run.losses import Losses
 from specbench.run.record import marked, run_record
 from specbench.run.replay import ScoreKey, replay_texts, scored_texts
 from specbench.run.resume import opened, threads_of
-from specbench.run_record import AnswerFacts, CategoryCount, RunRecord
+from specbench.run_record import AnswerFacts, AnswersVerified, CategoryCount, RunRecord
 from specbench.store import RunWriter, StoredRun
 from specbench.workload import Workload, select
 from specbench.workload.answers import AnswerLog, Recorded, Survey
@@ -65,6 +66,10 @@ def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observe
     known = [one.id for one in record.workload.skipped]
     with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
         losses, scored = Losses(writer, known, None), scored_texts(folder)
+        if config.verify_answers and (writer.run.answers is None or writer.run.answers.verified is None):
+            few = _few(log, total, config)
+            observer.say(f"Holding {len(few)} answers against the target")
+            _note_verified(writer, backend.verify(few))
         with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
             try:
                 blocks = _blocks(log, backend.read, config.draft, scored)
@@ -125,6 +130,30 @@ def _blocks(
         left = [one for one in block if any((one.prompt.id, draft, 0) not in scored for draft in drafts)]
         if left:
             yield read(left)
+
+
+def _few(log: AnswerLog, total: int, config: RunConfig) -> list[Recorded]:
+    """As many answers as are to be verified, drawn from all of the log."""
+    wanted = set(random.Random(config.seed).sample(range(total), min(config.verify_answers, total)))
+    return [one for number, one in enumerate(islice(log, max(wanted) + 1)) if number in wanted]
+
+
+def _note_verified(writer: RunWriter, found: AnswersVerified) -> None:
+    warnings = writer.run.warnings
+    if found.foreign:
+        if found.excess_nats is None:
+            share = (found.likeliest or 0) / max(1, found.tokens)
+            how = f"of {found.tokens:,} tokens {share:.0%} are those that it finds likeliest, of its own nearly all are"
+        else:
+            how = f"their tokens are {found.excess_nats:.2f} nats less likely, each, than its own would be"
+        caution = Caution(
+            "foreign-answers",
+            f"{found.answers} recorded answers are not what {writer.run.config.target} writes: {how}",
+            "Name the target, and the sampling, that wrote them: what is here holds for whatever did.",
+        )
+        warnings = (*warnings, caution)
+    facts = replace(writer.run.answers or AnswerFacts(), verified=found)
+    writer.update(answers=facts, warnings=warnings)
 
 
 def _note(writer: RunWriter, found: AnswerFacts) -> None:

@@ -120,6 +120,16 @@ class LocalEngine:
         return loaded
 
     @property
+    def reader(self) -> CachedModel:
+        """What reads the target's texts, one at a time. After `reserve`."""
+        return self._target
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the target gives a logit."""
+        return self._setting.vocab_size
+
+    @property
     def frequency_limit(self) -> int | None:
         """The length below or above which a text has to stay as a whole (LongRoPE), of all models here; None where
         there is none."""

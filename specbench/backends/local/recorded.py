@@ -25,7 +25,7 @@ from specbench.models.encoding import encoded_record, encoding_cautions, today_o
 from specbench.models.heads import heads_of
 from specbench.models.memory import memory_errors
 from specbench.models.rendering import unwritten
-from specbench.run_record import AnswerFacts, RunRecord
+from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
 from specbench.store import RunWriter
 from specbench.workload.answers import Recorded
 
@@ -155,6 +155,16 @@ class RecordedBackend:
             self._capacity = longest + longest // 4 + max(self._config.gamma) + 1 + _REFERENCE_TOKENS
             self._engine.reserve(self._capacity)
         return items
+
+    def verify(self, answers: Sequence[Recorded]) -> AnswersVerified:
+        """Hold a few answers against the target."""
+        from specbench.backends.local.verifying import verify
+
+        facts = self.facts
+        items = self.read(answers)
+        self.facts = facts  # they are read again
+        with memory_errors():
+            return verify(self._engine, items)
 
     def _count(self, output: Sequence[int], from_log: bool, one: Recorded) -> None:
         was = self.facts

@@ -1,0 +1,116 @@
+"""Recorded answers that were sampled: the acceptance of live sampled speculation, text by text; and whose they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from answer_logs import lines
+from conftest import full
+from scipy.stats import chi2
+from test_recorded_runs import engine_for, over, row_of, written_by
+from test_run import config_for
+
+from specbench.acceptance.positions import read_positions
+from specbench.acceptance.replay import replay
+from specbench.records import Arm
+from specbench.store import read_run
+from specbench.workload import load_workload
+
+SAMPLED = {"temperature": 1.0, "top_k": 2, "max_new_tokens": 6}
+
+
+def outcomes(text, gamma, accept):
+    """How many drafts are accepted in all, with their chances, by walking every way that the rounds can fall."""
+    found = Counter()
+
+    def walk(i, total, chance):
+        if i >= text.tokens:
+            found[total] += chance
+            return
+        k, kept = min(gamma, text.limit - i - 1), 1.0
+        for j in range(k):
+            if i + j >= text.tokens:  # an end of sequence was accepted
+                walk(i + j, total + j, chance * kept)
+                return
+            walk(i + j + 1, total + j, chance * kept * (1 - accept[i - 1 + j]))
+            kept *= accept[i - 1 + j]
+        walk(i + k + 1, total + k, chance * kept)
+
+    walk(1, 0, 1.0)
+    return {total: chance for total, chance in found.items() if chance > 1e-12}
+
+
+def chi_square(seen, texts, gamma, accept):
+    """p-value of the accepted counts that were seen with each text, of those texts that were seen often."""
+    statistic, freedom = 0.0, 0
+    for output, counts in seen.items():
+        expected = outcomes(texts[output], gamma, accept(texts[output]))
+        n = sum(counts.values())
+        cells = sorted(expected, key=expected.get)
+        small = [c for c in cells if n * expected[c] < 5]
+        large = [c for c in cells if n * expected[c] >= 5]
+        rest = sum(counts.values()) - sum(counts[c] for c in large)
+        if len(large) < 2:
+            continue
+        statistic += sum((counts[c] - n * expected[c]) ** 2 / (n * expected[c]) for c in large)
+        mass = n * sum(expected[c] for c in small)
+        if mass >= 1 or rest:
+            statistic += (rest - mass) ** 2 / max(mass, 0.5)
+            freedom += 1
+        freedom += len(large) - 1
+    assert freedom >= 3
+    return float(chi2.sf(statistic, freedom))
+
+
+@pytest.mark.parametrize(("number", "gamma"), [(300, 2), *full((2500, 1), (2500, 3))])
+def test_sampled_logs_give_the_acceptance_of_live_speculation(lab, tmp_path, number, gamma):
+    greedy = f"{lab.near},sample=greedy"
+    config = config_for(lab, tmp_path / "runs", draft=[str(lab.near), greedy], gamma=str(gamma), **SAMPLED)
+    prompt = load_workload(config.workload).prompts[0]
+    engine = engine_for(config, [prompt])
+    ids = engine.encode(prompt)
+    seen = {draft: {} for draft in config.draft}
+    for draft in config.draft:
+        for n in range(number if draft != greedy else 60):
+            arm = Arm("speculative", draft, gamma)
+            one = engine.generate(ids, arm, max_new_tokens=6, seed_text=str(n))
+            accepted = sum(each.accepted for each in one.rounds)
+            seen[draft].setdefault(tuple(one.tokens), Counter())[accepted] += 1
+    every = sorted({output for by_text in seen.values() for output in by_text})
+    log = tmp_path / "log.jsonl"
+    log.write_text(lines(*(row_of(prompt, ids, list(o), o[-1] in engine.eos, max_tokens=6) for o in every)))
+    folder = over(log, config, tmp_path / "runs")
+    places = {f"line-{n + 1}": output for n, output in enumerate(every)}
+    texts = {draft: {} for draft in config.draft}
+    for text in read_positions(folder):
+        texts[text.draft][places[text.prompt_id]] = text
+        mean = sum(total * chance for total, chance in outcomes(text, gamma, text.accept).items())
+        assert replay([text], gamma).accepted[0] == pytest.approx(mean, abs=1e-4)
+    # A draft that says one token is accepted exactly where it is the text's, whatever the temperature.
+    for output, counts in seen[greedy].items():
+        assert set(counts) == {int(replay([texts[greedy][output]], gamma).accepted[0])}
+    honest = chi_square(seen[str(lab.near)], texts[str(lab.near)], gamma, lambda text: text.accept)
+    wrong = chi_square(seen[str(lab.near)], texts[str(lab.near)], gamma, lambda text: np.exp(text.log_q))
+    assert honest > 1e-3
+    assert wrong < 1e-6  # "sample match": accepted with q(x), which some engines do
+
+
+@pytest.mark.parametrize("temperature", [0.0, *full(1.0)])
+def test_foreign_answers_are_named_and_own_ones_are_not(lab, tmp_path, temperature):
+    config = config_for(lab, tmp_path, temperature=temperature, max_new_tokens=16)
+    own = written_by(config, tmp_path)
+    stored = read_run(over(own, config, tmp_path / "runs", verify_answers=12))
+    checked = stored.run.answers.verified
+    assert (checked.answers, checked.foreign) == (12, False)
+    if temperature == 0:
+        assert (checked.identical, checked.likeliest) == (12, checked.tokens)
+    else:
+        assert checked.excess_low < 0 < checked.excess_high or abs(checked.excess_nats) < 0.1
+    (tmp_path / "other").mkdir()
+    other = written_by(replace(config, target=str(lab.far)), tmp_path / "other")
+    stored = read_run(over(other, config, tmp_path / "foreign", verify_answers=12))
+    assert stored.run.answers.verified.foreign
+    assert "foreign-answers" in [warning.code for warning in stored.run.warnings]
