@@ -236,6 +236,14 @@ class Run:
 
         return write_brief(self.stored, self.summary, _path(folder))
 
+    def write_alerts(self, folder: Location | None = None) -> tuple[Path, Path]:
+        """Write alerts.yml, rules for Prometheus over the engine's own counters, and dashboard.json for Grafana, to
+        `folder` (None: the run folder); returns their paths. Raises ConfigError for a run that was not on a server, or
+        whose verdict is NO-GO."""
+        from specbench.report.alerts import write_alerts
+
+        return write_alerts(self.summary, _path(folder) or self.folder)
+
     @property
     def _facts(self) -> Facts:
         from specbench.analysis.facts import read_facts

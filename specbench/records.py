@@ -35,6 +35,7 @@ class FirstFault:
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 Size = Annotated[int, Ge(0), Le(10**18)]  # bytes, parameters: a model may have more than a million million
 Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+LogProb = Annotated[float, Ge(-LARGEST), Le(1e-3)]  # rounded, it may be above 0 by a little
 Speed = Annotated[float, Ge(0), Le(10**18)]  # bytes a second
 Counts = Annotated[tuple[Count, ...], FirstFault()]
 Survived = Annotated[tuple[Count, ...], FirstFault(), MaxLen(MOST_DRAFTED)]
@@ -270,10 +271,21 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientLag:
+    """How late we were ourselves over a stretch: how long an answer that had arrived waited until it was read (mean and
+    99th percentile), by a timer of the event loop, and how many cores our process used."""
+
+    mean_s: Number
+    p99_s: Number
+    cores: Number
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """An uninterrupted sequence of requests of one arm on a server. `counters` is what the server counted meanwhile,
     None where it does not count or started anew; `alone` says that we sent nothing but the stretch's counted requests,
-    so that the counters must equal the sums over its trials unless somebody else sent some."""
+    so that the counters must equal the sums over its trials unless somebody else sent some. `lag` is None where the
+    stretch was too short to tell."""
 
     number: Count
     arm: Arm
@@ -281,6 +293,7 @@ class Window:
     wall_s: Number
     counters: Counters | None
     alone: bool
+    lag: ClientLag | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +304,9 @@ class CostPoint:
     whole draft phase of `tokens` tokens as the loop drives it. Of a draft head "read" is a pass over so many emitted
     tokens beside the target's states, "step" one over a token that it drafted beside its own, "block" one over an
     emitted token that drafts so many tokens at once, and "states" a pass of the target that keeps the states which this
-    head reads. "reread" is a pass over the `tokens` that a model with recurrent states keeps after a rejection."""
+    head reads. "reread" is a pass over the `tokens` that a model with recurrent states keeps after a rejection.
+    "round" is a whole round of a server that keeps no draft, in which the target reads `tokens`, those drafted and one
+    more; its ends are those of its ratio to a step, and `batch` are the clients at once."""
 
     model: str | None
     context: Count

@@ -14,6 +14,7 @@ from specbench.errors import EngineError
 from specbench.records import (
     Arm,
     Caution,
+    ClientLag,
     Counters,
     Divergence,
     Finish,
@@ -150,6 +151,7 @@ class WindowEnd:
     wall_s: float
     counters: Counters | None
     alone: bool
+    lag: ClientLag | None
 
 
 # What sessions yield, as it comes; whoever stops listening closes it.
@@ -261,6 +263,18 @@ class Backend(Protocol):
 
     def scoring(self, writer: RunWriter) -> AbstractContextManager[Scoring]:
         """Be ready to score."""
+
+
+class Prober(Protocol):
+    """What times models alone, or an engine's rounds, without a run."""
+
+    setting: Conditions
+
+    def admit(self) -> Admitted:
+        """Load or meet what is to be timed; no prompts."""
+
+    def probe(self, writer: RunWriter) -> Costs:
+        """Time it; `writer` has the folder of the probe."""
 
 
 @runtime_checkable

@@ -67,8 +67,12 @@ def task_of(
         raise ConfigError(
             "The target writes the answers", where=where, hint="Add --answers recorded where a log has them."
         )
-    if costs is not None and settings.served:
-        raise ConfigError("A server is not predicted from a probe", where="--costs", hint="Leave it out.")
+    if costs is not None and settings.server is not None:
+        raise ConfigError(
+            "A running server is not predicted from a probe of another",
+            where="--costs",
+            hint="Let specbench start it as it was probed: --engine or --launch.",
+        )
     if costs is not None and replay_only and not settings.recorded:
         raise ConfigError("Costs predict a wall clock", where="--costs", hint="Drop --replay-only.")
     if command == "measure":
