@@ -124,7 +124,9 @@ def run(
             if replaying is not None:
                 observer.say("Asking what the drafts would have said of the target's own texts")
                 with replaying.scoring(writer) as scoring, losses.noting(scoring.noticed):
-                    replay_texts(scoring, admitted.items, config, folder, positions, losses, observer)
+                    items = admitted.items
+                    scored = scored_texts(folder)
+                    replay_texts(scoring, [items], len(items), config, scored, positions, losses, observer)
     return folder
 
 
