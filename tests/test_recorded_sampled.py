@@ -66,8 +66,8 @@ def chi_square(seen, texts, gamma, accept):
     return float(chi2.sf(sum((n - e) ** 2 / e for e, n in merged), len(merged) - 1))
 
 
-@pytest.mark.parametrize(("number", "gamma"), [(300, 2), *full((2500, 1), (2500, 3))])
-def test_sampled_logs_give_the_acceptance_of_live_speculation(lab, tmp_path, number, gamma):
+@pytest.mark.parametrize(("number", "gamma", "surely"), [(300, 2, 0.01), *full((2500, 1, 1e-6), (2500, 3, 1e-6))])
+def test_sampled_logs_give_the_acceptance_of_live_speculation(lab, tmp_path, number, gamma, surely):
     # The lab's target, and a draft that agrees with it less often than the lab's.
     near = save_with_byte_tokenizer(near_copy(tiny_llama(257, seed=1), noise=0.2), tmp_path / "draft")
     greedy, sampled = f"{near},sample=greedy", str(near)
@@ -98,7 +98,7 @@ def test_sampled_logs_give_the_acceptance_of_live_speculation(lab, tmp_path, num
     honest = chi_square(seen[sampled], texts[sampled], gamma, lambda text: text.accept)
     wrong = chi_square(seen[sampled], texts[sampled], gamma, lambda text: np.exp(text.log_q))
     assert honest > 1e-3
-    assert wrong < 1e-6  # "sample match": accepted with q(x), which some engines do
+    assert wrong < surely  # "sample match": accepted with q(x), which some engines do
 
 
 @pytest.mark.parametrize("temperature", [0.0, *full(1.0)])
