@@ -28,7 +28,8 @@ SERVED = EXAMPLE.parent / "llamacpp"
 
 MARK = (
     "\x1b[31m\x1b]0;pwn\x07<script id=pwn>alert(1)</script><img src=http://pwn.example/i>![x](http://pwn.example/x)"
-    "[y](http://pwn.example/y)\u202e\u2066\x9b[/red][bold]|`x`\r\n\n# pwn\n<http://pwn.example/z>\x02few\x03$x^2$ {{ x }}"
+    "[y](http://pwn.example/y)\u202e\u2066\x9b[/red][bold]|`x`\r\n\n# pwn\n<http://pwn.example/z>\x02few\x03"
+    "$x^2$ {{ x }}"
 )
 NAME_MARK = "<script id=pwn><img src=http://pwn.example/i>![x](http://pwn.example/x)[/red][bold]|`x`"
 Place = tuple[Any, ...]
