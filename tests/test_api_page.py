@@ -5,65 +5,74 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+from dataclasses import is_dataclass
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from test_api import EXAMPLE, ROOT
 
 import specbench
+from specbench import records
+from specbench.analysis import contract, replayed
 from specbench.errors import ConfigError
 from specbench.run.task import task_of
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-CONTRACT = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
 
 
-def rows_of(heading, page):
-    _, found, rest = page.partition(f"# {heading}\n")
-    assert found, heading
-    body = re.split(r"^#", rest, maxsplit=1, flags=re.MULTILINE)[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| `.*$", body, re.M)]
+def dtype(hint):
+    """What a column of such values is. Literals are texts; lists stay what they are."""
+    plain = (
+        [part for part in get_args(hint) if part is not NoneType] if get_origin(hint) in (Union, UnionType) else [hint]
+    )
+    if get_origin(plain[0]) is Literal:
+        plain = [str]
+    null = NoneType in get_args(hint)
+    return {
+        int: "Int64" if null else "int64",
+        float: "float64",
+        str: "string",
+        bool: "boolean" if null else "bool",
+    }.get(plain[0], "object")
 
 
-def units(*headings):
-    return {row[0].strip("`"): row[2] for heading in headings for row in rows_of(heading, CONTRACT)}
+def columns(record, prefix="", within=()):
+    """{column: dtype} of a record; records within it are spelt out, those named in `within` without a prefix."""
+    found = {}
+    for key, hint in get_type_hints(record).items():
+        inner = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
+        if not inner:
+            found[prefix + key] = dtype(hint)
+        elif get_origin(hint) is not tuple:
+            found |= columns(inner[0], "" if key in within else f"{prefix}{key}_", within)
+    return found
 
 
-def nested(outer, **inner):
-    return outer | {f"{name}_{key}": unit for name, part in inner.items() for key, unit in part.items()}
-
-
-GAMMA, ROUND = "`drafts[].gammas[]`", "`drafts[].gammas[].round_time`"
-TIME = units("`loads[].ttft` and the like")
-UNITS = {
-    "trials": nested(
-        units("A line of `trials.jsonl`", "`times`", "`arm`"),
-        told=units("`told`"),
-        diverged=units("A line of `divergences.jsonl`"),
-    ),
-    "gammas": nested(
-        units(GAMMA),
-        round_time=units(ROUND),
-        predicted_round_time=units(ROUND),
-        break_even=units("`drafts[].gammas[].break_even`"),
-    ),
-    "categories": units("`drafts[].categories[]`"),
-    "loads": nested(units("`loads[]`"), ttft=TIME, tpot=TIME, baseline_ttft=TIME, baseline_tpot=TIME),
-    "costs": units("Probe: a point"),
-    "replay()": units("Replay: `drafts[].gammas[]`"),
+KEYS = {
+    "trials": columns(records.Trial, within=("arm", "times")),
     "rounds": {},
+    "gammas": columns(contract.GammaResult),
+    "categories": columns(contract.CategoryResult),
+    "loads": columns(contract.LoadResult),
+    "costs": columns(records.CostPoint),
+    "replay()": columns(replayed.ReplayGamma),
 }
+# Texts have no column, nor has what does not count.
+LEFT_OUT = {"trials": {"warmup", "prompt_text", "output_text", "slices", "load_concurrency", "load_rate"}}
 
 
-@pytest.mark.parametrize("name", UNITS)
-def test_the_page_has_every_column_with_its_type_and_the_contracts_unit(name):
+@pytest.mark.parametrize("name", KEYS)
+def test_a_frame_has_the_keys_and_types_of_its_record_and_what_the_page_adds(name):
     example = specbench.load_run(EXAMPLE)
     frame = example.replay([1]) if name == "replay()" else getattr(example, name)
-    rows = rows_of(f"`{name}`", PAGE)
-    assert [(row[0].strip("`"), row[1]) for row in rows] == [(key, str(kind)) for key, kind in frame.dtypes.items()]
-    known = {row[0].strip("`"): row[2] for row in rows}
-    wrong = {key: unit for key, unit in known.items() if key in UNITS[name] and unit != UNITS[name][key]}
-    assert wrong == {}
+    (row,) = re.findall(rf"^\| `{re.escape(name)}` \| (?:[^|]*\|){{2}} ?(.*?) ?\|$", PAGE, re.MULTILINE)
+    added = set(re.findall(r"`(\w+)`", row))
+    found = {key: str(kind) for key, kind in frame.dtypes.items()}
+    told = KEYS[name]
+    assert {key: kind for key, kind in found.items() if key not in added and told.get(key) != kind} == {}
+    assert added <= set(found) and set(told) - set(found) - LEFT_OUT.get(name, set()) == set()
 
 
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -74,7 +83,8 @@ def needs_models(block):
 
 
 def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):
-    shutil.copytree(EXAMPLE, tmp_path / "reports" / "example")
+    for kept in (EXAMPLE, ROOT / "reports" / "drafters", ROOT / "reports" / "llamacpp"):
+        shutil.copytree(kept, tmp_path / "reports" / kept.name)
     monkeypatch.chdir(tmp_path)
     blocks = [block for block in BLOCKS if not needs_models(block)]
     assert len(blocks) >= 7 and len(BLOCKS) - len(blocks) == 2
