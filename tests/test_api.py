@@ -29,6 +29,7 @@ from specbench.config import SETTINGS
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.records import Round
 from specbench.report.canvas import save
+from specbench.report.dialect import json_of
 from specbench.run.progress import RunProgress
 from specbench.run.task import command_line, task_of
 from specbench.store import find_runs, read_run, trial_key
@@ -328,7 +329,7 @@ def test_the_loop_of_a_notebook_goes_on_afterwards():
 def test_a_policy_goes_over_that_of_the_run(example):
     mix = {"code": 0.7, "chat": 0.3}
     strict = specbench.load_run(EXAMPLE, min_speedup=3, mix=mix)
-    assert strict.verdict == "NO-GO" and strict.policy.mix == strict.summary.mix == mix
+    assert strict.verdict == "NO-GO" and strict.policy.mix == strict.summary.policy.mix == mix
     assert strict.summary.drafts[0].speedup != example.summary.drafts[0].speedup
     assert (example.policy.min_speedup, example.policy.mix) == (1.1, None)
     assert read_run(EXAMPLE).run.config.policy.min_speedup == 1.1
@@ -337,10 +338,12 @@ def test_a_policy_goes_over_that_of_the_run(example):
 @pytest.mark.full
 def test_the_brief_is_that_of_the_command_and_figures_are_its_files(swept, tmp_path):
     folder = Path(shutil.copytree(swept.folder, tmp_path / "run"))
-    typed = call("brief", folder, "--min-speedup", 1.5, "--mix", "code=0.7,chat=0.3", "--json")
+    asked = (folder, "--min-speedup", 1.5, "--mix", "code=0.7,chat=0.3")
+    call("brief", *asked)
+    typed = call("brief", *asked, "--json")
     run = specbench.load_run(folder, min_speedup=1.5, mix={"code": 0.7, "chat": 0.3})
     assert run.brief() == (folder / "brief.md").read_text(encoding="utf-8")
-    found = json.loads(json.dumps(run.summary.to_json()))
+    found = json.loads(json.dumps(json_of(run.summary)))
     assert found == {key: value for key, value in json.loads(typed.stdout).items() if key in found}
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {f"{name}.{kind}" for name in run.figures for kind in ("svg", "png")}

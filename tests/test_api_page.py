@@ -46,7 +46,11 @@ def columns(record, prefix="", within=()):
         if not inner:
             found[prefix + key] = dtype(hint)
         elif get_origin(hint) is not tuple:
-            found |= columns(inner[0], "" if key in within else f"{prefix}{key}_", within)
+            own = columns(inner[0], "" if key in within else f"{prefix}{key}_", within)
+            absent = NoneType in get_args(hint)
+            found |= {name: "Int64" if absent and kind == "int64" else kind for name, kind in own.items()}
+        elif records.Reason in get_args(hint):
+            found[prefix + key] = "object"
     return found
 
 

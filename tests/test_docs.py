@@ -46,7 +46,7 @@ PROGRAM = typer.main.get_command(app)
 FLAGS = flags_by_command()
 # Flags of other programs: benchmarks, pytest, llama.cpp, vLLM, SGLang.
 OTHERS = re.compile(
-    "--(quick|hypothesis-profile|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
+    "--(quick|hypothesis-profile|enable-log-.*|max-log-len|export-level|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
 )
 
 

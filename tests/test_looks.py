@@ -20,6 +20,7 @@ from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.session import LocalSession
 from specbench.cost.plan import Costs
 from specbench.records import CostPoint, Times
+from specbench.report.dialect import said
 from specbench.run import early_stopping
 from specbench.run.plan import plan_units
 from specbench.run.session import run
@@ -228,7 +229,7 @@ def test_under_a_time_budget_a_sure_verdict_ends_the_run(lab, tmp_path):
     assert (stored.run.ended_early.why, stored.run.spared) == ("NO-GO", 2 * 4)
     found = summarise(stored)
     assert found.verdict == "NO-GO"
-    assert [warning.message for warning in found.warnings if warning.code == "time-budget"] == [
+    assert [said(warning) for warning in found.warnings if warning.code == "time-budget"] == [
         "the run ended after 10 of 12 prompts, since NO-GO was sure by then"
     ]
 

@@ -42,7 +42,7 @@ from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ConfigError
 from specbench.records import Round, Sampling
-from specbench.report import wording
+from specbench.report.dialect import PLAIN, sentence_of
 from specbench.store import read_run
 
 VOCAB = 24
@@ -346,7 +346,7 @@ def test_nothing_is_done_where_the_penalty_is_off(function, monkeypatch):
     ],
 )
 def test_a_brief_names_what_is_on(sampling, words):
-    assert wording.sampling(sampling) == words
+    assert sentence_of("sampling", PLAIN, sampling) == words
 
 
 def test_a_stored_configuration_that_does_not_say_has_them_off():

@@ -143,7 +143,7 @@ def played(folder, patch, *, everything):
     done.type("brief", greedy, batch, "--to", folder / "runs" / "several")
     with patch.context() as drawn:
         drawn.setattr("specbench.report.figures.write_figures", lambda *_: None)
-        done.type("brief", greedy, "--html")
+        done.type("brief", greedy, "--format", "html")
         done.type("brief", greedy, "--json")
     done.type("explain", greedy, "--level", "engineer")
     done.type("plan", greedy, "--markdown", "--write", folder / "runs" / "plan.md")

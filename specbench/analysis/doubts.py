@@ -113,7 +113,8 @@ def _server(summary: Summary) -> Iterator[Finding]:
     if share < 1:
         yield _doubt("counts-in-part", share=share)
     yield _doubt("parts-not-told")
-    yield _doubt("nothing-predicted")
+    if not any(draft.predicted for draft in summary.drafts):
+        yield _doubt("nothing-predicted")
 
 
 def _of_drafts(summary: Summary) -> Iterator[Finding]:

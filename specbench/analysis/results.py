@@ -81,7 +81,7 @@ class Judged:
         return DraftResult(
             draft=view.spec,
             verdict=verdict.call,
-            reasons=(*verdict.reasons, *self._whole_answer(verdict.call, choice.best)),
+            reasons=(*verdict.reasons, *self.whole_answer(verdict.call, choice.best)),
             best_gamma=choice.best,
             speedup=speedup.value,
             speedup_low=speedup.low,
@@ -105,7 +105,7 @@ class Judged:
             answer=self._answer(choice.best),
         )
 
-    def _whole_answer(self, call: Call, gamma: int) -> tuple[Reason, ...]:
+    def whole_answer(self, call: Call, gamma: int) -> tuple[Reason, ...]:
         """What a GO for decoding leaves out: that answers with their prompts gain less than was asked for, or lose."""
         if call != "GO" or self.policy.metric != "decode":
             return ()

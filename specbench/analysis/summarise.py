@@ -150,7 +150,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
         draft=best.view.spec,
         gamma=gamma,
         verdict=verdict.call,
-        reasons=verdict.reasons,
+        reasons=(*verdict.reasons, *best.whole_answer(verdict.call, gamma)),
         speedup=speedup.value,
         speedup_low=speedup.low,
         speedup_high=speedup.high,

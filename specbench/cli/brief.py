@@ -74,6 +74,9 @@ def brief(
             "Alerts are written beside the brief of one run", where="--alerts", hint="Name the run, without --json."
         )
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
+    if len(folders) == 1 and (stored := _recorded(folders[0])) is not None:
+        _acceptance(stored, to, shown, as_json, strict, open_page)
+        return
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if len(folders) == 1:
@@ -102,6 +105,29 @@ def _format(asked: str | None, as_json: bool) -> str:
     if as_json:
         raise ConfigError("Only one can be on stdout", where="--json and --format", hint="Leave one out.")
     return asked
+
+
+def _recorded(folder: Path) -> StoredRun | None:
+    """The run, where it is one over recorded answers."""
+    from specbench.store import read_run
+
+    stored = read_run(folder)
+    return stored if stored.run.answers is not None else None
+
+
+def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, strict: bool, open_: bool) -> None:
+    """Of recorded answers there is acceptance, and no verdict."""
+    if strict:
+        raise ConfigError("Recorded answers have no verdict", where="--strict", hint="Measure one: specbench sweep.")
+    from specbench.api import recorded_acceptance
+
+    found = recorded_acceptance(stored, stored.run.config.gamma)
+    if as_json:
+        print_json(found)
+        return
+    from specbench.report.acceptance_brief import write_acceptance_brief
+
+    _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
 
 
 def _one(folder: Path, asked: Mapping[str, object], to: Path | None, shown: str, as_json: bool, open_: bool) -> Call:
@@ -152,7 +178,7 @@ def _several(
     return runs[0].head.verdict
 
 
-def _shown(path: Path, shown: str, call: Call, open_: bool) -> None:
+def _shown(path: Path, shown: str, call: str, open_: bool) -> None:
     """The page itself where it is asked for, and where it lies."""
     html = path.with_suffix(".html")
     if shown == "terminal":

@@ -251,10 +251,10 @@ def curve_columns(draft: DraftResult) -> list[Column]:
     ])  # fmt: skip
 
 
-def batch_columns(draft: DraftResult) -> list[Column]:
+def batch_columns(draft: DraftResult, served: bool = False) -> list[Column]:
     of = _of(draft.batches)
     return [
-        of("batch", "batch", lambda row: str(row.batch)),
+        of("batch", "clients" if served else "batch", lambda row: str(row.batch)),
         of("baseline_tokens_per_s", "target alone, tokens/s", lambda row: f"{row.baseline_tokens_per_s:.1f}"),
         of("gamma", "best gamma", lambda row: str(row.gamma)),
         of("speedup", "speedup, decode", estimate),
@@ -275,6 +275,7 @@ def load_columns(summary: Summary, draft: DraftResult, d: Plain = PLAIN) -> list
     if not rows:
         return []
     of, decode = _of(rows), policy.metric == "decode"
+    predicted = "predicted,\ndecode" if d is PLAIN else "decode " + d.mark("replay-and-costs")
     other, besides = ("speedup_e2e", "end to end") if decode else ("speedup", "decode")
 
     def times(name: str, at: str) -> Callable[[LoadResult], str]:
@@ -290,7 +291,7 @@ def load_columns(summary: Summary, draft: DraftResult, d: Plain = PLAIN) -> list
         of("verdict", "verdict", lambda row: row.verdict, 1, left=True),
         of("speedup", f"speedup,\n{metric_words(policy)}", lambda row: text.estimate(*metric_of(row, policy))),
         of(other, f"speedup,\n{besides}", lambda row: text.speedup(getattr(row, other)), 5),
-        of("predicted_speedup", "predicted,\ndecode", _predicted, 1),
+        of("predicted_speedup", predicted, _predicted, 1),
         of("throughput", "output\ntokens/s", lambda row: pair([row.baseline_throughput, row.throughput]), 2),
         of("throughput_ratio", "through-\nput", lambda row: text.speedup(row.throughput_ratio), 6),
         of("ttft_p50", "first token,\np50, ms", times("ttft", "p50"), 3),

@@ -125,9 +125,7 @@ def _values(runs: Sequence[Run], links: Sequence[str], between: Sequence[Pair], 
     split = bool(settings and settings.routing)
     own = doubts(first, engines=bool(settings and settings.engines), split=split)
     marked = [each for each in own if each.code in _MARKED]
-    few_ones = any(
-        run.prompts < FEW_PROMPTS or any(c.prompts < FEW_PROMPTS for c in run.draft.by_speedup) for run in runs
-    )
+    counts = [n for run in runs for n in (run.prompts, *(each.prompts for each in run.draft.by_speedup))]
     return {
         "title": TITLE,
         "runs": runs,
