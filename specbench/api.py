@@ -1,4 +1,5 @@
-"""The public Python interface, for notebooks and scripts: `measure` and `sweep` run, `load_run` opens what was run.
+"""The public Python interface, for notebooks and scripts: `measure` and `sweep` run, `load_run` opens what was run,
+`compare` lays two runs side by side.
 
 Everything comes from the code behind the command line, so that both say the same. Errors are those of
 specbench.errors. docs/api.md has examples and every column.
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from specbench.acceptance.replay import Text
+    from specbench.analysis.compared import Comparison
     from specbench.analysis.contract import Summary
     from specbench.analysis.facts import Facts
+    from specbench.analysis.recorded import RecordedAcceptance
     from specbench.run.task import Task
 
 Location = str | os.PathLike[str]
@@ -262,6 +265,52 @@ class Run:
         except SpecbenchError as error:
             return text.escape(error.line())
 
+    def _repr_html_(self) -> str:
+        """The same where a notebook prefers HTML."""
+        from specbench.report.notebook import as_html
+
+        return as_html(self._repr_markdown_())
+
+
+def compare(a: Location | Run, b: Location | Run) -> Compared:
+    """`specbench compare`: two runs of the same prompts, each a folder or an open Run. Raises StoreError where they
+    have no draft at one gamma over one prompt in common."""
+    from specbench.analysis.compare import compared
+
+    first, second = (each.stored if isinstance(each, Run) else read_run(Path(each)) for each in (a, b))
+    return Compared(compared(first, second))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Compared:
+    """Two runs side by side; `comparison` is the object that `compare --json` prints."""
+
+    comparison: Comparison
+
+    @property
+    def gammas(self) -> pd.DataFrame:
+        """One row for each draft and gamma that both runs have: A's numbers, B's, and B's speedup over A's."""
+        from specbench.analysis.compared import ComparedGamma
+        from specbench.report.notebook import frame
+
+        drafts = self.comparison.drafts
+        names = [draft.draft for draft in drafts for _ in draft.gammas]
+        rows = [row for draft in drafts for row in draft.gammas]
+        return frame(ComparedGamma, rows, drafts=names, without=("categories",))
+
+    def __repr__(self) -> str:
+        return f"Compared({self.comparison.a.run!r}, {self.comparison.b.run!r})"
+
+    def _repr_markdown_(self) -> str:
+        from specbench.report.compare_tables import comparison_markdown
+
+        return comparison_markdown(self.comparison)
+
+    def _repr_html_(self) -> str:
+        from specbench.report.notebook import as_html
+
+        return as_html(self._repr_markdown_())
+
 
 def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
     """What a replay of this run at these gammas is made from. Raises StoreError where it cannot be made."""
@@ -284,6 +333,34 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
                 hint=f"Name gammas up to {scored}, or measure a larger one.",
             )
     return texts
+
+
+def recorded_acceptance(
+    stored: StoredRun, gammas: Sequence[int], cutoff: float = 0.0, costs: Path | None = None
+) -> RecordedAcceptance:
+    """What drafts would have got on the answers of a log. `costs` is the folder of a probe, whose timings predict a
+    speedup. Raises StoreError where nothing was scored."""
+    from specbench.acceptance.positions import iterate_positions
+    from specbench.analysis.recorded import RecordedAcceptance, recorded_drafts
+    from specbench.analysis.replayed import prices_of
+
+    run = stored.run
+    readers, points = prices_of(run, costs)
+    texts = iterate_positions(stored.folder)
+    drafts = recorded_drafts(texts, gammas, cutoff, run.config.policy.confidence, readers if points else None, points)
+    if not drafts or run.answers is None:
+        raise StoreError("No answer was scored yet", where=str(stored.folder), hint="Run the same command again.")
+    return RecordedAcceptance(
+        run=str(stored.folder),
+        schema=1,
+        target=run.config.target,
+        confidence=run.config.policy.confidence,
+        cutoff=cutoff,
+        answers=run.answers,
+        drafts=drafts,
+        costs=None if costs is None else str(costs),
+        warnings=run.warnings,
+    )
 
 
 def _done(task: Task, quiet: bool) -> Run:
