@@ -14,7 +14,8 @@ from tiny_heads import HIDDEN, LAYERS, READS, VOCAB, head_config, head_tensors, 
 from specbench.acceptance.rules import distribution
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.eagle3 import HeadReader, load_head
+from specbench.backends.local.drafts import load_head
+from specbench.backends.local.headreader import HeadReader
 from specbench.drafters import parse_draft
 from specbench.drafters.head import HeadDrafter
 from specbench.errors import ConfigError, ModelError

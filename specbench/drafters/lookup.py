@@ -1,7 +1,7 @@
-"""Prompt lookup: what followed the last time these words were written is proposed again. No model, no weights.
+"""Prompt lookup: what followed when these words were written before is proposed again. No model, no weights.
 
-The longest suffix of the sequence that occurred before decides, its earliest occurrence is copied, as transformers
-(`prompt_lookup_num_tokens`) and vLLM (`ngram`) do it.
+Of n-grams the longest that ends the sequence and occurred before decides, its earliest occurrence is copied, as
+transformers (`prompt_lookup_num_tokens`) and vLLM (`ngram`) do it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 
 from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.scores import until_end
-from specbench.drafters.spec import NgramSpec
+from specbench.drafters.spec import DraftSpec, NgramSpec
+from specbench.drafters.suffix import Corpus, SuffixLookUp
 
 
 class NgramLookUp:
@@ -52,6 +53,23 @@ class NgramDrafter(NgramLookUp):
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
         return Proposal(self.find(x, k))
+
+
+class SuffixDrafter(SuffixLookUp):
+    """The same of the longest suffix."""
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
+        return Proposal(self.find(x, k))
+
+
+def look_up(spec: DraftSpec, *, eos: Collection[int], corpus: Corpus | None = None) -> LookUpDrafter | None:
+    """The look-up of a draft; None where it has none."""
+    if spec.ngram is not None:
+        return NgramDrafter(spec.ngram, eos=eos)
+    return None if spec.suffix is None else SuffixDrafter(corpus, eos=eos)
+
+
+LookUpDrafter = NgramDrafter | SuffixDrafter
 
 
 class CombinedDrafter:

@@ -3,7 +3,9 @@
 org/model, path/to/model        a smaller model with the target's vocabulary, or a draft head: its config says which
 skip:layers=8, skip:auto        the target's own first layers, its norm and its head
 cross:org/model                 a model with another tokenizer, through text
-ngram:n=3,min=1,max=8           look-up in the text so far
+mtp                             the target's own multi-token-prediction layer
+ngram:n=3,min=1,max=8           look-up of the last n tokens in the text so far
+suffix, suffix:corpus=FILE      look-up of the longest suffix there, or in answers of earlier as well
 ngram:n=3+org/model             look-up, and where it finds nothing the model
 ..,cutoff=0.3                   stop before a token of which the draft is less sure than this
 ..,sample=greedy                draft the likeliest token at any temperature, as most engines do
@@ -13,12 +15,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from specbench.errors import ConfigError
 from specbench.records import Sampling
 
-Kind = Literal["model", "skip", "cross"]
+Kind = Literal["model", "skip", "cross", "mtp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,17 @@ class NgramSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SuffixSpec:
+    """`suffix:corpus=FILE`: `corpus` is a file of earlier answers, None for the text so far alone."""
+
+    corpus: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DraftSpec:
-    """One `--draft`, taken apart. `kind` is None where only the n-gram look-up drafts; `model` is the id or path of a
-    model; `layers` those of a skip draft, None for `auto`. A `greedy` draft takes its likeliest token whatever the
-    temperature, and counts as one-hot."""
+    """One `--draft`, taken apart. `kind` is None where only a look-up drafts, `ngram` or `suffix`; `model` is the id or
+    path of a model; `layers` those of a skip draft, None for `auto`. A `greedy` draft takes its likeliest token
+    whatever the temperature, and counts as one-hot."""
 
     text: str
     kind: Kind | None = None
@@ -44,6 +53,12 @@ class DraftSpec:
     ngram: NgramSpec | None = None
     cutoff: float = 0.0
     greedy: bool = False
+    suffix: SuffixSpec | None = None
+
+    @property
+    def look_up(self) -> bool:
+        """Whether a look-up drafts, alone or first."""
+        return self.ngram is not None or self.suffix is not None
 
     def sampling(self, sampling: Sampling) -> Sampling:
         """How it drafts where texts are sampled so."""
@@ -54,21 +69,22 @@ class DraftSpec:
         """The model behind it, whatever cut-off or look-up goes with it: what is timed alone under this name."""
         if self.kind == "skip":
             return f"skip:layers={self.layers}" if self.layers is not None else "skip:auto"
-        return f"cross:{self.model}" if self.kind == "cross" else self.model or self.text
+        return f"cross:{self.model}" if self.kind == "cross" else self.model or self.kind or self.text
 
 
 def parse_draft(text: str) -> DraftSpec:
     """Raises ConfigError with what is wrong and how to write it."""
-    if text == "ngram" or text.startswith("ngram:"):
-        head, plus, rest = text.partition("+")
-        ngram = _ngram(head, text)
-        if not plus:
-            return DraftSpec(text, ngram=ngram)
-        second = _single(rest, text)
-        if second.kind == "cross":
-            raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, cure="Drop cross:.")
-        return replace(second, text=text, ngram=ngram)
-    return _single(text, text)
+    if text.partition(":")[0].partition("+")[0] not in ("ngram", "suffix"):
+        return _single(text, text)
+    head, plus, rest = text.partition("+")
+    looks = head.startswith("ngram")
+    looking: dict[str, Any] = {"ngram": _ngram(head, text)} if looks else {"suffix": _suffix(head, text)}
+    if not plus:
+        return DraftSpec(text, **looking)
+    second = _single(rest, text)
+    if second.kind == "cross":
+        raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, cure="Drop cross:.")
+    return replace(second, text=text, **looking)
 
 
 def reader_of(text: str, layers: int | None) -> str:
@@ -80,7 +96,7 @@ def reader_of(text: str, layers: int | None) -> str:
 def with_cutoff(text: str, cutoff: float) -> str:
     """The `--draft` with a cut-off, where it drafts with confidence and has none of its own."""
     spec = parse_draft(text)
-    if not cutoff or spec.cutoff or spec.kind not in ("model", "skip"):
+    if not cutoff or spec.cutoff or spec.kind not in ("model", "skip", "mtp"):
         return text
     return f"{text},cutoff={cutoff:g}"
 
@@ -88,11 +104,7 @@ def with_cutoff(text: str, cutoff: float) -> str:
 def _single(text: str, whole: str) -> DraftSpec:
     text, cutoff, greedy = _options(text, whole)
     if text == "mtp":
-        raise ConfigError(
-            "The target's own multi-token-prediction layers (MTP) are not driven here",
-            where=whole,
-            cure="Name an EAGLE-3 or P-EAGLE head, a draft model or a look-up.",
-        )
+        return DraftSpec(whole, "mtp", cutoff=cutoff, greedy=greedy)
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:
         if rest == "auto":
@@ -134,6 +146,15 @@ def _cutoff(text: str, whole: str) -> tuple[str, float]:
     if re.fullmatch(r"0?\.\d+|0", value) is None:
         raise ConfigError(f"{value!r} is no cut-off", where=whole, cure="Write a number from 0 to below 1: cutoff=0.3.")
     return head, float(value)
+
+
+def _suffix(text: str, whole: str) -> SuffixSpec:
+    name, _, options = text.partition(":")
+    if name != "suffix" or (options and not options.startswith("corpus=")) or options == "corpus=":
+        raise ConfigError(
+            f"{options!r} is no option of a suffix look-up", where=whole, cure="Write suffix or suffix:corpus=FILE."
+        )
+    return SuffixSpec(options.removeprefix("corpus=") or None)
 
 
 def _ngram(text: str, whole: str) -> NgramSpec:

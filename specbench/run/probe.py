@@ -21,6 +21,7 @@ from specbench.run_record import ModelFacts, Provenance, RunRecord
 from specbench.store import RunWriter, new_folder
 
 if TYPE_CHECKING:
+    from specbench.backends.local.drafts import HeadDraft
     from specbench.models import LoadedModel
 
 # Where no tokenizer says how long the prompts of a workload are.
@@ -42,10 +43,11 @@ class ProbeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """The models to time; drafts by name. n-gram look-ups are not among them."""
+    """The models to time; drafts and draft heads by name. Look-ups are not among them."""
 
     target: LoadedModel
     drafts: dict[str, LoadedModel]
+    heads: dict[str, HeadDraft]
 
     @property
     def every(self) -> list[LoadedModel]:
@@ -73,7 +75,8 @@ def run_probe(config: RunConfig, request: ProbeRequest, say: Say, argv: Sequence
     subjects = _load(config, request, device, say)
     ids, plan = _plan(config, request, subjects)
     models = {None: subjects.target.model} | {name: loaded.model for name, loaded in subjects.drafts.items()}
-    prober = Prober(models, plan, ids, device=device, seed=config.seed, sampling=config.sampling, say=say)
+    heads = {name: draft.head for name, draft in subjects.heads.items()}
+    prober = Prober(models, plan, ids, device=device, seed=config.seed, sampling=config.sampling, say=say, heads=heads)
     meter = OthersMeter()
     meter.start()
     costs = prober.run()
@@ -96,6 +99,7 @@ def _busy(others: float) -> Caution:
 
 
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
+    from specbench.backends.local.drafts import HeadDraft, load_drafts
     from specbench.backends.local.memories import require_rollback
     from specbench.backends.local.swap import make_lean
     from specbench.models import load_model
@@ -119,19 +123,18 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
         return loaded
 
     target = real(config.target) if request.target_config is None else shape(request.target_config)
-    drafts = {}
+    drafts, heads = {}, {}
     for spec in map(parse_draft, config.draft):
         if spec.kind == "skip":
             drafts[spec.reader] = _first_layers(target, spec)
+        elif spec.kind == "mtp" or (spec.model is not None and find_head(spec.model) is not None):
+            say(f"Loading {spec.reader}")
+            (head,) = load_drafts([spec], target, real)
+            assert isinstance(head, HeadDraft)
+            heads[spec.reader] = head
         elif spec.model is not None:
-            if find_head(spec.model) is not None:
-                raise ConfigError(
-                    "A draft head is not timed by a probe: it reads its target's states",
-                    where=spec.text,
-                    cure="Run specbench measure or sweep with it, which time it.",
-                )
             drafts[spec.reader] = real(spec.model)
-    return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs})
+    return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs}, heads)
 
 
 def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:
@@ -197,7 +200,7 @@ def _record(
     from specbench.models.shapes import shape_cautions
 
     # A system prompt is private, and changes nothing here but lengths.
-    config = replace(config, target=subjects.target.name, draft=tuple(subjects.drafts), system_prompt=None)
+    config = replace(config, target=subjects.target.name, draft=(*subjects.drafts, *subjects.heads), system_prompt=None)
     cautions: list[Caution] = [*costs.cautions]
     for loaded in subjects.every:
         if loaded.tokenizer is None:
@@ -214,7 +217,8 @@ def _record(
         fingerprint=config.fingerprint(),
         provenance=setting,
         target=known(subjects.target),
-        drafts={name: known(loaded) for name, loaded in subjects.drafts.items()},
+        drafts={name: known(loaded) for name, loaded in subjects.drafts.items()}
+        | {name: replace(one.facts(), step_bytes=one.head.step_bytes) for name, one in subjects.heads.items()},
         probe=costs.points,
         bandwidth=bandwidth,
         warnings=tuple(cautions),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from specbench.backends.local.drafting import Draft, load_drafts
+from specbench.backends.local.drafting import Draft
+from specbench.backends.local.drafts import load_drafts
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.drafters import DraftSpec, parse_draft

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from specbench.backends.local.drafting import Draft, HeadDraft
+from specbench.backends.local.drafting import Draft
+from specbench.backends.local.drafts import HeadDraft
 from specbench.backends.local.eagle3 import Eagle3
+from specbench.backends.local.headreader import Network
 from specbench.verify.findings import Finding
 from specbench.verify.setup import Setup
 
@@ -134,25 +136,27 @@ def _read(setup: Setup, draft: HeadDraft) -> _Reading:
     return _Reading(np.concatenate(hits), every[np.isfinite(every)])
 
 
-def _variants(head: Eagle3) -> Iterator[tuple[str, Eagle3]]:
+def _variants(head: Network) -> Iterator[tuple[str, Network]]:
     """Other ways to feed it, in words: layers counted from their other end, and norms before the residual and after the
     output."""
-    layers = int(head.target_layers)
+    last = head.target_layers if head.head.kind in ("dflash", "mtp") else head.target_layers - 1
     for by in (-1, 1):
         ids = tuple(layer + by for layer in head.reads)
-        if min(ids) >= 0 and max(ids) < layers:
+        if min(ids) >= 0 and max(ids) <= last:
             other = copy.copy(head)
             other.reads = ids
             yield f"states before layers {_ids(other)}", other
-    before, output = not head.head.norm_before_residual, not head.head.norm_output
-    norms = [(f"norm_before_residual: {str(before).lower()}", replace(head.head, norm_before_residual=before))]
+    if not isinstance(head, Eagle3):
+        return
+    before, output = not head.options.norm_before_residual, not head.options.norm_output
+    norms = [(f"norm_before_residual: {str(before).lower()}", replace(head.options, norm_before_residual=before))]
     if head.masked is None:  # else no output is ever read
-        norms.append((f"norm_output: {str(output).lower()}", replace(head.head, norm_output=output)))
+        norms.append((f"norm_output: {str(output).lower()}", replace(head.options, norm_output=output)))
     for words, changed in norms:
-        other = copy.copy(head)
-        other.head = changed
-        yield words, other
+        changed_head = copy.copy(head)
+        changed_head.options = changed
+        yield words, changed_head
 
 
-def _ids(head: Eagle3) -> str:
+def _ids(head: Network) -> str:
     return ", ".join(map(str, head.reads))

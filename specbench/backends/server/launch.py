@@ -132,11 +132,15 @@ def _refusal(file: LaunchFile, spec: DraftSpec) -> tuple[str, str] | None:
     """What the engine cannot do, and the cure; None where it can all of it."""
     section = "ngram" if spec.ngram is not None else "model"
     parts = file.ngram if spec.ngram is not None else file.model
+    if spec.suffix is not None:
+        return "it looks up n-grams, not the longest suffix", "Name ngram:n=3."
+    if spec.kind == "mtp":
+        return "its launch file names a draft model", "Write a launch file whose command has the engine's MTP options."
     if spec.kind == "skip":
         return "no server drafts with the target's own first layers", "Name a draft model, or ngram:n=3."
     if spec.kind == "cross":
         return "no server drafts through another tokenizer", "Name a draft model with the target's vocabulary."
-    if spec.ngram is not None and spec.kind is not None:
+    if spec.look_up and spec.kind is not None:
         return "a look-up and a model together", "Name them as two drafts."
     if parts is None:
         what = "a look-up" if section == "ngram" else "a draft model"

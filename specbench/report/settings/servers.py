@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from specbench.kinds import HEADS
 from specbench.models.defaults import measured
 from specbench.report.settings.plan import (
     Given,
@@ -47,6 +48,8 @@ def vllm(plan: Plan) -> Given | str:
             "vLLM's draft with another vocabulary (`use_heterogeneous_vocab`) says only tokens that both models share; "
             "measured was one that goes over through text."
         )
+    if spec.suffix is not None:
+        return "vLLM's suffix decoding looks up in all texts that it has written, by rules of its own."
     if spec.kind is not None and ngram is not None:
         return "vLLM takes one method, a look-up or a model."
     if spec.cutoff:
@@ -55,12 +58,14 @@ def vllm(plan: Plan) -> Given | str:
     differs, legends = list[str](), [target.legend]
     config: dict[str, object]
     if ngram is None:
-        draft = directory(plan, "draft")
-        legends.append(draft.legend)
         method = "eagle3" if plan.head == "peagle" else plan.head or "draft_model"
-        config = {"method": method, "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
+        config = {"method": method}
+        if spec.kind != "mtp":
+            draft = directory(plan, "draft")
+            legends.append(draft.legend)
+            config |= {"model": printable(draft.name)} | ({"revision": draft.revision} if draft.revision else {})
+        config |= {"num_speculative_tokens": plan.gamma}
         config |= {"parallel_drafting": True} if plan.head == "peagle" else {}
-        config |= {"revision": draft.revision} if draft.revision else {}
         differs += sampled_drafts(plan, "vLLM", '`"draft_sample_method":"probabilistic"` in the config')
         differs += bare_drafts(plan, "vLLM")
     else:
@@ -82,7 +87,7 @@ def vllm(plan: Plan) -> Given | str:
 def sglang(plan: Plan) -> Given | str:
     """With topk 1 the draft is one chain; a pass of the target reads its gamma tokens and the one before."""
     spec = plan.spec
-    if spec.ngram is not None:
+    if spec.look_up:
         also = ", and it takes no draft model beside it" if spec.kind is not None else ""
         return f"SGLang's NGRAM drafts from all texts that it has written, not by a look-up in this one{also}."
     if spec.kind == "skip":
@@ -93,6 +98,8 @@ def sglang(plan: Plan) -> Given | str:
         return "SGLang's documentation has no confidence cut-off for a draft model."
     if plan.head == "peagle":
         return "SGLang drives no P-EAGLE head (sgl-project/sglang#23171)."
+    if plan.head in ("mtp", "dflash"):
+        return f"What SGLang calls {HEADS[plan.head]} was not tried here."
     target, draft = directory(plan, "target"), directory(plan, "draft")
     options = [
         ["python", "-m", "sglang.launch_server", "--model-path", target.name],
@@ -120,8 +127,10 @@ def llamacpp(plan: Plan) -> Given | str:
         return "llama.cpp has no draft made of the target's own first layers."
     if spec.kind == "cross":
         return "llama.cpp starts with a draft whose vocabulary does not fit, and then never uses it."
-    if plan.head == "peagle":
-        return "llama.cpp's help has no P-EAGLE head among its types of draft."
+    if plan.head in ("peagle", "mtp", "dflash"):
+        return f"llama.cpp with a head of kind {HEADS[plan.head]} was not tried here."
+    if spec.suffix is not None:
+        return "llama.cpp looks up n-grams of one length, not the longest suffix."
     target = gguf(plan, "target")
     differs, legends = list[str](), [target.legend]
     if plan.on != "llama.cpp":

@@ -20,7 +20,9 @@ def python(plan: Plan) -> Given | str:
     if spec.kind is not None and spec.ngram is not None:
         return "transformers takes a look-up or an assistant in one `generate` call, not both."
     if plan.head is not None:
-        return f"transformers drives no {HEADS[plan.head]} head."
+        return f"transformers with a head of kind {HEADS[plan.head]} was not tried here."
+    if spec.suffix is not None:
+        return "transformers looks up n-grams, not the longest suffix."
     if spec.kind == "skip" and spec.layers is None:
         return "transformers can draft with the first layers (`assistant_early_exit`); how many, run.json says."
     target = directory(plan, "target")
