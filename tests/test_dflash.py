@@ -102,7 +102,7 @@ def test_rounds_are_those_of_transformers(prompt):
     ours = run(reader, drafter, prompt, gamma=BLOCK - 1, max_new_tokens=48)
     assert theirs[0, len(prompt) :].tolist() == ours.tokens
     assert len(passes) == len(ours.rounds) + 1  # one reads the prompt
-    assert 0.1 < sum(r.accepted for r in ours.rounds) / sum(r.drafted for r in ours.rounds) < 0.9
+    assert 0 < sum(r.accepted for r in ours.rounds) < sum(r.drafted for r in ours.rounds)
 
 
 @pytest.mark.parametrize("gamma", [1, 2, BLOCK - 1])

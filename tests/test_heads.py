@@ -98,7 +98,7 @@ def naive(head, model, x: list[int], drafts: list[int]) -> torch.Tensor:
 
 
 def memory_of(head, n):
-    return [layer.put for layer in RewindableCache(head.config, n).layers]
+    return RewindableCache(head.config, n)
 
 
 @pytest.mark.parametrize("norm_output", [False, True])
@@ -207,8 +207,9 @@ def test_a_head_of_another_target_is_refused_by_its_config(tmp_path, case):
 
 
 UNKNOWN = {
-    "dflash": ({"speculators_model_type": "dflash"}, "of kind DFlash"),
-    "mtp": ({"speculators_model_type": "mtp"}, "of kind MTP"),
+    "dflash 2": ({"speculators_model_type": "dflash2"}, "of kind DFlash 2"),
+    "mtp": ({"speculators_model_type": "mtp"}, "with --draft mtp"),
+    "gemma": ({"model_type": "gemma4_assistant", "speculators_model_type": None}, "of kind Gemma 4 assistant"),
     "new": ({"speculators_model_type": "frobnicate"}, "frobnicate"),
     "layers": (
         {"transformer_layer_config": head_config(PLAIN)["transformer_layer_config"] | {"model_type": "mistral"}},
@@ -290,8 +291,3 @@ def test_options_come_in_any_order(text):
 def test_another_way_to_draft_is_refused():
     with pytest.raises(ConfigError, match="'beam' is no way to draft"):
         parse_draft("p/head,sample=beam")
-
-
-def test_multi_token_prediction_is_refused_by_name():
-    with pytest.raises(ConfigError, match="MTP"):
-        parse_draft("mtp")

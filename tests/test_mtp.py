@@ -61,7 +61,7 @@ def test_text_is_the_targets_own_and_some_drafts_are_kept(kind, gamma):
     out = run(reader, drafter, PROMPT, gamma=gamma, max_new_tokens=48)
     assert out.tokens == alone(kind)
     accepted, drafted = (sum(getattr(r, name) for r in out.rounds) for name in ("accepted", "drafted"))
-    assert 0.05 < accepted / drafted < 0.98, (accepted, drafted)
+    assert 0 < accepted < drafted
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v3", *full("glm4_moe")])

@@ -125,7 +125,7 @@ HEADS = {
     )
 }
 
-TITLES = {name: one.title for name, one in (*DEMO.items(), *HEADS.items())}
+TITLES = {name: one.title for name, one in DEMO.items()} | {name: one.title for name, one in HEADS.items()}
 
 
 def find(name: str) -> DemoModel:

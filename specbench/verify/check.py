@@ -121,7 +121,9 @@ def _draft(
 def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None) -> str | None:
     """Why transformers does not do the same with this draft, or None."""
     if head is not None:
-        return f"transformers is not asked to drive a head of kind {HEADS[head]}"
+        if head in ("mtp", "dflash"):
+            return f"transformers drafts with {HEADS[head]} heads too, but is not asked to here"
+        return f"transformers drives no {HEADS[head]} head"
     if spec.look_up and spec.kind is not None:
         return "transformers has no look-up that falls back on a model"
     if spec.suffix is not None:

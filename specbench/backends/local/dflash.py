@@ -119,6 +119,10 @@ class BlockReader:
             self.cache.rewind(past + n)
             return self.head.logits(own[0, 1 : k + 1])
 
+    def step(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """It drafts by `block` alone."""
+        raise NotImplementedError
+
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Logits [n, V] of each later draft, of what `read` left in `own` [n, k, hidden]: a block does not read what it
         drafted."""

@@ -121,7 +121,13 @@ class Draft:
     def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
         """Its drafter for batches that `target` reads, whose model then is what reads draft steps."""
         if self.loaded is None:
-            return SideBySide(lambda: self._look_up(setting))
+
+            def alone() -> Drafter:
+                found = self._look_up(setting)
+                assert found is not None
+                return found
+
+            return SideBySide(alone)
         self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
         drafter = ManyModelDrafter(
             self.stepper,

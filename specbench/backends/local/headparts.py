@@ -56,24 +56,25 @@ def tensors_of(head: Head, unused: tuple[str, ...], renamed: Mapping[str, str]) 
 def vocabulary_of(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """The target's ids of what a head drafts [draft vocabulary], from the offsets d2t; None where these are all. Raises
     ModelError where they lead out of the vocabulary, meet, or are not those that the mask t2d says."""
+    drafts, vocabulary = head.draft_vocab, head.vocab_size
+    if drafts is None or vocabulary is None or (offsets is None and drafts == vocabulary):
+        return None
     if offsets is None:
-        if head.draft_vocab == head.vocab_size:
-            return None
-        raise ModelError(f"{head.name} does not say which tokens its {head.draft_vocab:,} are: d2t is missing",
+        raise ModelError(f"{head.name} does not say which tokens its {drafts:,} are: d2t is missing",
                          cure=COPY_AGAIN)  # fmt: skip
-    if offsets.shape != (head.draft_vocab,):
-        raise misfit(head, "d2t", offsets.shape, (head.draft_vocab,))
-    ids = offsets.long() + torch.arange(head.draft_vocab)
-    outside = ids[(ids < 0) | (ids >= head.vocab_size)]
+    if offsets.shape != (drafts,):
+        raise misfit(head, "d2t", offsets.shape, (drafts,))
+    ids = offsets.long() + torch.arange(drafts)
+    outside = ids[(ids < 0) | (ids >= vocabulary)]
     if len(outside):
-        what = f"d2t of {head.name} leads outside the target's {head.vocab_size:,} tokens, {len(outside):,} times"
+        what = f"d2t of {head.name} leads outside the target's {vocabulary:,} tokens, {len(outside):,} times"
     elif (same := len(ids) - len(set(ids.tolist()))) > 0:
         what = f"d2t of {head.name} gives {same:,} tokens the id of another"
-    elif mask is not None and mask.shape != (head.vocab_size,):
-        raise misfit(head, "t2d", mask.shape, (head.vocab_size,))
+    elif mask is not None and mask.shape != (vocabulary,):
+        raise misfit(head, "t2d", mask.shape, (vocabulary,))
     elif mask is not None and not torch.equal(mask.bool().nonzero()[:, 0], ids.sort().values):
-        apart = head.draft_vocab - int(mask.bool()[ids].sum())
-        what = f"d2t and t2d of {head.name} disagree: {apart:,} of {head.draft_vocab:,} tokens are not in t2d"
+        apart = drafts - int(mask.bool()[ids].sum())
+        what = f"d2t and t2d of {head.name} disagree: {apart:,} of {drafts:,} tokens are not in t2d"
     else:
         return ids
     raise ModelError(what, cure=f"Its target id is id + d2t[id]; {COPY_AGAIN[0].lower()}{COPY_AGAIN[1:]}")

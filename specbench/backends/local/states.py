@@ -72,7 +72,7 @@ class States:
 def watched(model: Any, taps: Taps | None) -> Iterator[None]:
     """Hands what transformers' own layers are given to `taps` inside the block. Not every model calls them `layers`:
     those of one that is not watched are not asked for."""
-    decoder = model.get_decoder() if taps else None
+    decoder: Any = model.get_decoder() if taps else None
     handles = []
     for index, tap in (taps or {}).items():
         if index == len(decoder.layers):

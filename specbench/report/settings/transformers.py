@@ -20,7 +20,9 @@ def python(plan: Plan) -> Given | str:
     if spec.kind is not None and spec.ngram is not None:
         return "transformers takes a look-up or an assistant in one `generate` call, not both."
     if plan.head is not None:
-        return f"transformers with a head of kind {HEADS[plan.head]} was not tried here."
+        if plan.head in ("mtp", "dflash"):
+            return f"transformers drafts with {HEADS[plan.head]} heads too, one sequence at a time; not tried here."
+        return f"transformers drives no {HEADS[plan.head]} head."
     if spec.suffix is not None:
         return "transformers looks up n-grams, not the longest suffix."
     if spec.kind == "skip" and spec.layers is None:
