@@ -9,6 +9,7 @@ BENCHMARKS = {
     "baseline": "our loop against transformers generate: the target alone, and with a draft at gamma 1, 2 and 4",
     "replay": "the whole acceptance curve from one text, against re-running transformers for every gamma",
     "saving": "a sweep that stops what is surely not the best, against every gamma: trials, seconds, both verdicts",
+    "slices": "the noise of a speedup by how often the arms of a prompt take turns, from whole trials to single tokens",
     "calibration": "intervals and verdicts on fake traffic whose true speedup is planted: how often they are right",
     "tool": "CPU seconds and memory of help, workload and brief, beside what Python and its libraries take",
     "growth": "time and memory of the tool itself against prompts, gammas and drafts: does it stay linear?",

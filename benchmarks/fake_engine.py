@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,16 @@ class FakeGeneration:
     times: Times
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A trial that is done when it starts."""
+
+    found: list[FakeGeneration]
+
+    def finish(self) -> list[FakeGeneration]:
+        return self.found
+
+
 class FakeEngine:
     """One text for every prompt, with the rounds that seven of ten accepted drafts give."""
 
@@ -36,7 +47,7 @@ class FakeEngine:
         accept, some = np.array(self._accepts, np.float32), np.full(TOKENS - 1, 0.5, np.float32)
         self._scores = Scores(accept, accept, some, some, -some, np.zeros(TOKENS - 1, bool))
 
-    def generate(self, ids: list[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> FakeGeneration:
+    def start(self, prompts: Sequence[Sequence[int]], arm: Arm, **_: Any) -> Finished:
         """The same as the time before: made once for each gamma."""
         if arm.gamma not in self._made:
             rounds = (
@@ -46,7 +57,7 @@ class FakeEngine:
             )
             times = Times(0.02, 0.0, 0.0, 1.0, 0.1, 1.12)
             self._made[arm.gamma] = FakeGeneration(self._tokens, rounds, "length", times)
-        return self._made[arm.gamma]
+        return Finished([self._made[arm.gamma]])
 
     def score(self, ids: Sequence[int], tokens: Sequence[int], draft: str) -> Scores:
         """The same for every text."""

@@ -55,7 +55,7 @@ class Silent:
 def bookkeeping(folder: Path, prompts: int, gammas: int, drafts: int) -> None:
     """Every trial of a sweep, and the positions of every text, of an engine that answers at once."""
     specs = tuple(f"fake-draft-{number}" for number in range(1, drafts + 1))
-    config = RunConfig(draft=specs, gamma=tuple(range(1, gammas + 1)), max_new_tokens=TOKENS, temperature=0.0)
+    config = RunConfig(draft=specs, gamma=tuple(range(1, gammas + 1)), max_new_tokens=TOKENS, slice_tokens=0)
     prompts_ = [Prompt(f"p{n}", (Message("user", f"{n}"),), f"{n:064}", "all") for n in range(prompts)]
     to = folder / "written"
     to.mkdir()

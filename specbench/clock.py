@@ -31,12 +31,15 @@ class Clock(Protocol):
     def lap(self, name: str) -> None:
         """End the span that began at the last lap (or at the start) and charge it to `name`."""
 
+    def resume(self) -> None:
+        """Begin a span: the time since the last lap belonged to somebody else, and is charged to nothing."""
+
     def seconds(self, name: str) -> float:
         """Seconds charged to `name` so far; 0.0 where nothing was."""
 
     @property
     def total_s(self) -> float:
-        """Seconds from the start to the last lap: the sum of all names, by construction."""
+        """The sum of all names."""
 
 
 class Stopwatch:
@@ -46,8 +49,8 @@ class Stopwatch:
         self._sync = sync
         self._now = now
         self._spent_ns: defaultdict[str, int] = defaultdict(int)
-        sync()
-        self._started_ns = self._last_ns = now()
+        self._last_ns = 0
+        self.resume()
 
     def lap(self, name: str) -> None:
         """End the span that began at the last lap (or at the start) and charge it to `name`."""
@@ -56,14 +59,19 @@ class Stopwatch:
         self._spent_ns[name] += now_ns - self._last_ns
         self._last_ns = now_ns
 
+    def resume(self) -> None:
+        """Begin a span: the time since the last lap belonged to somebody else, and is charged to nothing."""
+        self._sync()
+        self._last_ns = self._now()
+
     def seconds(self, name: str) -> float:
         """Seconds charged to `name` so far; 0.0 where nothing was."""
         return self._spent_ns[name] / 1e9
 
     @property
     def total_s(self) -> float:
-        """Seconds from the start to the last lap: the sum of all names, by construction."""
-        return (self._last_ns - self._started_ns) / 1e9
+        """The sum of all names."""
+        return sum(self._spent_ns.values()) / 1e9
 
 
 class EventStopwatch:
@@ -74,12 +82,16 @@ class EventStopwatch:
     def __init__(self, event: Callable[[], Any]) -> None:
         self._event = event
         self._last = self._mark()
-        self._marks: list[tuple[str, Any]] = []
+        self._marks: list[tuple[str | None, Any]] = []
         self._spent_s: defaultdict[str, float] = defaultdict(float)
 
     def lap(self, name: str) -> None:
         """End the span that began at the last lap (or at the start) and charge it to `name`."""
         self._marks.append((name, self._mark()))
+
+    def resume(self) -> None:
+        """Begin a span: what the device did since the last lap was somebody else's, and is charged to nothing."""
+        self._marks.append((None, self._mark()))
 
     def seconds(self, name: str) -> float:
         """Seconds charged to `name` so far; 0.0 where nothing was."""
@@ -87,7 +99,7 @@ class EventStopwatch:
 
     @property
     def total_s(self) -> float:
-        """Seconds from the start to the last lap, as the sum of all names."""
+        """The sum of all names."""
         return sum(self._spent().values())
 
     def _mark(self) -> Any:
@@ -100,7 +112,8 @@ class EventStopwatch:
         if self._marks:
             self._marks[-1][1].synchronize()
         for name, mark in self._marks:
-            self._spent_s[name] += self._last.elapsed_time(mark) / 1e3
+            if name is not None:
+                self._spent_s[name] += self._last.elapsed_time(mark) / 1e3
             self._last = mark
         self._marks.clear()
         return self._spent_s

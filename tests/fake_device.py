@@ -11,6 +11,7 @@ from typing import Any
 from specbench.acceptance import loop
 from specbench.backends.local import local, prober
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.lanes import Underway
 from specbench.clock import Stopwatch
 from specbench.config import RunConfig
 from specbench.cost.plan import ProbePlan, run_plan
@@ -64,16 +65,16 @@ class FakeDevice:
 
     def install(self, patch: Any, *, synced: bool = True) -> None:
         """Make every clock and every wait of a run this device's; `synced` says whether spans wait for it."""
-        forward, generate, accept = CachedModel.forward_rows, local.LocalEngine.generate, loop.accept
+        forward, advance, accept = CachedModel.forward_rows, Underway.advance, loop.accept
 
         def forward_rows(reader: CachedModel, rows: Any, keep: int) -> Any:
             self.launch(reader, len(rows[0]))
             return forward(reader, rows, keep)
 
-        def generated(engine: Any, ids: Any, arm: Arm, **more: Any) -> Any:
-            self.arm = arm
+        def advanced(underway: Underway, tokens: int) -> bool:
+            self.arm = underway.arm
             try:
-                return generate(engine, ids, arm, **more)
+                return advance(underway, tokens)
             finally:
                 self.arm = None
 
@@ -88,7 +89,7 @@ class FakeDevice:
             return self.sync
 
         patch.setattr(CachedModel, "forward_rows", forward_rows)
-        patch.setattr(local.LocalEngine, "generate", generated)
+        patch.setattr(Underway, "advance", advanced)
         patch.setattr(loop, "accept", accepted)
         patch.setattr(local, "device_sync", waits if synced else lambda _: lambda: None)
         patch.setattr(prober, "device_sync", waits)

@@ -195,7 +195,7 @@ def test_a_bug_is_one_line_without_text(lab, tmp_path, monkeypatch):
     def buggy(self, *args, **kwargs):
         raise ValueError(f"oops: {CANARY}")
 
-    monkeypatch.setattr(LocalEngine, "generate", buggy)
+    monkeypatch.setattr(LocalEngine, "start", buggy)
     result = call("sweep", *lab.args("--out", tmp_path, "--limit", 2, "--quiet"))
     assert result.exit_code == 1
     assert result.stderr.startswith("specbench: a bug of specbench or of a library: ValueError in test_cli.py:")

@@ -272,14 +272,14 @@ def test_rows_that_are_left_out_are_not_quoted(session, tmp_path):
 
 
 def test_a_failure_half_way_is_not_quoted(session, tmp_path, monkeypatch):
-    generate, left = LocalEngine.generate, iter(range(100))
+    start, left = LocalEngine.start, iter(range(100))
 
-    def failing(self, ids, *args, **kwargs):
+    def failing(self, prompts, *args, **kwargs):
         if next(left) == 12:
-            raise ValueError(self.decode(ids))
-        return generate(self, ids, *args, **kwargs)
+            raise ValueError(self.decode(prompts[0]))
+        return start(self, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(LocalEngine, "generate", failing)
+    monkeypatch.setattr(LocalEngine, "start", failing)
     with everything_said() as heard:
         result = call("sweep", *session.args, "--out", tmp_path)
     (run,) = find_runs(tmp_path)

@@ -137,8 +137,8 @@ def test_an_interrupted_run_continues_and_loses_nothing(lab, tmp_path, stored, m
     assert read_run(folder).torn
     observer = FakeObserver()
     generated = []
-    generate = LocalSession._generated
-    monkeypatch.setattr(LocalSession, "_generated", lambda self, *args: generated.append(args) or generate(self, *args))
+    start = LocalSession._start
+    monkeypatch.setattr(LocalSession, "_start", lambda self, *args: generated.append(args) or start(self, *args))
     again = sweep(lab, tmp_path, observer=observer)
     # four warm-ups and what was left: hashes tell which texts differ
     assert len(generated) == 4 + (48 - 13)
@@ -197,10 +197,10 @@ def test_a_disturbed_trial_is_repeated_kept_and_not_counted(lab, tmp_path, monke
 
     monkeypatch.setattr(session, "OthersMeter", FakeMeter)
     monkeypatch.setattr(LocalSession, "warm", lambda *_: iter(()))
-    stored = sweep(lab, tmp_path, limit=1, gammas=(2,), max_new_tokens=6)
+    stored = sweep(lab, tmp_path, limit=1, gammas=(2,), max_new_tokens=6, slice_tokens=0)
     first, second = stored.trials[:2]
     assert (first.disturbed, first.attempt, second.disturbed, second.attempt) == (False, 0, False, 0)
-    config = config_for(lab, tmp_path, limit=1, max_new_tokens=7)
+    config = config_for(lab, tmp_path, limit=1, max_new_tokens=7, slice_tokens=0)
     busy = iter([3.0, 0.0])
     from dataclasses import replace
 

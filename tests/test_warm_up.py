@@ -33,7 +33,10 @@ class FakeEngine:
 
     def warm(self, ids: Any, widths: Any) -> None: ...
 
-    def generate(self, ids: Any, arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
+    def start(self, prompts: Any, arm: Arm, **_: Any) -> Any:
+        return SimpleNamespace(finish=lambda: [self._generated(prompts[0], arm)])
+
+    def _generated(self, ids: Any, arm: Arm) -> Generation:
         other_s = self._spend(arm)
         prefill_s, draft_s = self._spend((None, len(ids))), self._spend((arm.draft, len(ids))) if arm.draft else 0.0
         total_s = prefill_s + draft_s + other_s
@@ -46,13 +49,13 @@ class FakeEngine:
 
 
 def measurement_of(engine: Any, tmp_path: Path) -> tuple[Measurement, list[Any]]:
-    config = RunConfig(target="t", draft=("d",), gamma=(1, 4), temperature=1.0)
+    config = RunConfig(target="t", draft=("d",), gamma=(1, 4), temperature=1.0, slice_tokens=0)
     kept: list[Any] = []
     run = RunRecord(
         status="started", command="measure", config=config, provenance=Provenance("fake"), trials_planned=0, probe=()
     )
     writer: Any = SimpleNamespace(append=kept.append, folder=tmp_path, run=run)
-    observer: Any = SimpleNamespace(**dict.fromkeys(("trial", "begin", "left"), lambda *_: None))
+    observer: Any = SimpleNamespace(**dict.fromkeys(("trial", "begin", "left", "say"), lambda *_: None))
     session = LocalSession(engine, config, tmp_path)
     stored = StoredRun(tmp_path, run, (), torn=False)
     losses = Losses(writer, (), None)

@@ -3,13 +3,16 @@
 One round: draft up to gamma tokens, one target pass over them and the last emitted token, keep a prefix, emit it
 and one token more (the correction after a rejection, else the bonus). The target alone is the same loop with no
 drafter, so that both arms pay for the same Python.
+
+It is a generator, so that it can be left after any round, for another arm to have its turn on the same machine at
+nearly the same time, and taken up again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +29,12 @@ from specbench.acceptance.rules import (
 from specbench.acceptance.scores import until_end
 from specbench.clock import Clock
 from specbench.records import Finish, Round, Sampling, Times
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# A generation under way: how many tokens there are, after the prompt and after each round, and in the end all of it.
+Steps = Generator[int, None, T]
 
 
 class Target(Protocol):
@@ -76,7 +85,7 @@ class Generation:
 
 
 @torch.inference_mode()
-def generate(
+def rounds_of(
     target: Target,
     drafter: Drafter | None,
     prompt: Sequence[int],
@@ -87,11 +96,12 @@ def generate(
     max_new_tokens: int,
     generator: torch.Generator,
     clock: Clock,
-) -> Generation:
+) -> Steps[Generation]:
     """Generate up to `max_new_tokens` tokens after `prompt`; without a `drafter` (gamma unused) the target alone.
 
     Text past an accepted end-of-sequence token is never drafted, counted or emitted. Drafts are limited so that a
-    round cannot run past `max_new_tokens`; the last rounds may therefore draft fewer than gamma.
+    round cannot run past `max_new_tokens`; the last rounds may therefore draft fewer than gamma. Whoever leaves it for
+    a while resumes `clock` before going on.
     """
     penalty = RepetitionPenalty(sampling)
     target.rewind(0)
@@ -105,6 +115,7 @@ def generate(
     x = [*prompt, first]
     end = len(prompt) + max_new_tokens
     rounds: list[Round] = []
+    yield 1
     while x[-1] not in eos and len(x) < end:
         d = Proposal([])
         k = min(gamma, end - len(x) - 1)
@@ -124,7 +135,26 @@ def generate(
         target.rewind(len(x) - 1)  # the newest token is read by the next round
         rounds.append(Round(len(drafts), n))
         clock.lap("other")
+        yield len(x) - len(prompt)
     return Generation(x[len(prompt) :], rounds, "eos" if x[-1] in eos else "length", times_of(clock))
+
+
+def at_once(steps_of: Callable[P, Steps[T]]) -> Callable[P, T]:
+    """The same without a stop: what `steps_of` gives in the end."""
+
+    def whole(*args: P.args, **more: P.kwargs) -> T:
+        steps = steps_of(*args, **more)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+
+    return whole
+
+
+generate = at_once(rounds_of)
 
 
 def to_verify(last: int, d: Proposal) -> Sequence[int] | Tensor:

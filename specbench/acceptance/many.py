@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specbench.acceptance.loop import Generation, Proposal, accept, times_of
+from specbench.acceptance.loop import Generation, Proposal, Steps, accept, at_once, times_of
 from specbench.acceptance.penalty import RepetitionPenalty, apply_many
 from specbench.acceptance.rules import best, distribution, judged_sampled, kept_of, queued
 from specbench.clock import Clock
@@ -53,7 +53,7 @@ class ManyDrafter(Protocol):
 
 
 @torch.inference_mode()
-def generate_many(
+def rounds_of_many(
     target: ManyTarget,
     drafter: ManyDrafter | None,
     prompts: Sequence[Sequence[int]],
@@ -64,8 +64,9 @@ def generate_many(
     max_new_tokens: int,
     generators: Sequence[torch.Generator],
     clock: Clock,
-) -> list[Generation]:
-    """`loop.generate` for several prompts at once; every Generation carries the times of the whole batch."""
+) -> Steps[list[Generation]]:
+    """`loop.rounds_of` for several prompts at once, whose tokens it yields all together; every Generation carries the
+    times of the whole batch."""
     penalties = [RepetitionPenalty(sampling) for _ in prompts]
     target.begin(len(prompts))
     logits = target.forward(prompts, every=False)[:, None]
@@ -80,6 +81,7 @@ def generate_many(
     ends = [len(prompt) + max_new_tokens for prompt in prompts]
     rounds: list[list[Round]] = [[] for _ in prompts]
     running = list(range(len(prompts)))
+    yield len(prompts)
     while running := _still(running, x, ends, eos, target, drafter):
         rows = [x[b] for b in running]
         ds = [Proposal([]) for _ in running]
@@ -100,11 +102,15 @@ def generate_many(
             rounds[b].append(Round(len(d.tokens), n))
         target.rewind([len(x[b]) - 1 for b in running])
         clock.lap("other")
+        yield sum(map(len, x)) - sum(map(len, prompts))
     times = times_of(clock)
     return [
         Generation(row[len(prompt) :], done, "eos" if row[-1] in eos else "length", times)
         for row, prompt, done in zip(x, prompts, rounds, strict=True)
     ]
+
+
+generate_many = at_once(rounds_of_many)
 
 
 def accept_many(

@@ -46,7 +46,8 @@ class Workload:
 class Facts:
     """The run beside its numbers. `done` of `planned` trials are stored, `spared` need not be run, since their gamma
     was ruled out; `prefill_share` is of the wall clock of the target alone; `cut_share` is the share of its outputs
-    that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server."""
+    that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server,
+    `sliced` that arms took turns within a prompt."""
 
     status: str
     argv: tuple[str, ...]
@@ -66,6 +67,7 @@ class Facts:
     provenance: Provenance
     fingerprint: str | None
     served: bool = False
+    sliced: bool = False
     loads: tuple[Load, ...] = (Load(),)
     spared: int = 0
     reference: tuple[ReferenceCheck, ...] = ()
@@ -103,6 +105,7 @@ def read_facts(stored: StoredRun) -> Facts:
         provenance=provenance,
         fingerprint=run.fingerprint,
         served=run.on_server,
+        sliced=any(trial.slices for trial in main),
         loads=tuple(loads),
         reference=run.reference_check,
         template_kwargs=config.chat_template_kwargs or {},

@@ -14,6 +14,7 @@ from specbench.errors import EngineError
 from specbench.records import (
     Arm,
     Caution,
+    ClientLag,
     Counters,
     Divergence,
     Finish,
@@ -93,7 +94,8 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one job gave in one arm; the fields are those of the Trial that run/session.py makes of it. `begun_s` is
-    when it was due, in seconds from the start of its window; `text` is there where texts are kept."""
+    when it was due, in seconds from the start of its window; `slices` in how many slices it was generated, where arms
+    took turns; `text` is there where texts are kept."""
 
     job: Job
     output: Output
@@ -109,6 +111,7 @@ class Answer:
     other_cores: float | None = None
     told: ServerStats | None = None
     begun_s: float | None = None
+    slices: int | None = None
     text: str | None = None
 
 
@@ -128,11 +131,13 @@ class WindowEnd:
     wall_s: float
     counters: Counters | None
     alone: bool
+    lag: ClientLag | None
 
 
 # What sessions yield, as it comes; whoever stops listening closes it.
 Events = Generator[Answer | WarmUp | WindowEnd, None, None]
 Answers = Generator[Answer, None, None]
+ArmAnswers = Generator[tuple[Arm, Answer], None, None]
 Texts = Generator[tuple[Item, "TargetText"], None, None]
 Scored = Generator[tuple[Item, Scores | BlockScores], None, None]
 
@@ -153,7 +158,7 @@ class DoesNotFitError(EngineError):
     """Memory ran out on one prompt of `tokens` tokens, its answer included; the others may fit."""
 
     def __init__(self, prompt_id: str, tokens: int) -> None:
-        super().__init__("Out of memory", where=f"at {tokens:,} tokens", cure="Use shorter prompts or --limit.")
+        super().__init__("Out of memory", where=f"at {tokens:,} tokens", hint="Use shorter prompts or --limit.")
         self.prompt_id = prompt_id
         self.tokens = tokens
 
@@ -256,6 +261,16 @@ class CanWarm(Protocol):
 
     def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
         """Every arm briefly."""
+
+
+@runtime_checkable
+class CanSlice(Protocol):
+    """A session that can leave a generation after any round and go on with it later. A server cannot be left: there
+    the arms take turns request by request."""
+
+    def slices(self, job: Job, arms: Sequence[Arm]) -> ArmAnswers:
+        """The job once in each of `arms`, which take turns every few tokens. They have the same `other_cores`, and
+        come when all are done. Raises DoesNotFitError."""
 
 
 @runtime_checkable

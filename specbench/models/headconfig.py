@@ -53,7 +53,7 @@ _OF_LAYERS = (
     "hidden_act",
 )
 
-_CURE = "Use another draft."
+_HINT = "Use another draft."
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +147,9 @@ def require_known(name: str, kind: str) -> None:
     if kind in HEADS and kind not in _OTHERS:
         return
     *most, last = HEADS.values()
-    cure = "Name the target's own layers with --draft mtp." if kind == "mtp" else _CURE
+    hint = "Name the target's own layers with --draft mtp." if kind == "mtp" else _HINT
     raise ModelError(f"{name} is a draft head of kind {_OTHERS.get(kind, shown(kind))}, and only {', '.join(most)} and "
-                     f"{last} are known here", cure=cure)  # fmt: skip
+                     f"{last} are known here", hint=hint)  # fmt: skip
 
 
 def read_head(config: dict[str, Any], kind: str, *, name: str, location: Path, hub: bool, revision: str | None) -> Head:
@@ -181,7 +181,7 @@ def _draft_vocabulary(name: str, config: dict[str, Any], vocabulary: int | None)
     if drafts is not None and vocabulary is not None and not 1 <= int(drafts) <= int(vocabulary):
         raise ModelError(
             f"{name} drafts {int(drafts):,} tokens of a vocabulary of {int(vocabulary):,}",
-            cure="Check its config.json.",
+            hint="Check its config.json.",
         )
     return None if drafts is None else int(drafts)
 
@@ -199,7 +199,7 @@ def _eagle_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, 
         mask = _mask_token(found, next((config[key] for key in _MASK_KEYS if config.get(key) is not None), None))
     made = _layer_config(name, layer)
     if flat and int(made.num_hidden_layers) > 4:
-        raise ModelError(f"{name} has {made.num_hidden_layers} layers: a model, and no head", cure=_CURE)
+        raise ModelError(f"{name} has {made.num_hidden_layers} layers: a model, and no head", hint=_HINT)
     return EagleHead(
         **found,
         layer=made,
@@ -220,14 +220,14 @@ def _block_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, 
 
     if said("sample_from_anchor") is True:
         raise ModelError(f"{name} drafts from its first place too (sample_from_anchor), which is not known here",
-                         cure=_CURE)  # fmt: skip
+                         hint=_HINT)  # fmt: skip
     ids = said("aux_hidden_state_layer_ids")
     if ids is None:  # its authors and transformers name a layer for the state after it
         ids = [int(one) + 1 for one in said("target_layer_ids") or ()]
     block = int(said("block_size") or 0)
     if block < 2 or not ids:
         what = f"a block of {block} tokens" if ids else "no layers to read (target_layer_ids)"
-        raise ModelError(f"{name} has {what}", cure="Check its config.json.")
+        raise ModelError(f"{name} has {what}", hint="Check its config.json.")
     if layer.get("model_type") == _ASSISTANT:
         windows = ["sliding_attention"] * int(layer["num_hidden_layers"])  # where it does not say
         layer = {"layer_types": windows, **{key: layer[key] for key in _OF_LAYERS if key in layer}}
@@ -245,12 +245,12 @@ def _mask_token(found: dict[str, Any], token: Any) -> int:
     name, vocabulary = found["name"], found["vocab_size"]
     if token is None:
         raise ModelError(
-            f"{name} does not say which token masks a draft (mask_token_id)", cure="Check its config.json."
+            f"{name} does not say which token masks a draft (mask_token_id)", hint="Check its config.json."
         )
     if int(token) < 0 or (vocabulary is not None and int(token) >= vocabulary):
         raise ModelError(
             f"{name} masks drafts with token {int(token):,} of a vocabulary of {vocabulary or 0:,}",
-            cure="Check its config.json.",
+            hint="Check its config.json.",
         )
     return int(token)
 
@@ -262,14 +262,14 @@ def _layer_config(name: str, values: dict[str, Any]) -> Any:
     kind = values.pop("model_type", "llama")
     if kind not in _LAYERS:
         raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {' or '.join(_LAYERS)} layers are "
-                         "known here", cure=_CURE)  # fmt: skip
+                         "known here", hint=_HINT)  # fmt: skip
     values.pop("architectures", None)
     layer = AutoConfig.for_model(kind, **values)
     windows = [one for one in getattr(layer, "layer_types", None) or [] if one != "full_attention"]
     rope = str((getattr(layer, "rope_parameters", None) or {}).get("rope_type", "default"))
     if windows or rope not in _STEADY_ROPES:
         raise ModelError(f"{name} has {windows[0] if windows else f'{rope} rotary positions'}, which heads are not "
-                         "driven with here", cure=_CURE)  # fmt: skip
+                         "driven with here", hint=_HINT)  # fmt: skip
     layer._attn_implementation = "sdpa"
     return layer
 

@@ -43,7 +43,7 @@ def find_head(name: str) -> Head | None:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"config.json of {name} is not one of {HEADS[kind]} ({type(error).__name__})",
-            cure="Copy the head again, with the config.json that it came with.",
+            hint="Copy the head again, with the config.json that it came with.",
         ) from None
 
 
@@ -73,7 +73,7 @@ def require_fit(head: Head, target: str, config: Any) -> None:
         what = f"reads the state before layer {wrong[0]}, and {target} has layers 0 to {layers - 1}"
     else:
         return
-    raise ModelError(f"{head.name} {what}", cure="Use a head that was trained for this target.")
+    raise ModelError(f"{head.name} {what}", hint="Use a head that was trained for this target.")
 
 
 # Targets whose multi-token-prediction layers are driven, with where their configuration counts these layers.
@@ -94,12 +94,12 @@ def require_own(target: str, config: Any, revision: str | None = None) -> OwnHea
     if kind not in _OWN:
         raise ModelError(
             f"{target} ({kind}) has no multi-token-prediction layers that are known here",
-            cure=f"Known are those of {', '.join(_OWN)}; for others use a draft head or a draft model.",
+            hint=f"Known are those of {', '.join(_OWN)}; for others use a draft head or a draft model.",
         )
     count = getattr(text, _OWN[kind], 1)
     if count != 1:
         what = "no multi-token-prediction layer" if not count else f"{count} multi-token-prediction layers, not one"
-        raise ModelError(f"{target} has {what}", cure="Use another draft.")
+        raise ModelError(f"{target} has {what}", hint="Use another draft.")
     layers, layer = int(text.num_hidden_layers), copy.deepcopy(text)
     layer.num_hidden_layers = 1
     if getattr(layer, "first_k_dense_replace", None) is not None:
@@ -128,7 +128,7 @@ def head_files(head: Head) -> list[Path]:
     folder = fetched(head.name, head.revision) if head.hub else head.location
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{head.name} has no weights in safetensors", cure="Convert its weights to model.safetensors.")
+        raise ModelError(f"{head.name} has no weights in safetensors", hint="Convert its weights to model.safetensors.")
     return files
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specbench.analysis.facts import Facts
 
@@ -38,6 +38,7 @@ IN_PROCESS = EngineWords(
     alike="token for token",
     new_run=" or batch sizes",
 )
+SLICED = replace(IN_PROCESS, turns=", taking turns every few tokens of a prompt")
 SERVED = EngineWords(
     turns="",
     no_rounds="the server does not tell its rounds",
@@ -54,4 +55,4 @@ SERVED = EngineWords(
 
 def words_of(facts: Facts) -> EngineWords:
     """Those of the engine that was measured."""
-    return SERVED if facts.served else IN_PROCESS
+    return SERVED if facts.served else SLICED if facts.sliced else IN_PROCESS

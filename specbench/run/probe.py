@@ -143,7 +143,7 @@ def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:
     from specbench.models.memory import weight_bytes, weights
 
     if spec.layers is None:
-        raise ConfigError("A probe does not look for layers", where=spec.text, cure="Write skip:layers=8.")
+        raise ConfigError("A probe does not look for layers", where=spec.text, hint="Write skip:layers=8.")
     model = first_layers(target.model, spec.layers)
     parameters = sum(weight.numel() for weight in weights(model))
     # With the target's tokenizer or none, and its revision: it is a part of it.
@@ -188,7 +188,7 @@ def _require_context(plan: ProbePlan, models: Sequence[LoadedModel]) -> None:
             raise ConfigError(
                 f"{loaded.name} reads at most {loaded.max_context} tokens, {plan.capacity} are needed",
                 where="--context",
-                cure=f"Give contexts up to {loaded.max_context - max(plan.gammas) - 1}.",
+                hint=f"Give contexts up to {loaded.max_context - max(plan.gammas) - 1}.",
             )
 
 

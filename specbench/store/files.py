@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -19,13 +21,18 @@ def write_all(file: FileIO, data: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def open_new(mode: int) -> Callable[[str, int], int]:
+    """For `open`: a file that it makes has at most these permissions."""
+    return partial(os.open, mode=mode)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write `path` whole, or raise OSError and leave it as it was. Where it is a link, the link is replaced and what it
-    leads to stays."""
+    leads to stays. It has at most the permissions of `mode`."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)  # of a killed session, or a link that somebody put there
-        with temporary.open("xb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0, opener=open_new(mode)) as file:
             write_all(file, data)
         temporary.replace(path)
     except OSError:
@@ -57,7 +64,7 @@ def refuse_links(folder: Path) -> None:
         raise StoreError(
             "The run folder holds a link, and would be written through it",
             where=str(links[0]),
-            cure="Put the file itself there, or start a new run with --fresh.",
+            hint="Put the file itself there, or start a new run with --fresh.",
         )
 
 
@@ -65,13 +72,13 @@ def unwritable(error: OSError, path: Path) -> StoreError:
     """What is said where a run folder takes nothing any more. All that was finished is in it."""
     again = "run the same command again: it continues where it stopped."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        cure = f"Free some space and {again}"
+        hint = f"Free some space and {again}"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        cure = f"Make the folder writable and {again}"
+        hint = f"Make the folder writable and {again}"
     elif error.errno == errno.ENOENT:
-        cure = f"Put the folder back and {again}"
+        hint = f"Put the folder back and {again}"
     else:
-        cure = f"Look at the disk and {again}"
+        hint = f"Look at the disk and {again}"
     # Libraries put their own words into strerror.
     why = os.strerror(error.errno) if error.errno else type(error).__name__
-    return StoreError(f"Cannot write to the run folder: {why}", where=str(path), cure=cure)
+    return StoreError(f"Cannot write to the run folder: {why}", where=str(path), hint=hint)

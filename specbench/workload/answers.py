@@ -11,7 +11,7 @@ from specbench.errors import WorkloadError
 # Where a line may have its answer, when it is no string itself.
 _KEYS = ("answer", "response", "output", "completion", "text")
 
-_CURE = 'Write one JSON string a line, or an object with "answer" or with "messages" that the assistant wrote.'
+_HINT = 'Write one JSON string a line, or an object with "answer" or with "messages" that the assistant wrote.'
 
 
 def read_answers(file: str) -> list[str]:
@@ -21,19 +21,19 @@ def read_answers(file: str) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({type(error).__name__})"
-        raise WorkloadError(f"The corpus {file} {why}", cure=_CURE) from None
+        raise WorkloadError(f"The corpus {file} {why}", hint=_HINT) from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             answers = _answers(json.loads(line))
         except (ValueError, RecursionError):
-            raise WorkloadError("This line is no JSON", where=f"{file}, line {number}", cure=_CURE) from None
+            raise WorkloadError("This line is no JSON", where=f"{file}, line {number}", hint=_HINT) from None
         if answers is None:
-            raise WorkloadError("This line has no answer", where=f"{file}, line {number}", cure=_CURE)
+            raise WorkloadError("This line has no answer", where=f"{file}, line {number}", hint=_HINT)
         found += answers
     if not any(found):
-        raise WorkloadError(f"The corpus {file} holds no answer", cure=_CURE)
+        raise WorkloadError(f"The corpus {file} holds no answer", hint=_HINT)
     return found
 
 

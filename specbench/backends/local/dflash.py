@@ -160,7 +160,7 @@ def load_dflash(head: BlockHead, target: LoadedModel) -> DFlash:
         parts = _Parts(head, len(reads))
     require_shapes(head, {name: tuple(one.shape) for name, one in parts.state_dict().items()}, tensors)
     if ids is not None and (small is None or small.shape != (head.draft_vocab, head.hidden)):
-        raise ModelError(f"{head.name} has no lm_head for its {head.draft_vocab:,} tokens", cure="Copy it again.")
+        raise ModelError(f"{head.name} has no lm_head for its {head.draft_vocab:,} tokens", hint="Copy it again.")
     to = {"device": embed.device, "dtype": embed.dtype}
     parts.load_state_dict({name: tensor.to(**to) for name, tensor in tensors.items()}, assign=True)
     parts.eval().requires_grad_(False)
@@ -192,5 +192,5 @@ def _require_lean(loaded: DFlash) -> None:
     whole = parts.norm(x)
     if not agree(whole, lean, whole):
         raise ModelError(
-            f"{loaded.head.name} gives other drafts here than its layers in transformers", cure="Please report it."
+            f"{loaded.head.name} gives other drafts here than its layers in transformers", hint="Please report it."
         )

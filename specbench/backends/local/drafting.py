@@ -57,7 +57,9 @@ class Draft:
 
     def unopened(self) -> Draft:
         """The same draft, to be opened anew."""
-        return Draft(self.spec, self.loaded)
+        other = Draft(self.spec, self.loaded)
+        other._corpus = self._corpus
+        return other
 
     def facts(self) -> ModelFacts:
         """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the

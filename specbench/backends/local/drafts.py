@@ -42,7 +42,9 @@ class HeadDraft(Draft):
         self.head = head
 
     def unopened(self) -> Draft:
-        return HeadDraft(self.spec, self.head)
+        other = HeadDraft(self.spec, self.head)
+        other._corpus = self._corpus
+        return other
 
     @property
     def setting(self) -> Setting:
@@ -131,7 +133,7 @@ def refuse_batches(specs: Sequence[DraftSpec], heads: Mapping[str, Head]) -> Non
             raise ConfigError(
                 "Batches take a draft model, a draft head that is no DFlash, or a look-up",
                 where=spec.text,
-                cure="Use --batch-size 1.",
+                hint="Use --batch-size 1.",
             )
 
 

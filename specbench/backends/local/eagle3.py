@@ -135,7 +135,7 @@ def load_eagle(head: EagleHead, target: LoadedModel) -> Eagle3:
         raise ModelError(
             f"{head.name} has no embedding of its own, and the target's is {head.target_hidden} wide, not "
             f"{head.hidden}",
-            cure=COPY_AGAIN,
+            hint=COPY_AGAIN,
         )
     loaded = Eagle3(head, parts, target, embed, own is not None, None if ids is None else ids.to(weight.device))
     _require_lean(loaded)
@@ -162,5 +162,5 @@ def _require_lean(loaded: Eagle3) -> None:
     whole = parts.norm(x) if head.norm_output else x
     if not agree(whole, lean, whole):
         raise ModelError(
-            f"{head.name} gives other drafts here than its layers in transformers", cure="Please report it."
+            f"{head.name} gives other drafts here than its layers in transformers", hint="Please report it."
         )

@@ -48,7 +48,7 @@ def tensors_of(head: Head, unused: tuple[str, ...], renamed: Mapping[str, str]) 
                         found[known] = weights.get_tensor(name)
         except Exception as error:
             raise ModelError(
-                f"the weights of {head.name} are truncated or damaged ({type(error).__name__})", cure=COPY_AGAIN
+                f"the weights of {head.name} are truncated or damaged ({type(error).__name__})", hint=COPY_AGAIN
             ) from None
     return found
 
@@ -61,7 +61,7 @@ def vocabulary_of(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Te
         return None
     if offsets is None:
         raise ModelError(f"{head.name} does not say which tokens its {drafts:,} are: d2t is missing",
-                         cure=COPY_AGAIN)  # fmt: skip
+                         hint=COPY_AGAIN)  # fmt: skip
     if offsets.shape != (drafts,):
         raise misfit(head, "d2t", offsets.shape, (drafts,))
     ids = offsets.long() + torch.arange(drafts)
@@ -77,7 +77,7 @@ def vocabulary_of(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Te
         what = f"d2t and t2d of {head.name} disagree: {apart:,} of {drafts:,} tokens are not in t2d"
     else:
         return ids
-    raise ModelError(what, cure=f"Its target id is id + d2t[id]; {COPY_AGAIN[0].lower()}{COPY_AGAIN[1:]}")
+    raise ModelError(what, hint=f"Its target id is id + d2t[id]; {COPY_AGAIN[0].lower()}{COPY_AGAIN[1:]}")
 
 
 def require_shapes(head: Head, wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
@@ -86,12 +86,12 @@ def require_shapes(head: Head, wanted: Mapping[str, tuple[int, ...]], tensors: M
     strange = sorted(tensors.keys() - wanted.keys())
     if missing:
         raise ModelError(
-            f"{len(missing)} of the weights of {head.name} are missing, {missing[0]} first", cure=COPY_AGAIN
+            f"{len(missing)} of the weights of {head.name} are missing, {missing[0]} first", hint=COPY_AGAIN
         )
     if strange:
         raise ModelError(
             f"{head.name} holds weights that a head of its configuration has not, {strange[0]} first",
-            cure=COPY_AGAIN,
+            hint=COPY_AGAIN,
         )
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
@@ -102,5 +102,5 @@ def misfit(head: Head, name: str, found: Sequence[int], wanted: Sequence[int]) -
     return ModelError(
         f"{name} of {head.name} is {' x '.join(map(str, found))}, and should be {' x '.join(map(str, wanted))} by its "
         "config.json and target",
-        cure=COPY_AGAIN,
+        hint=COPY_AGAIN,
     )

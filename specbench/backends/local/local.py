@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-from specbench.acceptance.loop import Generation, generate
-from specbench.acceptance.many import ManyDrafter, generate_many
+from specbench.acceptance.loop import Generation
+from specbench.acceptance.many import ManyDrafter
 from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import margins
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting, facts
 from specbench.backends.local.drafts import HeadDraft, load_drafts, refuse_batches
-from specbench.backends.local.graphs import Recordable, record_all
+from specbench.backends.local.graphs import CudaRecorder, record_all
+from specbench.backends.local.lanes import BatchLane, Lane, Underway, open_lane, passes
 from specbench.backends.local.layers import choose_layers
 from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.prober import Prober
@@ -37,6 +39,7 @@ from specbench.models.encoding import Today
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
 from specbench.models.heads import heads_of, require_fit, require_own
 from specbench.models.load import read_config
+from specbench.models.memory import cache_bytes
 from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
 from specbench.models.rendering import unwritten
 from specbench.models.vocabulary import check_vocabularies
@@ -47,7 +50,7 @@ NO_GRAPHS = Caution(
     "no-cuda-graphs",
     "the models' passes could not be recorded as CUDA graphs: every step pays for its kernel launches, with a draft "
     "and without, and small models more than large ones",
-    "Read the speedup as that of an engine without graphs, or measure on a server (--engine).",
+    "Read the speedup as that of an engine without graphs, or measure on a server: specbench sweep --engine.",
 )
 
 
@@ -56,7 +59,7 @@ def _eager(name: str) -> Caution:
         "no-sdpa",
         f"transformers has no fused attention for {name}: it is written out in single operations, so that a step, a "
         "verify pass over several tokens above all, takes longer than on an engine with a kernel for it",
-        "Read acceptance as it is, and measure the speedup on the engine that serves it (--engine, --server).",
+        "Read acceptance as it is, and measure the speedup where it is served: specbench sweep --engine or --server.",
     )
 
 
@@ -65,8 +68,8 @@ def _rereads(name: str) -> Caution:
         "rereads",
         f"{name} has states that each token writes over: after a rejection it reads the kept tokens again, which is "
         "part of its passes here. An engine keeps the states of every verified token instead",
-        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model "
-        "(--engine, --server).",
+        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model: "
+        "specbench sweep --engine or --server.",
     )
 
 
@@ -100,6 +103,7 @@ class LocalEngine:
             self.cautions += report.cautions
         self.eos = end_tokens(self.target)
         self.today = Today()
+        self._recorder: CudaRecorder | None = None  # once all passes were recorded
 
     def _load(self, config: RunConfig, name: str) -> LoadedModel:
         trusted = frozenset(config.trust_remote_code)
@@ -168,12 +172,12 @@ class LocalEngine:
                 settled.open(self._setting, self._target.capacity)
                 self.drafts[text] = settled
         if self.device.startswith("cuda"):
-            target = self._target if self.batch_size == 1 else self._many
-            wanted: list[tuple[Recordable, range, bool]] = [(target, range(1, max(self.gammas) + 2), True)]
-            wanted += [(d.stepper, range(1, 3), False) for d in self.drafts.values() if d.stepper is not None]
-            own = [d.target if self.batch_size == 1 else d.many_target for d in self.drafts.values()]
-            wanted += [(one, range(1, max(self.gammas) + 2), True) for one in own if one is not None]
-            if not record_all(wanted):
+            drafts = self.drafts.values()
+            own = [draft.target if self.batch_size == 1 else draft.many_target for draft in drafts]
+            targets = [self._target if self.batch_size == 1 else self._many, *own]
+            self._recorder = CudaRecorder()
+            if not record_all(passes(targets, [d.stepper for d in drafts], max(self.gammas)), self._recorder):
+                self._recorder = None
                 self.cautions.append(NO_GRAPHS)
 
     def check_reference(
@@ -221,40 +225,57 @@ class LocalEngine:
         heads = {draft.spec.reader: draft.head for draft in self.drafts.values() if isinstance(draft, HeadDraft)}
         return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling, heads=heads).run()
 
-    def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
-        """One trial. The same `seed_text` draws the same random numbers in the same arm."""
-        generator = torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{seed_text}"))
-        draft = None if arm.draft is None else self.drafts[arm.draft]
-        return generate(
-            self._target if draft is None or draft.target is None else draft.target,
-            None if draft is None else draft.drafter,
-            ids,
-            gamma=arm.gamma or 0,
-            sampling=self.sampling,
-            eos=self.eos,
-            max_new_tokens=max_new_tokens,
-            generator=generator,
-            clock=self._clock(),
-        )
+    def new_lane(self, draft: str | None) -> Lane | BatchLane | None:
+        """Caches of its own for an arm with `draft`. Where the engine's own passes are recorded, on CUDA, so are these;
+        None where that fails."""
+        lane, target, stepper = open_lane(self._setting, None if draft is None else self.drafts[draft], self.batch_size)
+        widest = max(self.gammas) if draft is not None else 0
+        recorded = self._recorder is None or record_all(passes([target], [stepper], widest), self._recorder)
+        return lane if recorded else None
 
-    def generate_many(
-        self, prompts: Sequence[Sequence[int]], arm: Arm, *, max_new_tokens: int, seed_texts: Sequence[str]
-    ) -> list[Generation]:
-        """One trial of a batch; every row draws the random numbers that it would draw alone, up to its last round."""
-        own = None if arm.draft is None else self.drafts[arm.draft].many_target
-        return generate_many(
-            own or self._many,
-            None if arm.draft is None else self._many_drafters[arm.draft],
+    def lane_bytes(self, draft: str | None) -> int:
+        """Memory of the caches of a new lane."""
+        config, element = self.target.model.config, next(self.target.model.parameters()).element_size()
+        capacity = self._target.capacity + (WIDEST if self.batch_size > 1 else 0)
+        added = 0 if draft is None else self.drafts[draft].facts().cache_bytes_per_token or 0
+        return cache_bytes(config, capacity, self.batch_size, element) + added * capacity * self.batch_size
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        arm: Arm,
+        *,
+        max_new_tokens: int,
+        seed_texts: Sequence[str],
+        lane: Lane | BatchLane | None = None,
+    ) -> Underway:
+        """One trial, of a prompt or of a batch of them, on the caches of `lane`, else on the engine's own. The same
+        seed text draws the same random numbers in the same arm; a row draws those that it would draw alone, up to its
+        last round."""
+        seeds = [self._seed(f"{arm.label}/{text}") for text in seed_texts]
+        clock = self._clock()
+        steps = (lane or self._own_lane(arm.draft)).steps(
             prompts,
+            [torch.Generator(self.device).manual_seed(seed) for seed in seeds],
             gamma=arm.gamma or 0,
             sampling=self.sampling,
             eos=self.eos,
             max_new_tokens=max_new_tokens,
-            generators=[
-                torch.Generator(self.device).manual_seed(self._seed(f"{arm.label}/{text}")) for text in seed_texts
-            ],
-            clock=self._clock(),
+            clock=clock,
         )
+        return Underway(arm, steps, clock)
+
+    def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
+        """One trial of one prompt, at a stretch."""
+        return self.start([ids], arm, max_new_tokens=max_new_tokens, seed_texts=[seed_text]).finish()[0]
+
+    def _own_lane(self, draft: str | None) -> Lane | BatchLane:
+        found = None if draft is None else self.drafts[draft]
+        if self.batch_size == 1:
+            target = None if found is None else found.target
+            return Lane(target or self._target, None if found is None else found.drafter)
+        many = None if found is None else found.many_target
+        return BatchLane(many or self._many, None if draft is None else self._many_drafters[draft])
 
     def score(self, ids: Sequence[int], output: Sequence[int], draft: str) -> Scores | BlockScores:
         """What `draft` would have said at every position of `output`, a text of the target alone after `ids`."""
@@ -292,13 +313,11 @@ class LocalEngine:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")
 
     def margin(self, ids: Sequence[int]) -> float:
-        """The target's top-2 logit margin after `ids`, as a fraction of its top logit's magnitude: how near a tie
-        the next token is, in the unit in which rounding errors come. A penalty counts, as it did for the text."""
+        """How near a tie the token after `ids` is. A penalty counts, as it did for the text."""
         with torch.inference_mode():
             self._target.rewind(0)
             logits = RepetitionPenalty(self.sampling).apply(self._target.forward(ids, keep=1), ids)
-            top = logits[0].float().topk(2).values
-        return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))
+            return float(margins(logits)[0])
 
 
 def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
@@ -316,7 +335,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
             if head.most is not None and max(config.gamma) > head.most:
                 raise ConfigError(
                     f"{head.name} drafts {head.most} tokens in a round, and gamma goes up to {max(config.gamma)}",
-                    cure=f"Use --gamma 1..{head.most}, or less.",
+                    hint=f"Use --gamma 1..{head.most}, or less.",
                 )
     if config.batch_size > 1:
         refuse_batches(specs, heads)
@@ -329,7 +348,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
                 f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
                 "hold more than one attention each, or keep states",
                 where=spec.text,
-                cure="Use another draft.",
+                hint="Use another draft.",
             )
 
 

@@ -81,7 +81,7 @@ def load_mtp(target: LoadedModel) -> Mtp:
         if not any(pattern.search(name) for name in _names(folder, target.name)):
             raise ModelError(
                 f"{target.name} holds no weights of multi-token-prediction layers",
-                cure="Use its original checkpoint, or another draft.",
+                hint="Use its original checkpoint, or another draft.",
             )
         try:
             with quiet_transformers():
@@ -91,7 +91,7 @@ def load_mtp(target: LoadedModel) -> Mtp:
             raise ModelError(
                 f"the multi-token-prediction layer of {target.name} cannot be loaded "
                 f"({f'{missing[1]} is missing' if missing else type(error).__name__})",
-                cure="Copy the model again, with all of its weights.",
+                hint="Copy the model again, with all of its weights.",
             ) from None
     loaded.to(next(model.parameters()).dtype).eval().requires_grad_(False)
     return Mtp(head, loaded, target)
@@ -128,4 +128,4 @@ def _names(folder: Path, target: str) -> Iterator[str]:
                 yield from weights.keys()
         except Exception as error:
             raise ModelError(f"the weights of {target} are damaged ({type(error).__name__})",
-                             cure="Copy it again.") from None  # fmt: skip
+                             hint="Copy it again.") from None  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 from specbench.acceptance.scores import BlockScores, Scores
@@ -14,6 +15,7 @@ from specbench.backends.base import (
     WARMUP_TOKENS,
     Answer,
     Answers,
+    ArmAnswers,
     DoesNotFitError,
     Item,
     Job,
@@ -25,13 +27,14 @@ from specbench.backends.base import (
     Unit,
     WarmUp,
 )
+from specbench.backends.local.lanes import BatchLane, Lane, Lanes, Underway, take_turns
 from specbench.backends.local.room import REPLAY_BATCH
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import EngineError
-from specbench.models.memory import is_out_of_memory
-from specbench.records import Arm, Divergence
+from specbench.models.memory import available_bytes, is_out_of_memory
+from specbench.records import Arm, Caution, Divergence
 
 if TYPE_CHECKING:
     from specbench.acceptance.loop import Generation
@@ -39,9 +42,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Of free memory, what caches of the arms beside each other may take: a pass needs some as well.
+SHARE = 0.8
+
 
 class LocalSession:
-    """One trial after another: a generation that is not alone on the machine is not worth its time."""
+    """Arms that take turns within a unit, or one trial after another: a generation that is not alone on the machine is
+    not worth its time."""
 
     block_size: int | None = 1
     by_job = True
@@ -51,6 +58,7 @@ class LocalSession:
         self.config = config
         self.noticed = Noticed()
         self._folder = folder
+        self._lanes: Lanes | None = None
 
     def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
         """Every shape once and every arm briefly, over the first unit."""
@@ -60,8 +68,10 @@ class LocalSession:
         widest = max((arm.gamma or 0) for arm in arms) + 1
         self.engine.warm(job.unit.items[0].tokens, range(1, widest + 1))
         self._first_calls(job, arms, tokens)
-        for arm in arms:
-            yield WarmUp(arm, self._answer(job, arm, tokens))
+        if self.config.slice_tokens:
+            yield from (WarmUp(arm, answer) for arm, answer in self._sliced(job, arms, tokens))
+        else:
+            yield from (WarmUp(arm, self._answer(job, arm, tokens)) for arm in arms)
 
     @contextmanager
     def block(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[None]:
@@ -76,6 +86,9 @@ class LocalSession:
             yield self._fitting(job.unit, partial(self._answer, job, arm, self.config.max_new_tokens))
 
     recall = generate
+
+    def slices(self, job: Job, arms: Sequence[Arm]) -> ArmAnswers:
+        return self._sliced(job, arms, self.config.max_new_tokens)
 
     def divergence(self, unit: Unit, own: Output, other: Output) -> Divergence | None:
         """In a batch that of the first row that differs. Its margin is that of the target's two best logits."""
@@ -102,12 +115,86 @@ class LocalSession:
             for arm in arms:
                 self._generated(job, arm, tokens)
 
+    def _sliced(self, job: Job, arms: Sequence[Arm], max_new_tokens: int) -> ArmAnswers:
+        """The job in each of `arms`, as many of them side by side as memory takes. Where memory runs out they are fewer
+        from then on, unless the unit does not fit alone either."""
+        if self._lanes is None:
+            self._lanes = Lanes(self.engine.new_lane, self._room(arms))
+        before, left = self._lanes.most, list(arms)
+        while left:
+            group = left[: self._lanes.most]
+            if len(group) > 1:
+                found = self._together(job, group, max_new_tokens)
+            else:
+                try:
+                    found = [self._fitting(job.unit, partial(self._answer, job, group[0], max_new_tokens))]
+                except DoesNotFitError:
+                    self._lanes.most = before
+                    raise
+            if found is not None:
+                yield from zip(group, found, strict=True)
+                left = left[len(group) :]
+        if self._lanes.most < len(arms):
+            self._say_fewer(self._lanes.most, len(arms))
+
+    def _room(self, arms: Sequence[Arm]) -> int:
+        """How many of these arms find room for their caches. Where passes are recorded all or none: caches that make
+        room for others would have theirs recorded anew each time."""
+        free, fitting = SHARE * available_bytes(self.engine.device), 0
+        for arm in arms:
+            free -= self.engine.lane_bytes(arm.draft)
+            fitting += free >= 0
+        return max(1, fitting) if fitting == len(arms) or self.engine.device == "cpu" else 1
+
+    def _together(self, job: Job, arms: Sequence[Arm], max_new_tokens: int) -> list[Answer] | None:
+        """The job in all of these arms, which take turns; None where that has no room, and fewer are to try."""
+        assert self._lanes is not None
+        fewer = 1
+        try:
+            lanes = self._lanes.of(arms)
+            if lanes is not None:
+                meter, load_before = OthersMeter(), load_average()
+                meter.start()
+                started = [self._start(job, arm, max_new_tokens, lane) for arm, lane in zip(arms, lanes, strict=True)]
+                order = Random(f"{self.config.seed}/{job.unit.id}/{job.repeat}/slices")
+                take_turns(started, self.config.slice_tokens * len(job.unit.items), order)
+                others = meter.stop()
+                return [self._answered(job, one.arm, one.found, load_before, others, one.slices) for one in started]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fewer = len(arms) // 2
+        # Frames of the error held what filled the memory.
+        self._lanes.close(fewer if self.engine.device == "cpu" else 1)
+        self.engine.release()
+        return None
+
+    def _say_fewer(self, most: int, arms: int) -> None:
+        how = f"{most} took turns at a time" if most > 1 else "each ran whole trials, one after the other"
+        caution = Caution(
+            "few-slices",
+            f"memory has no room for the caches of {arms} arms beside each other: {how}. More of the machine's noise "
+            "is in every speedup",
+            "Read the noise floor. Fewer gammas, shorter prompts or a smaller batch take less memory.",
+        )
+        self.noticed.cautions[:] = [one for one in self.noticed.cautions if one.code != caution.code]
+        self.noticed.cautions.append(caution)
+
     def _answer(self, job: Job, arm: Arm, max_new_tokens: int) -> Answer:
-        meter = OthersMeter()
-        load_before = load_average()
+        meter, load_before = OthersMeter(), load_average()
         meter.start()
         found = self._generated(job, arm, max_new_tokens)
-        others = meter.stop()
+        return self._answered(job, arm, found, load_before, meter.stop(), None)
+
+    def _answered(
+        self,
+        job: Job,
+        arm: Arm,
+        found: Sequence[Generation],
+        load_before: float | None,
+        others: float | None,
+        slices: int | None,
+    ) -> Answer:
         rows = [generation.tokens for generation in found]
         rounds = [r for generation in found for r in generation.rounds] if arm.draft else []
         items = job.unit.items
@@ -124,17 +211,18 @@ class LocalSession:
             load_before=load_before,
             load_after=load_average(),
             other_cores=others,
+            slices=slices,
             text="\n\n".join(map(self.engine.decode, rows)) if self.config.keep_text else None,
         )
 
     def _generated(self, job: Job, arm: Arm, max_new_tokens: int) -> list[Generation]:
+        return self._start(job, arm, max_new_tokens, None).finish()
+
+    def _start(self, job: Job, arm: Arm, max_new_tokens: int, lane: Lane | BatchLane | None) -> Underway:
         items = job.unit.items
         seeds = [f"{item.prompt.id}/{job.repeat}" for item in items]
-        if len(items) == 1:
-            ids = items[0].tokens
-            return [self.engine.generate(ids, arm, max_new_tokens=max_new_tokens, seed_text=seeds[0])]
         prompts = [item.tokens for item in items]
-        return self.engine.generate_many(prompts, arm, max_new_tokens=max_new_tokens, seed_texts=seeds)
+        return self.engine.start(prompts, arm, max_new_tokens=max_new_tokens, seed_texts=seeds, lane=lane)
 
     def _fitting(self, unit: Unit, call: Callable[[], T]) -> T:
         """What `call` gives. Where memory runs out in it, what filled it is let go before anything is raised: frames of
@@ -158,7 +246,7 @@ def _batch_too_large(batch_size: int, folder: Path) -> EngineError:
     return EngineError(
         f"Out of memory in a batch of {batch_size}",
         where=str(folder),
-        cure=f"Run the same command with --batch-size {half}. That is a run of its own; what was measured is kept.",
+        hint=f"Run the same command with --batch-size {half}. That is a run of its own; what was measured is kept.",
     )
 
 

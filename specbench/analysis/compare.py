@@ -1,0 +1,311 @@
+"""Two runs of the same prompts side by side: where speedups differ, and which term of them moved.
+
+Speedups are of decoding. Prompts are paired by the hash of their content, so that what is particular to a prompt drops
+out of the ratio; a traffic mix is left aside.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specbench.analysis.compared import (
+    SCHEMA,
+    ComparedCategory,
+    ComparedDraft,
+    ComparedGamma,
+    ComparedRun,
+    ComparedSide,
+    Comparison,
+    Slower,
+    reason,
+    term_that_moved,
+    verdicts,
+)
+from specbench.analysis.contract import Summary
+from specbench.analysis.frame import by_arm, main_trials
+from specbench.analysis.stopped import kept_arms
+from specbench.analysis.summarise import summarise
+from specbench.analysis.views import DraftView, Steady
+from specbench.decision.interval import Paired, speedup_interval, totals_interval
+from specbench.errors import StoreError
+from specbench.models.encoding import changed_encoding
+from specbench.records import Caution, Interval
+from specbench.store import StoredRun
+from specbench.text import template_kwargs
+
+Rows = NDArray[np.int64]
+PromptKey = tuple[str, int]  # the content's hash, and which of several equal prompts
+
+
+def compared(a: StoredRun, b: StoredRun) -> Comparison:
+    """Everything two runs have in common. Raises StoreError where one has no measurement or they share no prompt of a
+    draft at one gamma."""
+    sides = _Run(a), _Run(b)
+    first, second = (side.described(number, sides) for number, side in enumerate(sides))
+    drafts = [
+        draft
+        for spec in sides[0].views
+        if spec in sides[1].views and (draft := _draft(spec, sides, (first.name, second.name))) is not None
+    ]
+    if not drafts:
+        raise StoreError(
+            "The two runs have no draft at one gamma over one prompt in common",
+            where=f"{a.folder} and {b.folder}",
+            hint="Run the second with the first one's --draft, --gamma and --workload.",
+        )
+    arms = [side.arms() for side in sides]
+    return Comparison(
+        schema=SCHEMA,
+        a=first,
+        b=second,
+        prompts=max(row.prompts for draft in drafts for row in draft.gammas),
+        drafts=tuple(drafts),
+        only_a=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[0] if (draft, gamma) not in arms[1]),
+        only_b=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[1] if (draft, gamma) not in arms[0]),
+        slower=_slower(drafts, sides[0].summary),
+        warnings=tuple(_warnings(a, b, sides)),
+    )
+
+
+def slower_by(comparison: Comparison) -> Slower | None:
+    """How much slower the second run decodes with the draft and gamma that the first one chose."""
+    return comparison.slower
+
+
+class _Run:
+    """One run, lined up at its first load; `steady` has the variance of a log speedup that its A/A arm shows."""
+
+    def __init__(self, stored: StoredRun) -> None:
+        self.stored = stored
+        self.summary = summarise(stored)
+        self.policy = replace(stored.run.config.policy, mix=None)
+        trials = main_trials(stored)
+        arms = kept_arms(by_arm(trials), stored.run)
+        self.steady = Steady(arms, replace(self.policy, metric="decode"))
+        specs = [draft.draft for draft in self.summary.drafts]
+        self.views = {spec: DraftView(arms, spec, trials, (), stored, self.policy) for spec in specs}
+
+    def arms(self) -> list[tuple[str, int]]:
+        return [(spec, gamma) for spec, view in self.views.items() for gamma in view.arms]
+
+    def described(self, number: int, both: tuple[_Run, _Run]) -> ComparedRun:
+        """Named by its engine, or by its place where both have the same."""
+        names = [_engine(run.stored) for run in both]
+        name = names[number] if names[0] != names[1] else ("the first run", "the second run")[number]
+        summary = self.summary
+        load = None if summary.server is None else summary.server.load
+        return ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, load)
+
+
+def _engine(stored: StoredRun) -> str:
+    """A short name."""
+    if not stored.run.on_server:
+        return "specbench's own loop"
+    return (stored.run.served and stored.run.served.adapter) or stored.run.config.engine
+
+
+def _draft(spec: str, runs: tuple[_Run, _Run], names: tuple[str, str]) -> ComparedDraft | None:
+    views = [run.views[spec] for run in runs]
+    rows = _shared(*views)
+    gammas = [gamma for gamma in views[0].arms if gamma in views[1].arms]
+    if not len(rows[0]) or not gammas:
+        return None
+    found = tuple(_gamma(spec, gamma, runs, rows, names) for gamma in gammas)
+    own = [next(draft for draft in run.summary.drafts if draft.draft == spec) for run in runs]
+    shown = next((row for row in found if row.gamma == own[0].best_gamma), found[0])
+    return ComparedDraft(
+        draft=spec,
+        gamma=shown.gamma,
+        a_verdict=own[0].verdict,
+        b_verdict=own[1].verdict,
+        reason=verdicts(shown.reason, own[0].verdict, own[1].verdict),
+        gammas=found,
+    )
+
+
+def _shared(a: DraftView, b: DraftView) -> tuple[Rows, Rows]:
+    """Row numbers in both views of the prompts that both have, in one order."""
+    places = [{key: row for row, key in enumerate(_keys(view))} for view in (a, b)]
+    keys = [key for key in places[0] if key in places[1]]
+    first, second = (np.array([place[key] for key in keys], dtype=np.int64) for place in places)
+    return first, second
+
+
+def _keys(view: DraftView) -> list[PromptKey]:
+    seen: Counter[str] = Counter()
+    keys = []
+    for sha in view.base.prompt_sha256:
+        keys.append((str(sha), seen[sha]))
+        seen[sha] += 1
+    return keys
+
+
+def _gamma(
+    spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows], names: tuple[str, str]
+) -> ComparedGamma:
+    pairs = [_take(run.views[spec].paired(gamma, "decode"), kept) for run, kept in zip(runs, rows, strict=True)]
+    confidence, excess = runs[0].policy.confidence, runs[0].steady.excess + runs[1].steady.excess
+    a, b = (
+        _side(run, run.views[spec], gamma, paired, kept, confidence)
+        for run, paired, kept in zip(runs, pairs, rows, strict=True)
+    )
+    ratio = _ratio(pairs[0], pairs[1], confidence, excess)
+    rate = speedup_interval(
+        Paired(pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens), confidence, excess
+    )
+    same = _same(ratio)
+    moved = None if same else term_that_moved(a, b)
+    return ComparedGamma(
+        gamma=gamma,
+        prompts=len(rows[0]),
+        a=a,
+        b=b,
+        ratio=ratio.value,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
+        same=same,
+        rate=rate.value,
+        rate_low=rate.low,
+        rate_high=rate.high,
+        moved=moved,
+        reason=reason(a, b, same, moved, names),
+        categories=_categories(runs, spec, pairs, rows, confidence),
+    )
+
+
+def _side(run: _Run, view: DraftView, gamma: int, paired: Paired, rows: Rows, confidence: float) -> ComparedSide:
+    interval = speedup_interval(paired, confidence, run.steady.excess)
+    alone = float(paired.base_tokens.sum() / paired.base_s.sum())
+    with_draft = float(paired.spec_tokens.sum() / paired.spec_s.sum())
+    counts = view.counts(gamma, rows)
+    tau = counts.tokens_per_round
+    round_s = None if tau is None else tau / with_draft
+    steps = None if round_s is None else round_s * alone
+    ends = (interval.value, interval.low, interval.high)
+    return ComparedSide(*ends, alone, with_draft, tau, round_s, steps, counts.drafted)
+
+
+def _categories(
+    runs: tuple[_Run, _Run], spec: str, pairs: list[Paired], rows: tuple[Rows, Rows], confidence: float
+) -> tuple[ComparedCategory, ...]:
+    """By the first run's categories; empty where its prompts carry none."""
+    names = runs[0].views[spec].base.category[rows[0]]
+    found = []
+    for name in sorted(set(names) - {"all"}):
+        a, b = (paired.take(names == name) for paired in pairs)
+        excess = [run.steady.excess_of(str(name)) for run in runs]
+        ratio = _ratio(a, b, confidence, sum(excess))
+        first, second = (speedup_interval(p, confidence, e) for p, e in zip((a, b), excess, strict=True))
+        ends = (first.value, first.low, first.high, second.value, second.low, second.high)
+        found.append(ComparedCategory(str(name), a.n, *ends, ratio.value, ratio.low, ratio.high, _same(ratio)))
+    return tuple(found)
+
+
+def _take(paired: Paired, rows: Rows) -> Paired:
+    return Paired(paired.base_s[rows], paired.base_tokens[rows], paired.spec_s[rows], paired.spec_tokens[rows])
+
+
+def _ratio(a: Paired, b: Paired, confidence: float, excess: float) -> Interval:
+    """The second speedup over the first, prompt by prompt."""
+    above = (b.base_s, b.spec_tokens, a.base_tokens, a.spec_s)
+    below = (b.base_tokens, b.spec_s, a.base_s, a.spec_tokens)
+    return totals_interval(above, below, confidence, excess)
+
+
+def _same(ratio: Interval) -> bool:
+    return ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high
+
+
+def _slower(drafts: list[ComparedDraft], summary: Summary) -> Slower | None:
+    """Of one arm that is fixed beforehand, so that many arms do not make a regression more likely to be seen."""
+    chosen = summary.choice
+    for draft in drafts:
+        for row in draft.gammas:
+            if chosen is not None and (draft.draft, row.gamma) == (chosen.draft, chosen.gamma):
+                low = None if row.rate_high is None else 1 - row.rate_high
+                high = None if row.rate_low is None else 1 - row.rate_low
+                return Slower(draft.draft, row.gamma, 1 - row.rate, low, high)
+    return None
+
+
+def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
+    """Prompts with other token ids; where a server encoded them, with another number of tokens."""
+    before, after = (stored.run.workload.encoded for stored in (a, b))
+    if before is not None and after is not None:
+        return changed_encoding(before, after)
+    then, now = ({trial.prompt_sha256: trial.prompt_tokens for trial in main_trials(stored)} for stored in (a, b))
+    shared = then.keys() & now.keys()
+    other = sum(then[sha] != now[sha] for sha in shared)
+    if not other:
+        return None
+    return (
+        f"{other} of {len(shared)} prompts have another number of tokens: another chat template, tokenizer or begin "
+        "of text"
+    )
+
+
+def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Caution]:
+    """Where the two do not answer the same question."""
+    first, second = (stored.run.config for stored in (a, b))
+    found = []
+    shas = [stored.run.workload.sha256 for stored in (a, b)]
+    if shas[0] != shas[1]:
+        found.append(
+            Caution(
+                "other-prompts",
+                "the runs have other workloads; only the prompts that both have are compared",
+                "Run the second on the first one's workload.",
+            )
+        )
+    if (changed := _other_tokens(a, b)) is not None:
+        found.append(
+            Caution(
+                "other-token-ids",
+                f"the target read other prompts in the two runs: {changed}",
+                "Run the second with the first one's target, tokenizer and chat template, and where that writes the "
+                "date, on one day.",
+            )
+        )
+    sampled = [asdict(config.sampling) for config in (first, second)]
+    other = [key for key in sampled[0] if sampled[0][key] != sampled[1][key]]
+    if other:
+        listed = ", ".join(f"{key} {sampled[0][key]} and {sampled[1][key]}" for key in other)
+        found.append(
+            Caution(
+                "other-sampling",
+                f"the runs sample otherwise: {listed}",
+                "Run the second with the first one's sampling: acceptance depends on it.",
+            )
+        )
+    if first.chat_template_kwargs != second.chat_template_kwargs:
+        given = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
+        found.append(
+            Caution(
+                "other-template-arguments",
+                f"the chat templates of the runs were given {given[0]} and {given[1]}",
+                "Run the second with the first one's --chat-template-kwargs: the answers are others.",
+            )
+        )
+    if first.max_new_tokens != second.max_new_tokens:
+        limits = f"{first.max_new_tokens} and {second.max_new_tokens}"
+        found.append(
+            Caution(
+                "other-limit",
+                f"the texts of the runs end at other limits: {limits} tokens",
+                "Run the second with the first one's --max-new-tokens.",
+            )
+        )
+    loads = [run.summary.server.load if run.summary.server else "1 at a time" for run in runs]
+    if loads[0] != loads[1]:
+        found.append(
+            Caution(
+                "other-load",
+                f"the runs are compared at other loads: {loads[0]} and {loads[1]}",
+                "Run the second with the first one's first --concurrency.",
+            )
+        )
+    return found

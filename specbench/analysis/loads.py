@@ -1,0 +1,157 @@
+"""A server under every load of a run: speedup, throughput and latency against the target alone under the same load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from specbench.analysis.contract import DraftResult, LoadResult, Money, Percentiles
+from specbench.analysis.frame import ArmRows, at_load, by_arm, loads_of
+from specbench.analysis.results import Judged
+from specbench.analysis.views import DraftView, a_a
+from specbench.decision.interval import Paired, excess_variance, speedup_interval
+from specbench.decision.verdict import judge
+from specbench.records import Arm, Interval, Load, Policy, Trial
+from specbench.run_record import ModelFacts
+from specbench.store import StoredRun
+
+# So many requests show a percentile: one of them lies beyond it.
+_NEEDED = {50: 2, 95: 20, 99: 100}
+
+
+def load_results(stored: StoredRun, policy: Policy) -> tuple[LoadResult, ...]:
+    """One for each load, draft and gamma that was measured beside the target alone, in the order of the run."""
+    found: list[LoadResult] = []
+    for load in loads_of(stored):
+        trials = at_load(stored.trials, load)
+        arms = by_arm(trials)
+        if not any(arm.kind == "baseline" for arm in arms):
+            continue
+        for spec in stored.run.config.draft:
+            view = DraftView(arms, spec, trials, (), stored, policy)
+            if view.complete:
+                judged = Judged(view, policy, None, stored.run.drafts.get(spec, ModelFacts()))
+                found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms if _decoded(view, gamma)]
+    return tuple(found)
+
+
+def _decoded(view: DraftView, gamma: int) -> bool:
+    paired = view.paired(gamma, "decode")
+    return bool(paired.base_tokens.sum() and paired.spec_tokens.sum())
+
+
+def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping[Arm, ArmRows]) -> LoadResult:
+    view, policy = judged.view, judged.policy
+    pairs = {metric: view.paired(gamma, metric) for metric in ("decode", "e2e")}
+    # The target alone under this load against itself says how far two equal arms lie apart here.
+    found = {metric: _interval(pairs[metric], a_a(arms, metric, policy.mix), policy) for metric in pairs}
+    verdict = judge(found[policy.metric], policy, judged.with_slower(pairs[policy.metric]))
+    alone = throughput(stored, Arm("baseline", load=load))
+    with_draft = throughput(stored, Arm("speculative", view.spec, gamma, load))
+    base, spec = (list(_trials(rows)) for rows in (view.base, view.arms[gamma]))
+    decode, whole = found["decode"], found["e2e"]
+    return LoadResult(
+        load=load.label,
+        concurrency=load.concurrency if load.rate is None else None,
+        rate=load.rate,
+        draft=view.spec,
+        gamma=gamma,
+        prompts=len(view.prompts),
+        verdict=verdict.call,
+        reasons=verdict.reasons,
+        speedup=decode.value,
+        speedup_low=decode.low,
+        speedup_high=decode.high,
+        speedup_e2e=whole.value,
+        speedup_e2e_low=whole.low,
+        speedup_e2e_high=whole.high,
+        baseline_throughput=alone,
+        throughput=with_draft,
+        throughput_ratio=with_draft / alone if with_draft is not None and alone else None,
+        baseline_ttft=percentiles(trial.times.prefill_s for trial in base),
+        ttft=percentiles(trial.times.prefill_s for trial in spec),
+        baseline_tpot=percentiles(_per_token(base)),
+        tpot=percentiles(_per_token(spec)),
+    )
+
+
+def _interval(paired: Paired, again: Paired | None, policy: Policy) -> Interval:
+    return speedup_interval(paired, policy.confidence, 0.0 if again is None else excess_variance(again))
+
+
+def _trials(rows: ArmRows) -> Iterable[Trial]:
+    return (trial for trials in rows.trials for trial in trials)
+
+
+def _per_token(trials: Sequence[Trial]) -> list[float]:
+    """Seconds per output token after the first, request by request: never the gaps between chunks, of which one may
+    carry a whole round."""
+    return [trial.times.decode_s / trial.decode_tokens for trial in trials if trial.decode_tokens > 0]
+
+
+def percentiles(seconds: Iterable[float]) -> Percentiles:
+    """Interpolated between neighbours; one that so few requests cannot show is None."""
+    values = np.array(list(seconds), dtype=float)
+    shown = (float(np.percentile(values, at)) if len(values) >= needed else None for at, needed in _NEEDED.items())
+    return Percentiles(len(values), *shown)
+
+
+def throughput(stored: StoredRun, arm: Arm) -> float | None:
+    """Output tokens per second of an arm. In a closed loop every client is always waiting for an answer, so it is the
+    clients' number times the tokens of a second of waiting (Little's law), whatever requests kept up the load beside
+    the counted ones; in an open loop tokens over the wall clock of the stretches, None where that was not kept."""
+    trials = [trial for trial in stored.trials if trial.arm == arm and trial.stretch is not None]
+    tokens = sum(trial.output_tokens for trial in trials)
+    if arm.load.rate is None:
+        seconds = sum(trial.times.total_s for trial in trials) / arm.load.concurrency
+    else:
+        seconds = sum(stretch.wall_s for stretch in stored.stretches if stretch.arm == arm)
+    return tokens / seconds if seconds else None
+
+
+def metric_of(row: LoadResult, policy: Policy) -> tuple[float, float | None, float | None]:
+    """The speedup that the policy asks for, with the ends of its interval."""
+    if policy.metric == "e2e":
+        return row.speedup_e2e, row.speedup_e2e_low, row.speedup_e2e_high
+    return row.speedup, row.speedup_low, row.speedup_high
+
+
+def best_by_concurrency(rows: Iterable[LoadResult], draft: str, policy: Policy) -> dict[int, LoadResult]:
+    """The fastest gamma of one draft at every concurrency, ascending."""
+    found: dict[int, LoadResult] = {}
+    for row in rows:
+        if row.draft == draft and row.concurrency is not None:
+            old = found.get(row.concurrency)
+            if old is None or metric_of(row, policy)[0] > metric_of(old, policy)[0]:
+                found[row.concurrency] = row
+    return dict(sorted(found.items()))
+
+
+def stops_paying_at(rows: Iterable[LoadResult], draft: str, policy: Policy) -> int | None:
+    """The smallest measured concurrency from which on even the best gamma is slower than the target alone."""
+    below = None
+    for concurrency, row in reversed(best_by_concurrency(rows, draft, policy).items()):
+        if metric_of(row, policy)[0] >= 1.0:
+            break
+        below = concurrency
+    return below
+
+
+def with_loads(draft: DraftResult, rows: Sequence[LoadResult], policy: Policy) -> DraftResult:
+    """A draft's result with what the loads add to it. Where requests overlap at the first load, a token's price comes
+    from throughput."""
+    own = [row for row in rows if row.draft == draft.draft]
+    money = draft.money
+    if policy.price_per_hour is not None and money is None:
+        first = next((row for row in own if row.load == own[0].load and row.gamma == draft.best_gamma), None)
+        money = None if first is None else _money(first, policy.price_per_hour)
+    return replace(draft, stops_paying_at_concurrency=stops_paying_at(own, draft.draft, policy), money=money)
+
+
+def _money(row: LoadResult, price_per_hour: float) -> Money | None:
+    if not row.baseline_throughput or not row.throughput:
+        return None
+    per_second = price_per_hour / 3600 * 1e6
+    return Money(per_second / row.baseline_throughput, per_second / row.throughput)

@@ -1,0 +1,150 @@
+"""Arms that take turns within a prompt, each on caches of its own over the one copy of the weights.
+
+A shared machine has good and bad seconds. Whole trials, one after the other, meet different ones, and their ratio is
+partly luck; slices of a few tokens, in an order drawn anew each time, meet the same. A slice ends when its arm has so
+many tokens and not after so many rounds: a draft emits several a round, and all arms are to reach the end of the text
+together.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import torch
+
+from specbench.acceptance.loop import Drafter, Generation, Steps, Target, rounds_of
+from specbench.acceptance.many import ManyDrafter, ManyTarget, rounds_of_many
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.drafting import Draft, Setting
+from specbench.backends.local.graphs import Recordable
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.room import WIDEST
+from specbench.clock import Clock
+from specbench.records import Arm
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Where an arm generates: the target over a cache of its own, and a drafter with its own memory."""
+
+    target: Target
+    drafter: Drafter | None
+
+    def steps(
+        self, prompts: Sequence[Sequence[int]], generators: Sequence[torch.Generator], **settings: Any
+    ) -> Steps[list[Generation]]:
+        """A generation after the one prompt, under `settings` of the loop."""
+        (prompt,), (generator,) = prompts, generators
+        return [(yield from rounds_of(self.target, self.drafter, prompt, generator=generator, **settings))]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLane:
+    """The same for several sequences side by side."""
+
+    target: ManyTarget
+    drafter: ManyDrafter | None
+
+    def steps(
+        self, prompts: Sequence[Sequence[int]], generators: Sequence[torch.Generator], **settings: Any
+    ) -> Steps[list[Generation]]:
+        return rounds_of_many(self.target, self.drafter, prompts, generators=generators, **settings)
+
+
+def open_lane(
+    setting: Setting, draft: Draft | None, rows: int
+) -> tuple[Lane | BatchLane, CachedModel | RaggedModel, CachedModel | RaggedModel | None]:
+    """New caches over the weights, with room for `rows` sequences as long as those of `setting.reader`; the reader of
+    the target that is used, and that of a draft's steps."""
+    reader = CachedModel(setting.target.model, setting.reader.capacity)
+    setting = replace(setting, reader=reader)
+    many = RaggedModel(setting.target.model, reader.capacity + WIDEST, rows) if rows > 1 else None
+    if draft is None:
+        return (Lane(reader, None), reader, None) if many is None else (BatchLane(many, None), many, None)
+    own = draft.unopened()
+    own.open(setting, reader.capacity)
+    if many is None:
+        target = own.target or reader
+        return Lane(target, own.drafter), target, own.stepper
+    drafter = own.open_many(setting, many)
+    judge = own.many_target or many
+    return BatchLane(judge, drafter), judge, own.stepper
+
+
+def passes(
+    targets: Sequence[Recordable | None], steppers: Sequence[Recordable | None], gamma: int
+) -> list[tuple[Recordable, range, bool]]:
+    """What is recorded of these, as far as they are there: all widths of a verify pass, and draft steps."""
+    wide = [(one, range(1, gamma + 2), True) for one in targets if one is not None]
+    return [*wide, *((one, range(1, 3), False) for one in steppers if one is not None)]
+
+
+class Underway:
+    """A generation that can be left after any round and gone on with; `slices` counts how often it was, and `found` is
+    there in the end."""
+
+    def __init__(self, arm: Arm, steps: Steps[list[Generation]], clock: Clock) -> None:
+        self.arm = arm
+        self.slices = 0
+        self.found: list[Generation] = []
+        self._steps, self._clock = steps, clock
+
+    def advance(self, tokens: int) -> bool:
+        """Go on until there are so many tokens; whether there is more to come. What others did meanwhile is not on its
+        clock."""
+        self.slices += 1
+        self._clock.resume()
+        try:
+            while next(self._steps) < tokens:
+                pass
+        except StopIteration as end:
+            self.found = end.value
+            return False
+        return True
+
+    def finish(self) -> list[Generation]:
+        """All of it at a stretch."""
+        self.advance(sys.maxsize)
+        return self.found
+
+
+def take_turns(arms: Sequence[Underway], tokens: int, order: Random) -> None:
+    """Bring all of them to their end: the prompt first, then `tokens` more in each slice."""
+    running, due = list(arms), 1
+    while running:
+        order.shuffle(running)
+        running = [each for each in running if each.advance(due)]
+        due += tokens
+
+
+class Lanes:
+    """The lanes of a run, of which `most` may be there at a time. `make` gives one for a draft (None: the target
+    alone), or none where it cannot be had."""
+
+    def __init__(self, make: Callable[[str | None], Lane | BatchLane | None], most: int) -> None:
+        self.most = most
+        self._make = make
+        self._made: dict[tuple[str | None, int], Lane | BatchLane] = {}
+
+    def of(self, arms: Sequence[Arm]) -> list[Lane | BatchLane] | None:
+        """One for each of at most `most` arms. A lane serves any arm of its draft. None where one cannot be had."""
+        drafts = [arm.draft for arm in arms]
+        wanted = [(draft, drafts[:place].count(draft)) for place, draft in enumerate(drafts)]
+        if len({*self._made, *wanted}) > self.most:
+            self._made = {key: lane for key, lane in self._made.items() if key in wanted}
+        for key in wanted:
+            if key not in self._made:
+                lane = self._make(key[0])
+                if lane is None:
+                    return None
+                self._made[key] = lane
+        return [self._made[key] for key in wanted]
+
+    def close(self, most: int) -> None:
+        """Let all of them go, and have no more than `most` from now on."""
+        self._made.clear()
+        self.most = min(self.most, most)
