@@ -206,10 +206,15 @@ def test_a_head_of_another_target_is_refused_by_its_config(tmp_path, case):
     assert words in error.value.line()
 
 
+GEMMA = dict.fromkeys(("speculators_model_type", "draft_vocab_size")) | {
+    "model_type": "gemma4_assistant",
+    "architectures": ["Gemma4AssistantForCausalLM"],
+}
+
 UNKNOWN = {
     "dflash 2": ({"speculators_model_type": "dflash2"}, "of kind DFlash 2"),
     "mtp": ({"speculators_model_type": "mtp"}, "with --draft mtp"),
-    "gemma": ({"model_type": "gemma4_assistant", "speculators_model_type": None}, "of kind Gemma 4 assistant"),
+    "gemma": (GEMMA, "of kind Gemma 4 assistant"),
     "new": ({"speculators_model_type": "frobnicate"}, "frobnicate"),
     "layers": (
         {"transformer_layer_config": head_config(PLAIN)["transformer_layer_config"] | {"model_type": "mistral"}},
