@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from tiny import GREEDY, lean, run
 from tiny_heads import HIDDEN, LAYERS, READS, VOCAB, head_config, head_tensors, markov_llama, save_head
 
@@ -16,11 +17,11 @@ from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafts import load_head
 from specbench.backends.local.headreader import HeadReader
-from specbench.drafters import parse_draft
+from specbench.drafters import parse_draft, require_in_process
 from specbench.drafters.head import HeadDrafter
 from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel
-from specbench.models.heads import find_head, require_fit
+from specbench.models.heads import find_head, kind_of, require_fit
 from specbench.records import Sampling
 from specbench.verify.sampled import chi_square
 
@@ -296,3 +297,22 @@ def test_options_come_in_any_order(text):
 def test_another_way_to_draft_is_refused():
     with pytest.raises(ConfigError, match="'beam' is no way to draft"):
         parse_draft("p/head,sample=beam")
+
+
+def test_what_only_a_server_drafts_with_is_refused_in_process():
+    with pytest.raises(ConfigError, match=r"Only a server drafts like this.*--engine"):
+        require_in_process(parse_draft("ngram-map-k:n=3"))
+    require_in_process(parse_draft("ngram:n=3"))
+
+
+def test_a_gguf_file_says_what_it_is(tmp_path):
+    for architecture, kind in (("eagle3", "eagle3"), ("dflash", "dflash"), ("llama", None)):
+        path = tmp_path / f"{architecture}.gguf"
+        writer = GGUFWriter(path, architecture)
+        writer.add_vocab_size(4)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert kind_of(str(path)) == kind
+    path.write_bytes(b"GGUF")
+    assert kind_of(str(path)) is None and kind_of(str(tmp_path / "none.gguf")) is None

@@ -12,8 +12,9 @@ import numpy as np
 
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.views import DraftView
-from specbench.cost.model import RoundCosts, predicted_rounds, prefill_seconds, round_costs
+from specbench.cost.model import RoundCosts, cost_variance, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
+from specbench.records import Interval
 
 # Below this a difference between prediction and measurement needs no explanation.
 EXPLAINED = 0.05
@@ -79,10 +80,9 @@ class Predictor:
         costs = self._costs()
         found, before = [], 1.0
         for gamma in range(1, len(costs.verify_s) if costs else 0):
-            paired, again = self.paired(gamma), self._view.replayed(gamma)
-            if paired is None or again is None or again.tokens_per_round is None:
+            interval, again = self.interval(gamma), self._view.replayed(gamma)
+            if interval is None or again is None or again.tokens_per_round is None:
                 break
-            interval = speedup_interval(paired, self._confidence)
             found.append(
                 PredictedGamma(
                     gamma=gamma,
@@ -107,7 +107,8 @@ class Predictor:
             if not pairs or costs is None:
                 continue
             gamma = max(pairs, key=lambda g: pairs[g].speedup)
-            interval = speedup_interval(pairs[gamma], self._confidence)
+            interval = self.interval(gamma, batch)
+            assert interval is not None
             alone = batch / costs.step_s
             rows.append(
                 PredictedBatch(batch, gamma, interval.value, interval.low, interval.high, alone, alone * interval.value)
@@ -117,8 +118,18 @@ class Predictor:
     def _costs(self, batch: int | None = None) -> RoundCosts | None:
         if not self._view.points or not self._view.texts:
             return None
-        batch = batch or self._view.batch
+        batch = batch or self._view.side_by_side
+        if batch is None:
+            return None
         return round_costs(self._view.points, self._view.reader, self._context, self._view.other_s, batch)
+
+    def interval(self, gamma: int, batch: int | None = None) -> Interval | None:
+        """The predicted speedup, over prompts, with what is uncertain in the costs of a server's rounds."""
+        paired, batch = self.paired(gamma, batch), batch or self._view.side_by_side
+        if paired is None or batch is None:
+            return None
+        excess = cost_variance(self._view.points, self._view.reader, gamma, batch)
+        return speedup_interval(paired, self._confidence, excess)
 
     def head(self, gamma: int) -> HeadCosts | None:
         """What a draft head costs alone; None for any other draft, and where it was not timed."""

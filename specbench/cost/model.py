@@ -92,6 +92,10 @@ def round_costs(
             float(np.interp(n, list(known), list(known.values()))) for n in range(1, max(known, default=0) + 1)
         )
 
+    if any(p.phase == "round" for p in points):
+        # A server shows whole rounds: they stand in the place of the pass that judges so many drafts.
+        rounds_s = curve(draft, "round")
+        return RoundCosts(rounds_s, 0.0, 0.0, 0.0) if rounds_s else None
     verify_s, read_s = curve(None), curve(draft)
     if not verify_s or (not read_s and any(p.model == draft for p in points)):
         return None
@@ -104,6 +108,16 @@ def round_costs(
         return RoundCosts(verify_s, each_s, each_s, other_s, read_s, states_s, block_s, again_s)
     draft_s, catch_up_s = read_s[:2] if read_s else (0.0, 0.0)
     return RoundCosts(verify_s, draft_s, catch_up_s, other_s, reread_s=again_s, draft_reread_s=curve(draft, "reread"))
+
+
+def cost_variance(points: Sequence[CostPoint], draft: str | None, gamma: int, batch: int) -> float:
+    """Variance of the log of a predicted speedup that comes from the costs of whole rounds: of the probed gamma next to
+    this one, half the width of its interval being 1.96 standard errors. 0 where passes were timed alone."""
+    rounds = [p for p in points if (p.phase, p.model, p.batch) == ("round", draft, batch) and p.tokens > 1]
+    if not rounds:
+        return 0.0
+    near = min(rounds, key=lambda p: (abs(p.tokens - 1 - gamma), p.tokens))
+    return float((np.log(near.high_s / near.low_s) / (2 * 1.96)) ** 2)
 
 
 def _states_s(points: Sequence[CostPoint], draft: str | None) -> float:

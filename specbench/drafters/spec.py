@@ -3,34 +3,40 @@
 org/model, path/to/model        a smaller model with the target's vocabulary, or a draft head: its config says which
 skip:layers=8, skip:auto        the target's own first layers, its norm and its head
 cross:org/model                 a model with another tokenizer, through text
-mtp                             the target's own multi-token-prediction layer
 ngram:n=3,min=1,max=8           look-up of the last n tokens in the text so far
 suffix, suffix:corpus=FILE      look-up of the longest suffix there, or in answers of earlier as well
 ngram:n=3+org/model             look-up, and where it finds nothing the model
+ngram-map-k:n=3                 look-up as one engine does it: ngram-simple, -map-k, -map-k4v, -mod, -cache of llama.cpp
+mtp                             the target's own multi-token-prediction layers
 ..,cutoff=0.3                   stop before a token of which the draft is less sure than this
 ..,sample=greedy                draft the likeliest token at any temperature, as most engines do
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from specbench.errors import ConfigError
 from specbench.records import Sampling
 
-Kind = Literal["model", "skip", "cross", "mtp"]
+Kind = Literal["model", "skip", "cross", "mtp", "suffix"]
+
+# Look-ups that only a server does, as llama.cpp calls them.
+LOOK_UPS = ("simple", "map-k", "map-k4v", "mod", "cache")
 
 
 @dataclass(frozen=True, slots=True)
 class NgramSpec:
     """`ngram:n=3,min=1,max=8`: match the last `n` tokens, else fewer, down to `shortest`; propose at most `longest`
-    (None: as gamma allows)."""
+    (None: as gamma allows). `way` is one of LOOK_UPS, None for the look-up that we do ourselves."""
 
     n: int = 3
     shortest: int = 1
     longest: int | None = None
+    way: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +48,9 @@ class SuffixSpec:
 
 @dataclass(frozen=True, slots=True)
 class DraftSpec:
-    """One `--draft`, taken apart. `kind` is None where only a look-up drafts, `ngram` or `suffix`; `model` is the id or
-    path of a model; `layers` those of a skip draft, None for `auto`. A `greedy` draft takes its likeliest token
-    whatever the temperature, and counts as one-hot."""
+    """One `--draft`, taken apart. `kind` is what drafts, after a look-up where there is one; None where only `ngram`
+    does, and "suffix" where only `suffix` does. `model` is the id or path of a model; `layers` those of a skip draft,
+    None for `auto`. A `greedy` draft takes its likeliest token whatever the temperature, and counts as one-hot."""
 
     text: str
     kind: Kind | None = None
@@ -60,6 +66,11 @@ class DraftSpec:
         """Whether a look-up drafts, alone or first."""
         return self.ngram is not None or self.suffix is not None
 
+    @property
+    def alone(self) -> bool:
+        """Whether nothing but a look-up drafts."""
+        return self.kind in (None, "suffix")
+
     def sampling(self, sampling: Sampling) -> Sampling:
         """How it drafts where texts are sampled so."""
         return replace(sampling, temperature=0.0) if self.greedy else sampling
@@ -69,22 +80,34 @@ class DraftSpec:
         """The model behind it, whatever cut-off or look-up goes with it: what is timed alone under this name."""
         if self.kind == "skip":
             return f"skip:layers={self.layers}" if self.layers is not None else "skip:auto"
-        return f"cross:{self.model}" if self.kind == "cross" else self.model or self.kind or self.text
+        if self.kind == "mtp":
+            return "mtp"
+        return f"cross:{self.model}" if self.kind == "cross" else self.model or self.text
 
 
 def parse_draft(text: str) -> DraftSpec:
     """Raises ConfigError with what is wrong and how to write it."""
-    if text.partition(":")[0].partition("+")[0] not in ("ngram", "suffix"):
+    if not re.match(r"(suffix|ngram(-[a-z0-9-]+)?)([:+]|$)", text):
         return _single(text, text)
     head, plus, rest = text.partition("+")
-    looks = head.startswith("ngram")
-    looking: dict[str, Any] = {"ngram": _ngram(head, text)} if looks else {"suffix": _suffix(head, text)}
+    ngram = _ngram(head, text) if head.startswith("ngram") else None
+    suffix = _suffix(head, text) if ngram is None else None
     if not plus:
-        return DraftSpec(text, **looking)
+        return DraftSpec(text, "suffix" if ngram is None else None, ngram=ngram, suffix=suffix)
     second = _single(rest, text)
     if second.kind == "cross":
         raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, hint="Drop cross:.")
-    return replace(second, text=text, **looking)
+    return replace(second, text=text, ngram=ngram, suffix=suffix)
+
+
+def require_in_process(spec: DraftSpec) -> None:
+    """Raises ConfigError for a draft that only a server drives."""
+    if spec.ngram is not None and spec.ngram.way is not None:
+        raise ConfigError(
+            "Only a server drafts like this",
+            where=spec.text,
+            hint="Name an --engine that does, or a head, a draft model or ngram:n=3.",
+        )
 
 
 def reader_of(text: str, layers: int | None) -> str:
@@ -149,8 +172,8 @@ def _cutoff(text: str, whole: str) -> tuple[str, float]:
 
 
 def _suffix(text: str, whole: str) -> SuffixSpec:
-    name, _, options = text.partition(":")
-    if name != "suffix" or (options and not options.startswith("corpus=")) or options == "corpus=":
+    options = text.removeprefix("suffix").removeprefix(":")
+    if options and (not options.startswith("corpus=") or options == "corpus="):
         raise ConfigError(
             f"{options!r} is no option of a suffix look-up", where=whole, hint="Write suffix or suffix:corpus=FILE."
         )
@@ -159,7 +182,13 @@ def _suffix(text: str, whole: str) -> SuffixSpec:
 
 def _ngram(text: str, whole: str) -> NgramSpec:
     values = {"n": 3, "min": 1, "max": 0}
-    for option in filter(None, text.partition(":")[2].split(",")):
+    name, _, options = text.partition(":")
+    way = name.removeprefix("ngram").removeprefix("-") or None
+    if way is not None and way not in LOOK_UPS:
+        near = difflib.get_close_matches(way, LOOK_UPS, n=1)
+        hint = f"Did you mean ngram-{near[0]}?" if near else f"There are {', '.join(f'ngram-{w}' for w in LOOK_UPS)}."
+        raise ConfigError(f"No look-up is called {name!r}", where=text, hint=hint)
+    for option in filter(None, options.split(",")):
         name, _, number = option.partition("=")
         if name not in values or not number.isdecimal() or not 1 <= int(number) <= 64:
             raise ConfigError(
@@ -170,4 +199,4 @@ def _ngram(text: str, whole: str) -> NgramSpec:
         values[name] = int(number)
     if values["min"] > values["n"]:
         raise ConfigError("min is above n", where=whole, hint="Write ngram:n=4,min=2.")
-    return NgramSpec(values["n"], values["min"], values["max"] or None)
+    return NgramSpec(values["n"], values["min"], values["max"] or None, way)

@@ -17,7 +17,7 @@ from specbench.kinds import HEADS
 from specbench.text import shown
 
 # Heads that are not driven here, by what their configuration is known from.
-_OTHERS = {
+OTHERS = {
     "eagle": "EAGLE-1",
     "dflash2": "DFlash 2",
     "mtp": "MTP in a checkpoint of its own",
@@ -124,7 +124,7 @@ class OwnHead(Head):
     layers: int
 
 
-def kind_of(config: dict[str, Any]) -> str | None:
+def kind_in(config: dict[str, Any]) -> str | None:
     """The kind of head, as `speculators` calls it; None for a model."""
     named = config.get("speculators_model_type")
     if named is not None:
@@ -139,16 +139,16 @@ def kind_of(config: dict[str, Any]) -> str | None:
     ):
         named_peagle = any("peagle" in one for one in classes)
         return "peagle" if named_peagle or any(config.get(key) is not None for key in _MASK_KEYS) else "eagle3"
-    return kind if kind in _OTHERS and kind not in ("mtp", "dflash2") else None
+    return kind if kind in OTHERS and kind not in ("mtp", "dflash2") else None
 
 
 def require_known(name: str, kind: str) -> None:
     """Raise ModelError for a kind of head that is not driven here."""
-    if kind in HEADS and kind not in _OTHERS:
+    if kind in HEADS and kind not in OTHERS:
         return
     *most, last = HEADS.values()
     hint = "Name the target's own layers with --draft mtp." if kind == "mtp" else _HINT
-    raise ModelError(f"{name} is a draft head of kind {_OTHERS.get(kind, shown(kind))}, and only {', '.join(most)} and "
+    raise ModelError(f"{name} is a draft head of kind {OTHERS.get(kind, shown(kind))}, and only {', '.join(most)} and "
                      f"{last} are known here", hint=hint)  # fmt: skip
 
 

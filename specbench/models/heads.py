@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,47 @@ from specbench.models.convert import quiet_transformers
 from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX, packaged_head
 from specbench.models.failures import explain
-from specbench.models.headconfig import Head, OwnHead, kind_of, read_head, require_known
+from specbench.models.headconfig import OTHERS, Head, OwnHead, kind_in, read_head, require_known
 from specbench.models.hub import described, look_up
+
+# The type of a text in a GGUF file.
+_STRING = 8
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of head, known here or not, that a directory, a GGUF file or a hub id is; None for a model, and for what
+    cannot be looked at."""
+    if name.lower().endswith(".gguf"):
+        kind = _architecture(Path(name))
+        return kind if kind in (*HEADS, *OTHERS) else None
+    found = _read_config(name)
+    return None if found is None else kind_in(found[0])
+
+
+def _architecture(path: Path) -> str | None:
+    """`general.architecture` of a GGUF file, which writers put first: magic, version and two counts are before it, then
+    its key and type. Reading all with the library takes a second for the vocabulary."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+        (length,) = struct.unpack_from("<Q", head, 24)
+        if head[:4] != b"GGUF" or head[32 : 32 + length] != b"general.architecture":
+            return None
+        kind, size = struct.unpack_from("<IQ", head, 32 + length)
+        return head[44 + length : 44 + length + size].decode() if kind == _STRING else None
+    except (OSError, struct.error, UnicodeDecodeError):
+        return None
 
 
 def find_head(name: str) -> Head | None:
     """The head that `name`, an embedded one, a directory or a hub id, stands for; None where that is a model, or
     nothing: the loader of models says what is wrong then. Raises ModelError for a head that is of another kind, or
     whose config is amiss."""
-    found = _config_file(name)
+    found = _read_config(name)
     if found is None:
         return None
-    location, hub, revision = found
-    try:
-        config = json.loads((location / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(config, dict):
-        return None
-    kind = kind_of(config)
+    config, location, hub, revision = found
+    kind = kind_in(config)
     if kind is None:
         return None
     require_known(name, kind)
@@ -148,6 +171,18 @@ def fetched(name: str, revision: str | None) -> Path:
             )
     except Exception as error:
         raise explain(error, name) from error
+
+
+def _read_config(name: str) -> tuple[dict[str, Any], Path, bool, str | None] | None:
+    """config.json with what `_config_file` says of it; None where there is none, or no object in it."""
+    found = _config_file(name)
+    if found is None:
+        return None
+    try:
+        config = json.loads((found[0] / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return (config, *found) if isinstance(config, dict) else None
 
 
 def _config_file(name: str) -> tuple[Path, bool, str | None] | None:

@@ -123,8 +123,8 @@ def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None)
     if head is not None:
         if head in ("mtp", "dflash"):
             return f"transformers drafts with {HEADS[head]} heads too, but is not asked to here"
-        return f"transformers drives no {HEADS[head]} head"
-    if spec.look_up and spec.kind is not None:
+        return f"transformers drives no {HEADS.get(head, head)} head"
+    if spec.look_up and not spec.alone:
         return "transformers has no look-up that falls back on a model"
     if spec.suffix is not None:
         return "transformers looks up n-grams, not the longest suffix"

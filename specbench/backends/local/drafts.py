@@ -129,7 +129,7 @@ def refuse_batches(specs: Sequence[DraftSpec], heads: Mapping[str, Head]) -> Non
     """Raise ConfigError for a draft that has no form for batches."""
     blocks = [name for name, head in heads.items() if isinstance(head, BlockHead)]
     for spec in specs:
-        if spec.kind in ("skip", "cross") or (spec.kind and spec.look_up) or spec.model in blocks:
+        if spec.kind in ("skip", "cross") or (spec.look_up and not spec.alone) or spec.model in blocks:
             raise ConfigError(
                 "Batches take a draft model, a draft head that is no DFlash, or a look-up",
                 where=spec.text,

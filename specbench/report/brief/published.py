@@ -88,7 +88,7 @@ def _kind(spec: str) -> str | None:
     """A look-up with a model behind it is neither the one nor the other."""
     found = parse_draft(spec)
     if found.look_up:
-        return "ngram" if found.kind is None and found.ngram is not None else None
+        return "ngram" if found.kind is None else None
     return found.kind
 
 
