@@ -27,7 +27,7 @@ from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
 from specbench.models.headconfig import BlockHead, EagleHead, Head
 from specbench.models.heads import heads_of
-from specbench.models.memory import cache_bytes
+from specbench.models.memory import cache_bytes_per_token
 from specbench.run_record import ModelFacts
 
 # Drafts of a round that a head is scored for, at least: replays of longer rounds need a run that names them.
@@ -63,7 +63,7 @@ class HeadDraft(Draft):
             head=head.head.kind,
             layer_ids=head.reads,
             draft_vocabulary=head.head.draft_vocab or head.vocab_size,
-            cache_bytes_per_token=cache_bytes(head.config, 1, 1, head.dtype.itemsize) + kept,
+            cache_bytes_per_token=cache_bytes_per_token(head.config, head.dtype.itemsize) + kept,
             reader=self.spec.reader,
         )
 
