@@ -27,6 +27,7 @@ from specbench.kinds import (
     Cutoff,
     Drafts,
     Gammas,
+    Lengths,
     Mix,
     ModelNames,
     Name,
@@ -89,6 +90,14 @@ class Policy:
         "decision",
         (*RUNS, "brief"),
         unset="the prompts",
+    )
+    by_length: Lengths = setting(
+        (),
+        "Verdicts by prompt length in tokens: 1k,4k,16k, or quantiles for thirds of the prompts.",
+        "decision",
+        (*RUNS, "brief"),
+        metavar="TOKENS",
+        measured=False,
     )
     price_per_hour: Annotated[float, Range(0, 1e9, above=True)] | None = setting(
         None, "Of the machine, in any currency: adds the price of tokens.", "decision", (*RUNS, "brief")
