@@ -159,6 +159,43 @@ class SessionFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswersVerified:
+    """Whether a few recorded answers are this target's. Greedy: of `answers` so many are `identical` to what it writes,
+    and of their `tokens` so many are its `likeliest`, after all before them. Sampled: `excess_nats` is how much less
+    likely it finds their tokens, each, than tokens of its own, with its interval; 0 for its own."""
+
+    answers: Count
+    tokens: Count
+    identical: Count | None = None
+    likeliest: Count | None = None
+    excess_nats: Number | None = None
+    excess_low: Number | None = None
+    excess_high: Number | None = None
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFacts:
+    """The answers of a log that drafts were scored on: by what wrote the log, by the name that it has for the model and
+    by the temperature of the request. Of `from_log` the log held the tokens; of `unended` it did not say how they
+    ended, and the end of sequence was taken for written. Of the tokens of the first answers (`round_trips`,
+    `round_trip_tokens`) `changed_tokens` are cut otherwise when the text is tokenized again."""
+
+    sources: Mapping[str, Count] = field(default_factory=dict)
+    models: Mapping[str, Count] = field(default_factory=dict)
+    temperatures: Mapping[str, Count] = field(default_factory=dict)
+    conversations: Count = 0
+    answers: Count = 0
+    tokens: Count = 0
+    from_log: Count = 0
+    unended: Count = 0
+    round_trips: Count = 0
+    round_trip_tokens: Count = 0
+    changed_tokens: Count = 0
+    verified: AnswersVerified | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EndedEarly:
     """A run under a time budget that ended after `prompts` of `planned` (batches, above batch 1): at a sure verdict or
     when `time` was up."""
@@ -173,8 +210,8 @@ class RunRecord:
     """run.json. `revision` counts how often it was written, `fingerprint` is of the settings that decide what is
     measured, `failure` where a session failed. `probe` are the models timed alone, None while they are not, and
     `probe_from` the folder that they were taken from. `looks` are the prompts after which a sweep looked at itself, and
-    `ruled_out` what it then stopped; `ended_early` is where a time budget ended it. `sessions` are empty for a run of
-    one session."""
+    `ruled_out` what it then stopped; `ended_early` is where a time budget ended it. `answers` are there where a log had
+    them. `sessions` are empty for a run of one session."""
 
     schema: Literal[1] = SCHEMA
     status: Status
@@ -195,6 +232,7 @@ class RunRecord:
     bandwidth: Bandwidth | None = None
     looks: Counts = ()
     ruled_out: tuple[RuledOut, ...] = ()
+    answers: AnswerFacts | None = None
     ended_early: EndedEarly | None = None
     sessions: tuple[SessionFacts, ...] = ()
     failure: str | None = None

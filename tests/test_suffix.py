@@ -9,6 +9,7 @@ import pytest
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cli import call
 from test_run import FakeObserver, config_for
 from tiny import GREEDY, run, tiny_llama
 
@@ -19,11 +20,10 @@ from specbench.analysis.summarise import summarise
 from specbench.drafters import parse_draft
 from specbench.drafters.lookup import SuffixDrafter
 from specbench.drafters.suffix import LEAST, Corpus
-from specbench.errors import ConfigError, WorkloadError
+from specbench.errors import ConfigError
 from specbench.records import Sampling
 from specbench.run.session import run as run_all
 from specbench.store import read_run
-from specbench.workload.answers import read_answers
 
 TARGET = tiny_llama(12, seed=3)
 tokens = st.lists(st.integers(0, 3), max_size=30)
@@ -107,7 +107,7 @@ def test_greedy_text_is_kept_and_replay_is_the_loop(prompt, corpus, gamma, limit
 def test_a_run_with_a_corpus_of_earlier_answers(lab, tmp_path):
     """Alone, with a corpus, and before a model."""
     corpus = tmp_path / "answers.jsonl"
-    corpus.write_text("\n".join(json.dumps({"answer": chr(97 + i) * 9}) for i in range(26)))
+    corpus.write_text("\n".join(json.dumps({"instruction": "?", "output": chr(97 + i) * 9}) for i in range(26)))
     drafts = ["suffix", f"suffix:corpus={corpus}", f"suffix+{lab.near}"]
     stored = read_run(run_all(config_for(lab, tmp_path, limit=3, draft=drafts), "sweep", (3,), FakeObserver()))
     found = [draft.gammas[0] for draft in summarise(stored).drafts]
@@ -115,28 +115,14 @@ def test_a_run_with_a_corpus_of_earlier_answers(lab, tmp_path):
     assert {t.identical for t in stored.trials if t.arm.gamma and not t.warmup} == {True}
 
 
-BAD = {
-    "nothing.jsonl": (None, "does not exist"),
-    "text.jsonl": ("an answer\n", "This line is no JSON"),
-    "other.jsonl": ('{"prompt": "?"}\n', "This line has no answer"),
-    "empty.jsonl": ("\n", "holds no answer"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_corpus_that_is_none(tmp_path, name):
-    content, words = BAD[name]
+@pytest.mark.parametrize(("content", "words"), [(None, "does not exist"), ('{"prompt": "?"}\n', "no usable answers")])
+def test_a_corpus_that_is_none(lab, tmp_path, content, words):
+    corpus = tmp_path / "log.jsonl"
     if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(WorkloadError) as error:
-        read_answers(str(tmp_path / name))
-    assert words in error.value.line()
-
-
-def test_answers_are_found_in_each_form(tmp_path):
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, ["a", {"response": "b"}, {"messages": turns}])))
-    assert read_answers(str(tmp_path / "a.jsonl")) == ["a", "b", "c"]
+        corpus.write_text(content)
+    found = call("measure", *lab.args("--gamma", "2", draft=f"suffix:corpus={corpus}"))
+    assert found.exit_code == 2
+    assert words in " ".join(found.stderr.split())
 
 
 @pytest.mark.parametrize("text", ["suffix:n=3", "suffix:corpus=", "suffix+cross:m", "suffix+"])

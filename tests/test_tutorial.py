@@ -84,7 +84,7 @@ def test_the_commands_that_load_no_model_run(words, folder, monkeypatch):
 
 def test_the_prompts_are_read_without_a_warning_and_the_settings_are_valid(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert set(FILES) == {"prompts.jsonl", "shop.yaml"}
+    assert set(FILES) == {"log.jsonl", "prompts.jsonl", "shop.yaml"}
     config = load_config(Path("shop.yaml"), {})
     prompts = load_workload(config.workload)
     assert len(prompts.prompts) >= 10 and prompts.cautions == ()

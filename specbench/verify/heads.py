@@ -140,12 +140,17 @@ class _Reading:
 
 
 def _hits(setup: Setup, draft: HeadDraft) -> Hits:
-    return _read(setup, draft).hits
+    """Whether first and second drafts would be kept [places, 2], at every place of the target's own texts that has a
+    token for a second one."""
+    found = [np.zeros((0, 2), dtype=bool)]
+    for prompt, text in zip(setup.prompts, setup.alone, strict=True):
+        found.append(draft.score(prompt, text).accept[: max(0, len(text) - 2), :2] > 0.5)
+    return np.concatenate(found)
 
 
 @torch.inference_mode()
 def _read(setup: Setup, draft: HeadDraft) -> _Reading:
-    """Over all places of the target's own texts that have a token for a second draft."""
+    """Over the same places as `_hits`."""
     hits, log_q = [np.zeros((0, 2), dtype=bool)], [np.zeros((0, 2))]
     memory, target, states = draft.memory, draft.target, draft.states.read
     assert target is not None

@@ -28,18 +28,30 @@ from specbench.models.memory import cache_bytes, cache_bytes_per_token
 from specbench.models.prompts import end_tokens
 from specbench.records import Sampling
 from specbench.run_record import ModelFacts
-from specbench.workload.answers import read_answers
+from specbench.workload.answers import AnswerLog
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the drafts of one run share: the target, its reader, and how text is generated. `gamma` is the largest."""
+    """What the drafts of one run share: the target, its reader, and how text is generated. `gamma` is the largest.
+    Where only answers of a log are scored, drafts that say one token each need no target: its `reader` is None."""
 
     target: LoadedModel
-    reader: CachedModel
+    reader: CachedModel | None
     sampling: Sampling
     eos: frozenset[int]
     gamma: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the target gives a logit."""
+        return int(self.target.model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def read(self) -> CachedModel:
+        """The reader where there has to be one."""
+        assert self.reader is not None
+        return self.reader
 
 
 class Draft:
@@ -106,14 +118,14 @@ class Draft:
                 repetition_penalty=setting.sampling.repetition_penalty,
             )
         options: dict[str, Any] = {
-            "vocab_size": setting.reader.vocab_size,
+            "vocab_size": setting.vocab_size,
             "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": spec.cutoff,
             "chained": chains(setting),
         }
         if spec.kind == "skip":
-            self.stepper = shared = setting.reader.sharing(loaded.model)
+            self.stepper = shared = setting.read.sharing(loaded.model)
             return SkipDrafter(shared, **options)
         drafter = ModelDrafter(self.reader, **options)
         return ReadableDrafter(drafter, self.reader.vocab_size) if self._knows_fewer else drafter
@@ -122,7 +134,7 @@ class Draft:
     def _knows_fewer(self) -> bool:
         """Whether the target may write tokens that this draft model cannot read."""
         known = None if self.reader is None else self.reader.vocab_size
-        return self.spec.kind == "model" and known is not None and known < self._setting.reader.vocab_size
+        return self.spec.kind == "model" and known is not None and known < self._setting.vocab_size
 
     def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
         """Its drafter for batches that `target` reads, whose model then is what reads draft steps."""
@@ -137,7 +149,7 @@ class Draft:
         self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
         drafter = ManyModelDrafter(
             self.stepper,
-            vocab_size=setting.reader.vocab_size,
+            vocab_size=setting.vocab_size,
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
             cutoff=self.spec.cutoff,
@@ -152,10 +164,10 @@ class Draft:
             assert blocks is not None
             return blocks
         found = score(
-            setting.reader,
+            setting.read,
             self.reader,
             *self._readable(ids, output),
-            vocab_size=setting.reader.vocab_size,
+            vocab_size=setting.vocab_size,
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
@@ -172,7 +184,7 @@ class Draft:
             setting.target.model,
             self.loaded.model,
             *map(list, zip(*map(self._readable, prompts, outputs), strict=True)),
-            vocab_size=setting.reader.vocab_size,
+            vocab_size=setting.vocab_size,
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
@@ -185,9 +197,7 @@ class Draft:
     def _look_up(self, setting: Setting) -> LookUpDrafter | None:
         suffix = self.spec.suffix
         if suffix is not None and suffix.corpus is not None and self._corpus is None:
-            texts, end = read_answers(suffix.corpus), _main_end(setting)
-            tokens = (setting.target.tokenizer(text, add_special_tokens=False).input_ids for text in texts)
-            self._corpus = Corpus([*ids, end] for ids in tokens)
+            self._corpus = _corpus_of(suffix.corpus, setting)
         return look_up(self.spec, eos=setting.eos, corpus=self._corpus)
 
     def _readable(self, ids: Sequence[int], output: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -205,13 +215,22 @@ class Draft:
 
 def chains(setting: Setting) -> bool:
     """Whether drafts stay on a device that runs behind."""
-    return not setting.reader.device.startswith("cpu")
+    return setting.reader is not None and not setting.reader.device.startswith("cpu")
 
 
 def _main_end(setting: Setting) -> int:
     """Of the target's ends of sequence the one that its tokenizer names."""
     named = setting.target.tokenizer.eos_token_id
     return named if named in setting.eos else min(setting.eos)
+
+
+def _corpus_of(source: str, setting: Setting) -> Corpus:
+    """The answers of a log as token ids, each with its end. Raises WorkloadError where there are none."""
+    log, end, tokenizer = AnswerLog(source), _main_end(setting), setting.target.tokenizer
+    log.survey()
+    replies = (one.reply for one in log)
+    texts = (reply.ids or tokenizer(reply.message.content, add_special_tokens=False).input_ids for reply in replies)
+    return Corpus([*ids, *([] if ids[-1:] == [end] else [end])] for ids in map(list, texts))
 
 
 def facts(loaded: LoadedModel) -> ModelFacts:

@@ -71,7 +71,7 @@ class HeadDraft(Draft):
         self._setting, self._lookup = setting, self._look_up(setting)
         self.reader = self.stepper = None
         self.memory = reader_of(self.head, capacity)
-        self.target = setting.reader.keeping(self.head.reads)
+        self.target = setting.read.keeping(self.head.reads)
         assert self.target.states is not None
         self.states: States = self.target.states
         drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
@@ -79,7 +79,7 @@ class HeadDraft(Draft):
 
     def _options(self, setting: Setting) -> dict[str, Any]:
         return {
-            "vocab_size": setting.reader.vocab_size,
+            "vocab_size": setting.vocab_size,
             "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": self.spec.cutoff,
