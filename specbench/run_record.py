@@ -16,8 +16,10 @@ from specbench.records import (
     CostPoint,
     Count,
     Counts,
+    Moment,
     Number,
     Omitted,
+    Plain,
     ReferenceCheck,
     RuledOut,
     Size,
@@ -47,16 +49,16 @@ class Provenance:
 
     engine: str
     argv: tuple[str, ...] = ()
-    started: str | None = None
+    started: Moment | None = None
     versions: Mapping[str, str | None] = field(default_factory=dict)
     commit: str | None = None
     platform: str | None = None
     hardware: Machine = Machine()
     device: str | None = None
-    precision: str | None = None
+    precision: Plain | None = None
     threads: Count | None = None
     load_at_start: Number | None = None
-    finished: str | None = None
+    finished: Moment | None = None
     load_at_end: Number | None = None
 
 
@@ -107,7 +109,7 @@ class WorkloadFacts:
     None where a server encodes them."""
 
     source: str | None = None
-    sha256: str | None = None
+    sha256: Plain | None = None
     prompts_available: Count | None = None
     prompts_used: Count | None = None
     categories: Mapping[str, CategoryCount] = field(default_factory=dict)
@@ -152,7 +154,7 @@ class ServedBy:
 class SessionFacts:
     """One of several sessions of a run that was continued."""
 
-    started: str | None = None
+    started: Moment | None = None
     argv: tuple[str, ...] = ()
     commit: str | None = None
     platform: str | None = None
@@ -218,7 +220,7 @@ class RunRecord:
     command: Command
     name: str | None = None
     config: RunConfig
-    fingerprint: str | None = None
+    fingerprint: Plain | None = None
     provenance: Provenance
     target: ModelFacts = ModelFacts()
     drafts: Mapping[str, ModelFacts] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ from specbench.workload.hub import PREFIX, read_hub
 from specbench.workload.naming import list_names
 from specbench.workload.randomness import looks_random
 from specbench.workload.shapes import Asked, asked_in, begins_as_turns
+
+# What the tokenizers of ChatML, Llama, Gemma, Mistral and DeepSeek read as one token of their own.
+_SPECIAL = re.compile(
+    r"<\|[A-Za-z][A-Za-z0-9_ ]{1,40}\|>|<\uff5c[^\uff5c\n]{1,40}\uff5c>"
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos)>|</s>|\[/?INST\]"
+)
 
 _ID_KEYS = ("id", "question_id", "custom_id", "uid")
 _CATEGORY_KEYS = ("category", "task")
@@ -116,6 +123,7 @@ def load_workload(
         suspects=suspects,
         id_clashes=ids.clashes,
         turns_as_text=sum(map(begins_as_turns, asking)),
+        special_tokens=sum(map(_spells_special_tokens, prompts)),
         left_out=len(faults),
         rows=len(prompts) + len(skipped),
         unused=unused,
@@ -129,6 +137,10 @@ def load_workload(
         cautions=cautions_of(prompts, seen),
         random_suspects=suspects,
     )
+
+
+def _spells_special_tokens(prompt: Prompt) -> bool:
+    return any(_SPECIAL.search(message.content) for message in prompt.messages)
 
 
 def _question(prompt: Prompt) -> str:
