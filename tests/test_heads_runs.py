@@ -152,7 +152,7 @@ def test_a_head_is_counted_before_anything_is_loaded(pair):
 
 @pytest.mark.full
 def test_the_doctor_examines_a_head(lab, pair, tmp_path):
-    head = save_head(tmp_path / "head", markov_llama(context=0.06, vocab_size=257), 0.02)
+    head = save_head(tmp_path / "head", markov_llama(context=0.06, vocab_size=257))
     options = ["--dtype", "bfloat16", "--temperature", "0.7", "--limit", "8", "--max-new-tokens", "16", "--json"]
     found = call("doctor", *lab.args(*options, draft=head), "--target", pair["target"])
     findings = {one["code"]: one for one in json.loads(found.stdout)["findings"]}

@@ -115,14 +115,14 @@ def test_a_run_with_a_corpus_of_earlier_answers(lab, tmp_path):
     assert {t.identical for t in stored.trials if t.arm.gamma and not t.warmup} == {True}
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "does not exist"), ('{"prompt": "?"}\n', "no usable answers")])
-def test_a_corpus_that_is_none(lab, tmp_path, content, words):
+@pytest.mark.parametrize("content", [None, '{"prompt": "?"}\n'])
+def test_a_corpus_that_is_none(lab, tmp_path, content):
     corpus = tmp_path / "log.jsonl"
     if content is not None:
         corpus.write_text(content)
     found = call("measure", *lab.args("--gamma", "2", draft=f"suffix:corpus={corpus}"))
     assert found.exit_code == 2
-    assert words in " ".join(found.stderr.split())
+    assert "log.jsonl" in found.stderr.split("Error:")[1]
 
 
 @pytest.mark.parametrize("text", ["suffix:n=3", "suffix:corpus=", "suffix+cross:m", "suffix+"])
