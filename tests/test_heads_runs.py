@@ -151,14 +151,15 @@ def test_a_head_is_counted_before_anything_is_loaded(pair):
 
 
 @pytest.mark.full
-def test_the_doctor_examines_a_head(lab, pair, tmp_path):
-    head = save_head(tmp_path / "head", markov_llama(context=0.06, vocab_size=257))
+def test_the_doctor_examines_a_head(lab, tmp_path):
+    model = markov_llama(context=0.01, vocab_size=257)
+    head, target = save_head(tmp_path / "head", model, 0.02), save_with_byte_tokenizer(model, tmp_path / "target")
     options = ["--dtype", "bfloat16", "--temperature", "0.7", "--limit", "8", "--max-new-tokens", "16", "--json"]
-    found = call("doctor", *lab.args(*options, draft=head), "--target", pair["target"])
+    found = call("doctor", *lab.args(*options, draft=head), "--target", target)
     findings = {one["code"]: one for one in json.loads(found.stdout)["findings"]}
     assert {"head-agreement", "head-depth", "head-config", "loop-replay", "draft-sampling"} <= findings.keys()
     assert [one for one in findings.values() if one["state"] == "broken"] == []
     assert "float32" in findings["loop-replay"]["evidence"]
-    greedily = call("doctor", *lab.args(*options, draft=f"{head},sample=greedy"), "--target", pair["target"])
+    greedily = call("doctor", *lab.args(*options, draft=f"{head},sample=greedy"), "--target", target)
     findings = {one["code"]: one for one in json.loads(greedily.stdout)["findings"]}
     assert "one-hot" in findings["draft-sampling"]["evidence"]
