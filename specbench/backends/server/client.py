@@ -169,8 +169,8 @@ class Client:
     async def _asked(
         self, method: str, path: str, body: dict[str, Any] | None, limit_s: float, *most: int
     ) -> tuple[float, Answer]:
-        """When the request was sent, by time.perf_counter(), and the whole of what came. Raises FailedError, and EngineError
-        where nothing answers."""
+        """When the request was sent, by time.perf_counter(), and the whole of what came. Raises FailedError, and
+        EngineError where nothing answers."""
         data = None if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         for again in (False, True):
             sent_s = time.perf_counter()
