@@ -84,7 +84,7 @@ class ServerSession:
         say: Callable[[str], None],
     ) -> None:
         self.block_size = provider.prompts_per_start
-        self.by_job = provider.at_once
+        self.turn = provider.turn
         self.noticed = Noticed()
         self._config = config
         self._specs = specs
