@@ -41,7 +41,7 @@ _REFERENCE_TOKENS = 32
 
 def needs_target(spec: DraftSpec, config: RunConfig, heads: Sequence[str]) -> bool:
     """Whether scoring a draft takes more than the answer: the target's distribution, its states or its layers."""
-    if spec.kind == "skip" or spec.model in heads:
+    if spec.kind in ("skip", "mtp") or spec.model in heads:
         return True
     return spec.kind == "model" and not spec.sampling(config.sampling).greedy
 
