@@ -181,7 +181,7 @@ def _engine(call: Call, found: Cost, summary: Summary) -> Finding:
 def looks_up(draft: str) -> bool:
     """Whether nothing but a look-up drafts."""
     spec = parse_draft(draft)
-    return spec.ngram is not None and spec.kind is None
+    return spec.look_up and spec.alone
 
 
 def _of_server(summary: Summary, draft: DraftResult) -> list[Finding]:

@@ -74,7 +74,7 @@ def brief(
             "Alerts are written beside the brief of one run", where="--alerts", hint="Name the run, without --json."
         )
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
-    if len(folders) == 1 and (stored := _recorded(folders[0])) is not None:
+    if len(folders) == 1 and (stored := _recorded(folders[0], keys)) is not None:
         _acceptance(stored, to, shown, as_json, strict, open_page)
         return
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
@@ -107,12 +107,12 @@ def _format(asked: str | None, as_json: bool) -> str:
     return asked
 
 
-def _recorded(folder: Path) -> StoredRun | None:
-    """The run, where it is one over recorded answers."""
-    from specbench.store import read_run
+def _recorded(folder: Path, asked: Mapping[str, object]) -> StoredRun | None:
+    """The run under the policy that is asked for, where it is one over recorded answers."""
+    from specbench.api import load_run
+    from specbench.store import read_record
 
-    stored = read_run(folder)
-    return stored if stored.run.answers is not None else None
+    return None if read_record(folder).answers is None else load_run(folder, **asked).stored
 
 
 def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, strict: bool, open_: bool) -> None:

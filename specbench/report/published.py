@@ -92,7 +92,7 @@ def public_figures(drafts: Sequence[DraftResult], d: Plain) -> tuple[list[Column
 def _kind(spec: str) -> str | None:
     """A look-up with a model behind it is neither the one nor the other."""
     found = parse_draft(spec)
-    if found.ngram is not None:
+    if found.look_up:
         return "ngram" if found.kind is None else None
     return found.kind
 
