@@ -95,11 +95,14 @@ def test_a_planted_cost_is_predicted_to_the_nanosecond(prompt, gamma, limit):
 
 def test_the_probe_recovers_planted_costs():
     clock = FakeClock()
-    models = {
-        None: Probed(FakeCost(TARGET, clock, VERIFY), (1, 2, 5), keep_all=True),
-        "d": Probed(FakeCost(NEAR, clock, DRAFT), (1, 2), keep_all=False),
+    at = {
+        context: [
+            (None, Probed(FakeCost(TARGET, clock, VERIFY), (1, 2, 5), keep_all=True)),
+            ("d", Probed(FakeCost(NEAR, clock, DRAFT), (1, 2), keep_all=False)),
+        ]
+        for context in (4, 50)
     }
-    points = probe(models, [1, 2, 3], [4, 50], seed=0, now=clock, passes=5)
+    points = probe(at, [1, 2, 3], seed=0, now=clock, passes=5)
     assert {(p.model, p.context, p.tokens): round(p.median_s * 1e9) for p in points} == {
         **{(None, context, n): VERIFY[n - 1] for context in (4, 50) for n in (1, 2, 5)},
         **{("d", context, n): DRAFT[n - 1] for context in (4, 50) for n in (1, 2)},

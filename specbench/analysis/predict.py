@@ -7,13 +7,18 @@ models timed alone, and what a round spends outside them from the warm-up.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.views import DraftView
-from specbench.cost.model import RoundCosts, predicted_rounds, prefill_seconds, round_costs
+from specbench.cost.model import RoundCosts, at_end, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
+from specbench.records import CostPoint
+
+# The probe's intervals are of about 95 %: so many standard errors to either side.
+PROBED_REACH = 1.96
 
 # Below this a difference between prediction and measurement needs no explanation.
 EXPLAINED = 0.05
@@ -40,8 +45,23 @@ class Predictor:
             self._pairs[gamma, batch] = self._pair(gamma, batch)
         return self._pairs[gamma, batch]
 
-    def _pair(self, gamma: int, batch: int | None) -> Paired | None:
-        view, costs = self._view, self._costs(batch)
+    def unsure(self, gamma: int, batch: int | None = None) -> float:
+        """Variance of the log of a predicted speedup that comes of the probe's own intervals: the target's single step,
+        its wider passes and the draft err apart, and each in itself together."""
+        total, reader = 0.0, self._view.reader
+        groups: tuple[Callable[[CostPoint], bool], ...] = (
+            lambda point: point.model is None and point.tokens == 1,
+            lambda point: point.model is None and point.tokens > 1,
+            lambda point: point.model is not None and point.model == reader,
+        )
+        for chosen in groups:
+            low, high = (self._pair(gamma, batch, at_end(self._view.points, end, chosen)) for end in ("low", "high"))
+            if low is not None and high is not None:
+                total += (math.log(low.speedup / high.speedup) / (2 * PROBED_REACH)) ** 2
+        return total
+
+    def _pair(self, gamma: int, batch: int | None, points: Sequence[CostPoint] | None = None) -> Paired | None:
+        view, costs = self._view, self._costs(batch, points)
         found = view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
             return None
@@ -82,7 +102,7 @@ class Predictor:
             paired, again = self.paired(gamma), self._view.replayed(gamma)
             if paired is None or again is None or again.tokens_per_round is None:
                 break
-            interval = speedup_interval(paired, self._confidence)
+            interval = speedup_interval(paired, self._confidence, self.unsure(gamma))
             found.append(
                 PredictedGamma(
                     gamma=gamma,
@@ -107,18 +127,19 @@ class Predictor:
             if not pairs or costs is None:
                 continue
             gamma = max(pairs, key=lambda g: pairs[g].speedup)
-            interval = speedup_interval(pairs[gamma], self._confidence)
+            interval = speedup_interval(pairs[gamma], self._confidence, self.unsure(gamma, batch))
             alone = batch / costs.step_s
             rows.append(
                 PredictedBatch(batch, gamma, interval.value, interval.low, interval.high, alone, alone * interval.value)
             )
         return tuple(rows)
 
-    def _costs(self, batch: int | None = None) -> RoundCosts | None:
-        if not self._view.points or not self._view.texts:
+    def _costs(self, batch: int | None = None, points: Sequence[CostPoint] | None = None) -> RoundCosts | None:
+        view = self._view
+        points = view.points if points is None else points
+        if not points or not view.texts:
             return None
-        batch = batch or self._view.batch
-        return round_costs(self._view.points, self._view.reader, self._context, self._view.other_s, batch)
+        return round_costs(points, view.reader, self._context, view.other_s, batch or view.batch)
 
     def head(self, gamma: int) -> HeadCosts | None:
         """What a draft head costs alone; None for any other draft, and where it was not timed."""
