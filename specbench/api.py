@@ -180,7 +180,7 @@ class Run:
     @property
     def loads(self) -> pd.DataFrame:
         """One row for each load, draft and gamma of a run on a server; none of a run in process."""
-        from specbench.analysis.served.contract import LoadResult
+        from specbench.analysis.contract import LoadResult
         from specbench.report.notebook import frame
 
         return frame(LoadResult, self.summary.loads)
@@ -195,12 +195,13 @@ class Run:
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
         before a token of which the draft is less sure than `cutoff`."""
-        from specbench.analysis.replayed import ReplayGamma, replayed
+        from specbench.analysis.replayed import ReplayGamma, prices_of, replayed
         from specbench.report.notebook import frame
 
         asked = load_config(None, {"gamma": _plain_value(gammas), "cutoff": cutoff})
         texts = texts_of(self.stored, asked.gamma)
-        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence)
+        prices = prices_of(self.stored.run)
+        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence, *prices)
         names = [draft.draft for draft in found.drafts for _ in draft.gammas]
         return frame(ReplayGamma, [row for draft in found.drafts for row in draft.gammas], drafts=names)
 
@@ -218,8 +219,8 @@ class Run:
 
         if name not in self.figures:
             near = difflib.get_close_matches(str(name), self.figures, n=1)
-            cure = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(self.figures)}."
-            raise ConfigError(f"This run has no figure {name!r}", where=str(self.folder), cure=cure)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(self.figures)}."
+            raise ConfigError(f"This run has no figure {name!r}", where=str(self.folder), hint=hint)
         return draw(name, self.summary, self.policy, circumstances(self._facts))
 
     def brief(self) -> str:
@@ -260,19 +261,19 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
 
     where = str(stored.folder)
     if stored.run.command == "probe":
-        raise StoreError("This folder holds a probe, no run", where=where, cure="Name the folder of a sweep.")
+        raise StoreError("This folder holds a probe, no run", where=where, hint="Name the folder of a sweep.")
     texts = read_positions(stored.folder)
     if not texts:
         served = stored.run.served is not None
-        cure = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
-        raise StoreError("Nothing to replay in this run yet", where=where, cure=cure)
+        hint = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
+        raise StoreError("Nothing to replay in this run yet", where=where, hint=hint)
     for text in texts:
         scored = text.longest
         if scored is not None and scored < max(gammas):
             raise StoreError(
                 f"{text.draft} was scored up to gamma {scored} alone",
                 where=where,
-                cure=f"Name gammas up to {scored}, or measure a larger one.",
+                hint=f"Name gammas up to {scored}, or measure a larger one.",
             )
     return texts
 
@@ -291,9 +292,9 @@ def _done(task: Task, quiet: bool) -> Run:
 def _plain(keys: Mapping[str, object]) -> dict[str, object]:
     """Keys as YAML has them, paths as text. Raises ConfigError for a private text that is no text, unquoted."""
     given = {key: _plain_value(value) for key, value in keys.items()}
-    for key, cure in _PRIVATE.items():
+    for key, hint in _PRIVATE.items():
         if not isinstance(given.get(key), str | None):
-            raise ConfigError(f"`{key}` is a {type(given[key]).__name__}, not a text", where="arguments", cure=cure)
+            raise ConfigError(f"`{key}` is a {type(given[key]).__name__}, not a text", where="arguments", hint=hint)
     return given
 
 

@@ -49,6 +49,7 @@ class Stopwatch:
         self._sync = sync
         self._now = now
         self._spent_ns: defaultdict[str, int] = defaultdict(int)
+        self._last_ns = 0
         self.resume()
 
     def lap(self, name: str) -> None:

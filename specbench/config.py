@@ -33,6 +33,7 @@ from specbench.kinds import (
     PathText,
     Range,
     Rates,
+    Seconds,
     TemplateKwargs,
     Text,
     Texts,
@@ -57,6 +58,7 @@ Engine = Literal["local", "llamacpp", "vllm", "sglang", "openai"]
 RUNS = ("measure", "sweep")
 MODELS = (*RUNS, "doctor", "probe")
 TEXTS = (*RUNS, "doctor")
+PROMPTS = (*MODELS, "workload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +118,29 @@ class RunConfig:
         None, "CPU threads.", "models", MODELS, unset="the free cores less one"
     )
     trust_remote_code: Texts = setting(
-        (), "Model whose own code may run; repeatable.", "models", (*TEXTS, "check"), metavar="MODEL", measured=False
+        (), "Model whose own code may run; repeatable.", "models", (*MODELS, "check"), metavar="MODEL", measured=False
     )
 
     workload: Text = setting(
-        DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", TEXTS
+        DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", MODELS
     )
     limit: Annotated[int, Range(1, 10_000_000)] | None = setting(
         None,
         "Use at most N prompts, spread over the categories.",
         "prompts",
-        (*TEXTS, "check"),
+        (*MODELS, "check"),
         shipped=16,
         unset="all",
         metavar="N",
     )
     column: Text | None = setting(
-        None, "Column that holds the prompt.", "prompts", (*RUNS, "workload"), unset="that of a known shape"
+        None, "Column that holds the prompt.", "prompts", PROMPTS, unset="that of a known shape"
     )
     category_column: Text | None = setting(
-        None, "Column that holds the category.", "prompts", (*RUNS, "workload"), unset="category or task"
+        None, "Column that holds the category.", "prompts", PROMPTS, unset="category or task"
     )
     system_prompt: Text | None = setting(
-        None, "Put before prompts that have none.", "prompts", (*RUNS, "check"), private=True
+        None, "Put before prompts that have none.", "prompts", (*TEXTS, "check"), private=True
     )
     chat_template_kwargs: TemplateKwargs = setting(
         None,
@@ -185,6 +187,16 @@ class RunConfig:
     all_gammas: bool = setting(False, "Every gamma on every prompt, also those ruled out on the way.", "drafts", RUNS)
     repeats: Annotated[int, Range(1, 1000)] = setting(
         1, "Measure every prompt in every arm N times.", "drafts", (*RUNS, "plan"), metavar="N"
+    )
+    time_budget_s: Seconds | None = setting(
+        None,
+        "Stop at a sure verdict or after: 10m, 1h30m.",
+        "drafts",
+        RUNS,
+        also=("time_budget",),
+        unset="all prompts are measured",
+        metavar="TIME",
+        measured=False,
     )
     max_other_cores: Annotated[float, Range(0, 4096, above=True)] = setting(
         0.5, "A trial is repeated when other processes kept more cores than this busy.", "drafts"
@@ -287,7 +299,7 @@ SETTINGS: Mapping[str, Setting] = {**RUN_SETTINGS, **POLICY_SETTINGS}
 def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     """Read the YAML file (None: the built-in defaults), lay the flags that are not None over it, check everything.
 
-    Raises ConfigError naming the key, the value and the cure.
+    Raises ConfigError naming the key, the value and the hint.
     """
     values = {}
     if path is not None:
@@ -300,14 +312,14 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
     if policy_values is None:
         policy_values = {}
     if not isinstance(policy_values, dict):
-        raise ConfigError("`policy` must be a mapping of keys to values", where=where, cure="Indent its keys below it.")
+        raise ConfigError("`policy` must be a mapping of keys to values", where=where, hint="Indent its keys below it.")
     policy = check_all(policy_values, POLICY_SETTINGS, f"{where}, policy")
     run = check_all(values, RUN_SETTINGS, where)
     for key, value in given.items():
         (policy if key in POLICY_SETTINGS else run)[key] = value
     config = RunConfig(**run, policy=Policy(**policy))
     if len(set(config.draft)) != len(config.draft):
-        raise ConfigError("The same draft is named twice", where=where, cure="Name each draft once.")
+        raise ConfigError("The same draft is named twice", where=where, hint="Name each draft once.")
     _one_engine(config, where)
     return config
 
@@ -315,25 +327,25 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> RunConfig:
 def _one_engine(config: RunConfig, where: str) -> None:
     """Refuse settings that contradict each other about where the target runs."""
     if config.server is not None and config.launch is not None:
-        raise ConfigError("Both a running server and a launch file are named", where=where, cure="Leave one out.")
+        raise ConfigError("Both a running server and a launch file are named", where=where, hint="Leave one out.")
     if config.spec_server is not None and config.server is None:
         raise ConfigError(
-            "A server that speculates needs one that does not beside it", where="--spec-server", cure="Add --server."
+            "A server that speculates needs one that does not beside it", where="--spec-server", hint="Add --server."
         )
     if config.draft_server is not None and config.server is None:
         raise ConfigError(
-            "A server of the draft needs one of the target beside it", where="--draft-server", cure="Add --server."
+            "A server of the draft needs one of the target beside it", where="--draft-server", hint="Add --server."
         )
     if not config.served and config.served_model_name is not None:
-        raise ConfigError("Only a server has names", where="--served-model-name", cure="Name a --server or --engine.")
+        raise ConfigError("Only a server has names", where="--served-model-name", hint="Name a --server or --engine.")
     if not config.served and (config.concurrency != (1,) or config.rate):
         raise ConfigError(
             "Only a server takes several requests at once",
             where="--concurrency" if config.concurrency != (1,) else "--rate",
-            cure="Name an --engine, or use --batch-size.",
+            hint="Name an --engine, or use --batch-size.",
         )
     if config.served and config.batch_size > 1:
-        raise ConfigError("A server makes its own batches", where="--batch-size", cure="Use --concurrency.")
+        raise ConfigError("A server makes its own batches", where="--batch-size", hint="Use --concurrency.")
     urls = {"--server": config.server, "--spec-server": config.spec_server, "--draft-server": config.draft_server}
     for flag, url in urls.items():
         if url is not None:
@@ -349,12 +361,12 @@ def _check_url(flag: str, url: str) -> None:
     if not usable:
         # What stands before an @ may be a password.
         name = "This" if "@" in url else shown(url)
-        raise ConfigError(f"{name} is no http or https address", where=flag, cure="Write http://host:port.")
+        raise ConfigError(f"{name} is no http or https address", where=flag, hint="Write http://host:port.")
     if parts.username or parts.password or parts.query:
         raise ConfigError(
             "An address may hold no key or password: it is stored with the run",
             where=flag,
-            cure="Put the key in the environment variable that --api-key-env names.",
+            hint="Put the key in the environment variable that --api-key-env names.",
         )
 
 

@@ -10,29 +10,29 @@
         │   └── TemplateError   the chat template fails on a prompt
         └── StoreError          a run folder that cannot be read, written or resumed
 
-The command line prints one line, `what (where). cure`, and never a traceback.
+The command line prints one line, `what (where). hint`, and never a traceback.
 """
 
 from __future__ import annotations
 
 
 class SpecbenchError(Exception):
-    """`what` went wrong, `where`, and the `cure`; `exit_code` is what the process returns."""
+    """`what` went wrong, `where`, and the `hint`; `exit_code` is what the process returns."""
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, cure: str | None = None) -> None:
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
         self.what = what
         self.where = where
-        self.cure = cure
+        self.hint = hint
         super().__init__(self.line())
 
     def line(self) -> str:
         """The error as one line of plain text."""
         place = f" ({self.where})" if self.where else ""
-        cure = f" {self.cure}" if self.cure else ""
+        hint = f" {self.hint}" if self.hint else ""
         # Two short sentences on one line: whatever came from a library may span several, and a path may hold anything.
-        words = f"{self.what.rstrip('.')}{place}.{cure}"
+        words = f"{self.what.rstrip('.')}{place}.{hint}"
         return " ".join("".join(c if c.isprintable() else " " for c in words).split())
 
 
@@ -65,8 +65,8 @@ class VocabularyError(ModelError):
 class TemplateError(ModelError):
     """The chat template fails on a prompt; `kind` is the type of what it raised, whose message may quote the prompt."""
 
-    def __init__(self, what: str, *, kind: str, cure: str) -> None:
-        super().__init__(what, cure=cure)
+    def __init__(self, what: str, *, kind: str, hint: str) -> None:
+        super().__init__(what, hint=hint)
         self.kind = kind
 
 

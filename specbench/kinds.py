@@ -171,6 +171,20 @@ def _above_zero(value: Any, most: float) -> float:
     return number
 
 
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def _duration(value: Any) -> float:
+    """`90s`, `10m`, `1h30m` or a number of seconds -> seconds."""
+    found = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is not None and any(found.groups()):
+        value = sum(int(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
+    try:
+        return _above_zero(value, 1e7)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{shown(value)} is no length of time; write 90s, 10m or 1h30m") from None
+
+
 def _mix(value: Any) -> dict[str, float] | None:
     """`code=0.6,chat=0.4` or a mapping -> shares that add up to 1."""
     if value is None:
@@ -280,6 +294,7 @@ Gammas = Annotated[tuple[int, ...], Written(parse_gammas)]
 BatchSizes = Annotated[tuple[int, ...], Written(_batch_sizes)]
 Clients = Annotated[tuple[int, ...], Written(_counts("numbers of clients"))]
 Rates = Annotated[tuple[float, ...], Written(_rates)]
+Seconds = Annotated[float, Written(_duration)]
 Mix = Annotated[dict[str, float] | None, Written(_mix)]
 Cutoff = Annotated[float, Range(0, 1), Written(_cutoff)]
 Name = Annotated[str, Written(_name)]

@@ -372,7 +372,7 @@ class Caution:
 
     code: str
     message: str
-    cure: str
+    hint: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,12 +157,23 @@ class SessionFacts:
     platform: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EndedEarly:
+    """A run under a time budget that ended after `prompts` of `planned` (batches, above batch 1): at a sure verdict or
+    when `time` was up."""
+
+    why: Literal["GO", "NO-GO", "time"]
+    prompts: Count
+    planned: Count
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """run.json. `revision` counts how often it was written, `fingerprint` is of the settings that decide what is
     measured, `failure` where a session failed. `probe` are the models timed alone, None while they are not, and
     `probe_from` the folder that they were taken from. `looks` are the prompts after which a sweep looked at itself, and
-    `ruled_out` what it then stopped. `sessions` are empty for a run of one session."""
+    `ruled_out` what it then stopped; `ended_early` is where a time budget ended it. `sessions` are empty for a run of
+    one session."""
 
     schema: Literal[1] = SCHEMA
     status: Status
@@ -183,6 +194,7 @@ class RunRecord:
     bandwidth: Bandwidth | None = None
     looks: Counts = ()
     ruled_out: tuple[RuledOut, ...] = ()
+    ended_early: EndedEarly | None = None
     sessions: tuple[SessionFacts, ...] = ()
     failure: str | None = None
     revision: Count = 0
@@ -201,4 +213,9 @@ class RunRecord:
     @property
     def spared(self) -> int:
         """Trials of the plan that need not be run."""
-        return sum(one.planned - one.prompts for one in self.ruled_out) * self.config.repeats
+        ruled_out = sum(one.planned - one.prompts for one in self.ruled_out) * self.config.repeats
+        if self.ended_early is None or self.ended_early.why == "time" or not self.trials_planned:
+            return ruled_out
+        share = 1 - self.ended_early.prompts / self.ended_early.planned
+        arms = self.trials_planned - len(self.ruled_out) * self.ended_early.planned * self.config.repeats
+        return ruled_out + round(arms * share)

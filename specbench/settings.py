@@ -90,7 +90,8 @@ class Setting:
         if self.repeated:
             return list[str]
         bare, notes = _bare(self.kind)
-        return Path if PATH in notes else bare if bare in (int, float, bool) else str
+        number = bare in (int, float) and any(isinstance(note, Range) for note in notes)
+        return Path if PATH in notes else bare if number or bare is bool else str
 
     def read(self, value: Any) -> Any:
         """The value of a flag, of YAML or of Python, checked. ValueError says what is wrong with it."""
@@ -135,7 +136,7 @@ def by_name(values: Mapping[Any, Any], settings: Mapping[str, Setting], where: s
     for name, value in values.items():
         key = own.get(name, name)
         if key in found:
-            raise ConfigError(f"`{key}` is there under two names", where=where, cure="Leave one out.")
+            raise ConfigError(f"`{key}` is there under two names", where=where, hint="Leave one out.")
         found[key] = value
     return found
 
@@ -149,9 +150,9 @@ def check_all(values: Mapping[Any, Any], settings: Mapping[str, Setting], where:
             # Anything but a plain name may be a line of a prompt whose indentation went wrong.
             plain = isinstance(key, str) and _PLAIN_NAME.fullmatch(key) is not None
             near = difflib.get_close_matches(key, settings, n=1) if plain else []
-            cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(settings)}."
+            hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(settings)}."
             what = f"Unknown key `{key}`" if plain else "A key that is no plain word"
-            raise ConfigError(what, where=where, cure=cure)
+            raise ConfigError(what, where=where, hint=hint)
         try:
             checked[key] = settings[key].read(value)
         except ValueError as error:

@@ -41,30 +41,30 @@ def read_file(path: Path) -> dict[Any, Any]:
     """The keys and values of a configuration. Raises ConfigError."""
     if not path.is_file():
         what = "The configuration is not a file" if path.exists() else "No such configuration file"
-        raise ConfigError(what, where=str(path), cure="Check the path given to --config.")
+        raise ConfigError(what, where=str(path), hint="Check the path given to --config.")
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
             raise ConfigError(
-                f"A configuration is no larger than {LARGEST_FILE >> 10} KiB", where=str(path), cure="Check the path."
+                f"A configuration is no larger than {LARGEST_FILE >> 10} KiB", where=str(path), hint="Check the path."
             )
         values = read_yaml(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(
-            f"Cannot read the configuration: {error.strerror}", where=str(path), cure="Check its permissions."
+            f"Cannot read the configuration: {error.strerror}", where=str(path), hint="Check its permissions."
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"Not UTF-8: byte {error.start}", where=str(path), cure="Save the file as UTF-8, for example with iconv."
+            f"Not UTF-8: byte {error.start}", where=str(path), hint="Save the file as UTF-8, for example with iconv."
         ) from None
     except YamlError as error:
-        where, cure = (str(path), "the file") if error.line is None else (f"{path}, line {error.line}", "that line")
-        raise ConfigError(f"Not readable as YAML: {error}", where=where, cure=f"Mend {cure}.") from None
+        where, hint = (str(path), "the file") if error.line is None else (f"{path}, line {error.line}", "that line")
+        raise ConfigError(f"Not readable as YAML: {error}", where=where, hint=f"Mend {hint}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError("A configuration is a mapping of keys to values", where=str(path), cure="Write `key: value`.")
+        raise ConfigError("A configuration is a mapping of keys to values", where=str(path), hint="Write `key: value`.")
     return values
 
 

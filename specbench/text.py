@@ -75,6 +75,14 @@ def milliseconds(seconds: float) -> str:
     return f"{value:,.{digits}f} ms"
 
 
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `2 h 5 min`: how long something takes, as one says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def size(count: float | None, unit: str) -> str | None:
     """`134.5 M parameters`, `269 MB`: a large count in thousands, millions or billions; None if unknown."""
     if count is None:

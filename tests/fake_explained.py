@@ -20,8 +20,7 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 from specbench.analysis.contract import BreakEven, GammaResult, Memory, Money, Summary
 from specbench.analysis.summarise import summarise
 from specbench.records import Divergence, Policy
-from specbench.report.explain.explain import Explanation, Level, explain
-from specbench.report.explain.explained import explain_run
+from specbench.report.explain.explain import Explanation, Level, explain, explain_run
 from specbench.store import StoredRun, read_run
 
 ROOT = Path(__file__).parent.parent

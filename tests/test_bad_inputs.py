@@ -1,4 +1,4 @@
-"""Bad input, through the command line: one line that says what, where and cure, and never a prompt.
+"""Bad input, through the command line: one line that says what, where and hint, and never a prompt.
 
 Short texts are in bad_inputs/cases.yaml, what is binary in bad_inputs/binary.py; what is huge or no file at all is made
 here. `PYTHONPATH=tests python -m bad_inputs.table` prints all of them with what is said.

@@ -1,4 +1,4 @@
-"""Damaged run folders, through every command that reads one: one line that says what, where and cure."""
+"""Damaged run folders, through every command that reads one: one line that says what, where and hint."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_a_sliding_window_is_rewound_past_what_it_would_have_dropped():
     assert 0 < sum(r.accepted for r in live.rounds) < sum(r.drafted for r in live.rounds)
 
 
-def test_out_of_memory_is_an_error_with_a_cure(monkeypatch):
+def test_out_of_memory_is_an_error_with_a_hint(monkeypatch):
     cached = CachedModel(MODEL, 8)
 
     def full(**kwargs):

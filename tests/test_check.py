@@ -23,7 +23,7 @@ from specbench.backends.local.comparing import Pair, placed
 from specbench.cli import app
 from specbench.drafters import parse_draft
 from specbench.records import Arm, Message, Prompt, Round, Sampling, Times, Trial
-from specbench.report.check_tables import REASONS
+from specbench.report.verify_tables import REASONS
 from specbench.store import read_run
 from specbench.verify.check import Asked, check, comparable, unsupported
 

@@ -121,3 +121,16 @@ def test_what_is_measured_decides_the_fingerprint_and_where_it_goes_does_not():
     two = load_config(None, {"out": "b", "name": "y"})
     assert one.fingerprint() == two.fingerprint()
     assert load_config(None, {"seed": 1}).fingerprint() != one.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), (12.5, 12.5), ("2h", 7200)]
+)
+def test_a_length_of_time_is_written_as_one_says_it(text, seconds):
+    assert load_config(None, {"time_budget": text}).time_budget_s == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "10 minutes", "0s", "-5", "1e99", "nan", True])
+def test_what_is_no_length_of_time_is_refused(text):
+    with pytest.raises(ConfigError, match="no length of time; write 90s, 10m or 1h30m"):
+        load_config(None, {"time_budget_s": text})

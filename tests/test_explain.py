@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Typed
 from fake_explained import CASES, KEPT, LEVELS, ROOT, body, engineer, explained, manager, unlinked
 from test_docs import wrong_flags
 from test_imports import command, loaded
@@ -227,18 +229,20 @@ def test_a_terminal_without_our_characters_gets_the_markdown(monkeypatch: pytest
 
 
 def test_a_pipe_gets_the_markdown_and_a_hint_on_stderr() -> None:
-    result = call("explain")
+    result = call("explain", "--basics")
     assert result.exit_code == 0 and result.stdout == explain("manager").text
-    assert result.stderr.startswith("For a run's own numbers: specbench explain ")
 
 
-def test_the_hint_names_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unnamed_the_newest_run_is_explained_and_without_one_the_subject(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call("explain").stderr == "For a run's own numbers: specbench explain RUN\n"
-    folder = tmp_path / "reports" / "20250102T030405Z-mine"
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text("{}")
-    assert call("explain").stderr == "For a run's own numbers: specbench explain reports/20250102T030405Z-mine\n"
+    alone = call("explain")
+    assert alone.stderr == "No run yet, so this is the subject itself.\n"
+    assert alone.stdout == call("explain", "--basics").stdout == explain("manager").text
+    shutil.copytree(typed.folder, tmp_path / "reports" / typed.folder.name)
+    assert call("explain").stdout == call("explain", "@1").stdout != alone.stdout
+    assert call("explain", "--basics").stderr == "For the newest run's numbers: specbench explain\n"
 
 
 def test_json_has_the_text_and_the_words() -> None:

@@ -9,8 +9,7 @@ import pytest
 from fake_explained import KEPT, LEVELS, body, case, engineer, explained, manager, unlinked
 
 from specbench.records import Caution
-from specbench.report.explain.explain import Level
-from specbench.report.explain.explained import explain_run
+from specbench.report.explain.explain import Level, explain_run
 
 
 @pytest.mark.parametrize("name", KEPT)

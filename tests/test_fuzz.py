@@ -61,7 +61,7 @@ def loaded(name: str, data: bytes, **options: str) -> Workload | None:
         try:
             workload = load_workload(str(path), **options)
         except WorkloadError as error:
-            assert CANARY not in error.line() and "\n" not in error.line() and error.cure and error.where
+            assert CANARY not in error.line() and "\n" not in error.line() and error.hint and error.where
             return None
     assert workload.prompts and len({prompt.id for prompt in workload.prompts}) == len(workload.prompts)
     for prompt in workload.prompts:
@@ -158,7 +158,7 @@ def reread(kept: Path, name: str, change: Callable[[bytes], bytes]) -> StoredRun
             stored = read_run(folder)
             read_positions(folder)
         except StoreError as error:
-            assert "\n" not in error.line() and error.where and error.cure and CANARY not in error.line()
+            assert "\n" not in error.line() and error.where and error.hint and CANARY not in error.line()
             return None
     for trial in stored.trials:
         held_together(trial)

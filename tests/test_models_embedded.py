@@ -213,7 +213,7 @@ def test_disk_full_is_one_line_with_numbers(world: World, error: Exception) -> N
     world.converter = fill
     with pytest.raises(ModelError, match=r"no space left: demo:target needs 5 MB, and \d+ MB are free") as caught:
         embedded.prepare("demo:target")
-    assert "SPECBENCH_CACHE" in str(caught.value.cure)
+    assert "SPECBENCH_CACHE" in str(caught.value.hint)
     assert not world.folder.exists()
 
 

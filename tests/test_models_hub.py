@@ -70,7 +70,7 @@ def test_other_weights_are_refused_before_any_download(
 
 
 @pytest.mark.parametrize(
-    ("error", "what", "cure"),
+    ("error", "what", "hint"),
     [
         (answer(errors.RepositoryNotFoundError, 401), "org/m is neither a directory here nor a model", "spelling"),
         (answer(errors.GatedRepoError, 403), "org/m is gated", "Accept its terms"),
@@ -82,11 +82,11 @@ def test_other_weights_are_refused_before_any_download(
         (OSError(28, "No space left on device"), "no space left on the disk while fetching org/m", "HF_HOME"),
     ],
 )
-def test_each_failure_is_named_bare_or_wrapped(error: Exception, what: str, cure: str) -> None:
+def test_each_failure_is_named_bare_or_wrapped(error: Exception, what: str, hint: str) -> None:
     for raised in (error, wrapped(error)):
         found = explain(raised, "org/m")
         assert found.what.startswith(what)
-        assert cure in str(found.cure)
+        assert hint in str(found.hint)
 
 
 def test_unknown_failure_is_one_line_with_its_type() -> None:

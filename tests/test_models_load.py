@@ -152,7 +152,7 @@ def test_what_can_be_wrong_with_a_directory(folder: Path, damage: Callable[[Path
     with pytest.raises(ModelError) as caught:
         load_model(str(folder), dtype="float32", device="cpu")
     assert caught.value.what.startswith(what.format(f=folder))
-    assert caught.value.cure
+    assert caught.value.hint
 
 
 def test_own_code_runs_only_when_allowed_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

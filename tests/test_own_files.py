@@ -17,7 +17,7 @@ from test_serving import codes, served, speculating
 from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.config import RunConfig
 from specbench.errors import ConfigError, ModelError, StoreError
 from specbench.models import encoding, load_model
@@ -116,8 +116,8 @@ def test_the_caution_says_the_values_who_applies_them_and_what_to_do(lab, tmp_pa
     assert "max_new_tokens 8 (by vLLM and transformers)" in caution.message
     assert "no_repeat_ngram_size 3" in caution.message and "(by transformers)" in caution.message
     assert len(caution.message) < 500 and caution.message.isprintable()
-    assert "--generation-config vllm" in caution.cure and "--sampling-defaults openai" in caution.cure
-    assert "--temperature 0.7" in caution.cure
+    assert "--generation-config vllm" in caution.hint and "--sampling-defaults openai" in caution.hint
+    assert "--temperature 0.7" in caution.hint
     assert (
         generation_caution(str(folder), replace(WARM, temperature=0.7), new_tokens=8).message.count("temperature") == 0
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 
+from rich.console import Console
 from test_metrics import served_trial
 
-from specbench.records import Arm, Load, Times
-from specbench.run.progress import RunProgress, TimeLeft
+from specbench.backends.base import Answer, Item, Job, Unit
+from specbench.records import Arm, Load, Prompt, Times
+from specbench.run.progress import RunProgress, TimeLeft, forecast_s
 
 
 def shown(arms: dict[Arm, float]) -> str:
@@ -16,7 +20,7 @@ def shown(arms: dict[Arm, float]) -> str:
     for arm, decode_s in arms.items():
         times = Times(0.0, None, None, None, None, decode_s)
         progress.trial(replace(served_trial(11), arm=arm, times=times))
-    return progress._speedups()
+    return progress._so_far.line()
 
 
 ALONE = Arm("baseline")
@@ -147,3 +151,58 @@ def test_without_a_plan_all_trials_have_one_pace():
     clock.now_s += 3
     progress.trial(replace(served_trial(11), times=Times(0.0, None, None, None, None, 1.0)))
     assert progress._time_left() == "27 s left"
+
+
+def answered(seconds, tokens, prompts=1):
+    unit = Unit("u", "", None, tuple(Item(Prompt(str(i), "", "p"), [1] * 20) for i in range(prompts)))
+    times = Times(2.0, 1.0, None, None, None, 3.0 + seconds)
+    return Answer(Job(unit, 0), [], "", 20 * prompts, tokens + prompts, "length", (), (), times)
+
+
+def test_how_long_it_takes_is_known_when_every_arm_has_warmed_up():
+    warmed = {FAST: answered(8.0, 8), SLOW: answered(16.0, 8)}
+    units = [answered(0, 0).job.unit]
+    # 3 s of prefills and 1 or 2 s a token
+    assert forecast_s(warmed, {FAST: 10, SLOW: 5}, units, 33) == 10 * (3 + 32 * 1) + 5 * (3 + 32 * 2)
+    assert forecast_s({FAST: warmed[FAST]}, {FAST: 10, SLOW: 5}, units, 33) is None
+    assert forecast_s({FAST: answered(0.0, 0)}, {FAST: 10}, units, 33) is None
+    four = answered(8.0, 8, prompts=4)
+    assert forecast_s({FAST: four}, {FAST: 10}, [four.job.unit], 33) == 10 * (3 + 4 * 32 * 1)
+
+
+def lines_of(progress):
+    console = Console(width=80, file=io.StringIO())
+    console.print(progress._view())
+    return console.file.getvalue().splitlines()
+
+
+def test_a_terminal_shows_the_arms_with_intervals_that_narrow():
+    clock = FakeClock()
+    progress = RunProgress(quiet=True, clock=clock)
+    clock.now_s += 12
+    assert lines_of(progress) == ["12 s so far"]
+    widths = []
+    for count in (12, 48):
+        for number in range(count):
+            for arm, seconds in ((ALONE, 2.0), (FAST, 1.0 + 0.1 * (number % 3))):
+                times = Times(0.0, None, None, None, None, seconds)
+                progress.trial(replace(served_trial(11), prompt_id=f"{count}/{number}", arm=arm, times=times))
+        found = re.search(r"d gamma 1 +(\d+) +([\d.]+)x \[([\d.]+), ([\d.]+)\]", "\n".join(lines_of(progress)))
+        assert found is not None
+        widths.append(float(found[4]) - float(found[3]))
+    assert int(found[1]) == 60 and 1.7 < float(found[2]) < 1.9
+    assert widths[1] < widths[0]
+
+
+def test_a_terminal_has_one_live_view_from_the_first_moment(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        "specbench.run.progress.Console", lambda **_: Console(file=screen, force_terminal=True, width=80)
+    )
+    with RunProgress(quiet=False) as progress:
+        progress.say("Loading the target")
+        progress.begin(4, 0)
+        progress.trial(replace(served_trial(11), arm=ALONE))
+        progress.trial(replace(served_trial(11), arm=FAST))
+    assert "Loading the target" in screen.getvalue()
+    assert "0 s so far" in screen.getvalue() and "d gamma 1" in screen.getvalue()

@@ -51,10 +51,17 @@ def test_every_generated_file_is_what_the_code_says_now(path):
 
 
 @pytest.mark.parametrize("command", PROGRAM.commands)
-def test_every_option_has_a_row_in_the_section_of_its_command(command):
+def test_every_option_has_a_row_and_is_named_in_the_section_of_its_command(command):
+    """A row there; or a name there, and the row among the settings or at the head of the page."""
     section = next(text for title, text in sections().items() if command in title.split(" and "))
-    options = [name for param in PROGRAM.commands[command].params for name in (*param.opts, *param.secondary_opts)]
-    assert {name for name in options if name.startswith("--")} <= set(rows(section))
+    flags = [each.flags[0] for each in SETTINGS.values() if each.declared.on]
+    named = set(
+        re.findall(r"`(--[\w-]+)`", section.replace("(#settings): all.", " ".join(f"`{flag}`" for flag in flags)))
+    )
+    elsewhere = set(rows(sections()[""])) | set(flags)
+    for param in PROGRAM.commands[command].params:
+        names = {name for name in (*param.opts, *param.secondary_opts) if name.startswith("--")}
+        assert names <= set(rows(section)) or (names & named & elsewhere), names
     assert f"`specbench {command}" in section
 
 
@@ -72,11 +79,10 @@ def test_every_key_of_the_configuration_has_a_row_and_its_value():
     assert other == ["limit", "max_new_tokens"]
 
 
-def test_every_key_names_its_flag_or_says_that_it_has_none():
+def test_a_key_without_a_flag_says_so():
     flags = {name for param in PROGRAM.commands["sweep"].params for name in param.opts}
     for name, cells in rows(sections()["settings"]).items():
-        flag = "--" + name.replace("_", "-")
-        assert flag in re.findall(r"`(--[\w-]+)`", cells[1]) if flag in flags else cells[1] == "no flag"
+        assert ("--" + name.replace("_", "-") in flags) != cells[1].endswith(" No flag."), name
 
 
 def test_every_environment_variable_of_the_code_is_there():
@@ -121,35 +127,53 @@ def small_page(notes):
 
 def test_settings_stand_below_their_group_with_other_names_and_flags():
     assert rows(sections(small_page(Notes()))["settings"]) == {
-        "gamma": ["`1,2`", "`--gamma` / `--k`", "Lengths."],
-        "k": ["`1,2`", "`--gamma` / `--k`", "Lengths."],
-        "metric": ["`decode`", "no flag", "Of what."],
+        "gamma": ["`1,2`", "Lengths."],
+        "k": ["`1,2`", "Lengths."],
+        "metric": ["`decode`", "Of what. No flag."],
     }
+
+
+def test_a_note_on_a_sweeps_option_stands_with_its_setting():
+    notes = Notes({"count": CommandNotes()}, every={"--gamma": "Noted."})
+    assert rows(sections(small_page(notes))["settings"])["gamma"] == ["`1,2`", "Lengths. Noted."]
 
 
 def test_arguments_defaults_repeats_and_flags_are_read_from_the_program():
     notes = Notes({"again": CommandNotes(), "count": CommandNotes("Said\n\ntwice.", "the run's", {"--rate": "Noted."})})
     found = sections(small_page(notes))
-    assert list(found) == ["", "again", "count", "settings", "environment"]  # in the order of the notes
+    assert list(found) == ["", "again", "count", "settings", "drafts", "environment"]  # in the order of the notes
     assert "`specbench count FILES...`: Count the files.\n\nSaid\n\ntwice.\n\n| option" in found["count"]
     assert rows(found["count"]) == {
-        "FILES": ["path, repeatable", "must be given", "What to count."],
-        "--config": ["path", "configs/default.yaml", "Settings."],
-        "--gamma": ["text", "`1,2`", r"Lengths: 1\|2 or &lt;n>."],  # the configuration's, since it takes one
-        "--rate": ["number", "`0.5`", "A rate. Noted."],
-        "--name": ["text", "the run's", "A name."],
-        "--loud": ["flag", "on", "How loud."],
-        "--quiet": ["flag", "on", "How loud."],
-        "--json": ["flag", "off", "For scripts."],
-        "--draft": ["text, repeatable", "the run's", "Drafts."],
+        "FILES": ["path, repeatable", "What to count."],
+        "--config": ["path; configs/default.yaml", "Settings."],
+        "--rate": ["number; `0.5`", "A rate. Noted."],
+        "--name": ["text; the run's", "A name."],
+        "--loud": ["flag; on", "How loud."],
+        "--quiet": ["flag; on", "How loud."],
+        "--json": ["flag", "For scripts."],
+        "--draft": ["text, repeatable; the run's", "Drafts."],
     }
+    assert "[Settings](#settings), else the run's: all." in found["count"]  # --gamma, the only one with a flag
+
+
+def test_an_option_of_three_commands_stands_at_the_head_and_is_named_in_their_sections():
+    small = typer.Typer()
+    for name in ("a", "b", "c"):
+
+        @small.command(name)
+        def each(fast: Annotated[bool, typer.Option("--fast", help="Hurry.")] = False) -> None:
+            """Do it."""
+
+    found = sections(reference.reference(typer.main.get_command(small), Notes(), {}))
+    assert rows(found[""])["--fast"] == ["flag", "Hurry."]
+    assert all("Also: `--fast`." in found[name] and not rows(found[name]) for name in ("a", "b", "c"))
 
 
 def test_a_note_on_every_command_gives_way_to_the_command_own():
     notes = Notes({"count": CommandNotes(options={"--rate": "Own."})}, every={"--rate": "All.", "--name": "All."})
     found = rows(sections(small_page(notes))["count"])
-    assert found["--rate"][2] == "A rate. Own."
-    assert found["--name"][2] == "A name. All."
+    assert found["--rate"][1] == "A rate. Own."
+    assert found["--name"][1] == "A name. All."
 
 
 @pytest.mark.parametrize(

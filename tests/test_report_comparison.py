@@ -13,10 +13,10 @@ from fake_served import FakeServer, fake_served
 from rich.cells import cell_len
 from rich.console import Console
 
-from specbench.analysis.compare.comparison import compared, slower_by
-from specbench.analysis.compare.contract import Comparison
+from specbench.analysis.compare import compared, slower_by
+from specbench.analysis.compared import Comparison
 from specbench.errors import StoreError
-from specbench.report.compare.tables import comparison_markdown, comparison_tables
+from specbench.report.compare_tables import comparison_markdown, comparison_tables
 from specbench.run_record import WorkloadFacts
 from specbench.store import StoredRun
 

@@ -18,7 +18,7 @@ from specbench.analysis.summarise import summarise
 from specbench.records import Policy
 from specbench.report.brief.brief import render_brief
 from specbench.report.brief.doubts import doubts
-from specbench.report.marks import Doubt, Key, in_order, mark, numbered, unmarked
+from specbench.report.templating import Doubt, Key, in_order, mark, numbered, unmarked
 from specbench.store import StoredRun, read_run
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,7 @@ from specbench.analysis.facts import read_facts
 from specbench.analysis.summarise import summarise
 from specbench.records import Counters, Divergence, Load, Policy, Round, ServerStats, Window
 from specbench.report.brief.brief import render_brief, write_brief
-from specbench.report.served.steps import server_steps
+from specbench.report.brief.server import server_steps
 from specbench.report.tables import sweep_tables
 from specbench.run_record import Provenance
 from specbench.store import StoredRun

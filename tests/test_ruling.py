@@ -19,7 +19,8 @@ from benchmarks.saving import as_swept
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
-from specbench.decision.ruling import Standing, look_sizes, rule
+from specbench.decision.ruling import Standing, look_sizes, rule, settled
+from specbench.records import Policy
 from specbench.run.early_stopping import look
 from specbench.run_record import CategoryCount, WorkloadFacts
 
@@ -210,3 +211,31 @@ def test_a_stopped_gamma_is_shown_with_its_own_prompts(tmp_path):
     # and nothing is looked at twice: the same prompts rule out the same
     first = replace(whole, trials=tuple(t for t in whole.trials if t.warmup or t.prompt_id in order[: row.prompts]))
     assert 8 in stopped(look(first, texts, 60))
+
+
+WANTED = Policy(min_speedup=1.1)
+
+
+def test_a_verdict_is_sure_only_beyond_the_share_of_each_look_and_arm():
+    assert settled([noisy(1 / 1.3), noisy(1.2)], WANTED, 3, 0.0) == "GO"
+    assert settled([noisy(1 / 0.9), noisy(1.2)], WANTED, 3, 0.0) == "NO-GO"
+    assert settled([noisy(1 / 0.9), noisy(1 / 1.105)], WANTED, 3, 0.0) is None
+    # what the target alone differs from itself by counts
+    assert settled([noisy(1 / 1.3)], WANTED, 3, 0.1**2) is None
+
+
+def wrong_calls(looks, runs=400, prompts=160, noise=0.3):
+    """Share of made-up runs that end at a verdict though the speedup is exactly the minimum: neither is sure, ever."""
+    wrong = 0
+    for seed in range(runs):
+        whole = noisy(math.exp(-(noise**2) / 2) / WANTED.min_speedup, prompts, noise, seed)  # of totals
+        parts = (whole.take(np.arange(prompts) < size) for size in look_sizes(prompts))
+        wrong += any(settled([part], WANTED, looks, 0.0) is not None for part in parts)
+    return wrong / runs
+
+
+def test_who_looks_often_is_wrong_no_oftener():
+    share = wrong_calls(len(look_sizes(160)))
+    # two ways to be wrong, GO and NO-GO, of which each has the policy's error
+    assert share <= 0.10 + 0.03
+    assert wrong_calls(1) > 0.15, "without each look's share more are wrong: the test can see it"

@@ -197,10 +197,10 @@ def test_a_disturbed_trial_is_repeated_kept_and_not_counted(lab, tmp_path, monke
 
     monkeypatch.setattr(session, "OthersMeter", FakeMeter)
     monkeypatch.setattr(LocalSession, "warm", lambda *_: iter(()))
-    stored = sweep(lab, tmp_path, limit=1, gammas=(2,), max_new_tokens=6)
+    stored = sweep(lab, tmp_path, limit=1, gammas=(2,), max_new_tokens=6, slice_tokens=0)
     first, second = stored.trials[:2]
     assert (first.disturbed, first.attempt, second.disturbed, second.attempt) == (False, 0, False, 0)
-    config = config_for(lab, tmp_path, limit=1, max_new_tokens=7)
+    config = config_for(lab, tmp_path, limit=1, max_new_tokens=7, slice_tokens=0)
     busy = iter([3.0, 0.0])
     from dataclasses import replace
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from specbench.acceptance.replay import Blocks, Positions
-from specbench.analysis import search
-from specbench.analysis.search import best_pair
+from specbench.analysis import replayed as search
+from specbench.analysis.replayed import best_pair
 from specbench.cost.model import predicted_rounds
 from specbench.drafters import with_cutoff
 from specbench.records import CostPoint

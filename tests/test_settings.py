@@ -32,9 +32,8 @@ from tiny import run as loop
 from tiny import save_with_byte_tokenizer, tiny_llama
 from transformers import GenerationConfig
 
-from specbench.analysis.contract import Choice, Rival, Summary
+from specbench.analysis.contract import Choice, Rival, Server, Summary
 from specbench.analysis.facts import Facts, read_facts
-from specbench.analysis.served.contract import Server
 from specbench.backends.local.assisted import watched
 from specbench.backends.server.launch import Setting, command, model_file, require_draft
 from specbench.backends.server.launchfile import LaunchFile, read_launch
@@ -42,10 +41,9 @@ from specbench.drafters import parse_draft
 from specbench.errors import ConfigError
 from specbench.models import load_model
 from specbench.records import Sampling
-from specbench.report.marks import unmarked
 from specbench.report.settings.engines import ENGINES
 from specbench.report.settings.section import EngineSettings, Settings, settings_of
-from specbench.report.templating import template
+from specbench.report.templating import template, unmarked
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "engines"
 ALL = ("vLLM", "SGLang", "llama.cpp", "TGI", "transformers")

@@ -73,8 +73,7 @@ KINDS = {
     "kind",
     [
         "a draft model",
-        "a batch, sampled",
-        *full("sampled", "a look-up", "first layers", "a batch"),
+        *full("sampled", "a look-up", "first layers", "a batch", "a batch, sampled"),
     ],
 )
 def test_texts_and_rounds_are_those_of_whole_trials(lab, tmp_path, kind):
@@ -83,8 +82,9 @@ def test_texts_and_rounds_are_those_of_whole_trials(lab, tmp_path, kind):
     sliced = sweep(lab, tmp_path / "sliced", slice_tokens=2, **flags)
     assert facts(sliced) == facts(whole)
     assert {t.slices for t in whole.trials} == {None}
-    # 12 tokens after the first one, or 8 in a warm-up, which reads the prompt in a slice of its own
-    assert {t.slices for t in sliced.trials if not t.warmup and t.finish == "length"} == {7}
+    # the prompt, and 11 tokens by twos
+    alone = [t for t in sliced.trials if t.arm.draft is None and not t.warmup]
+    assert max(t.slices for t in alone) == 7
 
 
 @pytest.mark.full
@@ -105,6 +105,7 @@ def test_every_arm_goes_on_in_every_slice_in_an_order_drawn_anew(lab, tmp_path, 
     assert len(set(whole)) > 10 and {order[0] for order in whole} == set(whole[0])
 
 
+@pytest.mark.full
 def test_caches_that_are_shared_are_seen(lab, tmp_path, monkeypatch):
     """Planted: every arm generates on the engine's own caches."""
     monkeypatch.setattr(LocalEngine, "new_lane", LocalEngine._own_lane)
@@ -129,11 +130,12 @@ def test_spans_are_those_of_the_arm_alone(lab, tmp_path, monkeypatch):
             assert getattr(sliced[key], name) == pytest.approx(getattr(times, name), abs=1e-6)
 
 
+@pytest.mark.full
 def test_a_clock_that_runs_on_for_others_is_seen(lab, tmp_path, monkeypatch):
     FakeDevice().install(monkeypatch)
     whole = spans(lab, tmp_path / "whole", 0)
     resume = Stopwatch.resume
-    monkeypatch.setattr(Stopwatch, "resume", lambda self: hasattr(self, "_last_ns") or resume(self))
+    monkeypatch.setattr(Stopwatch, "resume", lambda self: resume(self) if not self._last_ns else None)
     sliced = spans(lab, tmp_path / "sliced", 2)
     assert sum(t.total_s for t in sliced.values()) > 2 * sum(t.total_s for t in whole.values())
 
@@ -203,7 +205,7 @@ def refusing(monkeypatch, most):
     monkeypatch.setattr(LocalEngine, "new_lane", few)
 
 
-@pytest.mark.parametrize(("most", "how"), [(3, "2 took turns at a time"), (1, "each ran whole trials")])
+@pytest.mark.parametrize(("most", "how"), [(3, "2 took turns at a time"), *full((1, "each ran whole trials"))])
 def test_where_memory_runs_out_fewer_take_turns_and_it_is_said(lab, tmp_path, monkeypatch, most, how):
     whole = facts(sweep(lab, tmp_path / "whole", limit=3))
     refusing(monkeypatch, most)
@@ -216,7 +218,7 @@ def test_where_memory_runs_out_fewer_take_turns_and_it_is_said(lab, tmp_path, mo
 
 def test_room_is_counted_before_anything_is_taken(lab, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(session, "available_bytes", lambda _: asked.append(1) or 300_000)
+    monkeypatch.setattr(session, "available_bytes", lambda _: asked.append(1) or 0)
     stored = sweep(lab, tmp_path, limit=2)
     assert asked
     assert "few-slices" in [one.code for one in stored.run.warnings]

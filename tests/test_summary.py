@@ -9,7 +9,7 @@ import pytest
 from fake_run import PREFILL_S, STEP_S, FakeDraft, FakeMachine, fake_run, with_policy, with_run
 from fake_served import FakeServer, fake_served
 
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.analysis.predict import stops_paying
 from specbench.analysis.summarise import summarise
 from specbench.cost.model import break_even_alpha, tokens_per_round

@@ -55,7 +55,7 @@ def measurement_of(engine: Any, tmp_path: Path) -> tuple[Measurement, list[Any]]
         status="started", command="measure", config=config, provenance=Provenance("fake"), trials_planned=0, probe=()
     )
     writer: Any = SimpleNamespace(append=kept.append, folder=tmp_path, run=run)
-    observer: Any = SimpleNamespace(**dict.fromkeys(("trial", "begin", "left"), lambda *_: None))
+    observer: Any = SimpleNamespace(**dict.fromkeys(("trial", "begin", "left", "say"), lambda *_: None))
     session = LocalSession(engine, config, tmp_path)
     stored = StoredRun(tmp_path, run, (), torn=False)
     losses = Losses(writer, (), None)

@@ -1,4 +1,4 @@
-"""Every error of reading a workload: what, where and cure on one line, and never the prompts themselves."""
+"""Every error of reading a workload: what, where and hint on one line, and never the prompts themselves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def failure(path: Path | str, **options: str) -> str:
     error = caught.value
     assert error.exit_code == 2
     assert error.where is not None and str(path) in error.where
-    assert error.cure and error.cure in error.line()
+    assert error.hint and error.hint in error.line()
     assert "\n" not in error.line() and SECRET not in error.line()
     # A chained exception would carry the text into a traceback or a log.
     assert error.__suppress_context__ or error.__context__ is None
@@ -80,14 +80,14 @@ CONTENT: list[tuple[str, bytes, str, str]] = [
 
 # The usual ids would put the data into tmp_path, and so into `where`.
 @pytest.mark.parametrize(
-    ("name", "data", "what", "cure"), CONTENT, ids=[f"{case[0]}{n}" for n, case in enumerate(CONTENT)]
+    ("name", "data", "what", "hint"), CONTENT, ids=[f"{case[0]}{n}" for n, case in enumerate(CONTENT)]
 )
-def test_content(tmp_path: Path, name: str, data: bytes, what: str, cure: str) -> None:
+def test_content(tmp_path: Path, name: str, data: bytes, what: str, hint: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     line = failure(path)
     assert what.replace("PATH", str(path)) in line
-    assert cure in line
+    assert hint in line
 
 
 def test_missing_file(tmp_path: Path) -> None:

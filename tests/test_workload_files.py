@@ -55,7 +55,7 @@ def failure(path: Path | str) -> str:
     with pytest.raises(WorkloadError) as caught:
         load_workload(str(path))
     line = caught.value.line()
-    assert caught.value.cure and SECRET not in line and "\n" not in line
+    assert caught.value.hint and SECRET not in line and "\n" not in line
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     return line
 

@@ -35,7 +35,7 @@ def failure(source: str) -> str:
     with pytest.raises(WorkloadError) as caught:
         load_workload(source)
     line = caught.value.line()
-    assert caught.value.cure and caught.value.where == source
+    assert caught.value.hint and caught.value.where == source
     assert SECRET not in line and "\n" not in line
     return line
 

@@ -85,7 +85,7 @@ def test_a_mail_with_a_body_is_not_a_batch_line() -> None:
     assert messages_of({"queue": "refunds", "body": "Dear all"}, "body") == said("u:Dear all")
     with pytest.raises(MalformedRowError) as caught:
         messages_of({"queue": "refunds", "body": "Dear all"})
-    assert "its columns: queue, body" in caught.value.what and "one of messages, conv" in caught.value.cure
+    assert "its columns: queue, body" in caught.value.what and "one of messages, conv" in caught.value.hint
 
 
 def test_text_parts_are_joined_and_nulls_of_other_parts_do_not_matter() -> None:
@@ -144,5 +144,5 @@ MALFORMED: list[tuple[Any, str | None, str]] = [
 def test_rows_that_cannot_be_read(row: Any, column: str | None, what: str) -> None:
     with pytest.raises(MalformedRowError, match=what) as caught:
         messages_of(row, column)
-    assert SECRET not in caught.value.what + caught.value.cure
-    assert caught.value.cure.endswith(".")
+    assert SECRET not in caught.value.what + caught.value.hint
+    assert caught.value.hint.endswith(".")

@@ -4,6 +4,7 @@ of docs/reference.yaml in their places."""
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +36,11 @@ class CommandNotes:
 @dataclass(frozen=True, slots=True)
 class Notes:
     """`commands` by name, in the order of the page; commands that share a section share the notes of the first.
-    `every` is said of an option wherever the command has no note of its own on it."""
+    `every` is said of an option where the command has no note of its own on it. `drafts` are the forms of --draft."""
 
     commands: dict[str, CommandNotes] = field(default_factory=dict)
     every: dict[str, str] = field(default_factory=dict)
+    drafts: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -50,26 +52,46 @@ def read_notes(path: Path) -> Notes:
 
 
 def reference(program: TyperGroup, notes: Notes, settings: Mapping[str, Setting]) -> str:
-    """The page. Raises ValueError for a note on a command or an option that is not there."""
+    """The page. What several commands share stands on it once: options in `shared`, settings in their table. Raises
+    ValueError for a note on a command or an option that is not there."""
     _refuse_stale(program, notes)
     groups = _groups(program, notes)
     titles = [" and ".join(names) for names in groups]
-    links = [f"[{title}](#{title.replace(' ', '-')})" for title in [*titles, "settings", "environment"]]
+    links = [f"[{title}](#{title.replace(' ', '-')})" for title in [*titles, "settings", "drafts", "environment"]]
+    shared = _shared(program, settings)
     parts = [
         "# Reference",
         "<!-- Written by `make docs` from the command line, specbench/config.py and docs/reference.yaml. -->",
-        "Every command with its arguments and options, and every key of the configuration. The README says what to use "
-        "when, [contract.md](contract.md) what `--json` prints and what the exit codes mean.",
+        "Every command and option, and every key of the configuration. [contract.md](contract.md) has what `--json` "
+        "prints and what the exit codes mean.",
         " · ".join(links),
-        "`--help`, alone or after a command, prints the same in short.",
-        _options(program, CommandNotes(), notes.every, {}),
+        "Every command takes `--help`, and many of them these:",
+        _table(_HEAD, [_row(param, notes.every, None) for param in [*_params(program), *shared.values()]]),
     ]
-    defaults = {key: setting.shipped for key, setting in settings.items()}
     for names, title in zip(groups, titles, strict=True):
         commands = {name: _commands(program)[name] for name in names}
-        parts.append(f"## {title}\n\n{_section(commands, notes, defaults)}")
-    parts += [_settings(settings), _environment(notes)]
-    return "\n\n".join(parts) + "\n"
+        parts.append(f"## {title}\n\n{_section(commands, notes, settings, shared)}")
+    return "\n\n".join([*parts, _settings(settings, notes), _drafts(notes), _environment(notes)]) + "\n"
+
+
+_HEAD = ("option", "value", "what it does")
+
+
+def _said(param: Param) -> tuple[str, str]:
+    """Its name, and what help says of it: by this two options are the same."""
+    return _names(param)[0], _flat(param.help)
+
+
+def _shared(program: TyperGroup, settings: Mapping[str, Setting]) -> dict[tuple[str, str], Param]:
+    """Options that three or more commands have alike, and that are no settings."""
+    params = [param for command in _commands(program).values() for param in _params(command)]
+    counts = Counter(map(_said, params))
+    helps = {_flat(each.declared.help) for each in settings.values()}
+    return {
+        _said(param): param
+        for param in params
+        if counts[_said(param)] >= 3 and isinstance(param, TyperOption) and _help(param) not in helps
+    }
 
 
 def _commands(program: TyperGroup) -> dict[str, TyperCommand]:
@@ -91,35 +113,78 @@ def _groups(program: TyperGroup, notes: Notes) -> list[list[str]]:
     return list(groups.values())
 
 
-def _section(commands: dict[str, TyperCommand], notes: Notes, defaults: dict[str, Any]) -> str:
+def _section(
+    commands: dict[str, TyperCommand],
+    notes: Notes,
+    settings: Mapping[str, Setting],
+    shared: Mapping[tuple[str, str], Param],
+) -> str:
+    """What a command has of its own in a table; its settings and what it shares by name alone."""
     first, command = next(iter(commands.items()))
     own = notes.commands.get(first, CommandNotes())
     arguments = "".join(f" {_usage(param)}" for param in _params(command) if isinstance(param, TyperArgument))
     heads = [f"`specbench {name}{arguments}`: {_flat(each.help)}" for name, each in commands.items()]
-    taken = defaults if any(param.name == "config" for param in command.params) else {}
-    return "\n\n".join(filter(None, [*heads, own.note.strip(), _options(command, own, notes.every, taken)]))
-
-
-def _options(
-    command: TyperCommand | TyperGroup, own: CommandNotes, every: dict[str, str], taken: dict[str, Any]
-) -> str:
-    """`taken` are the values of the configuration, which options of the same name stand for that are not given."""
-    rows = []
+    configured = any(param.name == "config" for param in command.params)
+    plain: list[Param] = []
+    named: list[str] = []
+    also: list[str] = []
     for param in _params(command):
-        text, _, default = _flat(param.help).partition("[default: ")
-        said = [found[name] for found in (own.options, every) for name in _names(param) if name in found]
-        shown = default.rstrip("]") or _default(param, taken, own.unset)
-        rows.append((" / ".join(map(_code, _names(param))), _kind(param), shown, " ".join([text.strip(), *said[:1]])))
-    return _table(("option", "value", "default", "what it does"), rows)
+        setting = settings.get(str(param.name))
+        if _said(param) in shared:
+            also.append(_names(param)[0])
+        elif setting is not None and _stands_for(param, setting, configured, own.unset):
+            named.append(setting.flags[0])
+        else:
+            plain.append(param)
+    before = f", else {own.unset}" if own.unset else ""
+    flags = {each.flags[0] for each in settings.values() if each.declared.on}
+    every = notes.every | own.options
+    return "\n\n".join(
+        [
+            *heads,
+            *filter(None, [own.note.strip()]),
+            *([_table(_HEAD, [_row(param, every, own.unset) for param in plain])] if plain else []),
+            *([f"[Settings](#settings){before}: {'all' if flags == set(named) else _listed(named)}."] if named else []),
+            *([f"Also: {_listed(also)}."] if also else []),
+        ]
+    )
 
 
-def _default(param: Param, taken: dict[str, Any], unset: str | None) -> str:
+def _stands_for(param: Param, setting: Setting, configured: bool, unset: str | None) -> bool:
+    """Whether the option is the setting and no more, for its default is that of the configuration, or of the run."""
+    shown = _shown(param, unset)
+    if setting.flags[0] not in _names(param):
+        return False
+    if shown in (unset, setting.declared.unset):
+        return True
+    return configured and shown in ("none", "off", _value(setting.shipped))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(_code, names))
+
+
+def _row(param: Param, said: Mapping[str, str], unset: str | None) -> tuple[str, str, str]:
+    """An option, the kind of its value with its default, and what it does."""
+    kind, shown = _kind(param), _shown(param, unset)
+    notes = [said[name] for name in _names(param) if name in said]
+    value = kind if shown in ("off", "none", "must be given") else f"{kind}; {shown}"
+    return " / ".join(map(_code, _names(param))), value, " ".join([_help(param), *notes[:1]])
+
+
+def _help(param: Param) -> str:
+    return _flat(param.help).partition("[default: ")[0].strip()
+
+
+def _shown(param: Param, unset: str | None) -> str:
+    """What it stands for where it is not given."""
+    default = _flat(param.help).partition("[default: ")[2].rstrip("]")
+    if default:
+        return default
     if isinstance(param, TyperOption) and param.is_flag:
         return "on" if param.default else "off"
     if param.default is not None:
         return _code(param.default)
-    if param.name in taken:
-        return _value(taken[param.name])
     return "must be given" if param.required else unset or "none"
 
 
@@ -144,27 +209,34 @@ def _usage(param: TyperArgument) -> str:
     return name if param.required else f"[{name}]"
 
 
-def _settings(settings: Mapping[str, Setting]) -> str:
+def _settings(settings: Mapping[str, Setting], notes: Notes) -> str:
     """A table for each group; where a file of one's own that lacks the key means another value, both."""
     parts = [
         "## settings",
-        "The keys of a file for `--config`, and their values in `configs/default.yaml`, which is used without one. A "
-        "key that a file of your own leaves out has the same value, unless the table says otherwise. Flags go before "
-        "the file. An unknown key is an error, with a suggestion. The keys of the decision are those of `policy`. The "
-        "Python interface takes all of them.",
+        "The keys of a file for `--config`, and their values in `configs/default.yaml`, which is used without one. "
+        "Flags go before the file. A key that your file leaves out has the same value, unless the table says "
+        "otherwise; an unknown key is an error, with a suggestion. The flag of `max_new_tokens` is "
+        "`--max-new-tokens`, and so on. Keys of the decision stand under `policy`. Python takes all of them.",
     ]
+    sweep = notes.every | notes.commands.get("sweep", CommandNotes()).options
     for group in GROUPS:
         rows = []
         for setting in (each for each in settings.values() if each.declared.group == group):
             default = _code(value_of(setting))
             if setting.shipped != setting.default:
                 default += f"; `{written(setting.default)}` where your file leaves it out"
+            said = [sweep[flag] for flag in setting.flags if flag in sweep]
+            flags = [] if setting.declared.on else ["No flag."]
             names = " / ".join(map(_code, (setting.key, *setting.declared.also)))
-            flags = " / ".join(map(_code, setting.flags)) if setting.declared.on else "no flag"
-            rows.append((names, default, flags, f"{meaning(setting)}."))
+            rows.append((names, default, " ".join([f"{meaning(setting)}.", *said[:1], *flags])))
         if rows:
-            parts += [f"### {group}", _table(("key", "value", "flag", "meaning"), rows)]
+            parts += [f"### {group}", _table(("key", "value", "meaning"), rows)]
     return "\n\n".join(parts)
+
+
+def _drafts(notes: Notes) -> str:
+    rows = [(_code(form), meaning) for form, meaning in notes.drafts.items()]
+    return f"## drafts\n\n{_table(('`--draft`', 'who proposes'), rows)}"
 
 
 def _environment(notes: Notes) -> str:

@@ -30,7 +30,8 @@ from specbench.acceptance.scores import until_end
 from specbench.clock import Clock
 from specbench.records import Finish, Round, Sampling, Times
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # A generation under way: how many tokens there are, after the prompt and after each round, and in the end all of it.
 Steps = Generator[int, None, T]

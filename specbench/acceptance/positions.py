@@ -100,7 +100,7 @@ def read_positions(folder: Path) -> list[Text]:
             raise StoreError(
                 f"Not positions that specbench wrote: {what}",
                 where=str(path),
-                cure="Copy the folder again, or remove that file: acceptance is then that of the rounds alone.",
+                hint="Copy the folder again, or remove that file: acceptance is then that of the rounds alone.",
             ) from None
     return list(found.values())
 

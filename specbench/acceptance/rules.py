@@ -35,6 +35,19 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
+def margins(logits: Tensor, rival: Tensor | int | None = None) -> Tensor:
+    """How near a tie each place is [n]: how far the best of logits [n, V] is above the second best, or above token
+    `rival` ([n], or one for all), over the magnitude of the best, the unit in which rounding errors come
+    (lossless.py)."""
+    logits = logits.float()
+    best = logits.topk(2).values  # [n, 2]
+    if rival is None:
+        below = best[:, 1]
+    else:
+        below = logits.gather(1, torch.as_tensor(rival, device=logits.device).expand(len(logits))[:, None])[:, 0]
+    return (best[:, 0] - below) / best[:, 0].abs().clamp_min(1e-9)
+
+
 _UNUSED_IDS = torch.empty(0, dtype=torch.long)
 
 

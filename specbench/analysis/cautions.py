@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+
 from specbench.analysis.contract import DraftResult
 from specbench.analysis.frame import loads_of
 from specbench.analysis.predict import EXPLAINED
 from specbench.analysis.timing import timing_cautions
-from specbench.decision.interval import MIN_PROMPTS
+from specbench.analysis.views import DraftView
+from specbench.decision.interval import MIN_PROMPTS, Paired, speedup_interval
 from specbench.drafters import parse_draft
 from specbench.records import Arm, Caution, Interval, Policy, Trial
 from specbench.store import StoredRun
@@ -63,6 +66,15 @@ def run_cautions(
 
 
 def _unfinished(stored: StoredRun, done: int) -> Caution | None:
+    end = stored.run.ended_early
+    if end is not None:
+        why = "the time budget was up" if end.why == "time" else f"{end.why} was sure by then"
+        again = "Run the same command again: it continues where it stopped."
+        return Caution(
+            "time-budget",
+            f"the run ended after {end.prompts:,} of {end.planned:,} prompts, since {why}",
+            again if end.why == "time" else "Run without --time-budget for the others, and for narrower intervals.",
+        )
     if stored.status == "finished":
         return None
     planned, out = stored.run.trials_planned, stored.run.spared
@@ -226,3 +238,26 @@ def _dominant(trials: Sequence[Trial]) -> Caution | None:
         f"prompt {prompt} alone is {share:.0%} of the target's decoding time",
         "Take it out, or add prompts until no single one decides.",
     )
+
+
+# Several gammas are compared at once; only a gap that sampling could hardly make is worth a warning.
+GAP_CONFIDENCE = 0.999
+
+
+def replay_gap(view: DraftView, gamma: int) -> ReplayGap | None:
+    """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing can be compared."""
+    found, rows = view.replayed(gamma), view.arms[gamma]
+    if found is None:
+        return None
+    replayed = view.by_prompt(found.rounds)
+    live = np.array([sum(len(trial.drafted) for trial in trials) for trials in rows.trials], dtype=float)
+    tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
+    same_text = np.array([value is True for value in rows.identical])
+    unequal = int((live[same_text] != replayed[same_text]).sum())
+    paired = Paired(replayed, tokens, live, rows.decode_tokens)
+    if view.greedy:
+        # A text that left the target's own at a near-tie is another text, with other rounds.
+        paired = paired.take(same_text)
+        if not paired.base_s.sum():
+            return None
+    return ReplayGap(view.spec, gamma, speedup_interval(paired, GAP_CONFIDENCE), unequal, int(same_text.sum()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from specbench import text
-from specbench.analysis.agreement import GAP_CONFIDENCE
+from specbench.analysis.cautions import GAP_CONFIDENCE
 from specbench.decision.interval import Paired, speedup_interval
 from specbench.records import Round
 

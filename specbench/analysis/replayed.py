@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
-from specbench.analysis.search import BestPair, best_pair
-from specbench.decision.interval import share_interval
+from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
+from specbench.cost.stored import require_probe
+from specbench.decision.holdout import choose_gamma
+from specbench.decision.interval import Paired, share_interval, speedup_interval
+from specbench.drafters import reader_of
 from specbench.records import Caution, CostPoint
+from specbench.run_record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayGamma:
     """One gamma, replayed over all texts. `drafted` lies between `drafted_low` and `drafted_high`: what a draft does
-    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound)."""
+    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound).
+    `predicted_speedup` is of decoding, where costs are known; None where they are not, or not for so many drafts."""
 
     gamma: int
     rounds: float
@@ -27,6 +33,7 @@ class ReplayGamma:
     tokens_per_round: float | None
     alpha: float | None
     survival: tuple[float | None, ...]
+    predicted_speedup: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +76,17 @@ def replayed(
     confidence: float,
     readers: Mapping[str, str] | None = None,
     points: Sequence[CostPoint] = (),
+    *,
+    best: bool = False,
 ) -> Replayed:
     """Replay every draft of a run at every gamma. With cost `points`, and the names under which the drafts' models were
-    timed (`readers`), also look for the best pair of gamma and cut-off."""
+    timed (`readers`), each has its predicted speedup, and with `best` the pair of gamma and cut-off is looked for."""
     drafts = []
     for draft in dict.fromkeys(text.draft for text in texts):
         mine = [text for text in texts if text.draft == draft]
         alpha = overlap_interval(mine, confidence)
+        reader = (readers or {}).get(draft)
+        costs = None if reader is None else middle_costs(points, reader)
         drafts.append(
             ReplayDraft(
                 draft=draft,
@@ -84,15 +95,12 @@ def replayed(
                 alpha=alpha[0],
                 alpha_low=alpha[1],
                 alpha_high=alpha[2],
-                gammas=tuple(row(replay(mine, gamma, cutoff)) for gamma in gammas),
+                gammas=tuple(row(replay(mine, gamma, cutoff), mine, costs) for gamma in gammas),
                 categories={
-                    name: tuple(
-                        row(replay([t for t in mine if (t.category or "all") == name], gamma, cutoff))
-                        for gamma in gammas
-                    )
-                    for name in sorted({text.category or "all" for text in mine})
+                    name: tuple(row(replay(texts, gamma, cutoff), texts, costs) for gamma in gammas)
+                    for name, texts in _by_category(mine).items()
                 },
-                best=best_pair(mine, points, gammas, confidence, readers[draft]) if readers else None,
+                best=best_pair(mine, points, gammas, confidence, reader) if best and reader is not None else None,
             )
         )
     return Replayed(run, 1, cutoff, tuple(drafts))
@@ -116,8 +124,22 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | 
     return interval.value, interval.low, interval.high
 
 
-def row(found: Expected) -> ReplayGamma:
-    """One gamma's expected counts, pooled."""
+def prices_of(run: RunRecord, costs: Path | None = None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
+    """The names under which the drafts' models were timed, and what was, in the run itself or in the probe of folder
+    `costs`; nothing where nothing was."""
+    points = run.probe if costs is None else require_probe(costs).probe
+    return {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}, points or ()
+
+
+def _by_category(texts: Sequence[Text]) -> dict[str, list[Text]]:
+    names = sorted({text.category or "all" for text in texts})
+    return {name: [text for text in texts if (text.category or "all") == name] for name in names}
+
+
+def row(found: Expected, texts: Sequence[Text], costs: RoundCosts | None) -> ReplayGamma:
+    """One gamma's expected counts over `texts`, pooled, and what they are worth."""
+    decoded = sum(text.tokens - 1 for text in texts)
+    known = costs is not None and found.gamma < len(costs.verify_s)
     return ReplayGamma(
         gamma=found.gamma,
         rounds=float(found.rounds.sum()),
@@ -127,4 +149,80 @@ def row(found: Expected) -> ReplayGamma:
         tokens_per_round=found.tokens_per_round,
         alpha=found.alpha,
         survival=found.survival,
+        predicted_speedup=predicted_speedup(found, decoded, costs) if costs is not None and known else None,
     )
+
+
+CUTOFFS = tuple(round(0.05 * i, 2) for i in range(20))
+
+
+@dataclass(frozen=True, slots=True)
+class CutoffRow:
+    """One cut-off at the gamma that is predicted best with it. `drafted_high` is an upper bound, and `speedup`
+    therefore a lower one, where the cut-off may have stopped a draft that was already wrong."""
+
+    cutoff: float
+    gamma: int
+    tokens_per_round: float
+    drafted_high: float
+    speedup: float
+
+
+@dataclass(frozen=True, slots=True)
+class BestPair:
+    """The pair predicted fastest. `speedup` is cross-fitted over all pairs, as a sweep's is over gammas, so that many
+    pairs do not look better than few; `without` is the best gamma without a cut-off. All of decoding, predicted."""
+
+    gamma: int
+    cutoff: float
+    speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
+    without: float
+    rows: tuple[CutoffRow, ...]
+
+
+def middle_costs(points: Sequence[CostPoint], reader: str) -> RoundCosts | None:
+    """What rounds cost in the middle of the contexts that were probed, at batch 1, nothing outside the models: prices
+    for texts whose own lengths are not the run's. None without costs."""
+    contexts = sorted({point.context for point in points if point.context > 0 and point.batch == 1})
+    return round_costs(points, reader, contexts[len(contexts) // 2], 0.0) if contexts else None
+
+
+def best_pair(
+    texts: Sequence[Text],
+    points: Sequence[CostPoint],
+    gammas: Sequence[int],
+    confidence: float,
+    reader: str,
+    cutoffs: Sequence[float] = CUTOFFS,
+) -> BestPair | None:
+    """Over the texts of one draft. What a round spends outside the models is taken as nothing, for all pairs alike.
+    None without costs, or for a draft that has no confidence to cut at. Gammas beyond the widest pass probed are left
+    out."""
+    if not texts or not isinstance(texts[0], Positions):
+        return None
+    costs = middle_costs(points, reader)
+    usable = [gamma for gamma in gammas if costs is not None and gamma < len(costs.verify_s)]
+    if costs is None or not usable:
+        return None
+    tokens = np.array([text.tokens - 1.0 for text in texts])
+    pairs = {(gamma, cutoff): replay(texts, gamma, cutoff) for cutoff in cutoffs for gamma in usable}
+    priced = {
+        key: Paired(tokens * costs.step_s, tokens, predicted_rounds(found, costs).total_s, tokens)
+        for key, found in pairs.items()
+    }
+    keys = list(pairs)
+    choice = choose_gamma({number: priced[key] for number, key in enumerate(keys)})
+    gamma, cutoff = keys[choice.best]
+    interval = speedup_interval(choice.paired, confidence)
+    rows = []
+    for value in cutoffs:
+        best = max(usable, key=lambda g: priced[g, value].speedup)
+        found = pairs[best, value]
+        rows.append(
+            CutoffRow(
+                value, best, found.tokens_per_round or 1.0, float(found.drafted.sum()), priced[best, value].speedup
+            )
+        )
+    return BestPair(gamma, cutoff, interval.value, interval.low, interval.high, rows[0].speedup, tuple(rows))

@@ -21,8 +21,7 @@ from specbench.analysis.contract import (
 )
 from specbench.analysis.frame import ArmRows
 from specbench.analysis.predict import Predictor, missing_term, stops_paying
-from specbench.analysis.steady import Steady
-from specbench.analysis.views import DraftView, rate
+from specbench.analysis.views import DraftView, Steady, rate
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval

@@ -11,7 +11,7 @@ from specbench.analysis.frame import ArmRows, shared_prompts
 from specbench.analysis.views import arm_of, paired
 from specbench.decision.interval import speedup_interval
 from specbench.records import Arm, Policy, RuledOut
-from specbench.run_record import RunRecord
+from specbench.run_record import EndedEarly, RunRecord
 
 
 def kept_arms(arms: Mapping[Arm, ArmRows], run: RunRecord) -> dict[Arm, ArmRows]:
@@ -61,6 +61,12 @@ def ruled_out_line(one: RuledOut) -> str:
         f"{one.draft} gamma {one.gamma} is stopped after {one.prompts:,} of {one.planned:,}: {ratio} of "
         f"gamma {one.against}, predicted {text.speedup(one.predicted_ratio)}"
     )
+
+
+def ended_line(end: EndedEarly) -> str:
+    """Said where a time budget ends a run."""
+    why = "the time is up" if end.why == "time" else f"{end.why} is sure"
+    return f"Stopped after {end.prompts:,} of {end.planned:,}: {why}"
 
 
 def stopped_line(row: StoppedGamma, batch_size: int) -> str:

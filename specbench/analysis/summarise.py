@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from specbench.acceptance.positions import read_positions
-from specbench.analysis.agreement import replay_gap
-from specbench.analysis.cautions import run_cautions
-from specbench.analysis.choice import choose
-from specbench.analysis.contract import SCHEMA, Summary
+from specbench.analysis.cautions import replay_gap, run_cautions
+from specbench.analysis.contract import SCHEMA, Choice, LoadResult, Rival, Summary
 from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of
+from specbench.analysis.loads import load_results, with_loads
 from specbench.analysis.results import Judged
-from specbench.analysis.served.cautions import server_cautions
-from specbench.analysis.served.contract import LoadResult
-from specbench.analysis.served.loads import load_results, with_loads
-from specbench.analysis.served.server import server_of
-from specbench.analysis.steady import Steady
+from specbench.analysis.server import server_cautions, server_of
 from specbench.analysis.stopped import kept_arms, stopped_gammas
-from specbench.analysis.views import DraftView, a_a
-from specbench.decision.interval import speedup_interval
+from specbench.analysis.views import DraftView, Steady, a_a
+from specbench.decision.holdout import choose_gamma
+from specbench.decision.interval import Paired, speedup_interval
+from specbench.decision.verdict import judge
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Arm, Interval, Policy
 from specbench.run_record import ModelFacts
@@ -39,7 +38,7 @@ def summarise(stored: StoredRun) -> Summary:
     arms = kept_arms(every_arm, stored.run)
     if not any(rows.decode_tokens.sum() for rows in arms.values()):
         raise StoreError(
-            "No trial has decoded anything yet", where=str(stored.folder), cure="Use prompts that get longer answers."
+            "No trial has decoded anything yet", where=str(stored.folder), hint="Use prompts that get longer answers."
         )
     _mix_fits(policy, arms)
     specs = [spec for spec in stored.run.config.draft if any(arm.draft == spec for arm in arms)]
@@ -52,7 +51,7 @@ def summarise(stored: StoredRun) -> Summary:
         raise StoreError(
             "No prompt was measured with and without a draft yet",
             where=str(stored.folder),
-            cure="Run the same command again: it continues where it stopped.",
+            hint="Run the same command again: it continues where it stopped.",
         )
     results = tuple(
         replace(one.result(), stopped=stopped_gammas(every_arm, one.view.spec, stored.run, policy, steady.excess))
@@ -100,7 +99,7 @@ def _timed(stored: StoredRun) -> None:
         ),
     }
     if (why := refused.get(stored.run.command)) is not None:
-        raise StoreError(why[0], where=str(stored.folder), cure=why[1])
+        raise StoreError(why[0], where=str(stored.folder), hint=why[1])
 
 
 def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
@@ -110,7 +109,7 @@ def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
         raise ConfigError(
             f"The traffic mix names {', '.join(strange)}, of which no prompt was measured",
             where="mix",
-            cure=f"The run's categories are {', '.join(known)}.",
+            hint=f"The run's categories are {', '.join(known)}.",
         )
 
 
@@ -118,3 +117,48 @@ def _half_width(floor: Interval | None) -> float | None:
     if floor is None or floor.low is None or floor.high is None:
         return None
     return max(abs(floor.low - 1.0), abs(floor.high - 1.0))
+
+
+def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
+    """The best of all drafts and gammas over the prompts that all of them have measured. Random halves choose among
+    drafts as they choose among gammas, so that many drafts do not look better than few. None without such prompts."""
+    shared = set.intersection(*(set(one.view.prompts) for one in judged))
+    if not shared:
+        return None
+    pairs: dict[tuple[int, int], Paired] = {}  # (draft's index, gamma)
+    for index, one in enumerate(judged):
+        kept = np.array([prompt in shared for prompt in one.view.prompts])
+        if one.gates.idle is None or all(each.gates.idle for each in judged):
+            pairs |= {(index, gamma): one.view.paired(gamma, policy.metric).take(kept) for gamma in one.choosable}
+    keys = list(pairs)
+    found = choose_gamma({number: pairs[key] for number, key in enumerate(keys)})
+    index, gamma = keys[found.best]
+    best = judged[index]
+    speedup = best.interval(found.paired)
+    gates = best.with_slower(found.paired) if len(shared) == len(best.view.prompts) else best.gates
+    verdict = judge(speedup, policy, gates)
+    return Choice(
+        draft=best.view.spec,
+        gamma=gamma,
+        verdict=verdict.call,
+        reasons=verdict.reasons,
+        speedup=speedup.value,
+        speedup_low=speedup.low,
+        speedup_high=speedup.high,
+        probability=verdict.probability,
+        prompts=len(shared),
+        rivals=tuple(
+            _rival(one, pairs, number, pairs[index, gamma], policy)
+            for number, one in enumerate(judged)
+            if number != index and any(key[0] == number for key in pairs)
+        ),
+    )
+
+
+def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chosen: Paired, policy: Policy) -> Rival:
+    own = {gamma: paired for (index, gamma), paired in pairs.items() if index == number}
+    gamma = max(own, key=lambda g: own[g].speedup)
+    other = own[gamma]
+    ratio = one.interval(Paired(other.spec_s, other.spec_tokens, chosen.spec_s, chosen.spec_tokens))
+    same = ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high
+    return Rival(one.view.spec, gamma, ratio.value, ratio.low, ratio.high, same)

@@ -156,7 +156,7 @@ class DoesNotFitError(EngineError):
     """Memory ran out on one prompt of `tokens` tokens, its answer included; the others may fit."""
 
     def __init__(self, prompt_id: str, tokens: int) -> None:
-        super().__init__("Out of memory", where=f"at {tokens:,} tokens", cure="Use shorter prompts or --limit.")
+        super().__init__("Out of memory", where=f"at {tokens:,} tokens", hint="Use shorter prompts or --limit.")
         self.prompt_id = prompt_id
         self.tokens = tokens
 

@@ -32,8 +32,8 @@ class Group(TyperGroup):
                 raise
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
-            cure = "What was finished is kept. SPECBENCH_DEBUG=1 shows the traceback; please report it."
-            typer.echo(f"specbench: a bug of specbench or of a library: {place}. {cure}", err=True)
+            hint = "What was finished is kept. SPECBENCH_DEBUG=1 shows the traceback; please report it."
+            typer.echo(f"specbench: a bug of specbench or of a library: {place}. {hint}", err=True)
             raise typer.Exit(1) from None
 
 

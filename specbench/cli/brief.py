@@ -14,7 +14,7 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import Grouped, Keys, Own, RunsIn, Strict, with_settings
-from specbench.cli.show import exit_on, newest
+from specbench.cli.show import exit_on, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _NAME_WIDTH = 100
 def brief(
     keys: Keys,
     run: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders; several give one brief.  [default: the newest]")
+        list[Path] | None, typer.Argument(help="Run folders, or @1 @2; several give one brief.  [default: the newest]")
     ] = None,
     to: Annotated[
         Path | None,
@@ -51,8 +51,8 @@ def brief(
     """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
     policy flag here goes before the run's."""
     if as_json and html:
-        raise ConfigError("Only one can be on stdout", where="--json and --html", cure="Leave one out.")
-    folders = run or [newest(out, timed=True)]
+        raise ConfigError("Only one can be on stdout", where="--json and --html", hint="Leave one out.")
+    folders = [run_folder(each, out, timed=True) for each in run or (None,)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     path, call, found = _one(folders[0], keys, to) if len(folders) == 1 else _several(folders, keys, to, out)

@@ -10,7 +10,7 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, Grouped, Keys, Own, Quiet, RunsIn, with_settings
-from specbench.cli.show import newest, print_parts
+from specbench.cli.show import print_parts, run_folder
 from specbench.errors import ConfigError
 
 STRICT_EXIT = {"same": 0, "rounding": 0, "differs": 3, "undecided": 4}
@@ -25,7 +25,9 @@ STRICT_EXIT = {"same": 0, "rounding": 0, "differs": 3, "undecided": 4}
 )
 def check(
     keys: Keys,
-    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest with a wall clock]")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest with a wall clock]")
+    ] = None,
     against: Annotated[
         str, typer.Option(help="Who counts again; only transformers.", rich_help_panel="decision")
     ] = "transformers",
@@ -41,15 +43,15 @@ def check(
     from specbench.kinds import parse_gammas
 
     if against != "transformers":
-        raise ConfigError(f"{against!r} cannot be compared with", where="--against", cure="Use transformers.")
+        raise ConfigError(f"{against!r} cannot be compared with", where="--against", hint="Use transformers.")
     limit, gamma = keys["limit"], keys["gamma"]
     if limit is not None and limit < 1:
-        raise ConfigError(f"{limit} prompts are none", where="--limit", cure="Give 1 or more.")
+        raise ConfigError(f"{limit} prompts are none", where="--limit", hint="Give 1 or more.")
     try:
         gammas = None if gamma is None else parse_gammas(gamma)
     except ValueError as error:
         raise ConfigError(str(error), where="--gamma") from None
-    folder = run or newest(out, timed=True)
+    folder = run_folder(run, out, timed=True)
     from specbench.run.progress import RunProgress
     from specbench.verify.check import Asked
     from specbench.verify.check import check as check_run
@@ -60,7 +62,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
-        from specbench.report.check_tables import check_tables
+        from specbench.report.verify_tables import check_tables
 
         print_parts(check_tables(found), folder)
     if strict:

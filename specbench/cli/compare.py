@@ -10,26 +10,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, Grouped
-from specbench.cli.show import print_parts
+from specbench.cli.options import AsJson, Grouped, RunsIn
+from specbench.cli.show import print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.analysis.compare.contract import Slower
+    from specbench.analysis.compared import Slower
 
 SLOWER_EXIT = 5
 
 
 @app.command("compare", cls=Grouped)
 def compare(
-    first: Annotated[Path, typer.Argument(help="Run folder, such as yesterday's or that of one engine.")],
-    second: Annotated[Path, typer.Argument(help="Run folder to hold against it.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="Run folder, or @2: yesterday's, or that of one engine.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Run folder, or @1, to hold against it.")],
     fail_if_slower: Annotated[
         str | None,
         typer.Option(
             help="Exit 5 if the second is surely slower by more than this, such as 3%.", rich_help_panel="decision"
         ),
     ] = None,
+    out: RunsIn = Path("reports"),
     as_json: AsJson = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Markdown on stdout instead of tables.", rich_help_panel="output")
@@ -37,10 +38,11 @@ def compare(
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
-    from specbench.analysis.compare.comparison import compared, slower_by
-    from specbench.report.compare.tables import comparison_markdown, comparison_tables
+    from specbench.analysis.compare import compared, slower_by
+    from specbench.report.compare_tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 
+    first, second = run_folder(first, out), run_folder(second, out)
     found = compared(read_run(first), read_run(second))
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
@@ -58,7 +60,7 @@ def _judged(slower: Slower | None, limit: float, second: Path) -> None:
         raise ConfigError(
             "nothing to hold it against: the first run's chosen draft and gamma were not measured in the second",
             where=f"--fail-if-slower, {second}",
-            cure="Measure the second run with the same --draft and --gamma.",
+            hint="Measure B with specbench sweep and the same --draft and --gamma.",
         )
     line = f"{slower.draft} gamma {slower.gamma}: {slower.by:.1%} fewer tokens per second"
     if slower.low is None or slower.high is None:
@@ -77,5 +79,5 @@ def _share(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
     share = float(found[1]) / (100 if found[2] else 1) if found else -1.0
     if not 0 <= share < 1:
-        raise ConfigError(f"{text!r} is no share", where="--fail-if-slower", cure="Write 3% or 0.03.")
+        raise ConfigError(f"{text!r} is no share", where="--fail-if-slower", hint="Write 3% or 0.03.")
     return share

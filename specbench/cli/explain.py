@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, Grouped
-from specbench.errors import ConfigError
+from specbench.cli.options import AsJson, Grouped, RunsIn
+from specbench.cli.show import run_folder
+from specbench.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from specbench.report.explain.explain import Explanation, Level
@@ -24,22 +25,44 @@ _WIDEST = 100
 
 @app.command("explain", cls=Grouped)
 def explain(
-    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: none; the subject itself]")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest; the subject itself where none is]")
+    ] = None,
+    basics: Annotated[bool, typer.Option("--basics", help="The subject itself, of no run.")] = False,
     level: Annotated[str, typer.Option(help="For whom: manager (no formulas) or engineer.")] = "manager",
     term: Annotated[str | None, typer.Option(help="Only what this word means, such as tau.")] = None,
+    out: RunsIn = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
-    """What speculative decoding is, or what a run's numbers mean."""
+    """What a run's numbers mean, or what speculative decoding is."""
     if term is not None:
         _show_term(term, run, as_json)
         return
-    found = _explanation(run, level)
+    if basics and run is not None:
+        raise ConfigError("The subject is the same for every run", where="--basics", hint="Leave out the run, or it.")
+    folder = None if basics else _run(run, out)
+    found = _explanation(folder, level)
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
         return
     _print(found.text)
-    if run is None:
-        typer.echo(f"For a run's own numbers: specbench explain {_example()}", err=True)
+    if folder is None:
+        line = (
+            "For the newest run's numbers: specbench explain"
+            if _run(None, out)
+            else "No run yet, so this is the subject itself."
+        )
+        typer.echo(line, err=True)
+
+
+def _run(named: Path | None, out: Path) -> Path | None:
+    """The run that is meant; None where none is there yet."""
+    try:
+        return run_folder(named, out, timed=True)
+    except StoreError:
+        if named is not None:
+            raise
+        return None
 
 
 def _explanation(run: Path | None, level: str) -> Explanation:
@@ -49,7 +72,7 @@ def _explanation(run: Path | None, level: str) -> Explanation:
 
         return pages.explain(checked)
     from specbench.analysis.summarise import summarise
-    from specbench.report.explain.explained import explain_run
+    from specbench.report.explain.explain import explain_run
     from specbench.store import read_run
 
     stored = read_run(run)
@@ -59,22 +82,15 @@ def _explanation(run: Path | None, level: str) -> Explanation:
 def _level(level: str) -> Level:
     levels: dict[str, Level] = {"manager": "manager", "engineer": "engineer"}
     if level not in levels:
-        raise ConfigError(f"No level {level!r}", where="--level", cure="Use manager or engineer.")
+        raise ConfigError(f"No level {level!r}", where="--level", hint="Use manager or engineer.")
     return levels[level]
-
-
-def _example() -> str:
-    """The newest run, where there is one to name."""
-    from specbench.store import find_runs
-
-    return str(next(iter(find_runs(Path("reports"))), "RUN"))
 
 
 def _show_term(word: str, run: Path | None, as_json: bool) -> None:
     from specbench.report.explain.glossary import find, term_markdown
 
     if run is not None:
-        raise ConfigError("A word means the same in every run", where="--term", cure="Leave out the run, or --term.")
+        raise ConfigError("A word means the same in every run", where="--term", hint="Leave out the run, or --term.")
     term = find(word)
     if as_json:
         typer.echo(json.dumps(asdict(term)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,7 @@ from specbench.cli.show import show, show_replay
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.run.task import Command
+    from specbench.run.task import Command, Task
 
 RUN_HELP = {
     "measure": "Time the target alone and with a draft, at one gamma. Arms take turns prompt by prompt.",
@@ -50,16 +52,23 @@ def measure_or_sweep(
             rich_help_panel="output",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be measured and how long it takes.", rich_help_panel="output"),
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     strict: Strict = False,
 ) -> None:
     if strict and replay_only:
-        raise ConfigError("There is no verdict without a wall clock", where="--strict", cure="Drop --replay-only.")
+        raise ConfigError("There is no verdict without a wall clock", where="--strict", hint="Drop --replay-only.")
     from specbench.run.task import carry_out, task_of
 
     command: Command = "measure" if ctx.command.name == "measure" else "sweep"
     task = task_of(command, keys, config=config, costs=costs, resume=resume, replay_only=replay_only)
+    if dry_run:
+        _say_dry(task, as_json)
+        return
     folder = carry_out(task, quiet=quiet)
     if replay_only:
         show_replay(folder, task.gammas, 0.0, as_json)
@@ -68,3 +77,23 @@ def measure_or_sweep(
     from specbench.store import read_run
 
     show(summarise(read_run(folder)), task.config.policy, as_json, strict)
+
+
+def _say_dry(task: Task, as_json: bool) -> None:
+    from specbench import text
+    from specbench.run.task import dry_run
+
+    found = dry_run(task)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    prompts = f"{found.prompts:,} of {text.count(found.prompts_available, 'prompt')}"
+    arms = f" in {found.arms} arms: {text.count(found.trials, 'trial')}" if found.arms else ", replayed at every gamma"
+    typer.echo(f"{prompts}{arms}, answers of up to {found.max_new_tokens:,} tokens")
+    if found.continues is not None:
+        typer.echo(f"Continues {found.continues}: {found.trials_done:,} trials are done")
+    if found.seconds is not None:
+        typer.echo(f"At most about {text.duration(found.seconds)}, at the pace of {found.pace_of}")
+    elif found.arms:
+        typer.echo("Time: known when the models have warmed up; specbench plan counts it from a pilot")
+    typer.echo("Nothing was loaded, started or written.", err=True)

@@ -11,7 +11,7 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, with_settings
-from specbench.cli.show import newest, print_parts
+from specbench.cli.show import print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def plan(
     ctx: typer.Context,
     keys: Keys,
     run: Annotated[
-        Path | None, typer.Argument(help="Run folder of a pilot.  [default: the newest; none with --spread]")
+        Path | None, typer.Argument(help="Run folder of a pilot, or @1.  [default: the newest; none with --spread]")
     ] = None,
     half_width: Annotated[
         float, _assumed("How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
@@ -59,11 +59,11 @@ def plan(
 ) -> None:
     """How many prompts and minutes a verdict will take. From a pilot, or from assumptions."""
     if as_json and markdown:
-        raise ConfigError("Both --json and --markdown want stdout", cure="Leave one out, or use --write FILE.")
+        raise ConfigError("Both --json and --markdown want stdout", hint="Leave one out, or use --write FILE.")
     assumed = {key: ctx.params[key] for key in ("half_width", "drafts", "spread", "seconds_per_prompt", "speedup")}
     _require_numbers(assumed)
     found, policy, pilot = _plan(
-        None if spread is not None and run is None else run or newest(out, timed=True),
+        None if spread is not None and run is None else run_folder(run, out, timed=True),
         {key: value for key, value in keys.items() if value is not None},
         assumed,
     )
@@ -120,11 +120,11 @@ def _require_numbers(assumed: dict[str, Any]) -> None:
         "seconds_per_prompt": (1e6, None),
         "speedup": (100, None),
     }
-    for key, (most, cure) in limits.items():
+    for key, (most, hint) in limits.items():
         value = assumed[key]
         if value is not None and not (math.isfinite(value) and 0 < value <= most):
             where = f"--{key.replace('_', '-')}"
-            raise ConfigError(f"{value:g} is not a number above 0 to {most:g}", where=where, cure=cure)
+            raise ConfigError(f"{value:g} is not a number above 0 to {most:g}", where=where, hint=hint)
     drafts = assumed["drafts"]
     if drafts is not None and not 1 <= drafts <= 100:
         raise ConfigError(f"{drafts} is not a whole number from 1 to 100", where="--drafts")

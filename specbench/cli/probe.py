@@ -51,7 +51,7 @@ def probe(
 ) -> None:
     """Time the models alone, at several batch sizes. A step, several tokens at once, a draft phase, a prefill."""
     if target_config is not None and keys["target"] is not None:
-        raise ConfigError("The target is named twice", where="--target-config", cure="Drop --target.")
+        raise ConfigError("The target is named twice", where="--target-config", hint="Drop --target.")
     contexts = None if context is None else _numbers(context, "--context", 1, 10_000_000)
     if passes is not None and not 5 <= passes <= 1000:
         # Of fewer passes not even the range from least to most is a 95 % interval of the median.
@@ -89,7 +89,7 @@ def _numbers(text: str, flag: str, low: int, high: int) -> tuple[int, ...]:
     try:
         numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise ConfigError(f"{text!r} is no list of whole numbers", where=flag, cure="Write 128,512.") from None
+        raise ConfigError(f"{text!r} is no list of whole numbers", where=flag, hint="Write 128,512.") from None
     if numbers[0] < low or numbers[-1] > high:
         raise ConfigError(f"{text!r} is outside {low} to {high}", where=flag)
     return tuple(numbers)

@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from specbench.analysis.contract import Summary
-    from specbench.records import Call, CostPoint, Policy
-    from specbench.run_record import RunRecord
+    from specbench.records import Call, Policy
 
 STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
 
-def newest(out: Path, *, timed: bool = False) -> Path:
-    """The newest folder of a run; if `timed`, of one with a wall clock."""
-    from specbench.store import find_runs, read_record
+def run_folder(named: Path | None, out: Path, *, timed: bool = False) -> Path:
+    """The folder that the user names, by its path or as `@1`; unnamed the newest of a run, if `timed` of one with a
+    wall clock."""
+    from specbench.store import find_run, find_runs, read_record
 
+    if named is not None:
+        return find_run(named, out)
     others = {"probe", "replay"} if timed else {"probe"}
     for folder in find_runs(out):
         if read_record(folder).command not in others:
             return folder
-    raise StoreError("No run yet", where=str(out), cure="Run `specbench sweep` first.")
+    raise StoreError("No run yet", where=str(out), hint="Run `specbench sweep` first.")
 
 
 def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = None) -> None:
@@ -47,17 +49,23 @@ def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = Non
 def show_replay(
     folder: Path, gammas: Sequence[int], cutoff: float, as_json: bool, *, best: bool = False, costs: Path | None = None
 ) -> None:
-    """Print the replay of a stored run; with `best` also the search over cut-offs, priced by the run's own probe or by
-    that of the folder `costs`."""
-    from specbench.analysis.replayed import replayed
+    """Print the replay of a stored run, priced by the run's own probe or by that of the folder `costs`, where there is
+    one; with `best` also the search over cut-offs."""
+    from specbench.analysis.replayed import prices_of, replayed
     from specbench.api import texts_of
     from specbench.store import read_run
 
     stored = read_run(folder)
     texts = texts_of(stored, gammas)
-    readers, points = _prices(stored.run, folder, costs) if best else (None, ())
+    readers, points = prices_of(stored.run, costs)
+    if best and not points:
+        raise StoreError(
+            "This run did not time the models, so no pair can be called best",
+            where=str(folder),
+            hint="Give --costs the folder of a specbench probe.",
+        )
     confidence = stored.run.config.policy.confidence
-    found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points)
+    found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points, best=best)
     found = replace(found, warnings=stored.run.warnings)
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
@@ -65,21 +73,6 @@ def show_replay(
     from specbench.report.replay_tables import replay_tables
 
     print_parts(replay_tables(found), folder)
-
-
-def _prices(run: RunRecord, folder: Path, costs: Path | None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
-    from specbench.cost.stored import require_probe
-    from specbench.drafters import reader_of
-
-    stored = run.probe if costs is None else require_probe(costs).probe
-    if not stored:
-        raise StoreError(
-            "This run did not time the models, so no pair can be called best",
-            where=str(folder),
-            cure="Give the folder of a specbench probe with --costs.",
-        )
-    readers = {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}
-    return readers, stored
 
 
 def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:

@@ -1,4 +1,4 @@
-"""Commands that read what is there: `show` and `replay` a stored run, `workload` a prompt file."""
+"""Commands that read what is there: list all `runs`, `show` and `replay` one, `workload` a prompt file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, Strict, with_settings
-from specbench.cli.show import newest, print_parts, show, show_replay
-from specbench.errors import ConfigError
+from specbench.cli.show import print_parts, run_folder, show, show_replay
+from specbench.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from specbench.workload import Workload
@@ -21,9 +21,35 @@ if TYPE_CHECKING:
 _CATEGORIES_SHOWN = 20
 
 
+@app.command("runs", cls=Grouped)
+def runs(
+    last: Annotated[int, typer.Option(metavar="N", help="How many of the newest.", rich_help_panel="output")] = 20,
+    out: RunsIn = Path("reports"),
+    as_json: AsJson = False,
+) -> None:
+    """Every run on a line, newest first. `@1` names the newest wherever a run folder is asked for."""
+    from specbench.analysis.listed import listed
+    from specbench.store import find_runs
+
+    if last < 1:
+        raise ConfigError(f"{last} runs are none", where="--last", hint="Give 1 or more.")
+    folders = find_runs(out)
+    if not folders:
+        raise StoreError("No run yet", where=str(out), hint="Run specbench sweep first, or name its folder with --out.")
+    found = listed(folders[:last])
+    if as_json:
+        typer.echo(json.dumps({"runs": [asdict(run) for run in found]}, allow_nan=False))
+        return
+    from specbench.report.runs_table import runs_table
+
+    print_parts([runs_table(found)])
+    if len(folders) > last:
+        typer.echo(f"{len(folders) - last:,} older are not shown: --last {len(folders)}", err=True)
+
+
 @app.command("show", cls=Grouped)
 def show_run(
-    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest]")] = None,
     strict: Strict = False,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
@@ -32,7 +58,7 @@ def show_run(
     from specbench.analysis.summarise import summarise
     from specbench.store import read_run
 
-    stored = read_run(run or newest(out, timed=True))
+    stored = read_run(run_folder(run, out, timed=True))
     show(summarise(stored), stored.run.config.policy, as_json, strict)
 
 
@@ -44,14 +70,14 @@ def show_run(
 )
 def replay(
     keys: Keys,
-    run: Annotated[Path | None, typer.Argument(help="Run folder.  [default: the newest]")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest]")] = None,
     best: Annotated[
         bool,
         typer.Option("--best", help="Look for the best pair of draft length and cut-off.", rich_help_panel="drafts"),
     ] = False,
     costs: Annotated[
         Path | None,
-        typer.Option(help="Probe folder to price --best with.  [default: the run's]", rich_help_panel="drafts"),
+        typer.Option(help="Probe folder to predict speedups with.  [default: the run's]", rich_help_panel="drafts"),
     ] = None,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
@@ -65,10 +91,8 @@ def replay(
         raise ConfigError(str(error), where="--gamma") from None
     cutoff = keys["cutoff"]
     if not 0.0 <= cutoff < 1.0:
-        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", cure="Give a number from 0 to below 1.")
-    if costs is not None and not best:
-        raise ConfigError("Costs are used by the search alone", where="--costs", cure="Add --best.")
-    show_replay(run or newest(out), gammas, cutoff, as_json, best=best, costs=costs)
+        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", hint="Give a number from 0 to below 1.")
+    show_replay(run_folder(run, out), gammas, cutoff, as_json, best=best, costs=costs)
 
 
 @app.command("workload", cls=Grouped)
@@ -91,9 +115,9 @@ def workload_profile(
 ) -> None:
     """Check a prompt file and say what is in it."""
     if out is not None and not anonymise:
-        raise ConfigError("Only the outline is written to a file", where="--out", cure="Add --anonymise.")
+        raise ConfigError("Only the outline is written to a file", where="--out", hint="Add --anonymise.")
     if anonymise and as_json:
-        raise ConfigError("Only one can be on stdout", where="--json and --anonymise", cure="Leave one out.")
+        raise ConfigError("Only one can be on stdout", where="--json and --anonymise", hint="Leave one out.")
     from specbench.workload import load_workload, profile
 
     loaded = load_workload(file, **keys)

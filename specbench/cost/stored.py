@@ -29,7 +29,7 @@ def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
     names[None] = None
     differs = _differences(probed, record, names)
     if differs:
-        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), cure=_CURE)
+        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_CURE)
     points = probed.probe or ()
     kept = tuple(replace(point, model=names[point.model]) for point in points if point.model in names)
     _require_widths(kept, record, plan, folder)
@@ -40,10 +40,10 @@ def require_probe(folder: Path) -> RunRecord:
     """run.json of a probe's folder; raises StoreError for any other folder."""
     record = read_run(folder).run
     if record.command != "probe":
-        raise StoreError("This folder holds no probe", where=str(folder), cure="Name one that specbench probe made.")
+        raise StoreError("This folder holds no probe", where=str(folder), hint="Name one that specbench probe made.")
     if (lacking := _lacking(record)) is not None:
         raise StoreError(
-            f"run.json is not that of a probe: {lacking}", where=str(folder), cure="Run specbench probe again."
+            f"run.json is not that of a probe: {lacking}", where=str(folder), hint="Run specbench probe again."
         )
     return record
 
@@ -114,7 +114,7 @@ def _require_widths(points: tuple[CostPoint, ...], record: RunRecord, plan: Prob
         raise StoreError(
             f"The probe did not time {model or 'the target'} over {width} tokens at batch 1",
             where=str(folder),
-            cure=f"Run specbench probe with --gamma 1..{max(plan.gammas)} and batch size 1.",
+            hint=f"Run specbench probe with --gamma 1..{max(plan.gammas)} and batch size 1.",
         )
 
 
@@ -127,6 +127,6 @@ def _contexts(points: tuple[CostPoint, ...], plan: ProbePlan) -> list[Caution]:
             "probe-contexts",
             f"the models were probed after {probed[0]} to {probed[-1]} tokens, texts of this run are at "
             f"{plan.contexts[0]} to {plan.contexts[-1]} in their middle; costs are held beyond what was probed",
-            f"Probe with --context {','.join(map(str, plan.contexts))}.",
+            f"Run specbench probe --context {','.join(map(str, plan.contexts))}.",
         )
     ]

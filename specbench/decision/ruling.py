@@ -1,4 +1,5 @@
-"""When a gamma needs no more prompts: it is surely not the best of its draft, by trials and by prediction alike.
+"""When a gamma needs no more prompts: it is surely not the best of its draft, by trials and by prediction alike; and
+when a run under a time budget needs none, since its verdict is sure.
 
 The trials are held to an interval in which all looks and all pairs of gammas have their share, since who looks often
 finds something. The prediction must agree beyond its own error, and in every category, since each has a gamma of its
@@ -8,9 +9,10 @@ own, and a mix of traffic may be asked for afterwards.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from scipy.special import stdtrit
 
 from specbench.decision.interval import MIN_PROMPTS, Paired
 from specbench.decision.plan import influence, spread_of
-from specbench.records import RuledOut
+from specbench.records import Policy, RuledOut
 
 # That a whole run rules out nothing which is not slower, as far as trials tell.
 CONFIDENCE = 0.99
@@ -66,6 +68,17 @@ def rule(standing: Standing) -> tuple[RuledOut, ...]:
     ranked = sorted(spent, key=lambda gamma: spent[gamma])
     found = (_against(standing, ranked[0], gamma) for gamma in sorted(ranked[STAY:]))
     return tuple(one for one in found if one is not None)
+
+
+def settled(arms: Sequence[Paired], policy: Policy, looks: int, excess: float) -> Literal["GO", "NO-GO"] | None:
+    """GO where one of `arms`, target alone and a draft at one gamma, surely reaches the minimum asked for, NO-GO where
+    surely none does, None where more prompts might tell. The policy's error is shared by all arms and all `looks`
+    (Bonferroni), so that looking often finds no more than looking once; gates are another matter."""
+    each = 1 - (1 - policy.confidence) / (looks * len(arms))
+    limits = [_limits(arm, each, excess) for arm in arms]
+    if any(low >= policy.min_speedup for low, _ in limits):
+        return "GO"
+    return "NO-GO" if all(high < policy.min_speedup for _, high in limits) else None
 
 
 def _against(standing: Standing, best: int, gamma: int) -> RuledOut | None:

@@ -28,7 +28,7 @@ def first_layers(model: Any, layers: int) -> Any:
         raise ConfigError(
             f"The target has {config.num_hidden_layers} layers, a draft of {layers} would skip none",
             where=f"skip:layers={layers}",
-            cure=f"Write a number from 1 to {config.num_hidden_layers - 1}.",
+            hint=f"Write a number from 1 to {config.num_hidden_layers - 1}.",
         )
     name = model.base_model_prefix
     body = getattr(model, name, None)
@@ -36,7 +36,7 @@ def first_layers(model: Any, layers: int) -> Any:
         raise ConfigError(
             f"{type(model).__name__} does not keep its layers where a draft could share them",
             where=f"skip:layers={layers}",
-            cure="Use another draft.",
+            hint="Use another draft.",
         )
     cut, cut_body = _shallow(model), _shallow(body)
     cut_body.config = copy.copy(config)

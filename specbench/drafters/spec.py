@@ -66,7 +66,7 @@ def parse_draft(text: str) -> DraftSpec:
             return DraftSpec(text, ngram=ngram)
         second = _single(rest, text)
         if second.kind == "cross":
-            raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, cure="Drop cross:.")
+            raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, hint="Drop cross:.")
         return replace(second, text=text, ngram=ngram)
     return _single(text, text)
 
@@ -91,7 +91,7 @@ def _single(text: str, whole: str) -> DraftSpec:
         raise ConfigError(
             "The target's own multi-token-prediction layers (MTP) are not driven here",
             where=whole,
-            cure="Name an EAGLE-3 or P-EAGLE head, a draft model or a look-up.",
+            hint="Name an EAGLE-3 or P-EAGLE head, a draft model or a look-up.",
         )
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:
@@ -100,19 +100,19 @@ def _single(text: str, whole: str) -> DraftSpec:
         number = rest.removeprefix("layers=")
         if number == rest or not number.isdecimal() or int(number) < 1:
             raise ConfigError(
-                f"{rest!r} is no option of a skip draft", where=whole, cure="Write skip:layers=8 or skip:auto."
+                f"{rest!r} is no option of a skip draft", where=whole, hint="Write skip:layers=8 or skip:auto."
             )
         return DraftSpec(whole, "skip", layers=int(number), cutoff=cutoff, greedy=greedy)
     if kind == "cross" and colon:
         if cutoff:
-            raise ConfigError("A cross draft has no cut-off", where=whole, cure="Leave cutoff out.")
+            raise ConfigError("A cross draft has no cut-off", where=whole, hint="Leave cutoff out.")
         return DraftSpec(whole, "cross", model=_named(rest, whole))
     return DraftSpec(whole, "model", model=_named(text, whole), cutoff=cutoff, greedy=greedy)
 
 
 def _named(model: str, whole: str) -> str:
     if not model.strip():
-        raise ConfigError("No model is named", where=whole, cure="Write the model's id or path.")
+        raise ConfigError("No model is named", where=whole, hint="Write the model's id or path.")
     return model
 
 
@@ -123,7 +123,7 @@ def _options(text: str, whole: str) -> tuple[str, float, bool]:
         return *_cutoff(text, whole), False
     way, comma, rest = value.partition(",")
     if way != "greedy":
-        raise ConfigError(f"{way!r} is no way to draft", where=whole, cure="Write sample=greedy, or leave it out.")
+        raise ConfigError(f"{way!r} is no way to draft", where=whole, hint="Write sample=greedy, or leave it out.")
     return *_cutoff(head + comma + rest, whole), True
 
 
@@ -132,7 +132,7 @@ def _cutoff(text: str, whole: str) -> tuple[str, float]:
     if not found:
         return text, 0.0
     if re.fullmatch(r"0?\.\d+|0", value) is None:
-        raise ConfigError(f"{value!r} is no cut-off", where=whole, cure="Write a number from 0 to below 1: cutoff=0.3.")
+        raise ConfigError(f"{value!r} is no cut-off", where=whole, hint="Write a number from 0 to below 1: cutoff=0.3.")
     return head, float(value)
 
 
@@ -144,9 +144,9 @@ def _ngram(text: str, whole: str) -> NgramSpec:
             raise ConfigError(
                 f"{option!r} is no option of an n-gram draft",
                 where=whole,
-                cure="Write ngram:n=3 or ngram:n=4,min=2,max=8.",
+                hint="Write ngram:n=3 or ngram:n=4,min=2,max=8.",
             )
         values[name] = int(number)
     if values["min"] > values["n"]:
-        raise ConfigError("min is above n", where=whole, cure="Write ngram:n=4,min=2.")
+        raise ConfigError("min is above n", where=whole, hint="Write ngram:n=4,min=2.")
     return NgramSpec(values["n"], values["min"], values["max"] or None)

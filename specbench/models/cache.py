@@ -141,14 +141,14 @@ def storage_errors(needed_bytes: int, purpose: str) -> Iterator[None]:
         raise ModelError(
             f"{purpose} needs the cache, which cannot be used: {os.strerror(number)}",
             where=str(root),
-            cure="Make it writable, or set SPECBENCH_CACHE to a folder that is.",
+            hint="Make it writable, or set SPECBENCH_CACHE to a folder that is.",
         ) from error
 
 
 def _no_space(needed_bytes: int, free_bytes: int | None, purpose: str) -> ModelError:
     free = "" if free_bytes is None else f", and {free_bytes / 1e6:.0f} MB are free"
     return ModelError(
-        f"no space left: {purpose} needs {needed_bytes / 1e6:.0f} MB{free}", where=str(cache_root()), cure=_ELSEWHERE
+        f"no space left: {purpose} needs {needed_bytes / 1e6:.0f} MB{free}", where=str(cache_root()), hint=_ELSEWHERE
     )
 
 

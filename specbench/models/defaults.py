@@ -137,7 +137,7 @@ def generation_caution(
     try:
         own = own_settings(target)
     except ModelError as error:
-        return Caution(CODE, error.what, str(error.cure))
+        return Caution(CODE, error.what, str(error.hint))
     if own is None:
         return None
     file, values = own
@@ -161,7 +161,7 @@ def generation_caution(
             f"texts end at any of the ids {shown(ends)}{whose}, as in this run; an engine that does not read them all "
             "(llama.cpp) goes on after some"
         )
-    return Caution(CODE, "; ".join(said), _cure(found) if parts else "See that the engine ends at all of them.")
+    return Caution(CODE, "; ".join(said), _hint(found) if parts else "See that the engine ends at all of them.")
 
 
 def _changes(
@@ -188,7 +188,7 @@ def _listed(found: Mapping[str, Any], keys: list[str]) -> str:
     return ", ".join(f"{key} {shown(found[key])}" for key in keys)
 
 
-def _cure(found: Mapping[str, Any]) -> str:
+def _hint(found: Mapping[str, Any]) -> str:
     """Switched off, or measured: with what a run can be asked for."""
     known = {field.name for field in fields(Sampling)}
     flags = [

@@ -26,12 +26,12 @@ def require_config(folder: Path, name: str) -> None:
     if not folder.is_dir():
         state = "is a file, not a model directory" if folder.exists() else "does not exist"
         raise ModelError(
-            f"{name} {state}", cure="Name a directory written by save_pretrained, a hub id, or demo:target."
+            f"{name} {state}", hint="Name a directory written by save_pretrained, a hub id, or demo:target."
         )
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"{name} has no config.json, so it is not a transformers model",
-            cure="Name the directory that save_pretrained wrote, not one above or below it.",
+            hint="Name the directory that save_pretrained wrote, not one above or below it.",
         )
 
 
@@ -57,7 +57,7 @@ def generation_settings(folder: Path, name: str) -> tuple[str, dict[str, Any]] |
             raise ModelError(
                 f"{file} of {name} is not readable as JSON, and engines go on without it: with other sampling, and "
                 "perhaps without the ends of texts",
-                cure="Copy it again from where the model came from, or delete it.",
+                hint="Copy it again from where the model came from, or delete it.",
             )
         return file, values
     return None
@@ -68,7 +68,7 @@ def require_tokenizer(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
             f"{folder} has no tokenizer: none of {', '.join(_TOKENIZER_FILES[:3])}",
-            cure="Copy the tokenizer files of the model it was trained from, or call tokenizer.save_pretrained on it.",
+            hint="Copy the tokenizer files of the model it was trained from, or call tokenizer.save_pretrained on it.",
         )
 
 
@@ -80,14 +80,14 @@ def require_safetensors(names: list[str], model: str) -> None:
     gguf = [name for name in names if name.endswith(".gguf")]
     if pickled:
         what = f"{model} has its weights in {pickled[0]} only, and a pickle can run code when it is opened"
-        cure = "Save it again with model.save_pretrained(DIR), which writes safetensors, and name DIR."
+        hint = "Save it again with model.save_pretrained(DIR), which writes safetensors, and name DIR."
     elif gguf:
         what = f"{model} has its weights in GGUF only"
-        cure = "Name the safetensors model that the GGUF was made from."
+        hint = "Name the safetensors model that the GGUF was made from."
     else:
         what = f"{model} has no weights: no *.safetensors file"
-        cure = "Copy or download the model again."
-    raise ModelError(what, cure=cure)
+        hint = "Copy or download the model again."
+    raise ModelError(what, hint=hint)
 
 
 def require_indexed_safetensors(folder: Path, name: str) -> None:
@@ -97,7 +97,7 @@ def require_indexed_safetensors(folder: Path, name: str) -> None:
     if (folder / ADAPTER_FILE).exists():
         raise ModelError(
             f"{name} has an adapter ({ADAPTER_FILE}), which would be used only where peft is installed",
-            cure="Merge it into the model with merge_and_unload, and save that with save_pretrained.",
+            hint="Merge it into the model with merge_and_unload, and save that with save_pretrained.",
         )
     named = _named_weights(folder)
     _refuse_foreign(named, f"config.json of {name}", ".safetensors", INDEX)
@@ -112,7 +112,7 @@ def _refuse_foreign(weights: Iterable[Any], named_by: str, *endings: str) -> Non
         parts = PureWindowsPath(path if isinstance(path, str) else "..")
         if not str(path).endswith(endings) or parts.anchor or ".." in parts.parts:
             raise ModelError(
-                f"{named_by} names {shown(path)}, which is no safetensors file of its folder", cure=_SAVE_AGAIN
+                f"{named_by} names {shown(path)}, which is no safetensors file of its folder", hint=_SAVE_AGAIN
             )
 
 
@@ -137,7 +137,7 @@ def _shards(index: Path, name: str) -> list[Any]:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return sorted(set(shards), key=str)
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise ModelError(f"{index.name} of {name} is no index of weights", cure=_SAVE_AGAIN) from None
+        raise ModelError(f"{index.name} of {name} is no index of weights", hint=_SAVE_AGAIN) from None
 
 
 def content_revision(folder: Path) -> str:

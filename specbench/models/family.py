@@ -65,16 +65,16 @@ def require_family(config: Any, name: str) -> None:
     if getattr(kind, "_is_stateful", False) and not unlike_keys(text):
         raise ModelError(
             f"{who} keeps a state outside of transformers' cache, so it cannot be rolled back",
-            cure="A rejected draft has to be forgotten: choose another model.",
+            hint="A rejected draft has to be forgotten: choose another model.",
         )
     if not any(takes(kind.forward, name) for name in CACHE_NAMES):
-        raise ModelError(f"{who} has no KV cache in transformers", cure="Choose a causal model that has one.")
+        raise ModelError(f"{who} has no KV cache in transformers", hint="Choose a causal model that has one.")
     if _has_encoder(config, kind):
-        raise ModelError(f"{who} writes from what an encoder reads", cure="Choose a causal language model.")
+        raise ModelError(f"{who} writes from what an encoder reads", hint="Choose a causal language model.")
     if not _is_causal(config, text):
         raise ModelError(
             f"{who} is not causal as configured: a token sees those after it",
-            cure="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
+            hint="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
         )
 
 
@@ -85,13 +85,13 @@ def require_batches(config: Any, name: str) -> None:
         raise ModelError(
             f"{name} ({config.model_type}) takes no positions of its own for each sequence, so batches of texts of "
             "different lengths would be wrong",
-            cure="Use --batch-size 1.",
+            hint="Use --batch-size 1.",
         )
     if unlike := unlike_keys(text):
         raise ModelError(
             f"{name} ({config.model_type}) has layers whose memory is of one length for all texts side by side: "
             f"{', '.join(unlike)}",
-            cure="Use --batch-size 1.",
+            hint="Use --batch-size 1.",
         )
 
 
@@ -115,7 +115,7 @@ def cache_layers(text: Any, who: str = "the model") -> list[Any]:
         layers: list[Any] = DynamicCache(config=text).layers
     except Exception as error:  # a configuration may lack anything
         raise ModelError(
-            f"transformers makes no KV cache for {who} ({type(error).__name__})", cure="Choose another model."
+            f"transformers makes no KV cache for {who} ({type(error).__name__})", hint="Choose another model."
         ) from None
     return layers
 

@@ -108,7 +108,7 @@ def find_head(name: str) -> Head | None:
         return None
     if kind not in HEADS:
         raise ModelError(f"{name} is a draft head of kind {_OTHERS.get(kind, shown(kind))}, and only "
-                         f"{' and '.join(HEADS.values())} are known here", cure=_CURE)  # fmt: skip
+                         f"{' and '.join(HEADS.values())} are known here", hint=_CURE)  # fmt: skip
     try:
         return _head(name, location, hub, revision, config, kind)
     except ModelError:
@@ -116,7 +116,7 @@ def find_head(name: str) -> Head | None:
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"config.json of {name} is not one of {HEADS[kind]} ({type(error).__name__})",
-            cure="Copy the head again, with the config.json that it came with.",
+            hint="Copy the head again, with the config.json that it came with.",
         ) from None
 
 
@@ -138,7 +138,7 @@ def require_fit(head: Head, target: str, config: Any) -> None:
         what = f"reads the state before layer {wrong[0]}, and {target} has layers 0 to {layers - 1}"
     else:
         return
-    raise ModelError(f"{head.name} {what}", cure="Use a head that was trained for this target.")
+    raise ModelError(f"{head.name} {what}", hint="Use a head that was trained for this target.")
 
 
 def head_files(head: Head) -> list[Path]:
@@ -160,7 +160,7 @@ def head_files(head: Head) -> list[Path]:
             raise explain(error, head.name) from error
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{head.name} has no weights in safetensors", cure="Convert its weights to model.safetensors.")
+        raise ModelError(f"{head.name} has no weights in safetensors", hint="Convert its weights to model.safetensors.")
     return files
 
 
@@ -211,17 +211,17 @@ def _head(name: str, location: Path, hub: bool, revision: str | None, config: di
     draft_vocab = int(config.get("draft_vocab_size") or vocabulary)
     if not 1 <= draft_vocab <= vocabulary:
         raise ModelError(
-            f"{name} drafts {draft_vocab:,} tokens of a vocabulary of {vocabulary:,}", cure="Check its config.json."
+            f"{name} drafts {draft_vocab:,} tokens of a vocabulary of {vocabulary:,}", hint="Check its config.json."
         )
     masks = [int(config[key]) for key in _MASK_KEYS if config.get(key) is not None] if kind == "peagle" else [None]
     if not masks:
         raise ModelError(
-            f"{name} does not say which token masks a draft (mask_token_id)", cure="Check its config.json."
+            f"{name} does not say which token masks a draft (mask_token_id)", hint="Check its config.json."
         )
     if masks[0] is not None and not 0 <= masks[0] < vocabulary:
         raise ModelError(
             f"{name} masks drafts with token {masks[0]:,} of a vocabulary of {vocabulary:,}",
-            cure="Check its config.json.",
+            hint="Check its config.json.",
         )
     return Head(
         name=name,
@@ -250,16 +250,16 @@ def _layer_config(name: str, values: dict[str, Any], flat: bool) -> Any:
     kind = values.pop("model_type", "llama")
     if kind not in _LAYERS:
         raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {' or '.join(_LAYERS)} layers are "
-                         "known here", cure=_CURE)  # fmt: skip
+                         "known here", hint=_CURE)  # fmt: skip
     values.pop("architectures", None)
     layer = AutoConfig.for_model(kind, **values)
     windows = [one for one in getattr(layer, "layer_types", None) or [] if one != "full_attention"]
     rope = str((getattr(layer, "rope_parameters", None) or {}).get("rope_type", "default"))
     if windows or rope not in _STEADY_ROPES:
         raise ModelError(f"{name} has {windows[0] if windows else f'{rope} rotary positions'}, which heads are not "
-                         "driven with here", cure=_CURE)  # fmt: skip
+                         "driven with here", hint=_CURE)  # fmt: skip
     if flat and int(layer.num_hidden_layers) > 4:
-        raise ModelError(f"{name} has {layer.num_hidden_layers} layers: a model, and no head", cure=_CURE)
+        raise ModelError(f"{name} has {layer.num_hidden_layers} layers: a model, and no head", hint=_CURE)
     layer._attn_implementation = "sdpa"
     return layer
 

@@ -94,5 +94,5 @@ def _cached(repo: str, revision: str | None, error: Exception) -> HubState:
     raise ModelError(
         f"{repo} is no directory here, the hub cannot be reached, and nothing of it is in the local cache",
         where=str(error)[:120],
-        cure="Check the network, or name a local model directory or demo:target.",
+        hint="Check the network, or name a local model directory or demo:target.",
     ) from error

@@ -61,7 +61,7 @@ def resolve(name: str) -> ModelSource:
     Fetches and loads nothing. Raises ModelError for an unknown `demo:` name, and for a path that is no model.
     """
     if not name.strip():
-        raise ModelError("the model has no name", cure="Name a directory, a hub id, or demo:target.")
+        raise ModelError("the model has no name", hint="Name a directory, a hub id, or demo:target.")
     if name.startswith(PREFIX):
         return ModelSource(name, str(folder_of(name)), f"sha256:{find(name).sha256}", "embedded")
     path = Path(name).expanduser()
@@ -84,11 +84,11 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return next(name for name, present in has.items() if present)
     if kind not in has or (index and not (kind == "cuda" and index.isdecimal())):
-        raise ConfigError(f"there is no device {device}", cure="Use auto, cpu, cuda, cuda:N or mps.")
+        raise ConfigError(f"there is no device {device}", hint="Use auto, cpu, cuda, cuda:N or mps.")
     if not has[kind]:
-        raise ConfigError(f"this machine, or this build of torch, has no {kind}", cure="Use --device auto or cpu.")
+        raise ConfigError(f"this machine, or this build of torch, has no {kind}", hint="Use --device auto or cpu.")
     if index and int(index) >= torch.cuda.device_count():
-        raise ConfigError(f"there is no {device}: {torch.cuda.device_count()} GPU(s) found", cure="Use --device cuda.")
+        raise ConfigError(f"there is no {device}: {torch.cuda.device_count()} GPU(s) found", hint="Use --device cuda.")
     return device
 
 
@@ -106,7 +106,7 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
     device, and ModelError, with one line, for everything that can be wrong with the model.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"there is no dtype {dtype}", cure=f"Use {', '.join(DTYPES)}.")
+        raise ConfigError(f"there is no dtype {dtype}", hint=f"Use {', '.join(DTYPES)}.")
     device = resolve_device(device)
     source = resolve(name)
     location, state = locate(source)
@@ -198,6 +198,6 @@ def _weights(
         # transformers fills them with random numbers and only warns: the acceptance would be of another model.
         raise ModelError(
             f"{len(missing)} of the weights of {source.name} are missing, {missing[0]} first",
-            cure="Copy or download the model again, with weights and config.json of the same model.",
+            hint="Copy or download the model again, with weights and config.json of the same model.",
         )
     return model.eval().requires_grad_(False)

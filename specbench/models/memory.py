@@ -23,7 +23,7 @@ class ModelMemoryError(EngineError):
     """A forward pass did not fit. `reader` is the object that was asked for it."""
 
     def __init__(self, reader: object, where: str) -> None:
-        super().__init__("Out of memory", where=where, cure="Use shorter prompts or --limit.")
+        super().__init__("Out of memory", where=where, hint="Use shorter prompts or --limit.")
         self.reader = reader
 
 
@@ -45,7 +45,7 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, SpecbenchError) or not is_out_of_memory(error):
             raise
         raise EngineError(
-            "Out of memory", cure="What was measured is kept. Use shorter prompts, smaller models or a smaller batch."
+            "Out of memory", hint="What was measured is kept. Use shorter prompts, smaller models or a smaller batch."
         ) from None
 
 

@@ -86,7 +86,7 @@ def _refused(loaded: LoadedModel, error: Exception) -> TemplateError:
     return TemplateError(
         f"the chat template of {loaded.name} fails ({kind})",
         kind=kind,
-        cure="Some take no system message, or no two turns of one role: change the prompts, or mend the template.",
+        hint="Some take no system message, or no two turns of one role: change the prompts, or mend the template.",
     )
 
 
@@ -99,7 +99,7 @@ def end_tokens(loaded: LoadedModel) -> frozenset[int]:
             raise ConfigError(
                 f"eos_token_id has {shown(strange[0])}, which is no token id",
                 where=loaded.name,
-                cure="Mend its generation_config.json.",
+                hint="Mend its generation_config.json.",
             )
         # Some files say -1 for none.
         if ends := frozenset(one for one in ids if one >= 0):
@@ -107,5 +107,5 @@ def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     raise ConfigError(
         "The model has no end-of-sequence token",
         where=loaded.name,
-        cure="Set eos_token_id in its generation config.",
+        hint="Set eos_token_id in its generation config.",
     )

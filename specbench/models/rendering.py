@@ -41,7 +41,7 @@ def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) ->
             Caution(
                 "request-fields-not-used",
                 f"only a server understands {_counted(request)}: not used in process",
-                "Measure with --server, or expect other texts where your traffic has these fields.",
+                "Measure with specbench sweep --server, or expect other texts where your traffic has these fields.",
             )
         )
     return cautions

@@ -30,7 +30,7 @@ def load_shape(path: Path, *, dtype: str, device: str, context: int) -> LoadedMo
     free. The peak is one copy of the weights.
     """
     if dtype not in DTYPES:
-        raise ModelError(f"there is no dtype {dtype}", cure=f"Use {', '.join(DTYPES)}.")
+        raise ModelError(f"there is no dtype {dtype}", hint=f"Use {', '.join(DTYPES)}.")
     device = resolve_device(device)
     file = _config_file(path)
     model = _skeleton(file, dtype)
@@ -56,7 +56,7 @@ def require_memory(model: Any, name: str, context: int, device: str) -> None:
         raise ModelError(
             f"{name} needs {gigabytes(weights + cache)}, {gigabytes(free)} are free",
             where=f"weights {gigabytes(weights)}, KV cache of {context} tokens {gigabytes(cache)}",
-            cure="Use a smaller model, a narrower --dtype, or a device with more memory.",
+            hint="Use a smaller model, a narrower --dtype, or a device with more memory.",
         )
 
 
@@ -97,13 +97,13 @@ def _config_file(path: Path) -> Path:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise ModelError(
-            "there is no model configuration", where=str(file), cure="Name a config.json, or the folder that holds one."
+            "there is no model configuration", where=str(file), hint="Name a config.json, or the folder that holds one."
         ) from None
     except ValueError:
-        raise ModelError("the model configuration is not valid JSON", where=str(file), cure="Copy it again.") from None
+        raise ModelError("the model configuration is not valid JSON", where=str(file), hint="Copy it again.") from None
     if not isinstance(values, dict) or "model_type" not in values:
         raise ModelError(
-            "the model configuration names no model_type", where=str(file), cure="Name the config.json of a model."
+            "the model configuration names no model_type", where=str(file), hint="Name the config.json of a model."
         )
     return file
 

@@ -83,7 +83,7 @@ def _refuse_differences(target: dict[int, str], draft: dict[int, str]) -> None:
     examples = [f"id {index} is {_short(target[index])} and {_short(draft[index])}" for index in different[:_SHOWN]]
     raise VocabularyError(
         f"target and draft differ in {len(different):,} of {len(common):,} tokens: {'; '.join(examples)}",
-        cure=_CURE,
+        hint=_CURE,
     )
 
 

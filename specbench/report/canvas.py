@@ -84,7 +84,7 @@ def save(figure: Figure, folder: Path, stem: str) -> None:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     if folder.is_symlink():
-        raise StoreError("The folder of the figures is a link", where=str(folder), cure="Remove it.")
+        raise StoreError("The folder of the figures is a link", where=str(folder), hint="Remove it.")
     svg, png = BytesIO(), BytesIO()
     with _styled():
         # savefig would draw everything twice for each format.

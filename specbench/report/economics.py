@@ -9,7 +9,7 @@ from specbench import text
 from specbench.analysis.contract import BreakEven, DraftResult, GammaResult
 from specbench.analysis.predict import EXPLAINED
 from specbench.records import Policy
-from specbench.report.marks import mark
+from specbench.report.templating import mark
 from specbench.report.wording import best_row
 
 Rows = tuple[tuple[str, ...], ...]

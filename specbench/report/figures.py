@@ -29,9 +29,8 @@ from specbench.report.canvas import (
     save,
     thinned,
 )
+from specbench.report.curves import draw_loads, draw_survival
 from specbench.report.readings import total
-from specbench.report.served.load_figure import draw_loads
-from specbench.report.survival_figure import draw_survival
 from specbench.report.wording import by_speedup
 
 if TYPE_CHECKING:

@@ -92,14 +92,14 @@ def table(columns: Sequence[Column], plain: bool, verdicts: Sequence[str] = ()) 
 
 
 def warnings(found: Sequence[Caution], width: int, plain: bool) -> Iterator[RenderableType]:
-    """Each warning with its cure."""
+    """Each warning with its hint."""
     yield Text("")
     for warning in found:
         line = Text()
         line.append(f"warning {readable(warning.code, plain)}: ", "yellow")
         line.append(readable(text.sentence(warning.message), plain))
         yield line
-        yield note(text.sentence(warning.cure), width, plain, indent="  ", style="")
+        yield note(text.sentence(warning.hint), width, plain, indent="  ", style="")
 
 
 def note(words: str, width: int, plain: bool, *, indent: str = "", style: str = "dim") -> Text:

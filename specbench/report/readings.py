@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specbench import text
-from specbench.analysis.contract import DraftResult, GammaResult, RoundTime, Summary
+from specbench.analysis.contract import DraftResult, GammaResult, LoadResult, RoundTime, Summary
 from specbench.analysis.facts import Facts
-from specbench.analysis.served.contract import LoadResult
-from specbench.analysis.served.loads import best_by_concurrency, metric_of
+from specbench.analysis.loads import best_by_concurrency, metric_of
 from specbench.records import Policy
-from specbench.report.marks import mark
+from specbench.report.templating import mark
 from specbench.report.wording import best_row, by_speedup
 
 Limit = Literal["acceptance", "drafting", "verifying", "the rest"]

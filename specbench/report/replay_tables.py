@@ -13,8 +13,7 @@ from specbench import text
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
 if TYPE_CHECKING:  # replays take numpy, and a profile of prompts does without
-    from specbench.analysis.replayed import ReplayDraft, Replayed
-    from specbench.analysis.search import BestPair
+    from specbench.analysis.replayed import BestPair, ReplayDraft, Replayed
     from specbench.workload import Workload, WorkloadProfile
 
 
@@ -32,9 +31,11 @@ def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Ite
     at = f", drafting stops below confidence {cutoff:g}" if cutoff else ""
     yield Text(f"\n{readable(draft.draft, plain)}: acceptance at a position, alpha, {alpha}{at}")
     lines = tuple(text.sparkline(row.survival, ascii_only=plain) for row in rows)
+    predicted = Column("speedup", "predicted\nspeedup", tuple(text.speedup(row.predicted_speedup) for row in rows))
     columns = [
         Column("gamma", "gamma", tuple(str(row.gamma) for row in rows)),
         Column("tau", "tokens per\nround, tau", tuple(text.digits(row.tokens_per_round) for row in rows)),
+        *([predicted] if any(row.predicted_speedup is not None for row in rows) else []),
         Column("rounds", "rounds", tuple(f"{row.rounds:,.0f}" for row in rows), 3),
         Column("accepted", "accepted", tuple(f"{row.accepted:,.0f}" for row in rows), 2),
         Column("drafted", "drafted\n(at most)", tuple(f"{row.drafted_high:,.0f}" for row in rows), 1),
@@ -42,6 +43,8 @@ def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Ite
     ]
     yield table(fit(columns, width), plain)
     words = f"Replayed, not run: {text.count(draft.texts, 'text')} of the target alone, {draft.tokens:,} tokens."
+    if predicted in columns:
+        words += " Predicted from the times of the models alone, nothing of a round outside them."
     if cutoff:
         words += " Drafted tokens are an upper bound: off the text the cut-off may stop the draft sooner."
     yield note(words, width, plain)

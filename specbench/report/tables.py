@@ -17,8 +17,8 @@ from specbench import text
 from specbench.analysis.contract import Choice, DraftResult, GammaResult, Summary
 from specbench.analysis.stopped import stopped_line, stopped_note
 from specbench.records import Call, Policy
+from specbench.report.brief.server import load_shown, load_table
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
-from specbench.report.served.load_tables import load_shown, load_table
 from specbench.report.wording import by_speedup
 
 _COLOUR: dict[Call, str] = {"GO": "bold green", "NO-GO": "bold red", "UNCLEAR": "bold yellow"}

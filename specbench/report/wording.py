@@ -13,7 +13,7 @@ from specbench.analysis.facts import Facts, Model
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.records import Policy, Sampling
 from specbench.report.engine_words import words_of
-from specbench.report.marks import mark
+from specbench.report.templating import mark
 
 # An interval takes MIN_PROMPTS; one over fewer than these is wide and leans on its shape, and is marked.
 FEW_PROMPTS = 30

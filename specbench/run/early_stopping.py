@@ -1,20 +1,25 @@
-"""Which gammas a sweep still measures: after 10, 20, 40, .. prompts it looks at its own run folder, as a report would,
-and stops what decision/ruling.py rules out. What it finds is in run.json before the next trial begins.
+"""Which gammas a sweep still measures, and whether it goes on: after 10, 20, 40, .. prompts it looks at its own run
+folder, as a report would, and stops what decision/ruling.py rules out. What it finds is in run.json before the next
+trial begins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
 from specbench.analysis.frame import by_arm, main_trials
 from specbench.analysis.predict import Predictor
 from specbench.analysis.stopped import kept_arms
+from specbench.analysis.summarise import summarise
 from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import excess_variance
-from specbench.decision.ruling import STAY, Standing, look_sizes, rule
+from specbench.decision.ruling import STAY, Standing, look_sizes, rule, settled
 from specbench.records import Arm, Policy, RuledOut
+from specbench.run_record import EndedEarly
 from specbench.store import RunWriter, StoredRun, read_run
 
 
@@ -82,3 +87,42 @@ def _categories(stored: StoredRun) -> set[str]:
         return {"all"}
     counts = stored.run.workload.categories
     return {name for name, count in counts.items() if count.used}
+
+
+class TimeBudget:
+    """When a run ends before its last prompt: at a verdict that is sure though it was looked for often, or when the
+    time is up, counted from here. Without a budget in its configuration it never ends."""
+
+    def __init__(self, writer: RunWriter, units: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._writer = writer
+        self._units = units
+        self._clock = clock
+        self._begun_s = clock()
+        if writer.run.ended_early is not None:
+            writer.update(ended_early=None)  # of an earlier session
+
+    def ends(self, units: int) -> EndedEarly | None:
+        """To be called when so many units are measured in every arm; where the run ends here, why. It is then in
+        run.json: finished at a verdict, interrupted where the time was up, so that the same command goes on."""
+        budget_s = self._writer.run.config.time_budget_s
+        if budget_s is None or units >= self._units:
+            return None
+        call = self._verdict() if units in look_sizes(self._units) else None
+        if call is None and self._clock() - self._begun_s < budget_s:
+            return None
+        found = EndedEarly(call or "time", units, self._units)
+        self._writer.update(ended_early=found, **({} if call else {"status": "interrupted"}))
+        return found
+
+    def _verdict(self) -> Literal["GO", "NO-GO"] | None:
+        """A verdict that is sure, and that a report of the run as it is now gives too, gates and all."""
+        stored = read_run(self._writer.folder)
+        policy = stored.run.config.policy
+        trials = main_trials(stored)
+        arms = kept_arms(by_arm(trials), stored.run)
+        again = a_a(arms, policy.metric)
+        views = [DraftView(arms, spec, trials, (), stored, policy) for spec in stored.run.config.draft]
+        pairs = [view.paired(gamma, policy.metric) for view in views if view.complete for gamma in view.arms]
+        excess = 0.0 if again is None else excess_variance(again)
+        call = settled(pairs, policy, len(look_sizes(self._units)), excess) if pairs else None
+        return call if call is not None and summarise(stored).verdict == call else None

@@ -54,7 +54,7 @@ class Losses:
         return EngineError(
             what,
             where=f"at {min(lengths):,} to {max(lengths):,} tokens",
-            cure="What was measured is kept. Free memory and run the same command again, or use shorter prompts or a "
+            hint="What was measured is kept. Free memory and run the same command again, or use shorter prompts or a "
             "smaller model.",
         )
 
@@ -113,7 +113,7 @@ class Losses:
         raise EngineError(
             f"Not a single prompt was measured; the last: {why[-1] if why else 'it was left out'}",
             where=config.server or config.launch or config.engine,
-            cure="Mend that; the same command then asks again.",
+            hint="Mend that; the same command then asks again.",
         )
 
 

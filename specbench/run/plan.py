@@ -42,7 +42,7 @@ def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], li
         raise WorkloadError(
             f"{len(order)} prompts fill no batch of {config.batch_size}",
             where=config.workload,
-            cure="Use more prompts (--limit) or a smaller --batch-size.",
+            hint="Use more prompts (--limit) or a smaller --batch-size.",
         )
     rest = order[len(found) * config.batch_size :]
     return found, [Omitted(item.prompt.id, f"left over from batches of {config.batch_size}") for item in rest]

@@ -128,7 +128,7 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
                 raise ConfigError(
                     "A draft head is not timed by a probe: it reads its target's states",
                     where=spec.text,
-                    cure="Run specbench measure or sweep with it, which time it.",
+                    hint="Run specbench measure or sweep with it, which time it.",
                 )
             drafts[spec.reader] = real(spec.model)
     return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs})
@@ -140,7 +140,7 @@ def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:
     from specbench.models.memory import weight_bytes, weights
 
     if spec.layers is None:
-        raise ConfigError("A probe does not look for layers", where=spec.text, cure="Write skip:layers=8.")
+        raise ConfigError("A probe does not look for layers", where=spec.text, hint="Write skip:layers=8.")
     model = first_layers(target.model, spec.layers)
     parameters = sum(weight.numel() for weight in weights(model))
     # With the target's tokenizer or none, and its revision: it is a part of it.
@@ -185,7 +185,7 @@ def _require_context(plan: ProbePlan, models: Sequence[LoadedModel]) -> None:
             raise ConfigError(
                 f"{loaded.name} reads at most {loaded.max_context} tokens, {plan.capacity} are needed",
                 where="--context",
-                cure=f"Give contexts up to {loaded.max_context - max(plan.gammas) - 1}.",
+                hint=f"Give contexts up to {loaded.max_context - max(plan.gammas) - 1}.",
             )
 
 

@@ -1,19 +1,48 @@
-"""Progress on stderr: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a live table of the arms on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
+from specbench import text
+from specbench.backends.base import Answer, Unit
+from specbench.decision.interval import Paired, speedup_bar
 from specbench.records import Arm, Trial
 
 PLAIN_EVERY_S = 20.0
+# More arms than fit a screen are counted, not listed.
+ARMS_SHOWN = 12
+
+
+def forecast_s(
+    warmed: Mapping[Arm, Answer], left: Mapping[Arm, int], units: Sequence[Unit], max_new_tokens: int
+) -> float | None:
+    """How long the trials that are `left` take at most, seconds, at each arm's pace while it warmed up: answers that
+    use all of `max_new_tokens`, prompts as long as those of `units`. None where an arm was not warmed, or too shortly
+    to tell."""
+    lengths = [len(item.ids) for unit in units for item in unit.items if item.ids is not None]
+    total_s = 0.0
+    for arm, trials in left.items():
+        answer = warmed.get(arm)
+        sequences = 1 if answer is None else len(answer.job.unit.items)
+        decoded = 0 if answer is None else answer.output_tokens - sequences
+        if answer is None or decoded < 1:
+            return None
+        # A server counts the prompts' tokens for itself: they are then taken to be like the warm-up's.
+        longer = sum(lengths) / len(units) / answer.prompt_tokens if lengths else 1.0
+        prefill_s = (answer.times.total_s - answer.times.decode_s) * longer
+        total_s += trials * (prefill_s + answer.times.decode_s / decoded * (max_new_tokens - 1) * sequences)
+    return total_s
 
 
 class TimeLeft:
@@ -63,49 +92,42 @@ class RunProgress:
 
     def __init__(self, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = Console(stderr=True, quiet=quiet)
-        self._live = self.console.is_terminal and not quiet
-        self._bar: Progress | None = None
-        self._spent: defaultdict[Arm, list[float]] = defaultdict(lambda: [0.0, 0.0])  # seconds, tokens
+        self._so_far = SoFar()
+        self._line = ""
         self._total = self._done = self._begun_with = 0
         self._clock = clock
-        self._started_s = self._said_s = clock()
+        self._opened_s = self._started_s = self._said_s = clock()
         self._seen: set[tuple[str, Arm, int]] = set()
         self._plan: TimeLeft | None = None
+        self._live = (
+            Live(get_renderable=self._view, console=self.console, refresh_per_second=1, transient=True)
+            if self.console.is_terminal and not quiet  # drawing more often costs CPU time that the models need
+            else None
+        )
 
     def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def say(self, line: str) -> None:
+        self._line = ""
         self.console.print(line, highlight=False, markup=False)
 
     def begin(self, total: int, done: int) -> None:
         self._total, self._done, self._begun_with = total, done, done
         self._started_s = self._said_s = self._clock()
-        if self._live:
-            self._bar = Progress(
-                SpinnerColumn(),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}"),
-                console=self.console,
-                refresh_per_second=1,  # drawing costs CPU time that the models need
-            )
-            self._bar.add_task("warm", total=total, completed=done)
-            self._bar.start()
-        else:
+        if self._live is None:
             self.say(f"{total - done} to do" + (f", {done} done before" if done else ""))
 
     def left(self, trials: Mapping[Arm, int], units: int) -> None:
         self._plan = self._plan or TimeLeft(self._clock)
         self._plan.plan(trials, units)
         self._total = self._done + sum(trials.values())
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], total=self._total)
 
     def advance(self, texts: int) -> None:
         self._done += texts
@@ -118,18 +140,23 @@ class RunProgress:
         self._done += not again
         if self._plan is not None:
             self._plan.trial(trial.arm, again=again)
-        spent = self._spent[trial.arm]
-        spent[0] += trial.times.decode_s
-        spent[1] += trial.decode_tokens
+        self._so_far.add(trial)
         repeating = ", repeating a disturbed trial" if trial.disturbed else ""
-        self._show(f"{self._time_left()}{self._speedups()}{repeating}".removeprefix(", "))
+        speedups = "" if self._live is not None else self._so_far.line()
+        self._show(f"{self._time_left()}{speedups}{repeating}".removeprefix(", "))
 
     def _show(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, description=line)
-        elif self._clock() - self._said_s > PLAIN_EVERY_S or self._done == self._total:
+        self._line = line
+        if self._live is None and (self._clock() - self._said_s > PLAIN_EVERY_S or self._done == self._total):
             self._said_s = self._clock()
             self.say(f"{self._done}/{self._total}, {line}")
+
+    def _view(self) -> RenderableType:
+        """What a terminal shows at its foot: while nothing is measured yet, that time passes."""
+        elapsed = text.duration(self._clock() - self._opened_s)
+        done = f"{self._done}/{self._total}, " if self._total else ""
+        line = Text(f"{done}{elapsed} so far" + (f", {self._line}" if self._line else ""), "dim")
+        return Group(*self._so_far.table(), line)
 
     def _time_left(self) -> str:
         here = self._done - self._begun_with
@@ -139,21 +166,51 @@ class RunProgress:
             left_s = None
         else:
             left_s = (self._clock() - self._started_s) / here * max(0, self._total - self._done)
-        if left_s is None:
-            return ""
-        return f"{left_s / 60:.0f} min left" if left_s >= 90 else f"{left_s:.0f} s left"
+        return "" if left_s is None else f"{text.duration(left_s)} left"
 
-    def _speedups(self) -> str:
-        """The speedup so far of a few arms, each against the target alone under its own load: a hint, not a result."""
-        alone = {arm.load: spent for arm, spent in self._spent.items() if arm.kind == "baseline" and spent[1]}
-        arms = sorted(
-            (arm for arm, spent in self._spent.items() if arm.gamma is not None and arm.load in alone and spent[1]),
-            key=lambda arm: (arm.draft or "", arm.gamma or 0),
-        )
-        several = len({arm.draft for arm in arms}) > 1 or len(alone) > 1
-        shown = []
-        for arm in arms[:4]:
-            base, spent = alone[arm.load], self._spent[arm]
-            speedup = base[0] / base[1] / (spent[0] / spent[1])
-            shown.append(f"{speedup:.2f}x at {arm.label if several else arm.gamma}")
+
+class SoFar:
+    """Speedups of this session's trials, each arm against the target alone under its own load, over the prompts that
+    both have: a hint, not a result."""
+
+    def __init__(self) -> None:
+        # Decoding seconds and tokens by prompt and repeat, of the last attempt.
+        self._spent: defaultdict[Arm, dict[tuple[str, int], tuple[float, int]]] = defaultdict(dict)
+
+    def add(self, trial: Trial) -> None:
+        self._spent[trial.arm][trial.prompt_id, trial.repeat] = (trial.times.decode_s, trial.decode_tokens)
+
+    def pairs(self) -> dict[Arm, Paired]:
+        """Every arm but the target alone that shares a prompt with it, in the order of drafts and gammas."""
+        arms = sorted((a for a in self._spent if a.gamma is not None), key=lambda a: (a.draft or "", a.gamma or 0))
+        found = {}
+        for arm in (*(a for a in self._spent if a.kind == "baseline-again"), *arms):
+            alone = self._spent.get(Arm("baseline", load=arm.load), {})
+            shared = [key for key in alone if key in self._spent[arm]]
+            columns = np.array([(*alone[key], *self._spent[arm][key]) for key in shared], dtype=float).reshape(-1, 4).T
+            if columns[1].sum() and columns[3].sum():
+                found[arm] = Paired(*columns)
+        return found
+
+    def line(self) -> str:
+        """`, so far 1.20x at 1, 1.10x at 2`, of a few arms."""
+        pairs = {arm: pair for arm, pair in self.pairs().items() if arm.gamma is not None}
+        several = len({arm.draft for arm in pairs}) > 1 or len({arm.load for arm in pairs}) > 1
+        shown = [f"{pair.speedup:.2f}x at {a.label if several else a.gamma}" for a, pair in list(pairs.items())[:4]]
         return (", so far " + ", ".join(shown)) if shown else ""
+
+    def table(self) -> list[Table]:
+        """One row an arm, with an interval as soon as there can be one. None are listed beyond a screen."""
+        pairs = self.pairs()
+        if not pairs:
+            return []
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("so far", "prompts", "speedup [95%]"):
+            table.add_column(name, justify="left" if name == "so far" else "right", no_wrap=True)
+        for arm, pair in list(pairs.items())[:ARMS_SHOWN]:
+            bar = speedup_bar(pair, 0.95)
+            name = "target alone, again" if arm.gamma is None else arm.label
+            table.add_row(Text(text.clean(name)), str(bar.n), text.estimate(bar.value, bar.low, bar.high))
+        if len(pairs) > ARMS_SHOWN:
+            table.add_row(Text(f"and {len(pairs) - ARMS_SHOWN} more arms", "dim"))
+        return [table]

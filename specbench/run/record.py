@@ -43,7 +43,7 @@ def prompts_of(config: RunConfig) -> tuple[Workload, tuple[Prompt, ...]]:
         raise ConfigError(
             f"The traffic mix names {', '.join(strange)}, of which there is no prompt",
             where="mix",
-            cure=f"The categories are {', '.join(sorted(known))}.",
+            hint=f"The categories are {', '.join(sorted(known))}.",
         )
     return workload, chosen
 

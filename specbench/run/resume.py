@@ -15,7 +15,8 @@ from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
-from specbench.records import Caution, Trial
+from specbench.records import Arm, Caution, Trial
+from specbench.run.provenance import hardware
 from specbench.run.record import HASHED, hashed, stored_config
 from specbench.run_record import ModelFacts, RunRecord, SessionFacts
 from specbench.store import RUN_FILE, StoredRun, TrialKey, busy, find_runs, in_use, new_folder, read_run, trial_key
@@ -45,7 +46,7 @@ def unfinished(config: RunConfig, kind: str, mode: str) -> StoredRun | None:
         raise StoreError(
             "No unfinished run with this configuration" + ("" if other is None else f". {other[0]} has {other[1]}"),
             where=config.out,
-            cure="Leave out --resume to start one." if other is None else "Give what it has, or leave out --resume.",
+            hint="Leave out --resume to start one." if other is None else "Give what it has, or leave out --resume.",
         )
     return None
 
@@ -167,7 +168,7 @@ def same_setting(old: RunRecord, new: RunRecord, folder: Path) -> None:
         raise StoreError(
             f"{what[0].upper()}{what[1:]} changed since this run began: {how}",
             where=str(folder),
-            cure="Undo that and run the same command again, or use --fresh to start a new run.",
+            hint="Undo that and run the same command again, or use --fresh to start a new run.",
         )
 
 
@@ -194,3 +195,27 @@ def progress_of(trials: Sequence[Trial]) -> tuple[dict[TrialKey, int], set[Trial
         if not trial.disturbed or attempts[key] >= MAX_ATTEMPTS:
             done.add(key)
     return attempts, done
+
+
+def pace_of(config: RunConfig, arms: Sequence[Arm]) -> tuple[float | None, str | None]:
+    """Seconds a token, prompts included, over `arms` alike, in the newest run below the same folder of the same models,
+    engine and machine that measured them all; and that run."""
+    now = hardware(None)
+    for folder in find_runs(Path(config.out)):
+        try:
+            stored = read_run(folder)
+        except StoreError:
+            continue
+        was, machine = stored.run.config, stored.run.provenance.hardware
+        same = all(getattr(was, key) == getattr(config, key) for key in ("target", "dtype", "engine", "batch_size"))
+        if not same or (machine.cpu, machine.physical_cores) != (now.cpu, now.physical_cores):
+            continue
+        paces = []
+        for arm in arms:
+            trials = [trial for trial in stored.trials if trial.arm == arm and not trial.warmup]
+            tokens = sum(trial.output_tokens for trial in trials)
+            if tokens:
+                paces.append(sum(trial.times.total_s for trial in trials) / tokens)
+        if arms and len(paces) == len(arms):
+            return sum(paces) / len(paces), str(folder)
+    return None, None

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from specbench.acceptance.positions import PositionWriter
-from specbench.analysis.stopped import ruled_out_line
+from specbench.analysis.stopped import ended_line, ruled_out_line
 from specbench.backends import backend_of
 from specbench.backends.base import (
     Answer,
@@ -35,14 +35,19 @@ from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.records import Arm, Prompt, Trial, Window
-from specbench.run.early_stopping import EarlyStopping
+from specbench.run.early_stopping import EarlyStopping, TimeBudget
 from specbench.run.losses import MOST_IN_A_ROW, Losses
 from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
+from specbench.run.progress import forecast_s
 from specbench.run.record import marked, prompts_of, run_record
 from specbench.run.replay import replay_texts, scored_texts, text_of
 from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
 from specbench.run_record import Command
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, require_disk, trial_key
+from specbench.text import count, duration
+
+# From so many on it is not a passing disturbance, which a repeat would miss.
+DISTURBED_IN_A_ROW = 6
 
 
 def run(
@@ -141,6 +146,7 @@ class Measurement:
         self._next_window = max([*used, *(stretch.number for stretch in stored.stretches)], default=-1) + 1
         self._outputs: dict[TrialKey, Output] = {}  # of the block
         self._repeats_left = 3 + (writer.run.trials_planned or 0) // 10
+        self._disturbed_in_a_row = 0
 
     def run(self, units: Sequence[Unit], gammas: Sequence[int], reused: Costs | None) -> None:
         session, observer, losses = self._session, self._observer, self._losses
@@ -148,13 +154,19 @@ class Measurement:
             self._writer, plan_arms(self._config, gammas), len(units), predicted=isinstance(session, CanProbe)
         )
         asked = [unit for unit in units if unit.id not in losses.ids]
+        budget = TimeBudget(self._writer, len(units))
+        warmed: dict[Arm, Answer] = {}
         if asked and isinstance(session, CanWarm):
             for warm_up in session.warm(asked, early.arms):
                 self._store_warm_up(warm_up)
+                warmed[warm_up.arm] = warm_up.answer
         if isinstance(session, CanProbe):
             self._probe(session, units, reused)
         left = self._trials_left(asked, early.arms)
         observer.begin(len(self._done) + left.total(), len(self._done))
+        if warmed and (most_s := forecast_s(warmed, left, asked, self._config.max_new_tokens)):
+            answers = f"answers of up to {self._config.max_new_tokens:,} tokens"
+            observer.say(f"At most about {duration(most_s)}: {count(left.total(), 'trial')}, {answers}")
         size = session.block_size or max(1, len(asked))
         measured = 0
         for begin in range(0, len(asked), size):
@@ -173,6 +185,9 @@ class Measurement:
             for one in early.after(measured):
                 observer.say(ruled_out_line(one))
                 left = Counter({a: n for a, n in left.items() if (a.draft, a.gamma) != (one.draft, one.gamma)})
+            if (end := budget.ends(measured)) is not None:
+                observer.say(ended_line(end))
+                break
         losses.end()
         refused = session.noticed.refused
         any_measured = any(count and key[0] not in refused for key, count in self._attempts.items())
@@ -223,11 +238,9 @@ class Measurement:
         machine did, and one repeated alone would not."""
         while arms:
             with closing(session.slices(job, arms)) as answers:
-                disturbed = [arm for arm, answer in answers if self._stored(answer, arm, None).disturbed]
-            arms = [arm for arm in disturbed if self._attempts[job.key(arm)] < MAX_ATTEMPTS]
-            if self._repeats_left <= 0:
-                return
-            self._repeats_left -= len(arms)
+                trials = [self._stored(answer, arm, None) for arm, answer in answers]
+            disturbed = [trial for trial in trials if trial.disturbed]
+            arms = [trial.arm for trial in disturbed] if self._again(disturbed) else []
 
     def _trials(self, jobs: Sequence[Job], arm: Arm) -> None:
         """Every job's trial on disk, and again while it was disturbed and repeats are left."""
@@ -249,10 +262,7 @@ class Measurement:
     def _trial(self, answer: Answer, arm: Arm, window: int) -> bool:
         """Store an answer; whether it is to be measured again."""
         trial = self._stored(answer, arm, None if answer.begun_s is None else window)
-        if not trial.disturbed or trial.attempt + 1 >= MAX_ATTEMPTS or self._repeats_left <= 0:
-            return False
-        self._repeats_left -= 1
-        return True
+        return self._again([trial] if trial.disturbed else [])
 
     def _stored(self, answer: Answer, arm: Arm, stretch: int | None) -> Trial:
         key = answer.job.key(arm)
@@ -262,6 +272,23 @@ class Measurement:
         self._outputs[key], self._hashes[key] = answer.output, answer.sha256
         self._observer.trial(trial)
         return trial
+
+    def _again(self, disturbed: Sequence[Trial]) -> bool:
+        """Whether these trials, which were measured side by side or of which there is one, are measured again. On a
+        machine that stays busy nothing is."""
+        if not disturbed:
+            self._disturbed_in_a_row = 0
+            return False
+        self._disturbed_in_a_row += 1
+        if self._disturbed_in_a_row == DISTURBED_IN_A_ROW and self._repeats_left > 0:
+            self._repeats_left = 0
+            self._observer.say(
+                f"The machine is busy: {DISTURBED_IN_A_ROW} trials in a row were disturbed, so none is repeated now"
+            )
+        if disturbed[0].attempt + 1 >= MAX_ATTEMPTS or self._repeats_left <= 0:
+            return False
+        self._repeats_left -= len(disturbed)
+        return True
 
     def _store_warm_up(self, event: WarmUp) -> None:
         self._writer.append(replace(self._trial_of(event.answer, event.arm), warmup=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,17 +50,17 @@ def task_of(
     settings = load_config(config or shipped("configs/default.yaml"), given)
     gammas = settings.gamma
     if costs is not None and settings.served:
-        raise ConfigError("A server is not predicted from a probe", where="--costs", cure="Leave it out.")
+        raise ConfigError("A server is not predicted from a probe", where="--costs", hint="Leave it out.")
     if costs is not None and replay_only:
-        raise ConfigError("Costs predict a wall clock", where="--costs", cure="Drop --replay-only.")
+        raise ConfigError("Costs predict a wall clock", where="--costs", hint="Drop --replay-only.")
     if command == "measure":
         if replay_only:
-            raise ConfigError("measure measures the wall clock", where="--replay-only", cure="Use specbench sweep.")
+            raise ConfigError("measure measures the wall clock", where="--replay-only", hint="Use specbench sweep.")
         if "gamma" not in given:
             gammas = (settings.measure_gamma,)
         elif len(gammas) != 1:
             raise ConfigError(
-                f"measure takes one gamma, not {len(gammas)}", where="--gamma", cure="Use specbench sweep."
+                f"measure takes one gamma, not {len(gammas)}", where="--gamma", hint="Use specbench sweep."
             )
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     argv = command_line(command, typed if command == "sweep" else typed | {"gamma": gammas})
@@ -84,6 +84,58 @@ def carry_out(task: Task, *, quiet: bool = False) -> Path:
             costs=task.costs,
             argv=task.argv,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a task would do. `prompts` of `prompts_available` are measured in `arms` arms, the target alone twice among
+    them; `trials_done` of `trials` lie in the unfinished run `continues`, None where a new one begins. `seconds` is
+    what the rest would take at the pace of the run `pace_of`, the newest of the same models, engine and machine; None
+    without one."""
+
+    prompts: int
+    prompts_available: int
+    arms: int
+    trials: int
+    max_new_tokens: int
+    continues: str | None = None
+    trials_done: int = 0
+    seconds: float | None = None
+    pace_of: str | None = None
+
+
+def dry_run(task: Task) -> DryRun:
+    """Read the prompts and the runs that are there; load no model, start no server, write nothing. Raises as a run does
+    for what can be known by then; which prompts the models cannot take is seen when they are loaded."""
+    from specbench.drafters import with_cutoff
+    from specbench.run.plan import plan_arms
+    from specbench.run.record import prompts_of
+    from specbench.run.resume import pace_of, progress_of, unfinished
+
+    config = replace(
+        task.config,
+        gamma=task.gammas,
+        draft=tuple(with_cutoff(draft, task.config.cutoff) for draft in task.config.draft),
+    )
+    workload, chosen = prompts_of(config)
+    arms = [] if task.replay_only else plan_arms(config, task.gammas)
+    earlier = unfinished(config, "replay" if task.replay_only else task.command, task.mode)
+    done = len(progress_of(earlier.trials)[1]) if earlier is not None else 0
+    units = len(chosen) // config.batch_size
+    trials = units * len(arms) * config.repeats
+    per_token_s, source = pace_of(config, arms)
+    left = (trials - done) * config.max_new_tokens * config.batch_size
+    return DryRun(
+        prompts=units * config.batch_size,
+        prompts_available=len(workload.prompts),
+        arms=len(arms),
+        trials=trials,
+        max_new_tokens=config.max_new_tokens,
+        continues=None if earlier is None else str(earlier.folder),
+        trials_done=done,
+        seconds=None if per_token_s is None else per_token_s * left,
+        pace_of=source,
+    )
 
 
 def command_line(command: str, given: Mapping[str, object]) -> tuple[str, ...]:

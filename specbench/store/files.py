@@ -57,7 +57,7 @@ def refuse_links(folder: Path) -> None:
         raise StoreError(
             "The run folder holds a link, and would be written through it",
             where=str(links[0]),
-            cure="Put the file itself there, or start a new run with --fresh.",
+            hint="Put the file itself there, or start a new run with --fresh.",
         )
 
 
@@ -65,13 +65,13 @@ def unwritable(error: OSError, path: Path) -> StoreError:
     """What is said where a run folder takes nothing any more. All that was finished is in it."""
     again = "run the same command again: it continues where it stopped."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        cure = f"Free some space and {again}"
+        hint = f"Free some space and {again}"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        cure = f"Make the folder writable and {again}"
+        hint = f"Make the folder writable and {again}"
     elif error.errno == errno.ENOENT:
-        cure = f"Put the folder back and {again}"
+        hint = f"Put the folder back and {again}"
     else:
-        cure = f"Look at the disk and {again}"
+        hint = f"Look at the disk and {again}"
     # Libraries put their own words into strerror.
     why = os.strerror(error.errno) if error.errno else type(error).__name__
-    return StoreError(f"Cannot write to the run folder: {why}", where=str(path), cure=cure)
+    return StoreError(f"Cannot write to the run folder: {why}", where=str(path), hint=hint)

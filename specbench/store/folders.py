@@ -11,10 +11,11 @@ from pathlib import Path
 
 from specbench.errors import StoreError
 from specbench.store.record import RUN_FILE
-from specbench.text import gigabytes
+from specbench.text import count, gigabytes
 
 STAMP = "%Y%m%dT%H%M%SZ"
 STAMPED = re.compile(r"\d{8}T\d{6}Z-")
+NUMBERED = re.compile(r"@([1-9]\d{0,5})")
 
 # A trial's line in trials.jsonl without its rounds and texts.
 _TRIAL_BYTES = 600
@@ -33,10 +34,10 @@ def new_folder(out: Path, name: str) -> Path:
         except FileExistsError:
             if folder.is_dir():
                 continue  # another process was faster
-            raise StoreError("The output path is not a folder", where=str(out), cure="Choose another --out.") from None
+            raise StoreError("The output path is not a folder", where=str(out), hint="Choose another --out.") from None
         except OSError as error:
             raise StoreError(
-                f"Cannot make a run folder: {error.strerror}", where=str(folder), cure="Choose another --out."
+                f"Cannot make a run folder: {error.strerror}", where=str(folder), hint="Choose another --out."
             ) from None
         return folder
 
@@ -52,7 +53,7 @@ def require_disk(out: Path, trials: int, text_bytes: float | None) -> None:
         raise StoreError(
             f"The run folder needs at least {gigabytes(needed)}, {gigabytes(free)} are free",
             where=f"{out}: {trials:,} trials{' with their texts' if kept else ''}",
-            cure=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
+            hint=f"Free some space, choose another --out, or use --limit{', without --keep-text' * kept}.",
         )
 
 
@@ -71,3 +72,15 @@ def find_runs(out: Path) -> list[Path]:
         return []
     found = (path.parent for path in out.glob(f"*/{RUN_FILE}"))
     return sorted((f for f in found if STAMPED.match(f.name)), key=lambda folder: folder.name, reverse=True)
+
+
+def find_run(named: Path, out: Path) -> Path:
+    """The folder that a user names: its path, or `@1` for the newest below `out`, `@2` for the one before. Raises
+    StoreError where there are not so many."""
+    counted = NUMBERED.fullmatch(str(named))
+    if counted is None or named.exists():
+        return named
+    runs, number = find_runs(out), int(counted[1])
+    if number > len(runs):
+        raise StoreError(f"No {named} among {count(len(runs), 'run')}", where=str(out), hint="See specbench runs.")
+    return runs[number - 1]

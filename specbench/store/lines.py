@@ -40,11 +40,11 @@ def read_lines(path: Path, parse: Callable[[bytes], Row]) -> tuple[list[Row], bo
         raise StoreError(
             f"Not a line that specbench wrote: {why_not(error)}",
             where=f"{path}, line {number}",
-            cure="Remove that line: the same command then measures it again.",
+            hint="Remove that line: the same command then measures it again.",
         ) from None
     except OSError as error:
         raise StoreError(
-            f"Cannot read the run folder: {error.strerror}", where=str(path), cure="Check the disk and its permissions."
+            f"Cannot read the run folder: {error.strerror}", where=str(path), hint="Check the disk and its permissions."
         ) from None
     return rows, False
 

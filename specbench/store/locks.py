@@ -23,7 +23,7 @@ def hold(folder: Path, timeout_s: float = 1.0) -> BaseFileLock:
 
     path = folder / LOCK_FILE
     if path.is_symlink():
-        raise StoreError("The lock is a link", where=str(path), cure="Remove it.")
+        raise StoreError("The lock is a link", where=str(path), hint="Remove it.")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout_s)
@@ -73,5 +73,5 @@ def busy(folder: Path) -> StoreError:
     return StoreError(
         "Another specbench is writing to this run folder",
         where=str(folder),
-        cure="Wait for it, or choose another --out.",
+        hint="Wait for it, or choose another --out.",
     )

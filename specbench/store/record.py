@@ -33,24 +33,24 @@ def read_record(folder: Path) -> RunRecord:
     try:
         if not (folder / RUN_FILE).is_file():
             raise StoreError(
-                "Not a run folder: it has no run.json", where=str(folder), cure="Name a folder that specbench made."
+                "Not a run folder: it has no run.json", where=str(folder), hint="Name a folder that specbench made."
             )
         if (folder / RUN_FILE).stat().st_size > LARGEST_RECORD:
             raise ValueError(f"larger than {LARGEST_RECORD >> 20} MiB")
         data = (folder / RUN_FILE).read_bytes()
         plain = strict_json(data)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"run.json is not JSON: {why_not(error)}", where=str(folder), cure="Run again.") from None
+        raise StoreError(f"run.json is not JSON: {why_not(error)}", where=str(folder), hint="Run again.") from None
     except OSError as error:
         raise StoreError(
-            f"Cannot read run.json: {error.strerror}", where=str(folder), cure="Check the path and its permissions."
+            f"Cannot read run.json: {error.strerror}", where=str(folder), hint="Check the path and its permissions."
         ) from None
     found = plain.get("schema") if isinstance(plain, dict) else None
     if isinstance(found, bool) or found != SCHEMA:
         raise StoreError(
             f"run.json has {f'schema {found}' if isinstance(found, int) else 'no schema'}, this version reads {SCHEMA}",
             where=str(folder),
-            cure="Use the specbench that wrote it, or run again.",
+            hint="Use the specbench that wrote it, or run again.",
         )
     try:
         return _checked(data, plain)
@@ -58,7 +58,7 @@ def read_record(folder: Path) -> RunRecord:
         raise StoreError(
             f"run.json is not one that specbench wrote: {error}",
             where=str(folder),
-            cure="Undo the change, use the specbench that wrote it, or run again.",
+            hint="Undo the change, use the specbench that wrote it, or run again.",
         ) from None
 
 

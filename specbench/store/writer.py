@@ -74,7 +74,7 @@ class RunWriter:
             raise EngineError(
                 f"What was measured is no line of a run: {why_not(error)}",
                 where=str(path),
-                cure="It is not stored; what was measured before is.",
+                hint="It is not stored; what was measured before is.",
             ) from None
         try:
             with self._appending, path.open("ab", buffering=0) as file:
@@ -83,7 +83,7 @@ class RunWriter:
                     raise StoreError(
                         "The file was changed or removed while the run went on",
                         where=str(path),
-                        cure="Leave the folder alone and run the same command again: it measures what is missing.",
+                        hint="Leave the folder alone and run the same command again: it measures what is missing.",
                     )
                 try:
                     write_all(file, line)
@@ -105,7 +105,7 @@ class RunWriter:
             raise EngineError(
                 f"What is known of the run is no run.json: {why_not(error)}",
                 where=str(path),
-                cure="It is as it was before.",
+                hint="It is as it was before.",
             ) from None
         try:
             replace_file(path, data)
@@ -122,7 +122,7 @@ class RunWriter:
             raise StoreError(
                 f"Another specbench went on with this run meanwhile; it is {there.status} now",
                 where=str(self.folder),
-                cure="Read it with specbench brief, or run the same command again.",
+                hint="Read it with specbench brief, or run the same command again.",
             )
 
     def _unlock(self) -> None:

@@ -45,7 +45,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     try:
         target, drafts = _load(config, specs, device, findings, say)
     except ModelError as error:
-        findings.append(Finding("models-load", "broken", error.what, error.cure))
+        findings.append(Finding("models-load", "broken", error.what, error.hint))
     else:
         today = Today()
         encoded = [
@@ -55,7 +55,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
         ]
         if not encoded:
             raise WorkloadError(
-                "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts."
+                "No prompt fits the models' context", where=config.workload, hint="Use shorter prompts."
             )
         used = len(encoded)
         findings += own_files(target, config, [ids for _, ids in encoded], today)
@@ -105,18 +105,18 @@ def _load(
     drafts = []
     for spec in specs:
         if spec.kind == "skip" and spec.layers is None:
-            cure = "Name the layers, as in skip:layers=8."
+            hint = "Name the layers, as in skip:layers=8."
             findings.append(
-                Finding("models-load", "not checked", "the doctor does not look for layers", cure, spec.text)
+                Finding("models-load", "not checked", "the doctor does not look for layers", hint, spec.text)
             )
             continue
         try:
             (draft,) = load_drafts([spec], target, load)
             findings += _vocabularies(target, draft)
         except VocabularyError as error:
-            findings.append(Finding("vocabularies", "broken", error.what, error.cure, spec.text))
+            findings.append(Finding("vocabularies", "broken", error.what, error.hint, spec.text))
         except ModelError as error:
-            findings.append(Finding("models-load", "broken", error.what, error.cure, spec.text))
+            findings.append(Finding("models-load", "broken", error.what, error.hint, spec.text))
         else:
             drafts.append(draft)
     weights = gigabytes(sum(one.weight_bytes for one in loaded.values()))
@@ -131,7 +131,7 @@ def _vocabularies(target: LoadedModel, draft: Draft) -> list[Finding]:
     report = check_vocabularies(target.tokenizer, draft.loaded.tokenizer, sizes[0], sizes[1])
     name = draft.spec.text
     evidence = f"{report.shared:,} ids mean the same tokens by name, padding differs by {abs(report.padding):,}"
-    notes = [Finding("vocabularies", "note", c.message, c.cure, name) for c in report.cautions]
+    notes = [Finding("vocabularies", "note", c.message, c.hint, name) for c in report.cautions]
     return notes or [Finding("vocabularies", "ok", evidence, draft=name)]
 
 
@@ -144,10 +144,10 @@ def _encoded(
     if found.refused:
         first = found.refused[0]
         evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first.id}, "
-        cure = "Some templates take no system message, or no two turns of one role: change these prompts."
-        findings.append(Finding("template-refuses", "note", evidence + first.reason, cure))
+        hint = "Some templates take no system message, or no two turns of one role: change these prompts."
+        findings.append(Finding("template-refuses", "note", evidence + first.reason, hint))
     cautions = unwritten(target, [prompt for prompt, _ in found.encoded], kwargs)
-    findings += [Finding(c.code, "note", c.message, c.cure) for c in cautions]
+    findings += [Finding(c.code, "note", c.message, c.hint) for c in cautions]
     return found.encoded
 
 

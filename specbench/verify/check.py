@@ -154,29 +154,29 @@ def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
         raise StoreError(
             "This run's rounds are a server's, which transformers does not repeat",
             where=str(stored.folder),
-            cure="Its brief holds them against the server's own counters, specbench compare against another run.",
+            hint="Its brief holds them against the server's own counters, specbench compare against another run.",
         )
     if stored.run.command in ("replay", "probe"):
         raise StoreError(
             f"A {stored.run.command} ran no rounds, so there are no counts to check",
             where=str(stored.folder),
-            cure="Name the folder of a sweep or a measure.",
+            hint="Name the folder of a sweep or a measure.",
         )
     if stored.run.config.batch_size != 1:
         raise StoreError(
             "transformers drafts for one sequence at a time, and this run had several",
             where=str(stored.folder),
-            cure="Run with --batch-size 1 and check that.",
+            hint="Run specbench sweep --batch-size 1 and check that.",
         )
     trials = [trial for trial in counted(stored.trials) if trial.arm.kind == "speculative"]
     known = sorted({trial.arm.gamma for trial in trials if trial.arm.gamma is not None})
     if not known:
-        raise StoreError("No trial with a draft yet", where=str(stored.folder), cure="Finish the run first.")
+        raise StoreError("No trial with a draft yet", where=str(stored.folder), hint="Finish the run first.")
     if gammas is None:
         return trials
     if missing := [str(gamma) for gamma in gammas if gamma not in known]:
         raise ConfigError(
-            f"The run has no gamma {', '.join(missing)}", where="--gamma", cure=f"It has {', '.join(map(str, known))}."
+            f"The run has no gamma {', '.join(missing)}", where="--gamma", hint=f"It has {', '.join(map(str, known))}."
         )
     return [trial for trial in trials if trial.arm.gamma in gammas]
 
@@ -189,7 +189,7 @@ def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked, sampling:
         raise WorkloadError(
             "The run has a system prompt and keeps only its hash",
             where=str(stored.folder),
-            cure="Give it with --system-prompt.",
+            hint="Give it with --system-prompt.",
         )
     source = str(shipped(DEFAULT_WORKLOAD)) if config.workload == DEFAULT_WORKLOAD else was.source or config.workload
     workload = load_workload(source, column=config.column, category_column=config.category_column, system_prompt=system)
@@ -197,7 +197,7 @@ def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked, sampling:
         raise WorkloadError(
             f"The workload changed since the run: sha256 {workload.sha256[:12]}, then {(was.sha256 or 'none')[:12]}",
             where=source,
-            cure="Put the old prompts back, or run again.",
+            hint="Put the old prompts back, or run again.",
         )
     measured = {trial.prompt_id for trial in trials}
     usable = [prompt for prompt in workload.prompts if prompt.id in measured]
@@ -237,7 +237,7 @@ def _load(stored: StoredRun, name: str, was: ModelFacts, asked: Asked) -> Loaded
                 f"{name} changed since the run: its {key.replace('_', ' ')} is {getattr(now, key)}, "
                 f"then {getattr(was, key)}",
                 where=str(stored.folder),
-                cure="Put the old model back, or run again.",
+                hint="Put the old model back, or run again.",
             )
     return loaded
 
@@ -257,7 +257,7 @@ def _encoded(
         raise StoreError(
             f"The prompts are not those of the run any more: {changed}",
             where=str(stored.folder),
-            cure="Put the old tokenizer and chat template back, or run again.",
+            hint="Put the old tokenizer and chat template back, or run again.",
         )
     for trial in trials:
         tokens = len(encoded[trial.prompt_id])
@@ -265,6 +265,6 @@ def _encoded(
             raise StoreError(
                 f"Prompt {trial.prompt_id} has {tokens} tokens, in the run it had {trial.prompt_tokens}",
                 where=str(stored.folder),
-                cure="The tokenizer or its chat template changed: put the old one back, or run again.",
+                hint="The tokenizer or its chat template changed: put the old one back, or run again.",
             )
     return encoded

@@ -49,9 +49,9 @@ def examine(patient: Patient, say: Say = lambda _: None) -> list[Finding]:
     found += _checked("ends-at-once", None, lambda: template.ends_at_once(patient.own))
     found += _checked("self-draft", None, lambda: rounds.self_draft(patient.best))
     if patient.exact is None:
-        cure = "Run the doctor on a machine with more memory, or with --dtype float32 on a device that is fast at it."
+        hint = "Run the doctor on a machine with more memory, or with --dtype float32 on a device that is fast at it."
         found.append(
-            _not_checked("exactness", f"too large for float32 here, {patient.own.dtype} is judged loosely", cure)
+            _not_checked("exactness", f"too large for float32 here, {patient.own.dtype} is judged loosely", hint)
         )
     for index in range(len(patient.own.drafts)):
         say(f"Checking {patient.own.drafts[index].spec.text}")
@@ -108,15 +108,15 @@ def _checked(code: str, draft: str | None, check: Callable[[], Finding | None]) 
     try:
         found = check()
     except SpecbenchError as error:
-        return [Finding(code, "broken", error.what, error.cure, draft)]
+        return [Finding(code, "broken", error.what, error.hint, draft)]
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         # The type and place of a failure, never its message: messages may quote prompts.
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
-        cure = "A part fails where a sound one would not: SPECBENCH_DEBUG=1 with `specbench measure` shows where."
-        return [Finding(code, "broken", f"{FAILED}: {place}", cure, draft)]
+        hint = "A part fails where a sound one would not: SPECBENCH_DEBUG=1 with `specbench measure` shows where."
+        return [Finding(code, "broken", f"{FAILED}: {place}", hint, draft)]
     return [] if found is None else [found]
 
 
-def _not_checked(code: str, why: str, cure: str | None = None) -> Finding:
-    return Finding(code, "not checked", why, cure)
+def _not_checked(code: str, why: str, hint: str | None = None) -> Finding:
+    return Finding(code, "not checked", why, hint)

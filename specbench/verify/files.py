@@ -32,5 +32,5 @@ def own_files(target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence
             continue
         # Some models were trained on turns that end so; a tokenizer that does it to any text is a slip.
         slip = code == "end-in-prompt" and target.tokenizer.chat_template is None
-        found.append(Finding(code, "broken" if slip else state, caution.message, caution.cure))
+        found.append(Finding(code, "broken" if slip else state, caution.message, caution.hint))
     return found

@@ -13,13 +13,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check: `evidence` in one line with numbers, `cure` where there is something to do. `draft` is
+    """The result of one check: `evidence` in one line with numbers, `hint` where there is something to do. `draft` is
     None where the check is of the target, the set-up as a whole, or the machine."""
 
     code: str
     state: State
     evidence: str
-    cure: str | None = None
+    hint: str | None = None
     draft: str | None = None
 
 

@@ -43,11 +43,11 @@ def head_agreement(setup: Setup, draft: Draft) -> Finding | None:
     evidence = f"{first.mean():.0%} of {len(first)} first drafts are right, always the commonest token {chance:.0%}"
     if stats.binomtest(int(first.sum()), len(first), chance, alternative="greater").pvalue < 0.01:
         return Finding(code, "ok", f"{evidence} ({setup.dtype})", draft=name)
-    cure = (
+    hint = (
         "The head reads other states than it was trained on, or was not trained for this target: check its layer ids, "
         "norms and vocabulary map."
     )
-    return Finding(code, "broken", f"{evidence} ({setup.dtype})", cure, name)
+    return Finding(code, "broken", f"{evidence} ({setup.dtype})", hint, name)
 
 
 def head_depth(setup: Setup, draft: Draft) -> Finding | None:
@@ -64,10 +64,10 @@ def head_depth(setup: Setup, draft: Draft) -> Finding | None:
         return Finding(code, "not checked", f"too little to tell: {evidence}", draft=name)
     if second > CLIFF * first:
         return Finding(code, "ok", evidence, draft=name)
-    cure = "Its own output is fed back wrongly (norm_output?), or at the wrong position."
+    hint = "Its own output is fed back wrongly (norm_output?), or at the wrong position."
     if draft.head.masked is not None:
-        cure = "It reads another mask token than it was trained with, or a mask at the wrong position."
-    return Finding(code, "broken", evidence, cure, name)
+        hint = "It reads another mask token than it was trained with, or a mask at the wrong position."
+    return Finding(code, "broken", evidence, hint, name)
 
 
 def head_config(setup: Setup, draft: Draft) -> Finding | None:
@@ -91,8 +91,8 @@ def head_config(setup: Setup, draft: Draft) -> Finding | None:
             code, "ok", f"{as_is}, and none of {len(variants)} other ways is better ({setup.dtype})", draft=name
         )
     words, best = max(better, key=lambda one: (round(one[1].log_q.mean(), 2), one[1].hits.mean()))
-    cure = f"Its config.json is not what it was trained with: it fits {words}."
-    return Finding(code, "broken", f"{as_is}; with {words} {best.words} ({setup.dtype})", cure, name)
+    hint = f"Its config.json is not what it was trained with: it fits {words}."
+    return Finding(code, "broken", f"{as_is}; with {words} {best.words} ({setup.dtype})", hint, name)
 
 
 @dataclass(frozen=True, slots=True)

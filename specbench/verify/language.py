@@ -33,8 +33,8 @@ def finite_logits(bed: Setup) -> Finding:
             bad.append(name)
     if not bad:
         return Finding("finite-logits", "ok", f"every logit of {len(models)} models is a number in {bed.dtype}")
-    cure = "This precision overflows for this model: use --dtype bfloat16 or float32."
-    return Finding("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", cure)
+    hint = "This precision overflows for this model: use --dtype bfloat16 or float32."
+    return Finding("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
 
 
 def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]]) -> Finding | None:
@@ -57,11 +57,11 @@ def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]
     if target > LANGUAGE * chance:
         return Finding("vocabulary-meaning", "not checked", f"{evidence}: no language to judge by", draft=name)
     if min(plain, own) > CHANCE * chance:
-        cure = "The draft reads these ids as other tokens, or has no trained weights. Use one of the target's family."
-        return Finding("vocabulary-meaning", "broken", evidence, cure, name)
+        hint = "The draft reads these ids as other tokens, or has no trained weights. Use one of the target's family."
+        return Finding("vocabulary-meaning", "broken", evidence, hint, name)
     if plain > LANGUAGE * chance:
-        cure = "The draft predicts this kind of text poorly by itself. A sweep says how much is accepted all the same."
-        return Finding("vocabulary-meaning", "note", evidence, cure, name)
+        hint = "The draft predicts this kind of text poorly by itself. A sweep says how much is accepted all the same."
+        return Finding("vocabulary-meaning", "note", evidence, hint, name)
     return Finding("vocabulary-meaning", "ok", evidence, draft=name)
 
 

@@ -55,8 +55,8 @@ def _cache(code: str, bed: Setup, loaded: LoadedModel, reader: Target, draft: st
     )
     if worst_same <= SAME_PASSES[bed.dtype] and worst_other <= OTHER_PASSES[bed.dtype]:
         return Finding(code, "ok", evidence, draft=draft)
-    cure = "Rejected tokens are not forgotten: use another version of transformers, or another model."
-    return Finding(code, "broken", evidence, cure, draft)
+    hint = "Rejected tokens are not forgotten: use another version of transformers, or another model."
+    return Finding(code, "broken", evidence, hint, draft)
 
 
 def _read(
@@ -86,8 +86,8 @@ def draft_history(bed: Setup, draft: Draft) -> Finding:
     limit = 1 if bed.exact else len(turns) // 4  # a near tie may fall either way
     if other <= limit and other < len(turns):
         return Finding("draft-history", "ok", evidence, draft=draft.spec.text)
-    cure = "The draft's memory is out of step with the text (cache not advanced, or not rolled back): mend the drafter."
-    return Finding("draft-history", "broken", evidence, cure, draft.spec.text)
+    hint = "The draft's memory is out of step with the text (cache not advanced, or not rolled back): mend the drafter."
+    return Finding("draft-history", "broken", evidence, hint, draft.spec.text)
 
 
 @torch.inference_mode()

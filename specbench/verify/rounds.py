@@ -6,11 +6,12 @@ from __future__ import annotations
 from specbench.acceptance.lossless import NEAR_TIE, is_near_tie
 from specbench.acceptance.metrics import Counts, count, pooled
 from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import margins
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.drafters.model import ModelDrafter
 from specbench.verify.findings import Finding
-from specbench.verify.setup import GAMMA, Setup, bare_logits, relative_margin
+from specbench.verify.setup import GAMMA, Setup, bare_logits
 
 # Of what the target drafts for itself; below float32 its own near ties fall either way.
 SELF_ACCEPTED = {"float32": 0.98, "float16": 0.9, "bfloat16": 0.85}
@@ -31,8 +32,8 @@ def self_draft(bed: Setup) -> Finding:
     evidence = f"drafting for itself the target accepts {found.accepted} of {found.drafted} tokens ({bed.dtype})"
     if found.accepted >= SELF_ACCEPTED[bed.dtype] * found.drafted:
         return Finding("self-draft", "ok", evidence)
-    cure = "Loop, cache or positions are wrong, whatever the draft is: no acceptance measured here means anything."
-    return Finding("self-draft", "broken", evidence, cure)
+    hint = "Loop, cache or positions are wrong, whatever the draft is: no acceptance measured here means anything."
+    return Finding("self-draft", "broken", evidence, hint)
 
 
 def same_text(bed: Setup, draft: Draft) -> Finding:
@@ -48,7 +49,7 @@ def same_text(bed: Setup, draft: Draft) -> Finding:
         if at is not None:
             x = [*prompt, *alone[:at]]
             logits = RepetitionPenalty(bed.sampling).apply(bare_logits(bed.loaded.model, x, 1), x)
-            margin = relative_margin(logits[0])
+            margin = float(margins(logits)[0])
         worst = max(worst, margin)
         wide += not is_near_tie(margin, bed.dtype)
     evidence = f"{len(bed.prompts) - parted} of {len(bed.prompts)} texts ({lengths} tokens) are the target's own"
@@ -57,8 +58,8 @@ def same_text(bed: Setup, draft: Draft) -> Finding:
     evidence += f" ({bed.dtype})"
     if not wide:
         return Finding("same-text", "ok", evidence, draft=draft.spec.text)
-    cure = "Speculation changes the output: the acceptance rule or the target's rollback is wrong. Do not use it."
-    return Finding("same-text", "broken", evidence, cure, draft.spec.text)
+    hint = "Speculation changes the output: the acceptance rule or the target's rollback is wrong. Do not use it."
+    return Finding("same-text", "broken", evidence, hint, draft.spec.text)
 
 
 def nothing_accepted(bed: Setup, draft: Draft) -> Finding:
@@ -72,10 +73,10 @@ def nothing_accepted(bed: Setup, draft: Draft) -> Finding:
     if live.accepted:
         return Finding("nothing-accepted", "ok", evidence, draft=name)
     if expected >= ENOUGH:
-        cure = "The draft is able, the set-up is not: its memory, its positions or the acceptance rule is broken."
-        return Finding("nothing-accepted", "broken", evidence, cure, name)
-    cure = "The loop is not to blame. See vocabulary-meaning and chat-template; else it is a poor draft for this text."
-    return Finding("nothing-accepted", "note", evidence, cure, name)
+        hint = "The draft is able, the set-up is not: its memory, its positions or the acceptance rule is broken."
+        return Finding("nothing-accepted", "broken", evidence, hint, name)
+    hint = "The loop is not to blame. See vocabulary-meaning and chat-template; else it is a poor draft for this text."
+    return Finding("nothing-accepted", "note", evidence, hint, name)
 
 
 def survival_cliff(bed: Setup, draft: Draft) -> Finding:
@@ -92,8 +93,8 @@ def survival_cliff(bed: Setup, draft: Draft) -> Finding:
         return Finding("survival-cliff", "not checked", few, draft=draft.spec.text)
     if later >= 0.25 * should:
         return Finding("survival-cliff", "ok", evidence, draft=draft.spec.text)
-    cure = "The draft does not read its own tokens, or its positions are off by one: mend its cache or drafter."
-    return Finding("survival-cliff", "broken", evidence, cure, draft.spec.text)
+    hint = "The draft does not read its own tokens, or its positions are off by one: mend its cache or drafter."
+    return Finding("survival-cliff", "broken", evidence, hint, draft.spec.text)
 
 
 def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
@@ -114,8 +115,8 @@ def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
     )
     fine = len(differ) <= 1 and gap <= 1 if bed.exact else gap <= max(2, LOOSE * replayed)
     if not fine:
-        cure = "Loop and replay read the same text differently: the draft's memory or positions are wrong."
-        return Finding("loop-replay", "broken", evidence, cure, name)
+        hint = "Loop and replay read the same text differently: the draft's memory or positions are wrong."
+        return Finding("loop-replay", "broken", evidence, hint, name)
     if differ and bed.exact:
         return Finding("loop-replay", "note", evidence, "One near tie explains this; more prompts will tell.", name)
     return Finding("loop-replay", "ok", evidence, draft=name)

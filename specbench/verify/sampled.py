@@ -47,8 +47,8 @@ def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
             return Finding(
                 code, "ok", "proposes with certainty, which the acceptance rule takes as one-hot", draft=name
             )
-        cure = "Lossless, but accepted less often than drawn drafts, and the replay assumes drawn ones."
-        return Finding(code, "note", "drafts greedily although the temperature is above 0", cure, name)
+        hint = "Lossless, but accepted less often than drawn drafts, and the replay assumes drawn ones."
+        return Finding(code, "note", "drafts greedily although the temperature is above 0", hint, name)
     least, top, kinds = 1.0, 1.0, 0
     for place in places:
         drawn = _draws(bed, draft, place.x)
@@ -62,10 +62,10 @@ def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
         return Finding(code, "not checked", "the draft is all but certain everywhere: nothing to draw", draft=name)
     if least > IMPROBABLE:
         return Finding(code, "ok", evidence, draft=name)
-    cure = (
+    hint = (
         "The drafter does not draw from the q it reports (temperature ignored?): the output is no longer the target's."
     )
-    return Finding(code, "broken", evidence, cure, name)
+    return Finding(code, "broken", evidence, hint, name)
 
 
 @torch.inference_mode()
@@ -91,10 +91,10 @@ def q_of_these_settings(bed: Setup, draft: Draft) -> Finding | None:
     )
     if max(first, later) <= SAME_Q[bed.dtype]:
         return Finding(code, "ok", evidence, draft=name)
-    cure = "The drafter uses another temperature, top-k, top-p, min-p or penalty."
+    hint = "The drafter uses another temperature, top-k, top-p, min-p or penalty."
     if first <= SAME_Q[bed.dtype]:
-        cure = "The drafter does not read its own tokens."
-    return Finding(code, "broken", evidence, cure, name)
+        hint = "The drafter does not read its own tokens."
+    return Finding(code, "broken", evidence, hint, name)
 
 
 @torch.inference_mode()
@@ -123,10 +123,10 @@ def accept_rule(bed: Setup) -> Finding:
     evidence = f"{TEXTS:,} texts with a known p and q: tokens are the target's with p-value {least:.1g}"
     if least > IMPROBABLE:
         return Finding("accept-rule", "ok", evidence)
-    cure = (
+    hint = (
         "The acceptance rule is not the exact one: sampled text is not the target's, and acceptance is not comparable."
     )
-    return Finding("accept-rule", "broken", evidence, cure)
+    return Finding("accept-rule", "broken", evidence, hint)
 
 
 class _FixedTarget:

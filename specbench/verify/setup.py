@@ -193,9 +193,3 @@ def bare_logits(model: Any, ids: Sequence[int], keep: int) -> Tensor:
     out = model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     logits: Tensor = out.logits[0, -keep:]
     return logits.float()
-
-
-def relative_margin(logits: Tensor) -> float:
-    """Distance of the two largest of logits [V], over the magnitude of the largest."""
-    top = logits.topk(2).values
-    return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))

@@ -40,8 +40,8 @@ def chat_template(bed: Setup) -> Finding:
     knows = "; ".join(f"the target foretells {name} turns with P = {p:.2f}" for name, p in known.items())
     if tokenizer.chat_template is None:
         if known:
-            cure = "Use the instruct model's own tokenizer, with its chat_template: this one was saved without."
-            return Finding(CODE, "broken", f"no chat template, but {knows}", cure)
+            hint = "Use the instruct model's own tokenizer, with its chat_template: this one was saved without."
+            return Finding(CODE, "broken", f"no chat template, but {knows}", hint)
         return Finding(CODE, "ok", "no chat template, and the target foretells no known chat format: a base model")
     try:
         rendered, bare = (_rendered(tokenizer, with_header) for with_header in (True, False))
@@ -58,8 +58,8 @@ def chat_template(bed: Setup) -> Finding:
         return Finding(CODE, "broken", "the template drops the user's message", "Use the model's own template.")
     if not header:
         evidence = "the template ends without an assistant header"
-        cure = "Honour add_generation_prompt in the template; without a header the target answers in the user's place."
-        return Finding(CODE, "broken" if framed else "note", evidence, cure)
+        hint = "Honour add_generation_prompt in the template; without a header the target answers in the user's place."
+        return Finding(CODE, "broken" if framed else "note", evidence, hint)
     return _marks(tokenizer, rendered, f"ends with a header of {_size(tokenizer, header)} tokens", knows)
 
 
@@ -69,8 +69,8 @@ def _marks(tokenizer: Any, rendered: str, header: str, knows: str) -> Finding:
     words = "; ".join(part for part in (f"template {header}", f"{len(marks)} marks", knows) if part)
     if split:
         evidence = f"{len(split)} of {len(marks)} marks of the template are split into several tokens: {split[0]}"
-        cure = "If the model knows them as single tokens, its tokenizer lacks them."
-        return Finding(CODE, "note", evidence, cure)
+        hint = "If the model knows them as single tokens, its tokenizer lacks them."
+        return Finding(CODE, "note", evidence, hint)
     return Finding(CODE, "ok", words)
 
 
@@ -102,8 +102,8 @@ def ends_at_once(bed: Setup) -> Finding:
     evidence = f"{ended} of {len(bed.alone)} texts of the target end with their first token, {tokens} tokens in all"
     if not ended:
         return Finding("ends-at-once", "ok", evidence)
-    cure = "Check the chat template and the end-of-sequence tokens in the generation config."
-    return Finding("ends-at-once", "broken" if 2 * ended >= len(bed.alone) else "note", evidence, cure)
+    hint = "Check the chat template and the end-of-sequence tokens in the generation config."
+    return Finding("ends-at-once", "broken" if 2 * ended >= len(bed.alone) else "note", evidence, hint)
 
 
 def _familiarity(loaded: LoadedModel, name: str) -> float | None:

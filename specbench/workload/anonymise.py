@@ -61,9 +61,9 @@ def write_new(text: str, path: Path) -> None:
                 raise
     except FileExistsError:
         raise WorkloadError(
-            "There is a file already, which is not overwritten", where=str(path), cure="Give --out another name."
+            "There is a file already, which is not overwritten", where=str(path), hint="Give --out another name."
         ) from None
     except OSError as error:
         raise WorkloadError(
-            f"Cannot write the outline: {error.strerror}", where=str(path), cure="Give --out another name."
+            f"Cannot write the outline: {error.strerror}", where=str(path), hint="Give --out another name."
         ) from None

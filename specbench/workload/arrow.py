@@ -71,7 +71,7 @@ def saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
     if (folder / _SPLITS).is_file():
         folder = folder / _split_of(folder, split)
     elif split is not None:
-        raise WorkloadError("the saved data set has no splits", where=str(folder), cure="Leave out what follows the @.")
+        raise WorkloadError("the saved data set has no splits", where=str(folder), hint="Leave out what follows the @.")
 
     def batches() -> Iterator[Any]:
         import datasets
@@ -89,12 +89,12 @@ def _split_of(folder: Path, split: str | None) -> str:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         named = []
     if not named:
-        raise WorkloadError(f"{_SPLITS} names no splits", where=str(folder), cure="Save the data set again.")
+        raise WorkloadError(f"{_SPLITS} names no splits", where=str(folder), hint="Save the data set again.")
     if split is None and len(named) == 1:
         return named[0]
     if split is None or split not in named:
         what = "the saved data set has several splits" if split is None else "no such split; it has"
-        raise WorkloadError(f"{what}: {', '.join(named)}", where=str(folder), cure=f"Name one: {folder}@{named[0]}.")
+        raise WorkloadError(f"{what}: {', '.join(named)}", where=str(folder), hint=f"Name one: {folder}@{named[0]}.")
     return split
 
 
@@ -110,5 +110,5 @@ def _sound(batches: Callable[[], Iterator[Any]], path: Path, kind: str) -> Itera
     except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError):
         # Among them dates beyond Python's, text that is not UTF-8, and metadata that is not the library's.
         raise WorkloadError(
-            f"not {kind}, or damaged or cut short", where=place, cure="Copy or write it again."
+            f"not {kind}, or damaged or cut short", where=place, hint="Copy or write it again."
         ) from None

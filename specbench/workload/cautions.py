@@ -1,4 +1,4 @@
-"""What keeps a workload from carrying a verdict, as data with a cure."""
+"""What keeps a workload from carrying a verdict, as data with a hint."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ class SkipRowError(Exception):
 
 
 class MalformedRowError(Exception):
-    """The row cannot be read: what is wrong and the cure."""
+    """The row cannot be read: what is wrong and the hint."""
 
-    def __init__(self, what: str, cure: str) -> None:
+    def __init__(self, what: str, hint: str) -> None:
         self.what = what
-        self.cure = cure
+        self.hint = hint
         super().__init__(what)

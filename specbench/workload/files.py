@@ -28,22 +28,22 @@ def read_rows(path: Path) -> Iterator[Row]:
         status = path.stat()
     except FileNotFoundError:
         raise WorkloadError(
-            "No such workload file", where=str(path), cure="Check the path; data sets of the hub are hub:ID."
+            "No such workload file", where=str(path), hint="Check the path; data sets of the hub are hub:ID."
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or "not a path"
         raise WorkloadError(
-            f"cannot read the file: {reason}", where=str(path), cure="Check the path and its permissions."
+            f"cannot read the file: {reason}", where=str(path), hint="Check the path and its permissions."
         ) from None
     if S_ISDIR(status.st_mode):
         if is_saved(path):
             return saved_rows(path, None)
-        raise WorkloadError("the workload is a directory", where=str(path), cure="Name a file in it.")
+        raise WorkloadError("the workload is a directory", where=str(path), hint="Name a file in it.")
     read = _reader(path)
     if not S_ISREG(status.st_mode):  # reading one may wait or go on for ever
-        raise WorkloadError("the workload is a pipe or a device", where=str(path), cure="Write it to a file first.")
+        raise WorkloadError("the workload is a pipe or a device", where=str(path), hint="Write it to a file first.")
     if status.st_size == 0:
-        raise WorkloadError("the workload file is empty", where=str(path), cure="Put at least one prompt in it.")
+        raise WorkloadError("the workload file is empty", where=str(path), hint="Put at least one prompt in it.")
     return read(path)
 
 
@@ -55,7 +55,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
         raise WorkloadError(
             f"unknown workload format {''.join(path.suffixes[-2:]) or '(no extension)'}",
             where=str(path),
-            cure=f"Known extensions: {', '.join(_READERS)}; all but {' and '.join(_BINARY)} also with "
+            hint=f"Known extensions: {', '.join(_READERS)}; all but {' and '.join(_BINARY)} also with "
             f"{' or '.join(PACKED)}.",
         )
     return read
@@ -85,7 +85,7 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
                 yield f"line {line}", _csv_row(header, cells)
     except csv.Error as error:
         raise WorkloadError(
-            f"not readable as CSV: {error}", where=f"{path}, line {line}", cure="Double the quotes inside quoted cells."
+            f"not readable as CSV: {error}", where=f"{path}, line {line}", hint="Double the quotes inside quoted cells."
         ) from None
     finally:
         csv.field_size_limit(usual_limit)

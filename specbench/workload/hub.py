@@ -27,7 +27,7 @@ def read_hub(source: str) -> Iterator[tuple[str, object]]:
     match = _SOURCE.fullmatch(source)
     if match is None:
         raise WorkloadError(
-            "not a hub source", where=source, cure="Write hub:ID, hub:ID:CONFIG or hub:ID:CONFIG@SPLIT."
+            "not a hub source", where=source, hint="Write hub:ID, hub:ID:CONFIG or hub:ID:CONFIG@SPLIT."
         )
     table = _load(source, match["id"], match["config"], match["split"])
     # The Arrow form leaves images and audio undecoded: only text is wanted.
@@ -44,7 +44,7 @@ def _load(source: str, name: str, config: str | None, split: str | None) -> Any:
                 raise WorkloadError(
                     f"the data set has several splits: {', '.join(splits)}",
                     where=source,
-                    cure=f"Name one: {source}@{splits[0] if splits else 'SPLIT'}.",
+                    hint=f"Name one: {source}@{splits[0] if splits else 'SPLIT'}.",
                 )
             split = splits[0]
         return datasets.load_dataset(name, config, split=split)
@@ -61,18 +61,18 @@ def _explained(error: Exception, source: str) -> WorkloadError:
         return WorkloadError(
             "no such data set on the hub, or it is private or gated",
             where=source,
-            cure="Check the id; log in with `hf auth login` if it is gated.",
+            hint="Check the id; log in with `hf auth login` if it is gated.",
         )
     if isinstance(error, ConnectionError) or "offline" in type(error).__name__.lower():
         return WorkloadError(
             "the hub cannot be reached",
             where=source,
-            cure="Check the network and HF_HUB_OFFLINE, or download the data set and give the file.",
+            hint="Check the network and HF_HUB_OFFLINE, or download the data set and give the file.",
         )
     if isinstance(error, ValueError) and _CHOICE.match(str(error)):
-        return WorkloadError(str(error), where=source, cure="Write hub:ID:CONFIG@SPLIT with names that exist.")
+        return WorkloadError(str(error), where=source, hint="Write hub:ID:CONFIG@SPLIT with names that exist.")
     return WorkloadError(
         f"the data set could not be loaded ({type(error).__name__})",
         where=source,
-        cure="Try datasets.load_dataset in Python for the details, or download it and give the file.",
+        hint="Try datasets.load_dataset in Python for the details, or download it and give the file.",
     )

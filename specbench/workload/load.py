@@ -66,7 +66,7 @@ def load_workload(
 
     `column` holds the prompt where the row's shape does not tell; `system_prompt` opens every conversation that
     has no system message. Ids come from the rows or are `p-` and 10 hex digits of the content hash; a second use
-    of an id gets `#2`. Raises WorkloadError, with place and cure and without prompt text.
+    of an id gets `#2`. Raises WorkloadError, with place and hint and without prompt text.
     """
     prompts: list[Prompt] = []
     skipped: list[Skipped] = []
@@ -108,7 +108,7 @@ def load_workload(
         raise WorkloadError(
             f"no column {category_column}; found: {list_names(columns or [])}",
             where=source,
-            cure="Correct --category-column NAME or leave it out.",
+            hint="Correct --category-column NAME or leave it out.",
         )
     asking = [_question(prompt) for prompt in prompts]
     suspects = sum(map(looks_random, asking))
@@ -150,7 +150,7 @@ def _rows(source: str) -> Iterator[tuple[str, object]]:
     try:
         path = Path(source).expanduser()
     except RuntimeError:  # ~nobody
-        raise WorkloadError("no such home directory", where=source, cure="Write the path in full.") from None
+        raise WorkloadError("no such home directory", where=source, hint="Write the path in full.") from None
     return read_rows(path)
 
 
@@ -162,12 +162,12 @@ def _check_not_empty(
         return
     if faults:
         place, error = faults[0]
-        raise WorkloadError(error.what, where=f"{source}, {place}", cure=error.cure)
+        raise WorkloadError(error.what, where=f"{source}, {place}", hint=error.hint)
     what = "the workload holds no prompts"
     if skipped:
         first = skipped[0]
         what = f"no usable prompts: every row was skipped ({len(skipped)}), {first.where} because: {first.reason}"
-    raise WorkloadError(what, where=source, cure="Give at least one text prompt; 30 or more make an interval.")
+    raise WorkloadError(what, where=source, hint="Give at least one text prompt; 30 or more make an interval.")
 
 
 def _opened(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:

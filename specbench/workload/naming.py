@@ -27,5 +27,5 @@ def two_alike(columns: Sequence[str], where: str) -> None:
         raise WorkloadError(
             "two columns of the header share a name",
             where=where,
-            cure="Name each column once; the first line of a CSV file is its header.",
+            hint="Name each column once; the first line of a CSV file is its header.",
         )

@@ -31,7 +31,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             yield f"line {number}", _one(line)
         except MalformedRowError as fault:
             if first and (line.lstrip()[0] == "[" or line.strip() == "{"):
-                raise WorkloadError(fault.what, where=f"{path}, line {number}", cure=fault.cure) from None
+                raise WorkloadError(fault.what, where=f"{path}, line {number}", hint=fault.hint) from None
             yield f"line {number}", fault
         first = False
 
@@ -59,15 +59,15 @@ def json_rows(path: Path) -> Iterator[Row]:
         value = document.value()
         document.end()
         if isinstance(value, MalformedRowError):
-            raise WorkloadError(value.what, where=str(path), cure=value.cure)
+            raise WorkloadError(value.what, where=str(path), hint=value.hint)
         raise WorkloadError(
-            f"the JSON document is {kind_of(value)}, not rows", where=str(path), cure="Give an array of rows."
+            f"the JSON document is {kind_of(value)}, not rows", where=str(path), hint="Give an array of rows."
         )
     keys: list[str] = []
     lists = 0
     for key in document.members():
         if key in keys:
-            raise WorkloadError("a key is there twice in one object", where=str(path), cure=_DOCUMENT)
+            raise WorkloadError("a key is there twice in one object", where=str(path), hint=_DOCUMENT)
         keys.append(key)
         if document.peek() == "[":
             lists += 1
@@ -79,7 +79,7 @@ def json_rows(path: Path) -> Iterator[Row]:
         raise WorkloadError(
             f"the JSON object holds {lists or 'no'} lists, so which one is the rows? Its keys: {list_names(keys)}",
             where=str(path),
-            cure='Give an array of rows, or an object with one list such as {"data": [...]}.',
+            hint='Give an array of rows, or an object with one list such as {"data": [...]}.',
         )
 
 
@@ -91,11 +91,11 @@ class _Decoder(json.JSONDecoder):
         super().__init__(object_pairs_hook=self._once, parse_int=self._int)
         self._fault: str | None = None
 
-    def checked(self, value: object, cure: str) -> object:
+    def checked(self, value: object, hint: str) -> object:
         """The value. Raises MalformedRowError for one with a fault."""
         fault, self._fault = self._fault, None
         if fault is not None:
-            raise MalformedRowError(fault, cure)
+            raise MalformedRowError(fault, hint)
         return value
 
     def forget(self) -> None:
@@ -167,7 +167,7 @@ class _Document:
                 if not (cut and self._more()):
                     self._fail(error.msg, error.pos)
             except RecursionError:
-                raise WorkloadError("the JSON is nested too deeply", where=str(self._path), cure=_DOCUMENT) from None
+                raise WorkloadError("the JSON is nested too deeply", where=str(self._path), hint=_DOCUMENT) from None
             if ended:
                 self._at = end
                 try:
@@ -179,7 +179,7 @@ class _Document:
                 raise WorkloadError(
                     f"a row is longer than {text.size(longest)}",
                     where=f"{self._path}, line {line}",
-                    cure="Cut or drop what is longer.",
+                    hint="Cut or drop what is longer.",
                 )
 
     def _complete(self, value: object, end: int) -> bool:
@@ -239,4 +239,4 @@ class _Document:
         line, column = self._place(position)
         what = f"not JSON: {what.removesuffix(' at')} at line {line} column {column}"
         # Not chained: the reader's own error holds the text.
-        raise WorkloadError(what, where=str(self._path), cure=_DOCUMENT) from None
+        raise WorkloadError(what, where=str(self._path), hint=_DOCUMENT) from None

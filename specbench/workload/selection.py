@@ -16,7 +16,7 @@ def select(prompts: Sequence[Prompt], limit: int | None, seed: int) -> tuple[Pro
     limit of at least all prompts keeps all. Raises ConfigError below 1.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"--limit {limit} selects no prompts", cure="Give 1 or more, or leave it out.")
+        raise ConfigError(f"--limit {limit} selects no prompts", hint="Give 1 or more, or leave it out.")
     if limit is None or limit >= len(prompts):
         return tuple(prompts)
     groups: dict[str | None, list[int]] = {}

@@ -73,7 +73,7 @@ def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """The unpacked bytes; what goes wrong while they are read is a WorkloadError."""
     kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     damaged = WorkloadError(
-        f"the {kind} file is damaged or cut short", where=str(path), cure="Copy or compress it again."
+        f"the {kind} file is damaged or cut short", where=str(path), hint="Copy or compress it again."
     )
     try:
         with _open(path) as stream:
@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
         raise WorkloadError(
             f"cannot read the file: {error.strerror or type(error).__name__}",
             where=str(path),
-            cure="Check the disk and the permissions.",
+            hint="Check the disk and the permissions.",
         ) from None
 
 
@@ -96,11 +96,11 @@ def _check_size(raw: bytes, offset: int, path: Path, number: int, longest: int, 
         raise WorkloadError(
             f"the line is longer than {size(longest)}",
             where=f"{path}, line {number}",
-            cure="One prompt a line; cut or drop what is longer.",
+            hint="One prompt a line; cut or drop what is longer.",
         )
     if offset + len(raw) > largest:
         raise WorkloadError(
-            f"the file holds more than {size(largest)} of text", where=str(path), cure="Cut it into smaller files."
+            f"the file holds more than {size(largest)} of text", where=str(path), hint="Cut it into smaller files."
         )
 
 
@@ -126,14 +126,14 @@ def _decode(raw: bytes, offset: int, path: Path, number: int) -> str:
     if offset == 0:
         if raw.startswith(_UTF16):
             raise WorkloadError(
-                "the file is UTF-16, not UTF-8", where=str(path), cure="Convert it: iconv -f UTF-16 -t UTF-8."
+                "the file is UTF-16, not UTF-8", where=str(path), hint="Convert it: iconv -f UTF-16 -t UTF-8."
             )
         start = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
     if (nul := raw.find(b"\0")) >= 0:
         raise WorkloadError(
             f"the file is binary: byte {offset + nul} is NUL",
             where=where,
-            cure="Give a text file in UTF-8, or name a Parquet file .parquet.",
+            hint="Give a text file in UTF-8, or name a Parquet file .parquet.",
         )
     try:
         return raw[start:].decode("utf-8")
@@ -141,5 +141,5 @@ def _decode(raw: bytes, offset: int, path: Path, number: int) -> str:
         raise WorkloadError(
             f"byte {offset + start + error.start} is not UTF-8",
             where=where,
-            cure="Save the file as UTF-8, for example with iconv -t UTF-8.",
+            hint="Save the file as UTF-8, for example with iconv -t UTF-8.",
         ) from None

@@ -85,7 +85,7 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
         raise StoreError(
             "This run measured acceptance only, no wall clock: it cannot say how long a prompt takes",
             where=str(stored.folder),
-            cure="Measure a few prompts first: specbench sweep --limit 16.",
+            hint="Measure a few prompts first: specbench sweep --limit 16.",
         )
     measured, specs = kept_arms(by_arm(main_trials(stored)), stored.run), stored.run.config.draft
     found = [pilot for spec in specs if (pilot := _pilot(stored, measured, spec, policy, gammas)) is not None]
@@ -93,7 +93,7 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
         raise StoreError(
             "Fewer than 2 prompts were measured in every arm, and how much prompts differ takes 2",
             where=str(stored.folder),
-            cure="Measure some more (16 make a fair pilot), or plan from assumptions with --spread.",
+            hint="Measure some more (16 make a fair pilot), or plan from assumptions with --spread.",
         )
     return max(found, key=lambda pilot: float(pilot.whole.influence.std()))
 

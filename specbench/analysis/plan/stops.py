@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limit
-from specbench.analysis.plan.amounts import half_width_of
-from specbench.analysis.plan.contract import Plan
+from specbench.analysis.plan.contract import Plan, half_width_of
 from specbench.analysis.plan.evidence import Evidence, Found, State, ceilings, chances, other_texts, slower_shares
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS

@@ -20,6 +20,7 @@ from transformers.generation.candidate_generator import (
 )
 
 from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import margins
 from specbench.acceptance.scores import until_end
 from specbench.backends.local.batch import NO_PADDING, generation_settings
 from specbench.drafters import DraftSpec
@@ -205,13 +206,10 @@ def reconcile(
 def gaps(
     model: Any, ids: Sequence[int], new: Sequence[int], sampling: Sampling, rival: int | None = None
 ) -> list[float]:
-    """For each token of `new` after `ids`, how far the model's best logit there is above the second best, or above that
-    of token `rival`, over the best one's magnitude: how near a tie it was."""
+    """How near a tie each token of `new` after `ids` was, with the second best token, or with `rival`."""
     if not new:
         return []
     with torch.inference_mode():
         rows = model(torch.tensor([[*ids, *new]], device=model.device)).logits[0, len(ids) - 1 : -1].float()
         rows = RepetitionPenalty(sampling).apply(rows, [*ids, *new[:-1]])
-    top = rows.topk(2).values  # [n, 2]
-    below = top[:, 1] if rival is None else rows[:, rival]
-    return [float(gap) for gap in (top[:, 0] - below) / top[:, 0].abs().clamp_min(1e-9)]
+    return [float(margin) for margin in margins(rows, rival)]

@@ -108,7 +108,7 @@ def _fit(
             items.append(Item(prompt, ids))
     if not items:
         raise WorkloadError(
-            "No prompt fits the models' context", where=config.workload, cure="Use shorter prompts or fewer new tokens."
+            "No prompt fits the models' context", where=config.workload, hint="Use shorter prompts or fewer new tokens."
         )
     if engine.frequency_limit is not None:
         items, crossing = _on_one_side(items, engine.frequency_limit, config, batched)
@@ -132,7 +132,7 @@ def _on_one_side(
         raise WorkloadError(
             f"Every text would cross {limit} tokens, where the model changes its rotary frequencies (LongRoPE)",
             where=config.workload,
-            cure="Use shorter prompts, or --max-new-tokens that end below it.",
+            hint="Use shorter prompts, or --max-new-tokens that end below it.",
         )
     why = "and a batch holds texts of one side" if batched else "which a cached text cannot follow"
     reason = f"the model changes its rotary frequencies at {limit} tokens (LongRoPE), {why}"

@@ -59,7 +59,7 @@ class CachedModel:
         if highest >= self.vocab_size:
             raise EngineError(
                 f"The text holds token id {highest}, the model knows only {self.vocab_size}",
-                cure="Choose a draft with the target's vocabulary.",
+                hint="Choose a draft with the target's vocabulary.",
             )
         return self._forward(queued(rows, self.device), keep)
 

@@ -288,7 +288,7 @@ def refuse_batches(specs: Sequence[DraftSpec]) -> None:
             raise ConfigError(
                 "Batches take a draft model, a draft head or an n-gram look-up",
                 where=spec.text,
-                cure="Use --batch-size 1.",
+                hint="Use --batch-size 1.",
             )
 
 

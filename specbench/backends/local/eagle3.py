@@ -331,7 +331,7 @@ def load_head(head: Head, target: LoadedModel) -> Eagle3:
         raise ModelError(
             f"{head.name} has no embedding of its own, and the target's is {head.target_hidden} wide, not "
             f"{head.hidden}",
-            cure=_COPY_AGAIN,
+            hint=_COPY_AGAIN,
         )
     loaded = Eagle3(head, parts, embed, reads, layers, None if ids is None else ids.to(weight.device))
     loaded.embed_is_own = own is not None
@@ -351,7 +351,7 @@ def _tensors(head: Head) -> dict[str, Tensor]:
                         found[known] = weights.get_tensor(name)
         except Exception as error:
             raise ModelError(
-                f"the weights of {head.name} are truncated or damaged ({type(error).__name__})", cure=_COPY_AGAIN
+                f"the weights of {head.name} are truncated or damaged ({type(error).__name__})", hint=_COPY_AGAIN
             ) from None
     return found
 
@@ -363,7 +363,7 @@ def _vocabulary(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Tens
         if head.draft_vocab == head.vocab_size:
             return None
         raise ModelError(f"{head.name} does not say which tokens its {head.draft_vocab:,} are: d2t is missing",
-                         cure=_COPY_AGAIN)  # fmt: skip
+                         hint=_COPY_AGAIN)  # fmt: skip
     if offsets.shape != (head.draft_vocab,):
         raise _misfit(head, "d2t", offsets.shape, (head.draft_vocab,))
     ids = offsets.long() + torch.arange(head.draft_vocab)
@@ -379,7 +379,7 @@ def _vocabulary(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Tens
         what = f"d2t and t2d of {head.name} disagree: {apart:,} of {head.draft_vocab:,} tokens are not in t2d"
     else:
         return ids
-    raise ModelError(what, cure=f"Its target id is id + d2t[id]; {_COPY_AGAIN[0].lower()}{_COPY_AGAIN[1:]}")
+    raise ModelError(what, hint=f"Its target id is id + d2t[id]; {_COPY_AGAIN[0].lower()}{_COPY_AGAIN[1:]}")
 
 
 def _require_shapes(head: Head, parts: _Parts, tensors: dict[str, Tensor]) -> None:
@@ -388,12 +388,12 @@ def _require_shapes(head: Head, parts: _Parts, tensors: dict[str, Tensor]) -> No
     strange = sorted(tensors.keys() - wanted.keys())
     if missing:
         raise ModelError(
-            f"{len(missing)} of the weights of {head.name} are missing, {missing[0]} first", cure=_COPY_AGAIN
+            f"{len(missing)} of the weights of {head.name} are missing, {missing[0]} first", hint=_COPY_AGAIN
         )
     if strange:
         raise ModelError(
             f"{head.name} holds weights that a head of its configuration has not, {strange[0]} first",
-            cure=_COPY_AGAIN,
+            hint=_COPY_AGAIN,
         )
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
@@ -404,7 +404,7 @@ def _misfit(head: Head, name: str, found: Sequence[int], wanted: Sequence[int]) 
     return ModelError(
         f"{name} of {head.name} is {' x '.join(map(str, found))}, and should be {' x '.join(map(str, wanted))} by its "
         "config.json and target",
-        cure=_COPY_AGAIN,
+        hint=_COPY_AGAIN,
     )
 
 
@@ -428,5 +428,5 @@ def _require_lean(loaded: Eagle3) -> None:
     whole = parts.norm(x) if head.norm_output else x
     if not agree(whole, lean, whole):
         raise ModelError(
-            f"{head.name} gives other drafts here than its layers in transformers", cure="Please report it."
+            f"{head.name} gives other drafts here than its layers in transformers", hint="Please report it."
         )

@@ -62,16 +62,17 @@ def open_lane(
     the target that is used, and that of a draft's steps."""
     reader = CachedModel(setting.target.model, setting.reader.capacity)
     setting = replace(setting, reader=reader)
-    own = None if draft is None else draft.unopened()
-    if own is not None:
-        own.open(setting, reader.capacity)
-    if rows == 1:
-        target = reader if own is None or own.target is None else own.target
-        return Lane(target, own and own.drafter), target, own and own.stepper
-    many = RaggedModel(setting.target.model, reader.capacity + WIDEST, rows)
-    drafter = None if own is None else own.open_many(setting, many)
-    judge = many if own is None or own.many_target is None else own.many_target
-    return BatchLane(judge, drafter), judge, own and own.stepper
+    many = RaggedModel(setting.target.model, reader.capacity + WIDEST, rows) if rows > 1 else None
+    if draft is None:
+        return (Lane(reader, None), reader, None) if many is None else (BatchLane(many, None), many, None)
+    own = draft.unopened()
+    own.open(setting, reader.capacity)
+    if many is None:
+        target = own.target or reader
+        return Lane(target, own.drafter), target, own.stepper
+    drafter = own.open_many(setting, many)
+    judge = own.many_target or many
+    return BatchLane(judge, drafter), judge, own.stepper
 
 
 def passes(

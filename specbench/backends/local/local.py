@@ -14,6 +14,7 @@ import torch
 from specbench.acceptance.loop import Generation
 from specbench.acceptance.many import ManyDrafter
 from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import margins
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch
 from specbench.backends.local.cached import CachedModel
@@ -48,7 +49,7 @@ NO_GRAPHS = Caution(
     "no-cuda-graphs",
     "the models' passes could not be recorded as CUDA graphs: every step pays for its kernel launches, with a draft "
     "and without, and small models more than large ones",
-    "Read the speedup as that of an engine without graphs, or measure on a server (--engine).",
+    "Read the speedup as that of an engine without graphs, or measure on a server: specbench sweep --engine.",
 )
 
 
@@ -57,7 +58,7 @@ def _eager(name: str) -> Caution:
         "no-sdpa",
         f"transformers has no fused attention for {name}: it is written out in single operations, so that a step, a "
         "verify pass over several tokens above all, takes longer than on an engine with a kernel for it",
-        "Read acceptance as it is, and measure the speedup on the engine that serves it (--engine, --server).",
+        "Read acceptance as it is, and measure the speedup where it is served: specbench sweep --engine or --server.",
     )
 
 
@@ -66,8 +67,8 @@ def _rereads(name: str) -> Caution:
         "rereads",
         f"{name} has states that each token writes over: after a rejection it reads the kept tokens again, which is "
         "part of its passes here. An engine keeps the states of every verified token instead",
-        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model "
-        "(--engine, --server).",
+        "Read acceptance as it is, and the speedup as a lower bound; measure it on the engine that serves the model: "
+        "specbench sweep --engine or --server.",
     )
 
 
@@ -311,13 +312,11 @@ class LocalEngine:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")
 
     def margin(self, ids: Sequence[int]) -> float:
-        """The target's top-2 logit margin after `ids`, as a fraction of its top logit's magnitude: how near a tie
-        the next token is, in the unit in which rounding errors come. A penalty counts, as it did for the text."""
+        """How near a tie the token after `ids` is. A penalty counts, as it did for the text."""
         with torch.inference_mode():
             self._target.rewind(0)
             logits = RepetitionPenalty(self.sampling).apply(self._target.forward(ids, keep=1), ids)
-            top = logits[0].float().topk(2).values
-        return float((top[0] - top[1]) / top[0].abs().clamp_min(1e-9))
+            return float(margins(logits)[0])
 
 
 def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
@@ -340,7 +339,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
                 f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
                 "hold more than one attention each, or keep states",
                 where=spec.text,
-                cure="Use another draft.",
+                hint="Use another draft.",
             )
 
 

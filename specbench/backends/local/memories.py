@@ -63,7 +63,8 @@ def require_rollback(loaded: LoadedModel) -> bool:
                 raise ModelError(
                     f"{loaded.name} ({model.config.model_type}) cannot be rolled back: with its layers of the kind "
                     f"{', '.join(kinds)} transformers gives other logits when it reads {way}",
-                    cure="A verify pass does: choose another model, or measure it on a server that runs it (--server).",
+                    hint="A verify pass does: choose another model, or measure it on a server that runs it: "
+                    "specbench sweep --server.",
                 )
     return reader.rereads
 

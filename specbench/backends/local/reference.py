@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.lossless import near_tie_limit
+from specbench.acceptance.rules import margins
 from specbench.backends.local.batch import NO_PADDING, generate_batch, generation_settings, plain_settings
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.lean import agree
@@ -106,7 +107,7 @@ def _compared(
         raise ModelError(
             f"{loaded.name} gives other tokens here than in transformers' generate, at {len(wide)} of {places} places "
             f"by a margin of up to {max(wide):.1%} of the logit, where rounding in {dtype} explains {limit:.1%}",
-            cure="Nothing was measured. "
+            hint="Nothing was measured. "
             + ("Run one text at a time (--batch-size 1)" if isinstance(reader, RaggedModel) else "Run another model")
             + "; please report it.",
         )
@@ -147,7 +148,7 @@ def failing_as_ours(loaded: LoadedModel) -> Iterator[None]:
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) cannot be run on text alone with a cache of ours "
             f"({type(error).__name__})",
-            cure="Choose another model; one that a server runs can be measured there: --server.",
+            hint="Choose another model; one that a server runs can be measured there: specbench sweep --server.",
         ) from error
 
 
@@ -166,7 +167,7 @@ def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) is not causal as configured: a token sees those after "
             "it",
-            cure="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
+            hint="Choose a causal language model, or set is_decoder in its config.json where it was trained as one.",
         )
 
 
@@ -181,11 +182,9 @@ def _own(loaded: LoadedModel, text: _Text) -> list[float]:
 def _margins(logits: Tensor, output: Sequence[int]) -> list[float]:
     """Of the places where the likeliest token of `logits` [n, V] is not that of `output`: how much likelier it is, as a
     share of its logit."""
-    logits = logits.float()
-    best = logits.max(-1)
-    theirs = logits.gather(1, torch.tensor(output, device=logits.device)[:, None])[:, 0]
-    margins = ((best.values - theirs) / best.values.abs().clamp_min(1e-9)).tolist()
-    return [margin for margin, token, own in zip(margins, best.indices.tolist(), output, strict=True) if token != own]
+    likeliest = logits.argmax(-1).tolist()
+    apart = margins(logits, torch.tensor(output)).tolist()
+    return [margin for margin, token, own in zip(apart, likeliest, output, strict=True) if token != own]
 
 
 def _apart(reader: CachedModel | RaggedModel, texts: Sequence[_Text], widest: int) -> list[float]:

@@ -71,7 +71,7 @@ def require_memory(config: RunConfig, prompts: Sequence[Prompt], device: str, *,
         f"{' and '.join(names)} need {gigabytes(needed.total)}, {gigabytes(free)} are free on {device}",
         where=f"weights in {config.dtype} {gigabytes(needed.weights)}, KV caches of {longest:,} tokens"
         f"{f' x {rows}' if rows > 1 else ''} {gigabytes(needed.caches)}, a pass {gigabytes(needed.work)}",
-        cure=_cure(config, needed),
+        hint=_hint(config, needed),
     )
 
 
@@ -132,9 +132,9 @@ def _token_lengths(config: RunConfig, prompts: Sequence[Prompt], trusted: Collec
     return [len(ids) for _, ids in encode_all(unloaded, prompts, config.chat_template_kwargs).encoded]
 
 
-def _cure(config: RunConfig, needed: Space) -> str:
+def _hint(config: RunConfig, needed: Space) -> str:
     smaller = "smaller models" if config.draft else "a smaller model"
-    cures = [smaller, *(["--dtype bfloat16"] if config.dtype == "float32" else []), "a device with more memory"]
+    hints = [smaller, *(["--dtype bfloat16"] if config.dtype == "float32" else []), "a device with more memory"]
     if needed.caches + needed.work > needed.weights:
-        cures = [*(["a smaller --batch-size"] if config.batch_size > 1 else []), "shorter prompts", *cures]
-    return f"Use {', '.join(cures[:-1])} or {cures[-1]}."
+        hints = [*(["a smaller --batch-size"] if config.batch_size > 1 else []), "shorter prompts", *hints]
+    return f"Use {', '.join(hints[:-1])} or {hints[-1]}."

@@ -144,7 +144,7 @@ class LocalSession:
         for arm in arms:
             free -= self.engine.lane_bytes(arm.draft)
             fitting += free >= 0
-        return fitting if fitting == len(arms) or self.engine.device == "cpu" else 1
+        return max(1, fitting) if fitting == len(arms) or self.engine.device == "cpu" else 1
 
     def _together(self, job: Job, arms: Sequence[Arm], max_new_tokens: int) -> list[Answer] | None:
         """The job in all of these arms, which take turns; None where that has no room, and fewer are to try."""
@@ -246,7 +246,7 @@ def _batch_too_large(batch_size: int, folder: Path) -> EngineError:
     return EngineError(
         f"Out of memory in a batch of {batch_size}",
         where=str(folder),
-        cure=f"Run the same command with --batch-size {half}. That is a run of its own; what was measured is kept.",
+        hint=f"Run the same command with --batch-size {half}. That is a run of its own; what was measured is kept.",
     )
 
 

@@ -59,7 +59,7 @@ class Asking:
             raise EngineError(
                 f"The server's pages are not those of {up.adapter.name}{why}",
                 where=up.url,
-                cure="Name the engine that runs there with --engine.",
+                hint="Name the engine that runs there with --engine.",
             ) from None
         return replace(found, model=up.model or found.model, limit_field=self.limit_field(up))
 
@@ -92,11 +92,11 @@ class Asking:
             return
         except RefusedError as refused:
             field = refused.problem.field if refused.problem else None
-            cure = "See the server's log; --served-model-name and --engine say what is asked for, and how."
+            hint = "See the server's log; --served-model-name and --engine say what is asked for, and how."
             if field is not None:
                 fewer = "" if up.adapter.name == "openai" else ", or use --engine openai, which sends the fewest fields"
-                cure = f"Leave out the setting behind `{field}`{fewer}."
-            raise EngineError(f"The server refuses every request: {refused}", where=up.url, cure=cure) from None
+                hint = f"Leave out the setting behind `{field}`{fewer}."
+            raise EngineError(f"The server refuses every request: {refused}", where=up.url, hint=hint) from None
 
 
 # A request is sent so often before it counts as failed, and so many failures in a row end the run.
@@ -140,6 +140,6 @@ class RetryPolicy:
             raise EngineError(
                 f"{GIVE_UP} requests in a row failed, each {TRIES} times; the last: {kind}",
                 where=up.url,
-                cure=f"{look}; the same command then continues where it stopped.",
+                hint=f"{look}; the same command then continues where it stopped.",
             )
         return None

@@ -43,7 +43,7 @@ class ServerBackend:
         try:
             provider.adapter.body(Ask((), config.max_new_tokens, config.sampling, config.seed), None)
         except ValueError as error:
-            raise ConfigError(str(error), where=provider.adapter.name, cure="Leave that setting out.") from None
+            raise ConfigError(str(error), where=provider.adapter.name, hint="Leave that setting out.") from None
         own = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens)
         return Admitted(
             [Item(prompt, None) for prompt in prompts],
@@ -69,12 +69,12 @@ def _require_askable(config: RunConfig) -> None:
         raise ConfigError(
             f"A running server has one gamma, not {len(config.gamma)}",
             where="--gamma",
-            cure="Name the one that it was started with, or let specbench start it with --launch.",
+            hint="Name the one that it was started with, or let specbench start it with --launch.",
         )
     if config.server is not None and (config.spec_server is None or len(config.draft) != 1):
         what = "one that speculates" if config.spec_server is None else "one draft, which it runs with"
-        raise ConfigError("A running server is compared with another", where="--spec-server", cure=f"Name {what}.")
+        raise ConfigError("A running server is compared with another", where="--spec-server", hint=f"Name {what}.")
     if config.draft_server is not None:
         raise ConfigError(
-            "A server of the draft alone is asked in a replay", where="--draft-server", cure="Add --replay-only."
+            "A server of the draft alone is asked in a replay", where="--draft-server", hint="Add --replay-only."
         )

@@ -156,7 +156,7 @@ class Client:
                 + (f" for the model {shown(name)}" if name and status == 404 else "")
                 + f": {problem}",
                 where=self.url,
-                cure="Check the address (http://host:port, or as far as /v1), and the names of --served-model-name "
+                hint="Check the address (http://host:port, or as far as /v1), and the names of --served-model-name "
                 "and --engine.",
             )
         if status in (408, 429) or status >= 500:
@@ -167,7 +167,7 @@ class Client:
         return EngineError(
             f"The server wants a key: {problem}",
             where=self.url,
-            cure="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
+            hint="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
         )
 
     def _gone(self, error: httpx.HTTPError) -> SpecbenchError:
@@ -175,7 +175,7 @@ class Client:
         return EngineError(
             f"No server answers: {reason}",
             where=self.url,
-            cure="Start it; the same command then continues where it stopped.",
+            hint="Start it; the same command then continues where it stopped.",
         )
 
 

@@ -68,7 +68,7 @@ async def model_name(get: Get, url: str, wanted: str | None, guess: str | None) 
         raise EngineError(
             f"The list of models is not as servers with OpenAI's interface have it: {error}",
             where=f"{url}, /v1/models",
-            cure="Check the address.",
+            hint="Check the address.",
         ) from None
     if wanted is not None:
         # LiteLLM lists `openai/*` for all of a kind.
@@ -87,5 +87,5 @@ def _unnamed(what: str, names: Sequence[str], url: str, wanted: str | None) -> S
     first = [*near, *(name for name in names if name not in near)][:MOST_SHOWN]
     more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
     return ConfigError(
-        f"{what} {', '.join(map(shown, first))}{more}", where=url, cure="Name one of these with --served-model-name."
+        f"{what} {', '.join(map(shown, first))}{more}", where=url, hint="Name one of these with --served-model-name."
     )

@@ -55,10 +55,10 @@ def find_launch(name: str) -> LaunchFile:
     else:
         near = difflib.get_close_matches(name, SHIPPED, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(SHIPPED)}; else name a launch file."
-        raise ConfigError(f"No engine is called {name!r}", cure=hint)
+        raise ConfigError(f"No engine is called {name!r}", hint=hint)
     if found.needs is not None and not _present(found.needs):
-        cure = f"Install it: {found.install}" if found.install else "Install it."
-        raise ConfigError(f"{found.needs} is not installed", where=str(found.path), cure=cure)
+        hint = f"Install it: {found.install}" if found.install else "Install it."
+        raise ConfigError(f"{found.needs} is not installed", where=str(found.path), hint=hint)
     return found
 
 
@@ -66,8 +66,8 @@ def require_draft(file: LaunchFile, spec: DraftSpec) -> None:
     """Raises ConfigError where this engine cannot draft as `spec` says; to be asked before anything is started."""
     refusal = _refusal(file, spec)
     if refusal is not None:
-        reason, cure = refusal
-        raise ConfigError(f"{file.path.stem} cannot draft like this: {reason}", where=spec.text, cure=cure)
+        reason, hint = refusal
+        raise ConfigError(f"{file.path.stem} cannot draft like this: {reason}", where=spec.text, hint=hint)
 
 
 def command(file: LaunchFile, setting: Setting, port: int) -> list[str]:
@@ -129,7 +129,7 @@ def _values(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
 
 
 def _refusal(file: LaunchFile, spec: DraftSpec) -> tuple[str, str] | None:
-    """What the engine cannot do, and the cure; None where it can all of it."""
+    """What the engine cannot do, and the hint; None where it can all of it."""
     section = "ngram" if spec.ngram is not None else "model"
     parts = file.ngram if spec.ngram is not None else file.model
     if spec.kind == "skip":
@@ -183,32 +183,32 @@ def model_file(name: str, kind: Literal["gguf", "directory", "name"]) -> str:
 def _gguf(path: Path, name: str) -> str:
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{name} is no GGUF file", cure="This engine reads files that end in .gguf.")
+            raise ModelError(f"{name} is no GGUF file", hint="This engine reads files that end in .gguf.")
         return str(path.absolute())
     if not path.is_dir():
         raise ModelError(
-            f"{name} is no file here, and this engine reads GGUF files", cure="Download the model's .gguf and name it."
+            f"{name} is no file here, and this engine reads GGUF files", hint="Download the model's .gguf and name it."
         )
     found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     if not found:
         raise ModelError(
             f"{name} has no .gguf file, and this engine reads nothing else",
-            cure="Convert it with llama.cpp's convert_hf_to_gguf.py and name the file.",
+            hint="Convert it with llama.cpp's convert_hf_to_gguf.py and name the file.",
         )
     if len(found) > 1:
-        raise ModelError(f"{name} has {len(found)} .gguf files", cure=f"Name one of them, such as {found[0]}.")
+        raise ModelError(f"{name} has {len(found)} .gguf files", hint=f"Name one of them, such as {found[0]}.")
     return str(found[0].absolute())
 
 
 def _directory(path: Path, name: str) -> str:
     if path.suffix.lower() == ".gguf":
-        raise ModelError(f"{name} is a GGUF file, and this engine reads directories", cure="Name the original model.")
+        raise ModelError(f"{name} is a GGUF file, and this engine reads directories", hint="Name the original model.")
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         require_config(path, name)
         return str(path.absolute())
     if "@" in name:
         raise ModelError(
             f"{name}: a server takes no revision with the name",
-            cure="Leave it out, and pass the engine's own flag in the launch file.",
+            hint="Leave it out, and pass the engine's own flag in the launch file.",
         )
     return name

@@ -64,9 +64,9 @@ class Launched:
 
     def __enter__(self) -> Self:
         if sys.platform == "win32":
-            raise EngineError("Servers are not started on Windows", cure="Start it yourself and name its address.")
+            raise EngineError("Servers are not started on Windows", hint="Start it yourself and name its address.")
         if self._fixed is not None and not _free(self._setting.host, self._fixed):
-            raise EngineError(f"Port {self._fixed} is taken", cure="Use another port, or end what listens there.")
+            raise EngineError(f"Port {self._fixed} is taken", hint="Use another port, or end what listens there.")
         for left in reversed(range(_ATTEMPTS)):
             self._port = self._fixed or _free_port(self._setting.host)
             try:
@@ -80,10 +80,10 @@ class Launched:
             ended = not self.alive()
             self.stop()
             # Only of a server that ended: one that still loads may have complained of something it can do without.
-            reason, cure = _reason(self._log, begun) if ended else (None, None)
+            reason, hint = _reason(self._log, begun) if ended else (None, None)
             if reason != _PORT_TAKEN or self._fixed is not None or not left:
                 what = f"{failure}; its log tells of {reason}" if reason else failure
-                raise EngineError(what, where=f"log: {self._log}", cure=cure or "Its log says more.")
+                raise EngineError(what, where=f"log: {self._log}", hint=hint or "Its log says more.")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,15 +131,15 @@ class Launched:
         line = command(self._file, self._setting, self._port)
         env = environment(self._file, self._setting, self._port)
         if shutil.which(line[0], path=env.get("PATH")) is None:
-            cure = f"Install it: {self._file.install}" if self._file.install else "Install it, or mend the launch file."
-            raise ConfigError(f"There is no program {line[0]}", where=str(self._file.path), cure=cure)
+            hint = f"Install it: {self._file.install}" if self._file.install else "Install it, or mend the launch file."
+            raise ConfigError(f"There is no program {line[0]}", where=str(self._file.path), hint=hint)
         # As a file of its own, with nothing but the standard library: it is up in 20 ms.
         watched = [sys.executable, "-I", "-S", keeper.__file__, str(self._file.stop_s), "--", *line]
         try:
             log = self._log.open("ab")
         except OSError as error:
             raise StoreError(
-                f"Cannot write the server's log: {error.strerror}", where=str(self._log), cure="Choose another --out."
+                f"Cannot write the server's log: {error.strerror}", where=str(self._log), hint="Choose another --out."
             ) from None
         with log:
             begun = log.tell()
@@ -235,7 +235,7 @@ def _free(host: str, port: int) -> bool:
 
 
 def _reason(log: Path, begun: int) -> tuple[str | None, str | None]:
-    """What the last lines of the log tell of its end, in our words, and the cure. The lines themselves may hold
+    """What the last lines of the log tell of its end, in our words, and the hint. The lines themselves may hold
     prompts and are not shown."""
     try:
         with log.open("rb") as file:
@@ -244,7 +244,7 @@ def _reason(log: Path, begun: int) -> tuple[str | None, str | None]:
             tail = file.read().decode("utf-8", "replace")
     except OSError:
         return None, None
-    for reason, pattern, cure in _FAILURES:
+    for reason, pattern, hint in _FAILURES:
         if re.search(pattern, tail, re.IGNORECASE):
-            return reason, cure
+            return reason, hint
     return None, None

@@ -87,13 +87,13 @@ def read_launch(path: Path) -> LaunchFile:
     for key in values:
         if key not in _KEYS:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            cure = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(_KEYS)}."
-            raise ConfigError(f"Unknown key `{key}`", where=str(path), cure=cure)
+            hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(_KEYS)}."
+            raise ConfigError(f"Unknown key `{key}`", where=str(path), hint=hint)
     try:
         file = read_value(LaunchFile, {**values, "path": path}, "the launch file")
     except ValueError as error:
         key = re.split(r"[ .\[]", str(error))[0]
-        raise ConfigError(str(error), where=str(path), cure=_HINTS.get(key, _COPY)) from None
+        raise ConfigError(str(error), where=str(path), hint=_HINTS.get(key, _COPY)) from None
     for key in _KNOWN:
         given = getattr(file, key)
         if given is not None:
@@ -110,11 +110,11 @@ def _check_placeholders(key: str, parts: Iterable[str], path: Path) -> None:
     named = placeholders(parts)
     for name in sorted(named - _KNOWN[key]):
         near = difflib.get_close_matches(name, _KNOWN[key], n=1)
-        cure = f"Did you mean `{{{near[0]}}}`?" if near else f"Known here: {', '.join(sorted(_KNOWN[key]))}."
-        raise ConfigError(f"`{key}` has no placeholder `{{{name}}}`", where=str(path), cure=cure)
+        hint = f"Did you mean `{{{near[0]}}}`?" if near else f"Known here: {', '.join(sorted(_KNOWN[key]))}."
+        raise ConfigError(f"`{key}` has no placeholder `{{{name}}}`", where=str(path), hint=hint)
     for any_of in _NEEDED.get(key, ()):
         if not named & any_of:
-            raise ConfigError(f"`{key}` does not use `{{{min(any_of)}}}`", where=str(path), cure="Pass it on.")
+            raise ConfigError(f"`{key}` does not use `{{{min(any_of)}}}`", where=str(path), hint="Pass it on.")
 
 
 def _yaml(path: Path) -> dict[Any, Any]:
@@ -122,13 +122,13 @@ def _yaml(path: Path) -> dict[Any, Any]:
         values = read_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
-            f"Cannot read the launch file: {error.strerror}", where=str(path), cure="Check its path."
+            f"Cannot read the launch file: {error.strerror}", where=str(path), hint="Check its path."
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError("The launch file is not UTF-8", where=str(path), cure="Store it as UTF-8.") from None
+        raise ConfigError("The launch file is not UTF-8", where=str(path), hint="Store it as UTF-8.") from None
     except YamlError as error:
         where = f"{path}, line {error.line}" if error.line is not None else str(path)
-        raise ConfigError(f"Not readable as YAML: {error}", where=where, cure="Mend that line.") from None
+        raise ConfigError(f"Not readable as YAML: {error}", where=where, hint="Mend that line.") from None
     if not isinstance(values, dict):
-        raise ConfigError("A launch file is a mapping of keys to values", where=str(path), cure="Write `key: value`.")
+        raise ConfigError("A launch file is a mapping of keys to values", where=str(path), hint="Write `key: value`.")
     return values

@@ -18,7 +18,7 @@ def check_alone(state: State, url: str) -> list[Caution]:
         raise ConfigError(
             f"The server of the target alone speculates ({state.method or 'in a way that it does not name'})",
             where=url,
-            cure="Start it without a draft: it is what speculation is compared with.",
+            hint="Start it without a draft: it is what speculation is compared with.",
         )
     return _idle(state, url)
 
@@ -29,20 +29,20 @@ def check_speculating(state: State, alone: State | None, gamma: int, url: str) -
         raise ConfigError(
             "This server does not speculate: it may have loaded a draft and never use it, or refused its vocabulary",
             where=url,
-            cure="Name the method with the draft (llama.cpp: --spec-type draft-simple), and see the server's log.",
+            hint="Name the method with the draft (llama.cpp: --spec-type draft-simple), and see the server's log.",
         )
     names = [PurePath(each.model).name if each and each.model else None for each in (alone, state)]
     if None not in names and names[0] != names[1]:
         raise ConfigError(
             f"The two servers serve different models: {names[0]} and {names[1]}",
             where=url,
-            cure="Serve the same target, alone and with a draft.",
+            hint="Serve the same target, alone and with a draft.",
         )
     if state.gamma is not None and state.gamma != gamma:
         raise ConfigError(
             f"The server was started with gamma {state.gamma}, not {gamma}",
             where=url,
-            cure=f"Use --gamma {state.gamma}.",
+            hint=f"Use --gamma {state.gamma}.",
         )
     return _idle(state, url)
 
@@ -57,7 +57,7 @@ def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, g
         raise EngineError(
             f"Gamma is not honoured: a round drafted {max(rounds)} tokens, not at most {gamma}",
             where=url,
-            cure="Start the server with that draft length; requests cannot change it.",
+            hint="Start the server with that draft length; requests cannot change it.",
         )
     # A look-up may find nothing in so short a text; of a server that we did not start we may not know that it is one.
     look_up = spec.model is None or (spec.model == SERVED and state.method is None) or "ngram" in (state.method or "")
@@ -74,7 +74,7 @@ def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, g
     raise EngineError(
         "The server drafted nothing in the warm-up",
         where=url,
-        cure="See its log: a draft may be loaded and never used, or its vocabulary does not fit.",
+        hint="See its log: a draft may be loaded and never used, or its vocabulary does not fit.",
     )
 
 

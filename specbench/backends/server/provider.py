@@ -93,7 +93,7 @@ class Running:
                 raise ConfigError(
                     "One server is named both for the target alone and for the target that speculates",
                     where=config.spec_server,
-                    cure="Name the other, or what this one calls both models: --served-model-name ALONE,SPECULATING.",
+                    hint="Name the other, or what this one calls both models: --served-model-name ALONE,SPECULATING.",
                 )
         if config.draft_server is not None:
             model = next((spec.model for spec in specs.values() if spec.model is not None), None)
@@ -198,7 +198,7 @@ class Starting:
                 raise EngineError(
                     f"The server ended in the middle of the measurement (exit code {server.exit_code})",
                     where=str(log),
-                    cure="See its log; the same command then continues where it stopped.",
+                    hint="See its log; the same command then continues where it stopped.",
                 ) from None
 
     async def _name(self, url: str, wanted: str | None, guess: str) -> str | None:

@@ -41,7 +41,7 @@ def note_server(writer: RunWriter, label: str, state: State, name: str | None) -
         raise StoreError(
             f"The server of {label} is another than when this run began: {', '.join(changed)}",
             where=str(writer.folder),
-            cure="Use --fresh to start a new run.",
+            hint="Use --fresh to start a new run.",
         )
     writer.update(served=replace(served, settings={**served.settings, label: now}))
     if name is not None:

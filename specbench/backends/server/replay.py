@@ -34,7 +34,7 @@ from specbench.backends.server.scoring import (
 from specbench.backends.server.traffic import each
 from specbench.backends.server.worker import call, stream
 from specbench.config import RunConfig
-from specbench.drafters.lookup import NgramLookUp
+from specbench.drafters.ngram import NgramLookUp
 from specbench.drafters.spec import DraftSpec, NgramSpec
 from specbench.errors import ConfigError, EngineError
 from specbench.kinds import MAX_GAMMA
@@ -54,22 +54,22 @@ def require_scorable(config: RunConfig, specs: dict[str, DraftSpec]) -> None:
         raise ConfigError(
             f"At temperature {config.temperature:g} acceptance depends on whole distributions, which no server tells",
             where="--temperature",
-            cure="Use temperature 0, or --engine local.",
+            hint="Use temperature 0, or --engine local.",
         )
     if config.sampling.penalised and any(spec.model is not None for spec in specs.values()):
         raise ConfigError(
             "A server tells what a draft finds likeliest before any repetition penalty",
             where="--repetition-penalty",
-            cure="Use --engine local, or look texts up with --draft ngram:n=3, which is exact.",
+            hint="Use --engine local, or look texts up with --draft ngram:n=3, which is exact.",
         )
     if len(config.loads) > 1:
-        raise ConfigError("A load means nothing without a wall clock", where="--replay-only", cure="Name one client.")
+        raise ConfigError("A load means nothing without a wall clock", where="--replay-only", hint="Name one client.")
     if config.spec_server is not None:
-        raise ConfigError("Nothing speculates in a replay", where="--spec-server", cure="Leave it out.")
+        raise ConfigError("Nothing speculates in a replay", where="--spec-server", hint="Leave it out.")
     for spec in specs.values():
         if spec.kind in ("skip", "cross"):
             raise ConfigError(
-                "No server can be asked about such a draft", where=spec.text, cure="Use --engine local for it."
+                "No server can be asked about such a draft", where=spec.text, hint="Use --engine local for it."
             )
     if config.server is None:
         return
@@ -78,7 +78,7 @@ def require_scorable(config: RunConfig, specs: dict[str, DraftSpec]) -> None:
         raise ConfigError(
             "The draft has to be asked, too",
             where="--draft-server",
-            cure="Serve it alone and name the address, or look texts up with --draft ngram:n=3.",
+            hint="Serve it alone and name the address, or look texts up with --draft ngram:n=3.",
         )
     if len(models) != 1 and config.draft_server is not None:
         named = f"{len(models)} draft models" if models else "only look-ups, which need no server,"
@@ -91,7 +91,7 @@ def require_writer(provider: Provider) -> None:
         raise ConfigError(
             f"{provider.adapter.name} does not tell the token ids of its texts",
             where="--replay-only",
-            cure="Serve the target with llama.cpp or vLLM, and name it with --engine.",
+            hint="Serve the target with llama.cpp or vLLM, and name it with --engine.",
         )
 
 
@@ -200,8 +200,8 @@ class ServerScoring:
             await each(texts, self._config.concurrency[0], score)
         if self._read_again:
             what = f"the server of the draft read {self._read_again:,} tokens again that it had read before"
-            cure = "Let nobody else use it meanwhile, and give it as many slots as there are clients."
-            self.noticed.cautions.append(Caution("read-again", f"{what}: slow, and no less true", cure))
+            hint = "Let nobody else use it meanwhile, and give it as many slots as there are clients."
+            self.noticed.cautions.append(Caution("read-again", f"{what}: slow, and no less true", hint))
 
     @asynccontextmanager
     async def _session(self, up: ServerHandle, draft: str | None) -> AsyncIterator[tuple[Client, ServerHandle]]:
@@ -215,7 +215,7 @@ class ServerScoring:
                 raise ConfigError(
                     f"{up.adapter.name} does not tell what a draft would have said of a given text",
                     where=up.url,
-                    cure="Serve the draft with llama.cpp, vLLM or SGLang.",
+                    hint="Serve the draft with llama.cpp, vLLM or SGLang.",
                 )
             label = "baseline" if draft is None else f"{draft} alone"
             note_server(self._writer, label, state, engine_name(self._provider, state) if draft is None else None)
@@ -243,7 +243,7 @@ class ServerScoring:
         with suppress(RefusedError):
             found = await self._patience.insist(attempt, up, prompt="none", arm=f"tokens of {draft or 'the target'}")
         if found is None:
-            raise EngineError("The server does not say which tokens a text has", where=up.url, cure="See its log.")
+            raise EngineError("The server does not say which tokens a text has", where=up.url, hint="See its log.")
         return found[0]
 
     def _compare(self) -> None:

@@ -149,5 +149,5 @@ def require_same(target: Sequence[tuple[int, ...]], draft: Sequence[tuple[int, .
         raise VocabularyError(
             f"Target and draft do not share their token ids: {others} of {len(PROBES)} texts differ",
             where=name,
-            cure="Serve a draft with the target's tokenizer.",
+            hint="Serve a draft with the target's tokenizer.",
         )

@@ -5,27 +5,93 @@ Everything comes from the run folder and its Summary; no model is loaded and no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specbench import text
-from specbench.analysis.contract import Summary
+from specbench.analysis.contract import DraftResult, Summary
 from specbench.analysis.facts import Facts, read_facts
 from specbench.analysis.frame import main_trials
 from specbench.errors import StoreError
-from specbench.report import wording
-from specbench.report.brief import commands, doubts, notes, published, steps, trust
-from specbench.report.brief.captions import captions
-from specbench.report.brief.glance import glance
+from specbench.records import Policy
+from specbench.report import readings, wording
+from specbench.report.brief import commands, doubts, published, sections, steps
+from specbench.report.brief.glance import glance, noise
 from specbench.report.brief.sections import section
+from specbench.report.brief.server import server_words
 from specbench.report.economics import BATCH_HEADER, CURVE_NOTE
-from specbench.report.marks import Doubt, in_order, numbered
-from specbench.report.served.words import server_words
 from specbench.report.settings.section import settings_of
-from specbench.report.templating import template
+from specbench.report.templating import Doubt, in_order, numbered, template
 from specbench.store import StoredRun, replace_file
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One embedded figure: file stem, heading, alt text, and a reading for each draft."""
+
+    stem: str
+    heading: str
+    alt: str
+    readings: tuple[str, ...]
+
+
+def captions(summary: Summary, policy: Policy) -> list[Figure]:
+    """One for each figure that the Summary has data for."""
+    from specbench.report.figures import LOADS, SURVIVAL, available
+
+    drafts = summary.drafts
+    known = {
+        "speedup": Figure(
+            "speedup",
+            "Speedup against gamma",
+            "Speedup over the target alone, by gamma",
+            _readings(drafts, lambda draft: readings.read_speedup(draft, policy)),
+        ),
+        SURVIVAL: Figure(
+            SURVIVAL,
+            "Survival by position",
+            "Share of rounds whose first j drafted tokens were all accepted, by position j",
+            _readings([draft for draft in drafts if any(row.survival for row in draft.gammas)], readings.read_survival),
+        ),
+        "round_time": Figure(
+            "round_time",
+            "Where a round's time goes",
+            "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target",
+            _readings(
+                [draft for draft in drafts if any(row.round_time for row in draft.gammas)], readings.read_round_time
+            ),
+        ),
+        "categories": Figure(
+            "categories",
+            "Speedup by category",
+            "Speedup over the target alone, by category",
+            _readings([draft for draft in drafts if wording.by_speedup(draft)], readings.read_categories),
+        ),
+        LOADS: Figure(
+            LOADS,
+            "Speedup against concurrency",
+            "Speedup over the target alone under the same load, by requests at a time",
+            _readings(
+                [
+                    draft
+                    for draft in drafts
+                    if any(row.draft == draft.draft and row.concurrency for row in summary.loads)
+                ],
+                lambda draft: readings.read_loads(summary, draft, policy),
+            ),
+        ),
+    }
+    return [known[stem] for stem in available(summary)]
+
+
+def _readings(drafts: Sequence[DraftResult], read: Callable[[DraftResult], str]) -> tuple[str, ...]:
+    if len(drafts) == 1:
+        return (read(drafts[0]),)
+    return tuple(f"{text.code(draft.draft)}: {read(draft)}" for draft in drafts)
+
 
 BRIEF_FILE = "brief.md"
 PAGE_FILE = "brief.html"
@@ -81,7 +147,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"Cannot write the brief: {error.strerror}", where=str(folder), cure="Name another folder for it."
+            f"Cannot write the brief: {error.strerror}", where=str(folder), hint="Name another folder for it."
         ) from None
 
 
@@ -100,12 +166,12 @@ def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]
         "server": None if summary.server is None else server_words(summary.server),
         "scope": wording.scope(facts, summary.engine, summary.hardware, summary.drafts),
         "carry": wording.carry(facts),
-        "category_note": notes.category_note(summary.drafts, facts.policy),
-        "gamma_words": notes.gamma_words(summary.drafts),
+        "category_note": sections.category_note(summary.drafts, facts.policy),
+        "gamma_words": sections.gamma_words(summary.drafts),
         "choice": wording.choice(summary, facts.policy),
         "curve_note": CURVE_NOTE,
         "batch_header": BATCH_HEADER,
-        "noise": trust.noise(summary),
+        "noise": noise(summary),
         "figures": captions(summary, facts.policy),
         "figures_folder": FIGURES_FOLDER,
         "cautions": doubts.cautions(summary.warnings),

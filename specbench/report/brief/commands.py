@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from specbench import text
 from specbench.analysis.facts import Facts
@@ -61,3 +62,12 @@ def _without(argv: Sequence[str], option: str) -> list[str]:
 def shell(argv: Sequence[str]) -> str:
     """The words as a line for a shell."""
     return shlex.join(text.clean(part) for part in argv)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do, the number that suggests it, and one reason why it might be wrong."""
+
+    do: str
+    why: str
+    doubt: str

@@ -10,7 +10,7 @@ from specbench.analysis.contract import CategoryResult, DraftResult, Summary
 from specbench.analysis.facts import MANY_CUT, Facts
 from specbench.records import Caution, Policy
 from specbench.report.brief.commands import limited_command
-from specbench.report.marks import Doubt
+from specbench.report.templating import Doubt
 from specbench.report.wording import FEW_PROMPTS, best_row, by_speedup
 
 # Fewer slow prompts than this are not worth a line, and an interval that ends nearer than this is a close call.
@@ -125,9 +125,9 @@ def doubts(summary: Summary, facts: Facts) -> list[Doubt]:
 
 
 def cautions(warnings: Sequence[Caution]) -> list[str]:
-    """The run's own warnings, with their cures."""
+    """The run's own warnings, with their hints."""
     return [
-        f"{text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.cure))}"
+        f"{text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.hint))}"
         for w in warnings
         if w.code not in _SAID_ABOVE
     ]

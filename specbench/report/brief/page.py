@@ -226,7 +226,7 @@ def _picture(source: str, figures: Mapping[str, str] | Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(
-            f"Cannot read a figure: {error}", where=text.clean(figures / source), cure="Write the brief again."
+            f"Cannot read a figure: {error}", where=text.clean(figures / source), hint="Write the brief again."
         ) from None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench import text
-from specbench.analysis.compare.comparison import compared
+from specbench.analysis.compare import compared
 from specbench.analysis.contract import CategoryResult, DraftResult, Summary
 from specbench.analysis.facts import Facts, read_facts
 from specbench.analysis.frame import main_trials
@@ -24,8 +24,8 @@ from specbench.records import Call, Trial
 from specbench.report import wording
 from specbench.report.brief import commands, doubts, steps
 from specbench.report.brief.brief import BRIEF_FILE, FIGURES_FOLDER, provenance, with_doubts, write_pages, writing
-from specbench.report.marks import Doubt
 from specbench.report.settings.section import settings_of
+from specbench.report.templating import Doubt
 from specbench.store import StoredRun
 
 Rows = list[tuple[str, ...]]
@@ -68,7 +68,7 @@ def runs_of(stored: Sequence[StoredRun]) -> list[Run]:
     found = []
     for each in stored:
         if sum(each.folder.resolve() == other.folder.resolve() for other in stored) > 1:
-            raise StoreError("This run is named twice", where=str(each.folder), cure="Name each run once.")
+            raise StoreError("This run is named twice", where=str(each.folder), hint="Name each run once.")
         summary = summarise(each)
         draft = wording.recommended(summary)
         assert draft is not None  # summarise refuses a run without a measurement
@@ -105,7 +105,7 @@ def render_several(runs: Sequence[Run], links: Sequence[str]) -> str:
 def write_several(stored: Sequence[StoredRun], folder: Path) -> tuple[list[Run], Path]:
     """Write `brief.md`, `brief.html` and `figures/` to `folder`; the runs and the path of the Markdown. Raises
     StoreError where that cannot be done."""
-    from specbench.report.brief.several_figure import write_runs_figure
+    from specbench.report.curves import write_runs_figure
 
     runs = runs_of(stored)
     with writing(folder):

@@ -9,10 +9,10 @@ from specbench.analysis.contract import DraftResult, Summary
 from specbench.analysis.facts import Facts, differing, parted
 from specbench.decision.verdict import prompts_to_settle
 from specbench.records import Divergence, Interval, Trial
-from specbench.report.brief.step import Step
-from specbench.report.marks import mark
+from specbench.report.brief.commands import Step
+from specbench.report.brief.server import looks_up, server_steps
 from specbench.report.readings import Cost, cost
-from specbench.report.served.steps import looks_up, server_steps
+from specbench.report.templating import mark
 from specbench.report.wording import best_row, by_speedup, recommended
 
 _STEPS = 2

@@ -8,7 +8,7 @@ from typing import Any
 from specbench import text
 from specbench.analysis.contract import DraftResult, GammaResult
 from specbench.report import readings, wording
-from specbench.report.brief import notes, steps, trust
+from specbench.report.brief import glance, sections, steps
 from specbench.report.brief.doubts import cautions
 from specbench.report.economics import economics
 from specbench.report.engine_words import words_of
@@ -33,10 +33,10 @@ def engineer_values(story: Story) -> dict[str, Any]:
         "why": _why(story),
         "categories": wording.policy_line(draft, story.policy) if wording.by_speedup(draft) else "",
         "limits": [line for line in (*_limits(story, found.break_even), _load(story), found.batch_note) if line],
-        "counts": [line for line in (_rates(draft), _survival(draft), notes.gamma_note(draft)) if line],
+        "counts": [line for line in (_rates(draft), _survival(draft), sections.gamma_note(draft)) if line],
         "predicted": list(found.accuracy),
-        "lossless": trust.losslessness(draft, facts, story.trials),
-        "noise": trust.noise(summary),
+        "lossless": glance.losslessness(draft, facts, story.trials),
+        "noise": glance.noise(summary),
         "cautions": cautions(summary.warnings),
         "steps": steps.next_steps(summary, facts, story.trials),
         "folder": story.folder,

@@ -74,7 +74,7 @@ def find(word: str) -> Term:
         return known[asked]
     near = difflib.get_close_matches(asked, known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else "docs/glossary.md lists all of them."
-    raise ConfigError(f"No term {word!r} in the glossary", where="--term", cure=hint)
+    raise ConfigError(f"No term {word!r} in the glossary", where="--term", hint=hint)
 
 
 def used_in(markdown: str) -> list[Term]:

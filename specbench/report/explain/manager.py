@@ -13,7 +13,7 @@ from specbench.report.brief.glance import glance
 from specbench.report.economics import economics
 from specbench.report.engine_words import words_of
 from specbench.report.explain.story import Story, apart, asked, drafts, number, reaches, verdict
-from specbench.report.marks import mark
+from specbench.report.templating import mark
 
 
 def manager_values(story: Story) -> dict[str, Any]:

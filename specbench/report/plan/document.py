@@ -10,8 +10,7 @@ from pathlib import Path
 
 from specbench import text
 from specbench.analysis.facts import MANY_CUT, Facts, Model, read_facts
-from specbench.analysis.plan.amounts import Amounts, amounts
-from specbench.analysis.plan.contract import Plan
+from specbench.analysis.plan.contract import Amounts, Plan, amounts
 from specbench.analysis.plan.evidence import Evidence, read_evidence
 from specbench.analysis.plan.planned import OWN_SPREAD
 from specbench.analysis.plan.stops import TOO_FEW, Stop, any_time, before_the_sweep, exactly, speedup, too_few
@@ -91,7 +90,7 @@ def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -
         any_time=early,
         before=late,
         assumed=_assumed(plan, facts),
-        warnings=[(text.code(each.code), _cautioned(each.message, each.cure)) for each in plan.warnings],
+        warnings=[(text.code(each.code), _cautioned(each.message, each.hint)) for each in plan.warnings],
         longest=f"; here {about(found.minutes)}" if found.minutes else "",
         blank=BLANK,
     )
@@ -104,12 +103,12 @@ def write_document(page: str, path: Path) -> None:
             raise StoreError(
                 "There is a file already that is no measurement plan",
                 where=str(path),
-                cure="Give --write another name.",
+                hint="Give --write another name.",
             )
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise StoreError(
-            f"Cannot write the plan: {error.strerror}", where=str(path), cure="Give --write another name."
+            f"Cannot write the plan: {error.strerror}", where=str(path), hint="Give --write another name."
         ) from None
 
 
@@ -248,5 +247,5 @@ def _change(words: str) -> str:
     return next((change for part, change in CHANGES if part in words), "A pilot.")
 
 
-def _cautioned(message: str, cure: str) -> str:
-    return f"{text.escape(text.sentence(message))} {text.escape(cure)}"
+def _cautioned(message: str, hint: str) -> str:
+    return f"{text.escape(text.sentence(message))} {text.escape(hint)}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from specbench import text
-from specbench.analysis.plan.amounts import Amounts, minutes_for
-from specbench.analysis.plan.contract import Need, Plan, Truth
+from specbench.analysis.plan.contract import Amounts, Need, Plan, Truth, minutes_for
 from specbench.analysis.plan.planned import OWN_SPREAD
 from specbench.analysis.plan.stops import exactly
 from specbench.decision.interval import MIN_PROMPTS

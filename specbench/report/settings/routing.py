@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from specbench import text
 from specbench.analysis.contract import CategoryResult, DraftResult
 from specbench.records import Call
-from specbench.report.marks import mark
+from specbench.report.templating import mark
 from specbench.report.wording import by_speedup, few_mark
 
 _SERVERS = (

@@ -13,10 +13,10 @@ from specbench.config import SERVED
 from specbench.drafters import parse_draft
 from specbench.models.embedded import PREFIX
 from specbench.records import Call
-from specbench.report.marks import mark
 from specbench.report.settings.engines import Engine
 from specbench.report.settings.plan import Given, Plan, gguf, shell
 from specbench.report.settings.routing import part_that_is_on
+from specbench.report.templating import mark
 from specbench.shipped import DEFAULT_WORKLOAD
 
 # The engines that specbench starts itself, by the names that --engine takes.

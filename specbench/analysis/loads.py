@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from specbench.analysis.contract import DraftResult, Money
+from specbench.analysis.contract import DraftResult, LoadResult, Money, Percentiles
 from specbench.analysis.frame import ArmRows, at_load, by_arm, loads_of
 from specbench.analysis.results import Judged
-from specbench.analysis.served.contract import LoadResult, Percentiles
 from specbench.analysis.views import DraftView, a_a
 from specbench.decision.interval import Paired, excess_variance, speedup_interval
 from specbench.decision.verdict import judge

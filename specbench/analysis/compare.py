@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.analysis.compare.contract import (
+from specbench.analysis.compared import (
     SCHEMA,
     ComparedCategory,
     ComparedDraft,
@@ -21,14 +21,15 @@ from specbench.analysis.compare.contract import (
     ComparedSide,
     Comparison,
     Slower,
+    reason,
+    term_that_moved,
+    verdicts,
 )
-from specbench.analysis.compare.words import reason, term_that_moved, verdicts
 from specbench.analysis.contract import Summary
 from specbench.analysis.frame import by_arm, main_trials
-from specbench.analysis.steady import Steady
 from specbench.analysis.stopped import kept_arms
 from specbench.analysis.summarise import summarise
-from specbench.analysis.views import DraftView
+from specbench.analysis.views import DraftView, Steady
 from specbench.decision.interval import Paired, speedup_interval, totals_interval
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
@@ -54,7 +55,7 @@ def compared(a: StoredRun, b: StoredRun) -> Comparison:
         raise StoreError(
             "The two runs have no draft at one gamma over one prompt in common",
             where=f"{a.folder} and {b.folder}",
-            cure="Run the second with the first one's --draft, --gamma and --workload.",
+            hint="Run the second with the first one's --draft, --gamma and --workload.",
         )
     arms = [side.arms() for side in sides]
     return Comparison(

@@ -9,15 +9,15 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench import text
-from specbench.analysis.compare.contract import (
+from specbench.analysis.compared import (
     ComparedCategory,
     ComparedDraft,
     ComparedGamma,
     ComparedRun,
     Comparison,
 )
+from specbench.report.brief.server import pair
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
-from specbench.report.served.load_tables import pair
 
 _Cells = list[tuple[str, str, tuple[str, ...], int]]
 
@@ -46,7 +46,7 @@ def comparison_markdown(found: Comparison) -> str:
     lines += [text.escape(line) for line in _last(found)]
     lines += [""] if found.warnings else []
     lines += [
-        f"- *warning* {text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.cure))}"
+        f"- *warning* {text.code(w.code)}: {text.escape(text.sentence(w.message))} {text.escape(text.sentence(w.hint))}"
         for w in found.warnings
     ]
     return "\n".join(lines).rstrip() + "\n"
