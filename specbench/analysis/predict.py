@@ -52,11 +52,11 @@ class Predictor:
         groups: tuple[Callable[[CostPoint], bool], ...] = (
             lambda point: point.model is None and point.tokens == 1,
             lambda point: point.model is None and point.tokens > 1,
-            lambda point: point.model is not None and point.model == reader,
+            lambda point: point.model is not None and point.model == reader and point.phase != "states",
         )
         for chosen in groups:
             low, high = (self._pair(gamma, batch, at_end(self._view.points, end, chosen)) for end in ("low", "high"))
-            if low is not None and high is not None:
+            if low is not None and high is not None and min(low.speedup, high.speedup) > 0:
                 total += (math.log(low.speedup / high.speedup) / (2 * PROBED_REACH)) ** 2
         return total
 

@@ -72,7 +72,7 @@ class RoundCosts:
     def each_s(self) -> float:
         """Each later one: what a longer draft phase takes more."""
         longer = len(self.phase_s) - 1
-        return (self.phase_s[-1] - self.phase_s[0]) / longer if longer > 0 else self.draft_s
+        return max(0.0, self.phase_s[-1] - self.phase_s[0]) / longer if longer > 0 else self.draft_s
 
     @property
     def step_s(self) -> float:

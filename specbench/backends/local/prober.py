@@ -82,6 +82,8 @@ class Prober:
             # Side by side in each pass where their caches fit, else one length after the other.
             for part in [contexts] if self._fits(batch, len(contexts)) else [(context,) for context in contexts]:
                 every[:] = [self._bench(batch) for _ in part]
+                for bench in every:
+                    self._record(bench, batch)
                 found += self._steps(dict(zip(part, every, strict=True)), batch)
             found += self._prefills(every[-1], batch)
         except ModelMemoryError as error:
@@ -97,18 +99,21 @@ class Prober:
         return needed <= SHARE * available_bytes(self._device)
 
     def _bench(self, batch: int) -> Bench:
-        """Caches of every model and head; recorded on CUDA, as a run's are."""
+        """Caches of every model and head."""
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
         target = readers.get(None)
         wanted = {} if target is None else self._heads
         heads = [HeadProbe(name, head, readers[None], self._plan) for name, head in wanted.items()]
+        return Bench(readers, heads)
+
+    def _record(self, bench: Bench, batch: int) -> None:
+        """On CUDA passes are recorded, as those of a run are."""
         if self._device.startswith("cuda"):
             widths = self._plan.widths(batch)
             passes: list[tuple[Recordable, Sequence[int], bool]] = [
-                (reader, (1, 2) if name else widths, name is None) for name, reader in readers.items()
+                (reader, (1, 2) if name else widths, name is None) for name, reader in bench.readers.items()
             ]
-            record_all([*passes, *((head.target, widths, True) for head in heads)])
-        return Bench(readers, heads)
+            record_all([*passes, *((head.target, widths, True) for head in bench.heads)])
 
     def _steps(self, benches: Mapping[int, Bench], batch: int) -> list[CostPoint]:
         """What is timed after each of these contexts, over its own caches."""
