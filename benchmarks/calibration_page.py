@@ -1,7 +1,9 @@
-"""What benchmarks/calibration.py found, as tables, as a figure and as the generated part of docs/calibration.md."""
+"""What benchmarks/calibration.py found: a file of every row, a figure, and a part of docs/calibration.md."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -42,8 +44,9 @@ def print_tables(cells: Cells, methods: Methods, biased: Cells, compared: int) -
 
 
 def write_page(cells: Cells, methods: Methods, biased: Cells, compared: int, seed: int) -> None:
-    """Draw the figure and put the tables between the marks in docs/calibration.md."""
+    """Draw the figure, write every row beside it, and put the tables between the marks in docs/calibration.md."""
     draw_figure(cells, DOCS / "figures")
+    (DOCS / "figures" / "calibration.csv").write_text(every_row(cells), encoding="utf-8")
     workloads = next(iter(cells.values()))[0].workloads
     command = "`python -m benchmarks calibration`"
     head = f"{date.today().isoformat()}, seed {seed}, {workloads:,} workloads in each row, {command}.\n"
@@ -54,13 +57,42 @@ def write_page(cells: Cells, methods: Methods, biased: Cells, compared: int, see
     page.write_text(before + BEGIN + body + END + after, encoding="utf-8")
 
 
-def tables(cells: Cells, methods: Methods, biased: Cells, compared: int) -> str:
-    """Markdown. Every share is followed by its own 95 % interval."""
-    parts = []
+HEAD = (
+    "question",
+    "true speedup",
+    "prompts",
+    "interval holds the truth",
+    "wrong GO",
+    "wrong NO-GO",
+    "UNCLEAR",
+    "width",
+)
+
+
+def every_row(cells: Cells) -> str:
+    """CSV. Every share in percent, with its own 95 % interval; the width is the median one in percent."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEAD)
     for name, rows in cells.items():
-        head = "| true speedup | prompts | interval holds the truth | wrong GO | wrong NO-GO | UNCLEAR | median width |"
-        lines = [head, "|---|---|---|---|---|---|---|", *map(_row, rows)]
-        parts.append(f"### {name.capitalize()}\n\n" + "\n".join(lines))
+        for row in rows:
+            shares = [share(count, row.workloads) for count in (row.covered, row.wrong_go, row.wrong_no_go)]
+            unclear, width = 100 * row.unclear / row.workloads, 100 * row.width
+            writer.writerow([name, f"{row.speedup:.2f}", row.n, *shares, f"{unclear:.0f}", f"{width:.1f}"])
+    return text.getvalue()
+
+
+def tables(cells: Cells, methods: Methods, biased: Cells, compared: int) -> str:
+    """Markdown: over all true speedups, then methods, then an error that a whole arm shares."""
+    head = "| | prompts | interval holds the truth | wrong GO, at most | wrong NO-GO, at most | UNCLEAR at each truth |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for name, rows in cells.items():
+        sizes = sorted({row.n for row in rows})
+        lines += [_over_truths(name, [row for row in rows if row.n == size]) for size in sizes]
+    truths = ", ".join(
+        f"{speedup:.2f}x" for speedup in sorted({row.speedup for rows in cells.values() for row in rows})
+    )
+    parts = [f"### Over true speedups of {truths}\n\n" + "\n".join(lines)]
     prompts = list(methods)
     lines = [
         f"| method | {' | '.join(f'{n} prompts: held | width' for n in prompts)} |",
@@ -88,15 +120,15 @@ def share(hits: int, of: int) -> str:
     return f"{100 * hits / of:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _row(cell: Cell) -> str:
-    counts = (cell.covered, cell.wrong_go, cell.wrong_no_go)
-    shares = [share(count, cell.workloads) for count in counts]
-    # A wrong GO cannot happen where GO is right, and the other way round.
-    shares = [
-        text if count or place == 0 else "0" for place, (text, count) in enumerate(zip(shares, counts, strict=True))
+def _over_truths(name: str, rows: Sequence[Cell]) -> str:
+    held = [100 * row.covered / row.workloads for row in rows]
+    most = [
+        100 * max(counts) / rows[0].workloads
+        for counts in zip(*((r.wrong_go, r.wrong_no_go) for r in rows), strict=True)
     ]
-    cells = (f"{cell.speedup:.2f}x", str(cell.n), *shares, f"{cell.unclear / cell.workloads:.0%}", f"{cell.width:.1%}")
-    return f"| {' | '.join(cells)} |"
+    unclear = " ".join(f"{100 * row.unclear / row.workloads:.0f}" for row in rows)
+    wrong = " | ".join(f"{share:.1f} %" for share in most)
+    return f"| {name} | {rows[0].n} | {min(held):.1f} to {max(held):.1f} % | {wrong} | {unclear} % |"
 
 
 def draw_figure(cells: Cells, folder: Path) -> None:

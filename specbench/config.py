@@ -356,7 +356,8 @@ def _check_url(flag: str, url: str) -> None:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # half an IPv6 address, a port that is no number
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # half an IPv6 address, a port that is no number, a name with an empty part
         usable = False
     if not usable:
         # What stands before an @ may be a password.

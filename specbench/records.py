@@ -35,6 +35,7 @@ class FirstFault:
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 Size = Annotated[int, Ge(0), Le(10**18)]  # bytes, parameters: a model may have more than a million million
 Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+LogProb = Annotated[float, Ge(-LARGEST), Le(1e-3)]  # rounded, it may be above 0 by a little
 Speed = Annotated[float, Ge(0), Le(10**18)]  # bytes a second
 Counts = Annotated[tuple[Count, ...], FirstFault()]
 Survived = Annotated[tuple[Count, ...], FirstFault(), MaxLen(MOST_DRAFTED)]
@@ -270,10 +271,21 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientLag:
+    """How late we were ourselves over a stretch: how long an answer that had arrived waited until it was read (mean and
+    99th percentile), by a timer of the event loop, and how many cores our process used."""
+
+    mean_s: Number
+    p99_s: Number
+    cores: Number
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """An uninterrupted sequence of requests of one arm on a server. `counters` is what the server counted meanwhile,
     None where it does not count or started anew; `alone` says that we sent nothing but the stretch's counted requests,
-    so that the counters must equal the sums over its trials unless somebody else sent some."""
+    so that the counters must equal the sums over its trials unless somebody else sent some. `lag` is None where the
+    stretch was too short to tell."""
 
     number: Count
     arm: Arm
@@ -281,6 +293,7 @@ class Window:
     wall_s: Number
     counters: Counters | None
     alone: bool
+    lag: ClientLag | None = None
 
 
 @dataclass(frozen=True, slots=True)

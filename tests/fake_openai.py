@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,9 @@ class FakeOpenAI(FakeServer):
         for event in super().answer({"max_tokens": self.tokens, **body}):
             plain = {key: value for key, value in event.items() if key != "timings"}
             if "usage" in plain:
-                yield from ({"choices": [{"delta": delta, "finish_reason": None}]} for delta in self.deltas)
+                for delta in self.deltas:
+                    time.sleep(self.step_s)
+                    yield {"choices": [{"delta": delta, "finish_reason": None}]}
                 yield {"choices": [{"delta": {}, "finish_reason": self.finish, "index": 0}]}
                 if self.usage:
                     yield plain

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from specbench.backends.server.adapter import Ask, Chunk
+from specbench.backends.server.answers import Event
 from specbench.backends.server.detect import ADAPTERS, detect
 from specbench.backends.server.llamacpp import LlamaCpp
-from specbench.backends.server.openai import OpenAI, finish_of, stream_times, survivors, text_of, usage_of
+from specbench.backends.server.openai import OpenAI, events_of, finish_of, stream_times, survivors, text_of, usage_of
 from specbench.backends.server.preflight import check_defaults
 from specbench.backends.server.scoring import Scorer, Top
 from specbench.backends.server.sglang import SGLang
@@ -49,6 +50,10 @@ def said(content: str | None = None, finish: str | None = None, **more: Any) -> 
 
 def stream(*events: dict[str, Any]) -> list[Chunk]:
     return [Chunk(i + 1.0, event) for i, event in enumerate(events)]
+
+
+def read(*events: dict[str, Any]) -> list[tuple[float, Event]]:
+    return events_of(stream(*events), Event)
 
 
 def usage(tokens: Any) -> dict[str, Any]:
@@ -129,17 +134,17 @@ def test_usage_may_come_anywhere(where):
 
 def test_running_usage_counts_by_its_last():
     events = [said("a", usage={"completion_tokens": 1}), said("b", "stop", usage={"completion_tokens": 3})]
-    assert usage_of(stream(*events)).output_tokens == 3
+    assert usage_of(read(*events)).output_tokens == 3
 
 
 def test_an_end_of_sequence_alone_is_a_token():
-    assert stream_times(stream(said(""), said(None, "stop"), usage(1))) == (2.0, 2.0)
+    assert stream_times(read(said(""), said(None, "stop"), usage(1))) == (2.0, 2.0)
 
 
 def test_thoughts_are_text():
     thought = {"choices": [{"delta": {"reasoning_content": "Hm. "}}]}
-    chunks = stream(said(""), thought, said("Yes", "stop"))
-    assert (text_of(chunks), stream_times(chunks)) == ("Hm. Yes", (2.0, 3.0))
+    events = read(said(""), thought, said("Yes", "stop"))
+    assert (text_of(events), stream_times(events)) == ("Hm. Yes", (2.0, 3.0))
 
 
 @pytest.mark.parametrize("reason", ["abort", "content_filter"])
@@ -176,7 +181,7 @@ def test_garbage_is_refused(events, why):
 
 def test_no_token_has_no_time():
     with pytest.raises(ValueError, match="no token"):
-        stream_times(stream(said(""), usage(0)))
+        stream_times(read(said(""), usage(0)))
 
 
 @pytest.mark.parametrize("adapter", [OpenAI(), VLLM(), SGLang()])
@@ -534,7 +539,7 @@ def test_detect(found, kind):
 def test_every_adapter_says_where_its_numbers_come_from():
     for adapter in (make() for make in ADAPTERS.values()):
         assert {"text", "finish", "output_tokens", "first_s", "last_s"} <= set(adapter.sources)
-    assert finish_of(stream(said("a", "length"))) == "length"
+    assert finish_of(read(said("a", "length"))) == "length"
 
 
 @pytest.mark.parametrize(

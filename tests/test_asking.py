@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from fake_openai import FakeOpenAI
 from fake_scorer import FakeScorer
-from test_adapters import ASK, said, stream, usage
+from test_adapters import ASK, read, said, stream, usage
 from test_scoring import TEXT, scored
 from test_servers_as_found import measured
 from test_serving import codes, counted
@@ -90,7 +90,7 @@ def test_calls_of_tools_are_text_and_have_times():
     got = OpenAI().read(stream(*events))
     assert (got.text, got.finish, got.first_s, got.last_s) == ('weather{"a": 1}time{}', "eos", 2.0, 6.0)
     other = [*events[:3], call(None, ": 2}"), *events[4:]]
-    assert text_of(stream(*other)) != got.text
+    assert text_of(read(*other)) != got.text
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_calls_of_tools_are_text_and_have_times():
     ],
 )
 def test_whatever_a_model_writes_is_text_and_has_a_time(fields, text):
-    chunks = stream(delta(role="assistant"), delta(**fields), said(None, "stop"))
-    assert (text_of(chunks), stream_times(chunks)) == (text, (2.0, 3.0))
+    events = read(delta(role="assistant"), delta(**fields), said(None, "stop"))
+    assert (text_of(events), stream_times(events)) == (text, (2.0, 3.0))
 
 
 def test_llamacpp_tells_the_first_token_before_its_text():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from scipy import stats
 
 from benchmarks import calibration, fake_traffic
 from benchmarks.calibration import QUESTIONS, Question, ask_fixed, ask_widened, cell, measured
-from benchmarks.calibration_page import draw_figure, tables, wilson
+from benchmarks.calibration_page import HEAD, draw_figure, every_row, tables, wilson
 from benchmarks.fake_traffic import GAMMAS, Machine, count_rounds, draw, make_pool
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, speedup_interval
@@ -122,18 +123,32 @@ def test_the_intervals_of_shares_are_scipys():
         assert wilson(hits, of) == pytest.approx((theirs.low, theirs.high), abs=1e-4)
 
 
-def test_the_page_has_a_row_for_every_cell():
+def test_every_cell_has_a_row_in_the_file_and_the_page_its_extremes():
+    rows = list(csv.DictReader((PAGE.parent / "figures" / "calibration.csv").read_text(encoding="utf-8").splitlines()))
+    cells = {
+        (name, f"{s:.2f}", str(n)) for name in QUESTIONS for s in calibration.ACCEPTANCE for n in calibration.PROMPTS
+    }
+    assert {(row["question"], row["true speedup"], row["prompts"]) for row in rows} == cells and len(rows) == len(cells)
     text = PAGE.read_text(encoding="utf-8")
-    assert [name for name in QUESTIONS if f"### {name.capitalize()}\n" not in text] == []
-    rows = [f"| {speedup:.2f}x | {n} |" for speedup in calibration.ACCEPTANCE for n in calibration.PROMPTS]
-    assert [row for row in rows if text.count(row) != len(QUESTIONS)] == []
+    for name in QUESTIONS:
+        for n in calibration.PROMPTS:
+            mine = [row for row in rows if (row["question"], row["prompts"]) == (name, str(n))]
+            held, *wrong = ([float(row[key].split()[0]) for row in mine] for key in HEAD[3:6])
+            most = " | ".join(f"{max(shares):.1f} %" for shares in wrong)
+            unclear = " ".join(row["UNCLEAR"] for row in mine)
+            assert f"| {name} | {n} | {min(held):.1f} to {max(held):.1f} % | {most} | {unclear} % |" in text
 
 
-def test_tables_give_every_share_with_its_interval():
-    found = [replace(cell(FIXED, 1.10, 12, 5), workloads=100, covered=95, wrong_no_go=4)]
-    page = tables({"fixed gamma": found}, {12: {"BCa": (90, 0.2)}}, {"no bias": found}, 100)
-    assert "| 1.10x | 12 | 95.0 % [88.8, 97.8] | 0 | 4.0 % [1.6, 9.8] |" in page
+def test_tables_and_the_file_give_what_was_counted():
+    found = [
+        replace(cell(FIXED, 1.10, 12, 5), workloads=100, covered=95, wrong_no_go=4, wrong_go=0, unclear=9, width=0.2)
+    ]
+    cells = {"fixed gamma": [*found, replace(found[0], speedup=1.2, covered=90)]}
+    page = tables(cells, {12: {"BCa": (90, 0.2)}}, {"no bias": found}, 100)
+    assert "| fixed gamma | 12 | 90.0 to 95.0 % | 0.0 % | 4.0 % | 9 9 % |" in page
     assert "| BCa | 90.0 % [82.6, 94.5] | 20.0% |" in page
+    row = 'fixed gamma,1.10,12,"95.0 % [88.8, 97.8]","0.0 % [0.0, 3.7]","4.0 % [1.6, 9.8]",9,20.0'
+    assert row in every_row(cells).splitlines()
 
 
 @pytest.mark.full

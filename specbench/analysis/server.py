@@ -4,11 +4,12 @@ know before trusting it: whether it did what it was asked, and whether it counts
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from specbench import text
 from specbench.analysis.contract import ClockCheck, CounterCheck, NumberCheck, Server
 from specbench.analysis.frame import counted, loads_of
-from specbench.records import Arm, Caution, Counters, Trial, Window
+from specbench.records import Arm, Caution, Counters, Load, Trial, Window
 from specbench.run_record import ServedBy, State
 from specbench.store import StoredRun
 
@@ -131,9 +132,16 @@ TEMPLATE_TOKENS = 32
 CLOCK_SHARE = 0.10
 
 
-def server_cautions(server: Server, trials: Sequence[Trial]) -> list[Caution]:
-    """Everything that the server's own word gives away. `trials` are the counted ones, at every load."""
+# A first token that waited for us longer than this share of its time tells of the client. With it the error of a time
+# to first token is as large (benchmarks/client.py); that of the time per token, a difference, is far smaller.
+LAG_SHARE = 0.05
+
+
+def server_cautions(server: Server, trials: Sequence[Trial], stretches: Sequence[Window] = ()) -> list[Caution]:
+    """Everything that the server's own word gives away, and what our own clock does. `trials` are the counted ones, at
+    every load."""
     found = [
+        _late(trials, stretches),
         _counters(server.counters),
         _clock(server.clocks),
         _prefix_cache(trials),
@@ -173,6 +181,30 @@ def _clock(clocks: Iterable[ClockCheck]) -> Caution | None:
         "clock-disagrees",
         f"the server's own clock says of decoding {listed} than the client saw",
         "The connection or a busy client may take part of the time: run specbench on the server's machine.",
+    )
+
+
+def _late(trials: Sequence[Trial], stretches: Iterable[Window]) -> Caution | None:
+    """By the load at which our share was largest."""
+    late: dict[Load, list[tuple[float, float]]] = {}
+    for stretch in stretches:
+        if stretch.lag is not None:
+            late.setdefault(stretch.arm.load, []).append((stretch.lag.mean_s, stretch.wall_s))
+    shares: list[tuple[float, float, Load]] = []
+    for load, found in late.items():
+        waits = [trial.times.prefill_s for trial in trials if trial.arm.load == load]
+        seconds = sum(wall_s for _, wall_s in found)
+        if waits and seconds > 0 and (first_s := median(waits)) > 0:
+            late_s = sum(mean_s * wall_s for mean_s, wall_s in found) / seconds
+            shares.append((late_s / first_s, late_s, load))
+    share, late_s, load = max(shares, key=lambda each: each[0], default=(0.0, 0.0, Load()))
+    if share <= LAG_SHARE:
+        return None
+    return Caution(
+        "client-late",
+        f"at {load.label} answers waited {text.milliseconds(late_s)} on average until specbench read them, "
+        f"{text.percent(share)} of the median time to first token: the server looks slower than it is",
+        "This machine is too busy: run specbench where cores are idle, or measure fewer requests at once.",
     )
 
 

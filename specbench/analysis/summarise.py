@@ -66,7 +66,7 @@ def summarise(stored: StoredRun) -> Summary:
     if server is not None:
         loads = load_results(stored, policy)
         results = tuple(with_loads(result, loads, policy) for result in results)
-        cautions += server_cautions(server, every)
+        cautions += server_cautions(server, every, stored.stretches)
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,

@@ -14,6 +14,7 @@ from specbench.errors import EngineError
 from specbench.records import (
     Arm,
     Caution,
+    ClientLag,
     Counters,
     Divergence,
     Finish,
@@ -130,6 +131,7 @@ class WindowEnd:
     wall_s: float
     counters: Counters | None
     alone: bool
+    lag: ClientLag | None
 
 
 # What sessions yield, as it comes; whoever stops listening closes it.

@@ -11,10 +11,12 @@ from specbench.cli import measure, brief, explain, compare, check, stored, plan,
 
 # isort: on
 from specbench.cli.app import app
+from specbench.cli.streams import standard_streams
 
 
 def main() -> None:
     """The `specbench` command."""
     # Library chatter (progress bars, advice) belongs to no one who reads our stderr.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    app(prog_name="specbench")
+    with standard_streams():
+        app(prog_name="specbench")

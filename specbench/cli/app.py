@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from specbench import __version__
+from specbench.cli.streams import StdoutError
 from specbench.errors import SpecbenchError
 
 
@@ -19,6 +21,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # specbench/__main__.py; from here on it is caught
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             return super().invoke(ctx)
         except SpecbenchError as error:
             typer.echo(f"specbench: {error.line()}", err=True)
@@ -26,6 +30,8 @@ class Group(TyperGroup):
         except KeyboardInterrupt:
             typer.echo("specbench: interrupted. Run the same command again: it continues where it stopped.", err=True)
             raise typer.Exit(130) from None
+        except StdoutError:
+            raise
         except Exception as error:
             # click's own errors know their exit code; anything else is a bug of ours
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or os.environ.get("SPECBENCH_DEBUG"):

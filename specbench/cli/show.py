@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from specbench.errors import StoreError
+from specbench.text import clean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,7 +44,7 @@ def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = Non
     for part in parts:
         console.print(part)
     if folder is not None:
-        console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+        console.print(f"Run folder: {clean(folder)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_replay(

@@ -252,9 +252,8 @@ class Measurement:
                     if isinstance(event, WarmUp):
                         self._store_warm_up(event)
                     elif isinstance(event, WindowEnd):
-                        self._writer.append_stretch(
-                            Window(number, arm, event.requests, event.wall_s, event.counters, event.alone)
-                        )
+                        end = (event.requests, event.wall_s, event.counters, event.alone, event.lag)
+                        self._writer.append_stretch(Window(number, arm, *end))
                     elif self._trial(event, arm, number):
                         disturbed.append(event.job)
             jobs = disturbed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from specbench.store.files import replace_file, unwritable
 from specbench.store.folders import find_run, find_runs, new_folder, require_disk
+from specbench.store.lines import check_trial
 from specbench.store.locks import busy, in_use, one_at_a_time
 from specbench.store.record import OUT_OF_MEMORY, RUN_FILE, left_out, read_record, record_json
 from specbench.store.stored import DIVERGENCES_FILE, TRIALS_FILE, StoredRun, TrialKey, read_run, trial_key
@@ -24,6 +25,7 @@ __all__ = [
     "StoredRun",
     "TrialKey",
     "busy",
+    "check_trial",
     "find_run",
     "find_runs",
     "in_use",

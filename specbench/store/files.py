@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -19,13 +21,18 @@ def write_all(file: FileIO, data: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def open_new(mode: int) -> Callable[[str, int], int]:
+    """For `open`: a file that it makes has at most these permissions."""
+    return partial(os.open, mode=mode)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write `path` whole, or raise OSError and leave it as it was. Where it is a link, the link is replaced and what it
-    leads to stays."""
+    leads to stays. It has at most the permissions of `mode`."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)  # of a killed session, or a link that somebody put there
-        with temporary.open("xb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0, opener=open_new(mode)) as file:
             write_all(file, data)
         temporary.replace(path)
     except OSError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from operator import lt
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from specbench.errors import StoreError
 from specbench.kinds import MAX_GAMMA
@@ -70,6 +71,19 @@ def trial_of(line: bytes) -> Trial:
     if decode_s <= 0 < trial.decode_tokens and not trial.warmup:
         raise ValueError("tokens were decoded in no time")
     return trial
+
+
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A line, as it is written. Raises ValueError for what no line can be."""
+    line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    if len(line) >= LONGEST_LINE:
+        raise ValueError(f"the line is longer than {LONGEST_LINE >> 20} MiB")
+    return line
+
+
+def check_trial(trial: Trial) -> None:
+    """Raises ValueError for one that could not be read again."""
+    trial_of(line_of(asdict(trial)))
 
 
 def _check_arm(arm: Arm) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -14,8 +13,8 @@ from typing import Any, Self
 from specbench.errors import EngineError, StoreError
 from specbench.records import Divergence, Trial, Window
 from specbench.run_record import RunRecord
-from specbench.store.files import cut_torn_line, refuse_links, replace_file, unwritable, write_all
-from specbench.store.lines import divergence_of, stretch_of, trial_of
+from specbench.store.files import cut_torn_line, open_new, refuse_links, replace_file, unwritable, write_all
+from specbench.store.lines import divergence_of, line_of, stretch_of, trial_of
 from specbench.store.locks import hold, release
 from specbench.store.record import RUN_FILE, read_record, record_json
 from specbench.store.stored import DIVERGENCES_FILE, STRETCHES_FILE, TRIALS_FILE, TrialKey
@@ -34,9 +33,13 @@ class RunWriter:
         self.run = run
         self._ends: dict[str, int] = {}
         self._appending = threading.Lock()  # answers of servers come from several threads
+        # Prompts and answers are for whoever asked for them.
+        self._mode = 0o600 if run.config.keep_text else 0o666
         refuse_links(folder)
         self._lock = hold(folder)
         try:
+            if run.config.keep_text:
+                folder.chmod(0o700)
             self._refuse_stale()
             # A torn last line would otherwise swallow the first trial that is appended after it.
             for name in (TRIALS_FILE, DIVERGENCES_FILE, STRETCHES_FILE):
@@ -68,7 +71,7 @@ class RunWriter:
     def _append(self, name: str, row: dict[str, Any], read: Callable[[bytes], object]) -> None:
         path = self.folder / name
         try:
-            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            line = line_of(row)
             read(line)  # what could not be read again must not get into the file
         except ValueError as error:
             raise EngineError(
@@ -77,7 +80,8 @@ class RunWriter:
                 hint="It is not stored; what was measured before is.",
             ) from None
         try:
-            with self._appending, path.open("ab", buffering=0) as file:
+            opener = open_new(self._mode)
+            with self._appending, open(path, "ab", buffering=0, opener=opener) as file:
                 end = file.seek(0, os.SEEK_END)
                 if end != self._ends[name]:
                     raise StoreError(
@@ -108,7 +112,7 @@ class RunWriter:
                 hint="It is as it was before.",
             ) from None
         try:
-            replace_file(path, data)
+            replace_file(path, data, self._mode)
         except OSError as error:
             raise unwritable(error, path) from None
         self.run = run

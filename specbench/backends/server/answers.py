@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,6 +93,14 @@ class Event(Fields):
     choices: list[Choice] | None = None
     usage: UsageFields | None = None
     error: Any = None
+
+    @cached_property
+    def text(self) -> str:
+        return "".join(choice.text for choice in self.choices or ())
+
+    @property
+    def finish_reason(self) -> str | None:
+        return next((choice.finish_reason for choice in self.choices or () if choice.finish_reason), None)
 
 
 class Model(Fields):

@@ -1,43 +1,55 @@
-"""One server over HTTP: pages, and streamed answers whose events carry the time of their arrival.
+"""One server over HTTP: pages, answers, and streamed answers whose events carry the time of their arrival.
 
-Events are kept as text until the answer is whole: nothing is parsed while the clock runs.
+Nothing is parsed while the clock of a request runs, and nothing that a server says is taken on trust: every request has
+a limit of time and of bytes, texts are UTF-8 whatever a header says, and what is not an answer is asked for again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 import time
 from functools import cache
-from typing import Self
-from urllib.parse import urlsplit
+from ipaddress import ip_address
+from socket import inet_aton
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
-from httpx_sse import EventSource, SSEError
 
 from specbench.backends.server.adapter import Chunk
 from specbench.backends.server.failures import FailedError, Problem, RefusedError, error_word, problem_of
-from specbench.errors import EngineError, SpecbenchError
+from specbench.backends.server.wire import ClosedError, GarbledError, Proxy, Reply, UnreachableError, Wire
+from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.text import shown
 
-# A page that takes longer than this will not come.
+# A page that takes longer than this will not come, and one that is larger is none that we ask for.
 PAGE_S = 10.0
+_MOST_PAGE = 32 << 20
+
+# So many events are parsed before whoever else waits gets a turn: below a millisecond.
+_AT_ONCE = 64
 
 _CHAT = "/chat/completions"
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-@cache
-def _verified() -> ssl.SSLContext:
-    """Certificates are verified; reading them takes longer than many a request."""
-    return httpx.create_ssl_context()
-
 
 def is_local(url: str) -> bool:
-    """Whether the address is on this machine."""
-    return (urlsplit(url).hostname or "") in LOOPBACK
+    """Whether the address is on this machine, however it is written: all of 127/8, ::1, 0.0.0.0, ::, localhost."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        try:
+            address = ip_address(inet_aton(host))  # 127.1, 0x7f000001
+        except OSError:
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -45,29 +57,74 @@ def split_address(address: str) -> tuple[str, str]:
     return (address.removesuffix(_CHAT), "/v1") if address.endswith(_CHAT) else (address, "")
 
 
+@cache
+def _verifying() -> ssl.SSLContext:
+    """Certificates are verified; reading them takes longer than many a request. Raises ConfigError."""
+    try:
+        return httpx.create_ssl_context()
+    except (OSError, ssl.SSLError):
+        name = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "the system's own")
+        raise ConfigError(
+            "Certificates cannot be read",
+            where=name,
+            hint="Name a file of certificates in PEM, or unset it.",
+        ) from None
+
+
+def _proxy_of(url: str) -> Proxy | None:
+    """The proxy that the environment names for an address; it has no business between us and this machine. Raises
+    ConfigError for one that cannot be used."""
+    parts = urlsplit(url)
+    if is_local(url) or proxy_bypass(parts.netloc):
+        return None
+    known = getproxies()
+    kind = next((kind for kind in (parts.scheme, "all") if known.get(kind)), None)
+    if kind is None:
+        return None
+    try:
+        return Proxy.of(known[kind])
+    except ValueError:
+        names = (f"{kind}_proxy", f"{kind}_proxy".upper())
+        name = next((name for name in names if os.environ.get(name)), "the system's settings")
+        raise ConfigError(
+            "The proxy is no address of an HTTP proxy",  # which may hold a password
+            where=name,
+            hint="Write http://host:port, unset it, or name the server's host in no_proxy.",
+        ) from None
+
+
 class Client:
-    """An open connection pool to the server at `url`. `key` goes into the Authorization header and nowhere else."""
+    """Open connections to the server at `url`. `key` goes into the Authorization header and nowhere else. Raises
+    ConfigError where the environment names a proxy or certificates that cannot be used."""
 
     def __init__(self, url: str, *, key: str | None, timeout_s: float) -> None:
         self.url = url.rstrip("/")
         root, self._above = split_address(self.url)
+        parts = urlsplit(root)
+        self._root = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self._has_key = key is not None
         self._timeout_s = timeout_s
-        self._http = httpx.AsyncClient(
-            base_url=root,
+        proxy = _proxy_of(root)
+        secure = parts.scheme == "https" or (proxy is not None and proxy.secure)
+        self._wire = Wire(
+            root,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout_s, connect=PAGE_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            verify=_verified(),
-            # A proxy of the environment has no business between us and this machine.
-            trust_env=not is_local(url),
+            proxy=proxy,
+            context=_verifying() if secure else None,
         )
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        self._wire.close()
+
+    async def open(self, connections: int) -> None:
+        """So many connections at once, before a clock runs. Raises EngineError where nothing answers."""
+        try:
+            await self._wire.open(connections)
+        except UnreachableError as error:
+            raise self._gone(str(error)) from None
 
     def _at(self, path: str) -> str:
         return path.removeprefix(self._above)
@@ -76,80 +133,66 @@ class Client:
         """A page as text; None where the server does not have it or does not show it. Raises EngineError where nothing
         answers."""
         try:
-            answer = await self._http.get(self._at(path), timeout=PAGE_S)
-        except httpx.HTTPError as error:
-            raise self._gone(error) from None
+            _, answer = await self._asked("GET", path, None, PAGE_S, _MOST_PAGE)
+        except FailedError as failed:
+            raise self._gone(f"{self._at(path)}: {failed.kind}") from None
         # A gateway may forbid a page that it does not have: who has a key is told by the requests themselves.
-        if answer.status_code in (401, 403) and not self._has_key:
-            raise self._locked(Problem(answer.status_code))
-        return answer.text if answer.is_success else None
+        if answer.status in (401, 403) and not self._has_key:
+            raise self._locked(Problem(answer.status))
+        return answer.body.decode(errors="replace") if 200 <= answer.status < 300 else None
 
-    async def send(self, path: str, body: dict[str, object]) -> list[Chunk]:
+    async def send(self, path: str, body: dict[str, Any]) -> list[Chunk]:
         """POST and read the stream to its end. Raises RefusedError, FailedError, or EngineError where no request can
         ever succeed."""
-        try:
-            return await self._stream(path, body)
-        except httpx.RemoteProtocolError:
-            # llama.cpp closes a kept connection now and then just as the next request comes: nothing was asked yet.
-            try:
-                return await self._stream(path, body)
-            except httpx.RemoteProtocolError:
-                raise FailedError("the server closed the connection") from None
-
-    async def _stream(self, path: str, body: dict[str, object]) -> list[Chunk]:
-        """One try. RemoteProtocolError passes where the connection closed before anything came."""
-        arrived: list[tuple[float, str]] = []
-        sent = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._timeout_s), self._http.stream("POST", self._at(path), json=body) as answer:
-                if answer.status_code >= 300:
-                    await answer.aread()
-                    self._check(answer, path, body)
-                if "text/event-stream" not in answer.headers.get("content-type", ""):
-                    raise FailedError("the answer is not streamed")
-                async for event in EventSource(answer).aiter_sse():
-                    arrived.append((time.perf_counter() - sent, event.data))
-        except (TimeoutError, httpx.TimeoutException):
-            raise FailedError("timeout") from None
-        except httpx.ConnectError as error:
-            raise self._gone(error) from None
-        except (httpx.HTTPError, SSEError) as error:
-            if isinstance(error, httpx.RemoteProtocolError) and not arrived:
-                raise
-            raise FailedError(type(error).__name__) from None
-        return _parsed(arrived)
-
-    async def post(self, path: str, body: dict[str, object]) -> dict[str, object]:
-        """POST without a stream. Raises as `send` does."""
-        try:
-            try:
-                answer = await self._http.post(self._at(path), json=body)
-            except httpx.RemoteProtocolError:  # as in `send`
-                answer = await self._http.post(self._at(path), json=body)
-        except httpx.TimeoutException:
-            raise FailedError("timeout") from None
-        except httpx.ConnectError as error:
-            raise self._gone(error) from None
-        except httpx.HTTPError as error:
-            raise FailedError(type(error).__name__) from None
+        sent_s, answer = await self._asked("POST", path, body, self._timeout_s)
         self._check(answer, path, body)
-        try:
-            found = answer.json()
-        except (ValueError, RecursionError):
-            raise FailedError("not JSON") from None
+        if "text/event-stream" not in answer.headers.get("content-type", "").lower():
+            raise FailedError("the answer is not streamed")
+        return await _parsed([(at_s - sent_s, data) for at_s, data in answer.events()])
+
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """POST without a stream. Raises as `send` does."""
+        _, answer = await self._asked("POST", path, body, self._timeout_s)
+        self._check(answer, path, body)
+        found = _json(answer.body)
         if not isinstance(found, dict):
             raise FailedError("not JSON")
         return found
 
-    def _check(self, answer: httpx.Response, path: str, body: dict[str, object]) -> None:
-        """Nothing for an answer, which has been read to its end where it is an error."""
-        status = answer.status_code
+    async def _asked(
+        self, method: str, path: str, body: dict[str, Any] | None, limit_s: float, *most: int
+    ) -> tuple[float, Reply]:
+        """When the request was sent, by time.perf_counter(), and its whole answer. Raises FailedError, and EngineError
+        where nothing answers."""
+        data = None if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        for again in (False, True):
+            sent_s = time.perf_counter()
+            try:
+                async with asyncio.timeout(limit_s):
+                    return sent_s, await self._wire.ask(method, self._root + self._at(path), data, *most)
+            except TimeoutError:
+                raise FailedError("timeout") from None
+            except UnreachableError as error:
+                raise self._gone(str(error)) from None
+            except GarbledError as error:
+                raise FailedError(str(error)) from None
+            except ClosedError:
+                # llama.cpp closes a kept connection now and then just as the next request comes: nothing was asked yet.
+                if again:
+                    raise FailedError("the server closed the connection") from None
+        raise AssertionError
+
+    def _check(self, answer: Reply, path: str, body: dict[str, Any]) -> None:
+        """Nothing for an answer."""
+        status = answer.status
         if status < 300:
             return
-        problem = problem_of(status, answer.text, body)
+        problem = problem_of(status, answer.body.decode(errors="replace"), body)
         if status in (401, 403):
             raise self._locked(problem)
-        if status in (404, 405, 501) or status < 400:
+        if status < 400:
+            raise self._moved(answer, path, problem)
+        if status in (404, 405, 501):
             name = body.get("model")
             raise EngineError(
                 f"The server does not take requests at {self._at(path)}"
@@ -163,6 +206,15 @@ class Client:
             raise FailedError(str(problem))
         raise RefusedError(problem)
 
+    def _moved(self, answer: Reply, path: str, problem: Problem) -> SpecbenchError:
+        """Neither key nor prompt goes where a server points; the user may send them there."""
+        target = _without_secrets(answer.headers.get("location", ""))
+        return EngineError(
+            f"The server redirects requests{f' to {shown(target)}' if target else ''}, and we follow none: {problem}",
+            where=f"{self.url}, {self._at(path)}",
+            hint="Name the final address in its place.",
+        )
+
     def _locked(self, problem: Problem) -> SpecbenchError:
         return EngineError(
             f"The server wants a key: {problem}",
@@ -170,8 +222,7 @@ class Client:
             hint="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
         )
 
-    def _gone(self, error: httpx.HTTPError) -> SpecbenchError:
-        reason = "its certificate cannot be verified" if "CERTIFICATE" in str(error).upper() else type(error).__name__
+    def _gone(self, reason: str) -> SpecbenchError:
         return EngineError(
             f"No server answers: {reason}",
             where=self.url,
@@ -179,19 +230,36 @@ class Client:
         )
 
 
-def _parsed(arrived: list[tuple[float, str]]) -> list[Chunk]:
+def _without_secrets(address: str) -> str:
+    """An address without what may be a password or a token; empty for what is none."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return ""
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query="", fragment="").geturl()
+
+
+def _json(data: bytes) -> Any:
+    """Raises FailedError."""
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError):
+        raise FailedError("not JSON") from None
+
+
+async def _parsed(arrived: list[tuple[float, bytes]]) -> list[Chunk]:
     """Events as JSON. Raises FailedError for an answer that breaks off or reports an error of its own."""
-    if not arrived or arrived[-1][1] != "[DONE]":
+    if not arrived or arrived[-1][1] != b"[DONE]":
         raise FailedError("the answer broke off")
     chunks = []
-    for at_s, line in arrived[:-1]:
-        try:
-            data = json.loads(line)
-        except (ValueError, RecursionError):
-            raise FailedError("not JSON") from None
-        if not isinstance(data, dict) or data.get("error") is not None:
-            raise FailedError(
-                f"an error inside the answer{error_word(data['error']) if isinstance(data, dict) else ''}"
-            )
+    for number, (at_s, line) in enumerate(arrived[:-1], 1):
+        data = _json(line)
+        if not isinstance(data, dict):
+            raise FailedError("not a JSON object")
+        if data.get("error") is not None:
+            raise FailedError(f"an error inside the answer{error_word(data['error'])}")
         chunks.append(Chunk(at_s, data))
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
     return chunks

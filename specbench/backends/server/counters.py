@@ -16,9 +16,12 @@ def samples(page: str) -> Samples:
     from prometheus_client.parser import text_string_to_metric_families
 
     found: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            found[sample.name].append((dict(sample.labels), float(sample.value)))
+    try:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                found[sample.name].append((dict(sample.labels), float(sample.value)))
+    except (LookupError, TypeError, AttributeError):  # the parser trips over what it does not expect
+        raise ValueError("no page of counters") from None
     return found
 
 
@@ -34,10 +37,10 @@ def by_position(page: Samples, name: str) -> tuple[int, ...] | None:
         return None
     sums: dict[int, float] = defaultdict(float)
     for labels, value in page[name]:
-        position = int(labels["position"])
-        if not 0 <= position < MOST_DRAFTED:
+        position = labels.get("position", "")
+        if not position.isdecimal() or len(position) > 9 or int(position) >= MOST_DRAFTED:
             raise ValueError("a position that no draft has")
-        sums[position] += value
+        sums[int(position)] += value
     return tuple(_whole(sums[position]) for position in range(max(sums) + 1))
 
 

@@ -32,7 +32,7 @@ from specbench.backends.server.answers import (
 from specbench.backends.server.counters import by_position, samples, total
 from specbench.backends.server.failures import AnswerError, RefusedError, as_word, word
 from specbench.backends.server.scoring import Post, Step
-from specbench.records import Count, Counters, Finish, Number, Round, Sampling, ServerStats
+from specbench.records import Count, Counters, Finish, LogProb, Number, Round, Sampling, ServerStats
 
 _COUNTER = "llamacpp:spec_decode_num_"
 _COMPLETION = "/completion"
@@ -52,6 +52,7 @@ WHOLE_TEXT = 1 << 18
 _OFF = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
 _OFF |= {"xtc_probability": 0.0, "typical_p": 1.0, "top_n_sigma": -1.0, "mirostat": 0.0, "dynatemp_range": 0.0}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n", "seed", "cache_prompt")
+_MOST_ROUNDS = 1 << 22
 _STOPS: Mapping[str, Finish] = {"eos": "eos", "limit": "length"}
 
 
@@ -121,7 +122,7 @@ class _Completion(Fields):
 
 class _Top(Fields):
     id: Count | None = None
-    logprob: Number | None = None
+    logprob: LogProb | None = None
 
 
 class _Place(Fields):
@@ -165,14 +166,15 @@ class LlamaCpp:
         }
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
-        finish = openai.finish_of(chunks)
-        told = [(chunk.at_s, _Event.of(chunk.data).timings) for chunk in chunks]
+        events = openai.events_of(chunks, _Event)
+        finish = openai.finish_of(events)
+        told = [(at_s, event.timings) for at_s, event in events]
         timings = [found for _, found in told if found is not None]
         if not timings:
             raise AnswerError("the answer has no timings, which llama.cpp's server always sends")
         rounds = rounds_of(timings)
         answer = openai.reading(
-            chunks,
+            events,
             tuple(r.drafted for r in rounds or ()),
             tuple(r.accepted for r in rounds or ()),
             _told(timings[-1], finish),
@@ -284,6 +286,8 @@ def rounds_of(timings: Sequence[Timings]) -> list[Round] | None:
             rounds.append(Round(d - drafted, a - accepted))
             room = a - accepted + 1
         plain = max(0, new - room)
+        if len(rounds) + plain > _MOST_ROUNDS:
+            raise AnswerError("timings.predicted_n is more than any answer has")
         rounds += [Round(0, 0)] * plain
         room -= new - plain
         tokens, drafted, accepted = n, d, a

@@ -10,11 +10,11 @@ from itertools import takewhile
 from typing import Any
 
 from specbench.backends.server.answers import Fields, Json, Text, Tokens
-from specbench.records import Divergence, Number
+from specbench.records import Divergence, LogProb
 
 
 class _Top(Fields):
-    logprob: Number
+    logprob: LogProb
 
 
 class _Token(Fields):

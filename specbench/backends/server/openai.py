@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeAlias, TypeVar
 
 from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
-from specbench.backends.server.answers import Choice, Event, Model, Models, parsed
+from specbench.backends.server.answers import Event, Model, Models, parsed
 from specbench.backends.server.failures import AnswerError, as_word, error_word
-from specbench.records import Counters, Finish, ServerStats
+from specbench.records import MOST_DRAFTED, Counters, Finish, ServerStats
+
+Told = TypeVar("Told", bound=Event)
+Events: TypeAlias = Sequence[tuple[float, Event]]  # each with its arrival in seconds after the request was sent
 
 CHAT = "/v1/chat/completions"
+MOST_TEXT = 8 << 20  # characters: a line of a run folder holds it, however it is written
 SOURCES: Mapping[str, str] = {
     "text": "choices[].delta: thoughts, content, tool_calls",
     "finish": "choices[].finish_reason",
@@ -53,24 +58,34 @@ def chat_body(ask: Ask, model: str | None) -> dict[str, Any]:
     return body if model is None else {"model": model, **body}
 
 
-def stream_times(chunks: Sequence[Chunk]) -> tuple[float, float]:
+def events_of(chunks: Sequence[Chunk], kind: type[Told]) -> list[tuple[float, Told]]:
+    """A streamed answer, field by field, each event with its arrival. Raises ValueError for one that is not as it
+    should be, or tells of a failure instead."""
+    found = [(chunk.at_s, kind.of(chunk.data)) for chunk in chunks]
+    for _, event in found:
+        if event.error is not None:
+            raise AnswerError(f"the server broke the answer off with an error{error_word(event.error)}")
+    return found
+
+
+def stream_times(events: Events) -> tuple[float, float]:
     """Arrival of the first and of the last token, seconds after the request was sent. The end of sequence has no text:
-    it arrives with the finish_reason. Raises ValueError where no chunk carries a token."""
-    spoken = [chunk.at_s for chunk in chunks if _text(chunk)]
-    ended = [chunk.at_s for chunk in chunks if any(choice.finish_reason for choice in _choices(chunk))]
+    it arrives with the finish_reason. Raises ValueError where no event carries a token."""
+    spoken = [at_s for at_s, event in events if event.text]
+    ended = [at_s for at_s, event in events if event.finish_reason]
     if not spoken and not ended:
         raise AnswerError("the answer has no token")
     return min(spoken or ended), max(spoken + ended)
 
 
-def text_of(chunks: Sequence[Chunk]) -> str:
+def text_of(events: Events) -> str:
     """All text of an answer, thoughts and calls of tools included, in the order of its arrival."""
-    return "".join(_text(chunk) for chunk in chunks)
+    return "".join(event.text for _, event in events)
 
 
-def finish_of(chunks: Sequence[Chunk]) -> Finish:
+def finish_of(events: Events) -> Finish:
     """How the answer ended. Raises ValueError for an answer that broke off or ended in another way than ours can."""
-    reasons = [choice.finish_reason for chunk in chunks for choice in _choices(chunk) if choice.finish_reason]
+    reasons = [event.finish_reason for _, event in events if event.finish_reason]
     if not reasons:
         raise AnswerError("the answer broke off: no finish_reason")
     if reasons[-1] not in FINISHES:
@@ -78,10 +93,10 @@ def finish_of(chunks: Sequence[Chunk]) -> Finish:
     return FINISHES[reasons[-1]]
 
 
-def usage_of(chunks: Sequence[Chunk]) -> Usage:
+def usage_of(events: Events) -> Usage:
     """The last counts in the stream: some servers repeat running counts in every chunk. Raises ValueError where there
     are none."""
-    told = [usage for chunk in chunks if (usage := Event.of(chunk.data).usage) is not None]
+    told = [event.usage for _, event in events if event.usage is not None]
     if not told or told[-1].completion_tokens is None:
         raise AnswerError(
             "no usage.completion_tokens, which we ask for by stream_options.include_usage (some servers and gateways "
@@ -93,16 +108,18 @@ def usage_of(chunks: Sequence[Chunk]) -> Usage:
 
 
 def reading(
-    chunks: Sequence[Chunk],
+    events: Events,
     drafted: tuple[int, ...] = (),
     accepted: tuple[int, ...] = (),
     told: ServerStats | None = None,
 ) -> Completion:
     """The answer, with what an engine tells beyond OpenAI's fields. Raises ValueError for one that is not whole."""
-    finish, usage, said = finish_of(chunks), usage_of(chunks), text_of(chunks)
-    first_s, last_s = stream_times(chunks)
+    finish, usage, said = finish_of(events), usage_of(events), text_of(events)
+    first_s, last_s = stream_times(events)
     if said and not usage.output_tokens:
         raise AnswerError("usage.completion_tokens is 0, and there is a text")
+    if len(said) > MOST_TEXT:
+        raise AnswerError("its text is longer than any answer's")
     told = told or ServerStats()
     return Completion(
         text=said,
@@ -114,7 +131,7 @@ def reading(
         drafted=drafted,
         accepted=accepted,
         told=told if told.cached_tokens is not None else replace(told, cached_tokens=usage.cached_tokens),
-        pieces=sum(bool(_text(chunk)) for chunk in chunks),
+        pieces=sum(bool(event.text) for _, event in events),
     )
 
 
@@ -143,8 +160,11 @@ async def served(get: Get) -> Model:
 
 
 def survivors(histogram: Sequence[int]) -> tuple[int, ...]:
-    """From how many rounds accepted exactly 0, 1, 2, ... drafts: how many had their first 1, 2, ... accepted."""
-    return tuple(sum(histogram[length:]) for length in range(1, len(histogram)))
+    """From how many rounds accepted exactly 0, 1, 2, ... drafts: how many had their first 1, 2, ... accepted. Raises
+    ValueError for more drafts than a round can have."""
+    if len(histogram) > MOST_DRAFTED + 1:
+        raise AnswerError("the histogram of acceptances is longer than any draft")
+    return tuple(accumulate(reversed(histogram[1:])))[::-1]
 
 
 class OpenAI:
@@ -164,7 +184,7 @@ class OpenAI:
         return chat_body(ask, model)
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
-        return reading(chunks)
+        return reading(events_of(chunks, Event))
 
     def counters(self, page: str) -> Counters:
         """Nothing: such a server has no page of counters that we know."""
@@ -173,15 +193,3 @@ class OpenAI:
     async def state(self, get: Get) -> State:
         """Its model, where it serves exactly one."""
         return State(model=(await served(get)).id)
-
-
-def _choices(chunk: Chunk) -> list[Choice]:
-    """The choices of a chunk. Raises ValueError for a chunk that tells of a failure instead."""
-    event = Event.of(chunk.data)
-    if event.error is not None:
-        raise AnswerError(f"the server broke the answer off with an error{error_word(event.error)}")
-    return event.choices or []
-
-
-def _text(chunk: Chunk) -> str:
-    return "".join(choice.text for choice in _choices(chunk))

@@ -216,8 +216,15 @@ def provider_of(
 
 
 def client_of(config: RunConfig, url: str) -> Client:
-    """A connection to a server of the run. The key is that of the environment; it is held nowhere else."""
+    """A connection to a server of the run. The key is that of the environment; it is held nowhere else. Raises
+    ConfigError for a key that no header can hold."""
     key = os.environ.get(config.api_key_env) or None
+    if key is not None and not re.fullmatch(r"[!-~]+( [!-~]+)*", key):
+        raise ConfigError(
+            "The key holds what no key does: a line end, a space at an end, or a character that is not ASCII",
+            where=config.api_key_env,
+            hint="Set it again without that.",
+        )
     return Client(url, key=key, timeout_s=config.request_timeout_s)
 
 

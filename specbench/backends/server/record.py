@@ -17,9 +17,12 @@ from specbench.text import clean
 IDENTITY = ("model", "version", "speculating", "gamma", "context", "method")
 
 
+_LONGEST_NAME = 300
+
+
 def engine_name(provider: Provider, state: State | None) -> str:
     """How the engine is called in tables and the brief."""
-    version = provider.version or (None if state is None else state.version)
+    version = provider.version or (None if state is None else _name(state.version))
     name = " ".join(part for part in (provider.adapter.name, version) if part)
     how = f"started by specbench ({provider.launch})" if provider.launch else "running before specbench came"
     return f"{name} over HTTP, {how}"
@@ -32,7 +35,7 @@ def note_server(writer: RunWriter, label: str, state: State, name: str | None) -
     earlier = served.settings.get(label)
     # Whoever reads the run need not know where on a disk the model lay.
     model = PurePath(state.model).name if state.model and state.model.startswith("/") else state.model
-    now = replace(state, busy=None, model=model)
+    now = replace(state, busy=None, model=_name(model), version=_name(state.version), method=_name(state.method))
     changed = [] if earlier is None else [_change(key, earlier, now) for key in IDENTITY if _differ(key, earlier, now)]
     engine_was = writer.run.provenance.engine
     if earlier is not None and name not in (None, engine_was):
@@ -46,6 +49,11 @@ def note_server(writer: RunWriter, label: str, state: State, name: str | None) -
     writer.update(served=replace(served, settings={**served.settings, label: now}))
     if name is not None:
         writer.update(provenance=replace(writer.run.provenance, engine=name))
+
+
+def _name(told: str | None) -> str | None:
+    """A server's word for something, fit to be shown: one line without control characters, and no longer than any."""
+    return None if told is None else clean(told[:_LONGEST_NAME])
 
 
 def _differ(key: str, was: State, now: State) -> bool:

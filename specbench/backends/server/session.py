@@ -30,8 +30,10 @@ from specbench.backends.server import preflight
 from specbench.backends.server.adapter import Ask, Completion, State, ask_of
 from specbench.backends.server.asking import PAUSE_S, Asking, RetryPolicy
 from specbench.backends.server.client import Client
-from specbench.backends.server.failures import AnswerError, FailedError, RefusedError
+from specbench.backends.server.failures import FailedError, RefusedError
+from specbench.backends.server.lag import LagMeter
 from specbench.backends.server.nearness import divergence, logprobs_body
+from specbench.backends.server.plausible import require_plausible
 from specbench.backends.server.provider import Provider, ServerHandle, client_of
 from specbench.backends.server.record import engine_name, note_server
 from specbench.backends.server.traffic import drive
@@ -250,6 +252,8 @@ class ServerSession:
         """Every job once, under the arm's load; the server's counters before and after."""
         async with self._client(up) as client:
             before = await _counters(client, up)
+            if arm.load.concurrency > 1:
+                await client.open(arm.load.concurrency)
             began_s = asyncio.get_running_loop().time()
             course = _Course(began_s, ended_s=began_s)  # nothing answered takes no time
 
@@ -265,9 +269,9 @@ class ServerSession:
                     await asyncio.sleep(PAUSE_S)
 
             first = jobs[0]
-            await drive(
-                jobs, arm.load, send=send, fill=fill, seed=f"{self._config.seed}/{first.unit.id}/{first.repeat}"
-            )
+            seed = f"{self._config.seed}/{first.unit.id}/{first.repeat}"
+            with LagMeter() as meter:
+                await drive(jobs, arm.load, send=send, fill=fill, seed=seed)
             if arm.load.concurrency > 1:
                 await _drained(client, up)
             after = await _counters(client, up)
@@ -277,6 +281,7 @@ class ServerSession:
                 wall_s=course.ended_s - course.begun_s,
                 counters=None if before is None or after is None else after.since(before),
                 alone=course.clean and (arm.load.concurrency == 1 or arm.load.rate is not None),
+                lag=meter.found(),
             )
         )
 
@@ -317,10 +322,7 @@ class ServerSession:
         async def attempt() -> tuple[Completion, float]:
             sent_s = asyncio.get_running_loop().time()
             reading = up.adapter.read(await self._asking.send(client, up, ask))
-            if reading.prompt_tokens is None:
-                raise AnswerError("no usage.prompt_tokens")
-            if reading.in_one_piece:
-                raise RefusedError("its answer comes in one piece, so that nobody knows when which token was written")
+            require_plausible(reading, max_tokens)
             return reading, sent_s
 
         try:
@@ -371,5 +373,8 @@ async def _drained(client: Client, up: ServerHandle) -> None:
     measured next."""
     for _ in range(round(DRAIN_S / LOOK_S)):
         await asyncio.sleep(LOOK_S)
-        if not (await up.adapter.state(client.get)).busy:
+        try:
+            if not (await up.adapter.state(client.get)).busy:
+                return
+        except ValueError:  # it does not tell
             return

@@ -15,9 +15,9 @@ from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
 from specbench.backends.server.answers import Event, Fields, Json, Text, Tokens, parsed
 from specbench.backends.server.counters import samples, total
 from specbench.backends.server.failures import AnswerError, as_word
-from specbench.backends.server.openai import CHAT, SOURCES, chat_body, reading, served, survivors
+from specbench.backends.server.openai import CHAT, SOURCES, chat_body, events_of, reading, served, survivors
 from specbench.backends.server.scoring import Top, require_places
-from specbench.records import LARGEST, Count, Counters, ServerStats
+from specbench.records import LARGEST, MOST_DRAFTED, Count, Counters, ServerStats
 
 _SPEC = "sglext.spec_tokens_details"
 
@@ -94,9 +94,10 @@ class SGLang:
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
         """It lists no rounds."""
-        told = [ext for chunk in chunks if (ext := _Event.of(chunk.data).sglext) is not None]
+        events = events_of(chunks, _Event)
+        told = [event.sglext for _, event in events if event.sglext is not None]
         found = [ext.spec_tokens_details for ext in told if ext.spec_tokens_details is not None]
-        return reading(chunks, told=_told(found[-1] if found else _Rounds()))
+        return reading(events, told=_told(found[-1] if found else _Rounds()))
 
     def counters(self, page: str) -> Counters:
         """Tokens and rounds, added when a request ends; of drafted and accepted tokens it keeps running means alone."""
@@ -154,6 +155,8 @@ def _told(spec: _Rounds) -> ServerStats:
     if not rounds or not drafted:
         return ServerStats()
     histogram = spec.spec_correct_drafts_histogram or ()
+    if drafted // rounds > MOST_DRAFTED:
+        raise AnswerError("spec_num_proposed_drafts is more than its rounds can have")
     # It ends at the longest run that this answer had: nothing survived beyond.
     survived = survivors(histogram) + (0,) * (drafted // rounds + 1 - len(histogram))
     return ServerStats(
@@ -187,7 +190,7 @@ def _scored(entry: object) -> tuple[float | None, int]:
     """Log-probability (None at the first place of a text) and token id."""
     match entry:
         case [float() | int() | None as logprob, int() as token, *_] if 0 <= token <= LARGEST and (
-            logprob is None or abs(logprob) <= LARGEST
+            logprob is None or -LARGEST <= logprob <= 1e-3
         ):
             return logprob, token
     raise AnswerError(f"a scored token is {as_word(entry)}, not log-probability and token id")

@@ -27,9 +27,9 @@ from specbench.backends.server.answers import (
 )
 from specbench.backends.server.counters import Samples, by_position, samples, total
 from specbench.backends.server.failures import AnswerError, as_word
-from specbench.backends.server.openai import CHAT, FINISHES, SOURCES, chat_body, reading, served, survivors
+from specbench.backends.server.openai import CHAT, FINISHES, SOURCES, chat_body, events_of, reading, served, survivors
 from specbench.backends.server.scoring import Post, Top, require_places
-from specbench.records import Count, Counters, Number, ServerStats
+from specbench.records import LARGEST, Count, Counters, LogProb, ServerStats
 
 _COUNTER = "vllm:spec_decode_num_"
 _POSITIONS = f"{_COUNTER}accepted_tokens_per_pos_total"
@@ -79,7 +79,7 @@ class _Answer(Fields):
 class _Scored(Fields):
     """A token at a place of a text, and how likely it was there."""
 
-    logprob: Number | None = None
+    logprob: LogProb | None = None
     rank: Count | None = None
 
 
@@ -123,10 +123,11 @@ class VLLM:
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
         """No rounds are listed at level summary: it tells how many of them accepted how much, not in which order."""
-        found = [metrics for chunk in chunks if (metrics := _Event.of(chunk.data).metrics) is not None]
+        events = events_of(chunks, _Event)
+        found = [event.metrics for _, event in events if event.metrics is not None]
         metrics = found[-1] if found else _Metrics()
         drafted, accepted = _rounds(metrics.speculative_decoding or _Rounds())
-        return reading(chunks, drafted, accepted, _told(metrics))
+        return reading(events, drafted, accepted, _told(metrics))
 
     def counters(self, page: str) -> Counters:
         found = samples(page)
@@ -232,6 +233,7 @@ def _top(place: Mapping[str, _Scored | None] | None, token: int) -> Top:
     if place is None or str(token) not in place:
         raise AnswerError("the server scored another text than it was sent")
     firsts = [(key, entry.logprob) for key, entry in place.items() if entry is not None and entry.rank == 1]
-    if len(firsts) != 1 or firsts[0][1] is None or not firsts[0][0].isdecimal():
+    name, logprob = firsts[0] if len(firsts) == 1 else ("", None)
+    if logprob is None or not name.isdecimal() or len(name) > len(str(LARGEST)):
         raise AnswerError("the server does not tell the likeliest token at every place")
-    return Top(token, int(firsts[0][0]), firsts[0][1])
+    return Top(token, int(name), logprob)
