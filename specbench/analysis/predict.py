@@ -7,10 +7,11 @@ models timed alone, and what a round spends outside them from the warm-up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.views import DraftView
 from specbench.cost.model import RoundCosts, at_end, predicted_rounds, prefill_seconds, round_costs
@@ -65,8 +66,35 @@ class Predictor:
         found = view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
             return None
-        spent_s = view.by_prompt(predicted_rounds(found, costs).total_s)
-        return _weighed(self._tokens * costs.step_s, self._tokens, spent_s, self._tokens, view.weights)
+        if view.batch > 1 and batch in (None, view.batch):
+            base_s, spent_s = self._with_tail(found, points)
+        else:
+            base_s, spent_s = self._tokens * costs.step_s, view.by_prompt(predicted_rounds(found, costs).total_s)
+        return _weighed(base_s, self._tokens, spent_s, self._tokens, view.weights)
+
+    def _with_tail(self, found: Expected, points: Sequence[CostPoint] | None) -> tuple[Floats, Floats]:
+        """Seconds of each batch of the run, without the draft and with it. Its sequences end one after the other, and
+        those that still run are a smaller batch."""
+        costs = {b: c for b in range(1, self._view.batch + 1) if (c := self._costs(b, points)) is not None}
+        steps = np.array([text.tokens - 1.0 for text in self._view.texts])
+        step_s = {b: np.full(len(steps), c.step_s) for b, c in costs.items()}
+        rounds = np.maximum(found.rounds, 1e-12)
+        round_s = {b: predicted_rounds(found, c).total_s / rounds for b, c in costs.items()}
+        return self._batches_s(steps, step_s), self._batches_s(found.rounds, round_s)
+
+    def _batches_s(self, turns: Floats, turn_s: Mapping[int, Floats]) -> Floats:
+        """Seconds of each batch whose texts take so many `turns` [texts]. A turn takes what it does on average of those
+        that still run, at a batch of so many [batch: texts]; linear between the batches that are known."""
+        sizes, full = list(turn_s), self._view.batch
+        spent = np.zeros(len(turns))
+        for begin in range(0, len(turns), full):
+            order = begin + np.argsort(turns[begin : begin + full])
+            more = np.diff(turns[order], prepend=0.0)  # turns from one end to the next
+            for ended, text in enumerate(order):
+                running = order[ended:]
+                mean_s = [float(turn_s[size][running].mean()) for size in sizes]
+                spent[text] = more[ended] * np.interp(len(running), sizes, mean_s)
+        return self._view.by_prompt(spent)
 
     def end_to_end(self, gamma: int) -> float | None:
         """Speedup of the whole with both prefills; None where they were not probed, and for batches."""
