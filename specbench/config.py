@@ -151,7 +151,7 @@ class RunConfig:
     )
 
     max_new_tokens: Annotated[int, Range(2, 1_000_000)] = setting(
-        64, "Tokens to generate at most.", "generation", TEXTS, also=("max_tokens",), shipped=48
+        64, "Tokens to generate at most.", "generation", (*TEXTS, "probe"), also=("max_tokens",), shipped=48
     )
     temperature: Annotated[float, Range(0, 100)] = setting(0.0, "0 is greedy.", "generation", TEXTS)
     top_p: Annotated[float, Range(0, 1, above=True)] = setting(1.0, "1 is off.", "generation", TEXTS)
@@ -213,10 +213,10 @@ class RunConfig:
     )
 
     engine: Annotated[Engine, WORDS] = setting(
-        "local", "local, or a server: llamacpp, vllm, sglang, openai.", "server", RUNS
+        "local", "local, or a server: llamacpp, vllm, sglang, openai.", "server", (*RUNS, "probe")
     )
     launch: PathText | None = setting(
-        None, "YAML file that says how to start the server.", "server", RUNS, unset="the engine's own"
+        None, "YAML file that says how to start the server.", "server", (*RUNS, "probe"), unset="the engine's own"
     )
     server: Address | None = setting(None, "Address of a running server, the target alone.", "server", RUNS)
     spec_server: Address | None = setting(None, "Address of a running server that speculates.", "server", RUNS)
@@ -226,7 +226,7 @@ class RunConfig:
     served_model_name: ModelNames | None = setting(
         None, "What the server calls the model, where it lists several; NAME,NAME for two.", "server", RUNS
     )
-    concurrency: Clients = setting((1,), "Clients at once: 1,2,4,8; verdict on the first.", "server", RUNS)
+    concurrency: Clients = setting((1,), "Clients at once: 1,2,4,8; verdict on the first.", "server", (*RUNS, "probe"))
     rate: Rates = setting((), "Also requests per second at random: 0.5,1,2.", "server", RUNS)
     request_timeout_s: Annotated[float, Range(0, 1e6, above=True)] = setting(
         300.0, "A longer request is given up.", "server", RUNS

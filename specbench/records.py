@@ -304,7 +304,9 @@ class CostPoint:
     whole draft phase of `tokens` tokens as the loop drives it. Of a draft head "read" is a pass over so many emitted
     tokens beside the target's states, "step" one over a token that it drafted beside its own, "block" one over an
     emitted token that drafts so many tokens at once, and "states" a pass of the target that keeps the states which this
-    head reads. "reread" is a pass over the `tokens` that a model with recurrent states keeps after a rejection."""
+    head reads. "reread" is a pass over the `tokens` that a model with recurrent states keeps after a rejection.
+    "round" is a whole round of a server that keeps no draft, in which the target reads `tokens`, those drafted and one
+    more; its ends are those of its ratio to a step, and `batch` are the clients at once."""
 
     model: str | None
     context: Count

@@ -50,6 +50,12 @@ def estimate(value: float, low: float | None, high: float | None) -> str:
     return f"{speedup(value)} {interval(low, high)}"
 
 
+def spread(low: float, high: float) -> str:
+    """`49% slower to 6% faster`: the ends of a ratio's interval, as one says them."""
+    ends = [f"{abs(end - 1):.0%} {'slower' if end < 1 else 'faster'}" for end in (low, high)]
+    return " to ".join(ends)
+
+
 def percent(share: float | None) -> str:
     """`63%` of a share in 0..1; the ends are kept for exactly none and exactly all."""
     if share is None:

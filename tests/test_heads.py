@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from tiny import GREEDY, lean, run
 from tiny_heads import HIDDEN, LAYERS, READS, VOCAB, head_config, head_tensors, markov_llama, save_head
 
@@ -15,11 +16,11 @@ from specbench.acceptance.rules import distribution
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.eagle3 import HeadReader, load_head
-from specbench.drafters import parse_draft
+from specbench.drafters import parse_draft, require_in_process
 from specbench.drafters.head import HeadDrafter
 from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel
-from specbench.models.heads import find_head, require_fit
+from specbench.models.heads import find_head, kind_of, require_fit
 from specbench.records import Sampling
 from specbench.verify.sampled import chi_square
 
@@ -291,6 +292,21 @@ def test_another_way_to_draft_is_refused():
         parse_draft("p/head,sample=beam")
 
 
-def test_multi_token_prediction_is_refused_by_name():
-    with pytest.raises(ConfigError, match="MTP"):
-        parse_draft("mtp")
+@pytest.mark.parametrize("text", ["mtp", "suffix", "ngram-map-k:n=3"])
+def test_what_only_a_server_drafts_with_is_refused_in_process(text):
+    with pytest.raises(ConfigError, match=r"Only a server drafts like this.*--engine"):
+        require_in_process(parse_draft(text))
+    require_in_process(parse_draft("ngram:n=3"))
+
+
+def test_a_gguf_file_says_what_it_is(tmp_path):
+    for architecture, kind in (("eagle3", "eagle3"), ("dflash", "dflash"), ("llama", None)):
+        path = tmp_path / f"{architecture}.gguf"
+        writer = GGUFWriter(path, architecture)
+        writer.add_vocab_size(4)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert kind_of(str(path)) == kind
+    path.write_bytes(b"GGUF")
+    assert kind_of(str(path)) is None and kind_of(str(tmp_path / "none.gguf")) is None

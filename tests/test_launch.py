@@ -10,7 +10,15 @@ import pytest
 from test_launched import written
 
 from specbench.backends.server import launch
-from specbench.backends.server.launch import Setting, command, engine_version, find_launch, model_file, require_draft
+from specbench.backends.server.launch import (
+    Setting,
+    command,
+    engine_version,
+    environment,
+    find_launch,
+    model_file,
+    require_draft,
+)
 from specbench.backends.server.launchfile import read_launch
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, ModelError
@@ -62,8 +70,14 @@ def test_a_path_with_a_quote_stays_one_path_in_json_and_out_of_it():
         ({"command": ["x", "{target}", "{prot}"]}, "no placeholder `{prot}`.*Did you mean `{port}`"),
         ({"command": ["x", "{target}"]}, "does not use `{port}`"),
         ({"command": ["x", "{target}", "{port}", "{draft}"]}, "`command` has no placeholder `{draft}`"),
-        ({"model": ["--draft", "{draft}"]}, "`model` does not use `{gamma}`"),
-        ({"ngram": ["-n", "{n}", "-m", "{gamma}", "{cutoff}"]}, "`ngram` has no placeholder `{cutoff}`"),
+        ({"drafts": {"model": ["--draft", "{draft}"]}}, "`drafts.model` does not use `{gamma}`"),
+        (
+            {"drafts": {"ngram": ["-n", "{n}", "-m", "{gamma}", "{cutoff}"]}},
+            "`drafts.ngram` has no placeholder `{cutoff}`",
+        ),
+        ({"drafts": {"eagle9": ["{draft}", "{gamma}"]}}, "unknown way to draft, `eagle9`.*Did you mean"),
+        ({"drafts": {"mtp": ["--spec-synth-rates", "{gamma}"]}}, "accept drafts by chance"),
+        ({"env": {"SGLANG_SIMULATE_ACC_LEN": "2"}}, "accept drafts by chance"),
         ({"command": ["x", {"port": None}]}, "command\\[1\\] is an object, not text.*placeholders in quotes"),
         ({"command": "x --port {port}"}, "command is text, not a list.*Write a list"),
         ({"command": "drop"}, "lacks command.*Copy it"),
@@ -94,12 +108,14 @@ def test_a_wrong_launch_file_is_refused_by_its_key(tmp_path, changes, says):
     [
         ("xllamacpp", "skip:layers=4", "own first layers"),
         ("xllamacpp", "cross:a/b", "another tokenizer"),
-        ("xllamacpp", "ngram:n=3+a/b", "together"),
+        ("vllm", "ngram:n=3+a/b", "together"),
+        ("xllamacpp", "suffix", "has no `suffix`"),
+        ("vllm", "ngram-mod:n=16", "has no `ngram-mod`"),
         ("xllamacpp", "ngram:n=3,min=2", "no fewer.*Write ngram:n=3"),
         ("xllamacpp", "ngram:n=3,min=1", "no fewer"),
         ("xllamacpp", "ngram:n=3,max=4", "Leave max out"),
         ("vllm", "a/b,cutoff=0.3", "no cut-off"),
-        ("sglang", "ngram:n=3", "no `ngram`"),
+        ("sglang", "ngram:n=3", "no `ngram`, only model"),
     ],
 )
 def test_a_draft_that_the_engine_cannot_do_is_refused(engine, draft, says):
@@ -115,7 +131,9 @@ def test_drafts_that_the_engine_can_do_are_passed_on():
     line = command(file, Setting("t", parse_draft("a/b,cutoff=0.3"), "d.gguf", 2), 1)
     assert line[line.index("--spec-draft-p-min") + 1] == "0.3"
     line = command(file, Setting("t", parse_draft("ngram:n=5"), None, 7), 1)
-    assert line[-4:] == ["--spec-ngram-simple-size-n", "5", "--spec-ngram-simple-size-m", "7"]
+    assert line[line.index("--spec-ngram-simple-size-n") :][:4] == [
+        "--spec-ngram-simple-size-n", "5", "--spec-ngram-simple-size-m", "7",
+    ]  # fmt: skip
     require_draft(read_launch(ENGINES / "vllm.yaml"), parse_draft("ngram:n=3,min=1"))
 
 
@@ -162,3 +180,68 @@ def test_model_names_become_files(tmp_path):
         model_file(str(tmp_path / "a.gguf"), "directory")
     (tmp_path / "config.json").touch()
     assert model_file(str(tmp_path), "directory") == str(tmp_path)
+
+
+HEADS = {kind: {"speculators_model_type": kind} for kind in ("eagle3", "peagle", "dflash")}
+# What each engine calls it, by how we call it; the numbers say that gamma is 4.
+NAMED = [
+    ("vllm", "a/b", {"method": "draft_model", "model": "a/b", "num_speculative_tokens": 4}),
+    ("vllm", "eagle3", {"method": "eagle3", "num_speculative_tokens": 4}),
+    ("vllm", "peagle", {"method": "eagle3", "num_speculative_tokens": 4, "parallel_drafting": True}),
+    ("vllm", "dflash", {"method": "dflash", "num_speculative_tokens": 4}),
+    ("vllm", "mtp", {"method": "mtp", "num_speculative_tokens": 4}),
+    ("vllm", "suffix", {"method": "suffix", "num_speculative_tokens": 4}),
+    ("sglang", "a/b", ["STANDALONE", "--speculative-draft-model-path", "a/b"]),
+    ("sglang", "eagle3", ["EAGLE3", "--speculative-num-draft-tokens", "5"]),
+    ("sglang", "dflash", ["DFLASH", "--speculative-num-draft-tokens", "5"]),
+    ("sglang", "mtp", ["NEXTN", "--speculative-num-steps", "4"]),
+    ("sglang", "suffix", ["NGRAM", "--speculative-num-draft-tokens", "5"]),
+    *(
+        (engine, draft, [f"--spec-type {way}", *([] if "cache" in way else ["4"])])
+        for engine in ("llamacpp", "xllamacpp")
+        for draft, way in (
+            ("a/b", "draft-simple"),
+            ("eagle3", "draft-eagle3"),
+            ("dflash", "draft-dflash"),
+            ("mtp", "draft-mtp"),
+            ("ngram:n=3", "ngram-simple"),
+            ("ngram-map-k:n=3", "ngram-map-k"),
+            ("ngram-map-k4v:n=3", "ngram-map-k4v"),
+            ("ngram-mod:n=16", "ngram-mod"),
+            ("ngram-cache", "ngram-cache"),
+            ("ngram:n=3+a/b", "ngram-simple,draft-simple"),
+            ("ngram-mod:n=16+eagle3", "ngram-mod,draft-eagle3"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("engine", "draft", "says"), NAMED)
+def test_one_draft_is_each_engines_own_setting(tmp_path, engine, draft, says):
+    """What a head is, its checkpoint says; the user names it like any model."""
+    for kind, config in HEADS.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps(config))
+    named = draft.rpartition("+")[2]
+    spec = parse_draft(draft.replace(named, str(tmp_path / named)) if named in HEADS else draft)
+    line = command(read_launch(ENGINES / f"{engine}.yaml"), Setting("t", spec, spec.model, 4), 1)
+    if isinstance(says, dict):
+        assert says.items() <= json.loads(line[line.index("--speculative-config") + 1]).items()
+    else:
+        assert all(f" {each} " in f"{' '.join(line)} " for each in says)
+    assert len([part for part in line if part == "--spec-type"]) == (engine.endswith("llamacpp"))
+
+
+def test_a_probes_server_rejects_every_draft_and_a_measured_one_never_does(monkeypatch):
+    spec = parse_draft("a/b")
+    for engine, says in (("xllamacpp", "0,0,0"), ("vllm", '"synthetic_acceptance_length": 1.0'), ("sglang", "1.0")):
+        file = read_launch(ENGINES / f"{engine}.yaml")
+        probed, measured = (Setting("t", spec, "a/b", 3, synthetic=each) for each in (True, False))
+        shown = [
+            " ".join(command(file, one, 1)) + str({**environment(file, one, 1)}.get("SGLANG_SIMULATE_ACC_LEN"))
+            for one in (probed, measured)
+        ]
+        assert says in shown[0] and says not in shown[1]
+    monkeypatch.setenv("SGLANG_SIMULATE_ACC_LEN", "3")
+    with pytest.raises(ConfigError, match=r"SGLANG_SIMULATE_ACC_LEN makes servers accept drafts by chance.*Unset it"):
+        environment(file, measured, 1)

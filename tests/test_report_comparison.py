@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from rich.console import Console
 
 from specbench.analysis.compare import compared, slower_by
 from specbench.analysis.compared import Comparison
+from specbench.decision.interval import difference
 from specbench.errors import StoreError
 from specbench.report.compare_tables import comparison_markdown, comparison_tables
-from specbench.run_record import WorkloadFacts
+from specbench.run_record import ModelFacts, WorkloadFacts
 from specbench.store import StoredRun
 
 SLOW = FakeServer(step_s=0.046, round_s=0.060, adapter="vLLM")
@@ -52,8 +54,8 @@ def test_a_dearer_round_is_what_moved(engines: tuple[StoredRun, StoredRun]) -> N
     assert row.ratio == pytest.approx((0.060 / 0.046) / (0.0273 / 0.0094), rel=0.02)
     assert row.ratio == pytest.approx(row.b.speedup / row.a.speedup)
     assert row.ratio_low < row.ratio < row.ratio_high < 1
-    assert (row.moved, row.same) == ("cost of a round", False)
-    assert draft.reason.startswith("The target's step is 4.9x faster on llama.cpp (9.4 ms against 4")
+    assert (row.moved, row.difference) == ("cost of a round", "slower")
+    assert draft.reason.startswith("The target's step is 4.9x faster on B, llama.cpp (9.4 ms against 4")
     assert "a round only 2.2x, so a round costs 2.9" in draft.reason
     assert "at much the same tau (2.27 against 2.27): GO becomes NO-GO." in draft.reason
     assert row.a.tokens_per_round == row.b.tokens_per_round  # over the prompts that both have
@@ -65,7 +67,7 @@ def test_acceptance_is_what_moved(tmp_path: Path) -> None:
     draft = compared(a, b).drafts[0]
     assert {row.moved for row in draft.gammas} == {"acceptance"}
     assert draft.reason.startswith("Acceptance moved most: a round gives 1.2")
-    assert "tokens on the second run" in draft.reason
+    assert "tokens on B" in draft.reason
 
 
 def test_pairing_takes_out_what_belongs_to_the_prompt(tmp_path: Path) -> None:
@@ -75,18 +77,21 @@ def test_pairing_takes_out_what_belongs_to_the_prompt(tmp_path: Path) -> None:
     assert row.ratio == pytest.approx(0.0130 / 0.0136, rel=0.01)
     alone = row.a.speedup_high - row.a.speedup_low
     assert row.ratio_high - row.ratio_low < alone / 3
-    assert not row.same
+    assert row.difference == "slower"
     # The same difference drowns where the prompts are others.
     stranger = fake_served(tmp_path / "c", FakeServer(round_s=0.0136), seed=5)
-    assert compared(a, stranger).drafts[0].gammas[1].same
+    apart = compared(a, stranger)
+    assert apart.drafts[0].gammas[1].difference == "not resolved"
+    assert re.search(r"Not resolved, \d+% slower to \d+% faster: a round costs", apart.drafts[0].reason)
+    assert "nothing is resolved" in " ".join(shown(apart).split())
 
 
-def test_the_same_again_is_the_same_within_noise(tmp_path: Path) -> None:
+def test_the_same_again_is_the_same(tmp_path: Path) -> None:
     a, b = (fake_served(tmp_path / str(seed), prompts=30, noise_seed=seed) for seed in (0, 1))
     found = compared(a, b)
-    assert all(row.same and row.moved is None for row in found.drafts[0].gammas)
-    assert found.drafts[0].reason.startswith("The same within noise: a round costs 1.30 target steps against 1.30")
-    assert '"same": the interval holds 1' in shown(found)
+    assert all(row.difference == "same" and row.moved is None for row in found.drafts[0].gammas)
+    assert found.drafts[0].reason.startswith("The same to within 5%: a round costs 1.30 target steps against 1.30")
+    assert '"same": the whole interval is within 5% of 1' in shown(found)
     assert found.warnings == ()
 
 
@@ -104,14 +109,14 @@ def test_prompts_are_paired_by_content_and_not_by_id(tmp_path: Path) -> None:
 def test_by_category(engines: tuple[StoredRun, StoredRun]) -> None:
     rows = compared(*engines).drafts[0].gammas[0].categories
     assert [(row.category, row.prompts) for row in rows] == [("chat", 12), ("code", 12)]
-    assert all(row.ratio == pytest.approx(row.b_speedup / row.a_speedup) and not row.same for row in rows)
+    assert all(row.ratio == pytest.approx(row.b_speedup / row.a_speedup) and row.difference == "slower" for row in rows)
 
 
 def test_rounds_that_one_side_does_not_tell(tmp_path: Path) -> None:
     a, b = fake_served(tmp_path / "a", SLOW), fake_served(tmp_path / "b", replace(FAST, tells="drafts"))
     found = compared(a, b)
     row = found.drafts[0].gammas[0]
-    assert row.b.tokens_per_round is None and row.moved is None and not row.same
+    assert row.b.tokens_per_round is None and row.moved is None and row.difference == "slower"
     assert "what a round gives and costs is not known in both" in row.reason
     assert "1.94 / -" in shown(found, 200) and "None" not in comparison_markdown(found)
 
@@ -135,6 +140,38 @@ def test_another_workload_is_warned_of(tmp_path: Path) -> None:
     a, b = (fake_served(tmp_path / name) for name in "ab")
     other = with_run(b, workload=WorkloadFacts(sha256="cd" * 32))
     assert [caution.code for caution in compared(a, other).warnings] == ["other-prompts"]
+
+
+def test_weights_in_another_format_are_named_and_the_engine_gets_no_credit_alone(tmp_path: Path) -> None:
+    def named(stored: StoredRun, model: str) -> StoredRun:
+        """As of a server, which does not tell its precision."""
+        unsaid = replace(stored.run.provenance, precision=None)
+        return with_run(stored, provenance=unsaid, target=ModelFacts(model))
+
+    a = named(fake_served(tmp_path / "a", SLOW), "org/Model-7B-AWQ")
+    b = named(fake_served(tmp_path / "b", FAST), "Model-7B-Instruct.Q4_1.gguf")
+    found = compared(a, b)
+    (warning,) = (one for one in found.warnings if one.code == "other-weights")
+    assert "in AWQ on A and Q4_1 on B" in warning.message
+    assert "on B, llama.cpp in Q4_1 (9.4 ms" in found.drafts[0].reason
+    # one engine and one format: nothing to tell apart
+    assert not [one for one in compared(a, a).warnings if one.code == "other-weights"]
+    assert compared(a, a).a.name == "A"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.51, 1.06, "not resolved"),
+        (0.97, 1.04, "same"),
+        (0.94, 1.01, "not resolved"),
+        (1.01, 1.02, "faster"),
+        (0.8, 0.99, "slower"),
+        (None, None, "not resolved"),
+    ],
+)
+def test_a_ratio_is_the_same_only_within_a_margin(low: float | None, high: float | None, says: str) -> None:
+    assert difference(low, high) == says
 
 
 def test_slower_only_where_the_interval_says_so(tmp_path: Path) -> None:
@@ -170,7 +207,7 @@ def test_the_markdown_and_the_json_say_the_same(engines: tuple[StoredRun, Stored
     found = compared(*engines)
     page = comparison_markdown(found)
     assert "| gamma | speedup on A | speedup on B | B over A | tau |" in page and "None" not in page
-    assert "**The target's step is 4.9x faster on llama.cpp" in page and "Only in B: demo:draft gamma 8." in page
+    assert "**The target's step is 4.9x faster on B, llama.cpp" in page and "Only in B: demo:draft gamma 8." in page
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["drafts"][0]["gammas"][0]["moved"] == "cost of a round"
 
@@ -181,5 +218,5 @@ def test_a_run_in_process_beside_a_server(tmp_path: Path) -> None:
     local = fake_run(tmp_path / "a", {"demo:draft": FakeDraft({"code": 0.6, "chat": 0.6})}, gammas=(2, 4))
     named = [replace(t, prompt_sha256=f"prompt{t.prompt_id[1:]}") for t in local.trials]
     found = compared(replace(local, trials=tuple(named)), fake_served(tmp_path / "b"))
-    assert found.a.name == "specbench's own loop" and found.a.load is None and found.prompts == 24
+    assert found.a.name == "A, specbench's own loop in float32" and found.a.load is None and found.prompts == 24
     assert found.drafts[0].gammas[0].a.round_steps is not None

@@ -101,7 +101,19 @@ def launch(engine: str) -> LaunchFile:
 MEASURING = {"--per-request-spec-decode-metrics", "--spec-draft-threads"}
 
 
-@pytest.mark.parametrize("draft", ["d.gguf", "d.gguf,cutoff=0.3", "ngram:n=4,min=4", "ngram:n=4,min=2", "ngram:n=3"])
+@pytest.mark.parametrize(
+    "draft",
+    [
+        "d.gguf",
+        "d.gguf,cutoff=0.3",
+        "ngram:n=4,min=4",
+        "ngram:n=4,min=2",
+        "ngram:n=3",
+        "mtp",
+        "suffix",
+        "ngram-mod:n=16",
+    ],
+)
 @pytest.mark.parametrize("engine", LAUNCHED)
 def test_options_are_those_of_the_launch_files(engine: str, draft: str) -> None:
     if engine != "llama.cpp":
@@ -129,6 +141,10 @@ HAVE = {
     "skip:layers=8": {"transformers"},
     "cross:org/draft": {"transformers"},
     "skip:auto": set(),
+    "mtp": {"vLLM", "SGLang", "llama.cpp"},
+    "suffix": {"vLLM", "SGLang"},
+    "ngram-map-k:n=3": {"llama.cpp"},
+    "ngram-mod:n=16+org/draft": {"llama.cpp"},
 }
 
 
@@ -478,7 +494,16 @@ def test_the_choice_among_drafts_decides_and_an_equal_rival_stands_in() -> None:
     rivals = (replace(summary.drafts[0], draft="ngram:n=3"),)
     summary = replace(summary, drafts=(*rivals, *summary.drafts))
     choice = Choice(
-        "ngram:n=3+org/draft", 2, "GO", (), 1.3, 1.2, 1.4, 1.0, 48, (Rival("ngram:n=3", 4, 1.0, 0.9, 1.1, True),)
+        "ngram:n=3+org/draft",
+        2,
+        "GO",
+        (),
+        1.3,
+        1.2,
+        1.4,
+        1.0,
+        48,
+        (Rival("ngram:n=3", 4, 1.0, 0.9, 1.1, "not resolved"),),
     )
     settings = settings_of(replace(summary, choice=choice), facts)
     assert settings is not None and (settings.draft, settings.gamma) == ("ngram:n=3+org/draft", 2)

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("xllamacpp")
 
 FILE = read_launch(Path(__file__).parents[1] / "configs" / "engines" / "xllamacpp.yaml")
+HEAD = Path(__file__).parents[2] / "shared" / "demo-eagle3"
 COPIED = "Repeat this text exactly: " + "The quick brown fox jumps over the lazy dog near the river bank. " * 2
 
 
@@ -66,9 +67,24 @@ def ask(server: Launched, text: str, tokens: int) -> list[dict]:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("draft", "gamma", "speculative"), [(None, None, False), ("demo:draft", 2, True), ("ngram:n=3", 4, True)]
+    ("draft", "gamma", "speculative"),
+    [
+        (None, None, False),
+        ("demo:draft", 2, True),
+        (str(HEAD), 2, True),
+        ("ngram:n=3", 4, True),
+        ("ngram-map-k:n=3", 4, True),
+        ("ngram-map-k4v:n=3", 4, True),
+        ("ngram-mod:n=3", 4, True),
+        ("ngram-cache", 8, True),
+        ("ngram:n=3+demo:draft", 3, True),
+        (f"ngram-mod:n=3+{HEAD}", 3, True),
+    ],
 )
 def test_the_embedded_pair_is_served(tmp_path, draft, gamma, speculative):
+    """Every way to draft that llama.cpp has and these models can."""
+    if draft is not None and str(HEAD) in draft and not HEAD.is_dir():
+        pytest.skip("../shared/demo-eagle3 is not beside this checkout")
     with Launched(FILE, setting(draft, gamma), log=tmp_path / "log") as server:
         assert json.loads(get(server, "/health")) == {"status": "ok"}
         slots = json.loads(get(server, "/slots"))

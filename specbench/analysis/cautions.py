@@ -28,6 +28,9 @@ ROUNDING_SHARE = 0.02
 # Rounds in which a draft might have ended the text and did not: in so many it would not always have done so.
 ROUNDS_TO_TELL = 20
 
+# Below this share of first drafts kept, a draft knows nothing of the text: the commonest token alone gives as much.
+CHANCE = 0.03
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayGap:
@@ -159,7 +162,16 @@ def _broken(draft: DraftResult) -> Caution | None:
             "nothing-accepted",
             f"none of the {last.drafted} tokens that {draft.draft} drafted was accepted: a broken set-up, "
             "not a poor draft",
-            "Check the draft's tokenizer and chat template.",
+            "Check the draft's tokenizer and chat template, and that no server runs with synthetic acceptance.",
+        )
+    rounds, first = last.rounds or 0, last.survival[0] if last.survival else None
+    told = rounds >= 5 * ROUNDS_TO_TELL and parse_draft(draft.draft).model is not None
+    if told and first is not None and first < CHANCE:
+        return Caution(
+            "draft-at-chance",
+            f"of the first tokens that {draft.draft} drafted in {rounds} rounds {first:.1%} were accepted, no more "
+            "than common tokens give by chance",
+            "Check that the draft or head was made for this target; some engines read a head's layers one off.",
         )
     return None
 

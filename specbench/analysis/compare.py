@@ -6,6 +6,7 @@ out of the ratio; a traffic mix is left aside.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -30,10 +31,11 @@ from specbench.analysis.frame import by_arm, main_trials
 from specbench.analysis.stopped import kept_arms
 from specbench.analysis.summarise import summarise
 from specbench.analysis.views import DraftView, Steady
-from specbench.decision.interval import Paired, speedup_interval, totals_interval
+from specbench.decision.interval import Paired, difference, speedup_interval, totals_interval
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
 from specbench.records import Caution, Interval
+from specbench.run_record import RunRecord
 from specbench.store import StoredRun
 from specbench.text import template_kwargs
 
@@ -93,12 +95,30 @@ class _Run:
         return [(spec, gamma) for spec, view in self.views.items() for gamma in view.arms]
 
     def described(self, number: int, both: tuple[_Run, _Run]) -> ComparedRun:
-        """Named by its engine, or by its place where both have the same."""
-        names = [_engine(run.stored) for run in both]
-        name = names[number] if names[0] != names[1] else ("the first run", "the second run")[number]
+        """A and B, with engine and weights where these differ: what is faster is then both together."""
+        engines, formats = [_engine(run.stored) for run in both], [weights(run.stored.run) for run in both]
+        engine = engines[number] if engines[0] != engines[1] else ""
+        precision = f" in {formats[number] or 'weights not known'}" if formats[0] != formats[1] else ""
+        name = ", ".join(filter(None, ("AB"[number], f"{engine}{precision}".strip())))
         summary = self.summary
         load = None if summary.server is None else summary.server.load
         return ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, load)
+
+
+# How llama.cpp and hubs name what weights are in: Q4_1, IQ4_XS, BF16, FP8, AWQ.
+_FORMAT = re.compile(
+    r"(?<![A-Za-z0-9])(I?Q\d\w*|BF16|F16|F32|FP8|FP4|NVFP4|MXFP4|AWQ|GPTQ|INT[48])(?![A-Za-z0-9])", re.I
+)
+
+
+def weights(run: RunRecord) -> str | None:
+    """What the target's weights are in: of this process its precision, of a server what its model's name says; None
+    where it does not."""
+    if run.precision is not None:
+        return run.precision
+    told = () if run.served is None else (state.model for state in run.served.settings.values())
+    found = (_FORMAT.search(name) for name in (run.target.name, *told, run.config.target) if name)
+    return next((match[1].upper() for match in found if match), None)
 
 
 def _engine(stored: StoredRun) -> str:
@@ -157,8 +177,8 @@ def _gamma(
     rate = speedup_interval(
         Paired(pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens), confidence, excess
     )
-    same = _same(ratio)
-    moved = None if same else term_that_moved(a, b)
+    found = difference(ratio.low, ratio.high)
+    moved = term_that_moved(a, b) if found in ("faster", "slower") else None
     return ComparedGamma(
         gamma=gamma,
         prompts=len(rows[0]),
@@ -167,12 +187,12 @@ def _gamma(
         ratio=ratio.value,
         ratio_low=ratio.low,
         ratio_high=ratio.high,
-        same=same,
+        difference=found,
         rate=rate.value,
         rate_low=rate.low,
         rate_high=rate.high,
         moved=moved,
-        reason=reason(a, b, same, moved, names),
+        reason=reason(a, b, ratio, found, moved, names),
         categories=_categories(runs, spec, pairs, rows, confidence),
     )
 
@@ -201,7 +221,11 @@ def _categories(
         ratio = _ratio(a, b, confidence, sum(excess))
         first, second = (speedup_interval(p, confidence, e) for p, e in zip((a, b), excess, strict=True))
         ends = (first.value, first.low, first.high, second.value, second.low, second.high)
-        found.append(ComparedCategory(str(name), a.n, *ends, ratio.value, ratio.low, ratio.high, _same(ratio)))
+        found.append(
+            ComparedCategory(
+                str(name), a.n, *ends, ratio.value, ratio.low, ratio.high, difference(ratio.low, ratio.high)
+            )
+        )
     return tuple(found)
 
 
@@ -214,10 +238,6 @@ def _ratio(a: Paired, b: Paired, confidence: float, excess: float) -> Interval:
     above = (b.base_s, b.spec_tokens, a.base_tokens, a.spec_s)
     below = (b.base_tokens, b.spec_s, a.base_s, a.spec_tokens)
     return totals_interval(above, below, confidence, excess)
-
-
-def _same(ratio: Interval) -> bool:
-    return ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high
 
 
 def _slower(drafts: list[ComparedDraft], summary: Summary) -> Slower | None:
@@ -268,6 +288,17 @@ def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Cauti
                 f"the target read other prompts in the two runs: {changed}",
                 "Run the second with the first one's target, tokenizer and chat template, and where that writes the "
                 "date, on one day.",
+            )
+        )
+    formats = [weights(stored.run) for stored in (a, b)]
+    if formats[0] != formats[1] or (formats[0] is None and _engine(a) != _engine(b)):
+        named = [each or "a format that is not known" for each in formats]
+        found.append(
+            Caution(
+                "other-weights",
+                f"the target's weights are in {named[0]} on A and {named[1]} on B: what differs is due to them and the "
+                "engine together",
+                "Run both with the same weights before crediting an engine.",
             )
         )
     sampled = [asdict(config.sampling) for config in (first, second)]

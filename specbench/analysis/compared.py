@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from specbench import text
-from specbench.records import Call, Caution
+from specbench.decision.interval import EQUIVALENT, Difference
+from specbench.records import Call, Caution, Interval
 
-SCHEMA = 1
+SCHEMA = 2
 
 Moved = Literal["acceptance", "cost of a round"]
 
@@ -45,8 +46,8 @@ class ComparedSide:
 
 @dataclass(frozen=True, slots=True)
 class ComparedCategory:
-    """One category at one gamma. `ratio` is the second speedup over the first; `same` says that its interval holds 1,
-    or that there is none: the same within noise."""
+    """One category at one gamma. `ratio` is B's speedup over A's; `difference` says what its interval resolves: "same"
+    is within 5 %, and where it merely holds 1, or there is none, nothing is."""
 
     category: str
     prompts: int
@@ -59,15 +60,15 @@ class ComparedCategory:
     ratio: float
     ratio_low: float | None
     ratio_high: float | None
-    same: bool
+    difference: Difference
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedGamma:
-    """One draft at one gamma in both runs, decoding, over the `prompts` that both have. `ratio` and `same` are as for a
-    category; `rate` is tokens per second with the draft, the second run over the first. `moved` is the term whose
+    """One draft at one gamma in both runs, decoding, over the `prompts` that both have. `ratio` and `difference` are as
+    for a category; `rate` is tokens per second with the draft, B over A. `moved` is the term whose
     logarithm changed more: the speedup is tokens per round over the cost of a round in target steps. None where a term
-    is not known or the speedups are the same within noise."""
+    is not known or no difference of the speedups is resolved."""
 
     gamma: int
     prompts: int
@@ -76,7 +77,7 @@ class ComparedGamma:
     ratio: float
     ratio_low: float | None
     ratio_high: float | None
-    same: bool
+    difference: Difference
     rate: float
     rate_low: float | None
     rate_high: float | None
@@ -147,14 +148,20 @@ def term_that_moved(a: ComparedSide, b: ComparedSide) -> Moved | None:
     return "acceptance" if tau > abs(math.log(b.round_steps / a.round_steps)) else "cost of a round"
 
 
-def reason(a: ComparedSide, b: ComparedSide, same: bool, moved: Moved | None, names: tuple[str, str]) -> str:
+def reason(
+    a: ComparedSide, b: ComparedSide, ratio: Interval, found: Difference, moved: Moved | None, names: tuple[str, str]
+) -> str:
     """The sentence without its end: what became of the speedup comes after it. Numbers of the second run first."""
     idle = [name for name, side in zip(names, (a, b), strict=True) if side.drafted == 0]
     if idle:
         return f"Nothing was drafted on {text.join(idle)}: there the target alone was measured against itself"
     head = ""
-    if same:
-        head = "The same within noise: " if a.speedup_low is not None else "Too few prompts to tell the two apart: "
+    if found == "same":
+        head = f"The same to within {text.percent(EQUIVALENT)}: "
+    elif ratio.low is None or ratio.high is None:
+        head = "Too few prompts to tell the two apart: "
+    elif found == "not resolved":
+        head = f"Not resolved, {text.spread(ratio.low, ratio.high)}: "
     taus, costs = (b.tokens_per_round, a.tokens_per_round), (b.round_steps, a.round_steps)
     if None in taus or None in costs or a.round_s is None or b.round_s is None:
         return (
@@ -164,7 +171,7 @@ def reason(a: ComparedSide, b: ComparedSide, same: bool, moved: Moved | None, na
         )
     tau = f"{taus[0]:.2f} against {taus[1]:.2f}"
     cost = f"{costs[0]:.2f} target steps against {costs[1]:.2f}"
-    if same:
+    if head:
         return f"{head}a round costs {cost} and gives {tau} tokens"
     if moved == "acceptance":
         return f"Acceptance moved most: a round gives {tau} tokens on {names[1]}, while it costs {cost}"

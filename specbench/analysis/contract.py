@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specbench.decision.interval import Difference
 from specbench.records import Call, Caution
 from specbench.run_record import State
 
@@ -30,6 +31,9 @@ class LoadResult:
     requests arrive at a `rate` (requests/s), and the other way round. `speedup` is of decoding time per output token,
     `speedup_e2e` of the whole time of a request, both as a client sees them, over `prompts` prompts; `verdict` follows
     the policy's metric.
+
+    `predicted_speedup` is of decoding, from replayed rounds and rounds that were probed at this concurrency; its ends
+    are over prompts and hold the costs' own uncertainty.
 
     `throughput` is output tokens per second of all clients together, None where an open loop's clock was not kept;
     `ttft` the time to the first token, `tpot` decoding time per output token of a request."""
@@ -55,6 +59,31 @@ class LoadResult:
     ttft: Percentiles
     baseline_tpot: Percentiles
     tpot: Percentiles
+    predicted_speedup: float | None = None
+    predicted_speedup_low: float | None = None
+    predicted_speedup_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleStep:
+    """The best gamma at one concurrency, 0 for none, by a speedup that was `measured` or is predicted."""
+
+    concurrency: int
+    gamma: int
+    speedup: float
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many tokens to draft with so many clients at once. `gain` is how much faster all concurrencies together are,
+    each with as much to do, than with `fixed_gamma`, the best single one; less than 0 where it is slower."""
+
+    steps: tuple[ScheduleStep, ...]
+    fixed_gamma: int
+    gain: float
+    gain_low: float
+    gain_high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,19 +359,20 @@ class DraftResult:
     slower_share: float | None = None
     stopped: tuple[StoppedGamma, ...] = ()
     head: HeadCosts | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rival:
     """A draft that was not chosen, at its own best gamma. `ratio` is how many times as fast the chosen one is;
-    `same` says that the interval holds 1.0: the same within noise."""
+    `difference` says what that interval resolves: "same" is within 5 %, and where it merely holds 1 nothing is."""
 
     draft: str
     gamma: int
     ratio: float
     ratio_low: float | None
     ratio_high: float | None
-    same: bool
+    difference: Difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from specbench.acceptance.replay import Text
 from specbench.analysis.contract import DraftResult, LoadResult, Money, Percentiles
 from specbench.analysis.frame import ArmRows, at_load, by_arm, loads_of
 from specbench.analysis.results import Judged
@@ -21,7 +22,7 @@ from specbench.store import StoredRun
 _NEEDED = {50: 2, 95: 20, 99: 100}
 
 
-def load_results(stored: StoredRun, policy: Policy) -> tuple[LoadResult, ...]:
+def load_results(stored: StoredRun, policy: Policy, texts: Sequence[Text] = ()) -> tuple[LoadResult, ...]:
     """One for each load, draft and gamma that was measured beside the target alone, in the order of the run."""
     found: list[LoadResult] = []
     for load in loads_of(stored):
@@ -30,7 +31,7 @@ def load_results(stored: StoredRun, policy: Policy) -> tuple[LoadResult, ...]:
         if not any(arm.kind == "baseline" for arm in arms):
             continue
         for spec in stored.run.config.draft:
-            view = DraftView(arms, spec, trials, (), stored, policy)
+            view = DraftView(arms, spec, trials, texts, stored, policy)
             if view.complete:
                 judged = Judged(view, policy, None, stored.run.drafts.get(spec, ModelFacts()))
                 found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms if _decoded(view, gamma)]
@@ -51,7 +52,7 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
     alone = throughput(stored, Arm("baseline", load=load))
     with_draft = throughput(stored, Arm("speculative", view.spec, gamma, load))
     base, spec = (list(_trials(rows)) for rows in (view.base, view.arms[gamma]))
-    decode, whole = found["decode"], found["e2e"]
+    decode, whole, predicted = found["decode"], found["e2e"], judged.predictor.interval(gamma)
     return LoadResult(
         load=load.label,
         concurrency=load.concurrency if load.rate is None else None,
@@ -74,6 +75,9 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
         ttft=percentiles(trial.times.prefill_s for trial in spec),
         baseline_tpot=percentiles(_per_token(base)),
         tpot=percentiles(_per_token(spec)),
+        predicted_speedup=None if predicted is None else predicted.value,
+        predicted_speedup_low=None if predicted is None else predicted.low,
+        predicted_speedup_high=None if predicted is None else predicted.high,
     )
 
 

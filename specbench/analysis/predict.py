@@ -14,9 +14,9 @@ import numpy as np
 from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.views import DraftView
-from specbench.cost.model import RoundCosts, at_end, predicted_rounds, prefill_seconds, round_costs
+from specbench.cost.model import RoundCosts, at_end, cost_variance, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
-from specbench.records import CostPoint
+from specbench.records import CostPoint, Interval
 
 # The probe's intervals are of about 95 %: so many standard errors to either side.
 PROBED_REACH = 1.96
@@ -46,7 +46,7 @@ class Predictor:
             self._pairs[gamma, batch] = self._pair(gamma, batch)
         return self._pairs[gamma, batch]
 
-    def unsure(self, gamma: int, batch: int | None = None) -> float:
+    def _unsure(self, gamma: int, batch: int | None = None) -> float:
         """Variance of the log of a predicted speedup that comes of the probe's own intervals: the target's single step,
         its wider passes and the draft err apart, and each in itself together."""
         total, reader = 0.0, self._view.reader
@@ -127,10 +127,9 @@ class Predictor:
         costs = self._costs()
         found, before = [], 1.0
         for gamma in range(1, len(costs.verify_s) if costs else 0):
-            paired, again = self.paired(gamma), self._view.replayed(gamma)
-            if paired is None or again is None or again.tokens_per_round is None:
+            interval, again = self.interval(gamma), self._view.replayed(gamma)
+            if interval is None or again is None or again.tokens_per_round is None:
                 break
-            interval = speedup_interval(paired, self._confidence, self.unsure(gamma))
             found.append(
                 PredictedGamma(
                     gamma=gamma,
@@ -155,7 +154,8 @@ class Predictor:
             if not pairs or costs is None:
                 continue
             gamma = max(pairs, key=lambda g: pairs[g].speedup)
-            interval = speedup_interval(pairs[gamma], self._confidence, self.unsure(gamma, batch))
+            interval = self.interval(gamma, batch)
+            assert interval is not None
             alone = batch / costs.step_s
             rows.append(
                 PredictedBatch(batch, gamma, interval.value, interval.low, interval.high, alone, alone * interval.value)
@@ -167,7 +167,18 @@ class Predictor:
         points = view.points if points is None else points
         if not points or not view.texts:
             return None
-        return round_costs(points, view.reader, self._context, view.other_s, batch or view.batch)
+        batch = batch or view.side_by_side
+        if batch is None:
+            return None
+        return round_costs(points, view.reader, self._context, view.other_s, batch)
+
+    def interval(self, gamma: int, batch: int | None = None) -> Interval | None:
+        """The predicted speedup, over prompts, with what is uncertain in the costs."""
+        paired, batch = self.paired(gamma, batch), batch or self._view.side_by_side
+        if paired is None or batch is None:
+            return None
+        excess = cost_variance(self._view.points, self._view.reader, gamma, batch) or self._unsure(gamma, batch)
+        return speedup_interval(paired, self._confidence, excess)
 
     def head(self, gamma: int) -> HeadCosts | None:
         """What a draft head costs alone; None for any other draft, and where it was not timed."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specbench.records import Bandwidth, Caution, CostPoint
-from specbench.run_record import ModelFacts
+from specbench.run_record import ModelFacts, RunRecord
 from specbench.store import StoredRun
 
 SCHEMA = 1
@@ -69,6 +69,24 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """A round of a server that drafts `gamma` tokens and keeps none, with so many clients at once. `steps` is in steps
+    of the target alone under the same load: the tokens that a round has to give to break even."""
+
+    draft: str
+    concurrency: int
+    context: int
+    gamma: int
+    step_s: float
+    round_s: float
+    round_low_s: float
+    round_high_s: float
+    steps: float
+    steps_low: float
+    steps_high: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProbedModel:
     """One model. `step_bytes` are the weights that one token reads, `least_step_s` is the time that this takes at the
     measured bandwidth."""
@@ -87,17 +105,19 @@ class ProbedModel:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSummary:
-    """Everything a probe found."""
+    """Everything a probe found: of models in process each alone, of a server whole rounds; what the other kind of probe
+    has is None or empty."""
 
     run: str
     schema: int
     engine: str
     hardware: str
-    precision: str
-    threads: int
-    bandwidth: Bandwidth
+    precision: str | None
+    threads: int | None
+    bandwidth: Bandwidth | None
     models: tuple[ProbedModel, ...]
     warnings: tuple[Caution, ...]
+    rounds: tuple[Round, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,10 +127,9 @@ def probed(stored: StoredRun) -> ProbeSummary:
     """Of a folder that `specbench probe` made."""
     run = stored.run
     origin, points, memory = run.provenance, run.probe or (), run.bandwidth
-    assert memory is not None and origin.precision is not None and origin.threads is not None
-    target = {(p.batch, p.context): p for p in points if p.model is None and _is_step(p)}
-    models = [_model(None, run.target, points, target, memory)]
-    models += [_model(name, facts, points, target, memory) for name, facts in run.drafts.items()]
+    models: list[ProbedModel] = []
+    if memory is not None:
+        models = _models(run, points, memory)
     return ProbeSummary(
         run=str(stored.folder),
         schema=SCHEMA,
@@ -121,7 +140,27 @@ def probed(stored: StoredRun) -> ProbeSummary:
         bandwidth=memory,
         models=tuple(models),
         warnings=run.warnings,
+        rounds=_rounds(points),
     )
+
+
+def _rounds(points: Sequence[CostPoint]) -> tuple[Round, ...]:
+    every = [p for p in points if p.phase == "round"]
+    alone = {(p.model, p.batch): p.median_s for p in every if p.tokens == 1}
+    found = []
+    for p in sorted(every, key=lambda p: (str(p.model), p.batch, p.tokens)):
+        if p.tokens > 1:
+            step_s = alone[p.model, p.batch]
+            times = (p.median_s, p.low_s, p.high_s)
+            ratios = [each / step_s for each in times]
+            found.append(Round(str(p.model), p.batch, p.context, p.tokens - 1, step_s, *times, *ratios))
+    return tuple(found)
+
+
+def _models(run: RunRecord, points: Sequence[CostPoint], memory: Bandwidth) -> list[ProbedModel]:
+    target = {(p.batch, p.context): p for p in points if p.model is None and _is_step(p)}
+    models = [_model(None, run.target, points, target, memory)]
+    return models + [_model(name, facts, points, target, memory) for name, facts in run.drafts.items()]
 
 
 def _is_step(point: CostPoint) -> bool:

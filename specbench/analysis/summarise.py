@@ -13,11 +13,12 @@ from specbench.analysis.contract import SCHEMA, Choice, LoadResult, Rival, Summa
 from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of
 from specbench.analysis.loads import load_results, with_loads
 from specbench.analysis.results import Judged
+from specbench.analysis.schedule import schedule_of
 from specbench.analysis.server import server_cautions, server_of
 from specbench.analysis.stopped import kept_arms, stopped_gammas
 from specbench.analysis.views import DraftView, Steady, a_a
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, speedup_interval
+from specbench.decision.interval import Paired, difference, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Arm, Interval, Policy
@@ -64,8 +65,11 @@ def summarise(stored: StoredRun) -> Summary:
     loads: tuple[LoadResult, ...] = ()
     cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *stored.run.warnings]
     if server is not None:
-        loads = load_results(stored, policy)
-        results = tuple(with_loads(result, loads, policy) for result in results)
+        loads = load_results(stored, policy, texts)
+        results = tuple(
+            replace(with_loads(one, loads, policy), schedule=schedule_of(stored, one.draft, policy, texts))
+            for one in results
+        )
         cautions += server_cautions(server, every, stored.stretches)
     return Summary(
         run=str(stored.folder),
@@ -160,5 +164,4 @@ def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chose
     gamma = max(own, key=lambda g: own[g].speedup)
     other = own[gamma]
     ratio = one.interval(Paired(other.spec_s, other.spec_tokens, chosen.spec_s, chosen.spec_tokens))
-    same = ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high
-    return Rival(one.view.spec, gamma, ratio.value, ratio.low, ratio.high, same)
+    return Rival(one.view.spec, gamma, ratio.value, ratio.low, ratio.high, difference(ratio.low, ratio.high))

@@ -58,9 +58,14 @@ class DraftView:
         self._replayed: dict[int, Expected] = {}
         self._counts = {gamma: _by_trial(rows, gamma) for gamma, rows in self.arms.items()}
         self.points = stored.run.probe or ()
-        self.reader = reader_of(spec, stored.run.drafts.get(spec, ModelFacts()).layers)
+        # A server's rounds were probed with everything that the draft says, a model alone was not.
+        layers = stored.run.drafts.get(spec, ModelFacts()).layers
+        self.reader = spec if stored.run.on_server else reader_of(spec, layers)
         # Requests that overlap share their time, which then is nobody's cost.
-        self.overlapping = any(load != Load() for load in {trial.arm.load for trial in trials})
+        loads = {trial.arm.load for trial in trials}
+        self.overlapping = any(load != Load() for load in loads)
+        # Sequences side by side: of a batch, or clients; None where they come as they like.
+        self.side_by_side = next((None if one.rate else one.concurrency for one in loads if one != Load()), self.batch)
         self.other_s = _other_s(stored.trials, spec)
         self.lossy = lossy_reason([t for t in trials if t.arm.draft == spec], stored.run.precision)
 

@@ -255,6 +255,18 @@ class Backend(Protocol):
         """Be ready to score."""
 
 
+class Prober(Protocol):
+    """What times models alone, or an engine's rounds, without a run."""
+
+    setting: Conditions
+
+    def admit(self) -> Admitted:
+        """Load or meet what is to be timed; no prompts."""
+
+    def probe(self, writer: RunWriter) -> Costs:
+        """Time it; `writer` has the folder of the probe."""
+
+
 @runtime_checkable
 class CanWarm(Protocol):
     """A session whose engine pays for first calls, or has to be checked, before anything is measured."""

@@ -66,7 +66,8 @@ def probe(
         # The default draft belongs to the default target.
         settings = replace(settings, draft=())
     from specbench.analysis.probed import probed
-    from specbench.run.probe import ProbeRequest, run_probe
+    from specbench.cost.plan import ProbeRequest
+    from specbench.run.probe import run_probe
     from specbench.run.task import command_line
     from specbench.store import read_run
 

@@ -112,6 +112,10 @@ def round_costs(
             float(np.interp(n, list(known), list(known.values()))) for n in range(1, max(known, default=0) + 1)
         )
 
+    if any(p.phase == "round" for p in points):
+        # A server shows whole rounds: they stand in the place of the pass that judges so many drafts.
+        rounds_s = curve(draft, "round")
+        return RoundCosts(rounds_s, 0.0, 0.0, 0.0) if rounds_s else None
     verify_s, read_s = curve(None), curve(draft)
     if not verify_s or (not read_s and any(p.model == draft for p in points)):
         return None
@@ -133,6 +137,16 @@ def at_end(
     """The points with those `chosen` at an end of their intervals."""
     name = f"{end}_s"
     return [replace(point, median_s=getattr(point, name)) if chosen(point) else point for point in points]
+
+
+def cost_variance(points: Sequence[CostPoint], draft: str | None, gamma: int, batch: int) -> float:
+    """Variance of the log of a predicted speedup that comes from the costs of whole rounds: of the probed gamma next to
+    this one, half the width of its interval being 1.96 standard errors. 0 where passes were timed alone."""
+    rounds = [p for p in points if (p.phase, p.model, p.batch) == ("round", draft, batch) and p.tokens > 1]
+    if not rounds:
+        return 0.0
+    near = min(rounds, key=lambda p: (abs(p.tokens - 1 - gamma), p.tokens))
+    return float((np.log(near.high_s / near.low_s) / (2 * 1.96)) ** 2)
 
 
 def _states_s(points: Sequence[CostPoint], draft: str | None) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from specbench.config import RunConfig
-from specbench.records import Caution, CostPoint
+from specbench.records import Bandwidth, Caution, CostPoint
 
 PASSES = 15
 BATCH_PASSES = 7
@@ -15,6 +16,17 @@ PREFILL_PASSES = 5
 # At batches above 1 only these widths and the widest are timed: beyond 9 tokens the verify curve is smooth, and a pass
 # is long. Whoever reads the points interpolates.
 _BATCH_WIDTHS = frozenset({*range(1, 10), 13, 17, 33, 49})
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """What a probe wants beside the configuration. A model given as a config.json takes the place of one with weights;
+    `contexts` None are those of the workload; `passes` None are the defaults."""
+
+    target_config: Path | None = None
+    draft_configs: tuple[Path, ...] = ()
+    contexts: tuple[int, ...] | None = None
+    passes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +62,13 @@ class ProbePlan:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Points of every batch that fitted, cautions for what did not, and the probe's folder where they came from one."""
+    """Points of every batch that fitted, cautions for what did not, and the probe's folder where they came from one.
+    `bandwidth` is of the memory, where it was timed."""
 
     points: tuple[CostPoint, ...]
     cautions: tuple[Caution, ...] = ()
     source: str | None = None
+    bandwidth: Bandwidth | None = None
 
 
 def run_plan(prompt_tokens: Sequence[int], config: RunConfig) -> ProbePlan:

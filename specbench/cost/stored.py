@@ -12,7 +12,7 @@ from specbench.records import Caution, CostPoint
 from specbench.run_record import ModelFacts, RunRecord
 from specbench.store import read_run
 
-_CURE = "Run specbench probe again in the setting of this run, or leave out --costs."
+_HINT = "Run specbench probe again in the setting of this run, or leave out --costs."
 
 # Contexts further than this factor outside those of the probe are worth a caution.
 _REACH = 1.5
@@ -25,15 +25,47 @@ def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
     versions differ, and where a width that the run needs was not probed at batch 1.
     """
     probed = require_probe(folder)
+    if probed.served is not None:
+        raise StoreError("The probe was made on a server", where=str(folder), hint=_HINT)
     names = _same_drafts(probed.drafts, record.drafts)
     names[None] = None
     differs = _differences(probed, record, names)
     if differs:
-        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_CURE)
+        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
     points = probed.probe or ()
     kept = tuple(replace(point, model=names[point.model]) for point in points if point.model in names)
     _require_widths(kept, record, plan, folder)
     return Costs(kept, (*_contexts(kept, plan), *probed.warnings), str(folder))
+
+
+def served_costs(folder: Path, record: RunRecord) -> Costs:
+    """The rounds of a probe on a server, for the run that `record` describes. Raises StoreError where the folder is no
+    such probe, where engine, machine, threads or models differ, and where rounds of a draft, a gamma or the first load
+    of the run are not among them."""
+    probed, config = require_probe(folder), record.config
+    if probed.served is None:
+        raise StoreError("The probe timed models in process", where=str(folder), hint=_HINT)
+    there, here = probed.provenance, record.provenance
+    differs = [f"{name} {was}, not {now}" for name, was, now in (
+        ("engine", there.engine, here.engine),
+        ("machine", there.hardware.line, here.hardware.line),
+        ("threads", there.threads, here.threads),
+        ("target", probed.target.name, record.target.name),
+    ) if was != now]  # fmt: skip
+    differs += [f"no draft {draft}" for draft in config.draft if draft not in probed.drafts]
+    if differs:
+        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
+    points = tuple(p for p in probed.probe or () if p.model is None or p.model in config.draft)
+    widest, clients = max(config.gamma), config.concurrency[0]
+    for draft in config.draft:
+        reached = max((p.tokens - 1 for p in points if (p.model, p.batch) == (draft, clients)), default=0)
+        if reached < widest:
+            raise StoreError(
+                f"The probe has no rounds of {draft} at gamma {widest} with {clients} at once",
+                where=str(folder),
+                hint=f"Run specbench probe with --gamma 1..{widest} --concurrency {clients}.",
+            )
+    return Costs(points, probed.warnings, str(folder))
 
 
 def require_probe(folder: Path) -> RunRecord:
@@ -51,9 +83,10 @@ def require_probe(folder: Path) -> RunRecord:
 def _lacking(record: RunRecord) -> str | None:
     """What a probe's record must hold beside what every run's does."""
     origin = record.provenance
-    needed: dict[str, object] = {
-        f"provenance.{key}": getattr(origin, key) for key in ("device", "precision", "threads")
-    }
+    if record.served is not None:
+        needed: dict[str, object] = {"probe": record.probe, "provenance.hardware.line": origin.hardware.line}
+        return next((f"it lacks {key}" for key, value in needed.items() if not value), None)
+    needed = {f"provenance.{key}": getattr(origin, key) for key in ("device", "precision", "threads")}
     needed |= {"provenance.hardware.line": origin.hardware.line, "bandwidth": record.bandwidth, "probe": record.probe}
     for place, facts in (("target", record.target), *(("drafts[]", facts) for facts in record.drafts.values())):
         needed |= {

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,22 @@ def excess_variance(again: Paired) -> float:
         return 0.0
     value, error = _estimate(above, below)
     return max(0.0, value**2 - error**2)
+
+
+# A ratio whose whole interval is this near 1 is that of two things that are the same for all that anyone decides.
+EQUIVALENT = 0.05
+
+Difference = Literal["faster", "slower", "same", "not resolved"]
+
+
+def difference(low: float | None, high: float | None) -> Difference:
+    """What the interval of a ratio of speeds says: an interval that holds 1 proves nothing equal, unless it is narrow
+    (two one-sided tests, Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15, 657-680)."""
+    if low is None or high is None:
+        return "not resolved"
+    if low > 1 or high < 1:
+        return "faster" if low > 1 else "slower"
+    return "same" if low >= 1 / (1 + EQUIVALENT) and high <= 1 + EQUIVALENT else "not resolved"
 
 
 def totals_interval(above: Sequence[Floats], below: Sequence[Floats], confidence: float, excess: float) -> Interval:

@@ -1,5 +1,5 @@
 """Who proposes tokens."""
 
-from specbench.drafters.spec import DraftSpec, NgramSpec, parse_draft, reader_of, with_cutoff
+from specbench.drafters.spec import DraftSpec, NgramSpec, parse_draft, reader_of, require_in_process, with_cutoff
 
-__all__ = ["DraftSpec", "NgramSpec", "parse_draft", "reader_of", "with_cutoff"]
+__all__ = ["DraftSpec", "NgramSpec", "parse_draft", "reader_of", "require_in_process", "with_cutoff"]

@@ -5,12 +5,16 @@ skip:layers=8, skip:auto        the target's own first layers, its norm and its 
 cross:org/model                 a model with another tokenizer, through text
 ngram:n=3,min=1,max=8           look-up in the text so far
 ngram:n=3+org/model             look-up, and where it finds nothing the model
+ngram-map-k:n=3                 look-up as one engine does it: ngram-simple, -map-k, -map-k4v, -mod, -cache of llama.cpp
+mtp                             the target's own multi-token-prediction layers, on an engine that drives them
+suffix                          look-up of the longest suffix, also in answers before, on an engine that has it
 ..,cutoff=0.3                   stop before a token of which the draft is less sure than this
 ..,sample=greedy                draft the likeliest token at any temperature, as most engines do
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,17 +22,24 @@ from typing import Literal
 from specbench.errors import ConfigError
 from specbench.records import Sampling
 
-Kind = Literal["model", "skip", "cross"]
+Kind = Literal["model", "skip", "cross", "mtp", "suffix"]
+
+# Drafts without a model beside the target.
+_OWN: dict[str, Kind] = {"mtp": "mtp", "suffix": "suffix"}
+
+# Look-ups that only a server does, as llama.cpp calls them.
+LOOK_UPS = ("simple", "map-k", "map-k4v", "mod", "cache")
 
 
 @dataclass(frozen=True, slots=True)
 class NgramSpec:
     """`ngram:n=3,min=1,max=8`: match the last `n` tokens, else fewer, down to `shortest`; propose at most `longest`
-    (None: as gamma allows)."""
+    (None: as gamma allows). `way` is one of LOOK_UPS, None for the look-up that we do ourselves."""
 
     n: int = 3
     shortest: int = 1
     longest: int | None = None
+    way: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,7 @@ class DraftSpec:
 
 def parse_draft(text: str) -> DraftSpec:
     """Raises ConfigError with what is wrong and how to write it."""
-    if text == "ngram" or text.startswith("ngram:"):
+    if re.match(r"ngram(-[a-z0-9-]+)?([:+]|$)", text):
         head, plus, rest = text.partition("+")
         ngram = _ngram(head, text)
         if not plus:
@@ -69,6 +80,16 @@ def parse_draft(text: str) -> DraftSpec:
             raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, hint="Drop cross:.")
         return replace(second, text=text, ngram=ngram)
     return _single(text, text)
+
+
+def require_in_process(spec: DraftSpec) -> None:
+    """Raises ConfigError for a draft that only a server drives."""
+    if spec.kind in ("mtp", "suffix") or (spec.ngram is not None and spec.ngram.way is not None):
+        raise ConfigError(
+            "Only a server drafts like this",
+            where=spec.text,
+            hint="Name an --engine that does, or a head, a draft model or ngram:n=3.",
+        )
 
 
 def reader_of(text: str, layers: int | None) -> str:
@@ -87,12 +108,8 @@ def with_cutoff(text: str, cutoff: float) -> str:
 
 def _single(text: str, whole: str) -> DraftSpec:
     text, cutoff, greedy = _options(text, whole)
-    if text == "mtp":
-        raise ConfigError(
-            "The target's own multi-token-prediction layers (MTP) are not driven here",
-            where=whole,
-            hint="Name an EAGLE-3 or P-EAGLE head, a draft model or a look-up.",
-        )
+    if (own := _OWN.get(text)) is not None:
+        return DraftSpec(whole, own, cutoff=cutoff, greedy=greedy)
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:
         if rest == "auto":
@@ -138,7 +155,13 @@ def _cutoff(text: str, whole: str) -> tuple[str, float]:
 
 def _ngram(text: str, whole: str) -> NgramSpec:
     values = {"n": 3, "min": 1, "max": 0}
-    for option in filter(None, text.partition(":")[2].split(",")):
+    name, _, options = text.partition(":")
+    way = name.removeprefix("ngram").removeprefix("-") or None
+    if way is not None and way not in LOOK_UPS:
+        near = difflib.get_close_matches(way, LOOK_UPS, n=1)
+        hint = f"Did you mean ngram-{near[0]}?" if near else f"There are {', '.join(f'ngram-{w}' for w in LOOK_UPS)}."
+        raise ConfigError(f"No look-up is called {name!r}", where=text, hint=hint)
+    for option in filter(None, options.split(",")):
         name, _, number = option.partition("=")
         if name not in values or not number.isdecimal() or not 1 <= int(number) <= 64:
             raise ConfigError(
@@ -149,4 +172,4 @@ def _ngram(text: str, whole: str) -> NgramSpec:
         values[name] = int(number)
     if values["min"] > values["n"]:
         raise ConfigError("min is above n", where=whole, hint="Write ngram:n=4,min=2.")
-    return NgramSpec(values["n"], values["min"], values["max"] or None)
+    return NgramSpec(values["n"], values["min"], values["max"] or None, way)

@@ -8,6 +8,7 @@ EAGLE-3 head with a mask token, which drafts all tokens of a round in one pass. 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ _STEADY_ROPES = ("default", "linear", "llama3", "yarn")
 _MASK_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
 
 _CURE = "Use another draft."
+
+# The type of a text in a GGUF file.
+_STRING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +94,38 @@ class Head:
         return self.layer_ids or (2, layers // 2, layers - 3)
 
 
+def kind_of(name: str) -> str | None:
+    """The kind of head, known here or not, that a directory, a GGUF file or a hub id is; None for a model, and for what
+    cannot be looked at."""
+    if name.lower().endswith(".gguf"):
+        kind = _architecture(Path(name))
+        return kind if kind in (*HEADS, *_OTHERS) else None
+    found = _read_config(name)
+    return None if found is None else _kind(found[0])
+
+
+def _architecture(path: Path) -> str | None:
+    """`general.architecture` of a GGUF file, which writers put first: magic, version and two counts are before it, then
+    its key and type. Reading all with the library takes a second for the vocabulary."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+        (length,) = struct.unpack_from("<Q", head, 24)
+        if head[:4] != b"GGUF" or head[32 : 32 + length] != b"general.architecture":
+            return None
+        kind, size = struct.unpack_from("<IQ", head, 32 + length)
+        return head[44 + length : 44 + length + size].decode() if kind == _STRING else None
+    except (OSError, struct.error, UnicodeDecodeError):
+        return None
+
+
 def find_head(name: str) -> Head | None:
     """The head that `name`, a directory or hub id, stands for; None where that is a model, or nothing: the loader of
     models says what is wrong then. Raises ModelError for a head that is of another kind, or whose config is amiss."""
-    found = _config_file(name)
+    found = _read_config(name)
     if found is None:
         return None
-    location, hub, revision = found
-    try:
-        config = json.loads((location / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(config, dict):
-        return None
+    config, location, hub, revision = found
     kind = _kind(config)
     if kind is None:
         return None
@@ -162,6 +185,18 @@ def head_files(head: Head) -> list[Path]:
     if not files:
         raise ModelError(f"{head.name} has no weights in safetensors", hint="Convert its weights to model.safetensors.")
     return files
+
+
+def _read_config(name: str) -> tuple[dict[str, Any], Path, bool, str | None] | None:
+    """config.json with what `_config_file` says of it; None where there is none, or no object in it."""
+    found = _config_file(name)
+    if found is None:
+        return None
+    try:
+        config = json.loads((found[0] / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return (config, *found) if isinstance(config, dict) else None
 
 
 def _config_file(name: str) -> tuple[Path, bool, str | None] | None:

@@ -16,6 +16,7 @@ from specbench.analysis.compared import (
     ComparedRun,
     Comparison,
 )
+from specbench.decision.interval import EQUIVALENT
 from specbench.report.brief.server import pair
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
@@ -154,7 +155,7 @@ def _speedups(a: _Estimates, b: _Estimates) -> _Cells:
 
 def _ratio(row: ComparedGamma | ComparedCategory) -> str:
     words = f"{row.ratio:.2f} {text.interval(row.ratio_low, row.ratio_high)}"
-    return f"{words} same" if row.same and row.ratio_low is not None else words
+    return f"{words} {row.difference}" if row.difference == "same" else words
 
 
 def _two(a: float | None, b: float | None) -> str:
@@ -166,8 +167,14 @@ def _two(a: float | None, b: float | None) -> str:
 def _last(found: Comparison) -> list[str]:
     """What else there is to say: what "same" means, arms of one run, and the rate that a gate looks at."""
     lines = []
-    if any(row.same and row.ratio_low is not None for draft in found.drafts for row in draft.gammas):
-        lines.append('"same": the interval holds 1, so the two are the same within noise.')
+    rows = [row for draft in found.drafts for row in draft.gammas]
+    if any(row.difference == "same" for row in rows):
+        lines.append(f'"same": the whole interval is within {text.percent(EQUIVALENT)} of 1.')
+    open_ = [row for row in rows if row.difference == "not resolved" and row.ratio_low is not None]
+    if open_:
+        lines.append(
+            "Where the interval merely holds 1, nothing is resolved: B may be faster or slower. More prompts tell."
+        )
     for mark, arms in (("A", found.only_a), ("B", found.only_b)):
         if arms:
             lines.append(f"Only in {mark}: {text.join(arms)}.")

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench import text
-from specbench.analysis.probed import Phase, ProbedModel, ProbeSummary, Step, Width
+from specbench.analysis.probed import Phase, ProbedModel, ProbeSummary, Round, Step, Width
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
 
@@ -19,15 +19,21 @@ def probe_tables(found: ProbeSummary) -> list[RenderableType]:
     parts: list[RenderableType] = [Block(partial(_head, found))]
     for model in found.models:
         parts.append(Block(partial(_model, model, found)))
+    for draft in dict.fromkeys(row.draft for row in found.rounds):
+        parts.append(Block(partial(_rounds, [row for row in found.rounds if row.draft == draft])))
     if found.warnings:
         parts.append(Block(partial(warnings, found.warnings)))
     return parts
 
 
 def _head(found: ProbeSummary, width: int, plain: bool) -> Iterator[RenderableType]:
-    yield note(f"The models alone on {found.hardware}", width, plain, style="")
-    yield note(f"{found.engine}, {found.precision}, {text.count(found.threads, 'thread')}", width, plain)
+    what = "Rounds that keep no draft" if found.rounds else "The models alone"
+    yield note(f"{what} on {found.hardware}", width, plain, style="")
+    threads = None if found.threads is None else text.count(found.threads, "thread")
+    yield note(", ".join(filter(None, (found.engine, found.precision, threads))), width, plain)
     memory = found.bandwidth
+    if memory is None:
+        return
     rates = f"{memory.bytes_per_s / 1e9:.1f} GB/s [{memory.low / 1e9:.1f}, {memory.high / 1e9:.1f}]"
     yield note(f"Memory: {rates}, {memory.what}", width, plain)
 
@@ -52,6 +58,29 @@ def _model(model: ProbedModel, found: ProbeSummary, width: int, plain: bool) -> 
     if model.prefills:
         yield Text("")
         yield table(fit(_prefill_columns(model), width), plain)
+
+
+def _rounds(rows: list[Round], width: int, plain: bool) -> Iterator[RenderableType]:
+    """A row for each load and gamma; in target steps the round is the tokens that it takes to break even."""
+    yield Text(f"\nRounds of {readable(rows[0].draft, plain)}", "bold")
+    columns = [
+        Column("clients", "clients\nat once", tuple(str(row.concurrency) for row in rows)),
+        Column("gamma", "gamma", tuple(str(row.gamma) for row in rows)),
+        Column(
+            "steps",
+            "a round, in target steps\n[95% interval]",
+            tuple(f"{row.steps:.2f} {text.interval(row.steps_low, row.steps_high)}" for row in rows),
+        ),
+        Column("round", "a round, ms", tuple(f"{1000 * row.round_s:.1f}" for row in rows), 1),
+        Column("step", "a step alone, ms", tuple(f"{1000 * row.step_s:.1f}" for row in rows), 2),
+    ]
+    yield table(fit(columns, width), plain)
+    yield note(
+        "So many tokens per round break even. Ratios are of the same prompts within each pass; no draft was kept, "
+        "whatever the target said.",
+        width,
+        plain,
+    )
 
 
 def _step_columns(model: ProbedModel) -> list[Column]:

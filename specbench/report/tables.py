@@ -85,8 +85,8 @@ def _choice(choice: Choice, policy: Policy, width: int, plain: bool) -> Iterator
     yield line
     for rival in choice.rivals:
         ratio = text.estimate(rival.ratio, rival.ratio_low, rival.ratio_high)
-        same = ", the same within noise" if rival.same else ""
-        against = f"against {readable(rival.draft, plain)}, gamma {rival.gamma}: {ratio}{same}"
+        found = "" if rival.difference == "faster" else f", {rival.difference}"
+        against = f"against {readable(rival.draft, plain)}, gamma {rival.gamma}: {ratio}{found}"
         yield note(against, width, plain, indent="  ", style="")
 
 

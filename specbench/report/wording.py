@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from specbench import text
 from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult, Summary
 from specbench.analysis.facts import Facts, Model
-from specbench.decision.interval import MIN_PROMPTS
+from specbench.decision.interval import MIN_PROMPTS, Difference
 from specbench.records import Policy, Sampling
 from specbench.report.engine_words import words_of
 from specbench.report.templating import mark
@@ -78,16 +78,21 @@ def choice(summary: Summary, policy: Policy) -> str | None:
     )
     rivals = [
         f"{text.code(rival.draft)} at its gamma {rival.gamma} is "
-        + (
-            f"the same within noise ({text.speedup(rival.ratio)} {text.interval(rival.ratio_low, rival.ratio_high)})"
-            if rival.same
-            else f"{'slower' if rival.ratio > 1 else 'faster'}: {text.code(found.draft)} runs "
-            f"{text.speedup(rival.ratio)} {text.interval(rival.ratio_low, rival.ratio_high)} as fast"
+        + _RIVAL[rival.difference].format(
+            text.code(found.draft), text.estimate(rival.ratio, rival.ratio_low, rival.ratio_high)
         )
         for rival in found.rivals
     ]
     parts = [head, text.sentence("; ".join(rivals)) if rivals else "", _mixed(recommended(summary), policy)]
     return " ".join(filter(None, parts))
+
+
+_RIVAL: dict[Difference, str] = {
+    "faster": "slower: {0} runs {1} as fast",
+    "slower": "faster: {0} runs {1} as fast",
+    "same": "the same to within 5 % (ratio {1})",
+    "not resolved": "not told apart from it: {0} runs {1} as fast",
+}
 
 
 def _mixed(draft: DraftResult | None, policy: Policy) -> str:

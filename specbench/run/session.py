@@ -32,7 +32,7 @@ from specbench.backends.base import (
 )
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, run_plan
-from specbench.cost.stored import require_probe, stored_costs
+from specbench.cost.stored import require_probe, served_costs, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.records import Arm, Prompt, Trial, Window
 from specbench.run.early_stopping import EarlyStopping, TimeBudget
@@ -42,7 +42,7 @@ from specbench.run.progress import forecast_s
 from specbench.run.record import marked, prompts_of, run_record
 from specbench.run.replay import replay_texts, scored_texts, text_of
 from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
-from specbench.run_record import Command
+from specbench.run_record import Command, RunRecord
 from specbench.store import RunWriter, StoredRun, TrialKey, read_run, require_disk, trial_key
 from specbench.text import count, duration
 
@@ -75,6 +75,18 @@ def run(
         require_probe(costs)
     kind: Command = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
+    # A server's rounds are probed as a whole; what its drafts would get is asked of it without speculation.
+    replaying = (
+        backend_of(
+            replace(config, concurrency=(1,), rate=()),
+            replay_only=True,
+            threads=partial(threads_of, config, earlier),
+            earlier=None,
+            say=observer.say,
+        )
+        if costs is not None and config.served
+        else None
+    )
     backend = backend_of(
         config,
         replay_only=replay_only,
@@ -89,7 +101,7 @@ def run(
     planned = len(units) * len(plan_arms(config, gammas)) * config.repeats
     record = run_record(config, kind, workload, admitted, skipped, trials_planned=planned, argv=argv)
     _require_disk(config, chosen, planned, earlier)
-    reused = None if costs is None else stored_costs(costs, record, run_plan(_lengths(units), config))
+    reused = None if costs is None else _reused(costs, record, units, config)
     at_load = [one.id for one in record.workload.skipped]
     folder, record = opened(config, record, earlier, observer)
     with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
@@ -100,10 +112,16 @@ def run(
             with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
                 replay_texts(scoring, items, config, folder, positions, losses, observer)
         else:
+            if replaying is not None and reused is not None:
+                writer.update(probe=reused.points, probe_from=reused.source)
             with backend.session(writer) as session, losses.noting(session.noticed):
                 Measurement(session, config, writer, positions, read_run(folder), losses, observer).run(
                     units, gammas, reused
                 )
+            if replaying is not None:
+                observer.say("Asking what the drafts would have said of the target's own texts")
+                with replaying.scoring(writer) as scoring, losses.noting(scoring.noticed):
+                    replay_texts(scoring, admitted.items, config, folder, positions, losses, observer)
     return folder
 
 
@@ -112,6 +130,12 @@ def _require_disk(config: RunConfig, prompts: Sequence[Prompt], planned: int, ea
     if config.keep_text:
         asked = sum(len(_asked(prompt).encode()) for prompt in prompts) / max(len(prompts), 1) * config.batch_size
     require_disk(Path(config.out), planned - (len(earlier.trials) if earlier else 0), asked)
+
+
+def _reused(costs: Path, record: RunRecord, units: Sequence[Unit], config: RunConfig) -> Costs:
+    if config.served:
+        return served_costs(costs, record)
+    return stored_costs(costs, record, run_plan(_lengths(units), config))
 
 
 def _lengths(units: Sequence[Unit]) -> list[int]:

@@ -49,8 +49,12 @@ def task_of(
         given = {"target": SERVED, "draft": [SERVED]} | given
     settings = load_config(config or shipped("configs/default.yaml"), given)
     gammas = settings.gamma
-    if costs is not None and settings.served:
-        raise ConfigError("A server is not predicted from a probe", where="--costs", hint="Leave it out.")
+    if costs is not None and settings.server is not None:
+        raise ConfigError(
+            "A running server is not predicted from a probe of another",
+            where="--costs",
+            hint="Let specbench start it as it was probed: --engine or --launch.",
+        )
     if costs is not None and replay_only:
         raise ConfigError("Costs predict a wall clock", where="--costs", hint="Drop --replay-only.")
     if command == "measure":

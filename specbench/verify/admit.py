@@ -10,7 +10,7 @@ import torch
 from specbench.backends.local.drafting import Draft, load_drafts
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
-from specbench.drafters import DraftSpec, parse_draft
+from specbench.drafters import DraftSpec, parse_draft, require_in_process
 from specbench.errors import ModelError, VocabularyError, WorkloadError
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
 from specbench.models.encoding import Today
@@ -34,6 +34,8 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     """Examine the machine, the models and their work together. Raises WorkloadError and ConfigError as a run does; what
     is wrong with a model is a finding."""
     specs = [parse_draft(text) for text in config.draft]
+    for spec in specs:
+        require_in_process(spec)
     prompts = _prompts(config)
     device = resolve_device(config.device)
     say("Looking at the machine")

@@ -121,7 +121,7 @@ def _draft(
 def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None) -> str | None:
     """Why transformers does not do the same with this draft, or None."""
     if head is not None:
-        return f"transformers drives no {HEADS[head]} head"
+        return f"transformers drives no {HEADS.get(head, head)} head"
     if spec.ngram is not None and spec.kind is not None:
         return "transformers has no look-up that falls back on a model"
     if spec.kind == "skip":

@@ -31,7 +31,7 @@ from specbench.backends.local.swap import make_lean
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
-from specbench.drafters import DraftSpec, parse_draft
+from specbench.drafters import DraftSpec, parse_draft, require_in_process
 from specbench.errors import ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.encoding import Today
@@ -86,6 +86,8 @@ class LocalEngine:
         self._dtype = config.dtype
         self.cautions: list[Caution] = []
         specs = [parse_draft(text) for text in config.draft]
+        for spec in specs:
+            require_in_process(spec)
         _require_forms(config, specs)
         self.target = self._load(config, config.target)
         found = load_drafts(specs, self.target, lambda name: self._load(config, name))

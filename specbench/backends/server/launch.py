@@ -10,16 +10,17 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specbench.backends.server.launchfile import PLACEHOLDER, LaunchFile, placeholders, read_launch
+from specbench.backends.server.launchfile import PLACEHOLDER, SYNTHETIC, LaunchFile, placeholders, read_launch
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, ModelError
 from specbench.models.directory import require_config
 from specbench.models.embedded import PREFIX, gguf_path, prepare
+from specbench.models.heads import kind_of
 from specbench.shipped import shipped
 
 __all__ = ["LaunchFile", "Setting", "command", "engine_version", "environment", "find_launch", "require_draft"]
@@ -32,7 +33,7 @@ SHIPPED = ("llamacpp", "sglang", "vllm", "xllamacpp")
 class Setting:
     """One server to start: what the placeholders of a launch file become, all but the port. `target` and `draft` are as
     `model_file` gives them; `draft` is None for the target alone and for a look-up. `gamma` belongs to `spec`;
-    `concurrency` is how many sequences it serves side by side."""
+    `concurrency` is how many sequences it serves side by side. A `synthetic` server rejects every draft."""
 
     target: str
     spec: DraftSpec | None = None
@@ -41,6 +42,7 @@ class Setting:
     concurrency: int = 1
     threads: int = 1
     host: str = "127.0.0.1"
+    synthetic: bool = False
 
 
 def find_launch(name: str) -> LaunchFile:
@@ -62,9 +64,10 @@ def find_launch(name: str) -> LaunchFile:
     return found
 
 
-def require_draft(file: LaunchFile, spec: DraftSpec) -> None:
-    """Raises ConfigError where this engine cannot draft as `spec` says; to be asked before anything is started."""
-    refusal = _refusal(file, spec)
+def require_draft(file: LaunchFile, spec: DraftSpec, draft: str | None = None) -> None:
+    """Raises ConfigError where this engine cannot draft as `spec` says; to be asked before anything is started. `draft`
+    is the model's file, which may be a head."""
+    refusal = _refusal(file, spec, ways_of(spec, draft))
     if refusal is not None:
         reason, hint = refusal
         raise ConfigError(f"{file.path.stem} cannot draft like this: {reason}", where=spec.text, hint=hint)
@@ -72,18 +75,59 @@ def require_draft(file: LaunchFile, spec: DraftSpec) -> None:
 
 def command(file: LaunchFile, setting: Setting, port: int) -> list[str]:
     """The command line of one server. Raises ConfigError as `require_draft` does."""
-    parts: tuple[str, ...] = file.command
-    if setting.spec is not None:
-        require_draft(file, setting.spec)
-        parts += (file.ngram if setting.spec.ngram is not None else file.model) or ()
     values = _values(file, setting, port)
-    return [_filled(part, values) for part in parts]
+    added: list[str] = []
+    if setting.spec is not None:
+        require_draft(file, setting.spec, setting.draft)
+        ways = ways_of(setting.spec, setting.draft)
+        parts = [part for way in ways for part in file.drafts[way]]
+        parts += (file.synthetic or ()) if setting.synthetic else ()
+        added = [_filled(part, values) for part in parts]
+    return [_filled(part, values) for part in file.command] + _merged(added, file.joined)
 
 
 def environment(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
-    """Our own environment with the file's `env` over it."""
+    """Our own environment with the file's `env` over it. Raises ConfigError for what would make a server accept drafts
+    by chance."""
     values = _values(file, setting, port)
-    return {**os.environ, **{name: _filled(value, values) for name, value in file.env.items()}}
+    if (chance := next(filter(SYNTHETIC.search, os.environ), None)) is not None:
+        raise ConfigError(
+            f"{chance} makes servers accept drafts by chance, whatever the target says",
+            where="environment",
+            hint="Unset it; specbench probe sets what it needs by itself.",
+        )
+    own = {**file.env, **(file.synthetic_env if setting.synthetic else {})}
+    return {**os.environ, **{name: _filled(value, values) for name, value in own.items()}}
+
+
+def ways_of(spec: DraftSpec, draft: str | None) -> tuple[str, ...]:
+    """The keys of a launch file's `drafts` that a draft stands for, a look-up before the model behind it. What a model
+    file is, it says itself."""
+    found = []
+    if spec.ngram is not None:
+        found.append("ngram" if spec.ngram.way in (None, "simple") else f"ngram-{spec.ngram.way}")
+    if spec.kind == "model":
+        found.append("model" if draft is None else kind_of(draft) or "model")
+    elif spec.kind is not None:
+        found.append(spec.kind)
+    return tuple(found)
+
+
+def _merged(arguments: Sequence[str], joined: str | None) -> list[str]:
+    """Flags that are there twice as one: of JSON objects all keys, of the flag `joined` all values."""
+    found: list[str] = []
+    for argument in arguments:
+        flag = found[-1] if found else ""
+        before = found.index(flag) if flag.startswith("--") and flag in found[:-1] else None
+        if before is not None and flag == joined:
+            found[before + 1] += f",{argument}"
+        elif before is not None and argument.startswith("{"):
+            found[before + 1] = json.dumps(json.loads(found[before + 1]) | json.loads(argument))
+        else:
+            found.append(argument)
+            continue
+        found.pop()
+    return found
 
 
 def engine_version(file: LaunchFile) -> str | None:
@@ -122,28 +166,28 @@ def _values(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
     if setting.gamma is None or (spec.kind == "model" and setting.draft is None):
         raise ValueError("a draft comes with its gamma, a draft model with its file")
     values |= {"gamma": str(setting.gamma), "gamma_plus_one": str(setting.gamma + 1)}
+    values |= {"zeros": ",".join(["0"] * setting.gamma)}
     values |= {"draft": setting.draft or "", "cutoff": f"{spec.cutoff:g}"}
     if spec.ngram is not None:
         values |= {"n": str(spec.ngram.n), "min": str(spec.ngram.shortest)}
     return values
 
 
-def _refusal(file: LaunchFile, spec: DraftSpec) -> tuple[str, str] | None:
+def _refusal(file: LaunchFile, spec: DraftSpec, ways: Sequence[str]) -> tuple[str, str] | None:
     """What the engine cannot do, and the hint; None where it can all of it."""
-    section = "ngram" if spec.ngram is not None else "model"
-    parts = file.ngram if spec.ngram is not None else file.model
     if spec.kind == "skip":
         return "no server drafts with the target's own first layers", "Name a draft model, or ngram:n=3."
     if spec.kind == "cross":
         return "no server drafts through another tokenizer", "Name a draft model with the target's vocabulary."
-    if spec.ngram is not None and spec.kind is not None:
+    if len(ways) > 1 and file.joined is None:
         return "a look-up and a model together", "Name them as two drafts."
-    if parts is None:
-        what = "a look-up" if section == "ngram" else "a draft model"
-        return (
-            f"its launch file has no `{section}` for {what}",
-            f"Copy {file.path}, add `{section}`, and name the copy.",
-        )
+    for way in ways:
+        if way not in file.drafts:
+            return (
+                f"`drafts` of its launch file has no `{way}`, only {', '.join(file.drafts) or 'nothing'}",
+                f"Copy {file.path}, add it, and name the copy.",
+            )
+    parts = [part for way in ways for part in file.drafts[way]]
     if spec.cutoff and not placeholders(parts) & {"cutoff"}:
         return "it has no cut-off", "Leave cutoff out."
     if spec.ngram is None:

@@ -22,30 +22,44 @@ Models = Literal["gguf", "directory", "name"]
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _ALWAYS = {"python", "target", "host", "port", "concurrency", "context", "context_total", "threads"}
 _GAMMA = {"gamma", "gamma_plus_one"}
+_MODEL, _LOOK_UP = _ALWAYS | _GAMMA | {"draft", "cutoff"}, _ALWAYS | _GAMMA | {"n", "min"}
+_OF_MODEL, _OF_LOOK_UP = ({"draft"}, _GAMMA), ({"n"}, _GAMMA)
+
+# Ways to draft: the placeholders that each may have, and those without which a server would start and draft otherwise
+# than was asked for; of each set one is enough.
+WAYS = {
+    **dict.fromkeys(("model", "eagle3", "peagle", "dflash"), (_MODEL, _OF_MODEL)),
+    "mtp": (_MODEL, (_GAMMA,)),
+    "suffix": (_ALWAYS | _GAMMA, (_GAMMA,)),
+    **dict.fromkeys(("ngram", "ngram-map-k", "ngram-map-k4v", "ngram-mod"), (_LOOK_UP, _OF_LOOK_UP)),
+    "ngram-cache": (_LOOK_UP, ()),
+}
 _KNOWN = {
-    "command": _ALWAYS,
-    "env": _ALWAYS,
-    "model": _ALWAYS | _GAMMA | {"draft", "cutoff"},
-    "ngram": _ALWAYS | _GAMMA | {"n", "min"},
+    **dict.fromkeys(("command", "env"), _ALWAYS),
+    **{key: _ALWAYS | _GAMMA | {"zeros"} for key in ("synthetic", "synthetic_env")},
     "version": {"python"},
 }
-# Without these a server would start and be another one than was asked for; of each set one is enough.
-_NEEDED = {"command": ({"target"}, {"port"}), "model": ({"draft"}, _GAMMA), "ngram": ({"n"}, _GAMMA)}
+_NEEDED = {"command": ({"target"}, {"port"})}
+
+# What makes a server accept drafts by chance: a benchmark's, and never a measurement's.
+SYNTHETIC = re.compile(r"spec-synth|SPEC_SYNTH|synthetic|SIMULATE_ACC|FORCE_NUM_ACCEPTED", re.IGNORECASE)
 
 
 # A number in YAML, such as 8080, is a text on a command line.
 Word = Annotated[str, Field(coerce_numbers_to_str=True, pattern=r"\S", max_length=100_000)]
 Words = Annotated[tuple[Word, ...], Field(min_length=1, max_length=1000), FirstFault()]
+Environment = dict[Annotated[str, Field(min_length=1)], Word]
 Whole = Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
 Seconds = Annotated[float, Field(strict=True, gt=0, le=86400)]
 
 _HINTS = {
-    "env": "Write a mapping of names to texts.",
+    **dict.fromkeys(("env", "synthetic_env"), "Write a mapping of names to texts."),
+    "drafts": f"Write a mapping of {', '.join(WAYS)} to lists of arguments.",
     "at_once": "Write true or false.",
     **dict.fromkeys(("ready_s", "stop_s"), "Write a number of seconds above 0, at most 86400."),
     **dict.fromkeys(("context", "prompts_per_start"), "Write a whole number from 1 to 10000000."),
     **dict.fromkeys(
-        ("command", "model", "ngram", "version"),
+        ("command", "synthetic", "version"),
         'Write a list of arguments: [program, --flag, value], with placeholders in quotes: "{port}".',
     ),
 }
@@ -54,20 +68,24 @@ _COPY = "Copy it from configs/engines/ of specbench."
 
 @dataclass(frozen=True, slots=True)
 class LaunchFile:
-    """A launch file. `engine` names the adapter that reads its answers; `command` starts the target alone, `model` and
-    `ngram` are what a draft model and a look-up add to it (None: this engine has no such draft). `models` is what
-    {target} and {draft} become, see `modelfiles.model_file`. `context` is in tokens of one sequence; `ready_s` and
-    `stop_s` in seconds; after `prompts_per_start` prompts the next arm's server is started (None: after all);
-    `at_once` starts those of all arms together and lets them take turns prompt by prompt.
-    `version` is a command whose first output line is the version."""
+    """A launch file. `engine` names the adapter that reads its answers; `command` starts the target alone, `drafts` are
+    what each of WAYS adds to it. Of several at once the values of the flag `joined` are joined by commas (None: the
+    engine drafts in one way at a time). `synthetic` and `synthetic_env` make a server reject every draft, whatever the
+    target says, which shows what a round costs. `models` is what {target} and {draft} become, see
+    `launch.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
+    `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
+    together and lets them take turns prompt by prompt. `version` is a command whose first output line is the
+    version."""
 
     path: Path
     engine: Literal["llamacpp", "vllm", "sglang", "openai"]
     command: Words
     models: Models
-    model: Words | None = None
-    ngram: Words | None = None
-    env: dict[Annotated[str, Field(min_length=1)], Word] = field(default_factory=dict)
+    drafts: dict[str, Words] = field(default_factory=dict)
+    joined: Word | None = None
+    synthetic: Words | None = None
+    synthetic_env: Environment = field(default_factory=dict)
+    env: Environment = field(default_factory=dict)
     context: Whole = 4096
     ready_s: Seconds = 60.0
     stop_s: Seconds = 10.0
@@ -94,10 +112,23 @@ def read_launch(path: Path) -> LaunchFile:
     except ValueError as error:
         key = re.split(r"[ .\[]", str(error))[0]
         raise ConfigError(str(error), where=str(path), hint=_HINTS.get(key, _COPY)) from None
-    for key in _KNOWN:
+    for key, known in _KNOWN.items():
         given = getattr(file, key)
         if given is not None:
-            _check_placeholders(key, given.values() if key == "env" else given, path)
+            _check(key, given.values() if key.endswith("env") else given, known, _NEEDED.get(key, ()), path)
+    for way, parts in file.drafts.items():
+        if way not in WAYS:
+            near = difflib.get_close_matches(way, WAYS, n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(WAYS)}."
+            raise ConfigError(f"`drafts` has an unknown way to draft, `{way}`", where=str(path), hint=hint)
+        _check(f"drafts.{way}", parts, *WAYS[way], path)
+    measuring = (*file.command, *(part for parts in file.drafts.values() for part in parts), *file.env)
+    if any(SYNTHETIC.search(part) for part in measuring):
+        raise ConfigError(
+            "It starts servers that accept drafts by chance, whatever the target says",
+            where=str(path),
+            hint="Leave that out; specbench probe adds what is in `synthetic` by itself.",
+        )
     return file
 
 
@@ -106,13 +137,13 @@ def placeholders(parts: Iterable[str]) -> set[str]:
     return {name for part in parts for name in PLACEHOLDER.findall(part)}
 
 
-def _check_placeholders(key: str, parts: Iterable[str], path: Path) -> None:
+def _check(key: str, parts: Iterable[str], known: set[str], needed: Iterable[set[str]], path: Path) -> None:
     named = placeholders(parts)
-    for name in sorted(named - _KNOWN[key]):
-        near = difflib.get_close_matches(name, _KNOWN[key], n=1)
-        hint = f"Did you mean `{{{near[0]}}}`?" if near else f"Known here: {', '.join(sorted(_KNOWN[key]))}."
+    for name in sorted(named - known):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean `{{{near[0]}}}`?" if near else f"Known here: {', '.join(sorted(known))}."
         raise ConfigError(f"`{key}` has no placeholder `{{{name}}}`", where=str(path), hint=hint)
-    for any_of in _NEEDED.get(key, ()):
+    for any_of in needed:
         if not named & any_of:
             raise ConfigError(f"`{key}` does not use `{{{min(any_of)}}}`", where=str(path), hint="Pass it on.")
 

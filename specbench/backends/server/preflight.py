@@ -47,9 +47,11 @@ def check_speculating(state: State, alone: State | None, gamma: int, url: str) -
     return _idle(state, url)
 
 
-def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, gamma: int, url: str) -> list[Caution]:
+def check_drafts(
+    answers: Sequence[Completion], state: State, spec: DraftSpec, gamma: int, url: str, *, started: bool
+) -> list[Caution]:
     """What the first answers show of drafting. A draft model drafts in every round but the last ones of a text; a
-    look-up may find nothing. Raises EngineError."""
+    look-up may find nothing. Of a server that we `started` we know what it was told. Raises EngineError."""
     rounds = [drafted for answer in answers for drafted in answer.drafted]
     totals = [answer.told.drafted for answer in answers if answer.told.drafted is not None]
     seen = sum(rounds) + sum(totals)
@@ -58,6 +60,14 @@ def check_drafts(answers: Sequence[Completion], state: State, spec: DraftSpec, g
             f"Gamma is not honoured: a round drafted {max(rounds)} tokens, not at most {gamma}",
             where=url,
             hint="Start the server with that draft length; requests cannot change it.",
+        )
+    room = any(answer.output_tokens > gamma + 1 for answer in answers)
+    steady = started and spec.model is not None and spec.ngram is None and not spec.cutoff
+    if steady and room and 0 < max(rounds, default=0) < gamma:
+        raise EngineError(
+            f"Gamma is not honoured: no round drafted more than {max(rounds)} tokens, not {gamma}",
+            where=url,
+            hint=f"Use --gamma up to {max(rounds)}: this draft, or this engine, gives no more.",
         )
     # A look-up may find nothing in so short a text; of a server that we did not start we may not know that it is one.
     look_up = spec.model is None or (spec.model == SERVED and state.method is None) or "ngram" in (state.method or "")

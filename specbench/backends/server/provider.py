@@ -20,6 +20,7 @@ from specbench.backends.server.launch import (
     Setting,
     command,
     engine_version,
+    environment,
     find_launch,
     model_file,
     require_draft,
@@ -29,6 +30,7 @@ from specbench.backends.server.worker import call
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
+from specbench.models.heads import kind_of
 from specbench.run_record import ModelFacts
 
 LOGS = "server-logs"
@@ -135,11 +137,19 @@ class Running:
 class Starting:
     """Starts one server at a time on this machine, as a launch file says. Raises ConfigError or ModelError before any
     is started where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served
-    alone."""
+    alone. Those that are `synthetic` reject every draft."""
 
     where: str | None = None
 
-    def __init__(self, config: RunConfig, specs: dict[str, DraftSpec], gammas: tuple[int, ...], threads: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        specs: dict[str, DraftSpec],
+        gammas: tuple[int, ...],
+        threads: int,
+        *,
+        synthetic: bool = False,
+    ) -> None:
         self.file: LaunchFile = find_launch(config.launch or config.engine)
         self.adapter = ADAPTERS[self.file.engine]()
         self.launch: str | None = self.file.path.name
@@ -148,6 +158,7 @@ class Starting:
         self._threads = threads
         self.threads: int | None = threads
         self._specs = specs
+        self._synthetic = synthetic
         for spec in specs.values() if gammas else ():
             require_draft(self.file, spec)
         self._target = model_file(config.target, self.file.models)
@@ -156,12 +167,14 @@ class Starting:
         busiest = max(config.concurrency)
         self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
         self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
-        self.at_once = self.file.at_once and self._slots == 1
+        # A run's arms take turns job by job, which leaves several clients idle; a probe's do so pass by pass.
+        self.at_once = self.file.at_once and (self._slots == 1 or synthetic)
         drafts = {text: _facts(text, path) for text, path in self._drafts.items()}
         self.models = _facts(config.target, self._target), drafts
         for text in specs:
             for gamma in gammas:
                 command(self.file, self._setting(text, gamma), 0)
+        environment(self.file, self._setting(None, None), 0)
 
     def _setting(self, draft: str | None, gamma: int | None) -> Setting:
         return Setting(
@@ -171,6 +184,7 @@ class Starting:
             gamma=gamma,
             concurrency=self._slots,
             threads=self._threads,
+            synthetic=self._synthetic and draft is not None,
         )
 
     def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[ServerHandle]:
@@ -182,6 +196,12 @@ class Starting:
             return self.up(None, None, folder)
         path = self._drafts[draft]
         assert path is not None
+        if (kind := kind_of(path)) is not None:
+            raise ConfigError(
+                f"A server of the draft alone cannot be asked: it is a head ({kind}), which reads its target's states",
+                where=draft,
+                hint="Use --engine local for its replay.",
+            )
         log = folder / LOGS / f"{_slug(draft, None)}.log"
         return self._started(replace(self._setting(None, None), target=path), self._config.served_names[1], log)
 
@@ -230,11 +250,12 @@ def client_of(config: RunConfig, url: str) -> Client:
 
 def _facts(name: str, path: str | None) -> ModelFacts:
     """What is known of a model that another process reads. A look-up has none and adds nothing."""
-    if name.startswith("ngram") and path is None:
+    if name.startswith(("ngram", "suffix")) and path is None:
         return ModelFacts(name=name, parameters=0, weight_bytes=0)
     file = Path(path) if path is not None else None
     size = file.stat().st_size if file is not None and file.is_file() else None
-    return ModelFacts(name=file.name if file is not None else name, weight_bytes=size)
+    head = None if path is None else kind_of(path)
+    return ModelFacts(name=file.name if file is not None else name, weight_bytes=size, head=head)
 
 
 def _slug(draft: str | None, gamma: int | None) -> str:

@@ -67,7 +67,7 @@ def require_scorable(config: RunConfig, specs: dict[str, DraftSpec]) -> None:
     if config.spec_server is not None:
         raise ConfigError("Nothing speculates in a replay", where="--spec-server", hint="Leave it out.")
     for spec in specs.values():
-        if spec.kind in ("skip", "cross"):
+        if spec.kind in ("skip", "cross", "mtp", "suffix") or (spec.ngram is not None and spec.ngram.way is not None):
             raise ConfigError(
                 "No server can be asked about such a draft", where=spec.text, hint="Use --engine local for it."
             )

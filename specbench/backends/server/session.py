@@ -196,7 +196,8 @@ class ServerSession:
             named_apart = self._config.served_names[1] is not None
             found = preflight.check_speculating(state, None if named_apart else alone, server.gamma, up.url)
             if readings:
-                found += preflight.check_drafts(readings, state, spec, server.gamma, up.url)
+                started = up.pid is not None
+                found += preflight.check_drafts(readings, state, spec, server.gamma, up.url, started=started)
         if first:
             found += preflight.check_read(call(lambda: self._unread(up)), up.url)
         found += preflight.check_defaults(state)
@@ -206,8 +207,9 @@ class ServerSession:
         return [WarmUp(arm, _answered(job, reading, 0.0, self._config)) for job, reading in answers]
 
     def _warmed(self, up: ServerHandle, server: Arm, count: int) -> list[tuple[Job, Completion]]:
-        """Short answers, one after the other, to the first prompt that the server takes. Raises EngineError where it
-        would refuse any other as well."""
+        """Short answers, one after the other, to the first prompt that the server takes, with room for a whole round.
+        Raises EngineError where it would refuse any other as well."""
+        tokens = max(WARMUP_TOKENS, (server.gamma or 0) + 4)
 
         async def ask() -> list[tuple[Job, Completion]]:
             found: list[tuple[Job, Completion]] = []
@@ -217,7 +219,7 @@ class ServerSession:
                     for _ in range(count):
                         if prompt.id in self.noticed.refused:
                             break
-                        answer = await self._answer(client, up, job, WARMUP_TOKENS, server)
+                        answer = await self._answer(client, up, job, tokens, server)
                         if prompt.id in self.noticed.refused:
                             await self._require_any(client, up, prompt)
                         if answer is not None:

@@ -13,7 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_TYPES = {"draft-simple": "DRAFT_SIMPLE", "ngram-simple": "NGRAM_SIMPLE"}
+DRAFTS = ("draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
+# Their own settings by name, with the program's defaults.
+_SIZES = {"size-n": 12, "size-m": 48, "min-hits": 1}
+LOOK_UPS = {
+    "ngram-simple": _SIZES,
+    "ngram-map-k": _SIZES,
+    "ngram-map-k4v": _SIZES,
+    "ngram-mod": {"n-match": 24, "n-min": 48, "n-max": 64},
+    "ngram-cache": {},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,15 +60,30 @@ def _flags() -> argparse.ArgumentParser:
     parser.add_argument("--ctx-size", type=int, default=4096, help="tokens of all sequences together")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--chat-template-file", type=Path, help="instead of the model's own")
-    parser.add_argument("--spec-type", choices=["none", *_TYPES], default="none")
+    parser.add_argument("--spec-type", type=_types, default=())
     parser.add_argument("--spec-draft-model")
     parser.add_argument("--spec-draft-n-max", type=int, default=3)
     parser.add_argument("--spec-draft-n-min", type=int, default=0)
     parser.add_argument("--spec-draft-p-min", type=float, default=0.0)
-    parser.add_argument("--spec-ngram-simple-size-n", type=int, default=12)
-    parser.add_argument("--spec-ngram-simple-size-m", type=int, default=48)
+    for way, sizes in LOOK_UPS.items():
+        for name, default in sizes.items():
+            parser.add_argument(f"--spec-{way}-{name}", type=int, default=default)
+    parser.add_argument("--spec-synth-rates", type=_rates, default=[])
     parser.add_argument("--version", action="store_true")
     return parser
+
+
+def _types(text: str) -> tuple[str, ...]:
+    """`ngram-simple,draft-simple`."""
+    found = tuple(text.split(","))
+    strange = [each for each in found if each not in ("none", *DRAFTS, *LOOK_UPS)]
+    if strange:
+        raise argparse.ArgumentTypeError(f"there is no {strange[0]!r}")
+    return tuple(each for each in found if each != "none")
+
+
+def _rates(text: str) -> list[float]:
+    return [float(each) for each in text.split(",")]
 
 
 def _parameters(xllamacpp: Any, given: argparse.Namespace) -> Any:
@@ -76,19 +100,22 @@ def _parameters(xllamacpp: Any, given: argparse.Namespace) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = given.threads
     if given.chat_template_file is not None:
         params.chat_template = given.chat_template_file.read_text(encoding="utf-8")
-    speculative = params.speculative
-    if given.spec_type != "none":
+    speculative, types = params.speculative, given.spec_type
+    if types:
         names = xllamacpp.common_speculative_type
-        speculative.types = [getattr(names, f"COMMON_SPECULATIVE_TYPE_{_TYPES[given.spec_type]}")]
-    if given.spec_type == "draft-simple":
-        draft = speculative.draft
-        draft.mparams.path = given.spec_draft_model or ""
-        draft.n_max, draft.n_min, draft.p_min = given.spec_draft_n_max, given.spec_draft_n_min, given.spec_draft_p_min
+        speculative.types = [
+            getattr(names, f"COMMON_SPECULATIVE_TYPE_{each.upper().replace('-', '_')}") for each in types
+        ]
+    draft = speculative.draft
+    draft.n_max, draft.n_min, draft.p_min = given.spec_draft_n_max, given.spec_draft_n_min, given.spec_draft_p_min
+    if given.spec_draft_model is not None:
+        draft.mparams.path = given.spec_draft_model
         draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = given.threads
-    if given.spec_type == "ngram-simple":
-        look_up = speculative.ngram_simple
-        look_up.size_n, look_up.size_m = given.spec_ngram_simple_size_n, given.spec_ngram_simple_size_m
-        look_up.min_hits = 1
+    for way, sizes in LOOK_UPS.items():
+        for name in sizes:
+            own, field = way.replace("-", "_"), name.replace("-", "_")
+            setattr(getattr(speculative, own), field, getattr(given, f"spec_{own}_{field}"))
+    speculative.synth_rates = given.spec_synth_rates
     return params
 
 

@@ -23,6 +23,7 @@ from specbench.analysis.server import NUMBERS
 from specbench.drafters import parse_draft
 from specbench.records import Load, Policy
 from specbench.report.brief.commands import Step
+from specbench.report.brief.schedule import schedule_words
 from specbench.report.readings import stops_paying_words
 from specbench.report.wording import best_row
 from specbench.run_record import State
@@ -61,7 +62,7 @@ def load_table(summary: Summary, policy: Policy, width: int, plain: bool) -> Ite
         yield Text(f"\n{readable(draft.draft, plain)} under load")
         yield table(kept, plain)
         hidden = [column.name for column in columns if column.name not in {each.name for each in kept}]
-        words = [_WORDS, stops_paying_words(summary, draft, policy)]
+        words = [_WORDS, stops_paying_words(summary, draft, policy), schedule_words(draft.schedule)]
         if hidden:
             words.append(f"Not shown at this width: {', '.join(hidden)}.")
         yield note(" ".join(filter(None, words)), width, plain)
@@ -85,7 +86,8 @@ def load_rows(
 
 def load_note(summary: Summary, draft: DraftResult, policy: Policy) -> str:
     """What the table means, and from where on the draft stops paying."""
-    return " ".join(filter(None, (stops_paying_words(summary, draft, policy), _WORDS)))
+    words = (stops_paying_words(summary, draft, policy), schedule_words(draft.schedule), _WORDS)
+    return " ".join(filter(None, words))
 
 
 _WORDS = (
@@ -118,6 +120,7 @@ def _columns(policy: Policy) -> list[_Spec]:
         ("gamma", "gamma", lambda row: str(row.gamma), 0),
         ("verdict", "verdict", lambda row: row.verdict, 1),
         ("speedup", f"speedup,\n{kind}", lambda row: text.estimate(*metric_of(row, policy)), 0),
+        ("predicted", "predicted,\ndecode", _predicted, 1),
         (other, f"speedup,\n{other}", others, 5),
         ("tokens/s", "tokens/s", lambda row: pair([row.baseline_throughput, row.throughput]), 2),
         ("throughput", "through-\nput", lambda row: text.speedup(row.throughput_ratio), 6),
@@ -128,6 +131,11 @@ def _columns(policy: Policy) -> list[_Spec]:
         ("per token p95", "per token,\np95, ms", times("tpot", "p95"), 8),
         ("per token p99", "per token,\np99, ms", times("tpot", "p99"), 10),
     ]
+
+
+def _predicted(row: LoadResult) -> str:
+    low, high = row.predicted_speedup_low, row.predicted_speedup_high
+    return text.UNKNOWN if row.predicted_speedup is None else text.estimate(row.predicted_speedup, low, high)
 
 
 def pair(values: Sequence[float | None]) -> str:

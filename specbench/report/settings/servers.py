@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from specbench.drafters import NgramSpec
 from specbench.models.defaults import measured
 from specbench.report.settings.plan import (
     Given,
@@ -49,12 +50,16 @@ def vllm(plan: Plan) -> Given | str:
         )
     if spec.kind is not None and ngram is not None:
         return "vLLM takes one method, a look-up or a model."
+    if ngram is not None and ngram.way is not None:
+        return f"vLLM has no {_way(plan)}, which is a look-up of llama.cpp."
     if spec.cutoff:
         return "vLLM has no confidence cut-off for a draft model (proposed in vllm-project/vllm#35301, not merged)."
     target = directory(plan, "target")
     differs, legends = list[str](), [target.legend]
     config: dict[str, object]
-    if ngram is None:
+    if spec.model is None and ngram is None:
+        config = {"method": spec.kind, "num_speculative_tokens": plan.gamma}
+    elif ngram is None:
         draft = directory(plan, "draft")
         legends.append(draft.legend)
         method = "eagle3" if plan.head == "peagle" else plan.head or "draft_model"
@@ -82,6 +87,8 @@ def vllm(plan: Plan) -> Given | str:
 def sglang(plan: Plan) -> Given | str:
     """With topk 1 the draft is one chain; a pass of the target reads its gamma tokens and the one before."""
     spec = plan.spec
+    if spec.kind in ("mtp", "suffix"):
+        return _sglang_own(plan)
     if spec.ngram is not None:
         also = ", and it takes no draft model beside it" if spec.kind is not None else ""
         return f"SGLang's NGRAM drafts from all texts that it has written, not by a look-up in this one{also}."
@@ -113,9 +120,35 @@ def sglang(plan: Plan) -> Given | str:
     return Given("sh", shell(options), tuple(differs), _request(plan), legends)
 
 
+def _sglang_own(plan: Plan) -> Given:
+    """What SGLang drafts with without a model beside the target: its layers, or all texts that it has written."""
+    target = directory(plan, "target")
+    algorithm, chain = {
+        "mtp": ("NEXTN", ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"]),
+        "suffix": ("NGRAM", ["--speculative-ngram-max-bfs-breadth", "1"]),
+    }[str(plan.spec.kind)]
+    options = [
+        ["python", "-m", "sglang.launch_server", "--model-path", target.name],
+        *_revision(target),
+        ["--sampling-defaults", "openai"],
+        ["--speculative-algorithm", algorithm],
+        chain,
+        ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
+    ]
+    return Given("sh", shell(options), (), _request(plan), tuple(filter(None, (target.legend,))))
+
+
+def _way(plan: Plan) -> str:
+    """`ngram-mod`, as llama.cpp calls the look-up."""
+    way = plan.spec.ngram.way if plan.spec.ngram is not None else None
+    return f"`ngram-{way or 'simple'}`"
+
+
 def llamacpp(plan: Plan) -> Given | str:
     """llama-server. Of several types the look-up goes first, and the model where it finds nothing."""
     spec, ngram = plan.spec, plan.spec.ngram
+    if spec.kind == "suffix":
+        return "llama.cpp has no suffix decoding; its `ngram-mod` also drafts from texts before."
     if spec.kind == "skip":
         return "llama.cpp has no draft made of the target's own first layers."
     if spec.kind == "cross":
@@ -126,18 +159,18 @@ def llamacpp(plan: Plan) -> Given | str:
     differs, legends = list[str](), [target.legend]
     if plan.on != "llama.cpp":
         differs.append(f"A quantised GGUF is another model than the {plan.precision or 'one'} that was measured.")
-    kind = f"draft-{plan.head or 'simple'}"
-    types = [*(["ngram-simple"] if ngram is not None else []), *([kind] if spec.kind is not None else [])]
+    kind = f"draft-{'mtp' if spec.kind == 'mtp' else plan.head or 'simple'}"
+    types = [*([_way(plan).strip("`")] if ngram is not None else []), *([kind] if spec.kind is not None else [])]
     options = [["llama-server", "--model", target.name], _llamacpp_sampling(plan)]
     options.append(["--spec-type", ",".join(types)])
     if ngram is not None:
-        options.append(["--spec-ngram-simple-size-n", str(ngram.n), "--spec-ngram-simple-size-m", str(plan.proposed)])
-        options.append(["--spec-ngram-simple-min-hits", "1"])
+        options += _llamacpp_sizes(plan, ngram)
         differs += _llamacpp_lookup(plan, ngram.n)
     if spec.kind is not None:
-        draft = gguf(plan, "draft")
-        legends.append(draft.legend)
-        options.append(["--spec-draft-model", draft.name])
+        if spec.model is not None:
+            draft = gguf(plan, "draft")
+            legends.append(draft.legend)
+            options.append(["--spec-draft-model", draft.name])
         options.append(["--spec-draft-n-max", str(plan.gamma), "--spec-draft-n-min", "0"])
         options[-1] += ["--spec-draft-p-min", f"{spec.cutoff:g}"]
         if spec.cutoff and plan.on != "llama.cpp":
@@ -146,8 +179,6 @@ def llamacpp(plan: Plan) -> Given | str:
             )
         differs += sampled_drafts(plan, "llama.cpp", "`--spec-draft-sampling probabilistic`")
         differs += bare_drafts(plan, "llama.cpp")
-    if len(types) > 1:
-        differs.append("specbench starts no such pair; its tests ran one in xllamacpp 2026.10.")
     if len(plan.ends) > 1:
         differs.append(f"The run's texts ended at any of the ids {_listed(plan.ends)}; a GGUF file may know fewer.")
     return Given("sh", shell(options), tuple(differs), legends=tuple(filter(None, legends)))
@@ -156,7 +187,7 @@ def llamacpp(plan: Plan) -> Given | str:
 def tgi(plan: Plan) -> Given | str:
     """text-generation-launcher, whose look-up matches a single token."""
     spec, ngram = plan.spec, plan.spec.ngram
-    if ngram is None or spec.kind is not None:
+    if ngram is None or ngram.way is not None or spec.kind is not None:
         return "TGI drafts by look-up or with Medusa heads, never with a model of its own."
     target = directory(plan, "target")
     differs = (
@@ -218,6 +249,16 @@ def _revision(model: Named) -> list[list[str]]:
 
 def _matched(plan: Plan, n: int) -> str:
     return f"{n} tokens" if plan.down_to == n else f"{n} tokens or fewer, down to {plan.down_to}"
+
+
+def _llamacpp_sizes(plan: Plan, ngram: NgramSpec) -> list[list[str]]:
+    way, n, m = ngram.way or "simple", str(ngram.n), str(plan.proposed)
+    if way == "cache":
+        return []  # it drafts 8 tokens, whatever it is told
+    if way == "mod":
+        return [["--spec-ngram-mod-n-match", n, "--spec-ngram-mod-n-min", "1", "--spec-ngram-mod-n-max", m]]
+    flag = f"--spec-ngram-{way}"
+    return [[f"{flag}-size-n", n, f"{flag}-size-m", m], [f"{flag}-min-hits", "1"]]
 
 
 def _llamacpp_lookup(plan: Plan, n: int) -> list[str]:

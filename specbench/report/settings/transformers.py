@@ -17,10 +17,12 @@ _GAMMA = "num_assistant_tokens"
 def python(plan: Plan) -> Given | str:
     """A script of a few lines that drafts as measured."""
     spec = plan.spec
+    if spec.kind in ("mtp", "suffix") or (spec.ngram is not None and spec.ngram.way is not None):
+        return "transformers has no such draft in `generate`."
     if spec.kind is not None and spec.ngram is not None:
         return "transformers takes a look-up or an assistant in one `generate` call, not both."
     if plan.head is not None:
-        return f"transformers drives no {HEADS[plan.head]} head."
+        return f"transformers drives no {HEADS.get(plan.head, plan.head)} head."
     if spec.kind == "skip" and spec.layers is None:
         return "transformers can draft with the first layers (`assistant_early_exit`); how many, run.json says."
     target = directory(plan, "target")

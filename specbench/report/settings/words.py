@@ -141,19 +141,20 @@ def _startable(plan: Plan) -> bool:
 
 
 def instead(summary: Summary, plan: Plan, call: Call, refusing: Sequence[Engine]) -> str:
-    """A draft of this run that is as fast within noise and that some of the `refusing` engines have; else nothing."""
+    """A draft of this run that is not surely slower and that some of the `refusing` engines have; else nothing."""
     verdicts = {draft.draft: draft.verdict for draft in summary.drafts}
     rivals = summary.choice.rivals if summary.choice is not None and call == "GO" else ()
     for rival in rivals:
-        # Without an interval nothing is known to be the same.
-        if not rival.same or rival.ratio_low is None or verdicts.get(rival.draft) != "GO":
+        # Without an interval nothing is known of the two.
+        near = rival.difference in ("same", "not resolved") and rival.ratio_low is not None
+        if not near or verdicts.get(rival.draft) != "GO":
             continue
         other = replace(plan, spec=parse_draft(rival.draft), gamma=rival.gamma)
         able = [engine.name for engine in refusing if isinstance(engine.build(other), Given)]
         if able:
             have = "has" if len(able) == 1 else "have"
             return (
-                f"{text.join(able)} {have} {text.code(rival.draft)}, which at gamma {rival.gamma} was the same within "
-                "noise here, or come near it."
+                f"{text.join(able)} {have} {text.code(rival.draft)}, which at gamma {rival.gamma} was not surely "
+                "slower here, or come near it."
             )
     return ""

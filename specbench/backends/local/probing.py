@@ -1,0 +1,201 @@
+"""`specbench probe` in process: load models, or build their shapes, and time them alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specbench.backends.base import Admitted, Conditions
+from specbench.backends.local.backend import in_process
+from specbench.config import RunConfig
+from specbench.cost.load import OthersMeter, free_cores
+from specbench.cost.plan import Costs, ProbePlan, ProbeRequest, run_plan
+from specbench.drafters import DraftSpec, parse_draft, require_in_process
+from specbench.errors import ConfigError
+from specbench.models import resolve_device
+from specbench.records import Bandwidth, Caution, Prompt
+from specbench.run_record import ModelFacts
+from specbench.store import RunWriter
+
+if TYPE_CHECKING:
+    from specbench.models import LoadedModel
+
+# Where no tokenizer says how long the prompts of a workload are.
+DEFAULT_CONTEXT = 512
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """The models to time; drafts by name. n-gram look-ups are not among them."""
+
+    target: LoadedModel
+    drafts: dict[str, LoadedModel]
+
+    @property
+    def every(self) -> list[LoadedModel]:
+        return [self.target, *self.drafts.values()]
+
+
+class LocalProbe:
+    """Models of this process. `prompts` are those that a run would use."""
+
+    def __init__(
+        self, config: RunConfig, request: ProbeRequest, prompts: Callable[[], Sequence[Prompt]], say: Say
+    ) -> None:
+        self._config, self._request, self._prompts, self._say = config, request, prompts, say
+        self._threads = config.threads or free_cores()
+        self._device = resolve_device(config.device)
+        self.setting = Conditions(in_process(self._device), self._device, config.dtype, self._threads)
+        self._subjects: Subjects
+        self._bandwidth: Bandwidth
+
+    def admit(self) -> Admitted:
+        """Load everything; memory is timed before, while there is some."""
+        import torch
+
+        from specbench.clock import device_sync
+        from specbench.cost.bandwidth import memory_bandwidth
+        from specbench.models.memory import available_bytes
+        from specbench.models.shapes import shape_cautions
+
+        torch.set_num_threads(self._threads)
+        self._say("Timing the memory")
+        sync = device_sync(self._device)
+        self._bandwidth = memory_bandwidth(self._device, available_bytes(self._device), sync=sync)
+        subjects = self._subjects = _load(self._config, self._request, self._device, self._say)
+        cautions = [each for one in subjects.every if one.tokenizer is None for each in shape_cautions(one)]
+        drafts = {name: _facts(loaded) for name, loaded in subjects.drafts.items()}
+        return Admitted([], [], self.setting, _facts(subjects.target), drafts, cautions=cautions)
+
+    def probe(self, writer: RunWriter) -> Costs:
+        """Every model alone, at every batch size."""
+        from specbench.backends.local.prober import Prober
+
+        config, subjects = self._config, self._subjects
+        ids, plan = _plan(config, self._request, subjects, self._prompts)
+        models = {None: subjects.target.model} | {name: loaded.model for name, loaded in subjects.drafts.items()}
+        prober = Prober(
+            models, plan, ids, device=self._device, seed=config.seed, sampling=config.sampling, say=self._say
+        )
+        meter = OthersMeter()
+        meter.start()
+        costs = replace(prober.run(), bandwidth=self._bandwidth)
+        others = meter.stop() or 0.0
+        return costs if others <= config.max_other_cores else replace(costs, cautions=(*costs.cautions, _busy(others)))
+
+
+def _facts(loaded: LoadedModel) -> ModelFacts:
+    from specbench.backends.local.drafting import facts
+    from specbench.models.memory import step_bytes
+
+    return replace(facts(loaded), step_bytes=step_bytes(loaded.model))
+
+
+def _busy(others: float) -> Caution:
+    return Caution(
+        "busy-machine",
+        f"other processes kept {others:.1f} cores busy while the models were timed: costs are too high",
+        "Probe again on a quiet machine.",
+    )
+
+
+def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
+    from specbench.backends.local.memories import require_rollback
+    from specbench.backends.local.swap import make_lean
+    from specbench.models import load_model
+    from specbench.models.heads import find_head
+    from specbench.models.shapes import load_shape
+
+    longest = max(request.contexts or (DEFAULT_CONTEXT,)) + max(config.gamma) + 1
+
+    def real(name: str) -> LoadedModel:
+        say(f"Loading {name}")
+        trusted = frozenset(config.trust_remote_code)
+        return lean(load_model(name, dtype=config.dtype, device=device, trust_remote_code=trusted))
+
+    def shape(path: Path) -> LoadedModel:
+        say(f"Building {path} with random weights")
+        return lean(load_shape(path, dtype=config.dtype, device=device, context=longest))
+
+    def lean(loaded: LoadedModel) -> LoadedModel:
+        make_lean(loaded.model)  # as a run does
+        require_rollback(loaded)
+        return loaded
+
+    target = real(config.target) if request.target_config is None else shape(request.target_config)
+    drafts = {}
+    for spec in map(parse_draft, config.draft):
+        require_in_process(spec)
+        if spec.kind == "skip":
+            drafts[spec.reader] = _first_layers(target, spec)
+        elif spec.model is not None:
+            if find_head(spec.model) is not None:
+                raise ConfigError(
+                    "A draft head is not timed by a probe: it reads its target's states",
+                    where=spec.text,
+                    hint="Run specbench measure or sweep with it, which time it.",
+                )
+            drafts[spec.reader] = real(spec.model)
+    return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs})
+
+
+def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:
+    """The target's own first layers, which need no loading."""
+    from specbench.drafters.skip import first_layers
+    from specbench.models.memory import weight_bytes, weights
+
+    if spec.layers is None:
+        raise ConfigError("A probe does not look for layers", where=spec.text, hint="Write skip:layers=8.")
+    model = first_layers(target.model, spec.layers)
+    parameters = sum(weight.numel() for weight in weights(model))
+    # With the target's tokenizer or none, and its revision: it is a part of it.
+    return replace(target, name=spec.text, model=model, parameters=parameters, weight_bytes=weight_bytes(model))
+
+
+def _plan(
+    config: RunConfig, request: ProbeRequest, subjects: Subjects, prompts_of: Callable[[], Sequence[Prompt]]
+) -> tuple[list[int], ProbePlan]:
+    """Token ids to read, and how much of them."""
+    prompts = [] if subjects.target.tokenizer is None else _encoded(config, subjects.target, prompts_of())
+    vocabulary = min(int(loaded.model.config.get_text_config().vocab_size) for loaded in subjects.every)
+    if prompts:
+        lengths = [len(ids) for ids in prompts]
+        plan = run_plan(lengths, config)
+        # A draft with fewer padding ids must be able to read them all.
+        ids = [token % vocabulary for token in random.Random(config.seed).choice(prompts)]
+    else:
+        plan = run_plan([DEFAULT_CONTEXT], replace(config, max_new_tokens=0))
+        ids = random.Random(config.seed).choices(range(vocabulary), k=DEFAULT_CONTEXT)
+    if request.contexts is not None:
+        at = request.contexts
+        plan = replace(plan, contexts=at, batch_contexts=at, prompts=at)
+    middle = (plan.prompts[len(plan.prompts) // 2],)
+    plan = replace(plan, batch_prompts=middle, batch_sizes=config.probe_batch_sizes)
+    if request.passes is not None:
+        plan = replace(plan, passes=request.passes, batch_passes=request.passes, prefill_passes=request.passes)
+    _require_context(plan, subjects.every)
+    return ids, plan
+
+
+def _encoded(config: RunConfig, target: LoadedModel, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """The prompts that a run would use, as token ids; none that it would leave out."""
+    from specbench.models.prompts import encode_all
+
+    found = encode_all(target, prompts, config.chat_template_kwargs)
+    longest = (target.max_context or 2**62) - config.max_new_tokens - max(config.gamma) - 1
+    return [ids for _, ids in found.encoded if len(ids) <= longest]
+
+
+def _require_context(plan: ProbePlan, models: Sequence[LoadedModel]) -> None:
+    for loaded in models:
+        if loaded.max_context is not None and plan.capacity > loaded.max_context:
+            raise ConfigError(
+                f"{loaded.name} reads at most {loaded.max_context} tokens, {plan.capacity} are needed",
+                where="--context",
+                hint=f"Give contexts up to {loaded.max_context - max(plan.gammas) - 1}.",
+            )

@@ -1,0 +1,166 @@
+"""`specbench probe` on servers: rounds of an engine that rejects every draft, at every gamma and load.
+
+Where memory holds the servers of all gammas they run side by side and take turns within each pass; else each runs all
+passes before the next is started. What is written meanwhile is no text of a run, and is kept nowhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from statistics import median
+
+from specbench.backends.base import Admitted, Answer, Conditions, Item, Job, Unit
+from specbench.backends.server.provider import Starting
+from specbench.backends.server.record import engine_name
+from specbench.backends.server.session import ServerSession
+from specbench.config import RunConfig
+from specbench.cost.load import free_cores
+from specbench.cost.plan import Costs, ProbeRequest
+from specbench.cost.synthetic import Spent, round_points
+from specbench.drafters.spec import parse_draft
+from specbench.errors import ConfigError, EngineError
+from specbench.records import Arm, Caution, CostPoint, Load, Prompt
+from specbench.run_record import ServedBy
+from specbench.store import RunWriter
+
+PASSES = 9
+# Tokens of a text: long enough that its last rounds, which are cut, are few.
+TOKENS = 64
+# Texts of so many prompts are timed, from short to long.
+PROMPTS = 12
+
+# A pass of one arm under one load.
+_Turn = tuple[int, Load, Arm]
+
+
+class ServerProbe:
+    """An engine that specbench starts. `prompts` are those that a run would use."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        request: ProbeRequest,
+        prompts: Callable[[], Sequence[Prompt]],
+        say: Callable[[str], None],
+    ) -> None:
+        _require_probable(config, request)
+        self._config = replace(config, max_new_tokens=min(config.max_new_tokens, TOKENS))
+        self._passes, self._prompts, self._say = request.passes or PASSES, prompts, say
+        self._specs = {draft: parse_draft(draft) for draft in config.draft}
+        provider = Starting(config, self._specs, config.gamma, config.threads or free_cores(), synthetic=True)
+        if not provider.file.synthetic and not provider.file.synthetic_env:
+            raise ConfigError(
+                "Its launch file does not say how to make it reject every draft",
+                where=str(provider.file.path),
+                hint="Copy the file, add `synthetic`, and name the copy with --launch.",
+            )
+        self._provider = provider
+        self._others: list[float] = []
+        self.setting = Conditions(engine_name(provider, None), None, None, provider.threads, provider.where)
+
+    def admit(self) -> Admitted:
+        """Nothing is started yet."""
+        adapter = self._provider.adapter
+        served = ServedBy(adapter.name, self._provider.launch, dict(adapter.sources))
+        return Admitted([], [], self.setting, *self._provider.models, served=served)
+
+    def probe(self, writer: RunWriter) -> Costs:
+        """The rounds of each draft in turn, each beside the target alone."""
+        session = ServerSession(self._config, self._specs, self._provider, writer, self._say)
+        units = _spread(self._prompts())
+        points = [point for draft in self._config.draft for point in self._draft(session, draft, units)]
+        first = self._config.draft[0]
+        points += [replace(p, model=None, phase="read") for p in points if (p.model, p.tokens) == (first, 1)]
+        cautions = list(session.noticed.cautions)
+        others = median(self._others) if self._others else 0.0
+        if others > self._config.max_other_cores:
+            cautions.append(_busy(others))
+        return Costs(tuple(points), tuple(cautions))
+
+    def _draft(self, session: ServerSession, draft: str, units: Sequence[Unit]) -> Iterator[CostPoint]:
+        arms = [Arm("baseline"), *(Arm("speculative", draft, gamma) for gamma in self._config.gamma)]
+        spent: dict[tuple[Load, int], dict[int, Spent]] = {}
+        lengths: dict[Load, list[float]] = {}
+        self._say(f"Timing rounds of {draft} that reject every draft, {self._passes} passes")
+        with session.block(units, arms if self._provider.at_once else ()):
+            for number, load, arm in self._turns(arms):
+                answers = self._answers(session, arm, load, number, units)
+                self._others += [each.other_cores for each in answers if each.other_cores is not None]
+                if answers:
+                    spent.setdefault((load, number), {})[arm.gamma or 0] = _spent(answers, arm)
+                    lengths.setdefault(load, []).extend(a.prompt_tokens + a.output_tokens / 2 for a in answers)
+        for load in dict.fromkeys(load for load, _ in spent):
+            passes = [one for (at, _), one in spent.items() if at == load]
+            yield from round_points(passes, draft, round(median(lengths[load])), load.concurrency)
+
+    def _turns(self, arms: Sequence[Arm]) -> Iterator[_Turn]:
+        """In every pass all arms, each pass in another order; of servers that cannot run side by side, all of one."""
+        passes, loads = range(self._passes), [load for load in self._config.loads if load.rate is None]
+        if not self._provider.at_once:
+            yield from ((number, load, arm) for arm in arms for number in passes for load in loads)
+            return
+        for number in passes:
+            for load in loads:
+                at = number % len(arms)
+                order = [*arms[at:], *arms[:at]]
+                yield from ((number, load, arm) for arm in (order if number % 2 else reversed(order)))
+
+    def _answers(
+        self, session: ServerSession, arm: Arm, load: Load, number: int, units: Sequence[Unit]
+    ) -> list[Answer]:
+        """One text for each client, of the same prompts in every arm of a pass."""
+        first = number * load.concurrency
+        jobs = [Job(units[(first + client) % len(units)], number) for client in range(load.concurrency)]
+        events = session.generate(jobs, replace(arm, load=load))
+        return [event for event in events if isinstance(event, Answer)]
+
+
+def _require_probable(config: RunConfig, request: ProbeRequest) -> None:
+    if config.server is not None:
+        raise ConfigError(
+            "A running server cannot be made to reject every draft",
+            where="--server",
+            hint="Let specbench start it: --engine, or --launch with a copy of its launch file.",
+        )
+    if request.target_config is not None or request.draft_configs or request.contexts is not None:
+        raise ConfigError(
+            "A server is probed with its own models and the prompts of a workload",
+            where="--engine",
+            hint="Leave --target-config, --draft-config and --context out.",
+        )
+    if not config.draft:
+        raise ConfigError("Rounds take a draft", where="--draft", hint="Name one.")
+
+
+def _spread(prompts: Sequence[Prompt]) -> list[Unit]:
+    """PROMPTS of them, evenly from short to long, by characters: a server keeps its token ids."""
+    order = sorted(prompts, key=lambda prompt: (sum(len(m.content) for m in prompt.messages), prompt.id))
+    places = [round(n * (len(order) - 1) / max(1, PROMPTS - 1)) for n in range(min(PROMPTS, len(order)))]
+    chosen = [order[place] for place in dict.fromkeys(places)]
+    return [Unit(p.id, p.sha256, p.category, (Item(p, None),)) for p in chosen]
+
+
+def _spent(answers: Sequence[Answer], arm: Arm) -> Spent:
+    """Raises EngineError where a draft was accepted: the server is not in the mode that it was asked for."""
+    accepted = sum(sum(a.accepted) + (a.told.accepted or 0 if a.told else 0) for a in answers)
+    if accepted and arm.draft is not None:
+        raise EngineError(
+            "The server accepts drafts, though it was started to reject all of them",
+            where=arm.label,
+            hint="See `synthetic` in its launch file, and the engine's own documentation.",
+        )
+    rounds: Counter[int] = Counter()
+    for answer in answers:
+        rounds.update(answer.drafted or {arm.gamma or 0: answer.output_tokens - 1})
+    return Spent(sum(answer.times.decode_s for answer in answers), rounds)
+
+
+def _busy(others: float) -> Caution:
+    return Caution(
+        "busy-machine",
+        f"other processes kept {others:.1f} cores busy while rounds were timed: their ratios to a step stand, their "
+        "seconds are too high",
+        "Probe again on a quiet machine.",
+    )

@@ -1,0 +1,139 @@
+"""What a probe of rounds and a replay predict of a server: planted costs and acceptance against planted trials."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fake_served import LIMIT, SPEC, FakeServer, fake_served
+
+from specbench.acceptance.positions import PositionWriter
+from specbench.acceptance.replay import Positions
+from specbench.analysis.probed import probed
+from specbench.analysis.summarise import summarise
+from specbench.cost.stored import served_costs
+from specbench.errors import ConfigError, StoreError
+from specbench.records import CostPoint
+from specbench.run.task import task_of
+from specbench.run_record import ModelFacts
+from specbench.store import RunWriter, StoredRun, read_run
+
+SERVER = FakeServer(alpha=0.7, noise=0.0, slower={1: 1.0, 4: 1.5}, spec_slower={1: 1.0, 4: 3.0})
+PROMPTS = 24
+
+
+def points(*, wide: float = 1.0, clients=(1, 4), gammas=range(9)) -> tuple[CostPoint, ...]:
+    """Rounds as the fake server has them: the same at any gamma."""
+    found = []
+    for count in clients:
+        for gamma in gammas:
+            seconds = SERVER.round_s * SERVER.spec_slower[count] if gamma else SERVER.step_s * SERVER.slower[count]
+            found.append(CostPoint(SPEC, 80, gamma + 1, seconds, seconds / wide, seconds * wide, 9, count, "round"))
+    return tuple(found)
+
+
+def planted(folder, probe: tuple[CostPoint, ...], **changes) -> StoredRun:
+    """A run with loads 1 and 4, the target's texts scored and the rounds of `probe`."""
+    stored = fake_served(folder, SERVER, gammas=(2, 4), concurrency=(1, 4), prompts=PROMPTS, **changes)
+    rng = random.Random(0)
+    with PositionWriter(stored.folder) as writer:
+        for p in range(PROMPTS):
+            accepts = np.array([rng.random() < SERVER.alpha for _ in range(LIMIT)][: LIMIT - 1], dtype=np.float32)
+            nothing = np.zeros_like(accepts)
+            writer.append(
+                Positions(
+                    f"p{p}",
+                    "code" if p % 2 else "chat",
+                    SPEC,
+                    0,
+                    LIMIT,
+                    accepts,
+                    nothing,
+                    nothing + 1,
+                    nothing,
+                    nothing,
+                    nothing > 0,
+                )
+            )
+    with RunWriter(stored.folder, stored.run) as writer:
+        writer.update(probe=probe, probe_from="probe")
+    return read_run(stored.folder)
+
+
+def test_every_gamma_at_every_load_is_predicted_as_it_is_measured(tmp_path):
+    summary = summarise(planted(tmp_path / "run", points()))
+    (draft,) = summary.drafts
+    # The last round of a text has no room for a draft, for which a replay counts a step and this fake a round.
+    for row in draft.gammas:
+        assert row.predicted_speedup == pytest.approx(row.speedup, rel=0.01)
+        assert row.replay_tokens_per_round == pytest.approx(row.tokens_per_round, rel=1e-3)
+    for load in summary.loads:
+        assert load.predicted_speedup == pytest.approx(load.speedup, rel=0.02)
+        assert load.predicted_speedup_low <= load.predicted_speedup <= load.predicted_speedup_high
+    assert {load.concurrency for load in summary.loads} == {1, 4}
+    # Also what was not measured, from the same probe.
+    assert [row.gamma for row in draft.predicted] == list(range(1, 9))
+    assert [(row.batch, row.gamma) for row in draft.batches] == [(1, 8), (4, 8)]
+    assert draft.stops_paying_at_batch is None and draft.batches[1].speedup < draft.batches[0].speedup
+
+
+def test_the_interval_of_a_prediction_holds_what_is_uncertain_in_the_costs(tmp_path):
+    widths = []
+    for wide in (1.001, 1.1):
+        load = summarise(planted(tmp_path / f"{wide}", points(wide=wide))).loads[0]
+        widths.append(np.log(load.predicted_speedup_high / load.predicted_speedup_low))
+    assert widths[1] > np.log(1.1) > widths[0]
+
+
+def test_a_load_that_was_not_probed_has_no_prediction_and_one_that_was_only_probed_is_in_the_schedule(tmp_path):
+    summary = summarise(planted(tmp_path / "one", points(clients=(1,))))
+    assert [load.predicted_speedup is None for load in summary.loads] == [False, False, True, True]
+    stored = planted(tmp_path / "two", (*points(gammas=range(5)), *(replace(p, batch=8) for p in points(clients=(1,)))))
+    steps = summarise(stored).drafts[0].schedule.steps
+    assert [(step.concurrency, step.measured) for step in steps] == [(1, True), (4, True), (8, False)]
+
+
+def probe_of(stored: StoredRun, probe: tuple[CostPoint, ...], folder, **changes) -> None:
+    """The folder of a probe in the setting of the run."""
+    folder.mkdir()
+    record = replace(
+        stored.run,
+        command="probe",
+        drafts={SPEC: ModelFacts(SPEC)},
+        probe=probe,
+        probe_from=None,
+        revision=0,
+        **changes,
+    )
+    with RunWriter(folder, record) as writer:
+        writer.update(status="finished")
+
+
+def test_costs_are_those_of_this_engine_these_drafts_and_these_gammas(tmp_path):
+    stored = planted(tmp_path / "run", ())
+    probe_of(stored, points(), tmp_path / "probe")
+    costs = served_costs(tmp_path / "probe", stored.run)
+    assert costs.points == points() and costs.source == str(tmp_path / "probe")
+    rounds = probed(read_run(tmp_path / "probe")).rounds
+    assert [(r.concurrency, r.gamma) for r in rounds] == [(c, g) for c in (1, 4) for g in range(1, 9)]
+    assert rounds[0].steps == pytest.approx(SERVER.round_s / SERVER.step_s)
+    engine = replace(stored.run.provenance, engine="another")
+    probe_of(stored, points(), tmp_path / "engine", provenance=engine)
+    probe_of(stored, points(gammas=range(3)), tmp_path / "narrow")
+    probe_of(stored, points(clients=(4,)), tmp_path / "busy")
+    for name, says in (
+        ("engine", "engine another, not"),
+        ("narrow", "no rounds of demo:draft at gamma 4 with 1 at once"),
+        ("busy", "--gamma 1..4 --concurrency 1"),
+        ("run", "holds no probe"),
+    ):
+        with pytest.raises(StoreError, match=says):
+            served_costs(tmp_path / name, stored.run)
+
+
+def test_a_running_server_is_not_predicted_from_another(tmp_path):
+    keys = {"server": "http://127.0.0.1:1", "spec_server": "http://127.0.0.1:2", "gamma": "2"}
+    with pytest.raises(ConfigError, match="A running server is not predicted"):
+        task_of("sweep", keys, costs=tmp_path)
