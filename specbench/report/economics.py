@@ -18,8 +18,8 @@ BATCH_HEADER = ("batch", "target alone, tokens/s", "best gamma", "speedup, decod
 
 CURVE_NOTE = (
     f"All but the last column {mark('predicted', 'curve')}: rounds from the replay, costs from the models timed alone "
-    "before the first trial. The intervals are over prompts and take the costs as exact. What the last token adds is "
-    "the speedup over that of one gamma less."
+    "before the first trial. The intervals are over prompts, and have what the probe does not know of the costs. What "
+    "the last token adds is the speedup over that of one gamma less."
 )
 
 _MISSING = {
