@@ -1,4 +1,5 @@
-"""The public Python interface, for notebooks and scripts: `measure` and `sweep` run, `load_run` opens what was run.
+"""The public Python interface, for notebooks and scripts: `measure` and `sweep` run, `load_run` opens what was run,
+`compare` lays two runs side by side.
 
 Everything comes from the code behind the command line, so that both say the same. Errors are those of
 specbench.errors. docs/api.md has examples and every column.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from specbench.acceptance.replay import Text
+    from specbench.analysis.compared import Comparison
     from specbench.analysis.contract import Summary
     from specbench.analysis.facts import Facts
     from specbench.run.task import Task
@@ -235,6 +237,14 @@ class Run:
 
         return write_brief(self.stored, self.summary, _path(folder))
 
+    def write_alerts(self, folder: Location | None = None) -> tuple[Path, Path]:
+        """Write alerts.yml, rules for Prometheus over the engine's own counters, and dashboard.json for Grafana, to
+        `folder` (None: the run folder); returns their paths. Raises ConfigError for a run that was not on a server, or
+        whose verdict is NO-GO."""
+        from specbench.report.alerts import write_alerts
+
+        return write_alerts(self.summary, _path(folder) or self.folder)
+
     @property
     def _facts(self) -> Facts:
         from specbench.analysis.facts import read_facts
@@ -253,6 +263,52 @@ class Run:
             return verdict_table(self.summary, self._facts)
         except SpecbenchError as error:
             return text.escape(error.line())
+
+    def _repr_html_(self) -> str:
+        """The same where a notebook prefers HTML."""
+        from specbench.report.notebook import as_html
+
+        return as_html(self._repr_markdown_())
+
+
+def compare(a: Location | Run, b: Location | Run) -> Compared:
+    """`specbench compare`: two runs of the same prompts, each a folder or an open Run. Raises StoreError where they
+    have no draft at one gamma over one prompt in common."""
+    from specbench.analysis.compare import compared
+
+    first, second = (each.stored if isinstance(each, Run) else read_run(Path(each)) for each in (a, b))
+    return Compared(compared(first, second))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Compared:
+    """Two runs side by side; `comparison` is the object that `compare --json` prints."""
+
+    comparison: Comparison
+
+    @property
+    def gammas(self) -> pd.DataFrame:
+        """One row for each draft and gamma that both runs have: A's numbers, B's, and B's speedup over A's."""
+        from specbench.analysis.compared import ComparedGamma
+        from specbench.report.notebook import frame
+
+        drafts = self.comparison.drafts
+        names = [draft.draft for draft in drafts for _ in draft.gammas]
+        rows = [row for draft in drafts for row in draft.gammas]
+        return frame(ComparedGamma, rows, drafts=names, without=("categories",))
+
+    def __repr__(self) -> str:
+        return f"Compared({self.comparison.a.run!r}, {self.comparison.b.run!r})"
+
+    def _repr_markdown_(self) -> str:
+        from specbench.report.compare_tables import comparison_markdown
+
+        return comparison_markdown(self.comparison)
+
+    def _repr_html_(self) -> str:
+        from specbench.report.notebook import as_html
+
+        return as_html(self._repr_markdown_())
 
 
 def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:

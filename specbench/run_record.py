@@ -62,10 +62,10 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What identifies a model, and what it takes. `reader` is the name under which a draft's model is timed alone, None
-    where there is none; `forward` what runs its layers; `layers` those of the target that a skip draft has;
-    `end_tokens` the ids at which the target's texts end. Of a draft `head`, its kind, the target's layers before which
-    it reads states, and how many tokens it can draft."""
+    """What identifies a model, and what it takes: `state_bytes` of a text however long that is. `reader` is the name
+    under which a draft's model is timed alone, None where there is none; `forward` what runs its layers; `layers` those
+    of the target that a skip draft has; `end_tokens` the ids at which the target's texts end. Of a draft `head`, its
+    kind, the target's layers before which it reads states, and how many tokens it can draft."""
 
     name: str | None = None
     revision: str | None = None
@@ -74,6 +74,7 @@ class ModelFacts:
     step_bytes: Size | None = None
     forward: str | None = None
     cache_bytes_per_token: Size | None = None
+    state_bytes: Size | None = None
     reader: str | None = None
     layers: Count | None = None
     end_tokens: Counts = ()

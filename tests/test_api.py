@@ -219,7 +219,7 @@ def test_what_has_no_flag_and_what_is_not_given_is_not_typed():
         ({"min_speedup": "fast"}, "`min_speedup`: 'fast' is not a number above 0 to 100 (flags)."),
         ({"concurrency": [1, 2]}, "Only a server takes several requests at once"),
         ({"config": "nowhere.yaml"}, "No such configuration file (nowhere.yaml)"),
-        ({"server": "http://a", "costs": "b"}, "A server is not predicted from a probe"),
+        ({"server": "http://a", "costs": "b"}, "A running server is not predicted from a probe of another"),
     ],
 )
 def test_bad_arguments_are_errors_of_the_command_line(keys, says, tmp_path):

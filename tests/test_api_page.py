@@ -5,77 +5,72 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+from dataclasses import is_dataclass
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from test_api import EXAMPLE, ROOT
 
 import specbench
+from specbench import records
+from specbench.analysis import contract, replayed
 from specbench.errors import ConfigError
 from specbench.run.task import task_of
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-CONTRACT = (ROOT / "docs" / "contract.md").read_text(encoding="utf-8")
 
 
-def types(*headings):
-    """{key: type} of the tables under these headings of the contract."""
+def dtype(hint):
+    """What a column of such values is. Literals are texts; lists stay what they are."""
+    plain = (
+        [part for part in get_args(hint) if part is not NoneType] if get_origin(hint) in (Union, UnionType) else [hint]
+    )
+    if get_origin(plain[0]) is Literal:
+        plain = [str]
+    null = NoneType in get_args(hint)
+    return {
+        int: "Int64" if null else "int64",
+        float: "float64",
+        str: "string",
+        bool: "boolean" if null else "bool",
+    }.get(plain[0], "object")
+
+
+def columns(record, prefix="", within=()):
+    """{column: dtype} of a record; records within it are spelt out, those named in `within` without a prefix."""
     found = {}
-    for heading in headings:
-        _, there, rest = CONTRACT.partition(f"# {heading}\n")
-        assert there, heading
-        body = re.split(r"^#", rest, maxsplit=1, flags=re.MULTILINE)[0]
-        found |= dict(re.findall(r"^\| `(\w+)` \| ([\w ]+?) \|", body, re.MULTILINE))
+    for key, hint in get_type_hints(record).items():
+        inner = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
+        if not inner:
+            found[prefix + key] = dtype(hint)
+        elif get_origin(hint) is not tuple:
+            found |= columns(inner[0], "" if key in within else f"{prefix}{key}_", within)
     return found
 
 
-def nested(outer, **inner):
-    return outer | {f"{name}_{key}": kind for name, part in inner.items() for key, kind in part.items()}
-
-
-GAMMA, ROUND = "`drafts[].gammas[]`", "`drafts[].gammas[].round_time`"
-TIME = types("`loads[].ttft` and the like")
 KEYS = {
-    "trials": nested(
-        types("A line of `trials.jsonl`", "`times`", "`arm`"),
-        told=types("`told`"),
-        diverged=types("A line of `divergences.jsonl`"),
-    ),
-    "gammas": nested(
-        types(GAMMA),
-        round_time=types(ROUND),
-        predicted_round_time=types(ROUND),
-        break_even=types("`drafts[].gammas[].break_even`"),
-    ),
-    "categories": types("`drafts[].categories[]`"),
-    "loads": nested(types("`loads[]`"), ttft=TIME, tpot=TIME, baseline_ttft=TIME, baseline_tpot=TIME),
-    "costs": types("Probe: a point"),
-    "replay()": types("Replay: `drafts[].gammas[]`"),
+    "trials": columns(records.Trial, within=("arm", "times")),
     "rounds": {},
+    "gammas": columns(contract.GammaResult),
+    "categories": columns(contract.CategoryResult),
+    "loads": columns(contract.LoadResult),
+    "costs": columns(records.CostPoint),
+    "replay()": columns(replayed.ReplayGamma),
 }
-# Records and texts have no column of their own; what a trial has in full is in `rounds`.
-SPELT_OUT = {"object", "object or null", "list of objects"}
-LEFT_OUT = {"trials": {"warmup", "prompt_text", "output_text", "slices"}}
-DTYPES = {
-    "integer": "int64",
-    "integer or null": "Int64",
-    "number": "float64",
-    "number or null": "float64",
-    "string": "string",
-    "string or null": "string",
-    "boolean": "bool",
-    "boolean or null": "boolean",
-}
+# Texts have no column, nor has what does not count.
+LEFT_OUT = {"trials": {"warmup", "prompt_text", "output_text", "slices", "load_concurrency", "load_rate"}}
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_a_frame_has_the_keys_and_types_of_the_contract_and_what_the_page_adds(name):
+def test_a_frame_has_the_keys_and_types_of_its_record_and_what_the_page_adds(name):
     example = specbench.load_run(EXAMPLE)
     frame = example.replay([1]) if name == "replay()" else getattr(example, name)
     (row,) = re.findall(rf"^\| `{re.escape(name)}` \| (?:[^|]*\|){{2}} ?(.*?) ?\|$", PAGE, re.MULTILINE)
     added = set(re.findall(r"`(\w+)`", row))
     found = {key: str(kind) for key, kind in frame.dtypes.items()}
-    told = {key: DTYPES.get(kind, "object") for key, kind in KEYS[name].items() if kind not in SPELT_OUT}
+    told = KEYS[name]
     assert {key: kind for key, kind in found.items() if key not in added and told.get(key) != kind} == {}
     assert added <= set(found) and set(told) - set(found) - LEFT_OUT.get(name, set()) == set()
 
@@ -88,7 +83,8 @@ def needs_models(block):
 
 
 def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):
-    shutil.copytree(EXAMPLE, tmp_path / "reports" / "example")
+    for kept in (EXAMPLE, ROOT / "reports" / "drafters", ROOT / "reports" / "llamacpp"):
+        shutil.copytree(kept, tmp_path / "reports" / kept.name)
     monkeypatch.chdir(tmp_path)
     blocks = [block for block in BLOCKS if not needs_models(block)]
     assert len(blocks) >= 7 and len(BLOCKS) - len(blocks) == 2

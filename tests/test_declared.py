@@ -118,7 +118,7 @@ def test_every_setting_is_a_key_of_a_file_and_an_argument_in_python(key, tmp_pat
 def test_every_setting_is_in_the_default_file_and_in_the_reference(key):
     setting = SETTINGS[key]
     assert re.search(rf"^ *{key}: \S+ +# {re.escape(configuration.meaning(setting))}$", DEFAULT, re.MULTILINE)
-    row = next(line for line in REFERENCE.partition("\n## settings\n")[2].splitlines() if line.startswith(f"| `{key}`"))
+    row = next(line for line in REFERENCE.partition("\n## settings\n")[2].splitlines() if line.startswith(f"- `{key}`"))
     assert all(f"`{name}`" in row for name in setting.declared.also)
     assert ("No flag." in row) == (not setting.declared.on)
 
@@ -176,7 +176,7 @@ def test_a_setting_more_is_a_line_more(monkeypatch):
     assert CliRunner().invoke(program, ["sweep", "--width", "4"]).exit_code == 0 and got["window"] == 4
     assert "\nwindow: 3                       # A window\n" in configuration.text()
     settings = reference.reference(typer.main.get_command(program), reference.Notes(), config.SETTINGS)
-    assert "| `window` / `width` | `3` | A window. |" in settings
+    assert "- `window` / `width` (`3`): A window.\n" in settings
     with pytest.raises(ConfigError, match=r"`window`: 12 is not a whole number from 1 to 9 \(flags\)"):
         load_config(None, {"width": 12})
     with pytest.raises(ConfigError, match="Did you mean `window`"):

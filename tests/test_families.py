@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import full
+from families.recipes import config, model
 from tiny import GREEDY, near_copy, run, save_with_byte_tokenizer, tiny_llama
 from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
@@ -26,97 +27,19 @@ from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, re
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.family import (
-    attention_of,
     frequency_limit,
-    loader_of,
     require_batches,
     require_family,
     shares_layers,
 )
 from specbench.models.memory import cache_bytes
 
-S, F = "sliding_attention", "full_attention"
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-WINDOW = {"sliding_window": 6}
-MIXED = WINDOW | {"layer_types": [S, F], "head_dim": 8}
-MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
-# The window is in the configuration alone, in a list of layers, in chunks, or in layers that read another's keys.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "mistral": WINDOW,
-    "mixtral": WINDOW | MOE,
-    "phi3": WINDOW,
-    "starcoder2": WINDOW,
-    "gemma2": MIXED,
-    "gpt_oss": MIXED | MOE,
-    "llama4_text": {
-        "attention_chunk_size": 8,
-        "head_dim": 8,
-        "layer_types": ["chunked_attention", F],
-        "no_rope_layers": [1, 0],
-        "moe_layers": [0],
-        "num_local_experts": 2,
-        "intermediate_size_mlp": 48,
-        "interleave_moe_layer_step": 1,
-    },
-    "gemma3n_text": {
-        "num_hidden_layers": 4,
-        "sliding_window": 6,
-        "head_dim": 8,
-        "layer_types": [S, F, S, F],
-        "num_kv_shared_layers": 2,
-        "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": 64,
-        "laurel_rank": 8,
-        "activation_sparsity_pattern": [0.0] * 4,
-    },
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-}
 PROMPTS = [list(range(1, 8)), list(range(3, 17)), list(range(2, 30))]
 
 
-# Models that also read images: their text part, and a small picture part.
-ROTARY = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
-PICTURES = {
-    "depth": 1,
-    "embed_dim": 32,
-    "intermediate_size": 32,
-    "num_heads": 2,
-    "out_hidden_size": 32,
-    "hidden_size": 32,
-}
+# Models that also read images.
 WRAPPERS = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 QUICK = ("mistral", "gemma2", "gpt2")  # a window throughout, a window in some layers, none
-
-
-def config(family: str, **more: Any) -> Any:
-    if family in WRAPPERS:
-        text = SMALL | {"head_dim": 8, "rope_parameters": ROTARY}
-        return CONFIG_MAPPING[family](text_config=text, vision_config=PICTURES)
-    return CONFIG_MAPPING[family](**(SMALL | FAMILIES.get(family, {}) | more))
-
-
-@torch.no_grad()
-def model(family: str, **more: Any) -> Any:
-    """Random weights that write varied text."""
-    asked = config(family, **more)
-    torch.manual_seed(0)
-    made = loader_of(asked).from_config(asked, attn_implementation=attention_of(asked), dtype=torch.float32)
-    draw = torch.Generator().manual_seed(1)
-    for weight in made.parameters():
-        if weight.dim() >= 2:
-            weight.copy_(torch.randn(weight.shape, generator=draw) * 1.3 / weight.shape[-1] ** 0.5)
-    return made.eval().requires_grad_(False)
 
 
 def loaded(made: Any, name: str = "m") -> LoadedModel:
@@ -128,7 +51,7 @@ def check(made: Any, reader: Any, prompts: Any = PROMPTS, **more: Any) -> Any:
     return check_reference(loaded(made), reader, prompts, **options)
 
 
-@pytest.mark.parametrize("family", [*QUICK, *full(*(name for name in (*FAMILIES, *WRAPPERS) if name not in QUICK))])
+@pytest.mark.parametrize("family", [*QUICK, *full(*WRAPPERS)])
 def test_a_family_reads_as_transformers_does_alone_and_in_batches(family: str) -> None:
     made = model(family)
     alone = check(made, CachedModel(made, 64))

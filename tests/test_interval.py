@@ -164,7 +164,7 @@ def test_excess_is_what_prompts_do_not_explain():
     for _ in range(400):
         a, b = rng.lognormal(0, 0.03, (2, 100))
         found.append(excess_variance(Paired(a, tokens, b, tokens)))
-    assert np.mean(found) == pytest.approx(0.48 * 2 * 0.03**2 / 100, rel=0.3)
+    assert np.mean(found) == pytest.approx(ONE_PAIR * 0.48 * 2 * 0.03**2 / 100, rel=0.3)
     few = Paired(first[:9], tokens[:9], 1.05 * second[:9], tokens[:9])
     assert excess_variance(few) == 0.0  # no interval that it could widen
 

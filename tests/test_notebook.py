@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CANARY
+from fake_run import FakeDraft, fake_run
 from fake_served import FakeServer as FakeServed
 from fake_served import fake_served
 from fake_summary import summary_of, with_second_draft
@@ -218,3 +219,18 @@ def test_a_cell_shows_the_verdict_and_no_name_breaks_it(example):
     shown = verdict_table(replace(plain, drafts=(odd, plain.drafts[1]), choice=choice, hardware="*x* [y](z)"), facts)
     bars = {len(re.findall(r"(?<!\\)\|", line)) for line in shown.splitlines() if line.startswith("|")}
     assert bars == {6} and r"`` a\|b`c \| <b>$x$ \| ``" in shown and "`*x* [y](z)`" in shown
+
+
+def test_two_runs_lie_side_by_side():
+    both = specbench.compare(Path("reports/drafters"), specbench.load_run("reports/llamacpp"))
+    frame = both.gammas
+    rows = [row for draft in both.comparison.drafts for row in draft.gammas]
+    assert list(frame["ratio"]) == [row.ratio for row in rows] and "a_speedup" in frame
+    assert both._repr_markdown_().startswith("# Two runs side by side")
+    assert "<table>" in both._repr_html_()
+
+
+def test_html_holds_no_markup_of_a_name(tmp_path):
+    stored = fake_run(tmp_path / "r", {"<b>m</b>": FakeDraft({"code": 0.8, "chat": 0.8})})
+    html = specbench.Run(stored)._repr_html_()
+    assert "<table>" in html and "<b>m" not in html and "&lt;b&gt;m" in html

@@ -14,6 +14,7 @@ import yaml
 
 from specbench.cli import app
 from specbench.config import POLICY_SETTINGS, SETTINGS
+from specbench.drafters.spec import parse_draft
 from specbench.kinds import Gammas
 from specbench.settings import setting, settings_of
 from tools import __main__ as generators
@@ -32,11 +33,12 @@ def sections(page=PAGE):
 
 
 def rows(text):
-    """The first cell of each row of the tables, its code spans apart, -> the other cells."""
+    """Each code span before the colon of a line of a list -> what stands in brackets, if anything, and the rest."""
     found = {}
-    for line in re.findall(r"^\| (`.+) \|$", text, flags=re.MULTILINE):
-        cells = re.split(r"(?<!\\) \| ", line)
-        found |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[1:])
+    for names, value, said in re.findall(
+        r"^- (`[^(:]*`(?: / `[^(]*`)*)(?: \((.*?)\))?: (.*)$", text, flags=re.MULTILINE
+    ):
+        found |= dict.fromkeys(re.findall(r"`([^`]+)`", names), [value, said] if value else [said])
     return found
 
 
@@ -77,6 +79,14 @@ def test_every_key_of_the_configuration_has_a_row_and_its_value():
     assert "`64` where your file leaves it out" in found["max_new_tokens"][0]
     other = [key for key in SETTINGS if "leaves it out" in found[key][0]]
     assert other == ["limit", "max_new_tokens"]
+
+
+def test_every_form_of_a_draft_is_one():
+    forms = read_notes(ROOT / "docs/reference.yaml").drafts
+    others = [form for said in forms.values() for form in re.findall(r"`((?:ngram|skip|suffix|demo):[^`]+)`", said)]
+    assert len(forms) >= 8 and len(others) >= 3
+    for form in (*forms, *others):
+        assert parse_draft(form), form
 
 
 def test_a_key_without_a_flag_says_so():
@@ -142,7 +152,7 @@ def test_arguments_defaults_repeats_and_flags_are_read_from_the_program():
     notes = Notes({"again": CommandNotes(), "count": CommandNotes("Said\n\ntwice.", "the run's", {"--rate": "Noted."})})
     found = sections(small_page(notes))
     assert list(found) == ["", "again", "count", "settings", "drafts", "environment"]  # in the order of the notes
-    assert "`specbench count FILES...`: Count the files.\n\nSaid\n\ntwice.\n\n| option" in found["count"]
+    assert "`specbench count FILES...`: Count the files.\n\nSaid\n\ntwice.\n\n- `FILES`" in found["count"]
     assert rows(found["count"]) == {
         "FILES": ["path, repeatable", "What to count."],
         "--config": ["path; configs/default.yaml", "Settings."],

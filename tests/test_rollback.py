@@ -3,25 +3,23 @@ texts are transformers' own, what transformers cannot read in pieces is refused,
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import full
+from families.recipes import F, L, model, near, theirs
 from tiny import GREEDY, lean, run, save_with_byte_tokenizer, tiny_llama
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from specbench.acceptance.replay import Expected, replay
 from specbench.acceptance.score import score
 from specbench.acceptance.scores import as_text
 from specbench.backends.local import memories, snapshots
-from specbench.backends.local.batch import NO_PADDING, generate_batch
+from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cache import StateLayer
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.memories import require_rollback
@@ -32,193 +30,17 @@ from specbench.cli import app
 from specbench.cost.model import RoundCosts, predicted_rounds, round_costs
 from specbench.cost.plan import ProbePlan
 from specbench.drafters.model import ModelDrafter
+from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.family import shares_layers
-from specbench.models.memory import cache_bytes
+from specbench.models.memory import cache_bytes, cache_bytes_per_token
 
-L, F = "linear_attention", "full_attention"
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-EXPERTS = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-}
-DELTA = {
-    "layer_types": [L, F],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_expand": 2, "mamba_n_groups": 1}
-MAMBA |= {"mamba_chunk_size": 16}
-LATENT = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-}
-# With few heads of an index the scores of whole texts are 0, and nobody knows which keys it picks.
-INDEX = {"index_n_heads": 16, "index_head_dim": 8, "index_topk": 12}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "qwen3_next": DELTA | EXPERTS,
-    "qwen3_5_text": DELTA,
-    "qwen3_5_moe_text": DELTA | EXPERTS,
-    "olmo_hybrid": DELTA,
-    "granitemoehybrid": MAMBA
-    | {"layer_types": [L, F], "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16},
-    "bamba": MAMBA | {"attn_layer_indices": [1]},
-    "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
-    "nemotron_h": {
-        "layers_block_type": [L, "moe", F, "mlp"],
-        "mamba_num_heads": 4,
-        "mamba_head_dim": 8,
-        "ssm_state_size": 8,
-        "n_groups": 1,
-        "chunk_size": 16,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "moe_shared_expert_intermediate_size": 16,
-        "n_group": 1,
-        "topk_group": 1,
-        "time_step_min": 1e-6,  # see the test of its floor
-    },
-    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "state_size": 8, "n_groups": 1, "chunk_size": 16},
-    "lfm2": {"layer_types": ["conv", F]},
-    "lfm3": {
-        "layer_types": ["conv", F],
-        "num_dense_layers": 1,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-    },
-    "bailing_hybrid": LATENT
-    | {"layer_types": [L, F], "num_expert_group": 1, "num_local_experts": 4, "head_dim": 8, "num_mtp_layers": 0},
-    "lfm2_moe": {
-        "layer_types": ["conv", F],
-        "num_dense_layers": 1,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-    },
-    "deepseek_v32": LATENT | INDEX,
-    "glm_moe_dsa": LATENT | INDEX,
-    "axk2": LATENT | INDEX,
-    "hy_v4": LATENT | INDEX,
-    "deepseek_v4": INDEX
-    | {
-        "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
-        "compress_rates": {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4},
-        "mlp_layer_types": ["moe", "moe"],
-        "sliding_window": 8,
-        "q_lora_rank": 16,
-        "qk_rope_head_dim": 8,
-        "o_lora_rank": 16,
-        "o_groups": 4,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "num_nextn_predict_layers": 0,
-    },
-}
-# One of each kind: a recurrent state, states alone, beside keys in a layer, of convolutions, an index, a compressor.
-QUICK = ("qwen3_next", "qwen3_5_text", "granitemoehybrid", "falcon_h1", "nemotron_h", "mamba2", "lfm2", "deepseek_v32")
-# Of these a rejection costs no pass.
-FREE = ("lfm2", "lfm2_moe", "lfm3", "deepseek_v32", "glm_moe_dsa", "axk2", "hy_v4")
-# In transformers several tokens after others are read wrongly by these.
-WRONG: dict[str, dict[str, Any]] = {
-    "mamba": {"state_size": 8, "expand": 2},
-    "falcon_mamba": {"state_size": 8, "expand": 2},
-    "jamba": {
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-        "num_experts": 2,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 4,
-        "use_mamba_kernels": False,
-    },
-    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "lru_width": 32, "attention_window_size": 16},
-}
 PROMPT = [5, 9, 33, 2, 41, 17, 8, 8, 3]
-
-
-@torch.no_grad()
-def model(family: str) -> Any:
-    """Random weights that write varied text."""
-    own = (FAMILIES | WRONG)[family]
-    known = CONFIG_MAPPING[family]().to_dict()
-    asked = CONFIG_MAPPING[family](**{name: value for name, value in SMALL.items() if name in known} | own)
-    torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(asked, dtype=torch.float32)
-    draw = torch.Generator().manual_seed(1)
-    for name, weight in made.named_parameters():
-        if weight.dim() >= 2 and "A_log" not in name:
-            weight.copy_(torch.randn(weight.shape, generator=draw) * 1.3 / weight.shape[-1] ** 0.5)
-        elif not torch.isfinite(weight).all():
-            weight.copy_(torch.randn(weight.shape, generator=draw) * 0.1)
-    return made.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def near(made: Any, noise: float = 0.05) -> Any:
-    other, draw = copy.deepcopy(made), torch.Generator().manual_seed(2)
-    for weight in other.parameters():
-        if weight.dim() >= 2:
-            weight.add_(torch.randn(weight.shape, generator=draw) * noise * weight.std())
-    return other
 
 
 def loaded(made: Any) -> LoadedModel:
     return LoadedModel("m", made, None, None, 0, 0, None)
-
-
-def theirs(made: Any, prompt: list[int], new: int) -> list[int]:
-    ids = torch.tensor([prompt])
-    out = made.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=NO_PADDING
-    )
-    return [int(token) for token in out[0, len(prompt) :]]
-
-
-@pytest.mark.parametrize("family", [*QUICK, *full(*(name for name in FAMILIES if name not in QUICK))])
-def test_a_family_is_lossless_and_replayed_exactly(family: str) -> None:
-    target = model(family)
-    draft = near(target)
-    assert require_rollback(loaded(target)) == (family not in FREE)
-    drafter = ModelDrafter(CachedModel(draft, 128), vocab_size=64, sampling=GREEDY, eos=())
-    live = run(target, drafter, PROMPT, gamma=3, max_new_tokens=32)
-    assert live.tokens == theirs(target, PROMPT, 32) == run(target, None, PROMPT, max_new_tokens=32).tokens
-    drafted, accepted = (sum(getattr(r, name) for r in live.rounds) for name in ("drafted", "accepted"))
-    assert 0 < accepted < drafted
-    found = score(None, CachedModel(draft, 128), PROMPT, live.tokens, vocab_size=64, sampling=GREEDY, eos=())
-    text = as_text(found, prompt_id="p", category=None, draft="d", repeat=0, limit=32)
-    again = replay([text], 3)
-    assert (again.rounds.sum(), again.accepted.sum(), again.drafted.sum()) == (len(live.rounds), accepted, drafted)
 
 
 @pytest.mark.parametrize("family", [*("mamba", "jamba"), *full("falcon_mamba", "recurrent_gemma")])
@@ -230,18 +52,8 @@ def test_what_transformers_reads_wrongly_in_pieces_is_refused_with_its_kind(fami
 
 
 def test_a_floor_of_time_steps_that_single_tokens_do_not_have_is_found() -> None:
-    target = model("nemotron_h")
-    target.model.layers[0].mixer.time_step_limit = (0.001, float("inf"))  # as it is by default
     with pytest.raises(ModelError, match="one token after another"):
-        require_rollback(loaded(target))
-
-
-def test_the_documented_families_are_the_tested_ones() -> None:
-    section = (Path(__file__).parent.parent / "docs/measuring.md").read_text().split("## 13. ")[1]
-    rows = [line for line in section.splitlines() if line.startswith("| ") and "Families" not in line]
-    named = {name for row in rows[2:] for name in row.split("|")[5].strip().split(", ")} - {".."}
-    assert named - {"llama", "mistral", "gemma", "llama4_text"} == set(FAMILIES)
-    assert all(name in section for name in WRONG)
+        require_rollback(loaded(model("nemotron_h:floor")))  # as it is by default
 
 
 def test_a_model_of_keys_and_values_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,22 +152,87 @@ def test_batches_and_first_layers_are_refused_by_the_kind_of_layer() -> None:
     made = model("qwen3_next")
     with pytest.raises(ModelError, match=rf"one length for all texts side by side: {L}\. Use --batch-size 1"):
         RaggedModel(made, 32, 2)
-    assert not shares_layers(made.config)
+    assert not shares_layers(model("deepseek_v4").config)
 
 
-def test_texts_for_replay_are_written_one_by_one_where_padding_would_enter_a_state() -> None:
-    made, prompts = model("falcon_h1"), [PROMPT, PROMPT[:4], [*PROMPT, 7, 7]]
-    together = generate_batch(made, prompts, sampling=GREEDY, eos=(), max_new_tokens=12, seed=0)
-    assert together == [theirs(made, prompt, 12) for prompt in prompts]
+# -- the target's own first layers as draft ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1", "nemotron_h", "lfm2", "mamba2"])
-def test_a_cache_is_counted_without_its_states(family: str) -> None:
+def _skipping(target: Any) -> tuple[CachedModel, SkipDrafter]:
+    reader = CachedModel(target, 128)
+    first = reader.sharing(first_layers(target, len(target.model.layers) - 1))
+    return reader, SkipDrafter(first, vocab_size=64, sampling=GREEDY, eos=())
+
+
+def _deep(family: str) -> Any:
+    """With one more layer at the end, so that a draft of all but that one has both kinds."""
+    kinds = {"qwen3_next": [L, F, L], "falcon_h1": None, "lfm2": ["conv", F, "conv"]}[family]
+    return model(family, num_hidden_layers=3, **({"layer_types": kinds} if kinds else {}))
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", *full("falcon_h1", "lfm2")])
+def test_first_layers_with_states_draft_and_put_them_back(family: str) -> None:
+    target = _deep(family)
+    reader, drafter = _skipping(target)
+    live = run(reader, drafter, PROMPT, gamma=3, max_new_tokens=32)
+    assert live.tokens == theirs(target, PROMPT, 32)
+    alone = CachedModel(first_layers(target, 2), 128)
+    scores = score(None, alone, PROMPT, live.tokens, vocab_size=64, sampling=GREEDY, eos=())
+    again = replay([as_text(scores, prompt_id="p", category=None, draft="d", repeat=0, limit=32)], 3)
+    accepted = sum(each.accepted for each in live.rounds)
+    assert (again.rounds.sum(), again.accepted.sum()) == (len(live.rounds), accepted)
+    assert accepted < sum(each.drafted for each in live.rounds)
+
+
+@pytest.mark.parametrize("lost", ["begin", "_settle"])
+def test_planted_first_layers_that_start_from_other_states_are_seen(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From those of an earlier round, or without what is owed."""
+    target = _deep("qwen3_next")
+    expected = theirs(target, PROMPT, 32)
+    reader, drafter = _skipping(target)
+    if lost == "begin":
+        monkeypatch.setattr(Snapshots, "begin", lambda self, at: setattr(self, "at", at))
+    else:
+        monkeypatch.setattr(reader, "_settle", lambda: None)
+    assert run(reader, drafter, PROMPT, gamma=3, max_new_tokens=32).tokens != expected
+
+
+# -- texts side by side -----------------------------------------------------------------------------------------------
+
+PROMPTS = [PROMPT, PROMPT[:4], [*PROMPT, 7, 7]]
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", *full("qwen3_next", "lfm2", "mamba2", "nemotron_h")])
+def test_texts_are_written_together_where_padding_does_not_enter_a_state(family: str) -> None:
     made = model(family)
-    reader = CachedModel(made, 16)
-    reader.forward(PROMPT, keep=1)
-    kept = [layer for layer in reader.cache.layers if hasattr(layer, "capacity")]
-    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in kept) == cache_bytes(made.config, 16, 1, 4)
+    assert ignores_padding(made)
+    together = generate_batch(made, PROMPTS, sampling=GREEDY, eos=(), max_new_tokens=12, seed=0)
+    assert together == [theirs(made, prompt, 12) for prompt in PROMPTS]
+
+
+def test_planted_padding_that_enters_a_state_is_seen_and_texts_are_written_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = model("falcon_h1")
+    expected = [theirs(made, prompt, 12) for prompt in PROMPTS]
+    monkeypatch.setattr(
+        "transformers.models.falcon_h1.modeling_falcon_h1.create_recurrent_attention_mask", lambda **_: None
+    )
+    assert not ignores_padding(made)
+    asked: dict[str, Any] = {"sampling": GREEDY, "eos": (), "max_new_tokens": 12, "seed": 0}
+    assert generate_batch(made, PROMPTS, **asked) != expected
+    assert generate_batch(made, PROMPTS, **asked, together=False) == expected
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_states_are_counted_once_for_a_sequence_however_long() -> None:
+    text = model("qwen3_next").config
+    one, longer, more = (cache_bytes(text, *size, 4) for size in ((16, 1), (32, 1), (32, 3)))
+    keys, states = 2 * 2 * 8 * 4, (2 * 2 * 8 + 4 * 8) * 4 * 4 + 4 * 8 * 8 * 4
+    assert (one, longer, more) == (16 * keys + states, 32 * keys + states, 3 * (32 * keys + states))
+    assert cache_bytes_per_token(text, 4) == keys
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------

@@ -49,6 +49,10 @@ CLAIMS = {
         "test_families.py::test_a_family_reads_as_transformers_does_alone_and_in_batches",
         "test_families.py::test_planted_a_batch_without_its_window_is_refused",
     ],
+    "families run or are refused, and what is not rolled back is seen": [
+        "test_matrix.py::test_a_family_is_what_its_row_says",
+        "test_rollback.py::test_planted_a_snapshot_that_is_written_over_is_refused",
+    ],
     "a lossy loop is a no-go": ["test_run.py::test_a_lossy_loop_is_called_lossy"],
     "every prompt meets every arm": ["test_run.py::test_every_prompt_meets_every_arm_once"],
     "planted faults are named and healthy twins are not": [

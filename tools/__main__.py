@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tools import configuration, glossary, reference
+from tools import configuration, families, glossary, reference
 
 NOTES = Path("docs/reference.yaml")
 
@@ -15,6 +15,7 @@ def files() -> dict[Path, str]:
         Path("configs/default.yaml"): configuration.text(),
         Path("docs/reference.md"): reference.page(NOTES),
         Path("docs/glossary.md"): glossary.page(),
+        Path("docs/families.md"): families.page(),
     }
 
 

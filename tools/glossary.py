@@ -8,28 +8,38 @@ from specbench.report.explain.glossary import Term, by_name
 _HEAD = """\
 # Glossary
 
-The words of specbench's output and of these pages, and what engines call them. `specbench explain --term tau` prints one.
-Generated from `specbench/report/explain/glossary.yaml`.
+The words of specbench's output and of these pages, and what engines call them. Generated from
+`specbench/report/explain/glossary.yaml`; `specbench explain --term tau` prints a word with its unit and its neighbours.
 
 In formulas D, A and E are tokens drafted, accepted and emitted, s is the number of rounds, R of those that ended in a
-rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's. t_dec is the time
-of the target alone for one token, t_draft of drafting, t_verify(n) of the target's pass over n tokens; h is what a round
-takes outside both models. S is the speedup.
+rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's. t_dec is the
+time of the target alone for one token, t_draft of drafting, t_verify(n) of the target's pass over n tokens; h is what a
+round takes outside both models. S is the speedup.
 """
+
+_OTHERS = """\
+## Other words
+
+`specbench explain --term` has a sentence on each:"""
 
 
 def page() -> str:
-    """The page: every term, by name."""
-    return "\n".join([_HEAD, *(_section(term) for term in sorted(glossary.terms().values(), key=by_name))])
+    """The page: by name each term of which more is known than a sentence, and the names of the others."""
+    told = sorted(glossary.terms().values(), key=by_name)
+    others = ", ".join(term.name for term in told if _alone(term))
+    return "\n".join([_HEAD, *(_section(term) for term in told if not _alone(term)), f"{_OTHERS} {others}.\n"])
+
+
+def _alone(term: Term) -> bool:
+    """Whether its sentence is all there is."""
+    return not (term.formula or term.also or term.elsewhere or term.confused)
 
 
 def _section(term: Term) -> str:
-    """One paragraph below a heading."""
-    unit = f"Unit: {term.unit}." if term.unit else ""
+    """One paragraph below a heading; `explain --term` has units and neighbours as well."""
     facts = (
         term.plain,
         f"`{term.formula}`." if term.formula else "",
-        unit,
         f"Also {', '.join(term.also)}." if term.also else "",
         f"Elsewhere {_ended(term.elsewhere)}" if term.elsewhere else "",
         f"Not {_ended(term.confused)}" if term.confused else "",

@@ -52,7 +52,7 @@ def read_notes(path: Path) -> Notes:
 
 
 def reference(program: TyperGroup, notes: Notes, settings: Mapping[str, Setting]) -> str:
-    """The page. What several commands share stands on it once: options in `shared`, settings in their table. Raises
+    """The page. What several commands share stands on it once: options in `shared`, settings in their lists. Raises
     ValueError for a note on a command or an option that is not there."""
     _refuse_stale(program, notes)
     groups = _groups(program, notes)
@@ -66,15 +66,12 @@ def reference(program: TyperGroup, notes: Notes, settings: Mapping[str, Setting]
         "prints and what the exit codes mean.",
         " · ".join(links),
         "Every command takes `--help`, and many of them these:",
-        _table(_HEAD, [_row(param, notes.every, None) for param in [*_params(program), *shared.values()]]),
+        _list(_row(param, notes.every, None) for param in [*_params(program), *shared.values()]),
     ]
     for names, title in zip(groups, titles, strict=True):
         commands = {name: _commands(program)[name] for name in names}
         parts.append(f"## {title}\n\n{_section(commands, notes, settings, shared)}")
     return "\n\n".join([*parts, _settings(settings, notes), _drafts(notes), _environment(notes)]) + "\n"
-
-
-_HEAD = ("option", "value", "what it does")
 
 
 def _said(param: Param) -> tuple[str, str]:
@@ -119,7 +116,7 @@ def _section(
     settings: Mapping[str, Setting],
     shared: Mapping[tuple[str, str], Param],
 ) -> str:
-    """What a command has of its own in a table; its settings and what it shares by name alone."""
+    """What a command has of its own in a list; its settings and what it shares by name alone."""
     first, command = next(iter(commands.items()))
     own = notes.commands.get(first, CommandNotes())
     arguments = "".join(f" {_usage(param)}" for param in _params(command) if isinstance(param, TyperArgument))
@@ -143,7 +140,7 @@ def _section(
         [
             *heads,
             *filter(None, [own.note.strip()]),
-            *([_table(_HEAD, [_row(param, every, own.unset) for param in plain])] if plain else []),
+            *([_list(_row(param, every, own.unset) for param in plain)] if plain else []),
             *([f"[Settings](#settings){before}: {'all' if flags == set(named) else _listed(named)}."] if named else []),
             *([f"Also: {_listed(also)}."] if also else []),
         ]
@@ -210,12 +207,12 @@ def _usage(param: TyperArgument) -> str:
 
 
 def _settings(settings: Mapping[str, Setting], notes: Notes) -> str:
-    """A table for each group; where a file of one's own that lacks the key means another value, both."""
+    """A list for each group; where a file of one's own that lacks the key means another value, both."""
     parts = [
         "## settings",
         "The keys of a file for `--config`, and their values in `configs/default.yaml`, which is used without one. "
-        "Flags go before the file. A key that your file leaves out has the same value, unless the table says "
-        "otherwise; an unknown key is an error, with a suggestion. The flag of `max_new_tokens` is "
+        "Flags go before the file. A key that your file leaves out has the same value, unless it says "
+        "otherwise here; an unknown key is an error, with a suggestion. The flag of `max_new_tokens` is "
         "`--max-new-tokens`, and so on. Keys of the decision stand under `policy`. Python takes all of them.",
     ]
     sweep = notes.every | notes.commands.get("sweep", CommandNotes()).options
@@ -230,18 +227,18 @@ def _settings(settings: Mapping[str, Setting], notes: Notes) -> str:
             names = " / ".join(map(_code, (setting.key, *setting.declared.also)))
             rows.append((names, default, " ".join([f"{meaning(setting)}.", *said[:1], *flags])))
         if rows:
-            parts += [f"### {group}", _table(("key", "value", "meaning"), rows)]
+            parts += [f"### {group}", _list(rows)]
     return "\n\n".join(parts)
 
 
 def _drafts(notes: Notes) -> str:
-    rows = [(_code(form), meaning) for form, meaning in notes.drafts.items()]
-    return f"## drafts\n\n{_table(('`--draft`', 'who proposes'), rows)}"
+    rows = [(_code(form), "", meaning) for form, meaning in notes.drafts.items()]
+    return f"## drafts\n\nWhat `--draft` takes.\n\n{_list(rows)}"
 
 
 def _environment(notes: Notes) -> str:
-    rows = [(_code(name), meaning) for name, meaning in notes.environment.items()]
-    return f"## environment\n\n{_table(('variable', 'what it does'), rows)}"
+    rows = [(_code(name), "", meaning) for name, meaning in notes.environment.items()]
+    return f"## environment\n\n{_list(rows)}"
 
 
 def _refuse_stale(program: TyperGroup, notes: Notes) -> None:
@@ -264,15 +261,16 @@ def _value(value: Any) -> str:
     return _code(",".join(map(str, value)) if isinstance(value, tuple) else value)
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = tuple(head)
-    cells = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in cells)
+def _list(rows: Iterable[tuple[str, str, str]]) -> str:
+    """A line for each: its names, the kind of its value or the value itself, and what it does."""
+    return "\n".join(
+        f"- {names}{f' ({_plain(value)})' if value else ''}: {_plain(text)}" for names, value, text in rows
+    )
 
 
-def _cell(text: str) -> str:
-    """One line of Markdown: bars do not end the cell, and `<name>` outside code is no tag."""
-    parts = _flat(text).replace("|", "\\|").split("`")
+def _plain(text: str) -> str:
+    """One line of Markdown, in which `<name>` outside code is no tag."""
+    parts = _flat(text).split("`")
     parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts)
 

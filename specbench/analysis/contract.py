@@ -274,13 +274,15 @@ class PredictedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the draft adds. `cache_bytes_per_token` is its KV cache for one token of one sequence, `context` the longest
-    text of the run in tokens, `total_bytes` weights and cache for one such text."""
+    """What the draft adds. `cache_bytes_per_token` is its KV cache for one token of one sequence, `state_bytes` what it
+    keeps of a sequence however long that is, `context` the longest text of the run in tokens, `total_bytes` weights,
+    cache and states for one such text."""
 
     weight_bytes: int
     cache_bytes_per_token: int
     context: int
     total_bytes: int
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

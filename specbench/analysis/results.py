@@ -262,7 +262,8 @@ def _memory(view: DraftView, facts: ModelFacts) -> Memory | None:
     if weights is None or per_token is None:
         return None
     context = int((view.base.prompt_tokens + view.base.output_tokens / view.repeats / view.batch).max())
-    return Memory(weights, per_token, context, weights + per_token * context)
+    states = facts.state_bytes or 0
+    return Memory(weights, per_token, context, weights + per_token * context + states, states)
 
 
 def _too_large(memory: Memory | None, policy: Policy) -> str | None:

@@ -46,12 +46,21 @@ def brief(
     html: Annotated[
         bool, typer.Option("--html", help="The HTML page on stdout instead of the Markdown.", rich_help_panel="output")
     ] = False,
+    alerts: Annotated[
+        bool,
+        typer.Option(
+            help="Beside it alert rules for Prometheus and a Grafana dashboard, of one run on a server.",
+            rich_help_panel="output",
+        ),
+    ] = False,
     strict: Strict = False,
 ) -> None:
     """Write the decision brief of a run, or of several. Markdown, HTML and figures, from the run folders alone; a
     policy flag here goes before the run's."""
     if as_json and html:
         raise ConfigError("Only one can be on stdout", where="--json and --html", hint="Leave one out.")
+    if alerts and len(run or ()) > 1:
+        raise ConfigError("Alerts are about one run", where="--alerts", hint="Name the run that was decided by.")
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -62,6 +71,12 @@ def brief(
         typer.echo((path.with_suffix(".html") if html else path).read_text(encoding="utf-8"))
         # The page is long: what it says once more, where the reader's eyes are.
         typer.echo(f"{call}. Written to {path} and {path.with_suffix('.html').name}", err=True)
+    if alerts:
+        from specbench.api import load_run
+
+        rules, dashboard = load_run(folders[0], **keys).write_alerts(path.parent)
+        typer.echo(f"Alert rules in {rules}, for `rule_files` of Prometheus; {dashboard.name} is to import in Grafana",
+                   err=True)  # fmt: skip
     if strict:
         exit_on(call)
 

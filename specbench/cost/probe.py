@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,18 @@ class Reader(Protocol):
 
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens of each sequence."""
+
+
+@runtime_checkable
+class Rereader(Reader, Protocol):
+    """One that may have to read the tokens that stay after a rejection again."""
+
+    @property
+    def rereads(self) -> bool:
+        """Whether it has to; known when it has read a text."""
+
+    def reread(self, rows: Sequence[Sequence[int]]) -> None:
+        """Read a row of ids in each sequence again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +161,10 @@ def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.G
         new = [(row * width)[:width] for row in rows]
         run = partial(probed.model.forward_rows, new, width if probed.keep_all else 1)
         yield Task(context, name, width, probed.phase, run, restore)
-    for width in probed.rereads if getattr(probed.model, "rereads", False) else ():
-        run = partial(probed.model.forward_rows, [(row * width)[:width] for row in rows], 1)
-        yield Task(context, name, width, "reread", run, restore)
+    if isinstance(probed.model, Rereader) and probed.model.rereads:
+        for width in probed.rereads:
+            run = partial(probed.model.reread, [(row * width)[:width] for row in rows])
+            yield Task(context, name, width, "reread", run, restore)
 
 
 def _timed(

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from specbench.errors import ModelError
 
 # What a layer of transformers' caches keeps: keys and values of every position, nothing at all, the states of
-# convolutions and recurrences, or both; of any other class see `memory_of`.
-Memory = Literal["keys", "nothing", "states", "both", "cropped", "other"]
+# convolutions and recurrences, or both; keys of an index too; of any other class see `memory_of`.
+Memory = Literal["keys", "nothing", "states", "both", "indexed", "cropped", "other"]
 _MEMORIES: dict[str, Memory] = {
     "DynamicLayer": "keys",
     "DynamicSlidingWindowLayer": "keys",
@@ -24,6 +25,9 @@ _MEMORIES: dict[str, Memory] = {
     "LinearAttentionAndSlidingWindowAttentionLayer": "both",
 }
 
+
+# How models hand over the keys of an index, as DeepSeek's sparse attention does and as MiniMax's.
+INDEXING = ("update_indexer", "update_index")
 
 # What a model's forward calls its cache.
 CACHE_NAMES = ("past_key_values", "cache_params")
@@ -62,7 +66,8 @@ def require_family(config: Any, name: str) -> None:
         return  # its own code, or none: the loader says so
     who = f"{name} ({config.model_type})"
     cache_layers(text, who)
-    if getattr(kind, "_is_stateful", False) and not unlike_keys(text):
+    listed = getattr(text, "layer_types", None)  # a hybrid may have layers of attention alone
+    if getattr(kind, "_is_stateful", False) and not listed and not unlike_keys(text):
         raise ModelError(
             f"{who} keeps a state outside of transformers' cache, so it cannot be rolled back",
             hint="A rejected draft has to be forgotten: choose another model.",
@@ -87,7 +92,7 @@ def require_batches(config: Any, name: str) -> None:
             "different lengths would be wrong",
             hint="Use --batch-size 1.",
         )
-    if unlike := unlike_keys(text):
+    if unlike := unlike_keys(text, but=("indexed",)):
         raise ModelError(
             f"{name} ({config.model_type}) has layers whose memory is of one length for all texts side by side: "
             f"{', '.join(unlike)}",
@@ -120,20 +125,33 @@ def cache_layers(text: Any, who: str = "the model") -> list[Any]:
     return layers
 
 
+def own_cache(config: Any) -> Any | None:
+    """The class of cache that a model of this configuration brings along and insists on; None where any will do."""
+    from transformers import Cache
+
+    body = _body_class(config)
+    asked = inspect.signature(body.forward).parameters.get(CACHE_NAMES[0]) if body is not None else None
+    found = [] if asked is None else [asked.annotation, *typing.get_args(asked.annotation)]
+    theirs = [each for each in found if isinstance(each, type) and issubclass(each, Cache)]
+    return next((each for each in theirs if each.__module__ != Cache.__module__), None)
+
+
 def memory_of(layer: Any) -> Memory:
     """What a layer of transformers' cache keeps. One of a class that we do not know is "cropped" where that class says
     itself how positions are taken back, and "other" where it only inherits it."""
-    found = _MEMORIES.get(type(layer).__name__)
-    return found or ("cropped" if "crop" in vars(type(layer)) else "other")
+    if found := _MEMORIES.get(type(layer).__name__):
+        return found
+    if any(hasattr(layer, name) for name in INDEXING):
+        return "indexed"
+    return "cropped" if "crop" in vars(type(layer)) else "other"
 
 
-def unlike_keys(text: Any) -> list[str]:
-    """The kinds of layers whose memory is more than keys and values, as the text configuration calls them."""
-    layers = cache_layers(text)
+def unlike_keys(text: Any, but: Collection[str] = ()) -> list[str]:
+    """The kinds of layers whose memory is more than keys and values, and none of `but`, as the text configuration calls
+    them."""
+    layers, simple = cache_layers(text), ("keys", "nothing", *but)
     named = getattr(text, "layer_types", None) or [type(layer).__name__ for layer in layers]
-    return sorted(
-        {kind for kind, each in zip(named, layers, strict=False) if memory_of(each) not in ("keys", "nothing")}
-    )
+    return sorted({kind for kind, each in zip(named, layers, strict=False) if memory_of(each) not in simple})
 
 
 def keeps_nothing(layer: Any) -> bool:
@@ -142,12 +160,13 @@ def keeps_nothing(layer: Any) -> bool:
 
 
 def shares_layers(config: Any) -> bool:
-    """Whether the first layers of a model can be run alone, as `skip:` does: each keeps its own keys and values, and
-    nothing else, since both would roll back the states that they share."""
+    """Whether the first layers of a model can be run alone, as `skip:` does: each has a memory of its own, of keys and
+    values or of states that a snapshot holds."""
     text = config.get_text_config(decoder=True)
     blocks = getattr(text, "num_layers", None)  # of longcat_flash, whose layers hold two attentions each
     whole = int(text.num_hidden_layers)
-    return blocks in (None, whole) and all(memory_of(layer) == "keys" for layer in cache_layers(text))
+    own = ("keys", "states", "both")
+    return blocks in (None, whole) and all(memory_of(layer) in own for layer in cache_layers(text))
 
 
 def frequency_limit(config: Any) -> int | None:

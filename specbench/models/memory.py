@@ -50,17 +50,29 @@ def memory_errors() -> Iterator[None]:
 
 
 def cache_bytes(config: Any, tokens: int, batch: int, element_bytes: int) -> int:
-    """Keys and values of `batch` sequences of `tokens` tokens, for a transformers configuration: over the layers that
-    keep any, heads that have keys of their own x (key + value width) x bytes of an element. States, whose size does not
-    grow with the text, and windows that transformers cuts itself are left out."""
-    text = config.get_text_config(decoder=True)
-    layers = _layers(text)
-    return sum(map(_kept_per_token, layers)) * element_bytes * tokens * batch
+    """What `batch` sequences of `tokens` tokens keep, for a transformers configuration: keys and values over the layers
+    that keep any (heads that have keys of their own x (key + value width) x tokens), keys of an index, and states,
+    whose size does not grow with the text; x bytes of an element. Windows that transformers cuts itself are left out,
+    and so are states of a make that is not known here: it is the least that a cache takes."""
+    numbers = 0
+    for layer, memory in _layers(config.get_text_config(decoder=True)):
+        if memory in ("keys", "both", "indexed", "cropped"):
+            numbers += tokens * _kept_per_token(layer)
+        if memory == "indexed":
+            numbers += tokens * int(getattr(layer, "index_head_dim", None) or 0)
+        if memory in ("states", "both"):
+            numbers += _states(layer)
+    return numbers * element_bytes * batch
 
 
-def _layers(text: Any) -> list[Any]:
-    """The configuration of every layer that keeps keys and values; a layer may have widths of its own. 0 layers where
-    it is not told how many there are."""
+def cache_bytes_per_token(config: Any, element_bytes: int) -> int:
+    """By how much the cache of one sequence grows with each token."""
+    return cache_bytes(config, 1, 1, element_bytes) - cache_bytes(config, 0, 1, element_bytes)
+
+
+def _layers(text: Any) -> list[tuple[Any, str]]:
+    """The configuration of every layer, which may have widths of its own, and what it keeps. No layers where it is not
+    told how many there are."""
     from specbench.models.family import cache_layers, memory_of
 
     try:
@@ -71,12 +83,34 @@ def _layers(text: Any) -> list[Any]:
         kept = cache_layers(text)
     except ModelError:
         kept = []
+    found = zip_longest(each, kept)
+    return [(layer, "keys" if cached is None else memory_of(cached)) for layer, cached in found]
 
-    def grows(cached: Any) -> bool:
-        memory = memory_of(cached)
-        return memory in ("keys", "both", "cropped") or (memory == "other" and not getattr(cached, "is_sliding", False))
 
-    return [layer for layer, cached in zip_longest(each, kept) if cached is None or grows(cached)]
+def _states(layer: Any) -> int:
+    """Numbers in the states of one layer: of a convolution, channels x kernel, and of a recurrence, for each head a
+    matrix. By what families call their sizes; 0 where none of these is known."""
+
+    def size(*names: str) -> int:
+        return next((int(value) for name in names if (value := getattr(layer, name, None)) is not None), 0)
+
+    kernel = size("linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel", "conv_kernel_size")
+    if keys := size("linear_num_key_heads", "linear_num_heads"):  # delta rules
+        values = size("linear_num_value_heads", "linear_num_heads")
+        key, value = (size(f"linear_{name}_head_dim", "linear_head_dim") for name in ("key", "value"))
+        return (2 * keys * key + values * value) * kernel + values * key * value
+    if state := size("mamba_d_state", "ssm_state_size", "state_size"):  # Mamba 2, and 1 without groups
+        heads = size("mamba_num_heads") * size("mamba_head_dim")
+        width = size("mamba_d_ssm") or heads or int(size("mamba_expand", "expand") * layer.hidden_size)
+        groups = size("mamba_n_groups", "mamba_ngroups", "n_groups")
+        return (width + 2 * groups * state) * kernel + width * state
+    if length := size("conv_L_cache"):  # LFM2
+        return int(layer.hidden_size) * length
+    if hasattr(layer, "linear_attn_alpha_factor"):  # MiniMax
+        return size("num_attention_heads") * size("head_dim") ** 2
+    if size("number_of_conv_states") == 4:  # Inkling: of keys, values and what both parts of a layer add
+        return 2 * (size("num_key_value_heads") * size("head_dim") + int(layer.hidden_size)) * kernel
+    return 0
 
 
 def _kept_per_token(layer: Any) -> int:
@@ -84,9 +118,11 @@ def _kept_per_token(layer: Any) -> int:
     queries = int(getattr(layer, "num_attention_heads", None) or getattr(layer, "num_heads", None) or 0)
     if not queries:
         return 0
-    if getattr(layer, "kv_lora_rank", None):  # transformers keeps the keys and values of latent attention unfolded
-        return queries * int(layer.qk_nope_head_dim + layer.qk_rope_head_dim + layer.v_head_dim)
+    if getattr(layer, "kv_lora_rank", None):  # the latent, and keys of positions that all heads share
+        return int(layer.kv_lora_rank + layer.qk_rope_head_dim)
     heads = int(getattr(layer, "num_key_value_heads", None) or queries)
+    if getattr(layer, "multi_query", False) and not getattr(layer, "new_decoder_architecture", False):
+        heads = 1
     width = int(getattr(layer, "head_dim", None) or layer.hidden_size // queries)
     return heads * (width + int(getattr(layer, "v_head_dim", None) or width))
 

@@ -173,9 +173,10 @@ def _memory(draft: DraftResult) -> str:
     if found.total_bytes == 0:
         return "**Memory.** The draft adds none."
     cache = text.size(found.cache_bytes_per_token * found.context, "B")
+    states = f", {text.size(found.state_bytes, 'B')} of states" if found.state_bytes else ""
     return (
         f"**Memory.** The draft adds {text.size(found.total_bytes, 'B')}: {text.size(found.weight_bytes, 'B')} of "
-        f"weights, and {cache} of KV cache for the longest text here ({found.context:,} tokens; "
+        f"weights{states}, and {cache} of KV cache for the longest text here ({found.context:,} tokens; "
         f"{text.size(found.cache_bytes_per_token, 'B')} a token, for each sequence of a batch)."
     )
 

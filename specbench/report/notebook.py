@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pandas as pd
+from markdown_it import MarkdownIt
 
 from specbench import text
 from specbench.acceptance.metrics import trial_counts
@@ -181,6 +182,12 @@ def _value(record: Any, path: tuple[str, ...]) -> Any:
     for name in path:
         record = None if record is None else getattr(record, name)
     return record
+
+
+def as_html(markdown: str) -> str:
+    """What a notebook shows, as HTML; any that a name may hold stays text."""
+    html: str = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    return html
 
 
 def verdict_table(summary: Summary, facts: Facts) -> str:

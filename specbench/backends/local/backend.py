@@ -63,6 +63,8 @@ class LocalBackend:
         ids = [item.tokens for item in items]
         engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
         engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
+        if replay_only and not engine.writes_together:
+            self._say("Writing texts one by one: padding would change those of the target")
         self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
         return Admitted(

@@ -18,11 +18,16 @@ from specbench.acceptance.penalty import penalised
 from specbench.acceptance.rules import align
 from specbench.acceptance.score import as_scores, reduce
 from specbench.acceptance.scores import Scores, until_end
-from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.cache import RewindableCache, rewindable
 from specbench.backends.local.cached import pass_of
+from specbench.backends.local.lean import agree
+from specbench.models.family import unlike_keys
 from specbench.records import Sampling
 
 CHUNK = 32
+
+# Of two prompts to see whether padding is ignored, and what is written after them.
+_SHORT, _LONG, _NEW = 5, 12, 4
 
 # With the id of a real token as padding, transformers would not attend to it in the prompt.
 NO_PADDING = -1
@@ -59,30 +64,59 @@ def generate_batch(
     eos: Collection[int],
     max_new_tokens: int,
     seed: int,
+    together: bool = True,
 ) -> list[list[int]]:
-    """Output token ids for each prompt, ending with the first end of sequence or at the limit. Padding would enter the
-    states of a model that has any, so its texts are written one by one, with transformers' own cache."""
-    from transformers import GenerationConfig
-
+    """Output token ids for each prompt, ending with the first end of sequence or at the limit. Texts are written one by
+    one where prompts would have to be padded and may not be written `together` (`ignores_padding`), and over
+    transformers' own cache where the model keeps states."""
     longest = max(map(len, prompts))
-    cache = RewindableCache(model.config, longest + max_new_tokens)
-    if cache.states and len(prompts) > 1:
-        settings: dict[str, Any] = {"sampling": sampling, "eos": eos, "max_new_tokens": max_new_tokens}
-        return [generate_batch(model, [p], **settings, seed=seed + i)[0] for i, p in enumerate(prompts)]
-    pad = min(eos, default=0)
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(eos) or None,
-        pad_token_id=pad,
+    cache = rewindable(model.config, longest + max_new_tokens)
+    if len(prompts) > 1 and not (together or all(len(p) == longest for p in prompts)):
+        asked: dict[str, Any] = {"sampling": sampling, "eos": eos, "max_new_tokens": max_new_tokens}
+        return [generate_batch(model, [p], **asked, seed=seed + i)[0] for i, p in enumerate(prompts)]
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": sorted(eos) or None,
+        "pad_token_id": min(eos, default=0),
         **generation_settings(sampling),
-    )
-    with torch.random.fork_rng(), plain_settings(model):
+    }
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         ours = {} if cache.states else {"past_key_values": cache}
-        out = model.generate(ids, attention_mask=mask, generation_config=config, **ours)
+        out = _written(model, prompts, settings, **ours)
     return [until_end(row, eos) for row in out[:, longest:].tolist()]
+
+
+def _written(model: Any, prompts: Sequence[Sequence[int]], settings: dict[str, Any], **more: Any) -> Any:
+    """What transformers' `generate` returns for prompts that are padded on the left."""
+    from transformers import GenerationConfig
+
+    longest, pad = max(map(len, prompts)), settings["pad_token_id"]
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    with plain_settings(model):
+        return model.generate(ids, attention_mask=mask, generation_config=GenerationConfig(**settings), **more)
+
+
+@torch.inference_mode()
+def ignores_padding(model: Any) -> bool:
+    """Whether transformers writes the same after padded prompts as after prompts alone. A mask hides keys of padding;
+    a state has read it, unless the model takes care, which shows in a few tokens. Blocks of keys begin elsewhere, which
+    shows in long texts alone: with an index or a compressor no prompt is padded."""
+    text = model.config.get_text_config(decoder=True)
+    if unlike_keys(text, but=("states", "both")):
+        return False
+    if not unlike_keys(text):
+        return True
+    vocabulary = int(text.vocab_size)
+    long = torch.randint(0, vocabulary, (_LONG,), generator=torch.Generator().manual_seed(0)).tolist()
+    short = long[:_SHORT]
+    settings: dict[str, Any] = {"max_new_tokens": _NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    alone, padded = (
+        _written(model, prompts, settings, output_logits=True, return_dict_in_generate=True).logits
+        for prompts in ([short], [short, long])
+    )
+    return all(agree(one[0], other[0], one[0]) for one, other in zip(padded, alone, strict=True))
 
 
 @torch.inference_mode()
@@ -106,7 +140,7 @@ def score_batch(
     wanted = torch.stack([(at >= len(p)) & (at < len(r) - 1) for p, r in zip(prompts, rows, strict=True)])
     columns, owners = [], []
     models = [draft] if sampling.greedy else [draft, target]
-    caches = [RewindableCache(m.config, width) for m in models]
+    caches = [rewindable(m.config, width) for m in models]
     for begin in range(0, width, CHUNK):
         end = min(begin + CHUNK, width)
         chosen = wanted[:, begin:end]

@@ -13,6 +13,7 @@ already taken avoids that in both arms alike. What each kind of layer keeps, and
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
-from specbench.models.family import cache_layers, memory_of
+from specbench.models.family import Memory, cache_layers, memory_of, own_cache
 
 
 class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
@@ -139,11 +140,11 @@ class RewindableCache(Cache):  # type: ignore[misc]
         kept = cache_layers(config.get_text_config(decoder=True))
         # One mask serves all layers with a window: where one of them keeps no more than that, all do.
         whole = not any(memory_of(layer) == "other" and getattr(layer, "is_sliding", False) for layer in kept)
-        super().__init__(layers=[_layer(layer, capacity, whole) for layer in kept])
+        Cache.__init__(self, layers=[_layer(layer, capacity, whole) for layer in kept])
         theirs = [layer for layer in self.layers if layer in kept]
-        self._cropped = [layer for layer in theirs if memory_of(layer) == "cropped"]
+        self._cropped = [layer for layer in theirs if memory_of(layer) in ("indexed", "cropped")]
         self.states = [layer for layer in self.layers if isinstance(layer, StateLayer)]
-        self.states += [layer for layer in theirs if memory_of(layer) != "cropped"]
+        self.states += [layer for layer in theirs if layer not in self._cropped]
 
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on, but for the `states`."""
@@ -159,13 +160,39 @@ class RewindableCache(Cache):  # type: ignore[misc]
         """A cache of the first `layers` layers that shares what they hold."""
         shared = copy.copy(self)
         shared.layers = self.layers[:layers]
+        shared._cropped = [layer for layer in self._cropped if layer in shared.layers]
+        shared.states = [layer for layer in self.states if layer in shared.layers]
         return shared
 
 
-def layers_for(config: Any, make: Callable[[], RewindableLayer]) -> list[Any]:
+def rewindable(config: Any, capacity: int) -> RewindableCache:
+    """A cache for a model of this configuration, of the class that it insists on."""
+    own = own_cache(config)
+    return RewindableCache(config, capacity) if own is None else _of_class(own)(config, capacity)
+
+
+@functools.cache
+def _of_class(own: type[Cache]) -> type[RewindableCache]:
+    return type(own.__name__, (_LinearCache, own), {})
+
+
+class _LinearCache(RewindableCache):
+    """For a model that asks its cache, and not the layers of it, for the states of linear attention (MiniMax)."""
+
+    linear_cache = ()
+
+    def get_linear_cache(self, layer_idx: int) -> Tensor | None:
+        found: Tensor | None = self.layers[layer_idx].recurrent_states[0]
+        return found
+
+    def set_linear_cache(self, layer_idx: int, linear_cache: Tensor) -> None:
+        self.layers[layer_idx].update_recurrent_state(linear_cache)
+
+
+def layers_for(config: Any, make: Callable[[Memory], RewindableLayer]) -> list[Any]:
     """A layer of `make` for each that keeps keys and values, an empty one for each that keeps none."""
-    kept = cache_layers(config.get_text_config(decoder=True))
-    return [DummyLayer() if memory_of(layer) == "nothing" else make() for layer in kept]
+    kept = map(memory_of, cache_layers(config.get_text_config(decoder=True)))
+    return [DummyLayer() if memory == "nothing" else make(memory) for memory in kept]
 
 
 def _layer(kept: Any, capacity: int, whole: bool) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from specbench.acceptance.rules import queued
-from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.cache import rewindable
 from specbench.backends.local.graphs import Graphs, Recorder, put_all
 from specbench.backends.local.lean import decoder_of
 from specbench.backends.local.packed import Packed
@@ -37,8 +37,9 @@ class CachedModel:
         self.capacity = capacity
         self.device = str(model.device)
         self.vocab_size = int(config.vocab_size)
-        self.cache = RewindableCache(config, capacity)
+        self.cache = rewindable(config, capacity)
         self._snapshots = Snapshots(self.cache.states) if self.cache.states else None
+        self._lender: CachedModel | None = None
         self._pass = pass_of(model)
         self._lean = decoder_of(model)
         self._graphs: Graphs | None = None
@@ -63,10 +64,17 @@ class CachedModel:
             )
         return self._forward(queued(rows, self.device), keep)
 
-    def _forward(self, ids: Tensor, keep: int) -> Tensor:
-        if self._snapshots is not None:
-            if (again := self._snapshots.owed()) is not None:
-                self._forward(again, 1)
+    def reread(self, rows: Sequence[Sequence[int]]) -> None:
+        """Read what stays after a rejection again, as the next pass does by itself: no snapshot goes before it."""
+        self._forward(queued(rows, self.device), 1, again=True)
+
+    def _forward(self, ids: Tensor, keep: int, *, again: bool = False) -> Tensor:
+        if self._snapshots is not None and not again:
+            if self._lender is None:
+                self._settle()
+            elif self._snapshots.at == self._snapshots.length:
+                self._lender._settle()
+                self._snapshots.begin(self._lender.length)
             self._snapshots.before(ids.shape[1])
         try:
             logits = self._read(ids, keep)
@@ -79,6 +87,11 @@ class CachedModel:
             self._snapshots.read(ids)
         self.length += ids.shape[1]
         return logits
+
+    def _settle(self) -> None:
+        """Read again what was kept of the last pass, where that is owed."""
+        if self._snapshots is not None and (again := self._snapshots.owed()) is not None:
+            self._forward(again, 1, again=True)
 
     def _read(self, ids: Tensor, keep: int) -> Tensor:
         # The cache's own length: twins of this model share it, and whoever rewinds one rewinds both.
@@ -130,10 +143,13 @@ class CachedModel:
         return self._snapshots is not None and self._snapshots.rereads
 
     def sharing(self, cut: Any) -> CachedModel:
-        """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers."""
+        """`cut`, this model after its first layers (drafters.skip), reading and writing the cache of those layers.
+        States among these are as this model left them when it begins to read, and again when it is rewound to there."""
         twin = copy.copy(self)
         twin.model, twin._lean, twin._graphs = cut, decoder_of(cut), None
         twin.cache = self.cache.first(len(cut.get_decoder().layers))
+        if self._snapshots is not None:
+            twin._snapshots, twin._lender = Snapshots(twin.cache.states), self
         return twin
 
     def keeping(self, layers: Sequence[int]) -> CachedModel:

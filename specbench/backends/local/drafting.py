@@ -29,7 +29,7 @@ from specbench.errors import ConfigError
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
 from specbench.models.heads import heads_of
-from specbench.models.memory import cache_bytes
+from specbench.models.memory import cache_bytes, cache_bytes_per_token
 from specbench.models.prompts import end_tokens
 from specbench.records import Sampling
 from specbench.run_record import ModelFacts
@@ -73,8 +73,12 @@ class Draft:
             own = ModelFacts(name=self.spec.text, parameters=0, weight_bytes=0, cache_bytes_per_token=0)
             return own if loaded is None else replace(own, layers=self.spec.layers, reader=self.spec.reader)
         config, element = loaded.model.config, next(loaded.model.parameters()).element_size()
-        cache = cache_bytes(config, 1, 1, element)
-        return replace(facts(loaded), cache_bytes_per_token=cache, reader=self.spec.reader)
+        return replace(
+            facts(loaded),
+            cache_bytes_per_token=cache_bytes_per_token(config, element),
+            state_bytes=cache_bytes(config, 0, 1, element),
+            reader=self.spec.reader,
+        )
 
     def open(self, setting: Setting, capacity: int) -> None:
         """Make its drafter, with room for sequences of `capacity` tokens."""

@@ -6,7 +6,7 @@ import gc
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from specbench.acceptance.many import ManyDrafter
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import margins
 from specbench.acceptance.scores import BlockScores, Scores
-from specbench.backends.local.batch import generate_batch
+from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, HeadDraft, Setting, facts, load_drafts, refuse_batches
 from specbench.backends.local.graphs import CudaRecorder, record_all
@@ -25,7 +25,7 @@ from specbench.backends.local.layers import choose_layers
 from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.reference import check_reference
+from specbench.backends.local.reference import check_reference, failing_as_ours
 from specbench.backends.local.room import WIDEST
 from specbench.backends.local.swap import make_lean
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
@@ -131,6 +131,12 @@ class LocalEngine:
         limits = [model.max_context for model in models if model.max_context is not None]
         return min(limits, default=None)
 
+    @cached_property
+    def writes_together(self) -> bool:
+        """Whether texts of the target can be written in padded batches; else they are written one by one."""
+        with failing_as_ours(self.target):
+            return ignores_padding(self.target.model)
+
     def describe(self) -> tuple[ModelFacts, dict[str, ModelFacts]]:
         """The target that was loaded, and every draft."""
         target = replace(facts(self.target), end_tokens=tuple(sorted(self.eos)))
@@ -206,7 +212,7 @@ class LocalEngine:
                     widest=max(self.gammas) + 1 if is_target else 2,
                     eos=self.eos if is_target else (),
                     dtype=self._dtype,
-                    padded=padded,
+                    padded=padded and is_target and self.writes_together,  # a draft writes no text
                 )
             )
         return found
@@ -291,6 +297,7 @@ class LocalEngine:
             eos=self.eos,
             max_new_tokens=max_new_tokens,
             seed=self._seed(seed_text),
+            together=self.writes_together,
         )
 
     def score_texts(
@@ -339,7 +346,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
         if spec.kind == "skip" and not shares_layers(read_config(config.target, trust_remote_code=trusted)):
             raise ModelError(
                 f"The first layers of {config.target} cannot draft alone: they share keys and values with later ones, "
-                "hold more than one attention each, or keep states",
+                "hold more than one attention each, or keep an index",
                 where=spec.text,
                 hint="Use another draft.",
             )

@@ -25,7 +25,7 @@ from specbench.backends.local.graphs import Graphs, Recorder
 from specbench.backends.local.lean import Taps, Update, decoder_of, seen_from
 from specbench.backends.local.masks import masks_at
 from specbench.backends.local.states import States, watched
-from specbench.models.family import keeps_nothing, require_batches, require_family
+from specbench.models.family import Memory, keeps_nothing, require_batches, require_family
 
 
 class _Places:
@@ -67,6 +67,23 @@ class _RaggedLayer(RewindableLayer):
         return self.places.end, 0
 
 
+class _RaggedIndexLayer(_RaggedLayer):
+    """Beside keys and values those of an index [batch, heads, capacity, width]."""
+
+    index: Tensor | None = None
+
+    def update_index(self, idx_k: Tensor) -> Tensor:
+        """Takes keys [batch, heads, n, width] and returns all of them."""
+        if self.index is None:
+            self.index = idx_k.new_zeros(self.places.batch, idx_k.shape[1], self.capacity, idx_k.shape[-1])
+        self.index[self.places.rows, :, self.places.at] = idx_k.transpose(1, 2)
+        return self.index[: len(idx_k)].narrow(2, 0, self.places.end)
+
+    def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
+        """The same for keys [batch, n, width]."""
+        return self.update_index(indexer_key_states[:, None])[:, 0]
+
+
 def put_rows(layer: RewindableLayer, rows: Tensor, at: Tensor, end: int, both: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values [batch, 2 * heads, n, width] into the places `at` [batch, n] of the first `rows` [batch, 1];
     returns the first `end` places of these rows."""
@@ -82,7 +99,11 @@ class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
         self.capacity = capacity
         self.places = _Places(batch)
         self.lengths: list[int] = []
-        super().__init__(layers=layers_for(config, lambda: _RaggedLayer(capacity, self.places)))
+
+        def layer(memory: Memory) -> _RaggedLayer:
+            return (_RaggedIndexLayer if memory == "indexed" else _RaggedLayer)(capacity, self.places)
+
+        super().__init__(layers=layers_for(config, layer))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self.lengths, default=0)
@@ -94,8 +115,9 @@ class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
         for layer in self.layers:
             if keeps_nothing(layer):
                 continue
-            for kept in [layer.both] if hasattr(layer, "both") else [layer.keys, layer.values]:
-                kept[: len(rows), :, :used] = kept[chosen, :, :used]
+            for name in ("both", "index") if hasattr(layer, "both") else ("keys", "values", "index"):
+                if (kept := getattr(layer, name, None)) is not None:
+                    kept[: len(rows), :, :used] = kept[chosen, :, :used]
 
 
 class RaggedModel:

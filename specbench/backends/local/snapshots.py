@@ -34,6 +34,7 @@ class Snapshots:
         self._before: list[Tensor] = []
         self._since: list[Tensor] = []
         self._owed: Tensor | None = None
+        self._used = False
 
     @property
     def rereads(self) -> bool:
@@ -45,10 +46,18 @@ class Snapshots:
         """How many tokens the layers have read."""
         return self.at + sum(ids.shape[1] for ids in self._since)
 
+    def begin(self, at: int) -> None:
+        """Start from what the layers hold, `at` tokens that another model read."""
+        self._before, self._since, self._owed = [], [], None
+        self._take()
+        self.at = at
+
     def before(self, width: int) -> None:
         """Before a pass over `width` tokens. Nothing is copied between single tokens: few of them are ever taken back,
-        and those that are can be read again."""
-        if self._since and max(width, self._since[-1].shape[1]) > 1:
+        and those that are can be read again. What was put back is copied anew, so that a pass that a probe repeats from
+        one place costs what it costs in a text."""
+        last = self._since[-1].shape[1] if self._since else 1
+        if (self._since or self._used) and max(width, last) > 1:
             self._take()
 
     def read(self, ids: Tensor) -> None:
@@ -100,15 +109,17 @@ class Snapshots:
         self._held = [_held(layer) for layer in self._layers]
         self.at = self.length
         self._before += self._since
-        self._since = []
+        self._since, self._used = [], False
 
     def _put(self, held: Sequence[dict[str, Any]]) -> None:
+        self._used = True
         for layer, each in zip(self._layers, held, strict=True):
             vars(layer).update(_copied(each))
 
     def _restart(self) -> None:
         self._put(self._empty)
         self._held, self.at, self._before, self._since, self._owed = self._empty, 0, [], [], None
+        self._used = False
 
 
 def _held(layer: Any) -> dict[str, Any]:
