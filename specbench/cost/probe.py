@@ -163,8 +163,8 @@ def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.G
         yield Task(context, name, width, probed.phase, run, restore)
     if isinstance(probed.model, Rereader) and probed.model.rereads:
         for width in probed.rereads:
-            run = partial(probed.model.reread, [(row * width)[:width] for row in rows])
-            yield Task(context, name, width, "reread", run, restore)
+            again = partial(probed.model.reread, [(row * width)[:width] for row in rows])
+            yield Task(context, name, width, "reread", again, restore)
 
 
 def _timed(
