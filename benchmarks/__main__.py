@@ -8,6 +8,7 @@ from importlib import import_module
 BENCHMARKS = {
     "baseline": "our loop against transformers generate: the target alone, and with a draft at gamma 1, 2 and 4",
     "replay": "the whole acceptance curve from one text, against re-running transformers for every gamma",
+    "recorded": "drafts over answers that are there, against having the target write them",
     "saving": "a sweep that stops what is surely not the best, against every gamma: trials, seconds, both verdicts",
     "slices": "the noise of a speedup by how often the arms of a prompt take turns, from whole trials to single tokens",
     "calibration": "intervals and verdicts on fake traffic whose true speedup is planted: how often they are right",

@@ -107,7 +107,9 @@ def tables(cells: Cells, methods: Methods, biased: Cells, compared: int) -> str:
     lines = [f"| | {' | '.join(f'{n} prompts: held | wrong NO-GO | width' for n in prompts)} |"]
     lines.append("|---" * (1 + 3 * len(prompts)) + "|")
     for label, rows in biased.items():
-        found_at = (f"{share(r.covered, r.workloads)} | {r.wrong_no_go / r.workloads:.1%} | {r.width:.1%}" for r in rows)
+        found_at = (
+            f"{share(r.covered, r.workloads)} | {r.wrong_no_go / r.workloads:.1%} | {r.width:.1%}" for r in rows
+        )
         lines.append(f"| {label} | {' | '.join(found_at)} |")
     parts.append("### Machines, at a true speedup of 1.10x\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"

@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 
 from benchmarks.baseline import ARMS, DRAFT, DTYPE, TARGET, Theirs
 from specbench.acceptance.replay import replay
+from specbench.backends.base import Item
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.room import REPLAY_BATCH
 from specbench.config import RunConfig
@@ -95,7 +96,7 @@ def side_by_side(engine: LocalEngine, prompts_n: int, n: int) -> tuple[float, fl
 def score_and_replay(engine: LocalEngine, config: RunConfig, prompt: Prompt, ids: list[int], tokens: list[int]) -> None:
     """What `sweep` adds to the target's text to know every gamma of every drafter."""
     for draft in DRAFTS:
-        text = text_of(prompt, draft, 0, config, engine.score(ids, tokens, draft))
+        text = text_of(Item(prompt, ids), draft, 0, config, engine.score(ids, tokens, draft))
         for gamma in GAMMAS:
             replay([text], gamma)
 

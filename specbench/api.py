@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from specbench.analysis.compared import Comparison
     from specbench.analysis.contract import Summary
     from specbench.analysis.facts import Facts
+    from specbench.analysis.recorded import RecordedAcceptance
     from specbench.run.task import Task
 
 Location = str | os.PathLike[str]
@@ -332,6 +333,34 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
                 hint=f"Name gammas up to {scored}, or measure a larger one.",
             )
     return texts
+
+
+def recorded_acceptance(
+    stored: StoredRun, gammas: Sequence[int], cutoff: float = 0.0, costs: Path | None = None
+) -> RecordedAcceptance:
+    """What drafts would have got on the answers of a log. `costs` is the folder of a probe, whose timings predict a
+    speedup. Raises StoreError where nothing was scored."""
+    from specbench.acceptance.positions import iterate_positions
+    from specbench.analysis.recorded import RecordedAcceptance, recorded_drafts
+    from specbench.analysis.replayed import prices_of
+
+    run = stored.run
+    readers, points = prices_of(run, costs)
+    texts = iterate_positions(stored.folder)
+    drafts = recorded_drafts(texts, gammas, cutoff, run.config.policy.confidence, readers if points else None, points)
+    if not drafts or run.answers is None:
+        raise StoreError("No answer was scored yet", where=str(stored.folder), hint="Run the same command again.")
+    return RecordedAcceptance(
+        run=str(stored.folder),
+        schema=1,
+        target=run.config.target,
+        confidence=run.config.policy.confidence,
+        cutoff=cutoff,
+        answers=run.answers,
+        drafts=drafts,
+        costs=None if costs is None else str(costs),
+        warnings=run.warnings,
+    )
 
 
 def _done(task: Task, quiet: bool) -> Run:

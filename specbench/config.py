@@ -27,6 +27,7 @@ from specbench.kinds import (
     Cutoff,
     Drafts,
     Gammas,
+    Lengths,
     Mix,
     ModelNames,
     Name,
@@ -48,6 +49,12 @@ if TYPE_CHECKING:
 
 # Target and draft of servers that run already, where the user does not name them.
 SERVED = "served"
+
+# The target where answers are recorded and none is to be loaded.
+NO_TARGET = "none"
+
+# Whose answers a run is about: those that the target writes, those of the workload, or those of a file.
+WRITTEN, RECORDED = "written", "recorded"
 
 Metric = Literal["decode", "e2e"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -90,6 +97,14 @@ class Policy:
         (*RUNS, "brief"),
         unset="the prompts",
     )
+    by_length: Lengths = setting(
+        (),
+        "Verdicts by prompt length in tokens: 1k,4k,16k, or quantiles for thirds of the prompts.",
+        "decision",
+        (*RUNS, "brief"),
+        metavar="TOKENS",
+        measured=False,
+    )
     price_per_hour: Annotated[float, Range(0, 1e9, above=True)] | None = setting(
         None, "Of the machine, in any currency: adds the price of tokens.", "decision", (*RUNS, "brief")
     )
@@ -121,8 +136,26 @@ class RunConfig:
         (), "Model whose own code may run; repeatable.", "models", (*MODELS, "check"), metavar="MODEL", measured=False
     )
 
+    tokenizer: Text | None = setting(
+        None,
+        "Whose tokenizer reads recorded answers where the target is none.",
+        "models",
+        RUNS,
+        unset="the target's",
+        metavar="MODEL",
+    )
     workload: Text = setting(
         DEFAULT_WORKLOAD, "Prompt file (JSONL, JSON, CSV, Parquet, Arrow, text), or hub:ID.", "prompts", MODELS
+    )
+    answers: Text = setting(
+        WRITTEN,
+        "recorded: those in the workload, for acceptance alone; or a file of them, by id.",
+        "prompts",
+        RUNS,
+        metavar="recorded",
+    )
+    verify_answers: Annotated[int, Range(0, 100_000)] = setting(
+        0, "Hold N recorded answers against the target.", "prompts", RUNS, metavar="N"
     )
     limit: Annotated[int, Range(1, 10_000_000)] | None = setting(
         None,
@@ -254,6 +287,11 @@ class RunConfig:
         from specbench.records import Sampling
 
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether answers are taken from a log."""
+        return self.answers != WRITTEN
 
     @property
     def served(self) -> bool:

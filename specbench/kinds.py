@@ -185,6 +185,24 @@ def _duration(value: Any) -> float:
         raise ValueError(f"{shown(value)} is no length of time; write 90s, 10m or 1h30m") from None
 
 
+# In the place of edges: one of THIRDS holds a third of the prompts.
+THIRDS = (0,)
+
+
+def _lengths(value: Any) -> tuple[int, ...]:
+    """`1k,4k,16k` -> 1024, 4096, 16384, ascending; `quantiles` -> THIRDS."""
+    if value in ("quantiles", "", None, [], (), THIRDS, list(THIRDS)):
+        return THIRDS if value in ("quantiles", THIRDS, list(THIRDS)) else ()
+    parts = value if isinstance(value, list | tuple) else str(value).split(",")
+    found = []
+    for part in parts:
+        number, kilo, rest = str(part).strip().lower().partition("k")
+        if isinstance(part, bool) or not number.isdecimal() or rest or not 1 <= int(number) <= 10_000_000:
+            raise ValueError(f"{shown(value)} are no lengths; write 1k,4k,16k or quantiles")
+        found.append(int(number) * (1024 if kilo else 1))
+    return tuple(sorted(set(found)))
+
+
 def _mix(value: Any) -> dict[str, float] | None:
     """`code=0.6,chat=0.4` or a mapping -> shares that add up to 1."""
     if value is None:
@@ -295,6 +313,7 @@ BatchSizes = Annotated[tuple[int, ...], Written(_batch_sizes)]
 Clients = Annotated[tuple[int, ...], Written(_counts("numbers of clients"))]
 Rates = Annotated[tuple[float, ...], Written(_rates)]
 Seconds = Annotated[float, Written(_duration)]
+Lengths = Annotated[tuple[int, ...], Written(_lengths)]
 Mix = Annotated[dict[str, float] | None, Written(_mix)]
 Cutoff = Annotated[float, Range(0, 1), Written(_cutoff)]
 Name = Annotated[str, Written(_name)]

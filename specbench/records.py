@@ -6,11 +6,13 @@ draft phase and one target pass over the drafted tokens; a *trial* is one prompt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, MaxLen
+from annotated_types import Ge, Le, MaxLen, Predicate
 
 from specbench.config import Metric as Metric
 from specbench.config import Policy as Policy  # a setting each; declared with the others
@@ -31,12 +33,21 @@ class FirstFault:
         return handler(source) | {"fail_fast": True}
 
 
+def _is_moment(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
 # What is read again from a run folder is held to these (specbench/validation.py).
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 Size = Annotated[int, Ge(0), Le(10**18)]  # bytes, parameters: a model may have more than a million million
 Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
 LogProb = Annotated[float, Ge(-LARGEST), Le(1e-3)]  # rounded, it may be above 0 by a little
 Speed = Annotated[float, Ge(0), Le(10**18)]  # bytes a second
+Plain = Annotated[str, Predicate(re.compile(r"[A-Za-z0-9 .:,/+()_-]{0,100}").fullmatch)]  # safe wherever it is shown
+Moment = Annotated[str, Predicate(_is_moment)]  # ISO 8601 with its offset
 Counts = Annotated[tuple[Count, ...], FirstFault()]
 Survived = Annotated[tuple[Count, ...], FirstFault(), MaxLen(MOST_DRAFTED)]
 

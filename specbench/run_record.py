@@ -16,8 +16,10 @@ from specbench.records import (
     CostPoint,
     Count,
     Counts,
+    Moment,
     Number,
     Omitted,
+    Plain,
     ReferenceCheck,
     RuledOut,
     Size,
@@ -47,16 +49,16 @@ class Provenance:
 
     engine: str
     argv: tuple[str, ...] = ()
-    started: str | None = None
+    started: Moment | None = None
     versions: Mapping[str, str | None] = field(default_factory=dict)
     commit: str | None = None
     platform: str | None = None
     hardware: Machine = Machine()
     device: str | None = None
-    precision: str | None = None
+    precision: Plain | None = None
     threads: Count | None = None
     load_at_start: Number | None = None
-    finished: str | None = None
+    finished: Moment | None = None
     load_at_end: Number | None = None
 
 
@@ -107,7 +109,7 @@ class WorkloadFacts:
     None where a server encodes them."""
 
     source: str | None = None
-    sha256: str | None = None
+    sha256: Plain | None = None
     prompts_available: Count | None = None
     prompts_used: Count | None = None
     categories: Mapping[str, CategoryCount] = field(default_factory=dict)
@@ -152,10 +154,47 @@ class ServedBy:
 class SessionFacts:
     """One of several sessions of a run that was continued."""
 
-    started: str | None = None
+    started: Moment | None = None
     argv: tuple[str, ...] = ()
     commit: str | None = None
     platform: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersVerified:
+    """Whether a few recorded answers are this target's. Greedy: of `answers` so many are `identical` to what it writes,
+    and of their `tokens` so many are its `likeliest`, after all before them. Sampled: `excess_nats` is how much less
+    likely it finds their tokens, each, than tokens of its own, with its interval; 0 for its own."""
+
+    answers: Count
+    tokens: Count
+    identical: Count | None = None
+    likeliest: Count | None = None
+    excess_nats: Number | None = None
+    excess_low: Number | None = None
+    excess_high: Number | None = None
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFacts:
+    """The answers of a log that drafts were scored on: by what wrote the log, by the name that it has for the model and
+    by the temperature of the request. Of `from_log` the log held the tokens; of `unended` it did not say how they
+    ended, and the end of sequence was taken for written. Of the tokens of the first answers (`round_trips`,
+    `round_trip_tokens`) `changed_tokens` are cut otherwise when the text is tokenized again."""
+
+    sources: Mapping[str, Count] = field(default_factory=dict)
+    models: Mapping[str, Count] = field(default_factory=dict)
+    temperatures: Mapping[str, Count] = field(default_factory=dict)
+    conversations: Count = 0
+    answers: Count = 0
+    tokens: Count = 0
+    from_log: Count = 0
+    unended: Count = 0
+    round_trips: Count = 0
+    round_trip_tokens: Count = 0
+    changed_tokens: Count = 0
+    verified: AnswersVerified | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +212,15 @@ class RunRecord:
     """run.json. `revision` counts how often it was written, `fingerprint` is of the settings that decide what is
     measured, `failure` where a session failed. `probe` are the models timed alone, None while they are not, and
     `probe_from` the folder that they were taken from. `looks` are the prompts after which a sweep looked at itself, and
-    `ruled_out` what it then stopped; `ended_early` is where a time budget ended it. `sessions` are empty for a run of
-    one session."""
+    `ruled_out` what it then stopped; `ended_early` is where a time budget ended it. `answers` are there where a log had
+    them. `sessions` are empty for a run of one session."""
 
     schema: Literal[1] = SCHEMA
     status: Status
     command: Command
     name: str | None = None
     config: RunConfig
-    fingerprint: str | None = None
+    fingerprint: Plain | None = None
     provenance: Provenance
     target: ModelFacts = ModelFacts()
     drafts: Mapping[str, ModelFacts] = field(default_factory=dict)
@@ -195,6 +234,7 @@ class RunRecord:
     bandwidth: Bandwidth | None = None
     looks: Counts = ()
     ruled_out: tuple[RuledOut, ...] = ()
+    answers: AnswerFacts | None = None
     ended_early: EndedEarly | None = None
     sessions: tuple[SessionFacts, ...] = ()
     failure: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -105,7 +105,7 @@ def _line(error: ValidationError, value: object, noun: str, adapter: TypeAdapter
     faults = error.errors(include_input=False, include_url=False)
     first = faults[0]
     place, code, context = first["loc"], first["type"], first.get("ctx", {})
-    names = set(_names(adapter.json_schema()))
+    names = _fields(adapter)
     if code in _UNKNOWN:
         return f"{_path(place[:-1], names) or noun} has a key that this version does not know"
     if code == "missing":
@@ -154,7 +154,7 @@ def _at(value: Any, place: tuple[int | str, ...]) -> object:
     return value
 
 
-def _path(place: tuple[int | str, ...], names: set[str]) -> str:
+def _path(place: tuple[int | str, ...], names: Collection[str]) -> str:
     """`times.total_s`, `drafted[0]`; a key that is no name of ours is somebody's text: `drafts[].weight_bytes`."""
     words = ""
     for part in place:
@@ -163,6 +163,11 @@ def _path(place: tuple[int | str, ...], names: set[str]) -> str:
         else:
             words += f".{part}" if part in names else "[]"
     return words.removeprefix(".")
+
+
+@cache
+def _fields(adapter: TypeAdapter[Any]) -> frozenset[str]:
+    return frozenset(_names(adapter.json_schema()))
 
 
 def _names(schema: object) -> Iterator[str]:

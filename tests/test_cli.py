@@ -128,7 +128,7 @@ def test_the_verdict_on_the_whole_run_decides_the_exit_code(verdict, code):
         (("--dtype", "int8"), "`dtype`: 'int8' is none of float32, bfloat16, float16"),
         (("--resume",), "No unfinished run with this configuration"),
         (("--draft", "ngram:n=x"), "'n=x' is no option of an n-gram draft (ngram:n=x). Write ngram:n=3"),
-        (("--strict", "--replay-only"), "There is no verdict without a wall clock (--strict). Drop --replay-only."),
+        (("--strict", "--replay-only"), "There is no verdict without a wall clock (--strict). Leave it out."),
     ],
 )
 def test_bad_flags(args, says, lab, tmp_path):

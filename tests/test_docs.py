@@ -16,7 +16,7 @@ import yaml
 from benchmarks.__main__ import BENCHMARKS
 from specbench import records
 from specbench.analysis import compared as comparison_contract
-from specbench.analysis import contract, replayed
+from specbench.analysis import contract, recorded, replayed
 from specbench.cli import app
 from specbench.cli.compare import SLOWER_EXIT
 from specbench.cli.show import STRICT_EXIT
@@ -47,7 +47,7 @@ PROGRAM = typer.main.get_command(app)
 FLAGS = flags_by_command()
 # Flags of other programs: benchmarks, pytest, llama.cpp, vLLM, SGLang.
 OTHERS = re.compile(
-    "--(quick|hypothesis-profile|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
+    "--(quick|hypothesis-profile|enable-log-.*|max-log-len|export-level|model-draft|spec-(type|draft|ngram).*|per-request-spec-.*|speculative-.*|generation-config|sampling-defaults)"
 )
 
 
@@ -208,6 +208,9 @@ SECTIONS = {
     "`replay --json`": replayed.Replayed,
     "Replay: `drafts[]`": replayed.ReplayDraft,
     "Replay: `drafts[].gammas[]`": replayed.ReplayGamma,
+    "Recorded answers": recorded.RecordedAcceptance,
+    "Recorded: `drafts[]`": recorded.RecordedDraft,
+    "Recorded: `drafts[].gammas[]`": recorded.RecordedGamma,
     "A line of `trials.jsonl`": records.Trial,
     "`arm`": records.Arm,
     "`told`": records.ServerStats,

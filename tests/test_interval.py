@@ -13,8 +13,8 @@ from specbench.decision.interval import (
     MIN_PROMPTS,
     ONE_PAIR,
     Paired,
-    _reach,
     excess_variance,
+    reach,
     share_bar,
     share_interval,
     speedup_interval,
@@ -226,4 +226,4 @@ def test_a_bar_is_nearly_the_interval_and_absent_where_that_is():
 def test_the_reach_of_a_bar_is_students_t_and_does_not_jump_where_a_normal_takes_over():
     for freedom in (9, 50, MANY - 1, MANY, 1000):
         exact = float(stats.t.ppf(0.975, freedom))
-        assert _reach(freedom, 0.95) == pytest.approx(exact, rel=1e-9 if freedom < MANY else 0.01)
+        assert reach(freedom, 0.95) == pytest.approx(exact, rel=1e-9 if freedom < MANY else 0.01)

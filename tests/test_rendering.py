@@ -17,8 +17,9 @@ from specbench.errors import ConfigError, TemplateError
 from specbench.models import LoadedModel
 from specbench.models.prompts import encode, encode_all
 from specbench.models.rendering import unwritten
-from specbench.records import Omitted, Prompt
+from specbench.records import Message, Omitted, Prompt
 from specbench.store import find_runs, read_run
+from specbench.verify.template import special_tokens
 from specbench.workload import load_workload
 
 PLAIN = (
@@ -212,3 +213,16 @@ def test_the_setting_is_part_of_what_is_measured(tmp_path: Path) -> None:
     for bad in ('{"a": 1, "a": 2}', '{"a": NaN}', "[1]", "yes", '{"a b": 1}', '{"add_generation_prompt": false}'):
         with pytest.raises(ConfigError, match="`chat_template_kwargs`: "):
             load_config(None, {"chat_template_kwargs": bad})
+
+
+def test_a_user_who_spells_a_special_token_is_encoded_as_transformers_does_and_counted(lab: Lab) -> None:
+    loaded = model(lab, "{% for m in messages %}{{ m.content }}{% endfor %}")
+    special = next(token.content for token in loaded.tokenizer.added_tokens_decoder.values() if token.special)
+    spelled, plain = (Prompt(name, (Message("user", name),), name) for name in (f"x {special} y", "x y"))
+    assert special_tokens(loaded.tokenizer, [plain]) == []
+    (found,) = special_tokens(loaded.tokenizer, [spelled, plain])
+    assert (found.state, found.evidence.startswith("1 of 2 prompts spell")) == ("note", True)
+    turns = [{"role": "user", "content": f"x {special} y"}]
+    ids = loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert encode(loaded, spelled, {}) == list(ids)
+    assert loaded.tokenizer.convert_tokens_to_ids(special) in ids

@@ -177,11 +177,20 @@ def test_chunks_make_no_difference(monkeypatch):
 TARGET_CACHED = cached(TARGET)
 
 
-def test_texts_of_different_limits_are_refused():
-    text = scored(None, cached(NEAR), [1], [1, 2, 3], limit=3, vocab=64)
-    other = scored(None, cached(NEAR), [1], [1, 2, 3], limit=4, vocab=64)
-    with pytest.raises(ValueError, match="different max_new_tokens"):
-        replay([text, other], 2)
+def test_texts_are_replayed_together_each_under_its_own_limit():
+    prompts, limits = ([1], [5, 9], [3]), (9, 30, 12)
+    outputs = [
+        run(TARGET, None, prompt, max_new_tokens=limit).tokens for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+    texts = [
+        scored(None, cached(NEAR), prompt, output, limit=limit, vocab=64)
+        for prompt, output, limit in zip(prompts, outputs, limits, strict=True)
+    ]
+    for gamma in (1, 4, 12):
+        together, alone = replay(texts, gamma), [replay([text], gamma) for text in texts]
+        for name in ("rounds", "accepted", "rejections", "drafted", "drafted_low", "catch_ups", "started", "survived"):
+            each = np.concatenate([getattr(one, name) for one in alone])
+            np.testing.assert_array_equal(getattr(together, name), each)
 
 
 def test_nothing_to_replay():
@@ -194,9 +203,10 @@ def test_nothing_to_replay():
 def mutants():
     """Off-by-one bugs in the walk, as source edits."""
     return {
-        "no limit": ("k = min(gamma, limit - i - 1)", "k = gamma"),
-        "limit without bonus": ("k = min(gamma, limit - i - 1)", "k = min(gamma, limit - i)"),
-        "bonus forgotten": ("start[:, after] += kept", "start[:, after - 1] += kept"),
+        "no limit": ("k = np.clip(limit - i - 1, 0, gamma)", "k = np.full(len(texts), gamma)"),
+        "limit without bonus": ("k = np.clip(limit - i - 1, 0, gamma)", "k = np.clip(limit - i, 0, gamma)"),
+        "bonus forgotten": ("start[:, i + gamma + 1] += kept", "start[:, i + gamma] += kept"),
+        "limited bonus forgotten": ("start[:, at + 1] += full", "start[:, at] += full"),
         "correction forgotten": ("start[:, at + 1] += open_ - kept", "start[:, at] += open_ - kept"),
         "end of text ignored": ("open_ = kept * (at < size)", "open_ = kept"),
         "shifted by one": ("row[1 : len(column) + 1]", "row[: len(column)]"),

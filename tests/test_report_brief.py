@@ -96,7 +96,7 @@ def test_scope_names_everything_the_verdict_depends_on() -> None:
         "- engine: transformers models in process, specbench loop (cpu)",
         "- machine: Example CPU 3000, 2 cores, 8 GiB; bfloat16, 2 threads; batch 1",
         "- sampling: temperature 0.7, at most 64 new tokens",
-        "- prompts: 6 of 120 in `workloads/mixed.jsonl` (sha256 0123456789ab)",
+        "- prompts: 6 of 120 in `workloads/mixed.jsonl` (sha256 0123456789ab), of 60 tokens",
     ]
 
 

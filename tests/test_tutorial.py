@@ -84,7 +84,7 @@ def test_the_commands_that_load_no_model_run(words, folder, monkeypatch):
 
 def test_the_prompts_are_read_without_a_warning_and_the_settings_are_valid(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert set(FILES) == {"prompts.jsonl", "shop.yaml"}
+    assert set(FILES) == {"log.jsonl", "prompts.jsonl", "shop.yaml"}
     config = load_config(Path("shop.yaml"), {})
     prompts = load_workload(config.workload)
     assert len(prompts.prompts) >= 10 and prompts.cautions == ()
@@ -92,6 +92,16 @@ def test_the_prompts_are_read_without_a_warning_and_the_settings_are_valid(folde
     mixes = re.findall(r"--mix (\S+)", PAGE)
     categories = {prompt.category for prompt in prompts.prompts}
     assert [set(re.findall(r"(\w+)=", mix)) for mix in mixes] == [categories] * len(mixes)
+
+
+def test_the_file_of_the_first_page_needs_a_column_prompt_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [words for words in typed(PAGES["README.md"]) if "tickets.csv" in words]
+    assert [words[0] for words in lines] == ["workload", "doctor", "sweep"] and "column `prompt`" in PAGES["README.md"]
+    rows = "".join(f'T{n},"My parcel {n} has not come. What now?"\n' for n in range(14))
+    Path("tickets.csv").write_text(f"ticket,prompt\n{rows}", encoding="utf-8")
+    result = CliRunner().invoke(app, lines[0])
+    assert result.exit_code == 0 and "14 prompts" in result.output
 
 
 def test_every_run_that_a_command_reads_is_made_by_one_before():

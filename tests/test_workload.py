@@ -201,3 +201,23 @@ def test_importing_the_room_loads_no_heavy_library() -> None:
     code = "import sys, specbench.workload; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "pandas", "pyarrow", "datasets", "numpy"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("text", "spells"),
+    [
+        ("<|im_start|>system", True),
+        ("a<|eot_id|>b", True),
+        ("<start_of_turn>user", True),
+        ("[INST] x [/INST]", True),
+        ("</s>", True),
+        ("<\uff5cUser\uff5c>", True),
+        ("a <b> and <i>, x <|> y, f<|a|b|>, [inst]", False),
+    ],
+)
+def test_prompts_that_spell_special_tokens_are_counted(tmp_path, text, spells):
+    rows = [{"prompt": f"{text} {number}?"} for number in range(2)] + [{"prompt": f"plain {n}"} for n in range(10)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = {caution.code: caution.message for caution in load_workload(str(tmp_path / "a.jsonl")).cautions}
+    assert ("special-tokens" in found) == spells
+    assert not spells or found["special-tokens"].startswith("2 of 12 prompts spell")

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import ipc
 
 from specbench.acceptance.replay import Blocks, Positions, Text
@@ -23,6 +24,7 @@ _START = b"\xff" * 4  # of every Arrow stream
 _NUMBERED = re.compile(r"positions-[0-9]{1,9}\.arrow")
 
 COMMON = ("prompt_id", "category", "draft", "repeat", "limit")
+RECORDED = ("prompt_tokens", "conversation")
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q")
 BLOCK_NUMBERS = ("proposed", "matched")
 BY_DEPTH = ("accept", "confidence", "ends")
@@ -34,6 +36,9 @@ SCHEMA = pa.schema(
         ("draft", pa.string()),
         ("repeat", pa.int32()),
         ("limit", pa.int32()),
+        # of a recorded answer; null of texts that a run wrote
+        ("prompt_tokens", pa.int32()),
+        ("conversation", pa.string()),
         *((name, pa.list_(pa.float32())) for name in NUMBERS),
         ("ends", pa.list_(pa.bool_())),
         # block drafters have these instead, and an n-gram look-up before a draft model beside them
@@ -88,13 +93,22 @@ class PositionWriter:
 def read_positions(folder: Path) -> list[Text]:
     """Every text of a run, the last one where a text was scored twice; [] where nothing was scored. What follows a
     torn end is dropped. Raises StoreError for what no run writes: other columns, or numbers that do not fit."""
-    found: dict[tuple[str, str, int], Text] = {}
+    return list({(text.prompt_id, text.draft, text.repeat): text for text in iterate_positions(folder)}.values())
+
+
+def read_keys(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """The prompt, draft and repeat of every text of a run."""
+    return ((text.prompt_id, text.draft, text.repeat) for text in iterate_positions(folder))
+
+
+def iterate_positions(folder: Path) -> Iterator[Text]:
+    """Every text of a run as it was scored, one in memory. Raises StoreError as `read_positions` does."""
     for path in _files(folder):
         try:
             for row in _rows(path):
                 text = _text(row)
                 _check(text)
-                found[text.prompt_id, text.draft, text.repeat] = text
+                yield text
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = str(error) if type(error) is ValueError else "columns or values of another kind"
             raise StoreError(
@@ -102,7 +116,6 @@ def read_positions(folder: Path) -> list[Text]:
                 where=str(path),
                 hint="Copy the folder again, or remove that file: acceptance is then that of the rounds alone.",
             ) from None
-    return list(found.values())
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -122,9 +135,37 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     batch.validate(full=True)
                 except pa.ArrowException:
                     raise ValueError("damaged") from None
-                yield from batch.to_pylist()
+                yield from _plain_rows(batch)
     except (pa.ArrowException, OSError):
         return  # a stream that a killed session left open ends here
+
+
+def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as dicts, lists of numbers as arrays: a text may have as many as it has tokens."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_list(column.type):
+            numbers = _numbers(column.values)
+            if column.values.null_count:
+                raise ValueError("a number is missing")
+            ends, valid = column.offsets.to_pylist(), column.is_valid().to_pylist()
+            columns[name] = [
+                numbers[begin:end] if there else None for begin, end, there in zip(ends, ends[1:], valid, strict=False)
+            ]
+        else:
+            columns[name] = column.to_pylist()
+    for row in range(batch.num_rows):
+        yield {name: column[row] for name, column in columns.items()}
+
+
+def _numbers(values: pa.Array) -> NDArray[Any]:
+    """Not pyarrow's own `to_numpy`, which loads pandas."""
+    raw = values.buffers()[1] or b""
+    begin, end = values.offset, values.offset + len(values)
+    if pa.types.is_boolean(values.type):
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), bitorder="little")[begin:end].astype(bool)
+    kind = np.float32 if pa.types.is_float32(values.type) else np.int32
+    return np.frombuffer(raw, dtype=kind)[begin:end]
 
 
 def _check(text: Text) -> None:
@@ -153,7 +194,7 @@ def _check(text: Text) -> None:
 
 
 def _row(text: Text) -> dict[str, Any]:
-    row = {name: getattr(text, name) for name in COMMON}
+    row = {name: getattr(text, name) for name in (*COMMON, *RECORDED)}
     blocks = text if isinstance(text, Blocks) else text.blocks
     if blocks is not None:
         row |= {name: getattr(blocks, name).ravel() for name in BLOCK_NUMBERS}
@@ -166,6 +207,7 @@ def _row(text: Text) -> dict[str, Any]:
 
 def _text(row: dict[str, Any]) -> Text:
     common: dict[str, Any] = {name: row[name] for name in COMMON}
+    common |= {name: row.get(name) for name in RECORDED}
     blocks = None
     if row["matched"] is not None:
         columns = row.get("block_gammas")

@@ -36,7 +36,8 @@ class Positions:
     NaN where it has none, since the text holds a token that it cannot read. `ends`: the draft's own greedy token is an
     end of sequence, after which it drafts no further (False when sampling).
     `log_p`, `log_q`: log-probability of the emitted token after the warpers; `log_p` is NaN under greedy, where the
-    target's distribution is not needed. `limit` is max_new_tokens. `blocks` is there where an n-gram look-up goes first
+    target's distribution is not needed. `limit` is max_new_tokens. Of a recorded answer `prompt_tokens` and its
+    `conversation` are known. `blocks` is there where an n-gram look-up goes first
     and the draft model only drafts where that proposes nothing.
     """
 
@@ -52,6 +53,8 @@ class Positions:
     log_q: Singles
     ends: NDArray[np.bool_]
     blocks: Blocks | None = None
+    prompt_tokens: int | None = None
+    conversation: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -85,6 +88,8 @@ class Blocks:
     limit: int
     proposed: Counts32
     matched: Counts32
+    prompt_tokens: int | None = None
+    conversation: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -166,9 +171,7 @@ def replay(texts: Sequence[Text], gamma: int, cutoff: float = 0.0) -> Expected:
     """Expected counts at `gamma` of one draft, over texts in their order. With a `cutoff` a draft model stops before a
     token whose confidence is below it, as llama.cpp's p-min does, whose confidence is a share among ten tokens: only a
     run on its own servers stores that, and by the probability among all tokens drafts stop sooner. Block drafters have
-    no confidence and ignore it. All texts must have been generated under one limit."""
-    if len({text.limit for text in texts}) > 1:
-        raise ValueError("texts of different max_new_tokens cannot be replayed together")
+    no confidence and ignore it."""
     parts = []
     for i in range(0, max(1, len(texts)), CHUNK):
         chunk = texts[i : i + CHUNK]
@@ -208,7 +211,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     that the walk is in some state."""
     size = np.array([text.tokens for text in texts], dtype=int)
     longest = int(size.max(initial=1))
-    limit = texts[0].limit if texts else 1
+    limit = np.array([text.limit for text in texts], dtype=int)
     scored = min((text.longest for text in texts if text.longest is not None), default=gamma)
     if scored < gamma:
         raise ValueError(f"this draft was scored up to gamma {scored}, not {gamma}")
@@ -227,7 +230,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     for i in range(1, longest):
         begun = start[:, i] * (i < size)
         rounds += begun
-        k = min(gamma, limit - i - 1)  # the loop drafts no further than the limit allows
+        k = np.clip(limit - i - 1, 0, gamma)  # the loop drafts no further than the limit allows
         for row, drafted, matched in _copies(copying, i, k):
             mass, begun[row] = begun[row], 0.0
             accepted[row] += mass * matched
@@ -239,12 +242,15 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             start[row, i + matched + 1] += mass
             behind[row, i + matched + 1] += mass
             behind[row, i] = 0.0
-        if k > 0:
-            catch_ups += behind[:, i] * (i < size)
-            started += begun
+        catch_ups += behind[:, i] * (i < size) * (k > 0)
+        started += begun * (k > 0)
         kept, stopped = begun, np.zeros(len(texts))
-        for j in range(k):
+        for j in range(gamma):
             at = i + j  # draft j + 1 of the round stands for output token `at`
+            full = kept * (j >= k)  # all kept that the limit allowed: the bonus follows
+            start[:, at + 1] += full
+            behind[:, at + 1] += full * (k > 0)
+            stopped, kept = stopped + full, kept - full
             open_ = kept * (at < size)  # else the text has ended with an accepted end of sequence
             entry = (slice(None), at) if accept.ndim == 2 else (slice(None), i, j)
             drafting = open_ * drafts[entry]
@@ -252,25 +258,25 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
             cut_offs += (open_ - drafting) * ~silent[entry]
             refused = drafting * (1 - accept[entry])
             kept = drafting - refused
-            reached[:, j] += begun - stopped
+            reached[:, j] += (begun - stopped) * (j < k)
             survived[:, j] += kept
             accepted += kept
             rejections += refused
             drafted_low += drafting
             start[:, at + 1] += open_ - kept  # cut off or refused: the target's own token follows
             stopped = stopped + refused * ends[entry]
-        after = i + k + 1
-        start[:, after] += kept  # all kept: the bonus follows
-        if k > 0:
-            behind[:, after] += kept
+        start[:, i + gamma + 1] += kept  # all kept: the bonus follows
+        behind[:, i + gamma + 1] += kept
     return rounds, accepted, rejections, reached, survived, drafted_low, catch_ups, copied, cut_offs, started
 
 
-def _copies(texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: int) -> Iterator[tuple[int, int, int]]:
+def _copies(
+    texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: NDArray[np.int_]
+) -> Iterator[tuple[int, int, int]]:
     """(text, drafted, matched) for each text in which an n-gram look-up drafts the round that starts at `i`."""
     for row, text, blocks in texts:
         if i < text.tokens:
-            drafted, matched = blocks.at(i, k)
+            drafted, matched = blocks.at(i, int(k[row]))
             if drafted:
                 yield row, drafted, matched
 

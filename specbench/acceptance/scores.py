@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,14 +90,23 @@ def until_end(tokens: Sequence[int], eos: Collection[int]) -> list[int]:
 
 
 def as_text(
-    scores: Scores | BlockScores, *, prompt_id: str, category: str | None, draft: str, repeat: int, limit: int
+    scores: Scores | BlockScores,
+    *,
+    prompt_id: str,
+    category: str | None,
+    draft: str,
+    repeat: int,
+    limit: int,
+    prompt_tokens: int | None = None,
+    conversation: str | None = None,
 ) -> Text:
     """The scores of one text with what it takes to replay them; `limit` is max_new_tokens."""
     origin = prompt_id, category, draft, repeat, limit
+    known: dict[str, Any] = {"prompt_tokens": prompt_tokens, "conversation": conversation}
     found = scores if isinstance(scores, BlockScores) else scores.blocks
-    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched)
+    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched, **known)
     if isinstance(scores, BlockScores):
         assert blocks is not None
         return blocks
     numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
-    return Positions(*origin, *numbers, scores.ends, blocks)
+    return Positions(*origin, *numbers, scores.ends, blocks, **known)

@@ -329,6 +329,28 @@ class CategoryResult:
 
 
 @dataclass(frozen=True, slots=True)
+class LengthResult:
+    """Prompts of `low` tokens and more, below `high` (None: any longer), of which the `shortest` and `longest` that
+    were measured have so many (None: there was none): its verdict at its own best gamma, of which `tokens_per_round`,
+    `acceptance_rate` and the round's time `round_steps`, in steps of the target alone, are."""
+
+    low: int
+    high: int | None
+    prompts: int
+    shortest: int | None = None
+    longest: int | None = None
+    verdict: Call | None = None
+    reasons: tuple[str, ...] = ()
+    best_gamma: int | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    tokens_per_round: float | None = None
+    acceptance_rate: float | None = None
+    round_steps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DraftResult:
     """One draft: the verdict, and the evidence by gamma and by category.
 
@@ -362,6 +384,7 @@ class DraftResult:
     stopped: tuple[StoppedGamma, ...] = ()
     head: HeadCosts | None = None
     schedule: Schedule | None = None
+    lengths: tuple[LengthResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

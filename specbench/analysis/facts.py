@@ -47,7 +47,7 @@ class Facts:
     """The run beside its numbers. `done` of `planned` trials are stored, `spared` need not be run, since their gamma
     was ruled out; `prefill_share` is of the wall clock of the target alone; `cut_share` is the share of its outputs
     that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server,
-    `sliced` that arms took turns within a prompt."""
+    `sliced` that arms took turns within a prompt. `prompt_tokens` are the shortest and the longest measured prompt."""
 
     status: str
     argv: tuple[str, ...]
@@ -72,10 +72,15 @@ class Facts:
     spared: int = 0
     reference: tuple[ReferenceCheck, ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    prompt_tokens: tuple[int, int] | None = None
 
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+
+def _range(lengths: Sequence[int]) -> tuple[int, int] | None:
+    return (min(lengths), max(lengths)) if lengths else None
 
 
 def read_facts(stored: StoredRun) -> Facts:
@@ -109,6 +114,7 @@ def read_facts(stored: StoredRun) -> Facts:
         loads=tuple(loads),
         reference=run.reference_check,
         template_kwargs=config.chat_template_kwargs or {},
+        prompt_tokens=_range([trial.prompt_tokens for trial in main]),
     )
 
 

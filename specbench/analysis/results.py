@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specbench import text
 from specbench.acceptance.metrics import Counts
@@ -15,6 +16,7 @@ from specbench.analysis.contract import (
     CategoryResult,
     DraftResult,
     GammaResult,
+    LengthResult,
     Memory,
     Money,
     RoundTime,
@@ -26,6 +28,7 @@ from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
 from specbench.decision.verdict import Gates, judge, least_share
+from specbench.kinds import THIRDS
 from specbench.records import Call, Interval, Policy
 from specbench.run_record import ModelFacts
 
@@ -75,6 +78,7 @@ class Judged:
             alpha_high=alpha.high if alpha else None,
             gammas=tuple(self._gamma(gamma) for gamma in view.arms),
             categories=tuple(self._category(name) for name in sorted(set(view.base.category))),
+            lengths=self._lengths(),
             predicted=self.predictor.curve(),
             batches=batches,
             stops_paying_at_batch=stops_paying(batches),
@@ -160,16 +164,54 @@ class Judged:
         )
         return replace(row, missing_term=missing_term(row, expected, self.predictor.step_s, 1 / view.rate))
 
+    def _lengths(self) -> tuple[LengthResult, ...]:
+        """Prompts by length, where the policy asks for that; also lengths of which none was measured."""
+        lengths = self.view.base.prompt_tokens
+        edges = self.policy.by_length
+        if edges == THIRDS:
+            edges = tuple(sorted({math.ceil(edge) for edge in np.quantile(lengths, [1 / 3, 2 / 3])} - {lengths.min()}))
+        if not self.policy.by_length:
+            return ()
+        return tuple(self._length(low, high) for low, high in zip((0, *edges), (*edges, None), strict=True))
+
+    def _length(self, low: int, high: int | None) -> LengthResult:
+        lengths = self.view.base.prompt_tokens
+        mine = (lengths >= low) & (lengths < (math.inf if high is None else high))
+        if not mine.any():
+            return LengthResult(low, high, 0)
+        found = self._part("", mine, None)
+        row = next(row for row in found.gammas if row.gamma == found.best_gamma)
+        decode = self.view.paired(found.best_gamma, "decode").take(mine).speedup
+        return LengthResult(
+            low=low,
+            high=high,
+            prompts=found.prompts,
+            shortest=int(lengths[mine].min()),
+            longest=int(lengths[mine].max()),
+            verdict=found.verdict,
+            reasons=found.reasons,
+            best_gamma=found.best_gamma,
+            speedup=found.speedup,
+            speedup_low=found.speedup_low,
+            speedup_high=found.speedup_high,
+            tokens_per_round=row.tokens_per_round,
+            acceptance_rate=row.acceptance_rate,
+            round_steps=None if row.tokens_per_round is None else row.tokens_per_round / decode,
+        )
+
     def _category(self, name: str) -> CategoryResult:
+        return self._part(name, np.array(self.view.base.category == name, dtype=bool), name)
+
+    def _part(self, name: str, mine: NDArray[np.bool_], category: str | None) -> CategoryResult:
+        """Some of the prompts, at their own best gamma; the noise is that of one `category`, or of all (None)."""
         view, metric = self.view, self.policy.metric
-        mine = np.array(view.base.category == name, dtype=bool)
         choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
-        speedup = self.interval(choice.paired, name, choice.excess)
+        speedup = self.interval(choice.paired, category, choice.excess)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
         verdict = judge(speedup, self.policy, self.gates)
         gammas = []
         for gamma in view.arms:
-            interval = self.interval(view.paired(gamma, metric).take(mine), name)
+            interval = self.interval(view.paired(gamma, metric).take(mine), category)
             counts, predicted = view.counts(gamma, mine), self.predictor.paired(gamma)
             gammas.append(
                 CategoryGamma(
@@ -193,7 +235,7 @@ class Judged:
             prompts=int(mine.sum()),
             baseline_tokens_per_s=rate(view.base.take(mine)),
             gammas=tuple(gammas),
-            baseline_ratio=None if self.steady is None else self.steady.baseline_ratio(name),
+            baseline_ratio=None if self.steady is None or category is None else self.steady.baseline_ratio(category),
         )
 
     def _survival(self, gamma: int, positions: int) -> list[Interval]:

@@ -146,15 +146,18 @@ def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, d
         context = (trial.prompt_tokens + trial.output_tokens // 2) // STRIDE * STRIDE
         if (key := (speculative, context)) not in known:
             known[key] = round_costs(cheap if speculative else dear, None, context, 0.0)
-        drafted = trial.drafted if speculative else (0,) * trial.decode_tokens
-        times = trial.times
+        costs, times = known[key], trial.times
+        if speculative:
+            probed_s = _probed_s(costs, trial.drafted, trial.accepted)
+        else:  # a pass for each token
+            probed_s = 0.0 if costs is None else trial.decode_tokens * costs.verify_s[0]
         spent = Spent(
             times.verify_s or 0.0,
-            _probed_s(known[key], drafted, trial.accepted if speculative else drafted),
+            probed_s,
             times.other_s or 0.0,
             times.decode_s,
             times.prefill_s,
-            len(drafted),
+            len(trial.drafted) if speculative else trial.decode_tokens,
         )
         prompts = found.setdefault(trial.arm, {})
         before = prompts.setdefault(trial.prompt_id, spent)

@@ -56,11 +56,31 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class TargetText:
+    """Token ids of a prompt, with the chat template around it, and of the text that followed. `output` ends with the
+    end of sequence where `finish` is "eos"."""
+
+    prompt: Sequence[int]
+    output: Sequence[int]
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer that was there already: its text, the most tokens that it might have had, and its conversation."""
+
+    text: TargetText
+    limit: int
+    conversation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt and its token ids; a server keeps those to itself (None)."""
+    """A prompt and its token ids; a server keeps those to itself (None). `answer` is there where a log has it."""
 
     prompt: Prompt
     ids: list[int] | None
+    answer: Answered | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -138,7 +158,7 @@ class WindowEnd:
 Events = Generator[Answer | WarmUp | WindowEnd, None, None]
 Answers = Generator[Answer, None, None]
 ArmAnswers = Generator[tuple[Arm, Answer], None, None]
-Texts = Generator[tuple[Item, "TargetText"], None, None]
+Texts = Generator[tuple[Item, TargetText], None, None]
 Scored = Generator[tuple[Item, Scores | BlockScores], None, None]
 
 
@@ -230,16 +250,6 @@ class Scoring(Protocol):
 
     def score(self, texts: Sequence[tuple[Item, TargetText]], draft: str) -> Scored:
         """What `draft` would have said at every position of these texts."""
-
-
-@dataclass(frozen=True, slots=True)
-class TargetText:
-    """Token ids of a prompt, with the chat template around it, and of the text that followed. `output` ends with the
-    end of sequence where `finish` is "eos"."""
-
-    prompt: Sequence[int]
-    output: Sequence[int]
-    finish: Finish
 
 
 class Backend(Protocol):

@@ -62,6 +62,9 @@ def brief(
     if alerts and len(run or ()) > 1:
         raise ConfigError("Alerts are about one run", where="--alerts", hint="Name the run that was decided by.")
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
+    if len(folders) == 1 and (stored := _recorded(folders[0])) is not None:
+        _acceptance(stored, to, as_json, html, strict)
+        return
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     path, call, found = _one(folders[0], keys, to) if len(folders) == 1 else _several(folders, keys, to, out)
@@ -79,6 +82,30 @@ def brief(
                    err=True)  # fmt: skip
     if strict:
         exit_on(call)
+
+
+def _recorded(folder: Path) -> StoredRun | None:
+    """The run, where it is one over recorded answers."""
+    from specbench.store import read_run
+
+    stored = read_run(folder)
+    return stored if stored.run.answers is not None else None
+
+
+def _acceptance(stored: StoredRun, to: Path | None, as_json: bool, html: bool, strict: bool) -> None:
+    """Of recorded answers there is acceptance, and no verdict."""
+    if strict:
+        raise ConfigError("Recorded answers have no verdict", where="--strict", hint="Measure one: specbench sweep.")
+    from specbench.api import recorded_acceptance
+    from specbench.report.acceptance_brief import write_acceptance_brief
+
+    found = recorded_acceptance(stored, stored.run.config.gamma)
+    path = write_acceptance_brief(stored, found, to)
+    if as_json:
+        typer.echo(json.dumps(found.to_json() | {"brief": str(path)}, allow_nan=False))
+        return
+    typer.echo((path.with_suffix(".html") if html else path).read_text(encoding="utf-8"))
+    typer.echo(f"NO VERDICT. Written to {path} and {path.with_suffix('.html').name}", err=True)
 
 
 def _one(folder: Path, asked: Mapping[str, object], to: Path | None) -> tuple[Path, Call, dict[str, Any]]:

@@ -60,18 +60,18 @@ def measure_or_sweep(
     quiet: Quiet = False,
     strict: Strict = False,
 ) -> None:
-    if strict and replay_only:
-        raise ConfigError("There is no verdict without a wall clock", where="--strict", hint="Drop --replay-only.")
     from specbench.run.task import carry_out, task_of
 
     command: Command = "measure" if ctx.command.name == "measure" else "sweep"
     task = task_of(command, keys, config=config, costs=costs, resume=resume, replay_only=replay_only)
+    if strict and task.replay_only:
+        raise ConfigError("There is no verdict without a wall clock", where="--strict", hint="Leave it out.")
     if dry_run:
         _say_dry(task, as_json)
         return
     folder = carry_out(task, quiet=quiet)
-    if replay_only:
-        show_replay(folder, task.gammas, 0.0, as_json)
+    if task.replay_only:
+        show_replay(folder, task.gammas, 0.0, as_json, costs=task.costs)
         return
     from specbench.analysis.summarise import summarise
     from specbench.store import read_run

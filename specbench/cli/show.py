@@ -18,20 +18,22 @@ if TYPE_CHECKING:
 
     from specbench.analysis.contract import Summary
     from specbench.records import Call, Policy
+    from specbench.store import StoredRun
 
 STRICT_EXIT = {"GO": 0, "UNCLEAR": 4, "NO-GO": 3}
 
 
 def run_folder(named: Path | None, out: Path, *, timed: bool = False) -> Path:
     """The folder that the user names, by its path or as `@1`; unnamed the newest of a run, if `timed` of one with a
-    wall clock."""
+    wall clock or over recorded answers, which have none."""
     from specbench.store import find_run, find_runs, read_record
 
     if named is not None:
         return find_run(named, out)
     others = {"probe", "replay"} if timed else {"probe"}
     for folder in find_runs(out):
-        if read_record(folder).command not in others:
+        record = read_record(folder)
+        if record.command not in others or record.answers is not None:
             return folder
     raise StoreError("No run yet", where=str(out), hint="Run `specbench sweep` first.")
 
@@ -57,6 +59,9 @@ def show_replay(
     from specbench.store import read_run
 
     stored = read_run(folder)
+    if stored.run.answers is not None:
+        show_recorded(stored, gammas, cutoff, as_json, costs)
+        return
     texts = texts_of(stored, gammas)
     readers, points = prices_of(stored.run, costs)
     if best and not points:
@@ -74,6 +79,20 @@ def show_replay(
     from specbench.report.replay_tables import replay_tables
 
     print_parts(replay_tables(found), folder)
+
+
+def show_recorded(stored: StoredRun, gammas: Sequence[int], cutoff: float, as_json: bool, costs: Path | None) -> None:
+    """Print what drafts would have got on recorded answers; with the folder of a probe also what it predicts."""
+    from specbench.api import recorded_acceptance
+
+    found = recorded_acceptance(stored, gammas, cutoff, costs)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    from specbench.report.recorded_tables import recorded_tables
+
+    print_parts(recorded_tables(found), stored.folder)
+    typer.echo(f"For the acceptance brief: specbench brief {stored.folder}", err=True)
 
 
 def show(summary: Summary, policy: Policy, as_json: bool, strict: bool) -> None:

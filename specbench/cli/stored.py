@@ -11,7 +11,7 @@ import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, Strict, with_settings
-from specbench.cli.show import print_parts, run_folder, show, show_replay
+from specbench.cli.show import print_parts, run_folder, show, show_recorded, show_replay
 from specbench.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def show_run(
     from specbench.store import read_run
 
     stored = read_run(run_folder(run, out, timed=True))
+    if stored.run.answers is not None and not strict:
+        show_recorded(stored, stored.run.config.gamma, 0.0, as_json, None)
+        return
     show(summarise(stored), stored.run.config.policy, as_json, strict)
 
 

@@ -85,8 +85,8 @@ def speedup_bar(paired: Paired, confidence: float) -> Interval:
     if not _enough(above, below):
         return Interval(paired.speedup, None, None, confidence, paired.n)
     value, error = _estimate(above, below)
-    reach = _reach(paired.n - 1, confidence) * error
-    return Interval(math.exp(value), math.exp(value - reach), math.exp(value + reach), confidence, paired.n)
+    width = reach(paired.n - 1, confidence) * error
+    return Interval(math.exp(value), math.exp(value - width), math.exp(value + width), confidence, paired.n)
 
 
 def excess_variance(again: Paired) -> float:
@@ -143,12 +143,12 @@ def share_bar(part: Floats, rest: Floats, confidence: float) -> Interval:
     if not _enough((part,), (rest,)):
         return Interval(value, None, None, confidence, n)
     logit, error = _estimate((part,), (rest,))
-    reach = _reach(n - 1, confidence) * error
-    low, high = (1 / (1 + math.exp(-(logit + way * reach))) for way in (-1, 1))
+    width = reach(n - 1, confidence) * error
+    low, high = (1 / (1 + math.exp(-(logit + way * width))) for way in (-1, 1))
     return Interval(value, low, high, confidence, n)
 
 
-def _reach(freedom: int, confidence: float) -> float:
+def reach(freedom: int, confidence: float) -> float:
     """Half the width of Student's t with so many degrees of freedom; from MANY on that of a normal, which is within 1 %
     of it, and does not take loading a library that takes longer than all bars together."""
     if freedom >= MANY:

@@ -131,6 +131,31 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """A model without its weights: what its files say of it."""
+
+    config: Any
+    generation_config: Any
+
+
+def load_files(name: str, *, trust_remote_code: Collection[str] = ()) -> LoadedModel:
+    """The tokenizer of a model and what its files say, without reading weights: its `model` is Files. Raises
+    ModelError as `load_model` does."""
+    from transformers import GenerationConfig
+
+    source = resolve(name)
+    location, state = locate(source)
+    trusted = name in trust_remote_code
+    config = _config(source, location, state, trusted)
+    try:
+        generation = GenerationConfig.from_pretrained(location, **arguments(source, state, trusted))
+    except OSError:  # it has none; transformers makes one from the configuration
+        generation = GenerationConfig.from_model_config(config)
+    tokenizer = _tokenizer(source, location, state, trusted)
+    return LoadedModel(name, Files(config, generation), tokenizer, state.revision, 0, 0, None)
+
+
 def locate(source: ModelSource) -> tuple[str, HubState]:
     """The place to load from, made or checked first, and the revision there."""
     if source.kind == "hub":

@@ -191,7 +191,15 @@ def prompts(facts: Facts) -> str:
     of = f" of {work.available:,}" if work.available is not None else ""
     source = f" in {text.code(work.source)}" if work.source else ""
     sha = f" (sha256 {work.sha256[:12]})" if work.sha256 else ""
-    return f"{used}{of}{source}{sha}"
+    shortest, longest = facts.prompt_tokens or (None, None)
+    long = (
+        ""
+        if shortest is None
+        else f", of {shortest:,} tokens"
+        if shortest == longest
+        else (f", of {shortest:,} to {longest:,} tokens")
+    )
+    return f"{used}{of}{source}{sha}{long}"
 
 
 def model_name(model: Model) -> str:

@@ -1,17 +1,17 @@
-"""A run without a wall clock: texts of the target alone, and what every draft would have said of them."""
+"""A run without a wall clock: texts of the target alone, written for it or recorded, and what every draft would have
+said of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from specbench.acceptance.positions import PositionWriter, read_positions
+from specbench.acceptance.positions import PositionWriter, read_keys
 from specbench.acceptance.replay import Text
 from specbench.acceptance.scores import BlockScores, Scores, as_text
 from specbench.backends.base import Item, Observer, Scoring, TargetText
 from specbench.config import RunConfig
-from specbench.records import Prompt
 from specbench.run.losses import Losses
 
 # A text and a draft that is asked about it.
@@ -20,37 +20,42 @@ ScoreKey = tuple[str, str, int]
 
 def replay_texts(
     scoring: Scoring,
-    items: Sequence[Item],
+    blocks: Iterable[Sequence[Item]],
+    total: int,
     config: RunConfig,
-    folder: Path,
+    scored: set[ScoreKey],
     positions: PositionWriter,
     losses: Losses,
     observer: Observer,
 ) -> None:
-    """Positions of every text under every draft, on disk batch by batch; what an earlier session scored is skipped."""
-    scored = scored_texts(folder)
-    repeats = range(1 if config.sampling.greedy else config.repeats)
-    total = len(items) * len(config.draft) * len(repeats)
-    observer.begin(total, len(scored))
+    """Positions of every text under every draft, on disk batch by batch; those that an earlier session `scored` are
+    skipped. The prompts, `total` of them, come in blocks, of which one is in memory."""
+    repeats = range(1 if config.sampling.greedy or config.recorded else config.repeats)
+    observer.begin(total * len(config.draft) * len(repeats), len(scored))
+    done, asked = len(scored), list[str]()
     for repeat in repeats:
-        for batch in scoring.batches(items):
-            left = {draft: _left(batch, draft, repeat, scored, losses, scoring) for draft in config.draft}
-            missing = [item for item in batch if any(item in todo for todo in left.values())]
-            if not missing:
-                continue
-            scoring.prepare([draft for draft, todo in left.items() if todo])
-            texts = {item.prompt.id: (item, text) for item, text in scoring.write(batch, missing, repeat)}
-            for draft in config.draft:
-                with closing(scoring.score(_known(texts, left[draft], scoring), draft)) as found:
-                    for item, scores in found:
-                        positions.append(text_of(item.prompt, draft, repeat, config, scores))
-                        scored.add((item.prompt.id, draft, repeat))
-                        observer.advance(1)
-                        losses.fitted()
-            while scoring.noticed.too_long:
-                losses.too_long(*scoring.noticed.too_long.popitem())
+        for items in blocks:
+            asked = [item.prompt.id for item in items]
+            for batch in scoring.batches(items):
+                left = {draft: _left(batch, draft, repeat, scored, losses, scoring) for draft in config.draft}
+                missing = [item for item in batch if any(item in todo for todo in left.values())]
+                if not missing:
+                    continue
+                scoring.prepare([draft for draft, todo in left.items() if todo])
+                texts = {item.prompt.id: (item, text) for item, text in scoring.write(batch, missing, repeat)}
+                for draft in config.draft:
+                    if not (known := _known(texts, left[draft], scoring)):
+                        continue
+                    with closing(scoring.score(known, draft)) as found:
+                        for item, scores in found:
+                            positions.append(text_of(item, draft, repeat, config, scores))
+                            done += 1
+                            observer.advance(1)
+                            losses.fitted()
+                while scoring.noticed.too_long:
+                    losses.too_long(*scoring.noticed.too_long.popitem())
     losses.end()
-    losses.require_any(bool(scored), [item.prompt.id for item in items], scoring.noticed)
+    losses.require_any(done > 0, [*asked, *scoring.noticed.refused], scoring.noticed)
 
 
 def _left(
@@ -69,12 +74,21 @@ def _known(
     return [texts[item.prompt.id] for item in left if item.prompt.id in texts and item.prompt.id not in lost]
 
 
-def text_of(prompt: Prompt, draft: str, repeat: int, config: RunConfig, scores: Scores | BlockScores) -> Text:
+def text_of(item: Item, draft: str, repeat: int, config: RunConfig, scores: Scores | BlockScores) -> Text:
     """The scores of one text with what it takes to replay them."""
-    limit = config.max_new_tokens
-    return as_text(scores, prompt_id=prompt.id, category=prompt.category, draft=draft, repeat=repeat, limit=limit)
+    answer = item.answer
+    return as_text(
+        scores,
+        prompt_id=item.prompt.id,
+        category=item.prompt.category,
+        draft=draft,
+        repeat=repeat,
+        limit=config.max_new_tokens if answer is None else answer.limit,
+        prompt_tokens=None if answer is None else len(item.tokens),
+        conversation=None if answer is None else answer.conversation,
+    )
 
 
 def scored_texts(folder: Path) -> set[ScoreKey]:
     """The texts whose positions are on disk."""
-    return {(text.prompt_id, text.draft, text.repeat) for text in read_positions(folder)}
+    return set(read_keys(folder))

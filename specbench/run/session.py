@@ -40,6 +40,7 @@ from specbench.run.losses import MOST_IN_A_ROW, Losses
 from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
 from specbench.run.progress import forecast_s
 from specbench.run.record import marked, prompts_of, run_record
+from specbench.run.recorded import run_recorded
 from specbench.run.replay import replay_texts, scored_texts, text_of
 from specbench.run.resume import MAX_ATTEMPTS, opened, progress_of, threads_of, unfinished
 from specbench.run_record import Command, RunRecord
@@ -75,6 +76,8 @@ def run(
         require_probe(costs)
     kind: Command = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
+    if config.recorded:
+        return run_recorded(config, earlier, observer, argv)
     # A server's rounds are probed as a whole; what its drafts would get is asked of it without speculation.
     replaying = (
         backend_of(
@@ -110,7 +113,7 @@ def run(
         if replay_only:
             items = shuffled(admitted.items, config.seed)
             with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
-                replay_texts(scoring, items, config, folder, positions, losses, observer)
+                replay_texts(scoring, [items], len(items), config, scored_texts(folder), positions, losses, observer)
         else:
             if replaying is not None and reused is not None:
                 writer.update(probe=reused.points, probe_from=reused.source)
@@ -121,7 +124,9 @@ def run(
             if replaying is not None:
                 observer.say("Asking what the drafts would have said of the target's own texts")
                 with replaying.scoring(writer) as scoring, losses.noting(scoring.noticed):
-                    replay_texts(scoring, admitted.items, config, folder, positions, losses, observer)
+                    items = admitted.items
+                    scored = scored_texts(folder)
+                    replay_texts(scoring, [items], len(items), config, scored, positions, losses, observer)
     return folder
 
 
@@ -389,7 +394,7 @@ class Measurement:
                             rows = self._outputs[own]
                             assert isinstance(rows, list)
                             scores = session.score(item, rows[row], draft)
-                            self._positions.append(text_of(item.prompt, draft, repeat, self._config, scores))
+                            self._positions.append(text_of(item, draft, repeat, self._config, scores))
 
     def _trials_left(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Counter[Arm]:
         jobs = [Job(unit, repeat) for unit in units for repeat in range(self._config.repeats)]

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from specbench.config import SERVED, SETTINGS, RunConfig, load_config
+from specbench.config import NO_TARGET, SERVED, SETTINGS, RunConfig, load_config
 from specbench.errors import ConfigError
 from specbench.settings import by_name
 from specbench.shipped import shipped
 
 Command = Literal["measure", "sweep"]
+
+# Answers of a log are read to their ends: no more tokens than a setting may say.
+LONGEST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +52,33 @@ def task_of(
         given = {"target": SERVED, "draft": [SERVED]} | given
     settings = load_config(config or shipped("configs/default.yaml"), given)
     gammas = settings.gamma
+    if settings.recorded:
+        replay_only = True  # there is no wall clock in a log
+        _require_recordable(settings)
+        if config is None:
+            # What comes with specbench for a first look, a few short texts, does not hold for a log.
+            settings = replace(
+                settings,
+                limit=settings.limit if "limit" in given else None,
+                max_new_tokens=settings.max_new_tokens if "max_new_tokens" in given else LONGEST,
+            )
+    elif settings.target == NO_TARGET or settings.tokenizer is not None or settings.verify_answers:
+        where = "--target" if settings.target == NO_TARGET else "--tokenizer or --verify-answers"
+        raise ConfigError(
+            "The target writes the answers", where=where, hint="Add --answers recorded where a log has them."
+        )
     if costs is not None and settings.server is not None:
         raise ConfigError(
             "A running server is not predicted from a probe of another",
             where="--costs",
             hint="Let specbench start it as it was probed: --engine or --launch.",
         )
-    if costs is not None and replay_only:
+    if costs is not None and replay_only and not settings.recorded:
         raise ConfigError("Costs predict a wall clock", where="--costs", hint="Drop --replay-only.")
     if command == "measure":
         if replay_only:
-            raise ConfigError("measure measures the wall clock", where="--replay-only", hint="Use specbench sweep.")
+            where = "--answers" if settings.recorded else "--replay-only"
+            raise ConfigError("measure measures the wall clock", where=where, hint="Use specbench sweep.")
         if "gamma" not in given:
             gammas = (settings.measure_gamma,)
         elif len(gammas) != 1:
@@ -69,6 +88,19 @@ def task_of(
     mode = {None: "auto", True: "resume", False: "fresh"}[resume]
     argv = command_line(command, typed if command == "sweep" else typed | {"gamma": gammas})
     return Task(command, settings, gammas, mode, replay_only, costs, argv)
+
+
+def _require_recordable(settings: RunConfig) -> None:
+    """Raises ConfigError for what a run over recorded answers has not."""
+    refused = (
+        (settings.served, "Recorded answers are scored in process", "--engine or --server", "Leave it out."),
+        (settings.batch_size > 1, "Nothing is timed, so batches have no size", "--batch-size", "Leave it out."),
+        (settings.repeats > 1, "An answer is there once", "--repeats", "Leave it out."),
+        (settings.column is not None, "A log is known by its form", "--column", "Leave it out."),
+    )
+    for wrong, what, where, cure in refused:
+        if wrong:
+            raise ConfigError(what, where=where, hint=cure)
 
 
 def carry_out(task: Task, *, quiet: bool = False) -> Path:
@@ -121,17 +153,21 @@ def dry_run(task: Task) -> DryRun:
         gamma=task.gammas,
         draft=tuple(with_cutoff(draft, task.config.cutoff) for draft in task.config.draft),
     )
-    workload, chosen = prompts_of(config)
+    if config.recorded:
+        available, chosen = _answers(config)
+    else:
+        workload, prompts = prompts_of(config)
+        available, chosen = len(workload.prompts), len(prompts)
     arms = [] if task.replay_only else plan_arms(config, task.gammas)
     earlier = unfinished(config, "replay" if task.replay_only else task.command, task.mode)
     done = len(progress_of(earlier.trials)[1]) if earlier is not None else 0
-    units = len(chosen) // config.batch_size
+    units = chosen // config.batch_size
     trials = units * len(arms) * config.repeats
     per_token_s, source = pace_of(config, arms)
     left = (trials - done) * config.max_new_tokens * config.batch_size
     return DryRun(
         prompts=units * config.batch_size,
-        prompts_available=len(workload.prompts),
+        prompts_available=available,
         arms=len(arms),
         trials=trials,
         max_new_tokens=config.max_new_tokens,
@@ -140,6 +176,14 @@ def dry_run(task: Task) -> DryRun:
         seconds=None if per_token_s is None else per_token_s * left,
         pace_of=source,
     )
+
+
+def _answers(config: RunConfig) -> tuple[int, int]:
+    """Answers in the log, and those that are wanted."""
+    from specbench.run.recorded import surveyed
+
+    _, survey, categories = surveyed(config)
+    return survey.answers, categories.total()
 
 
 def command_line(command: str, given: Mapping[str, object]) -> tuple[str, ...]:

@@ -62,6 +62,9 @@ def trial_of(line: bytes) -> Trial:
         raise ValueError("drafted and accepted are not of one length")
     if any(map(lt, trial.drafted, trial.accepted)):
         raise ValueError("more is accepted than drafted")
+    told = trial.told
+    if told is not None and None not in (told.drafted, told.accepted) and (told.accepted or 0) > (told.drafted or 0):
+        raise ValueError("told: more is accepted than drafted")
     if max(trial.drafted, default=0) > MOST_DRAFTED:
         raise ValueError(f"a round drafted more than {MOST_DRAFTED} tokens")
     parts = (times.prefill_s, times.draft_prefill_s, times.draft_s, times.verify_s, times.total_s)

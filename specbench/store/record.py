@@ -11,6 +11,7 @@ from typing import Any
 
 from specbench.config import POLICY_SETTINGS, RUN_SETTINGS
 from specbench.errors import StoreError
+from specbench.kinds import MAX_GAMMA
 from specbench.run_record import SCHEMA, RunRecord
 from specbench.validation import read_json, strict_json, why_not
 
@@ -88,6 +89,8 @@ def _checked(data: bytes, plain: Mapping[str, Any]) -> RunRecord:
     for point in record.probe or ():
         if min(point.median_s, point.low_s, point.high_s, point.tokens, point.batch) <= 0:
             raise ValueError("probe has a time, width or batch that is not above 0")
+        if point.context and point.tokens > 2 * MAX_GAMMA:
+            raise ValueError("probe has a width that no round has")
     encoded = record.workload.encoded
     try:
         datetime.fromisoformat((encoded and encoded.now) or "2026-01-01")

@@ -25,6 +25,7 @@ from specbench.verify.files import own_files
 from specbench.verify.findings import SCHEMA, Examination, Finding
 from specbench.verify.language import LONGEST_SAMPLE
 from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
+from specbench.verify.template import special_tokens
 from specbench.workload import load_workload, select
 
 Say = Callable[[str], None]
@@ -36,7 +37,8 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     specs = [parse_draft(text) for text in config.draft]
     for spec in specs:
         require_in_process(spec)
-    prompts = _prompts(config)
+    workload = _prompts(config)
+    prompts = select(workload, config.limit, config.seed)
     device = resolve_device(config.device)
     say("Looking at the machine")
     findings = [machine.quiet_cores(config.max_other_cores)]
@@ -60,6 +62,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
                 "No prompt fits the models' context", where=config.workload, hint="Use shorter prompts."
             )
         used = len(encoded)
+        findings += special_tokens(target.tokenizer, workload)
         findings += own_files(target, config, [ids for _, ids in encoded], today)
         capacity = max(len(ids) for _, ids in encoded) + config.max_new_tokens + GAMMA + 2
         findings.append(machine.memory(target, drafts, capacity))
@@ -87,7 +90,7 @@ def _prompts(config: RunConfig) -> Sequence[Prompt]:
     workload = load_workload(
         source, column=config.column, category_column=config.category_column, system_prompt=config.system_prompt
     )
-    return select(workload.prompts, config.limit, config.seed)
+    return workload.prompts
 
 
 def _load(

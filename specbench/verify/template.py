@@ -10,6 +10,7 @@ import torch
 
 from specbench.backends.local.drafting import Draft
 from specbench.models import LoadedModel
+from specbench.records import Prompt
 from specbench.verify.findings import Finding
 from specbench.verify.setup import Setup, bare_logits
 
@@ -93,6 +94,17 @@ def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
         f"{len(lost)} of {len(single)} marks of the target's template are no single token of the draft: {lost[0]}"
     )
     return Finding("draft-marks", "note", evidence, "Prefer a draft that was tuned on the same chat format.", name)
+
+
+def special_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Finding]:
+    """Prompts whose own text spells a token that means something to the target: it is encoded as that token."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    spell = sum(any(mark in m.content for m in prompt.messages for mark in special) for prompt in prompts)
+    if not spell:
+        return []
+    evidence = f"{spell} of {len(prompts)} prompts spell special tokens of the target, and are encoded with them"
+    hint = "Take them out unless the traffic has them: text of a user then opens a turn, or ends one."
+    return [Finding("special-tokens", "note", evidence, hint)]
 
 
 def ends_at_once(bed: Setup) -> Finding:

@@ -15,12 +15,14 @@ TOLERATED_SHARE = 0.05  # of repeats, and of random-looking prompts
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What was counted while reading. `suspects` of the prompts look random, `id_clashes` had to be renamed,
-    `turns_as_text` begin like a conversation and are none; `left_out` of the `rows` cannot be read; `unused` fields
+    `turns_as_text` begin like a conversation and are none,
+    `special_tokens` spell such tokens; `left_out` of the `rows` cannot be read; `unused` fields
     would change a prompt or its answer, `sampling` ones are a run's own, each with its number of rows."""
 
     suspects: int = 0
     id_clashes: int = 0
     turns_as_text: int = 0
+    special_tokens: int = 0
     left_out: int = 0
     rows: int = 0
     unused: Mapping[str, int] = field(default_factory=dict)
@@ -28,8 +30,8 @@ class Seen:
 
 
 def cautions_of(prompts: Sequence[Prompt], seen: Seen) -> tuple[Caution, ...]:
-    """rows-left-out, fields-not-used, sampling-not-used, turns-as-text, few-prompts, repeated-prompts, random-prompts,
-    duplicate-ids."""
+    """rows-left-out, fields-not-used, sampling-not-used, turns-as-text, special-tokens, few-prompts,
+    repeated-prompts, random-prompts, duplicate-ids."""
     cautions: list[Caution] = _reading(len(prompts), seen)
     total = len(prompts)
     if total < FEWEST_PROMPTS:
@@ -105,6 +107,15 @@ def _reading(total: int, seen: Seen) -> list[Caution]:
                 f"{seen.turns_as_text} of {total} prompts begin like a list of messages, are not JSON, and were read "
                 "as plain text",
                 "Write conversations with json.dumps, and see that no cell was cut short.",
+            )
+        )
+    if seen.special_tokens:
+        cautions.append(
+            Caution(
+                "special-tokens",
+                f"{seen.special_tokens} of {total} prompts spell what many tokenizers read as a special token, such as "
+                "<|im_start|>: text of a user then opens a turn, or ends one",
+                "They are encoded as transformers does it. Take them out unless the traffic has them.",
             )
         )
     return cautions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ from specbench.workload.hub import PREFIX, read_hub
 from specbench.workload.naming import list_names
 from specbench.workload.randomness import looks_random
 from specbench.workload.shapes import Asked, asked_in, begins_as_turns
+
+# What the tokenizers of ChatML, Llama, Gemma, Mistral and DeepSeek read as one token of their own.
+_SPECIAL = re.compile(
+    r"<\|[A-Za-z][A-Za-z0-9_ ]{1,40}\|>|<\uff5c[^\uff5c\n]{1,40}\uff5c>"
+    r"|<(?:start|end)_of_turn>|<(?:bos|eos)>|</s>|\[/?INST\]"
+)
 
 _ID_KEYS = ("id", "question_id", "custom_id", "uid")
 _CATEGORY_KEYS = ("category", "task")
@@ -76,7 +83,7 @@ def load_workload(
     ids = _Ids()
     columns: list[object] | None = None
     category_seen = category_column is None
-    for place, row in _rows(source):
+    for place, row in rows_of(source):
         if isinstance(row, dict):
             columns = list(row) if columns is None else columns
             category_seen = category_seen or category_column in row
@@ -84,17 +91,17 @@ def load_workload(
             if isinstance(row, MalformedRowError):
                 raise row
             asked = asked_in(row, column)
-            messages = _opened(asked.messages, system_prompt)
-            sha256 = _content_sha256(messages, asked)
-            category = _category(row, category_column, column)
+            messages = opened(asked.messages, system_prompt)
+            sha256 = content_sha256(messages, asked)
+            category = category_of(row, category_column, column)
             wanted = _wanted_id(row)
-            _check_unicode(f"{wanted}{category}")
+            check_unicode(f"{wanted}{category}")
         except SkipRowError as skip:
-            skipped.append(Skipped(place, str(skip), _shown_id(row)))
+            skipped.append(Skipped(place, str(skip), shown_id(row)))
             continue
         except MalformedRowError as error:
             faults.append((place, error))
-            skipped.append(Skipped(place, error.what, _shown_id(row)))
+            skipped.append(Skipped(place, error.what, shown_id(row)))
             continue
         prompts.append(
             Prompt(
@@ -116,6 +123,7 @@ def load_workload(
         suspects=suspects,
         id_clashes=ids.clashes,
         turns_as_text=sum(map(begins_as_turns, asking)),
+        special_tokens=sum(map(_spells_special_tokens, prompts)),
         left_out=len(faults),
         rows=len(prompts) + len(skipped),
         unused=unused,
@@ -131,6 +139,10 @@ def load_workload(
     )
 
 
+def _spells_special_tokens(prompt: Prompt) -> bool:
+    return any(_SPECIAL.search(message.content) for message in prompt.messages)
+
+
 def _question(prompt: Prompt) -> str:
     """What the user asked last; an agent's conversation may end with the answer of a tool."""
     return next((m.content for m in reversed(prompt.messages) if m.role == "user"), prompt.messages[-1].content)
@@ -144,7 +156,7 @@ def fingerprint(prompts: Iterable[Prompt]) -> str:
     return digest.hexdigest()
 
 
-def _rows(source: str) -> Iterator[tuple[str, object]]:
+def rows_of(source: str) -> Iterator[tuple[str, object]]:
     if source.startswith(PREFIX):
         return read_hub(source)
     try:
@@ -170,13 +182,13 @@ def _check_not_empty(
     raise WorkloadError(what, where=source, hint="Give at least one text prompt; 30 or more make an interval.")
 
 
-def _opened(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
+def opened(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
     if system_prompt is None or any(message.role == "system" for message in messages):
         return messages
     return (Message("system", system_prompt), *messages)
 
 
-def _content_sha256(messages: tuple[Message, ...], asked: Asked) -> str:
+def content_sha256(messages: tuple[Message, ...], asked: Asked) -> str:
     """Over the canonical JSON of all that is asked, UTF-8, no spaces: [[role, content], ...], with a third entry for
     the fields of a message that has some; where more is asked an object with what stands beside. Keys of template
     arguments and of the request come in any order, those of tools as they are written out."""
@@ -188,17 +200,17 @@ def _content_sha256(messages: tuple[Message, ...], asked: Asked) -> str:
     }
     beside = {key: value for key, value in beside.items() if value}
     text = json.dumps({"messages": turns} | beside if beside else turns, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(_check_unicode(text)).hexdigest()
+    return hashlib.sha256(check_unicode(text)).hexdigest()
 
 
-def _check_unicode(text: str) -> bytes:
+def check_unicode(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair; no tokenizer can read it, no file hold it
         raise SkipRowError("not valid Unicode: half a surrogate pair") from None
 
 
-def _category(row: object, category_column: str | None, column: str | None) -> str | None:
+def category_of(row: object, category_column: str | None, column: str | None) -> str | None:
     if not isinstance(row, dict):
         return None
     if category_column is not None:
@@ -235,7 +247,7 @@ def _wanted_id(row: object) -> str | None:
     return None
 
 
-def _shown_id(row: object) -> str | None:
+def shown_id(row: object) -> str | None:
     """The id of a row that is left out, where it can be shown."""
     found = _wanted_id(row)
     return None if found is None or any("\ud800" <= char <= "\udfff" for char in found) else found

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from specbench.errors import ConfigError
-from specbench.records import Prompt
 
 
-def select(prompts: Sequence[Prompt], limit: int | None, seed: int) -> tuple[Prompt, ...]:
+class HasCategory(Protocol):
+    """A prompt, or whatever stands for one here."""
+
+    @property
+    def category(self) -> str | None: ...
+
+
+Labelled = TypeVar("Labelled", bound=HasCategory)
+
+
+def select(prompts: Sequence[Labelled], limit: int | None, seed: int) -> tuple[Labelled, ...]:
     """At most `limit` prompts, as equal a number from each category as there are prompts for, in file order.
 
     A larger limit with the same seed keeps what a smaller one chose, so that a run can be extended. None or a

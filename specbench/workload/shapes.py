@@ -50,7 +50,7 @@ def asked_in(row: object, column: str | None = None) -> Asked:
         # What stands beside the whole request is bookkeeping, but for a system text and tools.
         outer = {name: row[name] for name in (*SYSTEM, "tools") if name in row and name != key}
         return _request({**outer, **request}, key)
-    return _together(SHAPES.get(key, _text_or_conversation), row, key, key, request=False)
+    return together(SHAPES.get(key, _text_or_conversation), row, key, key, request=False)
 
 
 def _key_of(row: Mapping[str, Any], column: str | None) -> str:
@@ -84,7 +84,7 @@ def _request_in(key: str, value: object) -> Mapping[str, Any] | None:
 def _request(fields: Mapping[str, Any], place: str) -> Asked:
     for key, read in (("messages", _conversation), ("prompt", _text_or_conversation)):
         if fields.get(key) is not None:
-            return _together(read, fields, key, f"{place}.{key}", request=True)
+            return together(read, fields, key, f"{place}.{key}", request=True)
     raise MalformedRowError(
         f"the batch line's body holds neither messages nor prompt; its keys: {list_names(fields)}",
         "Use lines for /v1/chat/completions or /v1/completions.",
@@ -94,7 +94,7 @@ def _request(fields: Mapping[str, Any], place: str) -> Asked:
 Reader: TypeAlias = Callable[[Any, str, Mapping[str, Any]], Messages]
 
 
-def _together(read: Reader, fields: Mapping[str, Any], key: str, place: str, *, request: bool) -> Asked:
+def together(read: Reader, fields: Mapping[str, Any], key: str, place: str, *, request: bool) -> Asked:
     """The conversation, and what stands beside it."""
     more = fields.get("extra_body")  # of OpenAI's client, which puts it among the others
     fields = {**fields, **more} if isinstance(more, dict) else fields

@@ -40,13 +40,25 @@ DEPTHS = 8
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the drafts of one run share: the target, its reader, and how text is generated. `gamma` is the largest."""
+    """What the drafts of one run share: the target, its reader, and how text is generated. `gamma` is the largest.
+    Where only answers of a log are scored, drafts that say one token each need no target: its `reader` is None."""
 
     target: LoadedModel
-    reader: CachedModel
+    reader: CachedModel | None
     sampling: Sampling
     eos: frozenset[int]
     gamma: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the target gives a logit."""
+        return int(self.target.model.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def read(self) -> CachedModel:
+        """The reader where there has to be one."""
+        assert self.reader is not None
+        return self.reader
 
 
 class Draft:
@@ -110,14 +122,14 @@ class Draft:
                 repetition_penalty=setting.sampling.repetition_penalty,
             )
         options: dict[str, Any] = {
-            "vocab_size": setting.reader.vocab_size,
+            "vocab_size": setting.vocab_size,
             "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": spec.cutoff,
             "chained": _chains(setting),
         }
         if spec.kind == "skip":
-            self.stepper = shared = setting.reader.sharing(loaded.model)
+            self.stepper = shared = setting.read.sharing(loaded.model)
             return SkipDrafter(shared, **options)
         drafter = ModelDrafter(self.reader, **options)
         return ReadableDrafter(drafter, self.reader.vocab_size) if self._knows_fewer else drafter
@@ -126,7 +138,7 @@ class Draft:
     def _knows_fewer(self) -> bool:
         """Whether the target may write tokens that this draft model cannot read."""
         known = None if self.reader is None else self.reader.vocab_size
-        return self.spec.kind == "model" and known is not None and known < self._setting.reader.vocab_size
+        return self.spec.kind == "model" and known is not None and known < self._setting.vocab_size
 
     def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
         """Its drafter for batches that `target` reads, whose model then is what reads draft steps."""
@@ -137,7 +149,7 @@ class Draft:
         self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
         drafter = ManyModelDrafter(
             self.stepper,
-            vocab_size=setting.reader.vocab_size,
+            vocab_size=setting.vocab_size,
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
             cutoff=self.spec.cutoff,
@@ -152,10 +164,10 @@ class Draft:
             assert blocks is not None
             return blocks
         found = score(
-            setting.reader,
+            setting.read,
             self.reader,
             *self._readable(ids, output),
-            vocab_size=setting.reader.vocab_size,
+            vocab_size=setting.vocab_size,
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
@@ -172,7 +184,7 @@ class Draft:
             setting.target.model,
             self.loaded.model,
             *map(list, zip(*map(self._readable, prompts, outputs), strict=True)),
-            vocab_size=setting.reader.vocab_size,
+            vocab_size=setting.vocab_size,
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
@@ -231,7 +243,7 @@ class HeadDraft(Draft):
         self._setting, self._lookup = setting, None
         self.reader = self.stepper = None
         self.memory = HeadReader(self.head, capacity)
-        self.target = setting.reader.keeping(self.head.reads)
+        self.target = setting.read.keeping(self.head.reads)
         assert self.target.states is not None
         self.states: States = self.target.states
         drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
@@ -242,7 +254,7 @@ class HeadDraft(Draft):
 
     def _options(self, setting: Setting) -> dict[str, Any]:
         return {
-            "vocab_size": setting.reader.vocab_size,
+            "vocab_size": setting.vocab_size,
             "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": self.spec.cutoff,
@@ -276,7 +288,7 @@ class HeadDraft(Draft):
 
 def _chains(setting: Setting) -> bool:
     """Whether drafts stay on a device that runs behind."""
-    return not setting.reader.device.startswith("cpu")
+    return setting.reader is not None and not setting.reader.device.startswith("cpu")
 
 
 def _main_end(setting: Setting) -> int:

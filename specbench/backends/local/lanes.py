@@ -60,7 +60,7 @@ def open_lane(
 ) -> tuple[Lane | BatchLane, CachedModel | RaggedModel, CachedModel | RaggedModel | None]:
     """New caches over the weights, with room for `rows` sequences as long as those of `setting.reader`; the reader of
     the target that is used, and that of a draft's steps."""
-    reader = CachedModel(setting.target.model, setting.reader.capacity)
+    reader = CachedModel(setting.target.model, setting.read.capacity)
     setting = replace(setting, reader=reader)
     many = RaggedModel(setting.target.model, reader.capacity + WIDEST, rows) if rows > 1 else None
     if draft is None:

@@ -48,14 +48,14 @@ def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Se
 
 def _text(setting: Setting, prompt: Sequence[int]) -> list[int]:
     out = generate(
-        setting.reader,
+        setting.read,
         None,
         prompt,
         gamma=0,
         sampling=setting.sampling,
         eos=setting.eos,
         max_new_tokens=TOKENS,
-        generator=torch.Generator(setting.reader.device).manual_seed(0),
+        generator=torch.Generator(setting.read.device).manual_seed(0),
         clock=Stopwatch(),
     )
     return out.tokens
@@ -63,11 +63,11 @@ def _text(setting: Setting, prompt: Sequence[int]) -> list[int]:
 
 def _scored(setting: Setting, reader: CachedModel, prompt: Sequence[int], output: Sequence[int]) -> Text:
     found = score(
-        setting.reader,
+        setting.read,
         reader,
         prompt,
         output,
-        vocab_size=setting.reader.vocab_size,
+        vocab_size=setting.vocab_size,
         sampling=setting.sampling,
         eos=setting.eos,
     )
@@ -80,7 +80,7 @@ def _steps(
 ) -> dict[int | None, tuple[float, ...]]:
     """Median seconds of the target over 1 to gamma + 1 tokens (under None), and of each depth over one."""
     spent: dict[tuple[int | None, int], list[float]] = {}
-    models = [(None, setting.reader), *readers.items()]
+    models = [(None, setting.read), *readers.items()]
     for _, model in models:
         model.rewind(0)
         model.forward(prompt, keep=1)

@@ -37,7 +37,7 @@ from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.encoding import Today
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
 from specbench.models.heads import heads_of, require_fit
-from specbench.models.load import read_config
+from specbench.models.load import load_files, read_config
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
 from specbench.models.rendering import unwritten
@@ -73,9 +73,10 @@ def _rereads(name: str) -> Caution:
 
 
 class LocalEngine:
-    """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`."""
+    """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`. Without
+    the `weights` of the target there are only the scores of drafts that say one token each."""
 
-    def __init__(self, config: RunConfig, threads: int) -> None:
+    def __init__(self, config: RunConfig, threads: int, *, weights: bool = True) -> None:
         torch.set_num_threads(threads)
         self.device = resolve_device(config.device)
         self.sampling: Sampling = config.sampling
@@ -89,7 +90,11 @@ class LocalEngine:
         for spec in specs:
             require_in_process(spec)
         _require_forms(config, specs)
-        self.target = self._load(config, config.target)
+        trusted = frozenset(config.trust_remote_code)
+        self.weights = weights
+        self.target = (
+            self._load(config, config.target) if weights else load_files(config.target, trust_remote_code=trusted)
+        )
         found = load_drafts(specs, self.target, lambda name: self._load(config, name))
         self.drafts: dict[str, Draft] = {draft.spec.text: draft for draft in found}
         self._many_drafters: dict[str, ManyDrafter] = {}
@@ -117,6 +122,16 @@ class LocalEngine:
         return loaded
 
     @property
+    def reader(self) -> CachedModel:
+        """What reads the target's texts, one at a time. After `reserve`."""
+        return self._target
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the target gives a logit."""
+        return self._setting.vocab_size
+
+    @property
     def frequency_limit(self) -> int | None:
         """The length below or above which a text has to stay as a whole (LongRoPE), of all models here; None where
         there is none."""
@@ -139,8 +154,10 @@ class LocalEngine:
 
     def describe(self) -> tuple[ModelFacts, dict[str, ModelFacts]]:
         """The target that was loaded, and every draft."""
-        target = replace(facts(self.target), end_tokens=tuple(sorted(self.eos)))
-        return target, {text: draft.facts() for text, draft in self.drafts.items()}
+        target = facts(self.target) if self.weights else ModelFacts(self.target.name, self.target.revision)
+        return replace(target, end_tokens=tuple(sorted(self.eos))), {
+            text: draft.facts() for text, draft in self.drafts.items()
+        }
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, through the target's chat template where it has one, written `today`."""
@@ -158,11 +175,13 @@ class LocalEngine:
 
     def reserve(self, capacity: int) -> None:
         """Make room in every KV cache for sequences of `capacity` tokens."""
-        self._target = CachedModel(self.target.model, capacity)
+        reader = CachedModel(self.target.model, capacity) if self.weights else None
+        if reader is not None:
+            self._target = reader
         if self.batch_size > 1:
             # A row may be padded by as much as the widest pass.
             self._many = RaggedModel(self.target.model, capacity + WIDEST, self.batch_size)
-        self._setting = Setting(self.target, self._target, self.sampling, self.eos, max(self.gammas))
+        self._setting = Setting(self.target, reader, self.sampling, self.eos, max(self.gammas))
         for draft in self.drafts.values():
             if draft.spec.kind != "skip" or draft.spec.layers is not None:
                 draft.open(self._setting, capacity)
@@ -193,7 +212,7 @@ class LocalEngine:
         """Hold target and drafts against transformers' own `generate`, before anything is measured. Raises ModelError
         where a model here is not the one that transformers runs. After `settle`."""
         many = self.batch_size > 1 and not padded
-        pairs = [(self.target, self._many if many else self._target)]
+        pairs = [(self.target, self._many if many else self._target)] if self.weights else []
         for draft in self.drafts.values():
             reader = draft.stepper if many else draft.reader
             if draft.loaded is not None and draft.spec.kind != "skip" and reader is not None:

@@ -250,6 +250,11 @@ def _batch_too_large(batch_size: int, folder: Path) -> EngineError:
     )
 
 
+def answered(item: Item) -> int:
+    """Tokens of an answer that is there already, 0 where it is not."""
+    return 0 if item.answer is None else len(item.answer.text.output)
+
+
 class LocalScoring:
     """Texts in batches of prompts of like length; the longest first, so that what does not fit in memory fails at once
     and later batches use what earlier ones freed."""
@@ -260,14 +265,16 @@ class LocalScoring:
         self.noticed = Noticed()
 
     def batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-        order = sorted(items, key=lambda item: len(item.tokens), reverse=True)
+        order = sorted(items, key=lambda item: len(item.tokens) + answered(item), reverse=True)
         return (order[begin : begin + REPLAY_BATCH] for begin in range(0, len(order), REPLAY_BATCH))
 
     def prepare(self, drafts: Sequence[str]) -> None:
         """They are loaded."""
 
     def write(self, batch: Sequence[Item], missing: Sequence[Item], repeat: int) -> Texts:
-        """The whole batch: its rows draw from one stream of random numbers."""
+        """The whole batch: its rows draw from one stream of random numbers. Answers that are there are taken."""
+        if all(item.answer is not None for item in batch):
+            return ((item, item.answer.text) for item in missing if item.answer is not None)
 
         def texts(part: Sequence[Item]) -> list[TargetText]:
             prompts = [item.tokens for item in part]
@@ -305,7 +312,8 @@ class LocalScoring:
             return
         self.engine.release()
         if len(items) == 1:
-            self.noticed.too_long[items[0].prompt.id] = len(items[0].tokens) + self.config.max_new_tokens
+            room = answered(items[0]) or self.config.max_new_tokens
+            self.noticed.too_long[items[0].prompt.id] = len(items[0].tokens) + room
             return
         half = len(items) // 2
         for part in (items[:half], items[half:]):

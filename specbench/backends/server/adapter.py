@@ -71,10 +71,13 @@ class Completion:
 
     @property
     def in_one_piece(self) -> bool:
-        """Whether nobody can know when its tokens were written, as from a gateway that does not stream, or where all of
-        a short one was there at once."""
-        at_once = self.output_tokens > 1 and self.last_s <= self.first_s
-        return at_once or (self.output_tokens >= PIECE and self.pieces == 1)
+        """Whether nobody can know when its tokens were written, as from a gateway that does not stream."""
+        return self.output_tokens >= PIECE and self.pieces == 1
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all of it was read at once: it is so short, or we were so late."""
+        return self.output_tokens > 1 and self.last_s <= self.first_s
 
 
 # GET a path: the page as text, or None where the server does not have it.

@@ -15,7 +15,7 @@ def require_plausible(answer: Completion, max_tokens: int) -> None:
         raise AnswerError("no usage.prompt_tokens" if answer.prompt_tokens is None else "usage.prompt_tokens is 0")
     if answer.output_tokens > max_tokens:
         raise AnswerError(f"usage.completion_tokens is more than the {max_tokens} that were asked for")
-    if answer.in_one_piece:
+    if answer.in_one_piece or answer.at_once:
         raise RefusedError("its answer comes in one piece, so that nobody knows when which token was written")
     try:
         check_trial(_as_trial(answer))

@@ -28,7 +28,7 @@ from specbench.backends.base import (
 )
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import Ask, Completion, State, ask_of
-from specbench.backends.server.asking import PAUSE_S, Asking, RetryPolicy
+from specbench.backends.server.asking import PAUSE_S, TRIES, Asking, RetryPolicy
 from specbench.backends.server.client import Client
 from specbench.backends.server.failures import FailedError, RefusedError
 from specbench.backends.server.lag import LagMeter
@@ -320,10 +320,15 @@ class ServerSession:
         """The answer, when its request was sent, and after how many failures; None where it is refused or keeps
         failing. Raises EngineError after too many failures in a row."""
         ask = replace(self._ask(job), max_tokens=max_tokens)
+        left = TRIES
 
         async def attempt() -> tuple[Completion, float]:
+            nonlocal left
+            left -= 1
             sent_s = asyncio.get_running_loop().time()
             reading = up.adapter.read(await self._asking.send(client, up, ask))
+            if reading.at_once and left:
+                raise FailedError("its tokens came at once")  # perhaps we were late
             require_plausible(reading, max_tokens)
             return reading, sent_s
 

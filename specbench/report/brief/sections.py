@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specbench import text
-from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult, Summary
+from specbench.analysis.contract import CategoryResult, DraftResult, GammaResult, LengthResult, Summary
 from specbench.analysis.facts import Facts
 from specbench.analysis.stopped import stopped_line, stopped_note
 from specbench.records import Policy, Trial
@@ -118,6 +118,8 @@ class Section:
     stopped: tuple[str, ...]
     stopped_note: str
     best_note: str | None
+    length_header: tuple[str, ...]
+    length_rows: Rows
     load_header: tuple[str, ...]
     load_rows: Rows
     load_note: str
@@ -131,7 +133,7 @@ def section(draft: DraftResult, facts: Facts, trials: Sequence[Trial], summary: 
     """Everything the page says of one draft."""
     loads = load_rows(summary, draft, facts.policy) if load_shown(summary) else ((), ())
     header, rows = _gamma_table(draft, facts.policy)
-    categories = _category_table(draft, facts.policy)
+    categories, lengths = _category_table(draft, facts.policy), length_rows(draft, facts.policy)
     return Section(
         draft=draft,
         title=text.code(draft.draft),
@@ -145,6 +147,8 @@ def section(draft: DraftResult, facts: Facts, trials: Sequence[Trial], summary: 
         stopped=tuple(text.sentence(stopped_line(row, facts.batch_size)) for row in draft.stopped),
         stopped_note=stopped_note(draft.stopped),
         best_note=best_note(draft, facts.policy),
+        length_header=lengths[0],
+        length_rows=lengths[1],
         load_header=loads[0],
         load_rows=loads[1],
         load_note=load_note(summary, draft, facts.policy) if loads[1] else "",
@@ -179,6 +183,38 @@ def _category_table(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...]
             _prompts(rows),
         ]
     )
+
+
+def length_rows(draft: DraftResult, policy: Policy) -> tuple[tuple[str, ...], Rows]:
+    """A row for each length that was asked for, also where none was measured; empty where none was asked for."""
+    rows = draft.lengths
+    return text.table(
+        [
+            ("prompt tokens", [_tokens(row) for row in rows]),
+            ("verdict", [row.verdict or "not measured" for row in rows]),
+            (
+                wording.metric_column(policy),
+                [
+                    text.UNKNOWN
+                    if row.speedup is None
+                    else text.estimate(row.speedup, row.speedup_low, row.speedup_high)
+                    for row in rows
+                ],
+            ),
+            ("best gamma", [str(row.best_gamma or text.UNKNOWN) for row in rows]),
+            ("tokens per round", [text.digits(row.tokens_per_round) for row in rows]),
+            ("a round, in steps", [text.digits(row.round_steps) for row in rows]),
+            ("prompts", [f"{row.prompts:,}{wording.few_mark(row.prompts)}" for row in rows]),
+        ]
+    )
+
+
+def _tokens(row: LengthResult) -> str:
+    """What was asked for, and what was measured of it."""
+    asked = f"{row.low:,} and more" if row.high is None else f"below {row.high:,}"
+    if row.low and row.high is not None:
+        asked = f"{row.low:,} to {row.high - 1:,}"
+    return asked if row.shortest is None else f"{asked} (measured: {row.shortest:,} to {row.longest:,})"
 
 
 def _prompts(rows: Sequence[CategoryResult]) -> tuple[str, list[str]]:

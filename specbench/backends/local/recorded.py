@@ -1,0 +1,201 @@
+"""Answers of a log under drafts in this process.
+
+A draft that says one token at each place is accepted exactly where that is the answer's own, at any temperature
+(docs/measuring.md): for those the target is not loaded. A draft that samples needs its distribution, a head its states:
+one teacher-forced pass each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from specbench.backends.base import Admitted, Answered, Conditions, Item, Noticed, TargetText
+from specbench.backends.local.backend import in_process
+from specbench.backends.local.room import require_memory
+from specbench.backends.local.session import LocalScoring, answered
+from specbench.config import NO_TARGET, RunConfig
+from specbench.drafters import DraftSpec, parse_draft
+from specbench.errors import ConfigError, TemplateError, WorkloadError
+from specbench.models import resolve_device
+from specbench.models.answers import AnswerEncoder, UnwrittenAnswerError
+from specbench.models.encoding import encoded_record, encoding_cautions, today_of
+from specbench.models.heads import heads_of
+from specbench.models.memory import memory_errors
+from specbench.models.rendering import unwritten
+from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
+from specbench.store import RunWriter
+from specbench.workload.answers import Recorded
+
+if TYPE_CHECKING:
+    from specbench.backends.local.local import LocalEngine
+
+# Answers of which is looked whether another tokenization would cut them elsewhere.
+ROUND_TRIPS = 2000
+
+
+def needs_target(spec: DraftSpec, config: RunConfig, heads: Sequence[str]) -> bool:
+    """Whether scoring a draft takes more than the answer: the target's distribution, its states or its layers."""
+    if spec.kind == "skip" or spec.model in heads:
+        return True
+    return spec.kind == "model" and not spec.sampling(config.sampling).greedy
+
+
+def require_recordable(config: RunConfig) -> bool:
+    """Whether the target has to be loaded. Raises ConfigError where it has to and there is none, and where nothing says
+    how texts are cut into tokens."""
+    specs = [parse_draft(text) for text in config.draft]
+    heads = list(heads_of([spec.model for spec in specs if spec.kind == "model"]))
+    needing = [spec for spec in specs if needs_target(spec, config, heads)]
+    if config.target != NO_TARGET:
+        if config.tokenizer is not None:
+            raise ConfigError(
+                "The target has a tokenizer of its own", where="--tokenizer", hint="Leave it out, or say --target none."
+            )
+        return bool(needing) or config.verify_answers > 0
+    if needing:
+        samples = needing[0].kind == "model" and needing[0].model not in heads
+        raise ConfigError(
+            f"This draft {'samples, which' if samples else ''} needs the target".replace("  ", " "),
+            where=needing[0].text,
+            hint="Name the target, or write the draft with ,sample=greedy." if samples else "Name the target.",
+        )
+    if config.verify_answers:
+        raise ConfigError("Answers are held against the target", where="--verify-answers", hint="Name the target.")
+    if config.tokenizer is None:
+        raise ConfigError(
+            "Without a target nothing says how texts are cut into tokens", where="--target", hint="Add --tokenizer ID."
+        )
+    return False
+
+
+class RecordedBackend:
+    """Reads answers, and scores drafts on them. `earlier` is run.json of the session that began the run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        threads: Callable[[], int],
+        earlier: RunRecord | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._weights = require_recordable(config)
+        self._threads = threads
+        self._earlier = earlier
+        self._say = say
+        self._capacity = 0
+        self._engine: LocalEngine
+        self._noticed = Noticed()
+        self.facts = AnswerFacts()
+
+    def admit(self, sample: Sequence[Recorded]) -> Admitted:
+        """Load what is needed, over the first answers of a log; what is odd is looked for in these."""
+        config, threads = self._config, self._threads()
+        name = config.target if config.target != NO_TARGET else str(config.tokenizer)
+        config = replace(config, target=name)
+        prompts = [one.prompt for one in sample if one.form == "chat"]
+        if self._weights:
+            room = replace(config, max_new_tokens=min(config.max_new_tokens, _longest(sample)))
+            require_memory(room, prompts, resolve_device(config.device), replay_only=True)
+        from specbench.backends.local.local import LocalEngine
+
+        loaded = (*([name] if self._weights else [f"the tokenizer of {name}"]), *config.draft)
+        self._say(f"Loading {', '.join(loaded)}")
+        engine = self._engine = LocalEngine(config, threads, weights=self._weights)
+        engine.today = today_of(None if self._earlier is None else self._earlier.workload.encoded)
+        self._encoder = AnswerEncoder(
+            engine.target, config.chat_template_kwargs, engine.today, engine.eos, config.max_new_tokens
+        )
+        items = self.read(sample)
+        if not items:
+            reasons = [*self._noticed.refused.values()]
+            raise WorkloadError(
+                f"no answer can be had as tokens, the first: {reasons[0]}", where=config.workload, hint="See the log."
+            )
+        self.facts, self._noticed = AnswerFacts(), Noticed()  # they are read again
+        ids = [item.tokens for item in items]
+        engine.cautions += encoding_cautions(engine.target, ids, engine.eos, engine.today)
+        engine.cautions += unwritten(engine.target, prompts, config.chat_template_kwargs)
+        if any(draft.spec.kind == "skip" for draft in engine.drafts.values()):
+            engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
+        self._say("Comparing with transformers' generate")
+        reference = engine.check_reference(ids, _REFERENCE_TOKENS, padded=True)
+        return Admitted(
+            items,
+            [],
+            Conditions(in_process(engine.device), engine.device, config.dtype, threads),
+            *engine.describe(),
+            cautions=engine.cautions,
+            encoded=replace(encoded_record(engine.target, [], engine.today)),
+            reference=tuple(reference),
+        )
+
+    def read(self, block: Sequence[Recorded]) -> list[Item]:
+        """The answers as token ids, with room for the longest; those that cannot be had so are refused."""
+        items = []
+        for one in block:
+            try:
+                found = self._encoder.encode(one)
+            except (TemplateError, UnwrittenAnswerError) as error:
+                kind = (
+                    f"the chat template refuses it ({error.kind})" if isinstance(error, TemplateError) else str(error)
+                )
+                self._noticed.refused[one.prompt.id] = kind
+                continue
+            text = TargetText(found.prompt, found.output, found.finish)
+            prompt = replace(one.prompt, messages=(), tools=(), template_kwargs={}, request={})
+            items.append(Item(prompt, found.prompt, Answered(text, found.limit, one.conversation)))
+            self._count(found.output, found.from_log, one)
+        longest = max((len(item.tokens) + answered(item) for item in items), default=0)
+        if longest > self._capacity:
+            self._capacity = longest + longest // 4 + max(self._config.gamma) + 1 + _REFERENCE_TOKENS
+            self._engine.reserve(self._capacity)
+        return items
+
+    def verify(self, answers: Sequence[Recorded]) -> AnswersVerified:
+        """Hold a few answers against the target."""
+        from specbench.backends.local.verifying import verify
+
+        facts = self.facts
+        items = self.read(answers)
+        self.facts = facts  # they are read again
+        with memory_errors():
+            return verify(self._engine, items)
+
+    def _count(self, output: Sequence[int], from_log: bool, one: Recorded) -> None:
+        was = self.facts
+        looked = was.round_trips < ROUND_TRIPS
+        self.facts = replace(
+            was,
+            answers=was.answers + 1,
+            tokens=was.tokens + len(output),
+            from_log=was.from_log + from_log,
+            unended=was.unended + (one.reply.finish is None and not from_log),
+            round_trips=was.round_trips + looked,
+            round_trip_tokens=was.round_trip_tokens + looked * len(output),
+            changed_tokens=was.changed_tokens + (self._encoder.changed_tokens(output) if looked else 0),
+        )
+
+    @contextmanager
+    def scoring(self, writer: RunWriter) -> Iterator[LocalScoring]:
+        with memory_errors():
+            scoring = LocalScoring(self._engine, self._config)
+            scoring.noticed = self._noticed
+            yield scoring
+
+
+# Of a text of transformers' own, against which the models are held.
+_REFERENCE_TOKENS = 32
+
+
+def _longest(sample: Sequence[Recorded]) -> int:
+    """At most so many tokens has an answer of the sample."""
+    return max(len(one.reply.ids or one.reply.message.content.encode()) for one in sample) + _REFERENCE_TOKENS
+
+
+def _layers(earlier: RunRecord) -> dict[str, int]:
+    return {spec: facts.layers for spec, facts in earlier.drafts.items() if facts.layers is not None}

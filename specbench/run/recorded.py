@@ -1,0 +1,212 @@
+"""A run over answers that are there already: the log is surveyed, then streamed through the drafts, block by block."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from specbench.acceptance.positions import PositionWriter
+from specbench.backends.base import Item, Observer
+from specbench.config import RECORDED, RunConfig
+from specbench.errors import StoreError
+from specbench.records import Caution
+from specbench.run.losses import Losses
+from specbench.run.record import marked, run_record
+from specbench.run.replay import ScoreKey, replay_texts, scored_texts
+from specbench.run.resume import opened, threads_of
+from specbench.run_record import AnswerFacts, AnswersVerified, CategoryCount, RunRecord
+from specbench.store import RunWriter, StoredRun
+from specbench.workload import Workload, select
+from specbench.workload.answers import AnswerLog, Recorded, Survey
+from specbench.workload.answers.log import survey_cautions
+
+# Answers in memory at once, and those over which models are checked when they are loaded.
+BLOCK, SAMPLE = 256, 64
+
+
+def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observer, argv: Sequence[str]) -> Path:
+    """Score the drafts on the answers of a log; returns the run folder. What an earlier session scored is skipped."""
+    from specbench.backends.local.recorded import RecordedBackend
+
+    log, survey, categories = surveyed(config)
+    total = categories.total()
+    named = ", ".join(f"{name} ({count:,})" for name, count in survey.sources.most_common())
+    observer.say(f"{total:,} of {survey.answers:,} answers: {named}")
+    backend = RecordedBackend(
+        config,
+        threads=partial(threads_of, config, earlier),
+        earlier=None if earlier is None else earlier.run,
+        say=observer.say,
+    )
+    admitted = backend.admit(list(islice(log, SAMPLE)))
+    record = _record(
+        config,
+        log,
+        survey,
+        categories,
+        total,
+        run_record(
+            config,
+            "replay",
+            Workload((), log.source, survey.sha256, tuple(survey.skipped), tuple(survey_cautions(survey))),
+            replace(admitted, items=[]),
+            [],
+            trials_planned=0,
+            argv=argv,
+        ),
+    )
+    folder, record = opened(config, record, earlier, observer)
+    known = [one.id for one in record.workload.skipped]
+    with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
+        losses, scored = Losses(writer, known, None), scored_texts(folder)
+        if config.verify_answers and (writer.run.answers is None or writer.run.answers.verified is None):
+            few = _few(log, total, config)
+            observer.say(f"Holding {len(few)} answers against the target")
+            _note_verified(writer, backend.verify(few))
+        with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
+            try:
+                blocks = _blocks(log, backend.read, config.draft, scored)
+                replay_texts(scoring, blocks, total, config, scored, positions, losses, observer)
+            finally:
+                with suppress(StoreError):
+                    _note(writer, backend.facts)
+    return folder
+
+
+def surveyed(config: RunConfig) -> tuple[AnswerLog, Survey, Counter[str]]:
+    """The log, what is in it, and how many answers of each category are wanted."""
+    log = AnswerLog(
+        config.workload,
+        answers=None if config.answers == RECORDED else config.answers,
+        category_column=config.category_column,
+        system_prompt=config.system_prompt,
+    )
+    survey, labels = log.survey()
+    return log, survey, _choose(log, labels, config)
+
+
+class _Label(NamedTuple):
+    """What the choice of a part of a log looks at."""
+
+    number: int
+    category: str | None
+
+
+def _choose(log: AnswerLog, labels: Sequence[str | None], config: RunConfig) -> Counter[str]:
+    """Take as many as the limit allows, spread over the categories."""
+    if config.limit is None or config.limit >= len(labels):
+        return Counter(label or "all" for label in labels)
+    chosen = select([_Label(*each) for each in enumerate(labels)], config.limit, config.seed)
+    log.chosen = frozenset(one.number for one in chosen)
+    return Counter(one.category or "all" for one in chosen)
+
+
+def _record(
+    config: RunConfig, log: AnswerLog, survey: Survey, categories: Counter[str], total: int, record: RunRecord
+) -> RunRecord:
+    counts = {name: CategoryCount(there, categories[name]) for name, there in survey.categories.items()}
+    facts = AnswerFacts(
+        sources=dict(survey.sources),
+        models=dict(survey.models.most_common(20)),
+        temperatures={f"{value:g}": count for value, count in survey.temperatures.most_common(20)},
+        conversations=survey.conversations,
+    )
+    workload = replace(record.workload, prompts_available=survey.answers, prompts_used=total, categories=counts)
+    return replace(record, workload=workload, answers=facts)
+
+
+def _blocks(
+    log: AnswerLog, read: Callable[[Sequence[Recorded]], list[Item]], drafts: Sequence[str], scored: set[ScoreKey]
+) -> Iterator[list[Item]]:
+    answers = iter(log)
+    while block := list(islice(answers, BLOCK)):
+        left = [one for one in block if any((one.prompt.id, draft, 0) not in scored for draft in drafts)]
+        if left:
+            yield read(left)
+
+
+def _few(log: AnswerLog, total: int, config: RunConfig) -> list[Recorded]:
+    """As many answers as are to be verified, drawn from all of the log."""
+    wanted = set(random.Random(config.seed).sample(range(total), min(config.verify_answers, total)))
+    return [one for number, one in enumerate(islice(log, max(wanted) + 1)) if number in wanted]
+
+
+def _note_verified(writer: RunWriter, found: AnswersVerified) -> None:
+    warnings = writer.run.warnings
+    if found.foreign:
+        if found.excess_nats is None:
+            share = (found.likeliest or 0) / max(1, found.tokens)
+            how = f"of {found.tokens:,} tokens {share:.0%} are those that it finds likeliest, of its own nearly all are"
+        else:
+            how = f"their tokens are {found.excess_nats:.2f} nats less likely, each, than its own would be"
+        caution = Caution(
+            "foreign-answers",
+            f"{found.answers} recorded answers are not what {writer.run.config.target} writes: {how}",
+            "Name the target, and the sampling, that wrote them: what is here holds for whatever did.",
+        )
+        warnings = (*warnings, caution)
+    facts = replace(writer.run.answers or AnswerFacts(), verified=found)
+    writer.update(answers=facts, warnings=warnings)
+
+
+def _note(writer: RunWriter, found: AnswerFacts) -> None:
+    """What was counted while answers were read, added to what earlier sessions counted."""
+    was = writer.run.answers or AnswerFacts()
+    names = ("answers", "tokens", "from_log", "unended", "round_trips", "round_trip_tokens", "changed_tokens")
+    added = {name: getattr(was, name) + getattr(found, name) for name in names}
+    facts = replace(was, **added)
+    cautions = {caution.code: caution for caution in answer_cautions(facts, writer.run.config)}
+    kept = [one for one in writer.run.warnings if one.code not in cautions]
+    writer.update(answers=facts, warnings=(*kept, *cautions.values()))
+
+
+def answer_cautions(facts: AnswerFacts, config: RunConfig) -> list[Caution]:
+    """What these answers rest on, each with how much of it is known."""
+    found = []
+    if facts.from_log < facts.answers:
+        changed = facts.changed_tokens / facts.round_trip_tokens if facts.round_trip_tokens else 0.0
+        found.append(
+            Caution(
+                "answers-tokenized",
+                f"{facts.answers - facts.from_log:,} of {facts.answers:,} answers are text that was tokenized again: "
+                "where the model had cut a word otherwise, drafts are held against other tokens. Decoding and encoding "
+                f"changes {100 * changed:.2g}% of {facts.round_trip_tokens:,} tokens",
+                "Log token ids (vLLM: return_token_ids).",
+            )
+        )
+    if facts.unended:
+        found.append(
+            Caution(
+                "answers-unended",
+                f"the log does not say how {facts.unended:,} of {facts.answers:,} answers ended: each is taken to have "
+                "ended by itself, with an end of sequence",
+                "Log the finish reason; answers cut at their limit count one token too many.",
+            )
+        )
+    told = {float(value) for value in facts.temperatures}
+    if told and told != {config.temperature}:
+        listed = ", ".join(facts.temperatures)
+        found.append(
+            Caution(
+                "answers-sampled-otherwise",
+                f"the log asked for temperature {listed}, the run takes {config.temperature:g}: of no matter to drafts "
+                "that take their likeliest token, and wrong for those that sample",
+                "Give the run the temperature of the log.",
+            )
+        )
+    if len(facts.models) > 1:
+        found.append(
+            Caution(
+                "answers-of-several",
+                f"the log names {len(facts.models)} models: what is here is about no single one of them",
+                "Score the answers of each by themselves.",
+            )
+        )
+    return found

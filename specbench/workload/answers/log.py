@@ -1,0 +1,224 @@
+"""A file of recorded answers as a stream: read once to say what is in it, and again to score it, in flat memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from specbench.errors import WorkloadError
+from specbench.records import Caution, Message, Prompt
+from specbench.workload.answers.recorded import Exchange, Recorded
+from specbench.workload.answers.sources import exchanges_in
+from specbench.workload.answers.vllm_log import NAME, is_log, logged_exchanges
+from specbench.workload.faults import MalformedRowError, SkipRowError
+from specbench.workload.hub import PREFIX
+from specbench.workload.load import Skipped, category_of, check_unicode, content_sha256, opened, rows_of, shown_id
+
+# Rows left out are listed up to here, and counted beyond.
+MOST_LISTED = 100
+# Conversations are counted up to here.
+MOST_CONVERSATIONS = 100_000
+
+_JOINED = "answer of another file"
+_JOINS = ("custom_id", "question_id", "id", "uid")
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a log holds. `sha256` is over all prompts and answers; `sources` and `models` count answers by what wrote
+    the log and by the name of the model, `temperatures` by that of the request. Of `as_ids` the log holds the tokens,
+    of `unended` it does not say how they ended. Conversations are at least so many."""
+
+    answers: int = 0
+    conversations: int = 0
+    sha256: str = ""
+    categories: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+    temperatures: Counter[float] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    as_ids: int = 0
+    unended: int = 0
+    left_out: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    first_fault: MalformedRowError | None = None
+
+
+class AnswerLog:
+    """The answers of `source`, a file or `hub:ID`; those to its prompts may stand in a file of their own, `answers`,
+    by the same ids. `chosen` are the numbers of those that are wanted (None: all)."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        answers: str | None = None,
+        category_column: str | None = None,
+        system_prompt: str | None = None,
+    ) -> None:
+        self.source = source
+        self.chosen: Collection[int] | None = None
+        self._answers = None if answers is None else _by_id(answers)
+        self._category_column = category_column
+        self._system_prompt = system_prompt
+
+    def survey(self) -> tuple[Survey, list[str | None]]:
+        """What is in it, and the category of every answer. Raises WorkloadError where there is not one."""
+        found, digest = Survey(), hashlib.sha256()
+        seen: set[int] = set()
+        labels: list[str | None] = []
+        for source, one in self._read(found):
+            found.answers += 1
+            labels.append(one.prompt.category)
+            found.categories[one.prompt.category or "all"] += 1
+            found.sources[source] += 1
+            if one.reply.model is not None:
+                found.models[one.reply.model] += 1
+            if one.temperature is not None:
+                found.temperatures[one.temperature] += 1
+            found.as_ids += one.reply.ids is not None
+            found.unended += one.reply.finish is None
+            if len(seen) < MOST_CONVERSATIONS:
+                seen.add(int(one.conversation, 16))
+            reply = [one.reply.message.content, one.reply.message.fields, one.reply.ids, one.reply.finish]
+            digest.update(json.dumps([one.prompt.id, one.prompt.category, one.prompt.sha256, *reply]).encode())
+        found.conversations, found.sha256 = len(seen), digest.hexdigest()
+        if not found.answers:
+            raise self._nothing(found)
+        return found, labels
+
+    def __iter__(self) -> Iterator[Recorded]:
+        for number, (_, one) in enumerate(self._read(Survey())):
+            if self.chosen is None or number in self.chosen:
+                yield one
+
+    def _read(self, found: Survey) -> Iterator[tuple[str, Recorded]]:
+        """Every answer with its source; what is left out goes into `found`."""
+        for place, row, source, exchanges in self._exchanges():
+            count = 0
+            try:
+                for each in exchanges:
+                    if isinstance(each, Exception):
+                        raise each
+                    count += 1
+                    found.unused.update(dict.fromkeys(each.asked.unused, 1))
+                    yield source, self._recorded(place, count, row, each)
+            except (SkipRowError, MalformedRowError) as fault:
+                found.left_out += 1
+                what = fault.what if isinstance(fault, MalformedRowError) else str(fault)
+                if isinstance(fault, MalformedRowError) and found.first_fault is None:
+                    found.first_fault = fault
+                if len(found.skipped) < MOST_LISTED:
+                    found.skipped.append(Skipped(place, what, shown_id(row)))
+
+    def _exchanges(self) -> Iterator[tuple[str, object, str, Iterator[Any]]]:
+        path = Path(self.source)
+        if not self.source.startswith(PREFIX) and is_log(path):
+            for place, each in logged_exchanges(path.expanduser()):
+                yield place, {}, NAME, iter([each])
+            return
+        for place, row in rows_of(self.source):
+            try:
+                if isinstance(row, MalformedRowError):
+                    raise row
+                row = self._with_answer(row)
+                source, exchanges = exchanges_in(row)
+            except (SkipRowError, MalformedRowError) as fault:
+                yield place, row, "", iter([fault])
+                continue
+            yield place, row, source, exchanges
+
+    def _with_answer(self, row: object) -> object:
+        if self._answers is None or not isinstance(row, dict):
+            return row
+        answer = self._answers.get(_id_of(row))
+        if answer is None:
+            raise SkipRowError(f"no {_JOINED} has its id")
+        # What the prompt's row calls its own stays: an answer's row may say "turns" or "category" as well.
+        return {**answer, **row}
+
+    def _recorded(self, place: str, count: int, row: object, each: Exchange) -> Recorded:
+        messages = each.asked.messages if each.form != "chat" else opened(each.asked.messages, self._system_prompt)
+        category = category_of(row, self._category_column, None)
+        check_unicode(f"{category}{each.reply.message.content}")
+        name = place.replace(" ", "-") + ("" if count == 1 else f".{count}")
+        asked = each.asked
+        prompt = Prompt(
+            name,
+            messages,
+            content_sha256(messages, asked),
+            category,
+            asked.tools,
+            asked.template_kwargs,
+            asked.request,
+        )
+        return Recorded(
+            prompt, each.reply, each.form, each.limit, each.temperature, _conversation(name, messages, each)
+        )
+
+    def _nothing(self, found: Survey) -> WorkloadError:
+        """A log of which no row gives an answer is misread as a whole: the first that cannot be read says how."""
+        if found.first_fault is not None:
+            place = next((one.where for one in found.skipped if one.reason == found.first_fault.what), "a row")
+            return WorkloadError(found.first_fault.what, where=f"{self.source}, {place}", hint=found.first_fault.hint)
+        what = "the log holds no answers"
+        if found.skipped:
+            first = found.skipped[0]
+            what = (
+                f"no usable answers: every row was left out ({found.left_out}), {first.where} because: {first.reason}"
+            )
+        return WorkloadError(what, where=self.source, hint="Give a log with prompts and answers.")
+
+
+def _conversation(name: str, messages: tuple[Message, ...], each: Exchange) -> str:
+    """By the name that the log has for it, else by how it begins, up to the first question: turns of one conversation
+    share that, wherever in a log they stand."""
+    if each.conversation is not None:
+        key: Any = ["named", each.conversation]
+    elif messages:
+        first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
+        key = [[message.role, message.content] for message in messages[: first + 1]]
+    else:
+        key = ["alone", name]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+
+
+def _by_id(path: str) -> Mapping[str, dict[str, Any]]:
+    """The rows of a file of answers, in memory. Raises WorkloadError where none has an id."""
+    found = {}
+    for _, row in rows_of(path):
+        if isinstance(row, dict) and (name := _id_of(row)) is not None:
+            found[name] = row
+    if not found:
+        raise WorkloadError(
+            f"no row has an id ({', '.join(_JOINS)})", where=path, hint="Name the file with the answers to the prompts."
+        )
+    return found
+
+
+def _id_of(row: Mapping[str, Any]) -> Any:
+    return next((str(row[key]) for key in _JOINS if isinstance(row.get(key), str | int)), None)
+
+
+def survey_cautions(found: Survey) -> list[Caution]:
+    """What keeps these answers from standing for the target's: rows and fields left out."""
+    cautions = []
+    if 2 * found.left_out > found.answers + found.left_out:
+        cautions.append(
+            Caution(
+                "rows-left-out",
+                f"{found.left_out:,} rows give no answer and are left out, {found.answers:,} answers are taken",
+                "Look at the reasons in run.json: the file may have another form.",
+            )
+        )
+    return cautions
+
+
+def without_text(one: Recorded) -> Recorded:
+    """The same with its prompt's texts let go, once it is encoded."""
+    return replace(one, prompt=replace(one.prompt, messages=()))

@@ -1,0 +1,125 @@
+"""Every source of recorded answers, read: what is asked, what is answered, how it ended."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from answer_logs import ANSWER, JOINED, QUESTION, REFUSED, SAMPLES, SYSTEM, lines
+
+from specbench.errors import WorkloadError
+from specbench.workload.answers import AnswerLog
+
+
+def read(folder, name, text, answers=None):
+    (folder / name).write_text(text)
+    if answers is not None:
+        (folder / "answers.jsonl").write_text(answers)
+    log = AnswerLog(str(folder / name), answers=None if answers is None else str(folder / "answers.jsonl"))
+    found, _ = log.survey()
+    return found, list(log)
+
+
+@pytest.mark.parametrize("source", SAMPLES)
+def test_every_answer_of_a_source_is_read_with_what_was_asked(tmp_path, source):
+    name, text, count = SAMPLES[source]
+    found, answers = read(tmp_path, name, text)
+    assert (found.answers, len(answers)) == (count, count)
+    for one in answers:
+        assert one.reply.message.content == ANSWER
+        assert one.prompt.messages[-1].content == QUESTION
+        assert one.prompt.messages[0].content in (SYSTEM, QUESTION)
+    assert len({one.prompt.id for one in answers}) == count
+
+
+@pytest.mark.parametrize("source", JOINED)
+def test_answers_of_another_file_are_joined_by_id(tmp_path, source):
+    asked, answered, count = JOINED[source]
+    found, answers = read(tmp_path, "asked.jsonl", asked, answered)
+    assert found.answers == count
+    assert all(one.reply.message.content == ANSWER and one.reply.model == "m-1" for one in answers)
+    found, _ = read(tmp_path, "more.jsonl", asked + asked.replace("81", "82").replace("b-1", "b-2"), answered)
+    assert found.answers == count
+    assert "no answer of another file has its id" in found.skipped[0].reason
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_holds_no_answers_is_refused_by_name_and_without_its_text(tmp_path, what):
+    name, text, said = REFUSED[what]
+    with pytest.raises(WorkloadError) as error:
+        read(tmp_path, name, text)
+    assert said in error.value.line()
+    assert "canary" not in error.value.line()
+    assert "\n" not in error.value.line()
+
+
+def test_every_turn_has_all_before_it_and_belongs_to_its_conversation(tmp_path):
+    turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"t{i}"} for i in range(6)]
+    rows = [
+        {"messages": [{"role": "assistant", "content": "Welcome!"}, *turns], "tools": [{"name": "f", "parameters": {}}]}
+    ]
+    rows += [{"messages": turns[:2]}, {"messages": [{"role": "user", "content": "other"}, turns[1]]}]
+    _, answers = read(tmp_path, "a.jsonl", lines(*rows))
+    assert [len(one.prompt.messages) for one in answers] == [2, 4, 6, 1, 1]
+    assert [one.prompt.id for one in answers] == ["line-1", "line-1.2", "line-1.3", "line-2", "line-3"]
+    assert all(one.prompt.tools for one in answers[:3])
+    assert len({one.conversation for one in answers[:3]}) == 1
+    assert len({one.conversation for one in answers}) == 3
+
+
+def test_how_an_answer_ended_and_what_it_was_asked_with(tmp_path):
+    _, (one,) = read(tmp_path, *SAMPLES["OpenAI log"][:2])
+    assert (one.reply.finish, one.limit, one.temperature, one.reply.model) == ("eos", 64, 0.5, "m-1")
+    _, (one, streamed) = read(tmp_path, *SAMPLES["aiperf"][:2])
+    assert (one.reply.finish, streamed.reply.finish) == ("eos", "length")
+    assert one.conversation == streamed.conversation
+    _, (one,) = read(tmp_path, *SAMPLES["OpenAI completions"][:2])
+    assert (one.form, one.reply.finish) == ("text", "length")
+    stopped = {"choices": [{"message": {"content": ANSWER}, "finish_reason": "stop", "stop_reason": "###"}]}
+    _, (one,) = read(
+        tmp_path, "b.jsonl", lines({"request": {"messages": [{"role": "user", "content": "x"}]}, "response": stopped})
+    )
+    assert one.reply.finish == "length"  # no end of sequence was written
+
+
+def test_token_ids_of_a_log_are_taken(tmp_path):
+    _, (whole, streamed) = read(tmp_path, *SAMPLES["vLLM log"][:2])
+    assert (whole.reply.ids, whole.reply.prompt_ids, whole.reply.finish) == ((8, 9), (5, 6, 7), "eos")
+    assert (whole.form, whole.limit, whole.temperature) == ("rendered", 64, 0.5)
+    assert (streamed.reply.ids, streamed.reply.prompt_ids, streamed.reply.finish) == ((8, 9, 3), None, "length")
+    assert streamed.form == "text"
+    entry = {"token": "token_id:8", "logprob": -0.5}
+    choice = {"message": {"content": "x"}, "logprobs": {"content": [entry, entry | {"token": "token_id:9"}]}}
+    request = {"messages": [{"role": "user", "content": "x"}]}
+    _, (one,) = read(tmp_path, "a.jsonl", lines({"request": request, "response": {"choices": [choice]}}))
+    assert (one.reply.ids, one.reply.log_probs) == ((8, 9), (-0.5, -0.5))
+
+
+def test_what_is_left_out_is_counted_and_said(tmp_path):
+    found, _ = read(tmp_path, *SAMPLES["chat rows"][:2])
+    assert [(one.where, one.reason) for one in found.skipped] == [
+        ("line 2", "no turn of an assistant in the conversation")
+    ]
+    rows = [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}]
+    rows += [
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "y"}]}
+    ] * 150
+    found, answers = read(tmp_path, "b.jsonl", lines(*rows))
+    assert (len(answers), found.left_out, len(found.skipped)) == (1, 150, 100)
+
+
+def test_the_same_answers_have_the_same_hash_and_another_answer_another(tmp_path):
+    name, text, _ = SAMPLES["OpenAI log"]
+    first, _ = read(tmp_path, name, text)
+    again, _ = read(tmp_path, "copy.jsonl", text)
+    other, _ = read(tmp_path, "other.jsonl", text.replace("because", "therefore"))
+    assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_calls_of_tools_and_thoughts_are_part_of_an_answer(tmp_path):
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": json.dumps({"a": 1})}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm"}
+    row = {"messages": [{"role": "user", "content": "x"}], "response": {"choices": [{"message": message}]}}
+    _, (one,) = read(tmp_path, "a.jsonl", lines(row))
+    assert one.reply.message.fields["reasoning_content"] == "hm"
+    assert one.reply.message.fields["tool_calls"][0]["function"]["name"] == "look"

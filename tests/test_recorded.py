@@ -1,0 +1,100 @@
+"""The sums over recorded answers: those of the replay itself, with intervals that know what a conversation is."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from specbench.acceptance.replay import Blocks, Positions
+from specbench.acceptance.replay import replay as replay_all
+from specbench.analysis import recorded
+from specbench.analysis.recorded import recorded_drafts
+
+UNKNOWN = np.float32("nan")
+
+
+def text(accepts, name, conversation, category="a", prompt_tokens=10, draft="d"):
+    accept = np.array(accepts, dtype=np.float32)
+    unknown = np.full(len(accept), UNKNOWN)
+    ends = np.zeros(len(accept), dtype=bool)
+    known = {"prompt_tokens": prompt_tokens, "conversation": f"{conversation:016x}"}
+    return Positions(
+        name, category, draft, 0, 10_000, accept, accept, accept * 0 + 0.5, unknown, unknown, ends, **known
+    )
+
+
+def conversations(number, turns, seed, tokens=16):
+    """Texts whose drafts are accepted with a chance that a whole conversation shares."""
+    rng = np.random.default_rng(seed)
+    return [
+        text(rng.random(tokens) < chance, f"{one}.{turn}", rng_name(one, seed))
+        for one, chance in enumerate(rng.beta(2, 2, number))
+        for turn in range(turns)
+    ]
+
+
+def rng_name(one, seed):
+    return int(np.random.SeedSequence([one, seed]).generate_state(1, np.uint64)[0])
+
+
+def test_the_sums_are_those_of_the_replay_over_all_texts(monkeypatch):
+    monkeypatch.setattr(recorded, "CHUNK", 7)
+    texts = conversations(20, 2, 1)
+    texts = [replace(one, category="ab"[n % 2], prompt_tokens=(10, 300)[n % 3 == 0]) for n, one in enumerate(texts)]
+    (found,) = recorded_drafts(texts, (1, 4), 0.0, 0.95)
+    for row in found.gammas:
+        whole = replay_all(texts, row.gamma)
+        assert (row.rounds, row.accepted) == (whole.rounds.sum(), whole.accepted.sum())
+        assert row.tokens_per_round.value == pytest.approx(whole.tokens_per_round)
+        assert row.survival == pytest.approx(whole.survival)
+        assert row.tokens_per_round.low < row.tokens_per_round.value < row.tokens_per_round.high
+    for groups in (found.categories, found.prompt_lengths):
+        assert sum(group.answers for group in groups) == 40
+        assert sum(group.gammas[0].rounds for group in groups) == found.gammas[0].rounds
+    assert [group.name for group in found.prompt_lengths] == ["0", "256"]
+    assert found.places[0].accepted.value == pytest.approx(np.mean([one.accept.mean() for one in texts]))
+    assert found.alpha.value == pytest.approx(found.places[0].accepted.value)
+
+
+def test_look_ups_have_places_too_and_no_alpha():
+    numbers = np.array([3, 0, 2, 5], dtype=np.int32), np.array([1, 0, 0, 5], dtype=np.int32)
+    (found,) = recorded_drafts([Blocks("p", None, "ngram:n=2", 0, 99, *numbers, 70_000, "ab")], (1, 2), 0.0, 0.95)
+    assert (found.alpha.value, found.places[0].accepted.value) == (None, 0.5)
+    assert found.prompt_lengths[0].name == "16384"
+
+
+def test_turns_of_a_conversation_widen_the_interval_and_their_order_does_not_matter():
+    texts = conversations(30, 8, 2)
+    (whole,) = recorded_drafts(texts, (2,), 0.0, 0.95)
+    alone = [replace(one, conversation=f"{n:016x}") for n, one in enumerate(texts)]
+    (each,) = recorded_drafts(alone, (2,), 0.0, 0.95)
+    widths = [row.gammas[0].tokens_per_round.high - row.gammas[0].tokens_per_round.low for row in (whole, each)]
+    assert widths[0] > 1.5 * widths[1]
+    random.Random(0).shuffle(texts)
+    (shuffled,) = recorded_drafts(texts, (2,), 0.0, 0.95)
+    assert shuffled.gammas[0].tokens_per_round.low == pytest.approx(whole.gammas[0].tokens_per_round.low)
+
+
+@pytest.mark.full
+def test_intervals_hold_the_truth_over_conversations_and_not_over_answers():
+    """The planted fault takes answers of a conversation for independent."""
+    samples = [conversations(40, 6, seed) for seed in range(60)]
+    truth = replay_all([one for texts in samples for one in texts], 2).tokens_per_round
+
+    def covered(name):
+        rows = []
+        for texts in samples:
+            named = [replace(one, conversation=name(n, one)) for n, one in enumerate(texts)]
+            rows.append(recorded_drafts(named, (2,), 0.0, 0.95)[0].gammas[0].tokens_per_round)
+        return sum(row.low <= truth <= row.high for row in rows)
+
+    assert covered(lambda n, one: one.conversation) >= 53
+    assert covered(lambda n, one: f"{n:016x}") < 48
+
+
+def test_few_conversations_have_no_interval():
+    (found,) = recorded_drafts(conversations(9, 4, 3), (1,), 0.0, 0.95)
+    assert (found.gammas[0].tokens_per_round.low, found.alpha.low) == (None, None)
