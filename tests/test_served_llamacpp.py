@@ -200,3 +200,61 @@ def test_a_penalty_reaches_the_server_and_counts_the_prompt(tmp_path):
     assert not [text for text in texts if "one" in text.lower() or "two" in text.lower()]
     # every draft of a look-up repeats the text
     assert sum(sum(t.accepted) for t in counted(run) if t.arm.draft) == 0
+
+
+@pytest.mark.full
+def test_rounds_are_probed_and_predict_a_sweep(tmp_path):
+    """A server that rejects every draft is no trial; its rounds and a replay stand beside what is measured."""
+    swept(tmp_path, "--draft", "demo:draft", "--limit", "1")  # writes the prompts
+    flags = [
+        "--workload",
+        tmp_path / "prompts.jsonl",
+        "--threads",
+        "1",
+        "--draft",
+        "demo:draft",
+        "--draft",
+        "ngram:n=2",
+    ]
+    probing = ["--gamma", "1,3", "--max-new-tokens", "12", "--passes", "5", "--concurrency", "1,2"]
+    result = call("probe", "--engine", "llamacpp", *flags, *probing, "--out", tmp_path / "probes", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    model = [row for row in found["rounds"] if row["draft"] == "demo:draft"]
+    assert [(row["concurrency"], row["gamma"]) for row in model] == [(1, 1), (1, 3), (2, 1), (2, 3)]
+    assert all(0 < row["round_low_s"] <= row["round_s"] <= row["round_high_s"] for row in found["rounds"])
+    assert found["models"] == [] and found["bandwidth"] is None
+    (probe,) = (tmp_path / "probes").iterdir()
+    assert not read_run(probe).trials
+    result = call(
+        "sweep", "--engine", "llamacpp", *flags, "--gamma", "1,3", "--max-new-tokens", "12", "--concurrency", "1,2",
+        "--costs", probe, "--out", tmp_path / "costed", "--json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    swept_, stored = json.loads(result.stdout), read_run(next((tmp_path / "costed").iterdir()))
+    rows = swept_["drafts"][0]["gammas"]
+    assert all(row["predicted_speedup"] > 0 for row in rows)
+    # The same greedy texts with and without speculation: the replay has the rounds that the server had.
+    assert [row["replay_tokens_per_round"] for row in rows] == pytest.approx([row["tokens_per_round"] for row in rows])
+    assert all(load["predicted_speedup"] is not None for load in swept_["loads"] if load["draft"] == "demo:draft")
+    # A look-up that found nothing of three tokens in these prompts has no round of three.
+    for row, probed in zip(swept_["drafts"][1]["gammas"], (1, 3), strict=True):
+        seen = any(
+            (one["draft"], one["concurrency"], one["gamma"]) == ("ngram:n=2", 1, probed) for one in found["rounds"]
+        )
+        assert (row["predicted_speedup"] is not None) == seen
+    assert stored.run.probe_from == str(probe) and stored.status == "finished"
+
+
+@pytest.mark.full
+def test_a_server_that_keeps_drafts_shows_no_rounds(tmp_path):
+    kept = Path("configs/engines/xllamacpp.yaml").read_text()
+    launch = tmp_path / "real.yaml"
+    launch.write_text(kept.replace('[--spec-synth-rates, "{zeros}"]', '[--spec-draft-n-min, "0"]'))
+    assert launch.read_text() != kept
+    workload = tmp_path / "prompts.jsonl"
+    workload.write_text(json.dumps({"prompt": PROMPTS[0]}))
+    flags = ["--workload", workload, "--gamma", "2", "--threads", "1", "--passes", "5", "--max-new-tokens", "18"]
+    result = call("probe", "--launch", launch, *flags, "--draft", "demo:draft", "--out", tmp_path / "probes")
+    assert result.exit_code == 1, result.output
+    assert "accepts drafts, though it was started to reject all" in result.stderr.splitlines()[-1]

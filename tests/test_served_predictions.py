@@ -121,16 +121,27 @@ def test_costs_are_those_of_this_engine_these_drafts_and_these_gammas(tmp_path):
     assert rounds[0].steps == pytest.approx(SERVER.round_s / SERVER.step_s)
     engine = replace(stored.run.provenance, engine="another")
     probe_of(stored, points(), tmp_path / "engine", provenance=engine)
-    probe_of(stored, points(gammas=range(3)), tmp_path / "narrow")
-    probe_of(stored, points(clients=(4,)), tmp_path / "busy")
+    config = stored.run.config
+    probe_of(stored, points(), tmp_path / "narrow", config=replace(config, gamma=(2,)))
+    probe_of(stored, points(), tmp_path / "busy", config=replace(config, concurrency=(4,)))
     for name, says in (
         ("engine", "engine another, not"),
-        ("narrow", "no rounds of demo:draft at gamma 4 with 1 at once"),
+        ("narrow", "no rounds at gamma 4 with 1 at once"),
         ("busy", "--gamma 1..4 --concurrency 1"),
         ("run", "holds no probe"),
     ):
         with pytest.raises(StoreError, match=says):
             served_costs(tmp_path / name, stored.run)
+
+
+def test_a_look_up_that_found_little_is_named_and_not_predicted(tmp_path):
+    stored = planted(tmp_path / "run", ())
+    probe_of(stored, points(gammas=range(3)), tmp_path / "probe")
+    costs = served_costs(tmp_path / "probe", stored.run)
+    (caution,) = [one for one in costs.cautions if one.code == "rounds-not-probed"]
+    assert "demo:draft beyond gamma 2" in caution.message
+    two, four = summarise(planted(tmp_path / "costed", costs.points)).drafts[0].gammas
+    assert two.predicted_speedup is not None and four.predicted_speedup is None
 
 
 def test_a_running_server_is_not_predicted_from_another(tmp_path):

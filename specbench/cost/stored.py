@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +40,8 @@ def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
 
 def served_costs(folder: Path, record: RunRecord) -> Costs:
     """The rounds of a probe on a server, for the run that `record` describes. Raises StoreError where the folder is no
-    such probe, where engine, machine, threads or models differ, and where rounds of a draft, a gamma or the first load
-    of the run are not among them."""
+    such probe, where engine, machine, threads or models differ, and where the run's drafts, its widest gamma or its
+    first load are not among what was probed."""
     probed, config = require_probe(folder), record.config
     if probed.served is None:
         raise StoreError("The probe timed models in process", where=str(folder), hint=_HINT)
@@ -57,15 +57,25 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
         raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
     points = tuple(p for p in probed.probe or () if p.model is None or p.model in config.draft)
     widest, clients = max(config.gamma), config.concurrency[0]
-    for draft in config.draft:
-        reached = max((p.tokens - 1 for p in points if (p.model, p.batch) == (draft, clients)), default=0)
-        if reached < widest:
-            raise StoreError(
-                f"The probe has no rounds of {draft} at gamma {widest} with {clients} at once",
-                where=str(folder),
-                hint=f"Run specbench probe with --gamma 1..{widest} --concurrency {clients}.",
-            )
-    return Costs(points, probed.warnings, str(folder))
+    if max(probed.config.gamma) < widest or clients not in probed.config.concurrency:
+        raise StoreError(
+            f"The probe has no rounds at gamma {widest} with {clients} at once",
+            where=str(folder),
+            hint=f"Run specbench probe with --gamma 1..{widest} --concurrency {clients}.",
+        )
+    reached = {
+        d: max((p.tokens - 1 for p in points if (p.model, p.batch) == (d, clients)), default=0) for d in probed.drafts
+    }
+    few = [f"{draft} beyond gamma {reached[draft]}" for draft in config.draft if reached[draft] < widest]
+    return Costs(points, (*probed.warnings, *([_not_seen(few)] if few else [])), str(folder))
+
+
+def _not_seen(few: Sequence[str]) -> Caution:
+    return Caution(
+        "rounds-not-probed",
+        f"in the probe no round drafted as many tokens, so there is no prediction of {', '.join(few)}",
+        "A look-up drafts where texts repeat themselves: probe it with such prompts, or with longer answers.",
+    )
 
 
 def require_probe(folder: Path) -> RunRecord:

@@ -112,6 +112,11 @@ def draw_loads(summary: Summary, policy: Policy, note: str = "") -> Figure:
             _line(axes, rows, policy, index, 1 + _LOAD_DODGE * (2 * index - len(lines) + 1))
         every = [row for rows in lines for row in rows]
         known = [value for row in every for value in metric_of(row, policy) if value is not None]
+        guesses = [] if policy.metric == "e2e" else [row for row in every if row.predicted_speedup is not None]
+        if guesses:
+            at, values = [row.concurrency or 1 for row in guesses], [row.predicted_speedup or 0.0 for row in guesses]
+            known += values
+            axes.plot(at, values, "x", color="black", markersize=7, label="predicted: replay and probed rounds")
         axes.set_ylim(*padded([1.0, policy.min_speedup, *known]))
         level_lines(axes, levels(policy))
         counts = sorted({row.concurrency or 1 for row in every})

@@ -17,9 +17,9 @@ Rows = tuple[tuple[str, ...], ...]
 BATCH_HEADER = ("batch", "target alone, tokens/s", "best gamma", "speedup, decode", "tokens/s with it")
 
 CURVE_NOTE = (
-    f"All but the last column {mark('predicted', 'curve')}: rounds from the replay, costs from the models timed alone "
-    "before the first trial. The intervals are over prompts, and have what the probe does not know of the costs. What "
-    "the last token adds is the speedup over that of one gamma less."
+    f"All but the last column {mark('predicted', 'curve')}: rounds from the replay, costs timed before the first "
+    "trial. The intervals are over prompts, and hold what the timing does not know of the costs. What the last token "
+    "adds is the speedup over that of one gamma less."
 )
 
 _MISSING = {
@@ -38,6 +38,8 @@ class Economics:
     accuracy: tuple[str, ...]
     curve_header: tuple[str, ...]
     curve_rows: Rows
+    batch_title: str
+    batch_header: tuple[str, ...]
     batch_rows: Rows
     batch_note: str
     added: str
@@ -52,8 +54,10 @@ def economics(draft: DraftResult, policy: Policy, load: str | None = None) -> Ec
         accuracy=_accuracy(draft),
         curve_header=header,
         curve_rows=rows,
+        batch_title="At larger batches" if load is None else "With more clients at once",
+        batch_header=("batch" if load is None else "clients", *BATCH_HEADER[1:]),
         batch_rows=_batches(draft),
-        batch_note=_batch_note(draft) if len(draft.batches) > 1 else "",
+        batch_note=_batch_note(draft, served=load is not None) if len(draft.batches) > 1 else "",
         added=" ".join(part for part in (_memory(draft), _money(draft, load)) if part),
     )
 
@@ -151,19 +155,20 @@ def _batches(draft: DraftResult) -> Rows:
     )
 
 
-def _batch_note(draft: DraftResult) -> str:
-    largest = draft.batches[-1].batch
+def _batch_note(draft: DraftResult, *, served: bool) -> str:
+    def at(batch: int) -> str:
+        return text.count(batch, "client") if served else f"batch {batch}"
+
     if draft.stops_paying_at_batch is None:
-        head = f"It pays up to batch {largest}, the largest probed"
+        head = f"It pays up to {at(draft.batches[-1].batch)}, the largest probed"
         if draft.batches[-1].speedup < 1:
             head = "It pays at none of these"
     elif draft.stops_paying_at_batch == draft.batches[0].batch:
         head = "It pays at none of these"
     else:
-        head = f"It stops paying at batch {draft.stops_paying_at_batch}"
-    return (
-        f"{head} {mark('predicted', 'batches')}: the replayed rounds of this run, the models timed alone at each batch."
-    )
+        head = f"It stops paying at {at(draft.stops_paying_at_batch)}"
+    costs = "rounds probed under each load" if served else "the models timed alone at each batch"
+    return f"{head} {mark('predicted', 'batches')}: the replayed rounds of this run, {costs}."
 
 
 def _memory(draft: DraftResult) -> str:

@@ -116,7 +116,8 @@ def run(
                 replay_texts(scoring, [items], len(items), config, scored_texts(folder), positions, losses, observer)
         else:
             if replaying is not None and reused is not None:
-                writer.update(probe=reused.points, probe_from=reused.source)
+                said = [one for one in reused.cautions if one not in writer.run.warnings]  # of an earlier session
+                writer.update(probe=reused.points, probe_from=reused.source, warnings=(*writer.run.warnings, *said))
             with backend.session(writer) as session, losses.noting(session.noticed):
                 Measurement(session, config, writer, positions, read_run(folder), losses, observer).run(
                     units, gammas, reused

@@ -103,7 +103,8 @@ class RecordedBackend:
             require_memory(room, prompts, resolve_device(config.device), replay_only=True)
         from specbench.backends.local.local import LocalEngine
 
-        loaded = (*([name] if self._weights else [f"the tokenizer of {name}"]), *config.draft)
+        models = [draft.model for draft in map(parse_draft, config.draft) if draft.model is not None]
+        loaded = (name if self._weights else f"the tokenizer of {name}", *models)
         self._say(f"Loading {', '.join(loaded)}")
         engine = self._engine = LocalEngine(config, threads, weights=self._weights)
         engine.today = today_of(None if self._earlier is None else self._earlier.workload.encoded)
@@ -122,7 +123,8 @@ class RecordedBackend:
         engine.cautions += unwritten(engine.target, prompts, config.chat_template_kwargs)
         if any(draft.spec.kind == "skip" for draft in engine.drafts.values()):
             engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
-        self._say("Comparing with transformers' generate")
+        if self._weights or models:
+            self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, _REFERENCE_TOKENS, padded=True)
         return Admitted(
             items,

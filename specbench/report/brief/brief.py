@@ -22,7 +22,7 @@ from specbench.report.brief import commands, doubts, published, sections, steps
 from specbench.report.brief.glance import glance, noise
 from specbench.report.brief.sections import section
 from specbench.report.brief.server import server_words
-from specbench.report.economics import BATCH_HEADER, CURVE_NOTE
+from specbench.report.economics import CURVE_NOTE
 from specbench.report.settings.section import settings_of
 from specbench.report.templating import Doubt, in_order, numbered, template
 from specbench.store import StoredRun, replace_file
@@ -170,7 +170,6 @@ def _values(stored: StoredRun, summary: Summary, facts: Facts) -> dict[str, Any]
         "gamma_words": sections.gamma_words(summary.drafts),
         "choice": wording.choice(summary, facts.policy),
         "curve_note": CURVE_NOTE,
-        "batch_header": BATCH_HEADER,
         "noise": noise(summary),
         "figures": captions(summary, facts.policy),
         "figures_folder": FIGURES_FOLDER,

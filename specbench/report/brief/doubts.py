@@ -49,7 +49,8 @@ _MARKED = (
     ),
     Doubt(
         "predicted",
-        "Speedups from the replay's rounds and the models timed alone, before the first trial.",
+        "Speedups from the replay's rounds and from costs timed before the first trial: those of the models alone, or "
+        "a server's rounds that keep no draft.",
         "measuring those gammas.",
         "curve",
     ),
@@ -61,8 +62,8 @@ _MARKED = (
     ),
     Doubt(
         "predicted",
-        "Larger batches: the rounds of this run, the models timed alone at each batch. That work outside the models "
-        "stays the same for a round is assumed, and so is a batch that stays full.",
+        "Larger batches, or more clients at once: the rounds of this run, costs timed at each. That work outside the "
+        "models stays the same for a round is assumed, and so is a batch that stays full.",
         "a sweep with `--batch-size`, or `--concurrency` on your server.",
         "batches",
     ),
@@ -224,11 +225,12 @@ def _server(summary: Summary) -> Iterator[Doubt]:
         "Where a round's time goes: a server does not say what is drafting, what verifying and what neither.",
         "the same models measured in process, or the server's own profile.",
     )
-    yield Doubt(
-        "not known",
-        "What other gammas, loads or drafts would give: nothing was probed, so nothing is predicted.",
-        "measuring them.",
-    )
+    if not any(draft.predicted for draft in summary.drafts):
+        yield Doubt(
+            "not known",
+            "What other gammas, loads or drafts would give: nothing was probed, so nothing is predicted.",
+            "measuring them, or `specbench probe` on this engine and `--costs`.",
+        )
 
 
 def _draft(draft: DraftResult, policy: Policy, name: str) -> Iterator[Doubt]:

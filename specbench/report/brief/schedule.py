@@ -55,8 +55,9 @@ def schedule_words(schedule: Schedule | None) -> str:
     if schedule is None:
         return ""
     fixed = f"gamma {schedule.fixed_gamma}" if schedule.fixed_gamma else "no draft"
+    guess = not all(step.measured for step in schedule.steps)
     if len({step.gamma for step in schedule.steps}) == 1:
-        return f"One setting is best at every load looked at: {fixed}."
+        return f"One setting is best at every load looked at: {fixed}{' (predicted, not measured)' if guess else ''}."
     gain = f"{schedule.gain:+.1%} [{schedule.gain_low:+.1%}, {schedule.gain_high:+.1%}]"
     predicted = [str(step.concurrency) for step in schedule.steps if not step.measured]
     how = f" (at {text.join(predicted)} predicted, not measured)" if predicted else ""

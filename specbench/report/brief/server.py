@@ -25,6 +25,7 @@ from specbench.records import Load, Policy
 from specbench.report.brief.commands import Step
 from specbench.report.brief.schedule import schedule_words
 from specbench.report.readings import stops_paying_words
+from specbench.report.templating import mark, unmarked
 from specbench.report.wording import best_row
 from specbench.run_record import State
 
@@ -54,7 +55,9 @@ def load_table(summary: Summary, policy: Policy, width: int, plain: bool) -> Ite
         if not rows:
             continue
         columns = [
-            Column(name, heading, tuple(cell(row) for row in rows), gives_way, left=name in ("load", "verdict"))
+            Column(
+                name, unmarked(heading), tuple(cell(row) for row in rows), gives_way, left=name in ("load", "verdict")
+            )
             for name, heading, cell, gives_way in _columns(policy)
         ]
         columns = [column for column in columns if set(column.cells) != {text.UNKNOWN}]
@@ -120,7 +123,7 @@ def _columns(policy: Policy) -> list[_Spec]:
         ("gamma", "gamma", lambda row: str(row.gamma), 0),
         ("verdict", "verdict", lambda row: row.verdict, 1),
         ("speedup", f"speedup,\n{kind}", lambda row: text.estimate(*metric_of(row, policy)), 0),
-        ("predicted", "predicted,\ndecode", _predicted, 1),
+        ("predicted", f"decode\n{mark('predicted', 'curve')}", _predicted, 1),
         (other, f"speedup,\n{other}", others, 5),
         ("tokens/s", "tokens/s", lambda row: pair([row.baseline_throughput, row.throughput]), 2),
         ("throughput", "through-\nput", lambda row: text.speedup(row.throughput_ratio), 6),
