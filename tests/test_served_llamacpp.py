@@ -258,3 +258,23 @@ def test_a_server_that_keeps_drafts_shows_no_rounds(tmp_path):
     result = call("probe", "--launch", launch, *flags, "--draft", "demo:draft", "--out", tmp_path / "probes")
     assert result.exit_code == 1, result.output
     assert "accepts drafts, though it was started to reject all" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.full
+def test_arms_of_several_clients_take_turns_window_by_window(tmp_path):
+    kept = Path("configs/engines/xllamacpp.yaml").read_text()
+    launch = tmp_path / "beside.yaml"
+    launch.write_text(kept.replace("at_once_clients: 1 ", "at_once_clients: 2 "))
+    assert launch.read_text() != kept
+    workload = tmp_path / "prompts.jsonl"
+    workload.write_text("".join(json.dumps({"prompt": f"Name colour {n}."}) + "\n" for n in range(16)))
+    result = call(
+        "sweep", "--launch", launch, "--workload", workload, "--draft", "ngram:n=2", "--gamma", "2", "--threads", "1",
+        "--concurrency", "2", "--max-new-tokens", "4", "--out", tmp_path / "runs", "--json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    stored = read_run(next((tmp_path / "runs").iterdir()))
+    # 16 prompts in windows of 8: every arm has two, and each has its turn before any has another.
+    windows = [stretch.arm.label for stretch in stored.stretches]
+    assert Counter(Counter(windows).values()) == {2: 3}
+    assert all(len(set(windows[begin : begin + 3])) == 3 for begin in (0, 3))

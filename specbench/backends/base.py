@@ -213,10 +213,10 @@ class Admitted:
 
 class Session(Protocol):
     """An engine that is up. The arms take turns block by block of `block_size` units (None: all at once), and in a
-    block job by job or, without `by_job`, each arm with all of the block at once."""
+    block after every `turn` jobs (None: after all of the block)."""
 
     block_size: int | None
-    by_job: bool
+    turn: int | None
     noticed: Noticed
 
     def block(self, units: Sequence[Unit], arms: Sequence[Arm]) -> AbstractContextManager[None]:

@@ -42,14 +42,15 @@ def probe(
     passes: Annotated[
         int | None,
         typer.Option(
-            help="Times everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill]",
+            help="Times everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill; 9 on a server]",
             rich_help_panel="drafts",
         ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Time the models alone, at several batch sizes. A step, several tokens at once, a draft phase, a prefill."""
+    """Time the models alone, at several batch sizes. A step, several tokens at once, a draft phase, a prefill; with
+    --engine whole rounds of a server, at each --gamma and --concurrency."""
     if target_config is not None and keys["target"] is not None:
         raise ConfigError("The target is named twice", where="--target-config", hint="Drop --target.")
     contexts = None if context is None else _numbers(context, "--context", 1, 10_000_000)

@@ -261,7 +261,8 @@ class Measurement:
     def _turns(self, block: Sequence[Unit]) -> list[list[Job]]:
         """What each arm does before the next has its turn."""
         jobs = [Job(unit, repeat) for repeat in range(self._config.repeats) for unit in block]
-        return [[job] for job in jobs] if self._session.by_job else [jobs]
+        size = self._session.turn or len(jobs)
+        return [jobs[begin : begin + size] for begin in range(0, len(jobs), size)]
 
     def _slices(self, session: CanSlice, job: Job, arms: Sequence[Arm]) -> None:
         """The job's trials in all these arms on disk, and all again while they were disturbed: they share what the

@@ -7,9 +7,9 @@ import copy
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, GenerationConfig
 
-from specbench.backends.local.batch import NO_PADDING
+from specbench.backends.local.batch import NO_PADDING, plain_settings
 from specbench.models.family import attention_of, loader_of
 
 VOCABULARY = 64
@@ -223,7 +223,7 @@ def near(made: Any, noise: float = 0.05) -> Any:
 def theirs(made: Any, prompt: list[int], new: int) -> list[int]:
     """What transformers' own `generate` writes."""
     ids = torch.tensor([prompt])
-    out = made.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=NO_PADDING
-    )
+    settings = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=NO_PADDING)
+    with plain_settings(made):
+        out = made.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     return [int(token) for token in out[0, len(prompt) :]]

@@ -64,7 +64,7 @@ class LocalBackend:
         engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
         engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
         if replay_only and not engine.writes_together:
-            self._say("Writing texts one by one: padding would change those of the target")
+            self._say("Writing texts one by one: the target would see padding")
         self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
         return Admitted(

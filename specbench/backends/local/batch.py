@@ -21,7 +21,7 @@ from specbench.acceptance.scores import Scores, until_end
 from specbench.backends.local.cache import RewindableCache, rewindable
 from specbench.backends.local.cached import pass_of
 from specbench.backends.local.lean import agree
-from specbench.models.family import unlike_keys
+from specbench.models.family import takes, unlike_keys
 from specbench.records import Sampling
 
 CHUNK = 32
@@ -101,12 +101,13 @@ def _written(model: Any, prompts: Sequence[Sequence[int]], settings: dict[str, A
 @torch.inference_mode()
 def ignores_padding(model: Any) -> bool:
     """Whether transformers writes the same after padded prompts as after prompts alone. A mask hides keys of padding;
-    a state has read it, unless the model takes care, which shows in a few tokens. Blocks of keys begin elsewhere, which
-    shows in long texts alone: with an index or a compressor no prompt is padded."""
+    a state has read it, unless the model takes care, and a model that is told no positions counts it: both shows in a
+    few tokens. Blocks of keys begin elsewhere, which shows in long texts alone: with an index or a compressor no prompt
+    is padded."""
     text = model.config.get_text_config(decoder=True)
     if unlike_keys(text, but=("states", "both")):
         return False
-    if not unlike_keys(text):
+    if not unlike_keys(text) and takes(type(model).forward, "position_ids"):
         return True
     vocabulary = int(text.vocab_size)
     long = torch.randint(0, vocabulary, (_LONG,), generator=torch.Generator().manual_seed(0)).tolist()

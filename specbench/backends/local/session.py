@@ -51,7 +51,7 @@ class LocalSession:
     not worth its time."""
 
     block_size: int | None = 1
-    by_job = True
+    turn: int | None = 1
 
     def __init__(self, engine: LocalEngine, config: RunConfig, folder: Path) -> None:
         self.engine = engine

@@ -57,7 +57,7 @@ _HINTS = {
     "drafts": f"Write a mapping of {', '.join(WAYS)} to lists of arguments.",
     "at_once": "Write true or false.",
     **dict.fromkeys(("ready_s", "stop_s"), "Write a number of seconds above 0, at most 86400."),
-    **dict.fromkeys(("context", "prompts_per_start"), "Write a whole number from 1 to 10000000."),
+    **dict.fromkeys(("context", "prompts_per_start", "at_once_clients"), "Write a whole number from 1 to 10000000."),
     **dict.fromkeys(
         ("command", "synthetic", "version"),
         'Write a list of arguments: [program, --flag, value], with placeholders in quotes: "{port}".',
@@ -74,8 +74,8 @@ class LaunchFile:
     target says, which shows what a round costs. `models` is what {target} and {draft} become, see
     `launch.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
     `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
-    together and lets them take turns prompt by prompt. `version` is a command whose first output line is the
-    version."""
+    together, for runs of up to `at_once_clients` clients, and lets them take turns: prompt by prompt, or with several
+    clients window by window. `version` is a command whose first output line is the version."""
 
     path: Path
     engine: Literal["llamacpp", "vllm", "sglang", "openai"]
@@ -91,6 +91,7 @@ class LaunchFile:
     stop_s: Seconds = 10.0
     prompts_per_start: Whole | None = 8
     at_once: Annotated[bool, Field(strict=True)] = False
+    at_once_clients: Whole = 1
     needs: Word | None = None
     install: Word | None = None
     version: Words | None = None

@@ -35,6 +35,9 @@ from specbench.run_record import ModelFacts
 
 LOGS = "server-logs"
 
+# Answers for each client in a window, where the arms of several clients take turns.
+WINDOW = 4
+
 # Sequences side by side for requests that arrive at random.
 OPEN_SLOTS = 8
 
@@ -53,13 +56,15 @@ class ServerHandle:
 
 class Provider(Protocol):
     """`adapter` reads the answers. `prompts_per_start`: after how many prompts the next arm's server is due (None:
-    after all); `at_once`: whether all arms' servers run side by side instead. `models` are the facts of target and
+    after all); `at_once`: whether all arms' servers run side by side instead, and take turns after every `turn` jobs
+    (None: they do not). `models` are the facts of target and
     drafts for run.json, `where` names the machine if it is not this one. `launch` is the launch file's name, `version`
     what its own command says."""
 
     adapter: Adapter
     prompts_per_start: int | None
     at_once: bool
+    turn: int | None
     models: tuple[ModelFacts, dict[str, ModelFacts]]
     where: str | None
     launch: str | None
@@ -78,6 +83,7 @@ class Running:
     there is: neither their machine nor their models are known but by name."""
 
     at_once = False
+    turn: int | None = None
     launch: str | None = None
     version: str | None = None
     threads: int | None = None
@@ -167,8 +173,9 @@ class Starting:
         busiest = max(config.concurrency)
         self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
         self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
-        # A run's arms take turns job by job, which leaves several clients idle; a probe's do so pass by pass.
-        self.at_once = self.file.at_once and (self._slots == 1 or synthetic)
+        self.at_once = self.file.at_once and (self._slots <= self.file.at_once_clients or synthetic)
+        # A window of several clients begins and ends with fewer: it has to be long against that.
+        self.turn = None if not self.at_once else 1 if self._slots == 1 else WINDOW * busiest
         drafts = {text: _facts(text, path) for text, path in self._drafts.items()}
         self.models = _facts(config.target, self._target), drafts
         for text in specs:
