@@ -220,7 +220,7 @@ def test_what_cannot_fit_is_not_tried(monkeypatch):
     monkeypatch.setattr(prober, "available_bytes", lambda _: 3 * one)
     costs = costs_of({None: TARGET})
     assert {p.batch for p in costs.points} == {1, 2}
-    assert "GB beside the weights, " in costs.cautions[0].message
+    assert "B beside the weights, " in costs.cautions[0].message
 
 
 def test_memory_is_counted_from_the_configuration():
