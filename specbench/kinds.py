@@ -323,4 +323,4 @@ ModelNames = Annotated[str, Written(_model_names)]
 TemplateKwargs = Annotated[dict[str, Any] | None, Written(_template_kwargs)]
 
 # Draft heads that are driven, by their kind in run.json.
-HEADS = {"eagle3": "EAGLE-3", "peagle": "P-EAGLE"}
+HEADS = {"eagle3": "EAGLE-3", "peagle": "P-EAGLE", "dflash": "DFlash", "mtp": "MTP"}

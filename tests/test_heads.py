@@ -15,7 +15,8 @@ from tiny_heads import HIDDEN, LAYERS, READS, VOCAB, head_config, head_tensors, 
 from specbench.acceptance.rules import distribution
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.eagle3 import HeadReader, load_head
+from specbench.backends.local.drafts import load_head
+from specbench.backends.local.headreader import HeadReader
 from specbench.drafters import parse_draft, require_in_process
 from specbench.drafters.head import HeadDrafter
 from specbench.errors import ConfigError, ModelError
@@ -98,7 +99,7 @@ def naive(head, model, x: list[int], drafts: list[int]) -> torch.Tensor:
 
 
 def memory_of(head, n):
-    return [layer.put for layer in RewindableCache(head.config, n).layers]
+    return RewindableCache(head.config, n)
 
 
 @pytest.mark.parametrize("norm_output", [False, True])
@@ -206,9 +207,15 @@ def test_a_head_of_another_target_is_refused_by_its_config(tmp_path, case):
     assert words in error.value.line()
 
 
+GEMMA = dict.fromkeys(("speculators_model_type", "draft_vocab_size")) | {
+    "model_type": "gemma4_assistant",
+    "architectures": ["Gemma4AssistantForCausalLM"],
+}
+
 UNKNOWN = {
-    "dflash": ({"speculators_model_type": "dflash"}, "of kind DFlash"),
-    "mtp": ({"speculators_model_type": "mtp"}, "of kind MTP"),
+    "dflash 2": ({"speculators_model_type": "dflash2"}, "of kind DFlash 2"),
+    "mtp": ({"speculators_model_type": "mtp"}, "with --draft mtp"),
+    "gemma": (GEMMA, "of kind Gemma 4 assistant"),
     "new": ({"speculators_model_type": "frobnicate"}, "frobnicate"),
     "layers": (
         {"transformer_layer_config": head_config(PLAIN)["transformer_layer_config"] | {"model_type": "mistral"}},
@@ -292,10 +299,9 @@ def test_another_way_to_draft_is_refused():
         parse_draft("p/head,sample=beam")
 
 
-@pytest.mark.parametrize("text", ["mtp", "suffix", "ngram-map-k:n=3"])
-def test_what_only_a_server_drafts_with_is_refused_in_process(text):
+def test_what_only_a_server_drafts_with_is_refused_in_process():
     with pytest.raises(ConfigError, match=r"Only a server drafts like this.*--engine"):
-        require_in_process(parse_draft(text))
+        require_in_process(parse_draft("ngram-map-k:n=3"))
     require_in_process(parse_draft("ngram:n=3"))
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_heads import HIDDEN, head_config, marked_head, marked_llama, save_head
 
-from specbench.backends.local.drafting import HeadDraft
-from specbench.backends.local.eagle3 import HeadReader, load_head
+from specbench.backends.local.drafts import HeadDraft, load_head
+from specbench.backends.local.headreader import HeadReader
 from specbench.drafters import parse_draft
 from specbench.models import LoadedModel
 from specbench.models.heads import find_head

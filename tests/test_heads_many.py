@@ -9,7 +9,7 @@ from test_many import many
 from tiny import GREEDY, run
 from tiny_heads import VOCAB, save_head
 
-from specbench.backends.local.eagle3 import ManyHeadReader
+from specbench.backends.local.headreader import ManyHeadReader
 from specbench.backends.local.ragged import RaggedModel
 from specbench.drafters.head import ManyHeadDrafter
 from specbench.records import Sampling

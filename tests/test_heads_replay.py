@@ -18,7 +18,7 @@ from specbench.acceptance.replay import Blocks, Positions, replay
 from specbench.acceptance.rules import distribution
 from specbench.acceptance.score import score_head
 from specbench.acceptance.scores import match_blocks
-from specbench.backends.local.eagle3 import HeadReader
+from specbench.backends.local.headreader import HeadReader
 from specbench.drafters import NgramSpec, parse_draft
 from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
 from specbench.records import Sampling

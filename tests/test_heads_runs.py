@@ -130,22 +130,36 @@ def test_engines_are_told_of_a_head(stored, pair, tmp_path):
 
 
 @pytest.mark.full
-def test_a_probe_takes_no_head(lab, pair, tmp_path):
-    found = call("probe", "--target", pair["target"], "--draft", pair["draft"][0], "--out", tmp_path, "--device", "cpu")
-    assert found.exit_code == 2
-    assert "not timed by a probe" in " ".join(found.stderr.split())
+def test_a_probe_times_a_head(lab, pair, tmp_path):
+    options = ["--out", tmp_path, "--device", "cpu", "--gamma", "1,3", "--context", "40", "--batch-size", "1"]
+    found = call("probe", "--target", pair["target"], "--draft", pair["draft"][0], *options, "--json")
+    assert found.exit_code == 0, found.output
+    target, head = json.loads(found.stdout)["models"]
+    assert head["model"] == pair["draft"][0]
+    assert [step["batch"] for step in head["steps"]] == [1]
+    assert {phase["gamma"] for phase in head["phases"]} == {1, 3}
+    assert head["step_bytes"] == head["weight_bytes"] < target["step_bytes"]
+
+
+def test_a_head_is_counted_before_anything_is_loaded(pair):
+    from specbench.models.heads import find_head
+    from specbench.models.size import head_size
+
+    size = head_size(find_head(pair["draft"][0]), "float32")
+    assert size.weight_bytes > 4 * 257 * 16
+    assert (size.states, size.max_context) == (3 * 16, None)
 
 
 @pytest.mark.full
-def test_the_doctor_examines_a_head(lab, pair, tmp_path):
+def test_the_doctor_examines_a_head(lab, tmp_path):
+    model = markov_llama(context=0.01, vocab_size=257)
+    head, target = save_head(tmp_path / "head", model, 0.02), save_with_byte_tokenizer(model, tmp_path / "target")
     options = ["--dtype", "bfloat16", "--temperature", "0.7", "--limit", "8", "--max-new-tokens", "16", "--json"]
-    found = call("doctor", *lab.args(*options, draft=pair["draft"][0]), "--target", pair["target"])
+    found = call("doctor", *lab.args(*options, draft=head), "--target", target)
     findings = {one["code"]: one for one in json.loads(found.stdout)["findings"]}
     assert {"head-agreement", "head-depth", "head-config", "loop-replay", "draft-sampling"} <= findings.keys()
     assert [one for one in findings.values() if one["state"] == "broken"] == []
     assert "float32" in findings["loop-replay"]["evidence"]
-    greedily = call(
-        "doctor", *lab.args(*options, draft=f"{pair['draft'][0]},sample=greedy"), "--target", pair["target"]
-    )
+    greedily = call("doctor", *lab.args(*options, draft=f"{head},sample=greedy"), "--target", target)
     findings = {one["code"]: one for one in json.loads(greedily.stdout)["findings"]}
     assert "one-hot" in findings["draft-sampling"]["evidence"]

@@ -19,8 +19,7 @@ pytestmark = [
 
 def test_a_trained_head_in_loop_and_replay():
     from specbench.acceptance.metrics import count
-    from specbench.backends.local.drafting import HeadDraft
-    from specbench.backends.local.eagle3 import load_head
+    from specbench.backends.local.drafts import HeadDraft, load_head
     from specbench.backends.local.swap import make_lean
     from specbench.drafters import parse_draft
     from specbench.models import load_model

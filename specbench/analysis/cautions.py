@@ -190,7 +190,7 @@ def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Caution | None:
     for arm, own in sorted(arms.items(), key=lambda item: item[0].label):
         gamma, spec = arm.gamma or 0, parse_draft(arm.draft or "")
         widest = max((max(trial.drafted, default=0) for trial in own), default=0)
-        steady = spec.kind in ("model", "skip") and spec.ngram is None and not spec.cutoff
+        steady = spec.kind in ("model", "skip", "mtp") and not spec.look_up and not spec.cutoff
         if widest > gamma:
             wrong.append(f"{arm.label}: rounds drafted up to {widest}")
         elif widest < gamma and steady and sum(_roomy(trial, gamma) for trial in own) >= ROUNDS_TO_TELL:

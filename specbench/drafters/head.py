@@ -29,9 +29,9 @@ class Head(Protocol):
     def block(self, ids: Sequence[int], states: Tensor, k: int) -> Tensor:
         """Read tokens as `read` does, and draft k in the same pass: logits [k, V]."""
 
-    def read(self, ids: Sequence[int], states: Tensor) -> Tensor:
-        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [1, V] after the
-        last."""
+    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
+        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V] after the
+        last `keep`."""
 
     def step(self, ids: Sequence[int] | Tensor) -> Tensor:
         """Read one token that was drafted, beside the head's own state; logits [1, V] after it."""
@@ -95,7 +95,7 @@ class HeadDrafter:
         self._head.rewind(0)
         self._read = len(prompt) - 1
         if self._read:
-            self._head.read(prompt[1:], self._states(0, self._read))
+            self._head.read(prompt[1:], self._states(0, self._read), 0)
         self._penalty = RepetitionPenalty(self._sampling)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
 from specbench.acceptance.loop import Drafter, Proposal
 from specbench.drafters.ngram import NgramLookUp
+from specbench.drafters.spec import DraftSpec
+from specbench.drafters.suffix import Corpus, SuffixLookUp
 
 
 class NgramDrafter(NgramLookUp):
@@ -15,6 +17,23 @@ class NgramDrafter(NgramLookUp):
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
         return Proposal(self.find(x, k))
+
+
+class SuffixDrafter(SuffixLookUp):
+    """The same of the longest suffix."""
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
+        return Proposal(self.find(x, k))
+
+
+LookUpDrafter = NgramDrafter | SuffixDrafter
+
+
+def look_up(spec: DraftSpec, *, eos: Collection[int], corpus: Corpus | None = None) -> LookUpDrafter | None:
+    """The look-up of a draft; None where it has none."""
+    if spec.ngram is not None:
+        return NgramDrafter(spec.ngram, eos=eos)
+    return None if spec.suffix is None else SuffixDrafter(corpus, eos=eos)
 
 
 class CombinedDrafter:

@@ -3,11 +3,11 @@
 org/model, path/to/model        a smaller model with the target's vocabulary, or a draft head: its config says which
 skip:layers=8, skip:auto        the target's own first layers, its norm and its head
 cross:org/model                 a model with another tokenizer, through text
-ngram:n=3,min=1,max=8           look-up in the text so far
+ngram:n=3,min=1,max=8           look-up of the last n tokens in the text so far
+suffix, suffix:corpus=FILE      look-up of the longest suffix there, or in answers of earlier as well
 ngram:n=3+org/model             look-up, and where it finds nothing the model
 ngram-map-k:n=3                 look-up as one engine does it: ngram-simple, -map-k, -map-k4v, -mod, -cache of llama.cpp
-mtp                             the target's own multi-token-prediction layers, on an engine that drives them
-suffix                          look-up of the longest suffix, also in answers before, on an engine that has it
+mtp                             the target's own multi-token-prediction layers
 ..,cutoff=0.3                   stop before a token of which the draft is less sure than this
 ..,sample=greedy                draft the likeliest token at any temperature, as most engines do
 """
@@ -23,9 +23,6 @@ from specbench.errors import ConfigError
 from specbench.records import Sampling
 
 Kind = Literal["model", "skip", "cross", "mtp", "suffix"]
-
-# Drafts without a model beside the target.
-_OWN: dict[str, Kind] = {"mtp": "mtp", "suffix": "suffix"}
 
 # Look-ups that only a server does, as llama.cpp calls them.
 LOOK_UPS = ("simple", "map-k", "map-k4v", "mod", "cache")
@@ -43,10 +40,17 @@ class NgramSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SuffixSpec:
+    """`suffix:corpus=FILE`: `corpus` is a file of earlier answers, None for the text so far alone."""
+
+    corpus: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class DraftSpec:
-    """One `--draft`, taken apart. `kind` is None where only the n-gram look-up drafts; `model` is the id or path of a
-    model; `layers` those of a skip draft, None for `auto`. A `greedy` draft takes its likeliest token whatever the
-    temperature, and counts as one-hot."""
+    """One `--draft`, taken apart. `kind` is what drafts, after a look-up where there is one; None where only `ngram`
+    does, and "suffix" where only `suffix` does. `model` is the id or path of a model; `layers` those of a skip draft,
+    None for `auto`. A `greedy` draft takes its likeliest token whatever the temperature, and counts as one-hot."""
 
     text: str
     kind: Kind | None = None
@@ -55,6 +59,17 @@ class DraftSpec:
     ngram: NgramSpec | None = None
     cutoff: float = 0.0
     greedy: bool = False
+    suffix: SuffixSpec | None = None
+
+    @property
+    def look_up(self) -> bool:
+        """Whether a look-up drafts, alone or first."""
+        return self.ngram is not None or self.suffix is not None
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing but a look-up drafts."""
+        return self.kind in (None, "suffix")
 
     def sampling(self, sampling: Sampling) -> Sampling:
         """How it drafts where texts are sampled so."""
@@ -65,26 +80,29 @@ class DraftSpec:
         """The model behind it, whatever cut-off or look-up goes with it: what is timed alone under this name."""
         if self.kind == "skip":
             return f"skip:layers={self.layers}" if self.layers is not None else "skip:auto"
+        if self.kind == "mtp":
+            return "mtp"
         return f"cross:{self.model}" if self.kind == "cross" else self.model or self.text
 
 
 def parse_draft(text: str) -> DraftSpec:
     """Raises ConfigError with what is wrong and how to write it."""
-    if re.match(r"ngram(-[a-z0-9-]+)?([:+]|$)", text):
-        head, plus, rest = text.partition("+")
-        ngram = _ngram(head, text)
-        if not plus:
-            return DraftSpec(text, ngram=ngram)
-        second = _single(rest, text)
-        if second.kind == "cross":
-            raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, hint="Drop cross:.")
-        return replace(second, text=text, ngram=ngram)
-    return _single(text, text)
+    if not re.match(r"(suffix|ngram(-[a-z0-9-]+)?)([:+]|$)", text):
+        return _single(text, text)
+    head, plus, rest = text.partition("+")
+    ngram = _ngram(head, text) if head.startswith("ngram") else None
+    suffix = _suffix(head, text) if ngram is None else None
+    if not plus:
+        return DraftSpec(text, "suffix" if ngram is None else None, ngram=ngram, suffix=suffix)
+    second = _single(rest, text)
+    if second.kind == "cross":
+        raise ConfigError("A look-up goes before a draft of the target's tokens", where=text, hint="Drop cross:.")
+    return replace(second, text=text, ngram=ngram, suffix=suffix)
 
 
 def require_in_process(spec: DraftSpec) -> None:
     """Raises ConfigError for a draft that only a server drives."""
-    if spec.kind in ("mtp", "suffix") or (spec.ngram is not None and spec.ngram.way is not None):
+    if spec.ngram is not None and spec.ngram.way is not None:
         raise ConfigError(
             "Only a server drafts like this",
             where=spec.text,
@@ -101,15 +119,15 @@ def reader_of(text: str, layers: int | None) -> str:
 def with_cutoff(text: str, cutoff: float) -> str:
     """The `--draft` with a cut-off, where it drafts with confidence and has none of its own."""
     spec = parse_draft(text)
-    if not cutoff or spec.cutoff or spec.kind not in ("model", "skip"):
+    if not cutoff or spec.cutoff or spec.kind not in ("model", "skip", "mtp"):
         return text
     return f"{text},cutoff={cutoff:g}"
 
 
 def _single(text: str, whole: str) -> DraftSpec:
     text, cutoff, greedy = _options(text, whole)
-    if (own := _OWN.get(text)) is not None:
-        return DraftSpec(whole, own, cutoff=cutoff, greedy=greedy)
+    if text == "mtp":
+        return DraftSpec(whole, "mtp", cutoff=cutoff, greedy=greedy)
     kind, colon, rest = text.partition(":")
     if kind == "skip" and colon:
         if rest == "auto":
@@ -151,6 +169,15 @@ def _cutoff(text: str, whole: str) -> tuple[str, float]:
     if re.fullmatch(r"0?\.\d+|0", value) is None:
         raise ConfigError(f"{value!r} is no cut-off", where=whole, hint="Write a number from 0 to below 1: cutoff=0.3.")
     return head, float(value)
+
+
+def _suffix(text: str, whole: str) -> SuffixSpec:
+    options = text.removeprefix("suffix").removeprefix(":")
+    if options and (not options.startswith("corpus=") or options == "corpus="):
+        raise ConfigError(
+            f"{options!r} is no option of a suffix look-up", where=whole, hint="Write suffix or suffix:corpus=FILE."
+        )
+    return SuffixSpec(options.removeprefix("corpus=") or None)
 
 
 def _ngram(text: str, whole: str) -> NgramSpec:

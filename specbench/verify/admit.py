@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from specbench.backends.local.drafting import Draft, load_drafts
+from specbench.backends.local.drafting import Draft
+from specbench.backends.local.drafts import HeadDraft, load_drafts
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.drafters import DraftSpec, parse_draft, require_in_process
@@ -27,6 +28,9 @@ from specbench.verify.language import LONGEST_SAMPLE
 from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
 from specbench.verify.template import special_tokens
 from specbench.workload import load_workload, select
+
+# New tokens of all texts together where a head is examined, and of one at most.
+ENOUGH, LONGEST = 384, 128
 
 Say = Callable[[str], None]
 
@@ -51,6 +55,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     except ModelError as error:
         findings.append(Finding("models-load", "broken", error.what, error.hint))
     else:
+        config = _longer_for_heads(config, drafts, len(prompts))
         today = Today()
         encoded = [
             (prompt, ids)
@@ -69,6 +74,13 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
         if findings[-1].state != "broken":
             findings += examine(_patient(config, target, drafts, encoded), say)
     return _examination(config, used, findings)
+
+
+def _longer_for_heads(config: RunConfig, drafts: Sequence[Draft], prompts: int) -> RunConfig:
+    """Texts long enough to tell a head that is fed wrongly from one that is poor."""
+    if not any(isinstance(draft, HeadDraft) for draft in drafts):
+        return config
+    return replace(config, max_new_tokens=max(config.max_new_tokens, min(LONGEST, -(-ENOUGH // max(1, prompts)))))
 
 
 def _examination(config: RunConfig, prompts: int, findings: Sequence[Finding]) -> Examination:

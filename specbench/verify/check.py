@@ -121,9 +121,13 @@ def _draft(
 def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None) -> str | None:
     """Why transformers does not do the same with this draft, or None."""
     if head is not None:
+        if head in ("mtp", "dflash"):
+            return f"transformers drafts with {HEADS[head]} heads too, but is not asked to here"
         return f"transformers drives no {HEADS.get(head, head)} head"
-    if spec.ngram is not None and spec.kind is not None:
+    if spec.look_up and not spec.alone:
         return "transformers has no look-up that falls back on a model"
+    if spec.suffix is not None:
+        return "transformers looks up n-grams, not the longest suffix"
     if spec.kind == "skip":
         return "transformers runs skipped layers with a cache of their own, ours share the target's"
     if spec.kind == "cross":

@@ -18,7 +18,8 @@ from specbench.acceptance.loop import Drafter, Generation, Proposal, Target, gen
 from specbench.acceptance.replay import Expected, Text, replay
 from specbench.acceptance.scores import as_text
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.drafting import Draft, Setting, load_drafts
+from specbench.backends.local.drafting import Draft, Setting
+from specbench.backends.local.drafts import load_drafts
 from specbench.clock import Stopwatch
 from specbench.drafters import DraftSpec
 from specbench.models import LoadedModel

@@ -1,41 +1,34 @@
-"""The drafts of a run in process: what `--draft` names, loaded, with the drafter that the loop drives and the scores
-that the replay needs."""
+"""A draft of a run in process: loaded, with the drafter that the loop drives and the scores that the replay needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.score import match_each_block, score, score_head
+from specbench.acceptance.score import match_each_block, score
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.eagle3 import Eagle3, HeadReader, ManyHeadReader, load_head
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.states import States
 from specbench.backends.local.swap import forward_of
 from specbench.drafters import DraftSpec
 from specbench.drafters.cross import CrossDrafter
-from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
-from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
+from specbench.drafters.lookup import CombinedDrafter, LookUpDrafter, look_up
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
-from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.errors import ConfigError
+from specbench.drafters.skip import SkipDrafter
+from specbench.drafters.suffix import Corpus
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
-from specbench.models.heads import heads_of
 from specbench.models.memory import cache_bytes, cache_bytes_per_token
 from specbench.models.prompts import end_tokens
 from specbench.records import Sampling
 from specbench.run_record import ModelFacts
-
-# Drafts of a round that a head is scored for, at least: replays of longer rounds need a run that names them.
-DEPTHS = 8
+from specbench.workload.answers import AnswerLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +65,13 @@ class Draft:
     def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
         self.spec = spec
         self.loaded = loaded
+        self._corpus: Corpus | None = None
 
     def unopened(self) -> Draft:
         """The same draft, to be opened anew."""
-        return Draft(self.spec, self.loaded)
+        other = Draft(self.spec, self.loaded)
+        other._corpus = self._corpus
+        return other
 
     def facts(self) -> ModelFacts:
         """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the
@@ -95,7 +91,7 @@ class Draft:
     def open(self, setting: Setting, capacity: int) -> None:
         """Make its drafter, with room for sequences of `capacity` tokens."""
         self._setting = setting
-        self._lookup = NgramDrafter(self.spec.ngram, eos=setting.eos) if self.spec.ngram is not None else None
+        self._lookup = self._look_up(setting)
         if self.spec.kind == "cross" and self.loaded is not None:
             # The same text may take more tokens in another tokenizer.
             capacity = min(2 * capacity, self.loaded.max_context or 2 * capacity)
@@ -126,7 +122,7 @@ class Draft:
             "sampling": self.spec.sampling(setting.sampling),
             "eos": setting.eos,
             "cutoff": spec.cutoff,
-            "chained": _chains(setting),
+            "chained": chains(setting),
         }
         if spec.kind == "skip":
             self.stepper = shared = setting.read.sharing(loaded.model)
@@ -143,9 +139,13 @@ class Draft:
     def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
         """Its drafter for batches that `target` reads, whose model then is what reads draft steps."""
         if self.loaded is None:
-            ngram = self.spec.ngram
-            assert ngram is not None
-            return SideBySide(lambda: NgramDrafter(ngram, eos=setting.eos))
+
+            def alone() -> Drafter:
+                found = self._look_up(setting)
+                assert found is not None
+                return found
+
+            return SideBySide(alone)
         self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
         drafter = ManyModelDrafter(
             self.stepper,
@@ -153,7 +153,7 @@ class Draft:
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
             cutoff=self.spec.cutoff,
-            chained=_chains(setting),
+            chained=chains(setting),
         )
         return ManyReadableDrafter(drafter, self.stepper.vocab_size) if self._knows_fewer else drafter
 
@@ -194,6 +194,12 @@ class Draft:
             for scores, ids, output in texts
         ]
 
+    def _look_up(self, setting: Setting) -> LookUpDrafter | None:
+        suffix = self.spec.suffix
+        if suffix is not None and suffix.corpus is not None and self._corpus is None:
+            self._corpus = _corpus_of(suffix.corpus, setting)
+        return look_up(self.spec, eos=setting.eos, corpus=self._corpus)
+
     def _readable(self, ids: Sequence[int], output: Sequence[int]) -> tuple[list[int], list[int]]:
         """A text as far as the draft model can be scored over it: prompt and output."""
         if not self._knows_fewer or self.reader is None:
@@ -207,86 +213,7 @@ class Draft:
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
 
 
-class HeadDraft(Draft):
-    """A draft head, which reads the target's states: in its arm the target is one that keeps them."""
-
-    def __init__(self, spec: DraftSpec, head: Eagle3) -> None:
-        super().__init__(spec, None)
-        self.head = head
-
-    def unopened(self) -> Draft:
-        return HeadDraft(self.spec, self.head)
-
-    @property
-    def setting(self) -> Setting:
-        """What it was opened in."""
-        return self._setting
-
-    def facts(self) -> ModelFacts:
-        head, text = self.head, self.head.config
-        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        kept = len(head.reads) * head.head.target_hidden
-        return ModelFacts(
-            name=head.head.name,
-            revision=head.head.revision,
-            parameters=head.parameters,
-            weight_bytes=head.weight_bytes,
-            forward=head.forward,
-            head=head.head.kind,
-            layer_ids=head.reads,
-            draft_vocabulary=head.head.draft_vocab,
-            cache_bytes_per_token=(cache + kept) * head.dtype.itemsize,
-            reader=self.spec.reader,
-        )
-
-    def open(self, setting: Setting, capacity: int) -> None:
-        self._setting, self._lookup = setting, None
-        self.reader = self.stepper = None
-        self.memory = HeadReader(self.head, capacity)
-        self.target = setting.read.keeping(self.head.reads)
-        assert self.target.states is not None
-        self.states: States = self.target.states
-        drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
-        if self.spec.ngram is not None:
-            self._lookup = NgramDrafter(self.spec.ngram, eos=setting.eos)
-            drafter = CombinedDrafter(self._lookup, drafter)
-        self.drafter = drafter
-
-    def _options(self, setting: Setting) -> dict[str, Any]:
-        return {
-            "vocab_size": setting.vocab_size,
-            "sampling": self.spec.sampling(setting.sampling),
-            "eos": setting.eos,
-            "cutoff": self.spec.cutoff,
-            "chained": _chains(setting),
-        }
-
-    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
-        self.many_target = target.keeping(self.head.reads)
-        assert self.many_target.states is not None
-        memory = ManyHeadReader(self.head, self.many_target.states, target.capacity)
-        return ManyHeadDrafter(memory, **self._options(setting))
-
-    def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores:
-        setting = self._setting
-        assert self.target is not None
-        found = score_head(
-            self.target,
-            self.states.read,
-            self.memory,
-            ids,
-            output,
-            depths=max(setting.gamma, DEPTHS),
-            sampling=self.spec.sampling(setting.sampling),
-            eos=setting.eos,
-        )
-        return replace(found, blocks=self._blocks(ids, output))
-
-    def score_texts(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Sequence[Scores]:
-        return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
-
-
-def _chains(setting: Setting) -> bool:
+def chains(setting: Setting) -> bool:
     """Whether drafts stay on a device that runs behind."""
     return setting.reader is not None and not setting.reader.device.startswith("cpu")
 
@@ -297,37 +224,13 @@ def _main_end(setting: Setting) -> int:
     return named if named in setting.eos else min(setting.eos)
 
 
-def refuse_batches(specs: Sequence[DraftSpec]) -> None:
-    """Raise ConfigError for a draft that has no form for batches."""
-    for spec in specs:
-        if spec.kind in ("skip", "cross") or (spec.kind and spec.ngram):
-            raise ConfigError(
-                "Batches take a draft model, a draft head or an n-gram look-up",
-                where=spec.text,
-                hint="Use --batch-size 1.",
-            )
-
-
-def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[[str], LoadedModel]) -> list[Draft]:
-    """One Draft for each spec; a model or head that several name is loaded once. `skip:auto` comes without its
-    layers."""
-    models: dict[str, LoadedModel] = {}
-    named = heads_of([spec.model for spec in specs if spec.kind == "model"])
-    heads = {name: load_head(head, target) for name, head in named.items()}
-    drafts: list[Draft] = []
-    for spec in specs:
-        loaded = None
-        if spec.kind == "model" and spec.model in heads:
-            drafts.append(HeadDraft(spec, heads[spec.model]))
-            continue
-        if spec.kind == "skip" and spec.layers is not None:
-            loaded = replace(target, name=spec.text, model=first_layers(target.model, spec.layers))
-        elif spec.model is not None:
-            if spec.model not in models:
-                models[spec.model] = load(spec.model)
-            loaded = models[spec.model]
-        drafts.append(Draft(spec, loaded))
-    return drafts
+def _corpus_of(source: str, setting: Setting) -> Corpus:
+    """The answers of a log as token ids, each with its end. Raises WorkloadError where there are none."""
+    log, end, tokenizer = AnswerLog(source), _main_end(setting), setting.target.tokenizer
+    log.survey()
+    replies = (one.reply for one in log)
+    texts = (reply.ids or tokenizer(reply.message.content, add_special_tokens=False).input_ids for reply in replies)
+    return Corpus([*ids, *([] if ids[-1:] == [end] else [end])] for ids in map(list, texts))
 
 
 def facts(loaded: LoadedModel) -> ModelFacts:

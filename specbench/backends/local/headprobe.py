@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.eagle3 import Eagle3, HeadReader, ManyHeadReader
+from specbench.backends.local.dflash import BlockReader, DFlash
+from specbench.backends.local.drafts import reader_of
+from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
 from specbench.backends.local.states import States
 from specbench.cost.plan import ProbePlan
 from specbench.cost.probe import Probed
@@ -20,15 +22,16 @@ from specbench.records import Sampling
 class HeadProbe:
     """A head to time under `name`, beside the `reader` of its target, at that reader's batch."""
 
-    def __init__(self, name: str, head: Eagle3, reader: CachedModel, plan: ProbePlan) -> None:
+    def __init__(self, name: str, head: Network, reader: CachedModel, plan: ProbePlan) -> None:
         self.name, self._head, self._plan = name, head, plan
         self.target = reader.keeping(head.reads)
         # Which numbers the states hold does not change the time.
         width = len(head.reads) * head.head.target_hidden
         self._states = torch.zeros(plan.capacity, width, dtype=head.dtype, device=head.device)
+        self._at_once = isinstance(head, DFlash) or head.masked is not None
         self.pairs: _Pairs | _ManyPairs
         if reader.batch == 1:
-            self.pairs = _Pairs(HeadReader(head, plan.capacity), self._states)
+            self.pairs = _Pairs(reader_of(head, plan.capacity), self._states)
         else:
             self.pairs = _ManyPairs(head, width, plan.capacity, reader.batch)
 
@@ -38,14 +41,14 @@ class HeadProbe:
         widths = plan.widths(self.target.batch)
         yield self.name, Probed(self.target, widths, keep_all=True, phase="states")
         yield self.name, Probed(self.pairs, widths, keep_all=False)
-        if self._head.masked is None:
+        if not self._at_once:
             yield self.name, Probed(_Steps(self.pairs), (1,), keep_all=False, phase="step")
         else:
             most = max(plan.gammas)
             drafted = tuple(sorted({*(n for n in widths if n < most), most}))
             yield self.name, Probed(_Blocks(self.pairs), drafted, keep_all=False, phase="block")
         if context in plan.batch_contexts and self.target.batch == 1:
-            memory = HeadReader(self._head, plan.capacity)
+            memory = reader_of(self._head, plan.capacity)
             drafter = HeadDrafter(
                 memory,
                 lambda begin, end: self._states[begin:end],
@@ -60,18 +63,22 @@ class HeadProbe:
 class _Pairs:
     """Reads emitted tokens beside states of the target."""
 
-    def __init__(self, memory: HeadReader, states: Tensor) -> None:
+    def __init__(self, memory: HeadReader | BlockReader, states: Tensor) -> None:
         self.memory, self._states = memory, states
 
     def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
         (ids,) = rows
         past = self.memory.cache.get_seq_length()
-        return self.memory.read(ids, self._states[past : past + len(ids)], keep)[None]
+        states = self._states[past : past + len(ids)]
+        # The first draft of a block comes with all of it.
+        found = self.memory.block(ids, states, keep) if self.memory.at_once else self.memory.read(ids, states, keep)
+        return found[None]
 
     def rewind(self, length: int) -> None:
         self.memory.rewind(length)
 
     def step(self, ids: Sequence[int]) -> Tensor:
+        assert isinstance(self.memory, HeadReader)
         return self.memory.step(ids)[None]
 
     def block(self, ids: Sequence[int], k: int) -> Tensor:
@@ -82,7 +89,7 @@ class _Pairs:
 class _ManyPairs:
     """The same in several sequences at once."""
 
-    def __init__(self, head: Eagle3, width: int, capacity: int, batch: int) -> None:
+    def __init__(self, head: Network, width: int, capacity: int, batch: int) -> None:
         states = States((0,), capacity, batch)
         at = torch.zeros(batch, 1, dtype=torch.long, device=head.device)
         states.placed(torch.arange(batch, device=head.device)[:, None], at)[0](

@@ -28,7 +28,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.04, torch.float16: 0.01}
 # Takes new keys and values [batch, 2 * key_heads, n, head_dim], keys first, and returns all keys and all values.
 Update = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# By layer, what keeps the hidden states [batch, n, hidden] that it is given.
+# By layer, what keeps the hidden states [batch, n, hidden] that it is given; after the last layer, what the norm gives.
 Taps = Mapping[int, Callable[[Tensor], None]]
 
 
@@ -136,11 +136,23 @@ class LeanLayer(nn.Module):
 
     def run(self, x: Tensor, frame: Frame, update: Update, read: Tensor | None = None) -> Tensor:
         """One pass over hidden states x [batch, n, hidden]; `update` takes its keys and values into the cache of this
-        layer and returns all that are there. Attention reads `read` [batch, n, width], where a draft head has something
-        else for it than x after its norm."""
-        batch, n, _ = x.shape
-        steps = self._steps
-        rows = steps.qkv(steps.before(x) if read is None else read).view(batch, n, -1, self.head_dim)
+        layer and returns all that are there. Attention reads `read` [batch, m, width], where a draft head has something
+        else for it than x after its norm: of more tokens than x the first have keys and values alone."""
+        n, steps = x.shape[1], self._steps
+        q, kept = self._turned(steps.before(x) if read is None else read, frame)
+        keys, values = update(kept.transpose(1, 2))
+        x = steps.out_onto(x, self._attend(q[:, q.shape[1] - n :], keys, values, frame))
+        gate, up = steps.gate_up(steps.between(x)).chunk(2, -1)
+        return steps.down_onto(x, steps.act(gate).mul_(up))
+
+    def keep(self, read: Tensor, frame: Frame, update: Update) -> None:
+        """Take the keys and values of `read` [batch, n, width] into the cache, and nothing else."""
+        update(self._turned(read, frame)[1].transpose(1, 2))
+
+    def _turned(self, read: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Queries [batch, n, heads, head_dim] of what attention reads, turned by their positions, and keys with values
+        [batch, n, 2 * key_heads, head_dim]."""
+        rows = self._steps.qkv(read).view(*read.shape[:2], -1, self.head_dim)
         if self._normed is not None:
             q_norm, k_norm = self._normed
             q, k, v = rows.split_with_sizes((self.heads, self.key_heads, self.key_heads), 2)
@@ -148,10 +160,7 @@ class LeanLayer(nn.Module):
         cos, sin = frame.turns(self.heads + self.key_heads, self.key_heads)
         rows = torch.addcmul(rows * cos, rows.roll(self.head_dim // 2, -1), sin)
         q, kept = rows.split_with_sizes((self.heads, 2 * self.key_heads), 2)
-        keys, values = update(kept.transpose(1, 2))
-        x = steps.out_onto(x, self._attend(q, keys, values, frame))
-        gate, up = steps.gate_up(steps.between(x)).chunk(2, -1)
-        return steps.down_onto(x, steps.act(gate).mul_(up))
+        return q, kept
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
         """Queries [batch, n, heads, head_dim] over keys and values [batch, key_heads, length, head_dim]; the result is
@@ -224,6 +233,8 @@ class LeanDecoder:
             if taps and index in taps:
                 taps[index](x)
             x = layer.run(x, frame, update)
+        if taps and len(self._layers) in taps:
+            taps[len(self._layers)](self._norm(x))
         kept = x[:, -keep:] if isinstance(keep, int) else x.take_along_dim(keep[..., None], 1)
         logits: Tensor = self._head(self._norm(kept))
         return logits

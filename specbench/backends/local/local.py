@@ -18,7 +18,8 @@ from specbench.acceptance.rules import margins
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.drafting import Draft, HeadDraft, Setting, facts, load_drafts, refuse_batches
+from specbench.backends.local.drafting import Draft, Setting, facts
+from specbench.backends.local.drafts import HeadDraft, load_drafts, refuse_batches
 from specbench.backends.local.graphs import CudaRecorder, record_all
 from specbench.backends.local.lanes import BatchLane, Lane, Underway, open_lane, passes
 from specbench.backends.local.layers import choose_layers
@@ -32,11 +33,11 @@ from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import DraftSpec, parse_draft, require_in_process
-from specbench.errors import ModelError
+from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.encoding import Today
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
-from specbench.models.heads import heads_of, require_fit
+from specbench.models.heads import heads_of, require_fit, require_own
 from specbench.models.load import load_files, read_config
 from specbench.models.memory import cache_bytes
 from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
@@ -352,12 +353,20 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
     that has no such form."""
     trusted = frozenset(config.trust_remote_code)
     heads = heads_of([spec.model for spec in specs if spec.kind == "model"])
-    if heads:
+    own = any(spec.kind == "mtp" for spec in specs)
+    if heads or own:
         of_target = read_config(config.target, trust_remote_code=trusted)
+        if own:
+            require_own(config.target, of_target)
         for head in heads.values():
             require_fit(head, config.target, of_target)
+            if head.most is not None and max(config.gamma) > head.most:
+                raise ConfigError(
+                    f"{head.name} drafts {head.most} tokens in a round, and gamma goes up to {max(config.gamma)}",
+                    hint=f"Use --gamma 1..{head.most}, or less.",
+                )
     if config.batch_size > 1:
-        refuse_batches(specs)
+        refuse_batches(specs, heads)
         models = [spec.model for spec in specs if spec.model is not None and spec.model not in heads]
         for name in dict.fromkeys([config.target, *models]):
             require_batches(read_config(name, trust_remote_code=trusted), name)

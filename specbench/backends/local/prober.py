@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.eagle3 import Eagle3
 from specbench.backends.local.graphs import Recordable, record_all
 from specbench.backends.local.headprobe import HeadProbe
+from specbench.backends.local.headreader import Network
 from specbench.clock import device_sync
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.cost.probe import Probed, probe, probe_prefill
@@ -33,7 +33,7 @@ class Prober:
         seed: int,
         sampling: Sampling,
         say: Callable[[str], None] = lambda _: None,
-        heads: Mapping[str, Eagle3] | None = None,
+        heads: Mapping[str, Network] | None = None,
     ) -> None:
         self._models = dict(models)
         self._heads = heads or {}

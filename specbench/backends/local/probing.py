@@ -21,6 +21,7 @@ from specbench.run_record import ModelFacts
 from specbench.store import RunWriter
 
 if TYPE_CHECKING:
+    from specbench.backends.local.drafts import HeadDraft
     from specbench.models import LoadedModel
 
 # Where no tokenizer says how long the prompts of a workload are.
@@ -31,10 +32,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """The models to time; drafts by name. n-gram look-ups are not among them."""
+    """The models to time; drafts and draft heads by name. Look-ups are not among them."""
 
     target: LoadedModel
     drafts: dict[str, LoadedModel]
+    heads: dict[str, HeadDraft]
 
     @property
     def every(self) -> list[LoadedModel]:
@@ -70,6 +72,7 @@ class LocalProbe:
         subjects = self._subjects = _load(self._config, self._request, self._device, self._say)
         cautions = [each for one in subjects.every if one.tokenizer is None for each in shape_cautions(one)]
         drafts = {name: _facts(loaded) for name, loaded in subjects.drafts.items()}
+        drafts |= {name: replace(one.facts(), step_bytes=one.head.step_bytes) for name, one in subjects.heads.items()}
         return Admitted([], [], self.setting, _facts(subjects.target), drafts, cautions=cautions)
 
     def probe(self, writer: RunWriter) -> Costs:
@@ -80,7 +83,14 @@ class LocalProbe:
         ids, plan = _plan(config, self._request, subjects, self._prompts)
         models = {None: subjects.target.model} | {name: loaded.model for name, loaded in subjects.drafts.items()}
         prober = Prober(
-            models, plan, ids, device=self._device, seed=config.seed, sampling=config.sampling, say=self._say
+            models,
+            plan,
+            ids,
+            device=self._device,
+            seed=config.seed,
+            sampling=config.sampling,
+            say=self._say,
+            heads={name: draft.head for name, draft in subjects.heads.items()},
         )
         meter = OthersMeter()
         meter.start()
@@ -105,6 +115,7 @@ def _busy(others: float) -> Caution:
 
 
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
+    from specbench.backends.local.drafts import HeadDraft, load_drafts
     from specbench.backends.local.memories import require_rollback
     from specbench.backends.local.swap import make_lean
     from specbench.models import load_model
@@ -128,20 +139,19 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
         return loaded
 
     target = real(config.target) if request.target_config is None else shape(request.target_config)
-    drafts = {}
+    drafts, heads = {}, {}
     for spec in map(parse_draft, config.draft):
         require_in_process(spec)
         if spec.kind == "skip":
             drafts[spec.reader] = _first_layers(target, spec)
+        elif spec.kind == "mtp" or (spec.model is not None and find_head(spec.model) is not None):
+            say(f"Loading {spec.reader}")
+            (head,) = load_drafts([spec], target, real)
+            assert isinstance(head, HeadDraft)
+            heads[spec.reader] = head
         elif spec.model is not None:
-            if find_head(spec.model) is not None:
-                raise ConfigError(
-                    "A draft head is not timed by a probe: it reads its target's states",
-                    where=spec.text,
-                    hint="Run specbench measure or sweep with it, which time it.",
-                )
             drafts[spec.reader] = real(spec.model)
-    return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs})
+    return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs}, heads)
 
 
 def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:

@@ -38,7 +38,7 @@ ROUND_TRIPS = 2000
 
 def needs_target(spec: DraftSpec, config: RunConfig, heads: Sequence[str]) -> bool:
     """Whether scoring a draft takes more than the answer: the target's distribution, its states or its layers."""
-    if spec.kind == "skip" or spec.model in heads:
+    if spec.kind in ("skip", "mtp") or spec.model in heads:
         return True
     return spec.kind == "model" and not spec.sampling(config.sampling).greedy
 

@@ -17,7 +17,7 @@ from specbench.errors import ModelError
 from specbench.kinds import MAX_GAMMA
 from specbench.models.heads import heads_of
 from specbench.models.memory import available_bytes, cache_bytes, pass_bytes
-from specbench.models.size import ELEMENT_BYTES, ModelSize, size_of
+from specbench.models.size import ELEMENT_BYTES, ModelSize, head_size, size_of
 from specbench.records import Prompt
 from specbench.text import gigabytes
 
@@ -51,13 +51,20 @@ def require_memory(config: RunConfig, prompts: Sequence[Prompt], device: str, *,
     names = dict.fromkeys([config.target, *(spec.model for spec in specs if spec.model is not None)])
     trusted = frozenset(config.trust_remote_code)
     sizes: dict[str, ModelSize] = {}
-    for name in names.keys() - heads_of(names).keys():  # a head is small beside its target
-        size = size_of(name, dtype=config.dtype, trust_remote_code=trusted)
+    heads = heads_of(names)
+    for name in names:
+        if name in heads:
+            size = head_size(heads[name], config.dtype)
+        else:
+            size = size_of(name, dtype=config.dtype, trust_remote_code=trusted)
         if size is not None:
             sizes[name] = size
     if config.target not in sizes:
         return
-    limit = min([size.max_context for size in sizes.values() if size.max_context is not None], default=2**62)
+    limit = min(
+        [size.max_context for size in sizes.values() if size.max_context is not None],
+        default=2**62,
+    )
     at_most = [min(length + _TEMPLATE_TOKENS, limit - config.max_new_tokens) for length in _byte_lengths(prompts)]
     longest, needed = _largest(config, specs, sizes, at_most, replay_only)
     free = available_bytes(device)
@@ -90,7 +97,8 @@ def _largest(
     def cache(size: ModelSize, tokens: int = capacity) -> int:
         # A run of batches also has a cache for one sequence, which the target's margins and all scores are read with.
         one = cache_bytes(size.config, tokens, 1, element)
-        return one if rows == 1 else one + cache_bytes(size.config, tokens + WIDEST, rows, element)
+        both = one if rows == 1 else one + cache_bytes(size.config, tokens + WIDEST, rows, element)
+        return both + size.states * tokens * element * rows
 
     if replay_only:
         # All texts of a batch are written before the first is scored, and that cache is gone by then.

@@ -1,7 +1,8 @@
 """Hidden states of the target that a draft head reads, kept as the target's own passes go by.
 
-The state before layer i is transformers' `hidden_states[i]`. Each pass writes those of its tokens into room taken once,
-where they stay until tokens are read in their place; what is rewound need not be wiped.
+The state before layer i is transformers' `hidden_states[i]`; that after the last layer is what the norm gives. Each
+pass writes those of its tokens into room taken once, where they stay until tokens are read in their place; what is
+rewound need not be wiped.
 """
 
 from __future__ import annotations
@@ -71,11 +72,13 @@ class States:
 def watched(model: Any, taps: Taps | None) -> Iterator[None]:
     """Hands what transformers' own layers are given to `taps` inside the block. Not every model calls them `layers`:
     those of one that is not watched are not asked for."""
-    layers: Sequence[Any] = model.get_decoder().layers if taps else ()
-    handles = [
-        layers[index].register_forward_pre_hook(partial(_given, tap), with_kwargs=True)
-        for index, tap in (taps or {}).items()
-    ]
+    decoder: Any = model.get_decoder() if taps else None
+    handles = []
+    for index, tap in (taps or {}).items():
+        if index == len(decoder.layers):
+            handles.append(decoder.norm.register_forward_hook(partial(_gave, tap)))
+        else:
+            handles.append(decoder.layers[index].register_forward_pre_hook(partial(_given, tap), with_kwargs=True))
     try:
         yield
     finally:
@@ -86,4 +89,8 @@ def watched(model: Any, taps: Taps | None) -> Iterator[None]:
 def _given(tap: Any, _: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
     x = inputs[0] if inputs else named["hidden_states"]
     assert isinstance(x, torch.Tensor)
+    tap(x)
+
+
+def _gave(tap: Any, _: Any, inputs: tuple[Any, ...], x: Any) -> None:
     tap(x)

@@ -175,6 +175,8 @@ def _values(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
 
 def _refusal(file: LaunchFile, spec: DraftSpec, ways: Sequence[str]) -> tuple[str, str] | None:
     """What the engine cannot do, and the hint; None where it can all of it."""
+    if spec.suffix is not None and (spec.suffix.corpus is not None or not spec.alone):
+        return "no server looks up in answers that it is given, or before a model", "Write suffix, or --engine local."
     if spec.kind == "skip":
         return "no server drafts with the target's own first layers", "Name a draft model, or ngram:n=3."
     if spec.kind == "cross":

@@ -35,7 +35,8 @@ from specbench.backends.server.traffic import each
 from specbench.backends.server.worker import call, stream
 from specbench.config import RunConfig
 from specbench.drafters.ngram import NgramLookUp
-from specbench.drafters.spec import DraftSpec, NgramSpec
+from specbench.drafters.spec import DraftSpec
+from specbench.drafters.suffix import SuffixLookUp
 from specbench.errors import ConfigError, EngineError
 from specbench.kinds import MAX_GAMMA
 from specbench.records import Caution
@@ -67,7 +68,10 @@ def require_scorable(config: RunConfig, specs: dict[str, DraftSpec]) -> None:
     if config.spec_server is not None:
         raise ConfigError("Nothing speculates in a replay", where="--spec-server", hint="Leave it out.")
     for spec in specs.values():
-        if spec.kind in ("skip", "cross", "mtp", "suffix") or (spec.ngram is not None and spec.ngram.way is not None):
+        own = (spec.ngram is not None and spec.ngram.way is not None) or (
+            spec.suffix is not None and spec.suffix.corpus
+        )
+        if spec.kind in ("skip", "cross", "mtp") or own:
             raise ConfigError(
                 "No server can be asked about such a draft", where=spec.text, hint="Use --engine local for it."
             )
@@ -167,9 +171,9 @@ class ServerScoring:
     def score(self, texts: Sequence[tuple[Item, TargetText]], draft: str) -> Scored:
         """A look-up needs no server."""
         spec = self._specs[draft]
-        if spec.model is None and spec.ngram is not None:
+        if spec.model is None and spec.look_up:
             for item, text in texts:
-                yield item, self._looked_up(spec.ngram, text)
+                yield item, self._looked_up(spec, text)
         elif texts:
             with self._provider.alone(draft, self._writer.folder) as up:
                 yield from stream(partial(self._asked, up, texts, draft))
@@ -182,7 +186,7 @@ class ServerScoring:
         put: Callable[[tuple[Item, Scores | BlockScores]], None],
     ) -> None:
         """What a draft's server would have said, text by text."""
-        ngram = self._specs[draft].ngram
+        spec = self._specs[draft]
         async with self._session(up, draft) as (client, there):
             scorer = there.adapter
             assert isinstance(scorer, Scorer | StepScorer)
@@ -194,7 +198,7 @@ class ServerScoring:
                 if found is not None:
                     self._read_again += found.read_again
                     judged = [(place.top, place.top_logprob, place.sure) for place in found.tops]
-                    blocks = None if ngram is None else self._looked_up(ngram, text)
+                    blocks = self._looked_up(spec, text) if spec.look_up else None
                     put((item, greedy_scores(text.output, judged, self._ends, blocks)))
 
             await each(texts, self._config.concurrency[0], score)
@@ -262,5 +266,7 @@ class ServerScoring:
             return None
         return None if found is None else found[0]
 
-    def _looked_up(self, ngram: NgramSpec, text: TargetText) -> BlockScores:
-        return match_blocks(NgramLookUp(ngram, eos=self._ends), text.prompt, text.output, MAX_GAMMA)
+    def _looked_up(self, spec: DraftSpec, text: TargetText) -> BlockScores:
+        ngram = spec.ngram
+        found = SuffixLookUp(eos=self._ends) if ngram is None else NgramLookUp(ngram, eos=self._ends)
+        return match_blocks(found, text.prompt, text.output, MAX_GAMMA)

@@ -87,7 +87,7 @@ def public_figures(drafts: Sequence[DraftResult]) -> tuple[tuple[tuple[str, ...]
 def _kind(spec: str) -> str | None:
     """A look-up with a model behind it is neither the one nor the other."""
     found = parse_draft(spec)
-    if found.ngram is not None:
+    if found.look_up:
         return "ngram" if found.kind is None else None
     return found.kind
 

@@ -304,7 +304,7 @@ def _acceptance(summary: Summary, draft: DraftResult, row: GammaResult, facts: F
 def looks_up(draft: DraftResult) -> bool:
     """Whether nothing but a look-up drafts."""
     spec = parse_draft(draft.draft)
-    return spec.ngram is not None and spec.kind is None
+    return spec.look_up and spec.alone
 
 
 def _other_engine(row: GammaResult, facts: Facts) -> Step:

@@ -32,7 +32,7 @@ class Engine:
 
 def _tokens(plan: Plan) -> str:
     """What a round drafts: a look-up may find less."""
-    steady = plan.spec.ngram is None and not plan.spec.cutoff
+    steady = not plan.spec.look_up and not plan.spec.cutoff
     return f"{plan.gamma} (a little less where texts end)" if steady else f"at most {plan.gamma}"
 
 

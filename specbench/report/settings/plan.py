@@ -12,7 +12,7 @@ from typing import Literal
 from specbench import text
 from specbench.config import SERVED
 from specbench.drafters import DraftSpec
-from specbench.models.embedded import DEMO
+from specbench.models.embedded import TITLES
 from specbench.records import Sampling
 
 Role = Literal["target", "draft"]
@@ -88,7 +88,7 @@ def directory(plan: Plan, role: Role) -> Named:
     """For engines that read a Hugging Face directory or a hub id."""
     name, _ = _model(plan, role)
     place = f"path/to/{role}"
-    if name == SERVED or name in DEMO:
+    if name == SERVED or name in TITLES:
         # A server told the name of its GGUF file, which this is not.
         return Named(place, legend=f"{text.code(place)} is {_what(name, None)}")
     if name.lower().endswith(".gguf"):
@@ -141,7 +141,7 @@ def _model(plan: Plan, role: Role) -> tuple[str, str | None]:
 def _what(name: str, title: str | None) -> str:
     if name == SERVED:
         return "the model that the measured server has"
-    called = title if title not in (None, name) else DEMO[name].title if name in DEMO else None
+    called = title if title not in (None, name) else TITLES.get(name)
     return text.code(name) + (f" ({text.escape(called)})" if called else "")
 
 

@@ -22,6 +22,8 @@ def python(plan: Plan) -> Given | str:
     if spec.kind is not None and spec.ngram is not None:
         return "transformers takes a look-up or an assistant in one `generate` call, not both."
     if plan.head is not None:
+        if plan.head in ("mtp", "dflash"):
+            return f"transformers drafts with {HEADS[plan.head]} heads too, one sequence at a time; not tried here."
         return f"transformers drives no {HEADS.get(plan.head, plan.head)} head."
     if spec.kind == "skip" and spec.layers is None:
         return "transformers can draft with the first layers (`assistant_early_exit`); how many, run.json says."

@@ -72,7 +72,9 @@ def expect(plan: Plan, draft: DraftResult) -> str:
     if row is None or row.tokens_per_round is None or row.acceptance_rate is None:
         return ""
     # Servers leave rounds that find nothing out of their counters, so tau does not follow from those of a look-up.
-    tau = f"{row.tokens_per_round:.2f} tokens per round (1 + accepted over drafts) and " if not plan.spec.ngram else ""
+    tau = (
+        f"{row.tokens_per_round:.2f} tokens per round (1 + accepted over drafts) and " if not plan.spec.look_up else ""
+    )
     return (
         f"Where it drafts as measured, expect about {tau}{text.percent(row.acceptance_rate)} of drafted tokens "
         f"accepted, over all prompts {mark('assumed', 'carry over')}. Far fewer tell of another model, prompt format "
@@ -136,7 +138,7 @@ def _as_before(plan: Plan, facts: Facts) -> list[list[str]]:
 def _startable(plan: Plan) -> bool:
     """Whether a launch file of ours has this draft, whatever the engine: see servers.launch."""
     if plan.spec.ngram is None:
-        return plan.spec.kind == "model"
+        return plan.spec.kind == "model" and plan.spec.suffix is None
     return plan.spec.kind is None and re.search(r"[:,](min|max)=", plan.spec.text) is None
 
 

@@ -1,0 +1,161 @@
+"""The drafts of a run in process: what `--draft` names, loaded; draft heads, which read the target's states, among
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from specbench.acceptance.loop import Drafter
+from specbench.acceptance.many import ManyDrafter
+from specbench.acceptance.score import score_head
+from specbench.acceptance.scores import Scores
+from specbench.backends.local.dflash import BlockReader, DFlash, load_dflash
+from specbench.backends.local.drafting import Draft, Setting, chains
+from specbench.backends.local.eagle3 import load_eagle
+from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
+from specbench.backends.local.mtp import load_mtp
+from specbench.backends.local.ragged import RaggedModel
+from specbench.backends.local.states import States
+from specbench.drafters import DraftSpec
+from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
+from specbench.drafters.lookup import CombinedDrafter
+from specbench.drafters.skip import first_layers
+from specbench.errors import ConfigError
+from specbench.kinds import MAX_GAMMA
+from specbench.models import LoadedModel
+from specbench.models.headconfig import BlockHead, EagleHead, Head
+from specbench.models.heads import heads_of
+from specbench.models.memory import cache_bytes_per_token
+from specbench.run_record import ModelFacts
+
+# Drafts of a round that a head is scored for, at least: replays of longer rounds need a run that names them.
+DEPTHS = 8
+
+
+class HeadDraft(Draft):
+    """A draft head, which reads the target's states: in its arm the target is one that keeps them."""
+
+    def __init__(self, spec: DraftSpec, head: Network) -> None:
+        super().__init__(spec, None)
+        self.head = head
+
+    def unopened(self) -> Draft:
+        other = HeadDraft(self.spec, self.head)
+        other._corpus = self._corpus
+        return other
+
+    @property
+    def setting(self) -> Setting:
+        """What it was opened in."""
+        return self._setting
+
+    def facts(self) -> ModelFacts:
+        head = self.head
+        kept = len(head.reads) * head.head.target_hidden * head.dtype.itemsize
+        return ModelFacts(
+            name=head.head.name,
+            revision=head.head.revision,
+            parameters=head.parameters,
+            weight_bytes=head.weight_bytes,
+            forward=head.forward,
+            head=head.head.kind,
+            layer_ids=head.reads,
+            draft_vocabulary=head.head.draft_vocab or head.vocab_size,
+            cache_bytes_per_token=cache_bytes_per_token(head.config, head.dtype.itemsize) + kept,
+            reader=self.spec.reader,
+        )
+
+    def open(self, setting: Setting, capacity: int) -> None:
+        self._setting, self._lookup = setting, self._look_up(setting)
+        self.reader = self.stepper = None
+        self.memory = reader_of(self.head, capacity)
+        self.target = setting.read.keeping(self.head.reads)
+        assert self.target.states is not None
+        self.states: States = self.target.states
+        drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
+        self.drafter = drafter if self._lookup is None else CombinedDrafter(self._lookup, drafter)
+
+    def _options(self, setting: Setting) -> dict[str, Any]:
+        return {
+            "vocab_size": setting.vocab_size,
+            "sampling": self.spec.sampling(setting.sampling),
+            "eos": setting.eos,
+            "cutoff": self.spec.cutoff,
+            "chained": chains(setting),
+        }
+
+    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+        self.many_target = target.keeping(self.head.reads)
+        assert self.many_target.states is not None
+        memory = ManyHeadReader(self.head, self.many_target.states, target.capacity)
+        return ManyHeadDrafter(memory, **self._options(setting))
+
+    def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores:
+        setting = self._setting
+        assert self.target is not None
+        found = score_head(
+            self.target,
+            self.states.read,
+            self.memory,
+            ids,
+            output,
+            depths=min(max(setting.gamma, DEPTHS), self.head.head.most or MAX_GAMMA),
+            sampling=self.spec.sampling(setting.sampling),
+            eos=setting.eos,
+        )
+        return replace(found, blocks=self._blocks(ids, output))
+
+    def score_texts(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Sequence[Scores]:
+        return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
+
+
+def load_head(head: Head, target: LoadedModel) -> Network:
+    """A head beside its target, in the target's precision. Raises ModelError where it does not fit the target, or where
+    its weights are not those of its configuration."""
+    if isinstance(head, BlockHead):
+        return load_dflash(head, target)
+    assert isinstance(head, EagleHead)
+    return load_eagle(head, target)
+
+
+def reader_of(network: Network, capacity: int) -> HeadReader | BlockReader:
+    """A head with a memory of one text of so many tokens."""
+    return BlockReader(network, capacity) if isinstance(network, DFlash) else HeadReader(network, capacity)
+
+
+def refuse_batches(specs: Sequence[DraftSpec], heads: Mapping[str, Head]) -> None:
+    """Raise ConfigError for a draft that has no form for batches."""
+    blocks = [name for name, head in heads.items() if isinstance(head, BlockHead)]
+    for spec in specs:
+        if spec.kind in ("skip", "cross") or (spec.look_up and not spec.alone) or spec.model in blocks:
+            raise ConfigError(
+                "Batches take a draft model, a draft head that is no DFlash, or a look-up",
+                where=spec.text,
+                hint="Use --batch-size 1.",
+            )
+
+
+def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[[str], LoadedModel]) -> list[Draft]:
+    """One Draft for each spec; a model or head that several name is loaded once. `skip:auto` comes without its
+    layers."""
+    models: dict[str, LoadedModel] = {}
+    named = heads_of([spec.model for spec in specs if spec.kind == "model"])
+    heads = {name: load_head(head, target) for name, head in named.items()}
+    if any(spec.kind == "mtp" for spec in specs):
+        heads["mtp"] = load_mtp(target)
+    drafts: list[Draft] = []
+    for spec in specs:
+        loaded = None
+        if spec.reader in heads:
+            drafts.append(HeadDraft(spec, heads[spec.reader]))
+            continue
+        if spec.kind == "skip" and spec.layers is not None:
+            loaded = replace(target, name=spec.text, model=first_layers(target.model, spec.layers))
+        elif spec.model is not None:
+            if spec.model not in models:
+                models[spec.model] = load(spec.model)
+            loaded = models[spec.model]
+        drafts.append(Draft(spec, loaded))
+    return drafts

@@ -1,0 +1,254 @@
+"""A draft head that reads pair after pair, and its memory of one text, or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specbench.acceptance.rules import queued
+from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.lean import seen_from
+from specbench.backends.local.ragged import RaggedCache
+from specbench.backends.local.states import States
+from specbench.models import LoadedModel
+from specbench.models.headconfig import Head
+from specbench.models.memory import ModelMemoryError, is_out_of_memory
+
+
+class Network:
+    """The layers of a head, which keep nothing. `reads` are those of the `target_layers` whose inputs it wants, one
+    past the last for what the target's norm gives; `config` is what its cache is made from; `forward` says what runs
+    its layers, for the record. `masked` [hidden] is given in the place of states where it drafts all tokens at once,
+    beside the token `mask_token`; else it is None."""
+
+    masked: Tensor | None = None
+    mask_token = 0
+    shared_head: Any = None  # the target's last matrix
+
+    def __init__(
+        self, head: Head, config: Any, target: LoadedModel, reads: tuple[int, ...], own: list[Tensor], forward: str
+    ) -> None:
+        text = target.model.config.get_text_config(decoder=True)
+        self.head, self.config, self.reads, self.forward = head, config, reads, forward
+        self.target_layers, self.vocab_size = int(text.num_hidden_layers), int(text.vocab_size)
+        self.device, self.dtype = str(own[0].device), own[0].dtype
+        self.own_weights = own
+
+    @property
+    def parameters(self) -> int:
+        """Its own, without an embedding or a head that is the target's."""
+        return sum(weight.numel() for weight in self.own_weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(weight.numel() * weight.element_size() for weight in self.own_weights)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that one draft reads: its own, and the target's last matrix where it has none."""
+        head = self.shared_head
+        return self.weight_bytes + (0 if head is None else head.weight.numel() * head.weight.element_size())
+
+    def fused(self, states: Tensor) -> Tensor:
+        """The target's states [.., layers * hidden] as the head reads them [.., its hidden]."""
+        raise NotImplementedError
+
+    def run(self, ids: Tensor, given: Tensor, at: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        """One pass over tokens `ids` [batch, n] beside what is `given` [batch, n, hidden] for the place before each:
+        `fused` states, or own output. `at` [batch or 1, n] are their positions. Own output of each [batch, n, hidden]:
+        what is given for the next place, and what `logits` are made from."""
+        raise NotImplementedError
+
+    def logits(self, own: Tensor) -> Tensor:
+        """Logits [n, V] over the target's vocabulary of own output [n, hidden]; minus infinity where nothing is ever
+        drafted."""
+        raise NotImplementedError
+
+
+def reads_of(head: Head, target: LoadedModel) -> tuple[int, ...]:
+    """The target's layers before which a head reads states."""
+    return head.reads(int(target.model.config.get_text_config(decoder=True).num_hidden_layers))
+
+
+def over_all(small: Tensor, ids: Tensor | None, vocab_size: int) -> Tensor:
+    """Logits [n, draft vocabulary] of tokens whose ids in the target are `ids`, over the target's vocabulary [n, V]:
+    minus infinity where nothing is ever drafted."""
+    if ids is None:
+        return small
+    return small.new_full((len(small), vocab_size), float("-inf")).index_copy_(1, ids, small)
+
+
+class HeadReader:
+    """A head and its memory of the pairs of one text, with room for `capacity` of them."""
+
+    def __init__(self, head: Network, capacity: int) -> None:
+        self.head, self.capacity = head, capacity
+        self.vocab_size = head.vocab_size
+        self.cache = RewindableCache(head.config, capacity)
+        self.own = torch.empty(0)  # output of the pairs that were read last [n, hidden]
+
+    @property
+    def at_once(self) -> bool:
+        """Whether one pass drafts all tokens of a round."""
+        return self.head.masked is not None
+
+    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
+        """Read pairs: tokens `ids` and the target's `states` [n, layers * hidden] of the token before each. Logits
+        [keep, V] after the last `keep`."""
+        return self._run(queued(list(ids), self.head.device)[None], self.head.fused(states)[None], keep)
+
+    def step(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Read one drafted token beside the output of the pair before it; logits [1, V]."""
+        ids = ids if isinstance(ids, Tensor) else queued(list(ids), self.head.device)
+        return self._run(ids[None], self.own[None, -1:], 1)
+
+    def block(self, ids: Sequence[int], states: Tensor, k: int) -> Tensor:
+        """Read pairs as `read` does and k - 1 masks after them, in one pass; logits [k, V] of the k drafts."""
+        masks = k - 1
+        assert self.head.masked is not None
+        given = torch.cat((self.head.fused(states), self.head.masked.expand(masks, -1)))
+        read = queued([*ids, *[self.head.mask_token] * masks], self.head.device)
+        return self._run(read[None], given[None], k)
+
+    def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Draft on after each of the pairs from `first` on by itself, whose output is `own` [n, hidden], reading one of
+        `drafts` [depths, n] after the other, or masks where these are read instead; logits [n, V] of each depth. Memory
+        keeps nothing of it."""
+        n, end = len(own), first + len(own)
+        roots = torch.arange(first, end, device=own.device)
+        seen = torch.arange(end, device=own.device) <= roots[:, None]  # [n, pairs]
+        alone = torch.eye(n, dtype=torch.bool, device=own.device)
+        branch = Branch(self.cache, end)
+        for depth, tokens in enumerate(drafts, 1):
+            if self.head.masked is not None:
+                own, tokens = self.head.masked.expand(n, -1), [self.head.mask_token] * n
+            seen = torch.cat((seen, alone), 1)
+            ids = queued(list(tokens), self.head.device)[None]
+            own = self.head.run(ids, own[None], (roots + depth)[None], seen[None, None], branch)[0]
+            yield self.head.logits(own)
+
+    def rewind(self, pairs: int) -> None:
+        """Keep only so many pairs."""
+        self.cache.rewind(pairs)
+
+    def _run(self, ids: Tensor, given: Tensor, keep: int) -> Tensor:
+        past, n = self.cache.get_seq_length(), ids.shape[1]
+        at = torch.arange(past, past + n, device=ids.device)[None]
+        mask = seen_from(at, torch.arange(past + n, device=ids.device)) if n > 1 and past else None
+        with out_of_memory(self, f"{past + n} tokens"):
+            self.own = self.head.run(ids, given, at, mask, self.cache)[0]
+            return self.head.logits(self.own[len(self.own) - keep :])
+
+
+class ManyHeadReader:
+    """A head and its memory of the pairs of up to `states.batch` sequences, whose target keeps `states`."""
+
+    def __init__(self, head: Network, states: States, capacity: int) -> None:
+        self.head, self.states, self.capacity = head, states, capacity
+        self.vocab_size = head.vocab_size
+        self._cache = RaggedCache(head.config, capacity, states.batch)
+        self._spots = torch.arange(max(capacity, states.batch), device=head.device)
+        self._own = torch.empty(0)  # output of each row's last pair [batch, 1, hidden]
+
+    def begin(self, batch: int) -> None:
+        """Start anew with `batch` empty sequences."""
+        self._cache.lengths = [0] * batch
+
+    def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Read a row of tokens in each sequence, each beside the target's states of the token before it; an empty row
+        reads nothing. Logits [batch, V] after each row's last."""
+        counts = [len(row) for row in rows]
+        width = max(counts)
+        ids = queued([[*row, *[0] * (width - len(row))] for row in rows], self.head.device)
+        at = self._at(width)
+        given = self.head.fused(self.states.rows(self._spots[: len(rows), None], at))
+        last = queued([[max(count, 1) - 1] for count in counts], self.head.device)[..., None]
+        return self._run(ids, given, at, last, counts)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether one pass drafts all tokens of a round."""
+        return self.head.masked is not None
+
+    def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
+        """Read rows as `read` does and k - 1 masks after each, in one pass; logits [batch, k, V] of the k drafts. The
+        masks are not kept."""
+        assert self.head.masked is not None
+        counts, device = [len(row) for row in rows], self.head.device
+        width, mask = max(counts) + k - 1, self.head.mask_token
+        ids = queued([[*row, *[mask] * (width - len(row))] for row in rows], device)
+        at, read = self._at(width), queued([[count] for count in counts], device)
+        fused = self.head.fused(self.states.rows(self._spots[: len(rows), None], at))
+        given = torch.where((self._spots[:width] < read)[..., None], fused, self.head.masked)
+        last = queued([[max(count, 1) - 1 + depth for depth in range(k)] for count in counts], device)[..., None]
+        return self._run(ids, given, at, last, counts).view(len(rows), k, -1)
+
+    def step(self, ids: Sequence[int] | Tensor, going: Sequence[int]) -> Tensor:
+        """Read one drafted token [batch] in each of the sequences `going`, beside the output of the pair before it;
+        logits [batch, V], those of other rows of no meaning."""
+        ids = ids if isinstance(ids, Tensor) else queued(list(ids), self.head.device)
+        counts = [int(row in going) for row in range(len(ids))]
+        return self._run(ids[:, None], self._own, self._at(1), None, counts)
+
+    def rewind(self, pairs: Sequence[int]) -> None:
+        """Keep only so many pairs of each sequence."""
+        self._cache.lengths = list(pairs)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences only; the target lets its states of the others go."""
+        self._cache.keep(rows, self.head.device)
+
+    def _at(self, width: int) -> Tensor:
+        return queued([[start + i for i in range(width)] for start in self._cache.lengths], self.head.device)
+
+    def _run(self, ids: Tensor, given: Tensor, at: Tensor, last: Tensor | None, counts: Sequence[int]) -> Tensor:
+        cache = self._cache
+        cache.places.rows, cache.places.at = self._spots[: len(ids), None], at
+        cache.places.end = max(cache.lengths) + ids.shape[1]
+        mask = seen_from(at, self._spots[: cache.places.end])
+        with out_of_memory(self, f"{cache.places.end} tokens, batch {len(ids)}"):
+            own = self.head.run(ids, given, at, mask, cache)
+            self._own = own if last is None else own.take_along_dim(last, 1)
+            logits = self.head.logits(self._own.flatten(0, 1))
+        cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
+        return logits
+
+
+@contextmanager
+def out_of_memory(reader: Any, where: str) -> Iterator[None]:
+    """Raises ModelMemoryError where a pass of `reader` does not fit; `where` says what it was over."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelMemoryError(reader, where) from error
+
+
+class Branch:
+    """What a cache holds of its first `end` pairs, and what is read after them, which the cache never sees."""
+
+    def __init__(self, cache: RewindableCache, end: int) -> None:
+        self.layers = [_Grown(layer.keys.narrow(2, 0, end), layer.values.narrow(2, 0, end)) for layer in cache.layers]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **more: Any) -> tuple[Tensor, Tensor]:
+        """As transformers' layers call it."""
+        return self.layers[layer].grow(keys, values)
+
+
+class _Grown:
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._keys, self._values = keys, values
+
+    def grow(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self._keys, self._values = torch.cat((self._keys, keys), 2), torch.cat((self._values, values), 2)
+        return self._keys, self._values
+
+    def put(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """As lean layers call it."""
+        keys, values = both.chunk(2, 1)
+        return self.grow(keys, values)

@@ -1,0 +1,278 @@
+"""What the config.json of a draft head says.
+
+Known are EAGLE-3 (Li et al. 2025, arXiv 2503.01840), as the `speculators` library writes it, and as its authors and
+those who train like them do: a flat configuration with `draft_vocab_size`; P-EAGLE in the same two forms, an EAGLE-3
+head with a mask token, which drafts all tokens of a round in one pass; and DFlash as `speculators`, its authors and
+transformers write it. Other heads are refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specbench.errors import ModelError
+from specbench.kinds import HEADS
+from specbench.text import shown
+
+# Heads that are not driven here, by what their configuration is known from.
+OTHERS = {
+    "eagle": "EAGLE-1",
+    "dflash2": "DFlash 2",
+    "mtp": "MTP in a checkpoint of its own",
+    "dspark": "DSpark",
+    "xpress": "Xpress",
+    "medusa": "Medusa",
+    "gemma4_assistant": "Gemma 4 assistant, which reads its target's keys and values",
+    "gemma4_unified_assistant": "Gemma 4 assistant, which reads its target's keys and values",
+}
+
+# Decoder layers of transformers that such heads are made of.
+_LAYERS = ("llama", "qwen3")
+
+# Frequencies that do not depend on how long the text is.
+_STEADY_ROPES = ("default", "linear", "llama3", "yarn")
+
+# Where a flat configuration names the mask token of P-EAGLE: the first two are what vLLM looks for, in its order.
+_MASK_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
+
+# What transformers calls its DFlash assistant, whose layers are those of Qwen 3.
+_ASSISTANT = "muse_glimmer_assistant"
+_OF_LAYERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "rope_parameters",
+    "max_position_embeddings",
+    "layer_types",
+    "hidden_act",
+)
+
+_HINT = "Use another draft."
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A draft head that is not loaded. `kind` is one of HEADS; `layer` the transformers configuration of its decoder
+    layers; `target_hidden` the width of the states that it reads and `layer_ids` the target's layers before which they
+    are taken, one past the last for those after the target's norm, None where it does not say; `vocab_size` is the
+    target's, None where it does not say. `verifier` is the target that it was trained for, with its `architectures`,
+    where it says so."""
+
+    name: str
+    location: Path
+    hub: bool
+    revision: str | None
+    kind: str
+    layer: Any
+    target_hidden: int
+    vocab_size: int | None
+    draft_vocab: int | None
+    layer_ids: tuple[int, ...] | None
+    verifier: str | None
+    architectures: tuple[str, ...]
+
+    @property
+    def hidden(self) -> int:
+        return int(self.layer.hidden_size)
+
+    @property
+    def most(self) -> int | None:
+        """Drafts of one round at most; None where there is no limit."""
+        return None
+
+    def reads(self, layers: int) -> tuple[int, ...]:
+        """Layers of a target with so many: those of the configuration, else those that EAGLE-3 is trained with."""
+        return self.layer_ids or (2, layers // 2, layers - 3)
+
+
+@dataclass(frozen=True, slots=True)
+class EagleHead(Head):
+    """EAGLE-3 and P-EAGLE: `mask_token` is what the latter reads where a round's later drafts go, None for the former;
+    the others are its own options."""
+
+    vocab_size: int
+    draft_vocab: int
+    norm_before_residual: bool
+    norm_before_fc: bool
+    fc_norm: bool
+    norm_output: bool
+    mask_token: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockHead(Head):
+    """DFlash: one pass over the last token and `block_size` - 1 times `mask_token` drafts as many tokens."""
+
+    block_size: int
+    mask_token: int
+
+    @property
+    def most(self) -> int | None:
+        return self.block_size - 1
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHead(Head):
+    """The multi-token-prediction layer of a target with so many `layers` of its own."""
+
+    layers: int
+
+
+def kind_in(config: dict[str, Any]) -> str | None:
+    """The kind of head, as `speculators` calls it; None for a model."""
+    named = config.get("speculators_model_type")
+    if named is not None:
+        return str(named)
+    classes = [str(one).lower() for one in config.get("architectures") or [] if isinstance(one, str)]
+    kind = str(config.get("model_type"))
+    if "dflash_config" in config or kind == _ASSISTANT or any("dflash" in one for one in classes):
+        return "dflash"
+    # Those of EAGLE-3's authors call themselves by the class of the target.
+    if any("eagle3" in one or "peagle" in one for one in classes) or (
+        isinstance(config.get("draft_vocab_size"), int) and "num_hidden_layers" in config
+    ):
+        named_peagle = any("peagle" in one for one in classes)
+        return "peagle" if named_peagle or any(config.get(key) is not None for key in _MASK_KEYS) else "eagle3"
+    return kind if kind in OTHERS and kind not in ("mtp", "dflash2") else None
+
+
+def require_known(name: str, kind: str) -> None:
+    """Raise ModelError for a kind of head that is not driven here."""
+    if kind in HEADS and kind not in OTHERS:
+        return
+    *most, last = HEADS.values()
+    hint = "Name the target's own layers with --draft mtp." if kind == "mtp" else _HINT
+    raise ModelError(f"{name} is a draft head of kind {OTHERS.get(kind, shown(kind))}, and only {', '.join(most)} and "
+                     f"{last} are known here", hint=hint)  # fmt: skip
+
+
+def read_head(config: dict[str, Any], kind: str, *, name: str, location: Path, hub: bool, revision: str | None) -> Head:
+    """The head of this configuration. Raises ModelError where something is amiss, and what Python raises where it is
+    of another form altogether."""
+    flat = "speculators_model_type" not in config
+    layer = dict(config if flat else config["transformer_layer_config"])
+    verifier = {} if flat else (config.get("speculators_config") or {}).get("verifier") or {}
+    hidden, vocabulary = int(layer["hidden_size"]), layer.get("vocab_size")
+    found: dict[str, Any] = {
+        "name": name,
+        "location": location,
+        "hub": hub,
+        "revision": revision,
+        "kind": kind,
+        "target_hidden": int(config.get("target_hidden_size") or hidden),
+        "vocab_size": None if vocabulary is None else int(vocabulary),
+        "draft_vocab": _draft_vocabulary(name, config, vocabulary),
+        "verifier": _text(verifier.get("name_or_path")),
+        "architectures": tuple(map(str, verifier.get("architectures") or ())),
+    }
+    if kind == "dflash":
+        return _block_head(config, layer, found)
+    return _eagle_head(config, layer, found)
+
+
+def _draft_vocabulary(name: str, config: dict[str, Any], vocabulary: int | None) -> int | None:
+    drafts = config.get("draft_vocab_size") or vocabulary
+    if drafts is not None and vocabulary is not None and not 1 <= int(drafts) <= int(vocabulary):
+        raise ModelError(
+            f"{name} drafts {int(drafts):,} tokens of a vocabulary of {int(vocabulary):,}",
+            hint="Check its config.json.",
+        )
+    return None if drafts is None else int(drafts)
+
+
+def _eagle_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, Any]) -> Head:
+    name, flat = found["name"], "speculators_model_type" not in config
+    ids = config.get("eagle_aux_hidden_state_layer_ids")
+    nested = config.get("eagle_config")
+    if ids is None and isinstance(nested, dict):
+        # There a layer is named for the state after it, as SGLang and the trainers that write it count.
+        after = nested.get("eagle_aux_hidden_state_layer_ids")
+        ids = None if after is None else [int(one) + 1 for one in after]
+    mask = None
+    if found["kind"] == "peagle":
+        mask = _mask_token(found, next((config[key] for key in _MASK_KEYS if config.get(key) is not None), None))
+    made = _layer_config(name, layer)
+    if flat and int(made.num_hidden_layers) > 4:
+        raise ModelError(f"{name} has {made.num_hidden_layers} layers: a model, and no head", hint=_HINT)
+    return EagleHead(
+        **found,
+        layer=made,
+        layer_ids=None if not ids else tuple(map(int, ids)),
+        norm_before_residual=config.get("norm_before_residual", False) is True,
+        norm_before_fc=config.get("norm_before_fc", False) is True,
+        fc_norm=config.get("fc_norm", False) is True,
+        norm_output=config.get("norm_output", False) is True,
+        mask_token=mask,
+    )
+
+
+def _block_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, Any]) -> Head:
+    name, nested = found["name"], config.get("dflash_config") or {}
+
+    def said(key: str) -> Any:
+        return config[key] if config.get(key) is not None else nested.get(key)
+
+    if said("sample_from_anchor") is True:
+        raise ModelError(f"{name} drafts from its first place too (sample_from_anchor), which is not known here",
+                         hint=_HINT)  # fmt: skip
+    ids = said("aux_hidden_state_layer_ids")
+    if ids is None:  # its authors and transformers name a layer for the state after it
+        ids = [int(one) + 1 for one in said("target_layer_ids") or ()]
+    block = int(said("block_size") or 0)
+    if block < 2 or not ids:
+        what = f"a block of {block} tokens" if ids else "no layers to read (target_layer_ids)"
+        raise ModelError(f"{name} has {what}", hint="Check its config.json.")
+    if layer.get("model_type") == _ASSISTANT:
+        windows = ["sliding_attention"] * int(layer["num_hidden_layers"])  # where it does not say
+        layer = {"layer_types": windows, **{key: layer[key] for key in _OF_LAYERS if key in layer}}
+        layer["model_type"] = "qwen3"
+    return BlockHead(
+        **found,
+        layer=_layer_config(name, layer),
+        layer_ids=tuple(map(int, ids)),
+        block_size=block,
+        mask_token=_mask_token(found, said("mask_token_id")),
+    )
+
+
+def _mask_token(found: dict[str, Any], token: Any) -> int:
+    name, vocabulary = found["name"], found["vocab_size"]
+    if token is None:
+        raise ModelError(
+            f"{name} does not say which token masks a draft (mask_token_id)", hint="Check its config.json."
+        )
+    if int(token) < 0 or (vocabulary is not None and int(token) >= vocabulary):
+        raise ModelError(
+            f"{name} masks drafts with token {int(token):,} of a vocabulary of {vocabulary or 0:,}",
+            hint="Check its config.json.",
+        )
+    return int(token)
+
+
+def _layer_config(name: str, values: dict[str, Any]) -> Any:
+    """The configuration of the head's decoder layers; ModelError where they are of a kind that is not known."""
+    from transformers import AutoConfig
+
+    kind = values.pop("model_type", "llama")
+    if kind not in _LAYERS:
+        raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {' or '.join(_LAYERS)} layers are "
+                         "known here", hint=_HINT)  # fmt: skip
+    values.pop("architectures", None)
+    layer = AutoConfig.for_model(kind, **values)
+    windows = [one for one in getattr(layer, "layer_types", None) or [] if one != "full_attention"]
+    rope = str((getattr(layer, "rope_parameters", None) or {}).get("rope_type", "default"))
+    if windows or rope not in _STEADY_ROPES:
+        raise ModelError(f"{name} has {windows[0] if windows else f'{rope} rotary positions'}, which heads are not "
+                         "driven with here", hint=_HINT)  # fmt: skip
+    layer._attn_implementation = "sdpa"
+    return layer
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

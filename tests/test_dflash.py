@@ -1,0 +1,165 @@
+"""DFlash heads: against transformers' own generation with them, in loop and in replay."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import torch
+from conftest import full
+from test_heads import loaded
+from tiny import GREEDY, lean, run
+from tiny_dflash import BLOCK, assistant, save_dflash
+from tiny_heads import VOCAB, markov_llama
+
+from specbench.acceptance.metrics import count
+from specbench.acceptance.positions import Positions
+from specbench.acceptance.replay import replay
+from specbench.acceptance.score import score_head
+from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.dflash import BlockReader
+from specbench.backends.local.drafts import load_head
+from specbench.drafters.head import HeadDrafter
+from specbench.errors import ModelError
+from specbench.models.heads import find_head
+from specbench.records import Sampling
+
+PLAIN = markov_llama(context=0.03, vocab_size=VOCAB)
+TARGET = lean(PLAIN)
+PROMPT = [3, 1, 4, 1, 5]
+STEPS = 150
+NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")
+
+
+@cache
+def trained():
+    """An assistant that learned a little of what its target writes."""
+    model = assistant(PLAIN).requires_grad_(True)
+    x = torch.tensor([run(TARGET, None, [first, 7], max_new_tokens=24).tokens for first in range(VOCAB)])
+    with torch.no_grad():
+        states = PLAIN(x, output_hidden_states=True).hidden_states
+    context = torch.cat([states[one + 1] for one in model.config.target_layer_ids], -1)
+    masks = torch.full((len(x), BLOCK - 1), model.config.mask_token_id)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
+    with torch.enable_grad():
+        for step in range(STEPS):
+            at = 3 + step % (x.shape[1] - BLOCK - 3)
+            block = PLAIN.model.embed_tokens(torch.cat((x[:, at : at + 1], masks), 1))
+            found = model(block, context[:, :at], position_ids=torch.arange(at + BLOCK)[None]).last_hidden_state
+            logits = PLAIN.lm_head(found[:, 1:]).flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(logits, x[:, at + 1 : at + BLOCK].flatten())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return model.requires_grad_(False)
+
+
+@cache
+def head_of(layout: str = "transformers"):
+    folder = save_dflash(Path(mkdtemp()), trained(), layout)
+    return load_head(find_head(str(folder)), loaded(TARGET))
+
+
+def drafter_for(head, *, sampling=GREEDY, eos=(), cutoff=0.0, chained=False):
+    reader = CachedModel(TARGET, 512).keeping(head.reads)
+    drafter = HeadDrafter(
+        BlockReader(head, 512),
+        reader.states.read,
+        vocab_size=VOCAB,
+        sampling=sampling,
+        eos=eos,
+        cutoff=cutoff,
+        chained=chained,
+    )
+    return reader, drafter
+
+
+def scored(head, text, *, depths=BLOCK - 1, sampling=GREEDY, prompt=PROMPT):
+    reader = CachedModel(TARGET, 512).keeping(head.reads)
+    found = score_head(
+        reader, reader.states.read, BlockReader(head, 512), prompt, text, depths=depths, sampling=sampling, eos=()
+    )
+    return Positions("p", None, "d", 0, len(text), **{name: getattr(found, name) for name in NUMBERS})
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, *full([7, 2], [11, 3, 3, 8, 20, 1, 6])])
+def test_rounds_are_those_of_transformers(prompt):
+    model, passes = trained(), []
+    hook = PLAIN.model.register_forward_hook(lambda *_, **__: passes.append(1))
+    theirs = PLAIN.generate(
+        torch.tensor([prompt]),
+        assistant_model=model,
+        speculation_type="dflash",
+        do_sample=False,
+        max_new_tokens=48,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    hook.remove()
+    reader, drafter = drafter_for(head_of())
+    ours = run(reader, drafter, prompt, gamma=BLOCK - 1, max_new_tokens=48)
+    assert theirs[0, len(prompt) :].tolist() == ours.tokens
+    assert len(passes) == len(ours.rounds) + 1  # one reads the prompt
+    assert 0 < sum(r.accepted for r in ours.rounds) < sum(r.drafted for r in ours.rounds)
+
+
+@pytest.mark.parametrize("gamma", [1, 2, BLOCK - 1])
+def test_text_is_kept_and_replay_is_the_loop(gamma):
+    reader, drafter = drafter_for(head_of())
+    live = run(reader, drafter, PROMPT, gamma=gamma, max_new_tokens=48)
+    text = run(TARGET, None, PROMPT, max_new_tokens=48).tokens
+    assert live.tokens == text
+    counts, found = count(live.rounds, gamma), replay([scored(head_of(), text)], gamma)
+    assert found.rounds.tolist() == [counts.rounds]
+    assert found.survived[0].tolist() == list(counts.survived)
+
+
+@pytest.mark.full
+def test_sampled_replay_is_within_error():
+    sampling, live, expected, rounds = Sampling(1.0), 0, 0.0, 0
+    for seed in range(60):
+        reader, drafter = drafter_for(head_of(), sampling=sampling)
+        out = run(reader, drafter, PROMPT, gamma=3, max_new_tokens=32, sampling=sampling, seed=seed)
+        live += sum(r.accepted for r in out.rounds)
+        rounds += len(out.rounds)
+        expected += float(replay([scored(head_of(), out.tokens, sampling=sampling)], 3).accepted.sum())
+    assert live / rounds == pytest.approx(expected / rounds, abs=0.08)
+
+
+@pytest.mark.parametrize("layout", ["authors", "speculators"])
+def test_layouts_are_one_head(layout):
+    one, other = head_of(), head_of(layout)
+    assert other.reads == one.reads
+    assert other.block_size == one.block_size
+    text = run(TARGET, None, PROMPT, max_new_tokens=24).tokens
+    assert (scored(one, text).accept == scored(other, text).accept).all()
+
+
+def test_drafts_that_stay_on_the_device_are_the_same():
+    texts = []
+    for chained in (False, True):
+        reader, drafter = drafter_for(head_of(), chained=chained)
+        texts.append(run(reader, drafter, PROMPT, gamma=3))
+    assert texts[0].rounds == texts[1].rounds
+
+
+def test_a_block_is_all_that_a_round_drafts(tmp_path):
+    head = find_head(str(save_dflash(tmp_path, assistant(PLAIN))))
+    assert (head.kind, head.most) == ("dflash", BLOCK - 1)
+
+
+CASES = {
+    "a window": ({"layer_types": ["sliding_attention"] * 2}, "has sliding_attention"),
+    "no mask": ({"mask_token_id": None}, "does not say which token masks a draft"),
+    "no block": ({"block_size": 1}, "has a block of 1 tokens"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_not_known_is_refused(tmp_path, case):
+    changes, words = CASES[case]
+    with pytest.raises(ModelError) as error:
+        find_head(str(save_dflash(tmp_path, assistant(PLAIN), **changes)))
+    assert words in error.value.line()
