@@ -27,8 +27,8 @@ def first_layers(model: Any, layers: int) -> Any:
     config = model.config.get_text_config()
     if layers < (fewest := fewest_layers(config)):
         raise ConfigError(
-            f"The target's layers before its layer {fewest} keep states alone, and transformers asks one of attention how "
-            "long the text is",
+            f"The target's layers before its layer {fewest} keep states alone, and transformers asks one of attention "
+            "how long the text is",
             where=f"skip:layers={layers}",
             hint=f"Write {fewest} or more layers.",
         )
