@@ -16,6 +16,7 @@ BENCHMARKS = {
     "growth": "time and memory of the tool itself against prompts, gammas and drafts: does it stay linear?",
     "outside": "what a real sweep spends outside the passes of its models",
     "compiled": "torch.compile on the CPU against the lean pass: what it saves, and after how many passes it pays",
+    "client": "the client of servers against bare sockets: what it adds to times, CPU a request; two equal servers",
     "soak": "thousands of prompts through a whole run: whether its memory stays flat, and no cache outlives its trial",
 }
 

@@ -32,7 +32,10 @@ async def drive(port: int, load: str, prompts: list[str], tokens: int) -> dict[s
         async def once(prompt: str, due_s: float) -> None:
             body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "stream": True}
             late_s = loop.time() - due_s
-            answer = adapter.read(await client.send(adapter.path, body))
+            chunks = await client.send(adapter.path, body)
+            async with getattr(client, "turn", nullcontext()):  # as a session does; an older one has none
+                await asyncio.sleep(0)
+                answer = adapter.read(chunks)
             ROWS.append((prompt, late_s + answer.first_s, late_s + answer.last_s))
 
         async def now(prompt: str) -> None:

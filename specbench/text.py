@@ -178,4 +178,6 @@ def template_kwargs(given: Mapping[str, Any]) -> str:
 def gigabytes(count: float) -> str:
     """`140 GB`, `3.4 GB`, `0.05 GB`: for messages about memory."""
     value = count / 1e9
+    if value < 0.01:
+        return f"{count / 1e6:.2f} MB"
     return f"{value:.0f} GB" if value >= 10 else f"{value:.1f} GB" if value >= 1 else f"{value:.2f} GB"

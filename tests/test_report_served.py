@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from specbench.acceptance.metrics import count, told_counts
 from specbench.analysis.contract import Summary
 from specbench.analysis.facts import read_facts
 from specbench.analysis.summarise import summarise
-from specbench.records import Counters, Divergence, Load, Policy, Round, ServerStats, Window
+from specbench.records import ClientLag, Counters, Divergence, Load, Policy, Round, ServerStats, Window
 from specbench.report.brief.brief import render_brief, write_brief
 from specbench.report.brief.server import server_steps
 from specbench.report.tables import sweep_tables
@@ -184,6 +185,19 @@ def test_the_servers_clock(tmp_path: Path) -> None:
     assert "clock-disagrees" not in codes(close)
     far = fake_served(tmp_path / "b", FakeServer(clock=0.85))
     assert "15% less for demo:draft gamma 4" in codes(far)["clock-disagrees"]
+
+
+def test_a_client_that_is_late_says_so(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "a")
+    first_s = median(trial.times.prefill_s for trial in stored.trials)
+
+    def late(share: float) -> StoredRun:
+        lag = ClientLag(share * first_s, first_s, 0.5)
+        return replace(stored, stretches=tuple(replace(each, lag=lag) for each in stored.stretches))
+
+    assert "client-late" not in codes(stored)
+    assert "client-late" not in codes(late(0.04))
+    assert "6% of the median time to first token" in codes(late(0.06))["client-late"]
 
 
 def test_prompts_from_a_cache(tmp_path: Path) -> None:

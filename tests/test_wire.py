@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from specbench.backends.server import client, wire
 from specbench.backends.server.client import Client, is_local
 from specbench.backends.server.failures import FailedError
+from specbench.backends.server.lag import LagMeter
 from specbench.backends.server.wire import ClosedError, GarbledError
 from specbench.errors import ConfigError, EngineError
 
@@ -47,7 +48,7 @@ def read(pieces, *, closed=False, most=1 << 20):
     """The answer that comes in these pieces, piece i at i seconds; whether nothing more was awaited."""
 
     async def taken():
-        found = wire._Answer(most)
+        found = wire.Answer(most)
         for number, piece in enumerate(pieces):
             found.take(piece, float(number))
         if closed:
@@ -365,3 +366,31 @@ def test_unusable_certificates_name_their_variable(tmp_path, proxied):
         trusting(proxied, path)
         with pytest.raises(ConfigError, match=r"Certificates cannot be read \(SSL_CERT_FILE\)"):
             send("https://far.invalid")
+
+
+# How late the client is itself.
+
+
+def lag_of(work):
+    async def measured():
+        with LagMeter() as meter:
+            await work()
+        return meter.found()
+
+    return asyncio.run(measured())
+
+
+def test_a_loop_that_is_kept_busy_is_late_and_one_that_waits_is_not():
+    async def blocked():
+        for _ in range(5):
+            time.sleep(0.1)  # as parsing would
+            await asyncio.sleep(0)
+
+    quiet, busy = lag_of(lambda: asyncio.sleep(0.5)), lag_of(blocked)
+    # A read that comes at any moment of 0.1 s of work waits for half of it on average.
+    assert busy.mean_s > 0.02 and busy.p99_s > 0.05
+    assert quiet.mean_s < busy.mean_s / 2 and quiet.p99_s < busy.p99_s
+
+
+def test_a_span_too_short_tells_nothing_of_the_client():
+    assert lag_of(lambda: asyncio.sleep(0)) is None

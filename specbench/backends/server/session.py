@@ -326,7 +326,10 @@ class ServerSession:
             nonlocal left
             left -= 1
             sent_s = asyncio.get_running_loop().time()
-            reading = up.adapter.read(await self._asking.send(client, up, ask))
+            chunks = await self._asking.send(client, up, ask)
+            async with client.turn:
+                await asyncio.sleep(0)
+                reading = up.adapter.read(chunks)
             if reading.at_once and left:
                 raise FailedError("its tokens came at once")  # perhaps we were late
             require_plausible(reading, max_tokens)

@@ -67,8 +67,9 @@ class Reply:
         return found
 
 
-class _Answer:
-    """An answer while it comes in: everything that was read, and how much of it was there when."""
+class Answer:
+    """An answer while it comes in: everything that was read, and how much of it was there when. `reply` is for the time
+    when nothing else waits."""
 
     def __init__(self, most: int, *, bodiless: bool = False) -> None:
         self.raw = bytearray()
@@ -199,7 +200,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.open = False
         self._transport: asyncio.Transport | None = None
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -230,11 +231,11 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def ask(self, request: bytes, most: int = MOST_BYTES, *, tunnel: bool = False) -> _Answer:
+    async def ask(self, request: bytes, most: int = MOST_BYTES, *, tunnel: bool = False) -> Answer:
         """The answer, whole; of a proxy that shall be a `tunnel`, its head. The connection is closed unless it may be
         used again."""
         assert self._transport is not None
-        self._answer = answer = _Answer(most, bodiless=tunnel)
+        self._answer = answer = Answer(most, bodiless=tunnel)
         try:
             self._transport.write(request)
             await answer.whole
@@ -313,7 +314,7 @@ class Wire:
         missing = count - sum(connection.open for connection in self._idle)
         self._idle += [await self._connected() for _ in range(missing)]
 
-    async def ask(self, method: str, path: str, body: bytes | None, most: int = MOST_BYTES) -> Reply:
+    async def ask(self, method: str, path: str, body: bytes | None, most: int = MOST_BYTES) -> Answer:
         """One request and its whole answer; the caller sets how long that may take. Raises UnreachableError,
         ClosedError and GarbledError."""
         head = f"{method} {self._before}{path} HTTP/1.1\r\n{self._lines}"
@@ -331,7 +332,7 @@ class Wire:
             self._idle.append(connection)
         else:
             self._all.discard(connection)
-        return answer.reply()
+        return answer
 
     async def _connected(self) -> _Connection:
         try:
