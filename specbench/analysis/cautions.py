@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
 from specbench.analysis.contract import DraftResult
 from specbench.analysis.frame import loads_of
+from specbench.analysis.predict import EXPLAINED
 from specbench.analysis.timing import timing_cautions
 from specbench.analysis.views import DraftView
 from specbench.decision.interval import MIN_PROMPTS, Paired, speedup_interval
@@ -60,6 +62,7 @@ def run_cautions(
         _disturbed(trials),
         _few(drafts),
         _floor(drafts, floor, policy),
+        _unjudged(stored, drafts, floor),
     ]
     found += [_broken(draft) for draft in drafts]
     first = loads_of(stored)[0]
@@ -135,6 +138,19 @@ def _floor(drafts: Sequence[DraftResult], floor: Interval | None, policy: Policy
     if not near:
         return None
     return warning("below-noise-floor", "Quiet the machine, or take more repeats.", drafts=near, floor=width)
+
+
+def _unjudged(stored: StoredRun, drafts: Sequence[DraftResult], floor: Interval | None) -> Finding | None:
+    """Where the machine was too restless for a prediction to be held against the measurement."""
+    if floor is None or floor.low is None or floor.high is None or not any(draft.predicted for draft in drafts):
+        return None
+    measured = max(1 - floor.low, floor.high - 1)
+    steps = [p for p in stored.run.probe or () if p.model is None and p.context and p.phase == "read"]
+    probed = median((p.high_s - p.low_s) / 2 / p.median_s for p in steps) if steps else 0.0
+    if max(measured, probed) <= EXPLAINED:
+        return None
+    hint = "Read the measured speedups; judge predictions on a quiet machine."
+    return warning("prediction-unjudged", hint, measured=measured, probed=probed)
 
 
 def _broken(draft: DraftResult) -> Finding | None:

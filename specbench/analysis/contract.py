@@ -277,8 +277,9 @@ class CategoryGamma:
 
 @dataclass(frozen=True, slots=True)
 class PredictedGamma:
-    """One gamma by replay and cost model, measured or not. The interval is over prompts and says nothing of the costs.
-    `gain` is what the last drafted token adds: this speedup over that of gamma - 1 (of 1.0 at gamma 1), less 1."""
+    """One gamma by replay and cost model, measured or not. The interval is over prompts, and holds what the timing does
+    not know of the costs. `gain` is what the last drafted token adds: this speedup over that of gamma - 1 (of 1.0 at
+    gamma 1), less 1."""
 
     gamma: int
     tokens_per_round: float

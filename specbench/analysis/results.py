@@ -54,15 +54,17 @@ class Judged:
         idle = None if drafting else Reason("never-drafted")
         self.gates = Gates(lossy=view.lossy, memory=_too_large(self.memory, policy), idle=idle)
 
-    def interval(self, paired: Paired, category: str | None = None) -> Interval:
-        """The speedup with everything that makes it uncertain."""
-        return speedup_interval(paired, self.policy.confidence, self._excess(category))
+    def interval(self, paired: Paired, category: str | None = None, excess: float = 0.0) -> Interval:
+        """The speedup with everything that makes it uncertain; `excess` is that of a choice."""
+        return speedup_interval(paired, self.policy.confidence, excess + self._excess(category))
 
-    def verdict(self, paired: Paired, speedup: Interval, gates: Gates, category: str | None = None) -> Verdict:
+    def verdict(
+        self, paired: Paired, speedup: Interval, gates: Gates, category: str | None = None, excess: float = 0.0
+    ) -> Verdict:
         """By the rule, with how many prompts would settle it where it is open."""
         spread = None
         if speedup.low is not None:
-            spread = spread_to_settle(paired, self.policy.confidence, self._excess(category))
+            spread = spread_to_settle(paired, self.policy.confidence, excess + self._excess(category))
         return judge(speedup, self.policy, gates, spread)
 
     def _excess(self, category: str | None) -> float:
@@ -73,9 +75,9 @@ class Judged:
     def result(self) -> DraftResult:
         view, policy = self.view, self.policy
         choice = choose_gamma({g: view.paired(g, policy.metric) for g in self.choosable})
-        speedup = self.interval(choice.paired)
+        speedup = self.interval(choice.paired, excess=choice.excess)
         gates = self.with_slower(choice.paired)
-        verdict = self.verdict(choice.paired, speedup, gates)
+        verdict = self.verdict(choice.paired, speedup, gates, excess=choice.excess)
         alpha = self._alpha(choice.best)
         batches = self.predictor.batches()
         return DraftResult(
@@ -242,9 +244,9 @@ class Judged:
         """Some of the prompts, at their own best gamma; the noise is that of one `category`, or of all (None)."""
         view, metric = self.view, self.policy.metric
         choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
-        speedup = self.interval(choice.paired, category)
+        speedup = self.interval(choice.paired, category, choice.excess)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
-        verdict = self.verdict(choice.paired, speedup, self.gates, name)
+        verdict = self.verdict(choice.paired, speedup, self.gates, category, choice.excess)
         gammas = []
         for gamma in view.arms:
             interval = self.interval(view.paired(gamma, metric).take(mine), category)
