@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from specbench.decision.interval import Floats, Paired
 
 POOL = 100_000
+SLICES = 8
 GAMMAS = (1, 2, 4)
 MEDIAN_TOKENS, TOKENS_SPREAD, MAX_TOKENS = 80, 0.8, 512
 # Acceptance of a prompt is Beta with this many pseudo-counts: at a mean of 0.5 its standard deviation is 0.15.
@@ -35,12 +36,18 @@ ROUND_EXTRA, DRAFT_STEP, VERIFY_STEP = 0.04, 0.12, 0.08
 class Machine:
     """Relative disturbances of a trial. `drift` is the step of a random walk from trial to trial, `noise` a lognormal's
     sigma, `disturbed` the share of trials that take longer by a factor 1 + 0.3 * Pareto(2.5), and `arm_bias` the sigma
-    of a factor that an arm has in all its trials of a run."""
+    of a factor that an arm has in all its trials of a run, or in those of one of its `starts`, as a server's. `slow` is
+    the factor of the slower of two speeds, between which it changes after `dwell` trials on average; `sliced` says that
+    the arms of a prompt take turns."""
 
     drift: float = 0.003
     noise: float = 0.03
     disturbed: float = 0.02
     arm_bias: float = 0.0
+    starts: int = 1
+    slow: float = 1.0
+    dwell: float = 1.0
+    sliced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +146,23 @@ def _slowness(shape: tuple[int, ...], rng: np.random.Generator, machine: Machine
     turns: NDArray[np.intp] = np.argsort(rng.random(walk.shape), axis=2)  # which turn each arm has at a prompt
     drift = np.moveaxis(np.take_along_axis(walk, turns, axis=2), 2, 0)
     noise = rng.normal(0, machine.noise, shape)
-    bias = rng.normal(0, machine.arm_bias, (arms, workloads, 1))
+    bias = rng.normal(0, machine.arm_bias, (arms, workloads, machine.starts))[..., np.arange(n) * machine.starts // n]
     disturbed = np.where(rng.random(shape) < machine.disturbed, 1 + 0.3 * rng.pareto(2.5, shape), 1.0)
-    return np.asarray(np.exp(drift + noise + bias) * disturbed, dtype=np.float64)
+    speed = 1.0 if machine.slow == 1.0 else 1 + (machine.slow - 1) * _slow_share(shape, rng, machine)
+    return np.asarray(np.exp(drift + noise + bias) * disturbed * speed, dtype=np.float64)
+
+
+def _slow_share(shape: tuple[int, ...], rng: np.random.Generator, machine: Machine) -> Floats:
+    """Of each trial the share that the machine was slow in [arms, workloads, n]: a chain of two states over SLICES
+    moments of every trial, which an arm has in a row, or one after the others' in an order drawn anew."""
+    arms, workloads, n = shape
+    changes = rng.random((workloads, n * arms * SLICES)) < 1 / (machine.dwell * SLICES)
+    slow = (np.cumsum(changes, axis=1) + rng.integers(2, size=(workloads, 1))) % 2
+    if machine.sliced:
+        moments = slow.reshape(workloads, n, SLICES, arms)
+        turns = np.argsort(rng.random(moments.shape), axis=3)
+        share = np.take_along_axis(moments, turns, axis=3).mean(2)
+    else:
+        whole = slow.reshape(workloads, n, arms, SLICES).mean(3)
+        share = np.take_along_axis(whole, np.argsort(rng.random(whole.shape), axis=2), axis=2)
+    return np.asarray(np.moveaxis(share, 2, 0), dtype=np.float64)

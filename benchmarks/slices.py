@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -87,8 +87,10 @@ class Way:
         return sum(times.total_s for prompts in self.times.values() for times, _ in prompts)
 
 
-def measure(engine: LocalEngine, arms: Sequence[Arm], prompts: Iterable[Sequence[int]], n: int) -> dict[int, Way]:
-    """Every way on every prompt."""
+def measure(
+    engine: LocalEngine, arms: Sequence[Arm], prompts: Iterable[Sequence[int]], n: int
+) -> Iterator[dict[int, Way]]:
+    """Every way on every prompt; what was found so far after each."""
     watches: list[PassWatch] = []
 
     def clock() -> Clock:
@@ -119,7 +121,7 @@ def measure(engine: LocalEngine, arms: Sequence[Arm], prompts: Iterable[Sequence
                 if each.arm.draft is None:
                     way.first += watch.first
                     way.later += watch.later
-    return found
+        yield found
 
 
 def main(*, quick: bool = False) -> None:
@@ -138,7 +140,7 @@ def main(*, quick: bool = False) -> None:
         engine.generate(prompts[0], arm, max_new_tokens=4, seed_text="")
     meter = OthersMeter()
     meter.start()
-    found = measure(engine, arms, prompts, n)
+    *_, found = measure(engine, arms, prompts, n)
     busy = meter.stop() or 0.0
     print(f"{limit} prompts x {n} tokens, {DTYPE}, one thread; other processes kept {busy:.1f} cores busy")
     names = ["draft model", "look-up", "head"][: len(drafts)]

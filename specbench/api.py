@@ -341,13 +341,17 @@ def recorded_acceptance(
     """What drafts would have got on the answers of a log. `costs` is the folder of a probe, whose timings predict a
     speedup. Raises StoreError where nothing was scored."""
     from specbench.acceptance.positions import iterate_positions
-    from specbench.analysis.recorded import RecordedAcceptance, recorded_drafts
+    from specbench.analysis.recorded import RecordedAcceptance
+    from specbench.analysis.recorded_sums import PROMPTS, recorded_drafts
     from specbench.analysis.replayed import prices_of
+    from specbench.kinds import THIRDS
 
     run = stored.run
     readers, points = prices_of(run, costs)
     texts = iterate_positions(stored.folder)
-    drafts = recorded_drafts(texts, gammas, cutoff, run.config.policy.confidence, readers if points else None, points)
+    policy = run.config.policy
+    lengths = PROMPTS if policy.by_length in ((), THIRDS) else (0, *policy.by_length)
+    drafts = recorded_drafts(texts, gammas, cutoff, policy.confidence, readers if points else None, points, lengths)
     if not drafts or run.answers is None:
         raise StoreError("No answer was scored yet", where=str(stored.folder), hint="Run the same command again.")
     return RecordedAcceptance(

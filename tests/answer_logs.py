@@ -182,7 +182,7 @@ REFUSED = {
     "a chat that nobody answered": ("a.jsonl", lines({"messages": [_ASK]}), "no turn of an assistant"),
     "aiperf's metrics": (
         "a.jsonl",
-        lines({"metadata": {}, "metrics": {"x": 1}}),
+        lines({"metadata": {"note": QUESTION}, "metrics": {"x": 1}}),
         "aiperf's profile_export.jsonl holds no",
     ),
     "a batch input": ("a.jsonl", lines({"custom_id": "b", "body": _BODY}), "a batch input holds prompts without"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,12 @@ from tiny import GREEDY, lean, near_copy, tiny_llama
 from specbench.acceptance.loop import generate
 from specbench.acceptance.replay import Positions, replay
 from specbench.acceptance.score import score
+from specbench.analysis.predict import Predictor
 from specbench.backends.local.cached import CachedModel
 from specbench.clock import Stopwatch
 from specbench.cost.model import (
     RoundCosts,
+    at_end,
     break_even_alpha,
     break_even_draft,
     closed_form,
@@ -95,11 +99,14 @@ def test_a_planted_cost_is_predicted_to_the_nanosecond(prompt, gamma, limit):
 
 def test_the_probe_recovers_planted_costs():
     clock = FakeClock()
-    models = {
-        None: Probed(FakeCost(TARGET, clock, VERIFY), (1, 2, 5), keep_all=True),
-        "d": Probed(FakeCost(NEAR, clock, DRAFT), (1, 2), keep_all=False),
+    at = {
+        context: [
+            (None, Probed(FakeCost(TARGET, clock, VERIFY), (1, 2, 5), keep_all=True)),
+            ("d", Probed(FakeCost(NEAR, clock, DRAFT), (1, 2), keep_all=False)),
+        ]
+        for context in (4, 50)
     }
-    points = probe(models, [1, 2, 3], [4, 50], seed=0, now=clock, passes=5)
+    points = probe(at, [1, 2, 3], seed=0, now=clock, passes=5)
     assert {(p.model, p.context, p.tokens): round(p.median_s * 1e9) for p in points} == {
         **{(None, context, n): VERIFY[n - 1] for context in (4, 50) for n in (1, 2, 5)},
         **{("d", context, n): DRAFT[n - 1] for context in (4, 50) for n in (1, 2)},
@@ -225,6 +232,33 @@ def test_a_heads_round_is_its_first_draft_the_later_ones_and_a_pass_that_keeps_t
         unread, i = kept + 1, i + kept + 1
     # What the last round emits is read by none; the model takes a mean round for it.
     assert predicted_rounds(found, costs).total_s[0] == pytest.approx(spent, abs=0.1 * gamma)
+
+
+def test_a_draft_phase_costs_what_it_was_timed_at():
+    """The first step of a round is dear after a pass of the target; single steps, timed warm, are not."""
+    rows = [(None, "read", n, 1.0) for n in (1, 2, 3, 4)] + [("d", "read", n, 0.1) for n in (1, 2)]
+    points = [CostPoint(m, 50, n, s, s, s, 5, phase=p) for m, p, n, s in rows]
+    phases = [CostPoint("d", 50, n, s, s, s, 5, phase="draft") for n, s in ((1, 0.3), (3, 0.5))]
+    plain, whole = round_costs(points, "d", 50, 0.0), round_costs([*points, *phases], "d", 50, 0.0)
+    assert [plain.drafting_s(n) for n in (0, 1, 3)] == pytest.approx([0.0, 0.1, 0.3])
+    assert [whole.drafting_s(n) for n in (0, 1, 2, 3, 5)] == pytest.approx([0.0, 0.3, 0.4, 0.5, 0.7])
+    never = np.zeros(30, dtype=np.float32)
+    text = Positions("p", None, "d", 0, 31, never, never, never + 1, never, never, never > 0)
+    found = replay([text], 3)
+    rounds, drafted = float(found.rounds.sum()), float(found.drafted.sum())
+    started = float(found.started.sum())
+    assert predicted_rounds(found, whole).draft_s[0] == pytest.approx(0.1 * drafted + 0.2 * started)
+    assert rounds - 2 <= started <= rounds
+    assert round_costs(at_end([*points, *phases], "high", lambda p: p.phase == "draft"), "d", 50, 0.0) == whole
+
+
+def test_the_tail_of_a_batch_is_counted():
+    """Two texts of 10 and 30 tokens: a step costs 3 for both and 2 for one, a round 4 and 3."""
+    predictor = object.__new__(Predictor)
+    predictor._view = SimpleNamespace(batch=2, by_prompt=lambda spent: spent.reshape(-1, 2).sum(1))
+    turns = np.array([30.0, 10.0, 5.0, 5.0])
+    each = {1: np.full(4, 2.0), 2: np.full(4, 3.0)}
+    assert predictor._batches_s(turns, each) == pytest.approx([10 * 3 + 20 * 2, 5 * 3])
 
 
 def test_a_draft_model_has_no_states_to_keep():

@@ -11,6 +11,7 @@ from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import (
     MANY,
     MIN_PROMPTS,
+    ONE_PAIR,
     Paired,
     excess_variance,
     reach,
@@ -154,15 +155,16 @@ def test_excess_is_what_prompts_do_not_explain():
     rng = np.random.default_rng(9)
     tokens = np.full(100, 50.0)
     first, second = rng.lognormal(0, 0.03, (2, 100))
-    assert excess_variance(Paired(first, tokens, second, tokens)) < 0.006**2
+    assert excess_variance(Paired(first, tokens, second, tokens)) < ONE_PAIR * 0.006**2
     # a second arm that is 5 % slower throughout
-    assert excess_variance(Paired(first, tokens, 1.05 * second, tokens)) == pytest.approx(np.log(1.05) ** 2, rel=0.25)
+    found = excess_variance(Paired(first, tokens, 1.05 * second, tokens))
+    assert found == pytest.approx(ONE_PAIR * np.log(1.05) ** 2, rel=0.25)
     # chance alone leaves on average 0.48 of the squared standard error: the mean of max(0, z^2 - 1)
     found = []
     for _ in range(400):
         a, b = rng.lognormal(0, 0.03, (2, 100))
         found.append(excess_variance(Paired(a, tokens, b, tokens)))
-    assert np.mean(found) == pytest.approx(0.48 * 2 * 0.03**2 / 100, rel=0.3)
+    assert np.mean(found) == pytest.approx(ONE_PAIR * 0.48 * 2 * 0.03**2 / 100, rel=0.3)
     few = Paired(first[:9], tokens[:9], 1.05 * second[:9], tokens[:9])
     assert excess_variance(few) == 0.0  # no interval that it could widen
 

@@ -10,8 +10,8 @@ import pytest
 
 from specbench.acceptance.replay import Blocks, Positions
 from specbench.acceptance.replay import replay as replay_all
-from specbench.analysis import recorded
-from specbench.analysis.recorded import recorded_drafts
+from specbench.analysis import recorded_sums
+from specbench.analysis.recorded_sums import recorded_drafts
 
 UNKNOWN = np.float32("nan")
 
@@ -41,7 +41,7 @@ def rng_name(one, seed):
 
 
 def test_the_sums_are_those_of_the_replay_over_all_texts(monkeypatch):
-    monkeypatch.setattr(recorded, "CHUNK", 7)
+    monkeypatch.setattr(recorded_sums, "CHUNK", 7)
     texts = conversations(20, 2, 1)
     texts = [replace(one, category="ab"[n % 2], prompt_tokens=(10, 300)[n % 3 == 0]) for n, one in enumerate(texts)]
     (found,) = recorded_drafts(texts, (1, 4), 0.0, 0.95)

@@ -18,7 +18,7 @@ EVERY |= {name: ("asked.jsonl", asked, answers) for name, (asked, answers, _) in
 EVERY |= {name: (*sample[:2], None) for name, sample in REFUSED.items()}
 
 
-@pytest.mark.parametrize("source", ["chat rows", "vLLM log", *full(*(set(EVERY) - {"chat rows", "vLLM log"}))])
+@pytest.mark.parametrize("source", ["chat rows", "vLLM log", *full(*sorted({*EVERY} - {"chat rows", "vLLM log"}))])
 def test_no_text_of_a_source_gets_out(lab, tmp_path, source):
     name, text, answers = EVERY[source]
     assert heard_in(text.encode())  # the canaries are there to be found

@@ -24,6 +24,9 @@ from specbench.run.session import run
 from specbench.store import read_run
 from specbench.workload import load_workload
 
+from tiny import save_with_byte_tokenizer  # isort: skip
+from tiny_heads import markov_llama, save_head  # isort: skip
+
 GAMMAS = (1, 3)
 
 
@@ -65,7 +68,7 @@ def over(log, config, out, **flags):
 
 def rounds_of(text, gamma):
     """The rounds of a greedy text, walked by themselves: drafted and accepted tokens. What a draft drafts after its
-    first wrong token is at most what gamma allows."""
+    first wrong token is at most what gamma allows. Of a head each round has a row of its own."""
     found, i = [], 1
     while i < text.tokens:
         k = min(gamma, text.limit - i - 1)
@@ -73,7 +76,8 @@ def rounds_of(text, gamma):
         drafted, kept = (0, 0) if blocks is None else blocks.at(i, k)
         if not drafted and not isinstance(text, Blocks):
             drafted = min(k, text.tokens - i)
-            while kept < drafted and text.accept[i - 1 + kept] == 1:
+            right = text.accept[i - 1 :] if text.accept.ndim == 1 else text.accept[i - 1]
+            while kept < drafted and right[kept] == 1:
                 kept += 1
             drafted = kept if kept == drafted else k
         found.append((drafted, kept))
@@ -91,7 +95,10 @@ def require_equal_rounds(live, folder, workload):
             continue
         text = texts[prompts[trial.prompt_id], trial.arm.draft]
         assert text.tokens == trial.output_tokens
-        assert rounds_of(text, trial.arm.gamma) == list(zip(trial.drafted, trial.accepted, strict=True))
+        walked = rounds_of(text, trial.arm.gamma)
+        assert [kept for _, kept in walked] == list(trial.accepted)
+        # Off the text a draft may have met an end of sequence.
+        assert all(one <= most for one, (most, _) in zip(trial.drafted, walked, strict=True))
         one = replay([text], trial.arm.gamma)
         assert (one.rounds[0], one.accepted[0]) == (len(trial.rounds), sum(trial.accepted))
         compared += len(trial.rounds)
@@ -239,3 +246,18 @@ def test_settings_of_a_first_look_do_not_cut_a_log(lab, tmp_path):
     with pytest.raises(ConfigError, match="The target writes the answers"):
         task_of("sweep", {"target": "none"}, replay_only=True)
     assert load_config(None, {}).recorded is False
+
+
+@pytest.mark.full
+def test_heads_and_skip_drafts_read_the_answers_with_the_target(lab, tmp_path):
+    """And without the target they are refused."""
+    target = markov_llama(context=0.06, vocab_size=257)
+    head = save_head(tmp_path / "head", target, 0.05)
+    folder = str(save_with_byte_tokenizer(target, tmp_path / "target"))
+    drafts = [str(head), "skip:layers=1"]
+    live = sweep(lab, tmp_path / "live", gammas=GAMMAS, target=folder, draft=drafts, limit=6, all_gammas=True)
+    log = written_by(live.run.config, tmp_path)
+    scored = over(log, live.run.config, tmp_path / "runs", target=folder, limit=None)
+    assert require_equal_rounds(live, scored, lab.workload) > 100
+    with pytest.raises(ConfigError, match="This draft needs the target"):
+        over(log, live.run.config, tmp_path / "none", target="none", tokenizer=folder)

@@ -31,7 +31,7 @@ from specbench.cost.model import RoundCosts, predicted_rounds, round_costs
 from specbench.cost.plan import ProbePlan
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
-from specbench.errors import ModelError
+from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel
 from specbench.models.family import shares_layers
 from specbench.models.memory import cache_bytes, cache_bytes_per_token
@@ -182,6 +182,11 @@ def test_first_layers_with_states_draft_and_put_them_back(family: str) -> None:
     accepted = sum(each.accepted for each in live.rounds)
     assert (again.rounds.sum(), again.accepted.sum()) == (len(live.rounds), accepted)
     assert accepted < sum(each.drafted for each in live.rounds)
+
+
+def test_first_layers_that_keep_states_alone_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^The target's layers before its layer 2 keep states alone"):
+        first_layers(_deep("qwen3_next"), 1)
 
 
 @pytest.mark.parametrize("lost", ["begin", "_settle"])

@@ -79,6 +79,9 @@ def test_engines_get_it_in_their_own_words():
     # TensorRT-LLM: the largest batch of each, and none beyond the last.
     assert tensorrt_schedule(found) == "{3: 4, 15: 1}"
     assert sglang_schedule(found) == '{"candidate_steps": [1, 4]}'
+    # vLLM takes no schedule that does not begin at 1, whatever was measured first.
+    later = best_schedule({2: cells()[1], 8: cells()[16]}, 0.95)
+    assert json.loads(vllm_schedule(later)) == [[1, 7, 4], [8, 8, 0]]
     words = schedule_words(found)
     assert "gamma 4 for 1 to 3; gamma 1 for 4 to 15; no draft from 16 at a time on" in words
     assert "Over gamma 1 throughout that gains +1" in words and "predicted" not in words

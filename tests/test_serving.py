@@ -10,15 +10,19 @@ from statistics import median
 
 import pytest
 from conftest import CANARY, full
+from fake_served import FakeServer as Planted
+from fake_served import fake_served
 from fake_server import FakeServer
 from test_cli import call
 from test_run import FakeObserver
 
 from specbench.analysis.summarise import summarise
-from specbench.backends.server import asking
+from specbench.backends.server import asking, preflight
+from specbench.backends.server.adapter import Completion, State
 from specbench.config import load_config
+from specbench.drafters import parse_draft
 from specbench.errors import ConfigError, EngineError, SpecbenchError
-from specbench.records import Load, Round, Trial
+from specbench.records import Load, Round, ServerStats, Trial
 from specbench.report.brief.brief import render_brief
 from specbench.run.session import run
 from specbench.store import StoredRun, read_run, trial_key
@@ -368,3 +372,37 @@ def test_settings_that_make_no_sense_are_refused(lab, tmp_path, flags, says):
     with FakeServer() as alone, speculating() as drafting, pytest.raises(ConfigError, match=says):
         base = {"server": alone.url, "spec_server": drafting.url} | flags
         served(lab, tmp_path, alone, drafting, **base)
+
+
+def shown(*rounds: int, tokens: int = 12) -> Completion:
+    """A warm-up in which rounds drafted so many tokens and kept none."""
+    return Completion("text", "length", 5, tokens, 0.1, 0.2, rounds, (0,) * len(rounds), ServerStats(), 3)
+
+
+@pytest.mark.parametrize(
+    ("draft", "rounds", "tokens", "started", "refused"),
+    [
+        ("d", (7, 7, 3), 12, True, True),  # a head that drafts no more, whatever it is told
+        ("d", (8, 8, 3), 12, True, False),
+        ("d", (7, 7, 3), 12, False, False),  # what a running server was told we do not know
+        ("d", (3,), 6, True, False),  # a text without room for a whole round
+        ("d,cutoff=0.5", (7, 2), 12, True, False),
+        ("ngram:n=3", (2,), 12, True, False),
+        ("ngram:n=3+d", (2, 7), 12, True, False),
+    ],
+)
+def test_a_draft_that_gives_less_than_gamma_is_refused_before_it_is_measured(draft, rounds, tokens, started, refused):
+    asked = ([shown(*rounds, tokens=tokens)], State(speculating=True), parse_draft(draft), 8, "http://h")
+    if not refused:
+        assert preflight.check_drafts(*asked, started=started) == []
+        return
+    with pytest.raises(EngineError, match=r"no round drafted more than 7 tokens, not 8.*Use --gamma up to 7"):
+        preflight.check_drafts(*asked, started=started)
+
+
+@pytest.mark.parametrize(("alpha", "named"), [(0.01, True), (0.2, False)])
+def test_a_draft_at_chance_level_is_named(tmp_path, alpha, named):
+    summary = summarise(fake_served(tmp_path / "run", Planted(alpha=alpha), gammas=(4,)))
+    said = {warning.code: warning.message for warning in summary.warnings}
+    assert ("draft-at-chance" in said) == named
+    assert not named or "no more than common tokens give by chance" in said["draft-at-chance"]

@@ -32,6 +32,11 @@ CLAIMS = {
         "test_drafters.py::test_a_cut_off_replays_exactly",
         "test_cross.py::test_a_cross_draft_keeps_the_text_and_replays_exactly",
     ],
+    "a log gives the rounds of the run that wrote it, and its texts stay in": [
+        "test_recorded_runs.py::test_a_log_of_a_live_run_gives_its_rounds_one_by_one",
+        "test_recorded_sampled.py::test_sampled_logs_give_the_acceptance_of_live_speculation",
+        "test_recorded_private.py::test_no_text_of_a_source_gets_out",
+    ],
     "a draft head in replay is the loop, and states of another place are seen": [
         "test_heads_replay.py::test_rounds_are_those_of_the_loop",
         "test_heads_runs.py::test_rounds_live_and_replayed_are_equal",

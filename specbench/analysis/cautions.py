@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
 from specbench.analysis.contract import DraftResult
 from specbench.analysis.frame import loads_of
+from specbench.analysis.predict import EXPLAINED
 from specbench.analysis.timing import timing_cautions
 from specbench.analysis.views import DraftView
 from specbench.decision.interval import MIN_PROMPTS, Paired, speedup_interval
@@ -57,6 +59,7 @@ def run_cautions(
         _disturbed(trials),
         _few(drafts),
         _floor(drafts, floor, policy),
+        _unjudged(stored, drafts, floor),
     ]
     found += [_broken(draft) for draft in drafts]
     first = loads_of(stored)[0]
@@ -132,6 +135,23 @@ def _floor(drafts: Sequence[DraftResult], floor: Interval | None, policy: Policy
         "below-noise-floor",
         f"the distance of {', '.join(near)} from the minimum asked for is within the noise floor of {width:.1%}",
         "Quiet the machine, or take more repeats.",
+    )
+
+
+def _unjudged(stored: StoredRun, drafts: Sequence[DraftResult], floor: Interval | None) -> Caution | None:
+    """Where the machine was too restless for a prediction to be held against the measurement."""
+    if floor is None or floor.low is None or floor.high is None or not any(draft.predicted for draft in drafts):
+        return None
+    measured = max(1 - floor.low, floor.high - 1)
+    steps = [p for p in stored.run.probe or () if p.model is None and p.context and p.phase == "read"]
+    probed = median((p.high_s - p.low_s) / 2 / p.median_s for p in steps) if steps else 0.0
+    if max(measured, probed) <= EXPLAINED:
+        return None
+    return Caution(
+        "prediction-unjudged",
+        f"the machine was too restless to judge a prediction: the noise floor is {measured:.1%}, and the models timed "
+        f"alone are known to {probed:.1%}",
+        "Read the measured speedups; judge predictions on a quiet machine.",
     )
 
 

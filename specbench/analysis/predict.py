@@ -7,14 +7,19 @@ models timed alone, and what a round spends outside them from the warm-up.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.views import DraftView
-from specbench.cost.model import RoundCosts, cost_variance, predicted_rounds, prefill_seconds, round_costs
+from specbench.cost.model import RoundCosts, at_end, cost_variance, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
-from specbench.records import Interval
+from specbench.records import CostPoint, Interval
+
+# The probe's intervals are of about 95 %: so many standard errors to either side.
+PROBED_REACH = 1.96
 
 # Below this a difference between prediction and measurement needs no explanation.
 EXPLAINED = 0.05
@@ -41,13 +46,55 @@ class Predictor:
             self._pairs[gamma, batch] = self._pair(gamma, batch)
         return self._pairs[gamma, batch]
 
-    def _pair(self, gamma: int, batch: int | None) -> Paired | None:
-        view, costs = self._view, self._costs(batch)
+    def _unsure(self, gamma: int, batch: int | None = None) -> float:
+        """Variance of the log of a predicted speedup that comes of the probe's own intervals: the target's single step,
+        its wider passes and the draft err apart, and each in itself together."""
+        total, reader = 0.0, self._view.reader
+        groups: tuple[Callable[[CostPoint], bool], ...] = (
+            lambda point: point.model is None and point.tokens == 1,
+            lambda point: point.model is None and point.tokens > 1,
+            lambda point: point.model is not None and point.model == reader and point.phase != "states",
+        )
+        for chosen in groups:
+            low, high = (self._pair(gamma, batch, at_end(self._view.points, end, chosen)) for end in ("low", "high"))
+            if low is not None and high is not None and min(low.speedup, high.speedup) > 0:
+                total += (math.log(low.speedup / high.speedup) / (2 * PROBED_REACH)) ** 2
+        return total
+
+    def _pair(self, gamma: int, batch: int | None, points: Sequence[CostPoint] | None = None) -> Paired | None:
+        view, costs = self._view, self._costs(batch, points)
         found = view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
             return None
-        spent_s = view.by_prompt(predicted_rounds(found, costs).total_s)
-        return _weighed(self._tokens * costs.step_s, self._tokens, spent_s, self._tokens, view.weights)
+        if view.batch > 1 and batch in (None, view.batch):
+            base_s, spent_s = self._with_tail(found, points)
+        else:
+            base_s, spent_s = self._tokens * costs.step_s, view.by_prompt(predicted_rounds(found, costs).total_s)
+        return _weighed(base_s, self._tokens, spent_s, self._tokens, view.weights)
+
+    def _with_tail(self, found: Expected, points: Sequence[CostPoint] | None) -> tuple[Floats, Floats]:
+        """Seconds of each batch of the run, without the draft and with it. Its sequences end one after the other, and
+        those that still run are a smaller batch."""
+        costs = {b: c for b in range(1, self._view.batch + 1) if (c := self._costs(b, points)) is not None}
+        steps = np.array([text.tokens - 1.0 for text in self._view.texts])
+        step_s = {b: np.full(len(steps), c.step_s) for b, c in costs.items()}
+        rounds = np.maximum(found.rounds, 1e-12)
+        round_s = {b: predicted_rounds(found, c).total_s / rounds for b, c in costs.items()}
+        return self._batches_s(steps, step_s), self._batches_s(found.rounds, round_s)
+
+    def _batches_s(self, turns: Floats, turn_s: Mapping[int, Floats]) -> Floats:
+        """Seconds of each batch whose texts take so many `turns` [texts]. A turn takes what it does on average of those
+        that still run, at a batch of so many [batch: texts]; linear between the batches that are known."""
+        sizes, full = list(turn_s), self._view.batch
+        spent = np.zeros(len(turns))
+        for begin in range(0, len(turns), full):
+            order = begin + np.argsort(turns[begin : begin + full])
+            more = np.diff(turns[order], prepend=0.0)  # turns from one end to the next
+            for ended, text in enumerate(order):
+                running = order[ended:]
+                mean_s = [float(turn_s[size][running].mean()) for size in sizes]
+                spent[text] = more[ended] * np.interp(len(running), sizes, mean_s)
+        return self._view.by_prompt(spent)
 
     def end_to_end(self, gamma: int) -> float | None:
         """Speedup of the whole with both prefills; None where they were not probed, and for batches."""
@@ -115,20 +162,22 @@ class Predictor:
             )
         return tuple(rows)
 
-    def _costs(self, batch: int | None = None) -> RoundCosts | None:
-        if not self._view.points or not self._view.texts:
+    def _costs(self, batch: int | None = None, points: Sequence[CostPoint] | None = None) -> RoundCosts | None:
+        view = self._view
+        points = view.points if points is None else points
+        if not points or not view.texts:
             return None
-        batch = batch or self._view.side_by_side
+        batch = batch or view.side_by_side
         if batch is None:
             return None
-        return round_costs(self._view.points, self._view.reader, self._context, self._view.other_s, batch)
+        return round_costs(points, view.reader, self._context, view.other_s, batch)
 
     def interval(self, gamma: int, batch: int | None = None) -> Interval | None:
-        """The predicted speedup, over prompts, with what is uncertain in the costs of a server's rounds."""
+        """The predicted speedup, over prompts, with what is uncertain in the costs."""
         paired, batch = self.paired(gamma, batch), batch or self._view.side_by_side
         if paired is None or batch is None:
             return None
-        excess = cost_variance(self._view.points, self._view.reader, gamma, batch)
+        excess = cost_variance(self._view.points, self._view.reader, gamma, batch) or self._unsure(gamma, batch)
         return speedup_interval(paired, self._confidence, excess)
 
     def head(self, gamma: int) -> HeadCosts | None:

@@ -215,7 +215,7 @@ def best_pair(
     keys = list(pairs)
     choice = choose_gamma({number: priced[key] for number, key in enumerate(keys)})
     gamma, cutoff = keys[choice.best]
-    interval = speedup_interval(choice.paired, confidence)
+    interval = speedup_interval(choice.paired, confidence, choice.excess)
     rows = []
     for value in cutoffs:
         best = max(usable, key=lambda g: priced[g, value].speedup)

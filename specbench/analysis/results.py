@@ -49,17 +49,16 @@ class Judged:
         idle = None if drafting else "it never drafted a token, so the target alone was measured against itself"
         self.gates = Gates(lossy=view.lossy, memory=_too_large(self.memory, policy), idle=idle)
 
-    def interval(self, paired: Paired, category: str | None = None) -> Interval:
-        """The speedup with everything that makes it uncertain."""
-        excess = 0.0
+    def interval(self, paired: Paired, category: str | None = None, excess: float = 0.0) -> Interval:
+        """The speedup with everything that makes it uncertain; `excess` is that of a choice."""
         if self.steady is not None:
-            excess = self.steady.excess if category is None else self.steady.excess_of(category)
+            excess += self.steady.excess if category is None else self.steady.excess_of(category)
         return speedup_interval(paired, self.policy.confidence, excess)
 
     def result(self) -> DraftResult:
         view, policy = self.view, self.policy
         choice = choose_gamma({g: view.paired(g, policy.metric) for g in self.choosable})
-        speedup = self.interval(choice.paired)
+        speedup = self.interval(choice.paired, excess=choice.excess)
         gates = self.with_slower(choice.paired)
         verdict = judge(speedup, policy, gates)
         alpha = self._alpha(choice.best)
@@ -207,7 +206,7 @@ class Judged:
         """Some of the prompts, at their own best gamma; the noise is that of one `category`, or of all (None)."""
         view, metric = self.view, self.policy.metric
         choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
-        speedup = self.interval(choice.paired, category)
+        speedup = self.interval(choice.paired, category, choice.excess)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
         verdict = judge(speedup, self.policy, self.gates)
         gammas = []

@@ -138,7 +138,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     found = choose_gamma({number: pairs[key] for number, key in enumerate(keys)})
     index, gamma = keys[found.best]
     best = judged[index]
-    speedup = best.interval(found.paired)
+    speedup = best.interval(found.paired, excess=found.excess)
     gates = best.with_slower(found.paired) if len(shared) == len(best.view.prompts) else best.gates
     verdict = judge(speedup, policy, gates)
     return Choice(

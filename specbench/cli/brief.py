@@ -62,7 +62,7 @@ def brief(
     if alerts and len(run or ()) > 1:
         raise ConfigError("Alerts are about one run", where="--alerts", hint="Name the run that was decided by.")
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
-    if len(folders) == 1 and (stored := _recorded(folders[0])) is not None:
+    if len(folders) == 1 and (stored := _recorded(folders[0], keys)) is not None:
         _acceptance(stored, to, as_json, html, strict)
         return
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
@@ -84,12 +84,12 @@ def brief(
         exit_on(call)
 
 
-def _recorded(folder: Path) -> StoredRun | None:
-    """The run, where it is one over recorded answers."""
-    from specbench.store import read_run
+def _recorded(folder: Path, asked: Mapping[str, object]) -> StoredRun | None:
+    """The run under the policy that is asked for, where it is one over recorded answers."""
+    from specbench.api import load_run
+    from specbench.store import read_record
 
-    stored = read_run(folder)
-    return stored if stored.run.answers is not None else None
+    return None if read_record(folder).answers is None else load_run(folder, **asked).stored
 
 
 def _acceptance(stored: StoredRun, to: Path | None, as_json: bool, html: bool, strict: bool) -> None:

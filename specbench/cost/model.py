@@ -2,15 +2,17 @@
 
     S = tokens * (t_dec + h) / sum over rounds of (t_draft(d) + t_verify(d + 1) + h)
 
-for rounds that draft d tokens (docs/measuring.md). A model that reads the j tokens that stay of a rejected round again
+for rounds that draft d tokens (docs/measuring.md). t_draft(d) is that of whole draft phases, timed after a pass of the
+target; where no phase was timed, of single steps. A model that reads the j tokens that stay of a rejected round again
 adds t_reread(j) to the next one. Leviathan's closed form is the case t_verify = t_dec, h = 0 and
 independent acceptance; it stands beside for reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +31,9 @@ class RoundCosts:
     that drafts at once, `block_s[d-1]` is the pass over one emitted token that drafts d, and `draft_s` what each draft
     after the first adds to it.
 
+    `phase_s[d-1]` is a whole draft phase of d tokens after one emitted token, sampling included; empty where none was
+    timed.
+
     `reread_s[j-1]` and `draft_reread_s[j-1]` are passes over the j tokens that stay after a rejection; empty where none
     is needed."""
 
@@ -41,6 +46,7 @@ class RoundCosts:
     block_s: tuple[float, ...] = ()
     reread_s: tuple[float, ...] = ()
     draft_reread_s: tuple[float, ...] = ()
+    phase_s: tuple[float, ...] = ()
 
     @property
     def judge_s(self) -> tuple[float, ...]:
@@ -49,10 +55,24 @@ class RoundCosts:
 
     def round_s(self, drafted: int) -> float:
         """A round that drafts so many tokens, without catch-up. Raises IndexError beyond what was probed."""
+        return self.drafting_s(drafted) + self.judge_s[drafted] + self.other_s
+
+    def drafting_s(self, drafted: int) -> float:
+        """Drafting so many tokens after one that was emitted."""
         if self.block_s and drafted:
-            return self.block_s[drafted - 1] + self.judge_s[drafted] + self.other_s
-        first_s = self.read_s[0] - self.draft_s if self.read_s and drafted else 0.0
-        return first_s + drafted * self.draft_s + self.judge_s[drafted] + self.other_s
+            return (self.phase_s or self.block_s)[drafted - 1]
+        return self.first_s + (drafted - 1) * self.each_s if drafted else 0.0
+
+    @property
+    def first_s(self) -> float:
+        """The first draft step of a round, after one emitted token."""
+        return self.phase_s[0] if self.phase_s else self.read_s[0] if self.read_s else self.draft_s
+
+    @property
+    def each_s(self) -> float:
+        """Each later one: what a longer draft phase takes more."""
+        longer = len(self.phase_s) - 1
+        return max(0.0, self.phase_s[-1] - self.phase_s[0]) / longer if longer > 0 else self.draft_s
 
     @property
     def step_s(self) -> float:
@@ -100,14 +120,23 @@ def round_costs(
     if not verify_s or (not read_s and any(p.model == draft for p in points)):
         return None
     step_s, block_s = curve(draft, "step"), curve(draft, "block")
-    again_s = curve(None, "reread")
+    again_s, phase_s = curve(None, "reread"), curve(draft, "draft")
     if step_s or block_s:
         added_s = _states_s(steps, draft)
         each_s = step_s[0] if step_s else (block_s[-1] - block_s[0]) / max(1, len(block_s) - 1)
         states_s = tuple(v + added_s for v in verify_s)
-        return RoundCosts(verify_s, each_s, each_s, other_s, read_s, states_s, block_s, again_s)
+        return RoundCosts(verify_s, each_s, each_s, other_s, read_s, states_s, block_s, again_s, phase_s=phase_s)
     draft_s, catch_up_s = read_s[:2] if read_s else (0.0, 0.0)
-    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, reread_s=again_s, draft_reread_s=curve(draft, "reread"))
+    kept_s = curve(draft, "reread")
+    return RoundCosts(verify_s, draft_s, catch_up_s, other_s, reread_s=again_s, draft_reread_s=kept_s, phase_s=phase_s)
+
+
+def at_end(
+    points: Sequence[CostPoint], end: Literal["low", "high"], chosen: Callable[[CostPoint], bool]
+) -> list[CostPoint]:
+    """The points with those `chosen` at an end of their intervals."""
+    name = f"{end}_s"
+    return [replace(point, median_s=getattr(point, name)) if chosen(point) else point for point in points]
 
 
 def cost_variance(points: Sequence[CostPoint], draft: str | None, gamma: int, batch: int) -> float:
@@ -148,18 +177,17 @@ def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
     drafted = np.arange(found.gamma + 1)
     verify_s = np.array([costs.judge_s[n] for n in drafted])
     steps = by_drafted @ drafted - found.copied + found.cut_offs
-    draft_s = steps * costs.draft_s + found.catch_ups * (costs.catch_up_s - costs.draft_s)
+    draft_s = steps * costs.each_s + found.started * (costs.first_s - costs.each_s)
+    draft_s = draft_s + found.catch_ups * (costs.catch_up_s - costs.draft_s)
     if costs.read_s:
         # A head's first step reads one emitted token in a text's first round, and later all that came of the round
         # before. A pass grows evenly with what it reads.
         more = (costs.read_s[-1] - costs.read_s[0]) / max(1, len(costs.read_s) - 1)
         unread = np.divide(found.accepted, found.rounds, out=np.zeros_like(found.rounds), where=found.rounds > 0)
         more_s = (found.accepted - unread) * more
-        if costs.block_s:
-            # A pass is paid for as a whole, also where fewer of its drafts are used: at a cut-off, an end of the text.
-            draft_s = found.started * costs.block_s[found.gamma - 1] + more_s
-        else:
-            draft_s = draft_s + found.started * (costs.read_s[0] - costs.draft_s) + more_s
+        # A pass is paid for as a whole, also where fewer of its drafts are used: at a cut-off, an end of the text.
+        own_s = found.started * costs.drafting_s(found.gamma) if costs.block_s else draft_s
+        draft_s = own_s + more_s
     kept = _kept_after_rejection(found)
     return RoundSeconds(
         draft_s + _reread(kept[:, :-1], costs.draft_reread_s),

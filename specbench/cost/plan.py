@@ -31,7 +31,7 @@ class ProbeRequest:
 
 @dataclass(frozen=True, slots=True)
 class ProbePlan:
-    """`contexts` are read before batch 1, `batch_contexts` before larger batches and before whole draft phases;
+    """`contexts` are read before batch 1, `batch_contexts` before larger batches;
     `prompts` and `batch_prompts` are the lengths of a prefill at batch 1 and at larger ones."""
 
     contexts: tuple[int, ...]
@@ -48,6 +48,11 @@ class ProbePlan:
     def capacity(self) -> int:
         """Tokens of the longest sequence that is read."""
         return max(max(*self.contexts, *self.batch_contexts) + max(self.gammas) + 1, *self.prompts)
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Tokens of the draft phases that are timed: what the first one costs is told apart from the others."""
+        return tuple(sorted({1, *self.gammas}))
 
     def widths(self, batch: int) -> tuple[int, ...]:
         """Numbers of tokens that the target reads at once: 1 to gamma + 1, thinned out at larger batches."""

@@ -1,8 +1,11 @@
 """What the models cost at the lengths a round uses: t_dec, t_verify(n), a draft step, the two-token catch-up, a whole
 draft phase; and a prefill.
 
-Every width is timed once in each pass, in an order drawn anew, so that drift of the machine falls on all alike; a
-speedup needs only their ratios.
+Every model, width and context is timed once in each pass, in an order drawn anew; a draft phase comes right after a
+pass of the target, as a round has it. A speedup needs only ratios, and a machine that is slow for a second is slow for
+all that it does then: so the times of one pass at one context are held against its own level, the median over all that
+was timed in it of how slow each was (one sweep of Tukey's median polish and another). What is left of a ratio's error
+is far less than that of a ratio of two medians.
 """
 
 from __future__ import annotations
@@ -16,13 +19,18 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from specbench.acceptance.loop import Drafter
 from specbench.cost.plan import PASSES
 from specbench.records import CostPoint
 
+# Fewer tasks than this say nothing of how fast a pass was.
+FEW = 4
+
 Rows = list[list[int]]
+Floats = NDArray[np.float64]
 
 
 class Reader(Protocol):
@@ -49,11 +57,11 @@ class Rereader(Reader, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """A model to time: `widths` are the numbers of tokens to read at once; `keep_all` wants logits for each of them,
-    as a verify pass does, else for the last alone, as a draft does. A `drafter` that drives this same model is timed
-    over whole draft phases of `gammas` tokens, at a batch of one. `phase` is what its points are called. `rereads` are
-    numbers of tokens that may be kept after a rejection, timed where the model, having read a text, says that it
-    `rereads` them."""
+    """A model to time, over a cache of its own for each context: `widths` are the numbers of tokens to read at once;
+    `keep_all` wants logits for each of them, as a verify pass does, else for the last alone, as a draft does. A
+    `drafter` that drives this same model is timed over whole draft phases of `gammas` tokens, at a batch of one.
+    `phase` is what its points are called. `rereads` are numbers of tokens that may be kept after a rejection, timed
+    where the model, having read a text, says that it `rereads` them."""
 
     model: Reader
     widths: tuple[int, ...]
@@ -68,6 +76,7 @@ class Probed:
 class Task:
     """One thing to time: `run` is timed, `restore` puts the model back to where it was before."""
 
+    context: int
     model: str | None
     tokens: int
     phase: str
@@ -77,9 +86,8 @@ class Task:
 
 @torch.inference_mode()
 def probe(
-    models: Mapping[str | None, Probed],
+    at: Mapping[int, Sequence[tuple[str | None, Probed]]],
     ids: Sequence[int],
-    contexts: Sequence[int],
     *,
     seed: int | str,
     batch: int = 1,
@@ -87,20 +95,15 @@ def probe(
     now: Callable[[], int] = time.perf_counter_ns,
     passes: int = PASSES,
     generator: torch.Generator | None = None,
-    beside: Sequence[tuple[str, Probed]] = (),
 ) -> list[CostPoint]:
-    """Time every model at every width, in `batch` sequences at once, after each of `contexts` tokens of `ids` (repeated
-    where it is too short); `beside` are more of what a draft takes. `now` is in nanoseconds; `generator` is what
-    drafters draw from."""
-    order = random.Random(seed)
-    points: list[CostPoint] = []
-    for context in contexts:
+    """Time every model at every width, in `batch` sequences at once, after so many tokens of `ids` (repeated where it
+    is too short) as `at` has for it. `now` is in nanoseconds; `generator` is what drafters draw from."""
+    tasks: list[Task] = []
+    for context, models in at.items():
         rows = texts(ids, context, batch)
-        tasks: list[Task] = []
-        for name, probed in [*models.items(), *beside]:
+        for name, probed in models:
             tasks += _step_tasks(name, probed, rows, generator or torch.Generator())
-        points += _timed(tasks, context, batch, order, sync, now, passes)
-    return points
+    return list(_timed(tasks, batch, random.Random(seed), sync, now, passes))
 
 
 @torch.inference_mode()
@@ -121,8 +124,8 @@ def probe_prefill(
         rows = texts(ids, length, batch)
         for name, model in models.items():
             model.rewind(0)
-            tasks.append(Task(name, length, "read", partial(model.forward_rows, rows, 1), partial(model.rewind, 0)))
-    return list(_timed(tasks, 0, batch, random.Random(seed), sync, now, passes))
+            tasks.append(Task(0, name, length, "read", partial(model.forward_rows, rows, 1), partial(model.rewind, 0)))
+    return list(_timed(tasks, batch, random.Random(seed), sync, now, passes))
 
 
 def texts(ids: Sequence[int], length: int, batch: int) -> Rows:
@@ -150,42 +153,66 @@ def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.G
         probed.drafter.begin(rows[0])  # reads the context into `probed.model`, and notes that it did
         x = [*rows[0], rows[0][0]]
         for gamma in probed.gammas:
-            yield Task(name, gamma, "draft", partial(probed.drafter.propose, x, gamma, generator), restore)
+            yield Task(context, name, gamma, "draft", partial(probed.drafter.propose, x, gamma, generator), restore)
     else:
         probed.model.rewind(0)
         probed.model.forward_rows(rows, 1)
     for width in probed.widths:
         new = [(row * width)[:width] for row in rows]
         run = partial(probed.model.forward_rows, new, width if probed.keep_all else 1)
-        yield Task(name, width, probed.phase, run, restore)
+        yield Task(context, name, width, probed.phase, run, restore)
     if isinstance(probed.model, Rereader) and probed.model.rereads:
         for width in probed.rereads:
-            yield Task(
-                name, width, "reread", partial(probed.model.reread, [(row * width)[:width] for row in rows]), restore
-            )
+            again = partial(probed.model.reread, [(row * width)[:width] for row in rows])
+            yield Task(context, name, width, "reread", again, restore)
 
 
 def _timed(
     tasks: Sequence[Task],
-    context: int,
     batch: int,
     order: random.Random,
     sync: Callable[[], None],
     now: Callable[[], int],
     passes: int,
 ) -> Iterator[CostPoint]:
-    spent_ns: list[list[int]] = [[] for _ in tasks]
-    for _ in range(passes + 1):
-        turns = list(range(len(tasks)))
-        order.shuffle(turns)
-        for turn in turns:
-            sync()
-            start_ns = now()
-            tasks[turn].run()
-            sync()
-            spent_ns[turn].append(now() - start_ns)
-            tasks[turn].restore()
-    for task, spent in zip(tasks, spent_ns, strict=True):
+    contexts = sorted({task.context for task in tasks})
+    spent = np.empty((passes + 1, len(tasks)))  # seconds
+    for number in range(passes + 1):
+        for context in order.sample(contexts, len(contexts)):
+            for turn in _turns([i for i, task in enumerate(tasks) if task.context == context], tasks, order):
+                sync()
+                start_ns = now()
+                tasks[turn].run()
+                sync()
+                spent[number, turn] = (now() - start_ns) / 1e9
+                tasks[turn].restore()
+    for context in contexts:
+        mine = [i for i, task in enumerate(tasks) if task.context == context]
         # the first pass warms every shape
-        low_s, median_s, high_s = median_interval([ns / 1e9 for ns in spent[1:]])
-        yield CostPoint(task.model, context, task.tokens, median_s, low_s, high_s, passes, batch, task.phase)
+        for turn, seconds in zip(mine, levelled(spent[1:, mine]).T, strict=True):
+            task = tasks[turn]
+            low_s, median_s, high_s = median_interval(seconds)
+            yield CostPoint(task.model, context, task.tokens, median_s, low_s, high_s, passes, batch, task.phase)
+
+
+def _turns(mine: Sequence[int], tasks: Sequence[Task], order: random.Random) -> list[int]:
+    """These tasks in an order drawn anew; each draft phase after a pass of the target, as far as there are any."""
+    phases = order.sample(found := [i for i in mine if tasks[i].phase == "draft"], len(found))
+    rest = order.sample(found := [i for i in mine if tasks[i].phase != "draft"], len(found))
+    targets = [i for i in rest if tasks[i].model is None]
+    hosts = dict(zip(order.sample(targets, len(targets)), phases, strict=False))
+    turns = [turn for i in rest for turn in ((i, hosts[i]) if i in hosts else (i,))]
+    return [*turns, *phases[len(hosts) :]]
+
+
+def levelled(seconds: Floats) -> Floats:
+    """Seconds [passes, tasks] with the passes' own speed taken out, at the speed of the median pass. One slow task does
+    not move a level, nor one slow pass a task. A few tasks have no level beside their own noise, and stay as they
+    are."""
+    if seconds.shape[1] < FEW:
+        return seconds
+    level = np.ones((len(seconds), 1))
+    for _ in range(2):
+        usual = np.median(seconds / level, axis=0)
+        level = np.median(seconds / usual, axis=1, keepdims=True)
+    return np.asarray(seconds / level * np.median(level), dtype=np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,10 +18,13 @@ SPLITS = 400
 @dataclass(frozen=True, slots=True)
 class Choice:
     """`best` is the gamma to run with, chosen on all prompts; `paired` is what the choice can be expected to give:
-    each prompt at the gammas that random halves of the *other* prompts chose."""
+    each prompt at the gammas that random halves of the *other* prompts chose. Half of the prompts choose less well than
+    all, so that errs low: `excess` is the square of how far, in the log of the speedup, below what `best` has on all
+    prompts, which errs high."""
 
     best: int
     paired: Paired
+    excess: float = 0.0
 
 
 def choose_gamma(by_gamma: Mapping[int, Paired]) -> Choice:
@@ -43,7 +47,12 @@ def choose_gamma(by_gamma: Mapping[int, Paired]) -> Choice:
     reported = ~choosing
     share = (chosen @ reported.astype(float)) / reported.sum(0)  # [gammas, n]: how often each was reported at each
     paired = Paired(first.base_s, first.base_tokens, (share * spec_s).sum(0), (share * spec_tokens).sum(0))
-    return Choice(best, paired)
+    apart = math.log(by_gamma[best].speedup / paired.speedup) if _decoded(by_gamma[best]) and _decoded(paired) else 0.0
+    return Choice(best, paired, apart**2)
+
+
+def _decoded(paired: Paired) -> bool:
+    return all(column.sum() > 0 for column in (paired.base_s, paired.base_tokens, paired.spec_s, paired.spec_tokens))
 
 
 @lru_cache(maxsize=2)  # categories are often of one size, and the whole is asked for twice

@@ -28,6 +28,10 @@ PART = 1_000_000
 KEPT, PACKED = 2_000_000, 20_000_000
 # Degrees of freedom.
 MANY = 200
+# What the square of one observation is taken for, of a variance that nobody knows.
+ONE_PAIR = 4.0
+# The least that a few long prompts count for, in prompts.
+LEAST_EFFECTIVE = 1.5
 # A smaller standard error of a log ratio than this is rounding.
 _NO_SPREAD = 1e-7
 
@@ -86,17 +90,18 @@ def speedup_bar(paired: Paired, confidence: float) -> Interval:
 
 
 def excess_variance(again: Paired) -> float:
-    """Variance between two arms that do the same, beyond what the scatter over prompts explains: the squared log of
-    their ratio, less its squared standard error, and at least 0.
+    """Variance that arms have beyond what the scatter over prompts explains, from two that do the same: ONE_PAIR times
+    the squared log of their ratio, less its squared standard error, and at least 0.
 
-    Both arms of that pair carry an error of their own, as both arms of a speedup do, so it is a speedup's excess as it
-    stands. It rests on a single pair of arms and is itself uncertain. 0.0 where there would be no interval to widen.
+    Both arms of that pair carry an error of their own, as both arms of a speedup do. It is one observation of that
+    error, small by luck about as often as it is large: hence the factor, with which intervals hold the truth as often
+    as they say (docs/calibration.md). 0.0 where there would be no interval to widen.
     """
     above, below = _speedup_columns(again)
     if not _enough(above, below):
         return 0.0
     value, error = _estimate(above, below)
-    return max(0.0, value**2 - error**2)
+    return ONE_PAIR * max(0.0, value**2 - error**2)
 
 
 # A ratio whose whole interval is this near 1 is that of two things that are the same for all that anyone decides.
@@ -173,7 +178,9 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...], exces
     estimate is measured in its own standard error, then laid off from the estimate in the estimate's, to both sides.
     Using both sides makes the error of the coverage smaller by a power of n than laying off one (Efron and Tibshirani
     1993, chapter 12.5), which with 12 prompts of uneven length misses the truth in 7 % of cases; BCa misses in 13 %
-    (docs/calibration.md). None with fewer than MIN_PROMPTS prompts or where a total is zero.
+    (docs/calibration.md). A few long prompts scatter as their effective number does and not as n, which the resamples,
+    drawn from the same few, do not show: the distances are laid off in a standard error for that number. None with
+    fewer than MIN_PROMPTS prompts or where a total is zero.
     """
     if not _enough(above, below):
         return None
@@ -185,10 +192,18 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...], exces
         # A resample without spread (or in which a total vanished) has no distance to measure.
         usable = np.isfinite(resampled) & (errors > _NO_SPREAD)
         if usable.any():
-            distances = (resampled[usable] - estimate) / errors[usable] * error
+            distances = (resampled[usable] - estimate) / errors[usable] * error * _uneven(above, below)
     if excess:
         distances = distances + np.random.default_rng(1).normal(0, np.sqrt(excess), len(distances))
     return np.concatenate((estimate - distances, estimate + distances))
+
+
+def _uneven(above: tuple[Floats, ...], below: tuple[Floats, ...]) -> float:
+    """How much larger the standard error is where n / (n - 1) in it is that of the effective number (Kish 1965):
+    sqrt(m / (m - 1) * (n - 1) / n), m = (sum of shares)^2 / sum of squared shares of the totals."""
+    share = np.sum([column / column.sum() for column in (*above, *below)], axis=0)
+    n, effective = len(share), max(LEAST_EFFECTIVE, float(share.sum() ** 2 / (share**2).sum()))
+    return math.sqrt(effective / (effective - 1) * (n - 1) / n)
 
 
 def _enough(above: tuple[Floats, ...], below: tuple[Floats, ...]) -> bool:

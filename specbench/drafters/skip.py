@@ -17,6 +17,7 @@ from specbench.acceptance.loop import Proposal, Target
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.drafters.step import Drafted, DraftRule
 from specbench.errors import ConfigError
+from specbench.models.family import cache_layers, memory_of
 from specbench.records import Sampling
 
 
@@ -24,6 +25,13 @@ def first_layers(model: Any, layers: int) -> Any:
     """The model cut after its first `layers` layers, with its own norm and head; all weights are shared. Raises
     ConfigError where it has no more layers than that, or keeps them where they cannot be found."""
     config = model.config.get_text_config()
+    if layers < (fewest := fewest_layers(config)):
+        raise ConfigError(
+            f"The target's layers before its layer {fewest} keep states alone, and transformers asks one of attention "
+            "how long the text is",
+            where=f"skip:layers={layers}",
+            hint=f"Write {fewest} or more layers.",
+        )
     if not 1 <= layers < config.num_hidden_layers:
         raise ConfigError(
             f"The target has {config.num_hidden_layers} layers, a draft of {layers} would skip none",
@@ -48,6 +56,12 @@ def first_layers(model: Any, layers: int) -> Any:
     setattr(cut, name, cut_body)
     cut.config = cut_body.config
     return cut
+
+
+def fewest_layers(text: Any) -> int:
+    """How many first layers can run alone: those up to one that keeps keys and values, where the model has any."""
+    kept = [memory_of(layer) for layer in cache_layers(text)]
+    return next((at + 1 for at, memory in enumerate(kept) if memory != "states"), 1)
 
 
 def _shallow(module: nn.Module) -> Any:

@@ -4,14 +4,14 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
 from specbench.models.encoding import Today
 from specbench.models.load import LoadedModel
 from specbench.models.prompts import Kwargs, encode, template_arguments
-from specbench.records import Finish, Message
+from specbench.records import Finish
 from specbench.workload.answers import Recorded
 
 # Of no answer that says nothing of its limit.
@@ -101,7 +101,8 @@ class AnswerEncoder:
         if tokenizer.chat_template is None or one.form != "chat":
             raise UnwrittenAnswerError("thoughts or calls of tools in an answer, and no chat template writes them")
         given = template_arguments(one.prompt, self._kwargs)
-        answer = template_arguments(_alone(one, message), None)["conversation"]
+        alone = replace(one.prompt, messages=(message,), tools=(), template_kwargs={})
+        answer = template_arguments(alone, None)["conversation"]
         with self._today.held(tokenizer):
             try:
                 before = tokenizer.apply_chat_template(**given, add_generation_prompt=True, tokenize=False)
@@ -117,12 +118,6 @@ class AnswerEncoder:
                 "thoughts or calls of tools in an answer, which the chat template does not write"
             )
         return str(said)
-
-
-def _alone(one: Recorded, message: Message) -> Any:
-    from dataclasses import replace
-
-    return replace(one.prompt, messages=(message,), tools=(), template_kwargs={})
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool = False) -> list[int]:

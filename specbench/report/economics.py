@@ -18,8 +18,8 @@ BATCH_HEADER = ("batch", "target alone, tokens/s", "best gamma", "speedup, decod
 
 CURVE_NOTE = (
     f"All but the last column {mark('predicted', 'curve')}: rounds from the replay, costs timed before the first "
-    "trial. The intervals are over prompts; they hold what is uncertain in a server's rounds, and take the costs of "
-    "models alone as exact. What the last token adds is the speedup over that of one gamma less."
+    "trial. The intervals are over prompts, and hold what the timing does not know of the costs. What the last token "
+    "adds is the speedup over that of one gamma less."
 )
 
 _MISSING = {

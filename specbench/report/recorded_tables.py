@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -93,16 +94,14 @@ def place_columns(draft: RecordedDraft) -> list[Column]:
 
 def lengths(draft: RecordedDraft) -> list[Group]:
     """The groups by length of the prompt, named in tokens."""
-    from dataclasses import replace
-
-    from specbench.analysis.recorded import PROMPTS
-
-    named = []
-    for group in draft.prompt_lengths:
-        begin = int(group.name)
-        after = [edge for edge in PROMPTS if edge > begin]
-        named.append(replace(group, name=f"{begin:,} to {after[0] - 1:,}" if after else f"{begin:,} tokens and more"))
-    return named
+    edges = [int(group.name) for group in draft.prompt_lengths]
+    return [
+        replace(
+            group,
+            name=f"{begin:,} tokens and more" if begin else f"fewer than {edges[1]:,} tokens" if edges[1:] else "any",
+        )
+        for group, begin in zip(draft.prompt_lengths, edges, strict=True)
+    ]
 
 
 def limits(one: Estimate) -> str:

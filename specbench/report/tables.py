@@ -112,7 +112,8 @@ def _by_gamma(
     if summary.noise_floor is not None:
         words.append(f"Noise floor: {summary.noise_floor:.1%}.")
     if draft.stops_paying_at_batch is not None:
-        words.append(f"Predicted to stop paying at batch {draft.stops_paying_at_batch}.")
+        kind = "batch" if summary.server is None else "concurrency"
+        words.append(f"Predicted to stop paying at {kind} {draft.stops_paying_at_batch}.")
     if draft.head is not None:
         first, step, states = map(text.milliseconds, (draft.head.first_s, draft.head.step_s, draft.head.states_s))
         words.append(

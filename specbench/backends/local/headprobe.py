@@ -35,8 +35,8 @@ class HeadProbe:
         else:
             self.pairs = _ManyPairs(head, width, plan.capacity, reader.batch)
 
-    def probed(self, sampling: Sampling, context: int) -> Iterator[tuple[str, Probed]]:
-        """All that is timed after so many tokens. The caches are those of the target, and one of the head."""
+    def probed(self, sampling: Sampling) -> Iterator[tuple[str, Probed]]:
+        """All that is timed after a context. The caches are those of the target, and one of the head."""
         plan = self._plan
         widths = plan.widths(self.target.batch)
         yield self.name, Probed(self.target, widths, keep_all=True, phase="states")
@@ -47,7 +47,7 @@ class HeadProbe:
             most = max(plan.gammas)
             drafted = tuple(sorted({*(n for n in widths if n < most), most}))
             yield self.name, Probed(_Blocks(self.pairs), drafted, keep_all=False, phase="block")
-        if context in plan.batch_contexts and self.target.batch == 1:
+        if self.target.batch == 1:
             memory = reader_of(self._head, plan.capacity)
             drafter = HeadDrafter(
                 memory,
@@ -57,7 +57,7 @@ class HeadProbe:
                 eos=(),  # a phase is timed over all of its tokens
                 chained=not memory.head.device.startswith("cpu"),
             )
-            yield self.name, Probed(_Pairs(memory, self._states), (), False, drafter, plan.gammas)
+            yield self.name, Probed(_Pairs(memory, self._states), (), False, drafter, plan.phases)
 
 
 class _Pairs:

@@ -17,7 +17,7 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Setting
 from specbench.clock import Stopwatch
 from specbench.cost.model import RoundCosts, predicted_speedup
-from specbench.drafters.skip import first_layers
+from specbench.drafters.skip import fewest_layers, first_layers
 
 # Texts to look at, how much of a prompt and how many tokens of each, and how many depths are tried.
 TEXTS, CONTEXT, TOKENS, DEPTHS, PASSES = 4, 512, 32, 7, 5
@@ -26,8 +26,9 @@ TEXTS, CONTEXT, TOKENS, DEPTHS, PASSES = 4, 512, 32, 7, 5
 def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Sequence[int]) -> int:
     """Layers of the skip draft with the best predicted speedup at its best gamma, over a few texts of the target. A
     rough choice, and only that: what the draft then gives is measured like any other."""
-    whole = int(setting.target.model.config.get_text_config().num_hidden_layers)
-    depths = sorted({min(whole - 1, max(1, round(whole * i / (DEPTHS + 1)))) for i in range(1, DEPTHS + 1)})
+    text = setting.target.model.config.get_text_config()
+    whole, fewest = int(text.num_hidden_layers), fewest_layers(text)
+    depths = sorted({min(whole - 1, max(fewest, round(whole * i / (DEPTHS + 1)))) for i in range(1, DEPTHS + 1)})
     texts = [list(prompt[-CONTEXT:]) for prompt in prompts[:TEXTS]]
     capacity = CONTEXT + TOKENS + max(gammas) + 1
     readers = {depth: CachedModel(first_layers(setting.target.model, depth), capacity) for depth in depths}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,17 @@ from specbench.drafters.model import ModelDrafter
 from specbench.models.memory import ModelMemoryError, available_bytes, cache_bytes, pass_bytes
 from specbench.records import Caution, CostPoint, Sampling
 from specbench.text import gigabytes
+
+# Of free memory, what caches of several contexts side by side may take.
+SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Models and heads over caches that hold one context."""
+
+    readers: Mapping[str | None, CachedModel]
+    heads: Sequence[HeadProbe]
 
 
 class Prober:
@@ -63,63 +75,81 @@ class Prober:
     def _try(self, batch: int, points: list[CostPoint]) -> tuple[str | None, str] | None:
         """Add the points of one batch; or the model that ran out of memory, and where. The error is not kept: its
         frames hold the tensors that filled the memory."""
-        readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
+        contexts = self._plan.contexts if batch == 1 else self._plan.batch_contexts
+        found: list[CostPoint] = []
+        every: list[Bench] = []
         try:
-            heads = [
-                HeadProbe(name, head, readers[None], self._plan)
-                for name, head in self._heads.items()
-                if None in readers
-            ]
-            if self._device.startswith("cuda"):  # as a run does
-                widths = self._plan.widths(batch)
-                wanted: list[tuple[Recordable, Sequence[int], bool]] = [
-                    (reader, (1, 2) if name else widths, name is None) for name, reader in readers.items()
-                ]
-                record_all([*wanted, *((head.target, widths, True) for head in heads)])
-            points += [*self._steps(readers, batch, heads), *self._prefills(readers, batch, heads)]
+            # Side by side in each pass where their caches fit, else one length after the other.
+            for part in [contexts] if self._fits(batch, len(contexts)) else [(context,) for context in contexts]:
+                every[:] = [self._bench(batch) for _ in part]
+                for bench in every:
+                    self._record(bench, batch)
+                found += self._steps(dict(zip(part, every, strict=True)), batch)
+            found += self._prefills(every[-1], batch)
         except ModelMemoryError as error:
-            name = next(name for name, reader in readers.items() if reader is error.reader)
+            readers = [pair for bench in every for pair in bench.readers.items()]
+            name = next(name for name, reader in readers if reader is error.reader)
             return name, f"ran out of memory at {error.where}"
+        points += found
         return None
 
-    def _steps(
-        self, readers: Mapping[str | None, CachedModel], batch: int, heads: Sequence[HeadProbe]
-    ) -> list[CostPoint]:
-        plan = self._plan
-        found = []
-        for context in plan.contexts if batch == 1 else plan.batch_contexts:
-            phases = context in plan.batch_contexts and batch == 1
-            found += probe(
-                {name: self._probed(name, reader, phases) for name, reader in readers.items()},
-                self._ids,
-                [context],
-                seed=f"{self._seed}/{batch}/{context}",
-                batch=batch,
-                sync=device_sync(self._device),
-                passes=plan.passes if batch == 1 else plan.batch_passes,
-                generator=torch.Generator(self._device).manual_seed(self._seed),
-                beside=[one for head in heads for one in head.probed(self._sampling, context)],
-            )
-        return found
+    def _fits(self, batch: int, times: int) -> bool:
+        """Whether so many caches of every model find room side by side."""
+        needed = sum(times * cache_bytes(*self._size(model, batch)) for model in self._models.values())
+        return needed <= SHARE * available_bytes(self._device)
 
-    def _probed(self, name: str | None, reader: CachedModel, phases: bool) -> Probed:
+    def _bench(self, batch: int) -> Bench:
+        """Caches of every model and head."""
+        readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
+        target = readers.get(None)
+        wanted = {} if target is None else self._heads
+        heads = [HeadProbe(name, head, readers[None], self._plan) for name, head in wanted.items()]
+        return Bench(readers, heads)
+
+    def _record(self, bench: Bench, batch: int) -> None:
+        """On CUDA passes are recorded, as those of a run are."""
+        if self._device.startswith("cuda"):
+            widths = self._plan.widths(batch)
+            passes: list[tuple[Recordable, Sequence[int], bool]] = [
+                (reader, (1, 2) if name else widths, name is None) for name, reader in bench.readers.items()
+            ]
+            record_all([*passes, *((head.target, widths, True) for head in bench.heads)])
+
+    def _steps(self, benches: Mapping[int, Bench], batch: int) -> list[CostPoint]:
+        """What is timed after each of these contexts, over its own caches."""
+        at = {
+            context: [
+                *((name, self._probed(name, reader)) for name, reader in bench.readers.items()),
+                *(one for head in bench.heads for one in head.probed(self._sampling)),
+            ]
+            for context, bench in benches.items()
+        }
+        return probe(
+            at,
+            self._ids,
+            seed=f"{self._seed}/{batch}/{min(at)}",
+            batch=batch,
+            sync=device_sync(self._device),
+            passes=self._plan.passes if batch == 1 else self._plan.batch_passes,
+            generator=torch.Generator(self._device).manual_seed(self._seed),
+        )
+
+    def _probed(self, name: str | None, reader: CachedModel) -> Probed:
         if name is None:
             widths = self._plan.widths(reader.batch)
             return Probed(reader, widths, keep_all=True, rereads=widths[:-1])
         # Of k drafts the model has read all but the last.
         kept = tuple(range(1, max(self._plan.gammas)))
-        if not phases:
+        if reader.batch > 1:
             return Probed(reader, (1, 2), keep_all=False, rereads=kept)
         # No end of sequence: a phase is timed over all of its tokens.
         chained = not self._device.startswith("cpu")
         drafter = ModelDrafter(reader, vocab_size=reader.vocab_size, sampling=self._sampling, eos=(), chained=chained)
-        return Probed(reader, (1, 2), False, drafter, self._plan.gammas, rereads=kept)
+        return Probed(reader, (1, 2), False, drafter, self._plan.phases, rereads=kept)
 
-    def _prefills(
-        self, readers: Mapping[str | None, CachedModel], batch: int, heads: Sequence[HeadProbe]
-    ) -> list[CostPoint]:
+    def _prefills(self, bench: Bench, batch: int) -> list[CostPoint]:
         return probe_prefill(
-            {**readers, **{head.name: head.pairs for head in heads}},
+            {**bench.readers, **{head.name: head.pairs for head in bench.heads}},
             self._ids,
             self._plan.prompts if batch == 1 else self._plan.batch_prompts,
             seed=f"{self._seed}/{batch}/prefill",
@@ -128,12 +158,14 @@ class Prober:
             passes=self._plan.prefill_passes,
         )
 
+    def _size(self, model: Any, batch: int) -> tuple[Any, int, int, int]:
+        return model.config, self._plan.capacity, batch, next(model.parameters()).element_size()
+
     def _drop_what_cannot_fit(self, batch: int) -> None:
         """By estimate, before anything is allocated. The target comes first: its costs matter most."""
         free = available_bytes(self._device)
         for name, model in list(self._models.items()):
-            element = next(model.parameters()).element_size()
-            size = model.config, self._plan.capacity, batch, element
+            size = self._size(model, batch)
             needed = cache_bytes(*size) + pass_bytes(*size)
             if needed > free:
                 self._drop(name, f"needs {gigabytes(needed)} beside the weights, {gigabytes(free)} are free", batch)

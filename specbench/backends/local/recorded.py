@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 # Answers of which is looked whether another tokenization would cut them elsewhere.
 ROUND_TRIPS = 2000
 
+# Of a text of transformers' own, against which the models are held.
+_REFERENCE_TOKENS = 32
+
 
 def needs_target(spec: DraftSpec, config: RunConfig, heads: Sequence[str]) -> bool:
     """Whether scoring a draft takes more than the answer: the target's distribution, its states or its layers."""
@@ -58,7 +61,7 @@ def require_recordable(config: RunConfig) -> bool:
     if needing:
         samples = needing[0].kind == "model" and needing[0].model not in heads
         raise ConfigError(
-            f"This draft {'samples, which' if samples else ''} needs the target".replace("  ", " "),
+            "This draft samples, which needs the target" if samples else "This draft needs the target",
             where=needing[0].text,
             hint="Name the target, or write the draft with ,sample=greedy." if samples else "Name the target.",
         )
@@ -132,7 +135,7 @@ class RecordedBackend:
             Conditions(in_process(engine.device), engine.device, config.dtype, threads),
             *engine.describe(),
             cautions=engine.cautions,
-            encoded=replace(encoded_record(engine.target, [], engine.today)),
+            encoded=encoded_record(engine.target, [], engine.today),
             reference=tuple(reference),
         )
 
@@ -188,10 +191,6 @@ class RecordedBackend:
             scoring = LocalScoring(self._engine, self._config)
             scoring.noticed = self._noticed
             yield scoring
-
-
-# Of a text of transformers' own, against which the models are held.
-_REFERENCE_TOKENS = 32
 
 
 def _longest(sample: Sequence[Recorded]) -> int:

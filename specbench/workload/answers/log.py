@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,3 @@ def survey_cautions(found: Survey) -> list[Caution]:
             )
         )
     return cautions
-
-
-def without_text(one: Recorded) -> Recorded:
-    """The same with its prompt's texts let go, once it is encoded."""
-    return replace(one, prompt=replace(one.prompt, messages=()))

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from specbench.records import Message
 from specbench.validation import kind_of
 from specbench.workload.answers.recorded import Exchange, Form, Reply
-from specbench.workload.answers.replies import joined_chunks, message_of, reply_of
+from specbench.workload.answers.replies import finish_of, joined_chunks, message_of, reply_of
 from specbench.workload.conversation import earlier_turns, looks_like_turns, text_prompt, unpacked
 from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.naming import list_names
@@ -238,7 +238,8 @@ def _langsmith(row: Row) -> Exchanges:
     if isinstance(generations, list) and generations:
         first = generations[0][0] if isinstance(generations[0], list) else generations[0]
         reply = reply_of(first.get("message") or first.get("text"), f"{place}.generations")
-        reply = replace(reply, finish=finish_in(first))
+        told = first.get("generation_info") or {}
+        reply = replace(reply, finish=finish_of(told.get("finish_reason")))
     else:
         reply = reply_of(answer.get("messages") or answer, place)
     kept = {key: called[key] for key in ("temperature", "max_tokens", "tools") if key in called}
@@ -246,13 +247,6 @@ def _langsmith(row: Row) -> Exchanges:
     reply = replace(reply, model=reply.model or (model if isinstance(model, str) else None))
     # `session_id` of a run is the project; its thread is among the metadata.
     yield exchange({**kept, **asked}, reply, "inputs", extra.get("metadata") or {"session_id": row.get("trace_id")})
-
-
-def finish_in(generation: Row) -> Any:
-    """How a generation of LangChain ended."""
-    from specbench.workload.answers.replies import finish_of
-
-    return finish_of((generation.get("generation_info") or {}).get("finish_reason"))
 
 
 def _session(row: Row) -> str | None:
