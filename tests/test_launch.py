@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGUFWriter
 from test_launched import written
 
 from specbench.backends.server import launch
@@ -20,6 +21,8 @@ from specbench.backends.server.launch import (
     require_draft,
 )
 from specbench.backends.server.launchfile import read_launch
+from specbench.backends.server.provider import Starting
+from specbench.config import RunConfig
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, ModelError
 
@@ -245,3 +248,16 @@ def test_a_probes_server_rejects_every_draft_and_a_measured_one_never_does(monke
     monkeypatch.setenv("SGLANG_SIMULATE_ACC_LEN", "3")
     with pytest.raises(ConfigError, match=r"SGLANG_SIMULATE_ACC_LEN makes servers accept drafts by chance.*Unset it"):
         environment(file, measured, 1)
+
+
+def test_a_head_is_asked_in_no_replay_and_that_is_said_before_anything_is_started(tmp_path):
+    writer = GGUFWriter(tmp_path / "head.gguf", "eagle3")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    (tmp_path / "target.gguf").touch()
+    config = RunConfig(target=str(tmp_path / "target.gguf"), draft=(str(tmp_path / "head.gguf"),), engine="xllamacpp")
+    specs = {draft: parse_draft(draft) for draft in config.draft}
+    Starting(config, specs, (2,), 1)
+    with pytest.raises(ConfigError, match=r"A head \(eagle3\) cannot be asked alone.*without --costs"):
+        Starting(config, specs, (), 1)

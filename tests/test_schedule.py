@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from conftest import full
 from fake_served import SPEC, FakeServer, fake_served
 
 from specbench.analysis.schedule import Cell, best_schedule
@@ -46,7 +47,7 @@ def test_the_planted_schedule_and_its_gain_come_back():
     assert found.gain_low < true_gain() < found.gain_high
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *full(1, 2, 3, 4)])
 def test_where_all_are_alike_choosing_gains_nothing(seed):
     """Chosen and judged on the same prompts, the best of equals would look better than it is."""
     same = {count: dict.fromkeys((1, 2, 3, 4, 5, 6), 1.0) for count in (1, 2, 4, 8)}

@@ -87,6 +87,7 @@ def test_the_interval_of_a_prediction_holds_what_is_uncertain_in_the_costs(tmp_p
     assert widths[1] > np.log(1.1) > widths[0]
 
 
+@pytest.mark.full
 def test_a_load_that_was_not_probed_has_no_prediction_and_one_that_was_only_probed_is_in_the_schedule(tmp_path):
     summary = summarise(planted(tmp_path / "one", points(clients=(1,))))
     assert [load.predicted_speedup is None for load in summary.loads] == [False, False, True, True]
@@ -134,6 +135,7 @@ def test_costs_are_those_of_this_engine_these_drafts_and_these_gammas(tmp_path):
             served_costs(tmp_path / name, stored.run)
 
 
+@pytest.mark.full
 def test_a_look_up_that_found_little_is_named_and_not_predicted(tmp_path):
     stored = planted(tmp_path / "run", ())
     probe_of(stored, points(gammas=range(3)), tmp_path / "probe")

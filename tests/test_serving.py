@@ -400,7 +400,7 @@ def test_a_draft_that_gives_less_than_gamma_is_refused_before_it_is_measured(dra
         preflight.check_drafts(*asked, started=started)
 
 
-@pytest.mark.parametrize(("alpha", "named"), [(0.01, True), (0.2, False)])
+@pytest.mark.parametrize(("alpha", "named"), [(0.01, True), *full((0.2, False))])
 def test_a_draft_at_chance_level_is_named(tmp_path, alpha, named):
     summary = summarise(fake_served(tmp_path / "run", Planted(alpha=alpha), gammas=(4,)))
     said = {warning.code: warning.message for warning in summary.warnings}

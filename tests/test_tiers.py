@@ -96,6 +96,12 @@ CLAIMS = {
         "test_ruling.py::test_equals_are_hardly_ever_ruled_out",
     ],
     "a real llama.cpp server counts what we count": ["test_served_llamacpp.py::test_our_counts_are_the_servers_own"],
+    "a draft is each engine's own setting": ["test_launch.py::test_one_draft_is_each_engines_own_setting"],
+    "a server is predicted from its rounds": [
+        "test_synthetic.py::test_planted_rounds_come_back_though_the_last_ones_are_cut",
+        "test_served_predictions.py::test_every_gamma_at_every_load_is_predicted_as_it_is_measured",
+        "test_schedule.py::test_the_planted_schedule_and_its_gain_come_back",
+    ],
     "faults of servers are named and lose nothing": [
         "test_serving.py::test_a_planted_truth_is_recovered",
         "test_serving.py::test_a_server_that_dies_loses_nothing",

@@ -113,10 +113,8 @@ def ignores_padding(model: Any) -> bool:
     long = torch.randint(0, vocabulary, (_LONG,), generator=torch.Generator().manual_seed(0)).tolist()
     short = long[:_SHORT]
     settings: dict[str, Any] = {"max_new_tokens": _NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    alone, padded = (
-        _written(model, prompts, settings, output_logits=True, return_dict_in_generate=True).logits
-        for prompts in ([short], [short, long])
-    )
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    alone, padded = (_written(model, prompts, settings).logits for prompts in ([short], [short, long]))
     return all(agree(one[0], other[0], one[0]) for one, other in zip(padded, alone, strict=True))
 
 

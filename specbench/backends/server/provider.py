@@ -178,6 +178,13 @@ class Starting:
         self.turn = None if not self.at_once else 1 if self._slots == 1 else WINDOW * busiest
         drafts = {text: _facts(text, path) for text, path in self._drafts.items()}
         self.models = _facts(config.target, self._target), drafts
+        for text, path in self._drafts.items() if not gammas else ():
+            if path is not None and (kind := kind_of(path)) is not None:
+                raise ConfigError(
+                    f"A head ({kind}) cannot be asked alone on a server: it reads its target's states",
+                    where=text,
+                    hint="Measure it without a replay (and without --costs), or replay it with --engine local.",
+                )
         for text in specs:
             for gamma in gammas:
                 command(self.file, self._setting(text, gamma), 0)
@@ -203,12 +210,6 @@ class Starting:
             return self.up(None, None, folder)
         path = self._drafts[draft]
         assert path is not None
-        if (kind := kind_of(path)) is not None:
-            raise ConfigError(
-                f"A server of the draft alone cannot be asked: it is a head ({kind}), which reads its target's states",
-                where=draft,
-                hint="Use --engine local for its replay.",
-            )
         log = folder / LOGS / f"{_slug(draft, None)}.log"
         return self._started(replace(self._setting(None, None), target=path), self._config.served_names[1], log)
 
