@@ -122,7 +122,15 @@ def equal_servers(folder: Path, loads: dict[str, int]) -> None:
             urls = [f"http://127.0.0.1:{server.port}" for server in (alone, drafting)]
             command = [sys.executable, "-m", "specbench", "measure", "--server", urls[0], "--spec-server", urls[1]]
             command += ["--engine", "openai", "--gamma", "2", "--workload", str(prompts), *how, "--json", "--quiet"]
-            command += ["--max-new-tokens", str(TOKENS), "--out", str(folder / "runs"), "--fresh"]
+            command += [
+                "--limit",
+                str(requests),
+                "--max-new-tokens",
+                str(TOKENS),
+                "--out",
+                str(folder / "runs"),
+                "--fresh",
+            ]
             done = subprocess.run(
                 command, check=True, capture_output=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(HERE.parent)}
             )
