@@ -129,7 +129,7 @@ def equal_servers(folder: Path, loads: dict[str, int]) -> None:
                 "--limit",
                 str(requests),
                 "--max-new-tokens",
-                str(TOKENS),
+                str(tokens),
                 "--out",
                 str(folder / "runs"),
                 "--fresh",
