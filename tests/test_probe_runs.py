@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import full
 from test_cli import call
 from test_run import FakeObserver, config_for
 
@@ -15,6 +16,7 @@ from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
 from specbench.analysis.summarise import summarise
 from specbench.cost import bandwidth
+from specbench.cost import probe as cost_probe
 from specbench.errors import ModelError, StoreError
 from specbench.models import shapes
 from specbench.run.session import run
@@ -201,3 +203,24 @@ def test_a_run_probes_larger_batches_at_the_middle_length(lab, tmp_path):
     assert {(p.model is None, p.tokens) for p in points if p.phase == "draft"} == {(False, 1), (False, 2)}
     prefills = {p.tokens for p in points if not p.context}
     assert prefills <= {t.prompt_tokens for t in stored.trials}
+
+
+@pytest.mark.parametrize("times", [1, *full(4)])
+def test_an_interrupted_probe_leaves_nothing_behind(lab, tmp_path, quick, monkeypatch, times):
+    left = iter(range(times - 1, -1, -1))
+    real = cost_probe.median_interval
+
+    def timed(values):
+        if next(left) == 0:
+            raise KeyboardInterrupt
+        return real(values)
+
+    monkeypatch.setattr(cost_probe, "median_interval", timed)
+    args = [*lab.args("--out", tmp_path, "--passes", 5, "--gamma", "1..2", "--quiet")]
+    at = args.index("--workload")
+    result = call("probe", *args[:at], *args[at + 2 :])
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.endswith(
+        "specbench: interrupted. Run the same command again: a run continues where it stopped.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
