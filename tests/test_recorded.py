@@ -95,6 +95,14 @@ def test_intervals_hold_the_truth_over_conversations_and_not_over_answers():
     assert covered(lambda n, one: f"{n:016x}") < 48
 
 
+def test_a_draft_with_a_cut_off_of_its_own_is_replayed_with_it():
+    texts = [replace(one, confidence=np.linspace(0, 1, 16, dtype=np.float32)) for one in conversations(12, 1, 4)]
+    mine = [replace(one, draft="d,cutoff=0.5") for one in texts]
+    plain, own = recorded_drafts([*texts, *mine], (4,), 0.0, 0.95)
+    (asked,) = recorded_drafts(texts, (4,), 0.5, 0.95)
+    assert own.gammas == asked.gammas != plain.gammas
+
+
 def test_few_conversations_have_no_interval():
     (found,) = recorded_drafts(conversations(9, 4, 3), (1,), 0.0, 0.95)
     assert (found.gammas[0].tokens_per_round.low, found.alpha.low) == (None, None)

@@ -150,6 +150,7 @@ def test_one_hot_drafts_load_no_target(lab, tmp_path, monkeypatch):
         ({"target": "none"}, "Without a target nothing says how texts are cut"),
         ({"target": "none", "tokenizer": "T", "temperature": 0.5}, "This draft samples, which needs the target"),
         ({"target": "none", "tokenizer": "T", "draft": ("skip:layers=1",)}, "This draft needs the target"),
+        ({"target": "none", "tokenizer": "T", "draft": ("mtp",)}, "This draft needs the target"),
         ({"target": "none", "tokenizer": "T", "verify_answers": 3}, "Answers are held against the target"),
         ({"tokenizer": "T"}, "The target has a tokenizer of its own"),
     ],

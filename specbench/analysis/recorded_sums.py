@@ -21,6 +21,7 @@ from specbench.analysis.recorded import Estimate, Group, Place, RecordedDraft, R
 from specbench.analysis.replayed import best_pair, middle_costs
 from specbench.cost.model import RoundCosts, predicted_rounds
 from specbench.decision.interval import MANY, MIN_PROMPTS, reach
+from specbench.drafters import parse_draft
 from specbench.records import CostPoint
 
 RESAMPLES = 1000
@@ -47,13 +48,14 @@ def recorded_drafts(
     points: Sequence[CostPoint] = (),
     lengths: Sequence[int] = PROMPTS,
 ) -> tuple[RecordedDraft, ...]:
-    """Every draft at every gamma; buckets of prompts begin at `lengths`, in tokens, the first at 0. With cost `points`,
-    and the names under which the drafts' models were timed (`readers`), also what speedup they predict."""
+    """Every draft at every gamma, under `cutoff` or its own; buckets of prompts begin at `lengths`, in tokens, the
+    first at 0. With cost `points`, and the names under which the drafts' models were timed (`readers`), also what
+    speedup they predict."""
     tallies: dict[str, _Tally] = {}
     for draft, chunk in _chunks(texts):
         if draft not in tallies:
             costs = None if readers is None else middle_costs(points, readers[draft])
-            tallies[draft] = _Tally(draft, gammas, cutoff, costs, lengths)
+            tallies[draft] = _Tally(draft, gammas, cutoff or parse_draft(draft).cutoff, costs, lengths)
         tallies[draft].add(chunk)
     return tuple(
         tally.result(confidence, None if readers is None else points, None if readers is None else readers[tally.draft])
