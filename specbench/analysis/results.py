@@ -58,13 +58,11 @@ class Judged:
         """The speedup with everything that makes it uncertain; `excess` is that of a choice."""
         return speedup_interval(paired, self.policy.confidence, excess + self._excess(category))
 
-    def verdict(
-        self, paired: Paired, speedup: Interval, gates: Gates, category: str | None = None, excess: float = 0.0
-    ) -> Verdict:
+    def verdict(self, paired: Paired, speedup: Interval, gates: Gates, category: str | None = None) -> Verdict:
         """By the rule, with how many prompts would settle it where it is open."""
         spread = None
         if speedup.low is not None:
-            spread = spread_to_settle(paired, self.policy.confidence, excess + self._excess(category))
+            spread = spread_to_settle(paired, self.policy.confidence, self._excess(category))
         return judge(speedup, self.policy, gates, spread)
 
     def _excess(self, category: str | None) -> float:
@@ -77,7 +75,7 @@ class Judged:
         choice = choose_gamma({g: view.paired(g, policy.metric) for g in self.choosable})
         speedup = self.interval(choice.paired, excess=choice.excess)
         gates = self.with_slower(choice.paired)
-        verdict = self.verdict(choice.paired, speedup, gates, excess=choice.excess)
+        verdict = self.verdict(choice.paired, speedup, gates)
         alpha = self._alpha(choice.best)
         batches = self.predictor.batches()
         return DraftResult(
@@ -246,7 +244,7 @@ class Judged:
         choice = choose_gamma({g: view.paired(g, metric).take(mine) for g in self.choosable})
         speedup = self.interval(choice.paired, category, choice.excess)
         # Which prompts of a category are slow is decided by too few of them to be a gate.
-        verdict = self.verdict(choice.paired, speedup, self.gates, category, choice.excess)
+        verdict = self.verdict(choice.paired, speedup, self.gates, category)
         gammas = []
         for gamma in view.arms:
             interval = self.interval(view.paired(gamma, metric).take(mine), category)

@@ -145,7 +145,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     best = judged[index]
     speedup = best.interval(found.paired, excess=found.excess)
     gates = best.with_slower(found.paired) if len(shared) == len(best.view.prompts) else best.gates
-    verdict = best.verdict(found.paired, speedup, gates, excess=found.excess)
+    verdict = best.verdict(found.paired, speedup, gates)
     return Choice(
         draft=best.view.spec,
         gamma=gamma,

@@ -144,7 +144,12 @@ def _loads(summary: Summary, width: int, plain: bool) -> Iterator[RenderableType
         yield Text(f"\n{readable(draft.draft, plain)} under load")
         yield table(kept, plain)
         paying = _say("stops_paying", summary, draft, best_by_concurrency(summary.loads, draft.draft, summary.policy))
-        words = [_say("load_words"), paying, schedule_words(draft.schedule), *hidden(columns, kept)]
+        words = [
+            _say("load_words", [row for row in summary.loads if row.draft == draft.draft]),
+            paying,
+            schedule_words(draft.schedule),
+            *hidden(columns, kept),
+        ]
         yield note(" ".join(filter(None, words)), width, plain)
 
 
