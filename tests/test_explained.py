@@ -61,7 +61,7 @@ def test_plain_words_are_no_surer_than_the_verdict() -> None:
     assert "1.04x to 1.30x all fit what was seen, so 1.10x is open. This is not a no." in unclear
     assert "about 180 more prompts" in unclear.lower()
     assert "expect 0.98x to 1.06x here; the 1.10x that you asked for is unlikely" in manager("kept:llamacpp")
-    assert "to come 1.17x to 1.39x as fast on average (95% interval)" in manager("kept:drafters"), "as the choice says"
+    assert "to come 1.16x to 1.40x as fast on average (95% interval)" in manager("kept:drafters"), "as the choice says"
     for name, chance in (("slow-gate", "above 99%"), ("slow-gate-open", "84%")):
         slow = manager(name)
         assert "too many prompts get slower" in slow and "expect " not in slow
