@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/specbench sweep --name demo
+	$(BIN)/specbench sweep --name demo --max-new-tokens 32 --probe-batch-sizes 1
 	$(BIN)/specbench brief
 	@echo "The brief and its figures are in the newest folder under reports/."
 

@@ -235,7 +235,7 @@ class RunConfig:
         0.5, "A trial is repeated when other processes kept more cores than this busy.", "drafts"
     )
     slice_tokens: Annotated[int, Range(0, 1_000_000)] = setting(
-        8, "Arms take turns within a prompt, every so many tokens; 0: whole trials. In process.", "drafts", RUNS
+        4, "Arms take turns within a prompt, every so many tokens; 0: whole trials. In process.", "drafts", RUNS
     )
     probe_batch_sizes: BatchSizes = setting(
         (1, 2, 4, 8),

@@ -185,7 +185,7 @@ def test_interrupt_is_130_and_says_how_to_go_on(lab, tmp_path, monkeypatch):
     result = call("sweep", *lab.args("--out", tmp_path, "--limit", 2))
     assert result.exit_code == 130
     assert result.stderr.endswith(
-        "specbench: interrupted. Run the same command again: it continues where it stopped.\n"
+        "specbench: interrupted. Run the same command again: a run continues where it stopped.\n"
     )
 
 

@@ -41,7 +41,7 @@ OTHER = {
     "draft_server": "http://d", "served_model_name": "m", "concurrency": "2,4", "rate": "0.5", "request_timeout_s": 9.0,
     "api_key_env": "PATH", "out": "o", "name": "n", "keep_text": True, "min_speedup": 1.5, "metric": "e2e",
     "confidence": 0.9, "slower_than": 0.8, "max_slower_share": 0.1, "mix": {"code": 1.0}, "price_per_hour": 2.0,
-    "max_added_gb": 3.0, "by_length": "1k,4k", "slice_tokens": 4, "tokenizer": "t", "answers": "recorded",
+    "max_added_gb": 3.0, "by_length": "1k,4k", "slice_tokens": 16, "tokenizer": "t", "answers": "recorded",
     "verify_answers": 4,
 }  # fmt: skip
 # Without these the others would be refused together with them.

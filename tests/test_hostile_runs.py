@@ -291,3 +291,18 @@ def test_no_number_of_a_run_takes_all_memory(runs, tmp_path, command):
         assert done.returncode in (0, 2), (which, done.stderr[-500:])
         assert "Traceback" not in done.stderr and "a bug" not in done.stderr
         says_no_nonsense(done.stdout)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "finished", ["1970-01-01T00:00:00+00:00", "2999-12-31T23:59:59+14:00", "9999-12-31T23:59:59-12:00"]
+)
+def test_a_clock_that_jumped_during_the_run_changes_no_number(runs, tmp_path, finished):
+    folder = Path(shutil.copytree(runs["in process"], tmp_path / "run"))
+    before = outcome(["show", "--json", str(folder)])[1]
+    run = json.loads((folder / "run.json").read_text())
+    run["provenance"]["finished"] = finished
+    (folder / "run.json").write_text(json.dumps(run))
+    assert outcome(["show", "--json", str(folder)])[1] == before
+    for command in ("plan", "explain", "brief"):
+        assert outcome([command, str(folder)])[0] == 0

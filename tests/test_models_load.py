@@ -102,7 +102,8 @@ def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("demo:tarjet", "there is no embedded model demo:tarjet. Did you mean demo:target?"),
         (
             "demo:x",
-            "there is no embedded model demo:x. The embedded models are demo:target, demo:draft and demo:gemma.",
+            "there is no embedded model demo:x. The embedded models are demo:target, demo:draft, demo:gemma and "
+            "demo:eagle3.",
         ),
         ("./nowhere", "./nowhere does not exist. Name a directory"),
         ("a/b/c", "a/b/c does not exist. Name a directory"),

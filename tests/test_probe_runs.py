@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import full
 from test_cli import call
 from test_docs import PAGES, nullable, rows_of
 from test_run import FakeObserver, config_for
@@ -17,6 +18,7 @@ from specbench.acceptance.replay import replay
 from specbench.analysis import probed as contract
 from specbench.analysis.summarise import summarise
 from specbench.cost import bandwidth
+from specbench.cost import probe as cost_probe
 from specbench.errors import ModelError, StoreError
 from specbench.models import shapes
 from specbench.records import Bandwidth, CostPoint
@@ -226,3 +228,24 @@ def test_the_contract_has_the_keys_of_the_code(section):
     rows = dict(rows_of(section, PAGES["contract.md"]))
     assert set(rows) == set(hints)
     assert [key for key, kind in rows.items() if ("null" in kind) != nullable(hints[key])] == []
+
+
+@pytest.mark.parametrize("times", [1, *full(4)])
+def test_an_interrupted_probe_leaves_nothing_behind(lab, tmp_path, quick, monkeypatch, times):
+    left = iter(range(times - 1, -1, -1))
+    real = cost_probe.median_interval
+
+    def timed(values):
+        if next(left) == 0:
+            raise KeyboardInterrupt
+        return real(values)
+
+    monkeypatch.setattr(cost_probe, "median_interval", timed)
+    args = [*lab.args("--out", tmp_path, "--passes", 5, "--gamma", "1..2", "--quiet")]
+    at = args.index("--workload")
+    result = call("probe", *args[:at], *args[at + 2 :])
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.endswith(
+        "specbench: interrupted. Run the same command again: a run continues where it stopped.\n"
+    )
+    assert list(tmp_path.iterdir()) == []

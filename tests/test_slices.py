@@ -180,11 +180,11 @@ def test_an_interrupt_within_a_prompt_loses_that_prompt_alone(lab, tmp_path, mon
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Underway, "advance", interrupted)
-        sweep(lab, tmp_path / "cut", limit=3)
+        sweep(lab, tmp_path / "cut", limit=3, slice_tokens=8)
     (folder,) = find_runs(tmp_path / "cut")
     cut = read_run(folder)
     assert (cut.status, len({t.prompt_id for t in cut.trials if not t.warmup})) == ("interrupted", 1)
-    again = sweep(lab, tmp_path / "cut", limit=3)
+    again = sweep(lab, tmp_path / "cut", limit=3, slice_tokens=8)
     assert again.folder == folder
     assert Counter(t.prompt_id for t in again.trials if not t.warmup) == dict.fromkeys(again_ids(whole), 4)
     assert facts(again) == facts(whole)

@@ -107,7 +107,7 @@ def save_own(folder: Path, kind: str, noise: float = 0.2, seed: int = 2) -> Path
         for name, weight in own.items()
         if name.startswith(prefix)
     }
-    join = torch.cat((eye + noise * 0.3 * torch.randn(hidden, hidden), noise * 0.2 * torch.randn(hidden, hidden)), 1)
+    join = torch.cat((eye + noise * 0.3 * torch.randn(hidden, hidden), 0.7 * noise * torch.randn(hidden, hidden)), 1)
     norms = {"enorm": one, "hnorm": one + 0.3 * torch.randn(hidden), "norm": model.model.norm.weight.clone()}
     if kind.startswith("qwen"):
         extra = {f"mtp.layers.0.{name}": weight for name, weight in layer.items()}

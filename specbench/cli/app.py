@@ -28,7 +28,9 @@ class Group(TyperGroup):
             typer.echo(f"specbench: {error.line()}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            typer.echo("specbench: interrupted. Run the same command again: it continues where it stopped.", err=True)
+            typer.echo(
+                "specbench: interrupted. Run the same command again: a run continues where it stopped.", err=True
+            )
             raise typer.Exit(130) from None
         except StdoutError:
             raise
