@@ -15,7 +15,8 @@ from specbench.analysis.probed import probed
 from specbench.analysis.summarise import summarise
 from specbench.cost.stored import served_costs
 from specbench.errors import ConfigError, StoreError
-from specbench.records import CostPoint
+from specbench.records import CostPoint, Policy
+from specbench.report.brief.server import load_note
 from specbench.run.task import task_of
 from specbench.run_record import ModelFacts
 from specbench.store import RunWriter, StoredRun, read_run
@@ -73,6 +74,7 @@ def test_every_gamma_at_every_load_is_predicted_as_it_is_measured(tmp_path):
         assert load.predicted_speedup == pytest.approx(load.speedup, rel=0.02)
         assert load.predicted_speedup_low <= load.predicted_speedup <= load.predicted_speedup_high
     assert {load.concurrency for load in summary.loads} == {1, 4}
+    assert "do not trust it where answers are short against prompts" in load_note(summary, draft, Policy())
     # Also what was not measured, from the same probe.
     assert [row.gamma for row in draft.predicted] == list(range(1, 9))
     assert [(row.batch, row.gamma) for row in draft.batches] == [(1, 8), (4, 8)]

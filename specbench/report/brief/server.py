@@ -65,7 +65,12 @@ def load_table(summary: Summary, policy: Policy, width: int, plain: bool) -> Ite
         yield Text(f"\n{readable(draft.draft, plain)} under load")
         yield table(kept, plain)
         hidden = [column.name for column in columns if column.name not in {each.name for each in kept}]
-        words = [_WORDS, stops_paying_words(summary, draft, policy), schedule_words(draft.schedule)]
+        words = [
+            _WORDS,
+            stops_paying_words(summary, draft, policy),
+            schedule_words(draft.schedule),
+            _read_between(rows),
+        ]
         if hidden:
             words.append(f"Not shown at this width: {', '.join(hidden)}.")
         yield note(" ".join(filter(None, words)), width, plain)
@@ -89,7 +94,8 @@ def load_rows(
 
 def load_note(summary: Summary, draft: DraftResult, policy: Policy) -> str:
     """What the table means, and from where on the draft stops paying."""
-    words = (stops_paying_words(summary, draft, policy), schedule_words(draft.schedule), _WORDS)
+    busy = _read_between(_rows(summary, draft))
+    words = (stops_paying_words(summary, draft, policy), schedule_words(draft.schedule), _WORDS, busy)
     return " ".join(filter(None, words))
 
 
@@ -98,6 +104,17 @@ _WORDS = (
     "the target alone, the second with the draft. Percentiles are over requests, and only those that so many requests "
     "can show."
 )
+
+
+def _read_between(rows: Sequence[LoadResult]) -> str:
+    """What a prediction above one client gets wrong: a probe's text has a round for every token, a run's has fewer, and
+    in both the server reads other clients' prompts between them."""
+    if not any(row.predicted_speedup is not None and (row.concurrency or 1) > 1 for row in rows):
+        return ""
+    return (
+        "A prediction above one client counts the reading of other clients' prompts too cheaply for the draft: do not "
+        "trust it where answers are short against prompts."
+    )
 
 
 def _rows(summary: Summary, draft: DraftResult) -> Sequence[LoadResult]:
