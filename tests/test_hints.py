@@ -31,6 +31,12 @@ REACHED_BY = {
     "backends/local/session.py": RUNS,
     "backends/local/backend.py": RUNS | {"doctor"},
     "backends/local/drafting.py": RUNS,
+    "backends/local/drafts.py": RUNS,
+    "backends/local/recorded.py": RUNS,
+    "backends/local/probing.py": {"probe"},
+    "backends/server/probing.py": {"probe"},
+    "report/alerts.py": {"brief"},
+    "workload/answers": RUNS,
     "backends/local/reference.py": RUNS,
     "backends/local": MODELS,
     "backends/server": RUNS,
@@ -57,7 +63,8 @@ REACHED_BY = {
 }
 
 # Settings of servers, as their own hints name them.
-THEIRS = {"--disable-radix-cache", "--no-enable-prefix-caching", "--spec-type"}
+THEIRS = {"--enable-log-requests", "--enable-log-outputs", "--max-log-len"}
+THEIRS |= {"--disable-radix-cache", "--no-enable-prefix-caching", "--spec-type"}
 # In what a hint of several commands says, each flag belongs to one of them.
 SHARED = {"cli/stored.py"}
 

@@ -106,7 +106,7 @@ def require_in_process(spec: DraftSpec) -> None:
         raise ConfigError(
             "Only a server drafts like this",
             where=spec.text,
-            hint="Name an --engine that does, or a head, a draft model or ngram:n=3.",
+            hint="Use specbench sweep --engine with one that does, or a head, a draft model or ngram:n=3.",
         )
 
 

@@ -135,7 +135,7 @@ def find(name: str) -> DemoModel:
     if name in HEADS:
         raise ModelError(
             f"{name} is a draft head, which is driven in process alone",
-            hint="Name it with --draft, beside --target demo:target and --engine local.",
+            hint="Name it with --draft, beside --target demo:target, and without a server.",
         )
     *others, last = TITLES
     near = difflib.get_close_matches(name, TITLES, n=1, cutoff=0.7)

@@ -79,7 +79,7 @@ def watch_of(summary: Summary) -> Watch:
         raise ConfigError(
             f"The run was measured {what}, and alerts are about an engine's own counters",
             where="--alerts",
-            hint="Measure on the engine that serves: --engine or --server.",
+            hint="Measure on the engine that serves: specbench sweep --engine or --server.",
         )
     if draft is None or summary.verdict == "NO-GO":
         raise ConfigError("The verdict is NO-GO: nothing speculates that could be watched", where="--alerts")

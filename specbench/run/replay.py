@@ -55,7 +55,7 @@ def replay_texts(
                 while scoring.noticed.too_long:
                     losses.too_long(*scoring.noticed.too_long.popitem())
     losses.end()
-    losses.require_any(done > 0, [*asked, *scoring.noticed.refused], scoring.noticed)
+    losses.require_any(done > 0, list(dict.fromkeys([*asked, *scoring.noticed.refused])), scoring.noticed)
 
 
 def _left(

@@ -394,7 +394,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
             if head.most is not None and max(config.gamma) > head.most:
                 raise ConfigError(
                     f"{head.name} drafts {head.most} tokens in a round, and gamma goes up to {max(config.gamma)}",
-                    hint=f"Use --gamma 1..{head.most}, or less.",
+                    hint=f"Use a gamma of up to {head.most}.",
                 )
     if config.batch_size > 1:
         refuse_batches(specs, heads)

@@ -121,7 +121,7 @@ def _require_probable(config: RunConfig, request: ProbeRequest) -> None:
     if config.server is not None:
         raise ConfigError(
             "A running server cannot be made to reject every draft",
-            where="--server",
+            where="the configuration's `server`",
             hint="Let specbench start it: --engine, or --launch with a copy of its launch file.",
         )
     if request.target_config is not None or request.draft_configs or request.contexts is not None:

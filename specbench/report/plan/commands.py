@@ -27,7 +27,8 @@ _LEFT_OUT = {
     "--name", "--keep-text", "--fresh", "--resume", "--json", "--quiet", "--strict",
 }  # fmt: skip
 _DOCTORS = {"--config"} | {each.flags[0] for each in SETTINGS.values() if "doctor" in each.declared.on}
-_DOCTORS -= {"--workload", "--limit", "--max-new-tokens"}  # it is asked about the pilot's prompts, in its own number
+# It is asked about the pilot's prompts, in its own number.
+_DOCTORS -= {"--workload", "--column", "--category-column", "--system-prompt", "--limit", "--max-new-tokens"}
 # Settings that a command line has to repeat where the pilot's own was not recorded.
 _REPEATED = {
     key: each
