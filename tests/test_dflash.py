@@ -20,11 +20,14 @@ from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score_head
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.dflash import BlockReader
-from specbench.backends.local.drafts import load_head
+from specbench.backends.local.drafts import HeadDraft, load_head
+from specbench.drafters import parse_draft
 from specbench.drafters.head import HeadDrafter
 from specbench.errors import ModelError
 from specbench.models.heads import find_head
 from specbench.records import Sampling
+from specbench.verify.rounds import loop_and_replay
+from specbench.verify.setup import make_setup
 
 PLAIN = markov_llama(context=0.03, vocab_size=VOCAB)
 TARGET = lean(PLAIN)
@@ -148,6 +151,19 @@ def test_drafts_that_stay_on_the_device_are_the_same():
 def test_a_block_is_all_that_a_round_drafts(tmp_path):
     head = find_head(str(save_dflash(tmp_path, assistant(PLAIN))))
     assert (head.kind, head.most) == ("dflash", BLOCK - 1)
+
+
+def test_the_doctor_asks_no_more_than_a_block_of_a_round(tmp_path):
+    """Of blocks below its own gamma too."""
+    folder = save_dflash(tmp_path, trained(), block_size=3)
+    draft = HeadDraft(parse_draft(str(folder)), load_head(find_head(str(folder)), loaded(TARGET)))
+    prompts = [PROMPT, PROMPT[::-1]]
+    bed = make_setup(
+        loaded(TARGET), [draft], prompts, sampling=GREEDY, eos=frozenset(), max_new_tokens=20, dtype="float32"
+    )
+    found = loop_and_replay(bed, bed.drafts[0])
+    assert found.state == "ok", found.evidence
+    assert max(one.drafted for live, _ in bed.with_draft(bed.drafts[0]) for one in live.rounds) == 2
 
 
 CASES = {

@@ -11,7 +11,7 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.drafters.model import ModelDrafter
 from specbench.verify.findings import Finding
-from specbench.verify.setup import GAMMA, Setup, bare_logits
+from specbench.verify.setup import GAMMA, Setup, bare_logits, gamma_of
 
 # Of what the target drafts for itself; below float32 its own near ties fall either way.
 SELF_ACCEPTED = {"float32": 0.98, "float16": 0.9, "bfloat16": 0.85}
@@ -101,7 +101,7 @@ def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
     """Rounds of the loop against rounds of the replay, over texts that are equal. Exact in float32."""
     runs, expected = bed.with_draft(draft), bed.replayed(draft)
     same = [i for i, (live, _) in enumerate(runs) if live.tokens == bed.alone[i]]
-    counts = {i: count(runs[i][0].rounds, GAMMA) for i in same}
+    counts = {i: count(runs[i][0].rounds, gamma_of(draft)) for i in same}
     differ = [i for i in same if counts[i].rounds != expected.rounds[i] or counts[i].accepted != expected.accepted[i]]
     live = sum(len(runs[i][0].rounds) for i in same)
     replayed = sum(float(expected.rounds[i]) for i in same)
@@ -123,7 +123,7 @@ def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
 
 
 def _live(bed: Setup, draft: Draft) -> Counts:
-    return pooled([count(live.rounds, GAMMA) for live, _ in bed.with_draft(draft)])
+    return pooled([count(live.rounds, gamma_of(draft)) for live, _ in bed.with_draft(draft)])
 
 
 def _shares(survival: tuple[float | None, ...]) -> str:

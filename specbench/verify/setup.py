@@ -88,7 +88,8 @@ class Setup:
         if name not in self.live:
             recorders = [Recorder(drafter_of(draft)) for _ in self.prompts]
             self.live[name] = [
-                (self.run(r, ids, reader=draft.target), r.turns) for r, ids in zip(recorders, self.prompts, strict=True)
+                (self.run(r, ids, gamma_of(draft), draft.target), r.turns)
+                for r, ids in zip(recorders, self.prompts, strict=True)
             ]
         return self.live[name]
 
@@ -97,7 +98,7 @@ class Setup:
         name = draft.spec.text
         if name not in self.replays:
             texts = [self._text(draft, i) for i in range(len(self.prompts))]
-            self.replays[name] = replay(texts, GAMMA, draft.spec.cutoff)
+            self.replays[name] = replay(texts, gamma_of(draft), draft.spec.cutoff)
         return self.replays[name]
 
     @torch.inference_mode()
@@ -167,8 +168,13 @@ def make_setup(
     reader = CachedModel(loaded.model, capacity)
     own = [draft.unopened() for draft in drafts]
     for draft in own:
-        draft.open(Setting(loaded, reader, sampling, eos, GAMMA), capacity)
+        draft.open(Setting(loaded, reader, sampling, eos, gamma_of(draft)), capacity)
     return Setup(loaded, reader, own, ids, sampling, eos, max_new_tokens, dtype)
+
+
+def gamma_of(draft: Draft) -> int:
+    """How many tokens a round of it drafts here: a block drafter has as many as its block."""
+    return min(GAMMA, draft.most or GAMMA)
 
 
 def in_float32(loaded: LoadedModel, drafts: Sequence[Draft]) -> tuple[LoadedModel, list[Draft]] | None:

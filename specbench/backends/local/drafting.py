@@ -62,6 +62,11 @@ class Draft:
     target: CachedModel | None = None
     many_target: RaggedModel | None = None
 
+    @property
+    def most(self) -> int | None:
+        """Tokens that it can draft in a round; None where there is no limit."""
+        return None
+
     def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
         self.spec = spec
         self.loaded = loaded

@@ -51,6 +51,10 @@ class HeadDraft(Draft):
         """What it was opened in."""
         return self._setting
 
+    @property
+    def most(self) -> int | None:
+        return self.head.head.most
+
     def facts(self) -> ModelFacts:
         head = self.head
         kept = len(head.reads) * head.head.target_hidden * head.dtype.itemsize
