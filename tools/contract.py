@@ -7,6 +7,7 @@ import ast
 import re
 from dataclasses import fields
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,8 +33,13 @@ def keys(module: str, name: str) -> str:
     record = getattr(import_module(f"specbench.{module}"), name)
     hints = get_type_hints(record, include_extras=True)
     said = re.sub(r"\bNone\b", "null", " ".join((record.__doc__ or "").split()))
-    listed = "; ".join(f"`{each.name}` {kind(hints[each.name])}" for each in fields(record))
-    return f"{said}\n\nKeys: {listed}."
+    kinds = {each.name: kind(hints[each.name]) for each in fields(record)}
+    ended = [key for key in kinds if {f"{key}_low", f"{key}_high"} <= set(kinds)]
+    ends = {f"{key}_{end}" for key in ended for end in ("low", "high")}
+    runs = groupby((key for key in kinds if key not in ends), key=kinds.__getitem__)
+    listed = "; ".join(f"{', '.join(f'`{key}`' for key in run)} {name}" for name, run in runs)
+    intervals = f" With `_low` and `_high`: {', '.join(f'`{key}`' for key in ended)}." if ended else ""
+    return f"{said}\n\nKeys: {listed}.{intervals}"
 
 
 def kind(hint: Any) -> str:
