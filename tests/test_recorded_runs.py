@@ -52,7 +52,7 @@ def written_by(config, folder):
     rows = []
     for prompt in prompts:
         ids = engine.encode(prompt)
-        output = engine.generate(ids, Arm("baseline"), max_new_tokens=config.max_new_tokens, seed_text="").tokens
+        output = engine.generate(ids, Arm("baseline"), max_new_tokens=config.max_new_tokens, seed_text=prompt.id).tokens
         rows.append(row_of(prompt, ids, output, output[-1] in engine.eos, max_tokens=config.max_new_tokens))
     log = folder / "log.jsonl"
     log.write_text(lines(*rows))
