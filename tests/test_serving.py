@@ -24,6 +24,7 @@ from specbench.config import load_config
 from specbench.drafters import parse_draft
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.records import Load, Round, ServerStats, Trial
+from specbench.report.dialect import said
 from specbench.run.session import run
 from specbench.store import StoredRun, read_run, trial_key
 
@@ -403,6 +404,6 @@ def test_a_draft_that_gives_less_than_gamma_is_refused_before_it_is_measured(dra
 @pytest.mark.parametrize(("alpha", "named"), [(0.01, True), *full((0.2, False))])
 def test_a_draft_at_chance_level_is_named(tmp_path, alpha, named):
     summary = summarise(fake_served(tmp_path / "run", Planted(alpha=alpha), gammas=(4,)))
-    said = {warning.code: warning.message for warning in summary.warnings}
-    assert ("draft-at-chance" in said) == named
-    assert not named or "no more than common tokens give by chance" in said["draft-at-chance"]
+    words = {warning.code: said(warning) for warning in summary.warnings}
+    assert ("draft-at-chance" in words) == named
+    assert not named or "no more than common tokens give by chance" in words["draft-at-chance"]
