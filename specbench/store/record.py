@@ -86,6 +86,9 @@ def _checked(data: bytes, plain: Mapping[str, Any]) -> RunRecord:
                     settings[key].read(value)
             except ValueError:  # its words quote the value
                 raise ValueError(f"{place}.{key} is not what a {what} may hold") from None
+    for number, warning in enumerate(record.warnings):
+        if not isinstance(warning.values.get("said"), str):
+            raise ValueError(f"warnings[{number}] says nothing")
     for point in record.probe or ():
         if min(point.median_s, point.low_s, point.high_s, point.tokens, point.batch) <= 0:
             raise ValueError("probe has a time, width or batch that is not above 0")

@@ -144,7 +144,7 @@ RUNS: list[tuple[str, Callable[[Path], None], str]] = [
         f"{MINE}drafts[].weight_bytes is text, not a whole number{UNDO}",
     ),
     ("warnings text", changed("warnings", [CANARY]), f"{MINE}warnings[0] is text, not an object{UNDO}"),
-    ("a warning without a hint", changed("warnings", [{"code": "a", "message": "b"}]), f"{MINE}warnings[0] lacks hint"),
+    ("a warning without words", changed("warnings", [{"code": "a", "values": {}}]), f"{MINE}warnings[0] says nothing"),
     ("probe text", changed("probe", CANARY), f"{MINE}probe is text, not a list{UNDO}"),
     ("trials_planned text", changed("trials_planned", "9"), f"{MINE}trials_planned is text, not a whole number{UNDO}"),
     ("a trial a list", written("trials.jsonl", b"[]\n"), f"{LINE}the line is a list, not an object (run/trials.jsonl, line 1)"),
