@@ -64,6 +64,19 @@ def test_replay_only_finds_the_acceptance_of_the_live_run(lab, tmp_path, stored)
         assert (text.category, text.limit, text.draft) == (live.category, live.limit, live.draft)
 
 
+@pytest.mark.full
+def test_a_drafts_own_cut_off_counts_in_its_table(lab, tmp_path):
+    own = f"{lab.near},cutoff=0.3"
+    flags = ("--replay-only", "--gamma", 5, "--json", "--quiet")
+    (cut,) = json.loads(call("sweep", *lab.args("--out", tmp_path / "cut", *flags, draft=own)).stdout)["drafts"]
+    (uncut,) = json.loads(call("sweep", *lab.args("--out", tmp_path / "uncut", *flags)).stdout)["drafts"]
+    assert (cut["cutoff"], uncut["cutoff"]) == (0.3, 0.0)
+    assert cut["gammas"][0]["drafted_high"] < uncut["gammas"][0]["drafted_high"]
+    (live,) = json.loads(call("sweep", *lab.args("--out", tmp_path / "live", *flags[1:], draft=own)).stdout)["drafts"]
+    row = live["gammas"][0]
+    assert (cut["gammas"][0]["rounds"], cut["gammas"][0]["accepted"]) == (row["rounds"], row["accepted"])
+
+
 def test_replay_answers_new_questions_without_a_model(stored, lab):
     result = call("replay", stored.folder, "--gamma", "1..16", "--cutoff", 0.3, "--json")
     assert result.exit_code == 0, result.output

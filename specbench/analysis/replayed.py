@@ -13,7 +13,7 @@ from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup
 from specbench.cost.stored import require_probe
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, share_interval, speedup_interval
-from specbench.drafters import reader_of
+from specbench.drafters import parse_draft, reader_of
 from specbench.records import CostPoint, Finding
 from specbench.run_record import RunRecord
 
@@ -38,10 +38,12 @@ class ReplayGamma:
 @dataclass(frozen=True, slots=True)
 class ReplayDraft:
     """One draft. `alpha` is the mean over positions of sum min(p, q), with its interval over prompts: the chance that
-    a draft is accepted at a position of the text, whatever gamma. `best` is there where it was asked for and can be
+    a draft is accepted at a position of the text, whatever gamma. Drafting stops below the confidence `cutoff`, 0
+    never: the draft's own, or a higher one that was asked for. `best` is there where it was asked for and can be
     known."""
 
     draft: str
+    cutoff: float
     texts: int
     tokens: int
     alpha: float | None
@@ -54,7 +56,7 @@ class ReplayDraft:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A whole run replayed; `cutoff` 0 is none. `warnings` are the run's own."""
+    """A whole run replayed; `cutoff` is the one that was asked for, 0 is none. `warnings` are the run's own."""
 
     run: str
     schema: int
@@ -82,17 +84,19 @@ def replayed(
         alpha = overlap_interval(mine, confidence)
         reader = (readers or {}).get(draft)
         costs = None if reader is None else middle_costs(points, reader)
+        at = max(cutoff, parse_draft(draft).cutoff)
         drafts.append(
             ReplayDraft(
                 draft=draft,
+                cutoff=at,
                 texts=len(mine),
                 tokens=sum(text.tokens for text in mine),
                 alpha=alpha[0],
                 alpha_low=alpha[1],
                 alpha_high=alpha[2],
-                gammas=tuple(row(replay(mine, gamma, cutoff), mine, costs) for gamma in gammas),
+                gammas=tuple(row(replay(mine, gamma, at), mine, costs) for gamma in gammas),
                 categories={
-                    name: tuple(row(replay(texts, gamma, cutoff), texts, costs) for gamma in gammas)
+                    name: tuple(row(replay(texts, gamma, at), texts, costs) for gamma in gammas)
                     for name, texts in _by_category(mine).items()
                 },
                 best=best_pair(mine, points, gammas, confidence, reader) if best and reader is not None else None,

@@ -19,16 +19,16 @@ if TYPE_CHECKING:  # replays take numpy, and a profile of prompts does without
 
 def replay_tables(found: Replayed) -> list[RenderableType]:
     """What `replay` prints: acceptance by gamma for each draft, and tokens per round by category."""
-    parts: list[RenderableType] = [Block(partial(_replayed, draft, found.cutoff)) for draft in found.drafts]
+    parts: list[RenderableType] = [Block(partial(_replayed, draft)) for draft in found.drafts]
     return [*parts, Block(partial(warnings, found.warnings))] if found.warnings else parts
 
 
-def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Iterator[RenderableType]:
+def _replayed(draft: ReplayDraft, width: int, plain: bool) -> Iterator[RenderableType]:
     rows = draft.gammas
     alpha = (
         text.UNKNOWN if draft.alpha is None else f"{draft.alpha:.3f} {text.interval(draft.alpha_low, draft.alpha_high)}"
     )
-    at = f", drafting stops below confidence {cutoff:g}" if cutoff else ""
+    at = f", drafting stops below confidence {draft.cutoff:g}" if draft.cutoff else ""
     yield Text(f"\n{readable(draft.draft, plain)}: acceptance at a position, alpha, {alpha}{at}")
     lines = tuple(text.sparkline(row.survival, ascii_only=plain) for row in rows)
     predicted = Column("speedup", "predicted\nspeedup", tuple(text.speedup(row.predicted_speedup) for row in rows))
@@ -45,7 +45,7 @@ def _replayed(draft: ReplayDraft, cutoff: float, width: int, plain: bool) -> Ite
     words = f"Replayed, not run: {text.count(draft.texts, 'text')} of the target alone, {draft.tokens:,} tokens."
     if predicted in columns:
         words += " Predicted from the times of the models alone, nothing of a round outside them."
-    if cutoff:
+    if draft.cutoff:
         words += " Drafted tokens are an upper bound: off the text the cut-off may stop the draft sooner."
     yield note(words, width, plain)
     if draft.best is not None:
