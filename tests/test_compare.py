@@ -34,7 +34,7 @@ def test_a_planted_slowdown_is_found_and_fails_the_build(runs):
     assert 0.3 < found["slower"]["by"] < 0.6
     (row,) = found["drafts"][0]["gammas"]
     assert row["ratio_high"] < 0.8
-    assert not row["same"]
+    assert row["difference"] == "slower"
 
 
 @pytest.mark.full

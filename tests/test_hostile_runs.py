@@ -301,8 +301,8 @@ def test_a_clock_that_jumped_during_the_run_changes_no_number(runs, tmp_path, fi
     folder = Path(shutil.copytree(runs["in process"], tmp_path / "run"))
     before = outcome(["show", "--json", str(folder)])[1]
     run = json.loads((folder / "run.json").read_text())
-    run["provenance"]["finished"] = finished
+    was, run["provenance"]["finished"] = run["provenance"]["finished"], finished
     (folder / "run.json").write_text(json.dumps(run))
-    assert outcome(["show", "--json", str(folder)])[1] == before
+    assert outcome(["show", "--json", str(folder)])[1] == before.replace(was, finished)
     for command in ("plan", "explain", "brief"):
         assert outcome([command, str(folder)])[0] == 0

@@ -139,7 +139,7 @@ def test_a_refusal_is_one_line_with_numbers_and_a_hint(lab, tmp_path, monkeypatc
 def test_a_disk_that_is_surely_too_small_is_refused(lab, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
-    with pytest.raises(StoreError, match=r"needs at least 0\.00 GB, 0\.00 GB are free .*: 48 trials"):
+    with pytest.raises(StoreError, match=r"needs at least 0\.03 MB, 0\.02 MB are free .*: 48 trials"):
         sweep(lab, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     # Twelve prompts at one gamma are 36 lines of trials; with texts they are longer.
@@ -227,16 +227,18 @@ def test_a_failed_allocation_has_several_names(lab, tmp_path, monkeypatch, uneve
 
 @pytest.mark.full
 def test_one_failed_allocation_costs_one_prompt(lab, tmp_path, monkeypatch):
-    counted = []
+    """Of whole trials: arms that take turns within a prompt are then measured one by one, and nothing is lost."""
+    counted: list = []
+    whole = {"probe_batch_sizes": "1", "max_new_tokens": 6, "slice_tokens": 0}
     with monkeypatch.context() as patch:
         allocator = Allocator(patch)
         observer = FakeObserver()
         observer.trial = lambda trial: counted.append((allocator.calls, trial))
-        sweep(lab, tmp_path / "first", gammas=(2,), probe_batch_sizes="1", observer=observer, max_new_tokens=6)
+        sweep(lab, tmp_path / "first", gammas=(2,), observer=observer, **whole)
     middle = counted[17][0] + 3  # in the middle of the nineteenth trial
     with monkeypatch.context() as patch:
         Allocator(patch, nth=middle)
-        stored = sweep(lab, tmp_path / "second", gammas=(2,), probe_batch_sizes="1", max_new_tokens=6)
+        stored = sweep(lab, tmp_path / "second", gammas=(2,), **whole)
     (lost,) = stored.run.workload.skipped
     assert lost.id == counted[18][1].prompt_id
     assert summarise(stored).drafts[0].gammas[0].prompts == 11

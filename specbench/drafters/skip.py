@@ -49,8 +49,8 @@ def first_layers(model: Any, layers: int) -> Any:
     cut, cut_body = _shallow(model), _shallow(body)
     cut_body.config = copy.copy(config)
     cut_body.config.num_hidden_layers = layers
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
+    kinds = getattr(cut_body.config, "layer_types", None)
+    if kinds is not None and len(kinds) != layers:  # where it follows from the number of layers it cannot be set
         cut_body.config.layer_types = list(kinds)[:layers]
     cut_body.layers = nn.ModuleList(list(body.layers)[:layers])
     setattr(cut, name, cut_body)
