@@ -219,7 +219,7 @@ def screen(args: list[str], monkeypatch: pytest.MonkeyPatch, encoding: str = "ut
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_terminal_gets_80_columns_without_links(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = re.sub(r"\x1b\[[\d;]*m", "", screen(["explain", "--level", level], monkeypatch))
+    shown = re.sub(r"\x1b\[[\d;]*m", "", screen(["explain", "--basics", "--level", level], monkeypatch))
     assert max(map(len, shown.splitlines())) <= 80
     assert "](#" not in shown and "<a id" not in shown and "**" not in shown and "\x1b]8" not in shown
     assert "• target: The large model" in shown
@@ -228,7 +228,7 @@ def test_a_terminal_gets_80_columns_without_links(level: str, monkeypatch: pytes
 
 
 def test_a_terminal_without_our_characters_gets_the_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert screen(["explain"], monkeypatch, "ascii") == explain("manager").text
+    assert screen(["explain", "--basics"], monkeypatch, "ascii") == explain("manager").text
 
 
 def test_a_pipe_gets_the_markdown_and_a_hint_on_stderr() -> None:
@@ -249,7 +249,7 @@ def test_unnamed_the_newest_run_is_explained_and_without_one_the_subject(
 
 
 def test_json_has_the_text_and_the_words() -> None:
-    found = json.loads(call("explain", "--json", "--level", "engineer").stdout)
+    found = json.loads(call("explain", "--basics", "--json", "--level", "engineer").stdout)
     assert list(found) == ["level", "run", "text", "words"]
     assert (found["level"], found["run"], found["text"]) == ("engineer", None, explain("engineer").text)
     assert {"term": "tau", "meaning": terms()["tau"].plain} in found["words"]
@@ -293,4 +293,4 @@ def test_a_folder_without_a_verdict_is_refused(kind: str, tmp_path: Path) -> Non
 
 @pytest.mark.full
 def test_the_subject_itself_needs_no_heavy_library() -> None:
-    assert loaded(command("explain", "--level", "engineer")) <= {"pydantic"}
+    assert loaded(command("explain", "--basics", "--level", "engineer")) <= {"pydantic"}

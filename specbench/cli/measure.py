@@ -93,7 +93,7 @@ def _say_dry(task: Task, as_json: bool) -> None:
     if found.continues is not None:
         typer.echo(f"Continues {found.continues}: {found.trials_done:,} trials are done")
     if found.seconds is not None:
-        typer.echo(f"At most about {text.duration(found.seconds)}, at the pace of {found.pace_of}")
+        typer.echo(f"About {text.duration(found.seconds)}, at the pace of {found.pace_of}")
     elif found.arms:
         typer.echo("Time: known when the models have warmed up; specbench plan counts it from a pilot")
     typer.echo("Nothing was loaded, started or written.", err=True)

@@ -27,7 +27,7 @@ ARMS_SHOWN = 12
 def forecast_s(
     warmed: Mapping[Arm, Answer], left: Mapping[Arm, int], units: Sequence[Unit], max_new_tokens: int
 ) -> float | None:
-    """How long the trials that are `left` take at most, seconds, at each arm's pace while it warmed up: answers that
+    """How long the trials that are `left` take, seconds, at each arm's pace while it warmed up: answers that
     use all of `max_new_tokens`, prompts as long as those of `units`. None where an arm was not warmed, or too shortly
     to tell."""
     lengths = [len(item.ids) for unit in units for item in unit.items if item.ids is not None]

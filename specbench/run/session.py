@@ -195,7 +195,7 @@ class Measurement:
         observer.begin(len(self._done) + left.total(), len(self._done))
         if warmed and (most_s := forecast_s(warmed, left, asked, self._config.max_new_tokens)):
             answers = f"answers of up to {self._config.max_new_tokens:,} tokens"
-            observer.say(f"At most about {duration(most_s)}: {count(left.total(), 'trial')}, {answers}")
+            observer.say(f"About {duration(most_s)}: {count(left.total(), 'trial')}, {answers}")
         size = session.block_size or max(1, len(asked))
         measured = 0
         for begin in range(0, len(asked), size):
