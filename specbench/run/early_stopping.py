@@ -16,7 +16,7 @@ from specbench.analysis.frame import by_arm, main_trials
 from specbench.analysis.predict import Predictor
 from specbench.analysis.stopped import kept_arms
 from specbench.analysis.summarise import summarise
-from specbench.analysis.views import DraftView, a_a
+from specbench.analysis.views import DraftView, Steady, a_a
 from specbench.decision.interval import excess_variance
 from specbench.decision.ruling import STAY, Standing, look_sizes, rule, settled
 from specbench.records import Arm, Policy, RuledOut
@@ -121,11 +121,9 @@ class TimeBudget:
         policy = stored.run.config.policy
         trials = main_trials(stored)
         arms = kept_arms(by_arm(trials), stored.run)
-        again = a_a(arms, policy.metric)
         views = [DraftView(arms, spec, trials, (), stored, policy) for spec in stored.run.config.draft]
         pairs = [view.paired(gamma, policy.metric) for view in views if view.complete for gamma in view.arms]
-        excess = 0.0 if again is None else excess_variance(again)
-        call = settled(pairs, policy, len(look_sizes(self._units)), excess) if pairs else None
+        call = settled(pairs, policy, len(look_sizes(self._units)), Steady(arms, policy).excess) if pairs else None
         return call if call is not None and summarise(stored).verdict == call else None
 
 

@@ -19,7 +19,18 @@ from specbench.records import Arm, Trial, warned
 from specbench.run.provenance import hardware
 from specbench.run.record import HASHED, hashed, stored_config
 from specbench.run_record import ModelFacts, RunRecord, SessionFacts
-from specbench.store import RUN_FILE, StoredRun, TrialKey, busy, find_runs, in_use, new_folder, read_run, trial_key
+from specbench.store import (
+    RUN_FILE,
+    StoredRun,
+    TrialKey,
+    busy,
+    find_runs,
+    in_use,
+    new_folder,
+    read_record,
+    read_run,
+    trial_key,
+)
 from specbench.text import clean
 
 # A disturbed trial is measured so often at most.
@@ -203,12 +214,13 @@ def pace_of(config: RunConfig, arms: Sequence[Arm]) -> tuple[float | None, str |
     now = hardware(None)
     for folder in find_runs(Path(config.out)):
         try:
+            run = read_record(folder)
+            was, machine = run.config, run.provenance.hardware
+            same = all(getattr(was, key) == getattr(config, key) for key in ("target", "dtype", "engine", "batch_size"))
+            if not same or (machine.cpu, machine.physical_cores) != (now.cpu, now.physical_cores):
+                continue
             stored = read_run(folder)
         except StoreError:
-            continue
-        was, machine = stored.run.config, stored.run.provenance.hardware
-        same = all(getattr(was, key) == getattr(config, key) for key in ("target", "dtype", "engine", "batch_size"))
-        if not same or (machine.cpu, machine.physical_cores) != (now.cpu, now.physical_cores):
             continue
         paces = []
         for arm in arms:
