@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from specbench.backends.base import Admitted, Answered, Conditions, Item, Noticed, TargetText
 from specbench.backends.local.backend import in_process
+from specbench.backends.local.precision import with_precision
 from specbench.backends.local.room import require_memory
 from specbench.backends.local.session import LocalScoring, answered
 from specbench.config import NO_TARGET, RunConfig
@@ -99,7 +100,8 @@ class RecordedBackend:
         """Load what is needed, over the first answers of a log; what is odd is looked for in these."""
         config, threads = self._config, self._threads()
         name = config.target if config.target != NO_TARGET else str(config.tokenizer)
-        config = replace(config, target=name)
+        was = None if self._earlier is None else self._earlier.precision
+        config, cautions = with_precision(replace(config, target=name), was)
         prompts = [one.prompt for one in sample if one.form == "chat"]
         if self._weights:
             room = replace(config, max_new_tokens=min(config.max_new_tokens, _longest(sample)))
@@ -122,6 +124,7 @@ class RecordedBackend:
             )
         self.facts, self._noticed = AnswerFacts(), Noticed()  # they are read again
         ids = [item.tokens for item in items]
+        engine.cautions += cautions
         engine.cautions += encoding_cautions(engine.target, ids, engine.eos, engine.today)
         engine.cautions += unwritten(engine.target, prompts, config.chat_template_kwargs)
         if any(draft.spec.kind == "skip" for draft in engine.drafts.values()):
