@@ -125,10 +125,10 @@ def test_a_run_says_its_precision_and_keeps_it(slow, saved, lab, tmp_path, monke
 
 
 def test_the_memory_asked_for_is_that_of_the_format_taken(slow, saved, lab, monkeypatch):
-    from specbench.backends.local import room
+    from specbench.backends.local import backend
 
     slow(8.0)
-    monkeypatch.setattr(room, "available_bytes", lambda _: 1000)
+    monkeypatch.setattr(backend, "available_bytes", lambda _: 1000)
     words = [
         "sweep",
         "--target",
