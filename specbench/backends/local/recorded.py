@@ -27,7 +27,7 @@ from specbench.models.memory import memory_errors
 from specbench.models.rendering import unwritten
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
 from specbench.store import RunWriter
-from specbench.workload.answers import Recorded
+from specbench.workload.replies import Recorded
 
 if TYPE_CHECKING:
     from specbench.backends.local.local import LocalEngine
