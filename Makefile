@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
-.PHONY: help demo test test-all test-gemma test-gpu test-vllm lint check docs bench bench-gpu clean
+.PHONY: help demo test test-all test-gemma test-gpu test-vllm lint check docs kept measure-kept bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md, docs/glossary.md and configs/default.yaml anew from the code"
+	@echo "make kept   write the briefs under reports/ anew; make measure-kept measures their runs anew first"
 	@echo "make bench  performance as ratios against named peers"
 	@echo "make bench-gpu  the same for the engine on a CUDA device"
 
@@ -69,6 +70,12 @@ test-vllm: $(STAMP) $(if $(SPECBENCH_VLLM_PYTHON),,$(VLLM)/.installed)
 
 docs: $(STAMP)
 	$(BIN)/python -m tools
+
+kept: $(STAMP)
+	$(BIN)/python -m tools.kept
+
+measure-kept: $(STAMP)
+	$(BIN)/python -m tools.kept measure
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "recorded": "drafts over answers that are there, against having the target write them",
     "saving": "a sweep that stops what is surely not the best, against every gamma: trials, seconds, both verdicts",
     "slices": "the noise of a speedup by how often the arms of a prompt take turns, from whole trials to single tokens",
+    "predictions": "predicted speedups beside measured ones: three kinds of draft, gamma 1 to 6, batches of 1 and 4",
     "calibration": "intervals and verdicts on fake traffic whose true speedup is planted: how often they are right",
     "tool": "CPU seconds and memory of help, workload and brief, beside what Python and its libraries take",
     "growth": "time and memory of the tool itself against prompts, gammas and drafts: does it stay linear?",

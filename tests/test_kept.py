@@ -14,21 +14,15 @@ from specbench.analysis.summarise import summarise
 from specbench.cli import app
 from specbench.report.brief import render_brief, render_page
 from specbench.store import read_run
+from tools.kept import BRIEFS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGINES = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
 KEPT = sorted(path.parent.name for path in ROOT.glob("reports/[a-z]*/run.json"))
 VERDICTS = {"example": "GO", "drafters": "GO", "llamacpp": "NO-GO"}
-MIX = {"code-edit": 0.6, "chat": 0.4}
-# Folder under reports/ -> run and policy that it is written from.
-WRITTEN = {
-    "example": ("example", {}),
-    "drafters": ("drafters", {}),
-    "llamacpp": ("llamacpp", {}),
-    "mixed": ("drafters", {"mix": MIX, "min_speedup": 1.25}),
-    "unclear": ("example", {"min_speedup": 1.15}),
-}
+MIX = BRIEFS["mixed"][1]["mix"]
+WRITTEN = {name: made for name, made in BRIEFS.items() if made[0] in KEPT}
 
 
 def example(name):
@@ -39,7 +33,7 @@ def example(name):
 
 @pytest.mark.parametrize("name", KEPT)
 def test_a_kept_brief_is_what_the_code_writes(name, monkeypatch):
-    """Else: specbench brief reports/NAME"""
+    """Else: make kept"""
     monkeypatch.chdir(ROOT)
     folder = Path("reports") / name
     stored = read_run(folder)
