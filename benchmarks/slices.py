@@ -131,8 +131,8 @@ def measure(
 
 
 def main(*, quick: bool = False) -> None:
-    """Measure and print. Full: up to 24 prompts x 16 tokens, six minutes in all. Quick: 3 prompts x 8 tokens."""
-    limit, n = (3, 8) if quick else (24, 16)
+    """Measure and print. Full: up to 24 prompts x 16 tokens, six minutes in all. Quick: 2 prompts x 6 tokens."""
+    limit, n = (2, 6) if quick else (24, 16)
     config = RunConfig(target="demo:target", draft=tuple(DRAFTS.values()), dtype=DTYPE, gamma=(2,), device="cpu")
     engine = LocalEngine(config, threads=1)
     chosen = select(load_workload(str(shipped("workloads/mixed.jsonl"))).prompts, 4 * limit, 0)
