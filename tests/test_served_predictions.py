@@ -22,7 +22,7 @@ from specbench.run.task import task_of
 from specbench.run_record import ModelFacts
 from specbench.store import RunWriter, StoredRun, read_run
 
-SERVER = FakeServer(alpha=0.7, noise=0.0, slower={1: 1.0, 4: 1.5}, spec_slower={1: 1.0, 4: 3.0}, read_s=0.2)
+SERVER = FakeServer(alpha=0.7, noise=0.0, slower={1: 1.0, 4: 1.5}, spec_slower={1: 1.0, 4: 3.0}, read_s=0.03)
 PROMPTS = 24
 
 
@@ -81,7 +81,7 @@ def test_every_gamma_at_every_load_is_predicted_as_it_is_measured(tmp_path):
     # Also what was not measured, from the same probe.
     assert [row.gamma for row in draft.predicted] == list(range(1, 9))
     assert [row.batch for row in draft.batches] == [1, 4] and min(row.gamma for row in draft.batches) > 4
-    assert draft.stops_paying_at_batch is None and draft.batches[1].speedup < draft.batches[0].speedup
+    assert draft.batches[1].speedup < draft.batches[0].speedup
 
 
 @pytest.mark.parametrize("clients", [1, 2, 4])
