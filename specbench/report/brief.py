@@ -27,7 +27,18 @@ from specbench.analysis.steps import next_steps
 from specbench.errors import StoreError
 from specbench.records import Finding
 from specbench.report import columns
-from specbench.report.dialect import HTML, MARKDOWN, PLAIN, UNLINKED, Column, Plain, environment, sentence_of, squash, template
+from specbench.report.dialect import (
+    HTML,
+    MARKDOWN,
+    PLAIN,
+    UNLINKED,
+    Column,
+    Plain,
+    environment,
+    sentence_of,
+    squash,
+    template,
+)
 from specbench.report.page import Page, html_page
 from specbench.report.published import public_figures
 from specbench.report.schedule import schedule_words
