@@ -34,7 +34,7 @@ from specbench.report.dialect import (
     UNLINKED,
     Column,
     Plain,
-    environment,
+    say,
     sentence_of,
     squash,
     template,
@@ -207,7 +207,7 @@ def why(summary: Summary, d: Plain) -> str:
 
 def scope(s: Summary, d: Plain) -> list[str]:
     """What was measured, one line a circumstance; for the evidence, where each model has its size."""
-    return [line for line in map(squash, environment(d).globals["say"].scope(s).split("\n")) if line]
+    return [line for line in map(squash, say(d).scope(s).split("\n")) if line]
 
 
 def figures_of(summary: Summary) -> list[Figure]:

@@ -293,7 +293,12 @@ def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
 
 def sentence_of(name: str, dialect: Plain, *about: Any) -> str:
     """One of the sentences about a run (run.j2), on one line."""
-    return squash(getattr(environment(dialect).globals["say"], name)(*about))
+    return squash(getattr(say(dialect), name)(*about))
+
+
+def say(dialect: Plain) -> Any:
+    """The macros of run.j2."""
+    return environment(dialect).globals["say"]
 
 
 def json_of(record: Any) -> Any:
