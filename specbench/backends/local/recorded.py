@@ -40,7 +40,7 @@ from specbench.models.rendering import unwritten
 from specbench.records import Sampling
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
 from specbench.store import RunWriter
-from specbench.workload.answers import Recorded
+from specbench.workload.replies import Recorded
 
 if TYPE_CHECKING:
     from specbench.backends.local.local import LocalEngine
