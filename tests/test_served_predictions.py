@@ -17,7 +17,6 @@ from specbench.cost.clients import decoding_seconds
 from specbench.cost.stored import served_costs
 from specbench.errors import ConfigError, StoreError
 from specbench.records import CostPoint
-from specbench.report.dialect import PLAIN, sentence_of
 from specbench.run.task import task_of
 from specbench.run_record import ModelFacts
 from specbench.store import RunWriter, StoredRun, read_run
@@ -77,7 +76,6 @@ def test_every_gamma_at_every_load_is_predicted_as_it_is_measured(tmp_path):
         assert load.predicted_speedup == pytest.approx(load.speedup, rel=0.02)
         assert load.predicted_speedup_low <= load.predicted_speedup <= load.predicted_speedup_high
     assert {load.concurrency for load in summary.loads} == {1, 4}
-    assert "do not trust it where answers are short against prompts" in sentence_of("load_words", PLAIN, summary.loads)
     # Also what was not measured, from the same probe.
     assert [row.gamma for row in draft.predicted] == list(range(1, 9))
     assert [row.batch for row in draft.batches] == [1, 4] and min(row.gamma for row in draft.batches) > 4
