@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specbench.decision.interval import Floats
+from specbench.acceptance.replay import Floats
 
 
 def decoding_seconds(
@@ -33,7 +33,9 @@ def decoding_seconds(
         waiting = [*window[count:]]  # texts that no client has asked for yet
         text = dict(enumerate(window[:count]))  # of each client
         counts = dict.fromkeys(text, True)
-        left, began_s, now_s = {}, {}, 0.0
+        left: dict[int, float] = {}
+        began_s: dict[int, float] = {}
+        now_s = 0.0
         # The first request is read at once, the others come meanwhile; what comes during a turn is read in the next.
         due, coming, open_texts = [0], list(text)[1:], len(window)
         fills = {client: client for client in text}
