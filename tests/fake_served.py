@@ -62,6 +62,7 @@ def fake_served(
     server = server or FakeServer()
     loads = [*(Load(c) for c in concurrency), *(Load(1, r) for r in rate)]
     folder.mkdir(parents=True)
+    config = {"max_new_tokens": LIMIT, **config}
     asked = replace(RunConfig(), draft=(SPEC,), gamma=gammas, policy=policy or Policy(), **config)
     stored = replace(asked, engine="llamacpp", concurrency=concurrency, rate=rate)
     # What is lost if the machine dies is no question here.
