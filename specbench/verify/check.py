@@ -26,7 +26,7 @@ from specbench.store import StoredRun, read_run
 from specbench.workload import load_workload, select
 
 if TYPE_CHECKING:
-    from specbench.backends.local.comparing import Comparer
+    from specbench.backends.local.assisted import Comparer
     from specbench.models import LoadedModel
 
 # Texts are generated anew one by one: a few show a wrong count, an interval takes more.
@@ -57,19 +57,19 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
     import torch
     import transformers
 
-    from specbench.backends.local.assisted import RULES
-    from specbench.backends.local.comparing import Comparer
+    from specbench.backends.local.assisted import RULES, Comparer
 
     torch.set_num_threads(min(stored.run.provenance.threads or 1, os.cpu_count() or 1))
     observer.say(f"Loading {config.target}")
     target = _load(stored, config.target, stored.run.target, asked)
     encoded = _encoded(stored, target, prompts, trials)
+    precision = stored.run.precision or "float32"
     comparer = Comparer(
         target,
         encoded,
         sampling,
         max_new_tokens=config.max_new_tokens,
-        precision=config.dtype,
+        precision=precision,
         seed=config.seed,
         rules=RULES if asked.rules is None else asked.rules,
     )
@@ -88,7 +88,7 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
         run=str(folder),
         schema=SCHEMA,
         against=f"transformers {transformers.__version__}",
-        precision=config.dtype,
+        precision=precision,
         greedy=sampling.greedy,
         prompts=len(prompts),
         agreement=worst(drafts),
@@ -230,7 +230,7 @@ def _load(stored: StoredRun, name: str, was: ModelFacts, asked: Asked) -> Loaded
     run = stored.run
     loaded = load_model(
         name,
-        dtype=run.config.dtype,
+        dtype=run.precision or "float32",
         device=run.provenance.device or "cpu",
         trust_remote_code=asked.trust_remote_code,
     )

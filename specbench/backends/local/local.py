@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,15 +19,12 @@ from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting, facts
-from specbench.backends.local.drafts import HeadDraft, load_drafts, refuse_batches
+from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches
 from specbench.backends.local.graphs import CudaRecorder, record_all
 from specbench.backends.local.lanes import BatchLane, Lane, Underway, open_lane, passes
-from specbench.backends.local.layers import choose_layers
-from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.prober import Prober
-from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.reference import check_reference, failing_as_ours
-from specbench.backends.local.room import WIDEST
+from specbench.backends.local.ragged import WIDEST, RaggedModel
+from specbench.backends.local.reference import check_reference, failing_as_ours, require_rollback
 from specbench.backends.local.swap import make_lean
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
@@ -53,34 +49,6 @@ NO_GRAPHS = warned(
     "and without, and small models more than large ones",
     "Read the speedup as that of an engine without graphs, or measure on a server: specbench sweep --engine.",
 )
-
-
-# In float32 a CPU multiplies as fast as it can; more than so many times as slowly is without kernels.
-SLOW = 2.0
-
-
-def slow_precision(dtype: str, device: str, now: Callable[[], float] = time.perf_counter) -> Finding | None:
-    """Whether a CPU multiplies matrices of the size of a prompt's far more slowly in this precision than in float32, by
-    the best of five turns of each. Without kernels a prompt was read at 27 ms a token, and at a fraction with them."""
-    if dtype == "float32" or not device.startswith("cpu"):
-        return None
-    best = dict.fromkeys(("float32", dtype), float("inf"))
-    for _ in range(5):
-        for name in best:
-            one = torch.ones(64, 1024, dtype=getattr(torch, name))
-            other = torch.ones(1024, 1024, dtype=one.dtype)
-            start_s = now()
-            one @ other
-            best[name] = min(best[name], now() - start_s)
-    times = best[dtype] / best["float32"]
-    if times <= SLOW:
-        return None
-    return warned(
-        "slow-precision",
-        f"this CPU multiplies {times:.0f} times as slowly in {dtype} as in float32, for which it has kernels: prompts "
-        "and verify passes are dearer than where the model is served",
-        "Measure with --dtype float32, or on the machine that serves.",
-    )
 
 
 def _eager(name: str) -> Finding:
@@ -120,8 +88,6 @@ class LocalEngine:
         for spec in specs:
             require_in_process(spec)
         _require_forms(config, specs)
-        if (slow := slow_precision(config.dtype, self.device)) is not None:
-            self.cautions.append(slow)
         trusted = frozenset(config.trust_remote_code)
         self.weights = weights
         self.target = (
