@@ -183,7 +183,7 @@ def test_the_embedded_head_is_a_folder_and_no_gguf_file():
     line = command(read_launch(ENGINES / "vllm-cpu.yaml"), Setting("t", parse_draft("demo:eagle3"), folder, 2), 1)
     given = json.loads(line[line.index("--speculative-config") + 1])
     assert given == {"method": "eagle3", "model": folder, "num_speculative_tokens": 2}
-    with pytest.raises(ModelError, match="neither a model nor a GGUF file.*on vLLM"):
+    with pytest.raises(ModelError, match=r"neither a model nor a GGUF file.*on vLLM"):
         model_file("demo:eagle3", "gguf")
 
 

@@ -93,7 +93,7 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
 
 # Last lines of vLLM 0.32 that ended, as it wrote them.
 ENDS = {
-    "ImportError: Arctic Inference is required for suffix decoding. Install via `pip install arctic-inference==0.1.1`.": (
+    "ImportError: Arctic Inference is required. Install via `pip install arctic-inference==0.1.1`.": (
         "a missing package",
         "that its log names",
     ),

@@ -112,7 +112,7 @@ def trial_counts(trial: Trial, width: int) -> Counts:
 
 
 def _room(trial: Trial) -> int:
-    """Tokens that rounds wrote: each one, and what it accepted; but the one that accepts the end of a text adds none."""
+    """Tokens that rounds write, each one and what it accepts; the one that accepts the end of a text adds none."""
     return trial.decode_tokens + (trial.finish == "eos")
 
 
