@@ -99,8 +99,8 @@ class ServerProbe:
                     reads += [Read(number, arm.gamma or 0, a.prompt_tokens, a.times.prefill_s) for a in answers]
         for load, passes in spent.items():
             yield from round_points(list(passes.values()), draft, round(median(lengths[load])), load.concurrency)
-        found = reading_points(spent.get(Load(), {}), reads, draft)
-        yield from (p for p in found if p.model is not None or draft == self._config.draft[0])
+        readings = reading_points(spent.get(Load(), {}), reads, draft)
+        yield from (p for p in readings if p.model is not None or draft == self._config.draft[0])
 
     def _turns(self, arms: Sequence[Arm]) -> Iterator[_Turn]:
         """In every pass all arms, each pass in another order; of servers that cannot run side by side, all of one."""
