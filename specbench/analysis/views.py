@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
+from itertools import groupby
 
 import numpy as np
 
@@ -53,6 +55,7 @@ class DraftView:
         repeats = range(self.repeats)
         keys = [(prompt, 0 if self.greedy else r) for unit in members for r in repeats for prompt in unit]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
+        self._longest = min((text.longest for text in self.texts if text.longest is not None), default=math.inf)
         self._owner = np.repeat(np.arange(len(members)), [len(unit) * self.repeats for unit in members])
         self.batch = config.batch_size
         self._replayed: dict[int, Expected] = {}
@@ -73,11 +76,19 @@ class DraftView:
     def replayed(self, gamma: int) -> Expected | None:
         """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions, and beyond
         the gammas that they were scored for."""
-        if not self.texts or any(text.longest is not None and text.longest < gamma for text in self.texts):
+        if not self.texts or gamma > self._longest:
             return None
         if gamma not in self._replayed:
             self._replayed[gamma] = replay(self.texts, gamma, self.draft.cutoff)
         return self._replayed[gamma]
+
+    def windows(self, clients: int) -> list[list[int]]:
+        """Places of the prompts as the target alone was asked for them, window by window; one window of all where that
+        was under another load than `clients` at a time."""
+        if self.side_by_side != clients or len(self.prompts) < clients:
+            return [list(range(len(self.prompts)))]
+        asked = [(t.stretch or 0, t.begun_s or 0.0, row) for row, each in enumerate(self.base.trials) for t in each]
+        return [[row for _, _, row in group] for _, group in groupby(sorted(asked), key=lambda one: one[0])]
 
     def paired(self, gamma: int, metric: str) -> Paired:
         """Target alone and draft at `gamma`, prompt by prompt, weighed by the mix."""

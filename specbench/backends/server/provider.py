@@ -221,12 +221,14 @@ class Starting:
                 name = call(partial(self._name, server.url, wanted, setting.target))
                 yield ServerHandle(server.url, self.adapter, server.pid, name)
             except EngineError:
-                if server.alive():
+                if not server.ended():
                     raise
+                what = f"The server ended in the middle of the measurement (exit code {server.exit_code})"
+                reason, hint = server.reason()
                 raise EngineError(
-                    f"The server ended in the middle of the measurement (exit code {server.exit_code})",
+                    f"{what}; its log tells of {reason}" if reason else what,
                     where=str(log),
-                    hint="See its log; the same command then continues where it stopped.",
+                    hint=hint or "See its log; the same command then continues where it stopped.",
                 ) from None
 
     async def _name(self, url: str, wanted: str | None, guess: str) -> str | None:
