@@ -1,6 +1,6 @@
 """The runs that are kept under reports/, how each is measured, and the briefs that are written of them.
 
-python -m tools.kept                    write every kept brief anew: make kept
+python -m tools.kept                    write every kept brief anew, and what pages quote of them: make kept
 python -m tools.kept measure [NAME..]   measure these runs anew, or all, then write every brief: make measure-kept
 python -m tools.kept measure --limit 2  try every command on two prompts, and keep nothing
 """
@@ -188,6 +188,29 @@ def write() -> None:
         _brief(Path("reports") / run, policy, folder)
 
 
+def quote() -> None:
+    """What README and docs show of kept runs."""
+    from specbench.analysis.compare import compared
+    from specbench.store import read_run
+
+    words = [sys.executable, "-m", "specbench", "show", "reports/example"]
+    shown = subprocess.run(
+        words, env={**os.environ, "COLUMNS": "80"}, check=True, capture_output=True, text=True
+    ).stdout
+    lines = shown.split("\nMeasured wall clock")[0].strip().splitlines()
+    table = "\n".join(line.rstrip() for line in lines)
+    _between("README.md", "<!-- example:table -->\n", "<!-- /example:table -->", f"```text\n{table}\n```\n")
+    found = compared(read_run(REPORTS / "drafters"), read_run(REPORTS / "llamacpp"))
+    reasons = "\n>\n".join(f"> `{draft.draft}`: **{draft.reason}**" for draft in found.drafts)
+    _between("docs/engines.md", "reports/llamacpp`:\n\n", "\n\nThe weights differ", reasons)
+
+
+def _between(page: str, begin: str, end: str, text: str) -> None:
+    path = Path(page)
+    before, rest = path.read_text(encoding="utf-8").split(begin, 1)
+    path.write_text(before + begin + text + end + rest.split(end, 1)[1], encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.kept", description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["measure"], help="measure anew; default: briefs alone")
@@ -198,6 +221,7 @@ def main() -> None:
         measure(name, args.limit)
     if args.limit is None:
         write()
+        quote()
 
 
 if __name__ == "__main__":
