@@ -151,6 +151,7 @@ def measure(name: str, limit: int | None) -> None:
     run = RUNS[name]
     with tempfile.TemporaryDirectory() as folder:
         work, start_s = Path(folder), time.monotonic()
+        shutil.copytree(REPORTS.parent / "workloads", work / "workloads")  # else their place would be this machine's
         run.prepare(work, limit or run.limit)
         before = Path()
         for command in run.commands:
