@@ -42,12 +42,13 @@ OTHER = {
     "api_key_env": "PATH", "out": "o", "name": "n", "keep_text": True, "min_speedup": 1.5, "metric": "e2e",
     "confidence": 0.9, "slower_than": 0.8, "max_slower_share": 0.1, "mix": {"code": 1.0}, "price_per_hour": 2.0,
     "max_added_gb": 3.0, "by_length": "1k,4k", "slice_tokens": 16, "tokenizer": "t", "answers": "recorded",
-    "verify_answers": 4,
+    "verify_answers": 4, "ray": "local",
+    "sessions": True,
 }  # fmt: skip
 # Without these the others would be refused together with them.
 BESIDE = {"spec_server": ("server",), "draft_server": ("server",), "served_model_name": ("server",)}
-BESIDE |= dict.fromkeys(("concurrency", "rate"), ("engine",))
-BESIDE |= dict.fromkeys(("tokenizer", "verify_answers"), ("answers",))
+BESIDE |= dict.fromkeys(("concurrency", "rate", "sessions"), ("engine",))
+BESIDE |= dict.fromkeys(("tokenizer", "verify_answers", "ray"), ("answers",))
 
 
 def help_of(command, program=app):

@@ -6,6 +6,7 @@ is measured, and errors never quote prompt text, because prompts may be private.
 
 from __future__ import annotations
 
+from specbench.workload.conversation import turns_of
 from specbench.workload.load import Skipped, Workload, load_workload
 from specbench.workload.profile import CategoryProfile, WorkloadProfile, profile
 from specbench.workload.selection import select
@@ -18,4 +19,5 @@ __all__ = [
     "load_workload",
     "profile",
     "select",
+    "turns_of",
 ]
