@@ -152,7 +152,16 @@ def test_what_changes_no_trial_is_not_in_the_fingerprint():
         before = load_config(None, needed).fingerprint()
         after = load_config(None, needed | {key: OTHER[key]}).fingerprint()
         assert (before != after) == setting.declared.measured, key
-    elsewhere = {"trust_remote_code", "probe_batch_sizes", "time_budget_s", "api_key_env", "out", "name", "keep_text"}
+    elsewhere = {
+        "ray",
+        "trust_remote_code",
+        "probe_batch_sizes",
+        "time_budget_s",
+        "api_key_env",
+        "out",
+        "name",
+        "keep_text",
+    }
     assert elsewhere == {key for key, setting in RUN_SETTINGS.items() if not setting.declared.measured}
 
 

@@ -1,5 +1,5 @@
-"""Conversations turn by turn on servers: turns in order, equal prompts and equal caches in every arm, and a warning where
-the caches were not equal."""
+"""Conversations turn by turn on servers: turns in order, equal prompts and equal caches in every arm, and a warning
+where the caches were not equal."""
 
 from __future__ import annotations
 
