@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -254,33 +255,59 @@ def workers(
     chosen = None if log.chosen is None else frozenset(log.chosen)
     threads = config.threads or (None if earlier is None else earlier.provenance.threads) or 1
     where = config.ray or LOCAL
-    # Nothing is reported to Ray's makers.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Nothing is reported to Ray's makers, and what a reader of ours need not know is not said.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
     require_ray()
     import ray
     import ray.data
+    import ray.exceptions
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     said: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
+    if where != LOCAL:
+        _require_cluster(where)
     with _folder(Path(config.out)) as folder:
         say("Starting Ray" if where == LOCAL else f"Joining Ray at {where}")
         here = {"_temp_dir": str(folder), "object_store_memory": _STORE_BYTES} if where == LOCAL else {"address": where}
         try:
             ray.init(**said, **here)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ConfigError(
-                f"Ray does not start or answer ({type(error).__name__})",
-                where=f"--ray {where}",
-                hint="Name the address that ray start printed, or local.",
-            ) from None
+            raise _no_cluster(where, type(error).__name__) from None
         try:
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = False
             context.execution_options.preserve_order = True
             yield Workers(Job(config, chosen, threads, earlier), say)
+        except ray.exceptions.RayError as error:
+            # Its message may hold what a worker said.
+            raise EngineError(
+                f"Ray failed ({type(error).__name__})",
+                where=f"--ray {where}",
+                hint="What was scored is kept; run the same command again.",
+            ) from None
         finally:
             ray.shutdown()
+
+
+def _require_cluster(where: str) -> None:
+    """Ray itself looks for minutes. Raises ConfigError where nothing answers at the address HOST:PORT."""
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if where == "auto":
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(where, type(error).__name__) from None
+
+
+def _no_cluster(where: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"Ray does not start or answer ({why})",
+        where=f"--ray {where}",
+        hint="Name the address HOST:PORT that ray start printed, or local.",
+    )
 
 
 @contextmanager
