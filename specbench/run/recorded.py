@@ -25,8 +25,8 @@ from specbench.run.workers import added_up, require_ray, workers
 from specbench.run_record import AnswerFacts, AnswersVerified, CategoryCount, RunRecord
 from specbench.store import RunWriter, StoredRun
 from specbench.workload import Workload, select
-from specbench.workload.answers import AnswerLog, Recorded, Survey
-from specbench.workload.answers.log import BLOCK, SAMPLE, survey_cautions
+from specbench.workload.answers import BLOCK, SAMPLE, AnswerLog, Survey, survey_cautions
+from specbench.workload.replies import Recorded
 
 
 def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observer, argv: Sequence[str]) -> Path:

@@ -33,8 +33,8 @@ from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.run.losses import Losses
 from specbench.run.replay import ScoreKey, texts_of
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
-from specbench.workload.answers import AnswerLog, Recorded
-from specbench.workload.answers.log import BLOCK, SAMPLE
+from specbench.workload.answers import BLOCK, SAMPLE, AnswerLog
+from specbench.workload.replies import Recorded
 
 LOCAL = "local"
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from specbench.workload.conversation import turns_of
 from specbench.workload.load import Skipped, Workload, load_workload
-from specbench.workload.profile import CategoryProfile, WorkloadProfile, profile
-from specbench.workload.selection import select
+from specbench.workload.profile import CategoryProfile, WorkloadProfile, profile, select
 
 __all__ = [
     "CategoryProfile",
