@@ -272,7 +272,7 @@ def workers(
         here = {"_temp_dir": str(folder), "object_store_memory": _STORE_BYTES} if where == LOCAL else {"address": where}
         try:
             ray.init(**said, **here)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:  # Ray raises plain ones
             raise _no_cluster(where, type(error).__name__) from None
         try:
             context = ray.data.DataContext.get_current()
@@ -306,7 +306,7 @@ def _no_cluster(where: str, why: str) -> ConfigError:
     return ConfigError(
         f"Ray does not start or answer ({why})",
         where=f"--ray {where}",
-        hint="Name the address HOST:PORT that ray start printed, or local.",
+        hint="Try again on a less busy machine, or name the address HOST:PORT that ray start printed.",
     )
 
 
