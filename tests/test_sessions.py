@@ -177,7 +177,7 @@ def ask_fields(ask):
     return ask.messages, ask.max_tokens, ask.sampling, ask.seed
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm", "vllm-cpu", "sglang"])
 def test_servers_are_started_with_a_prefix_cache_for_sessions_alone(engine):
     file = read_launch(Path("configs/engines") / f"{engine}.yaml")
     off, on = (command(file, Setting("t", cached=cached), 1) for cached in (False, True))
