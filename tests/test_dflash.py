@@ -198,7 +198,7 @@ def test_what_a_window_hides(layout, two_way):
 
 
 CASES = {
-    "a window of no size": (
+    "no size": (
         {"layer_types": ["sliding_attention"] * 2, "sliding_window": None},
         "has sliding_attention",
     ),

@@ -79,9 +79,11 @@ LONGER = [11, 3, 3, 8, 20, 1, 6]
 # A prompt shorter than the layers are many is too short for transformers.
 @pytest.mark.parametrize(
     ("kind", "prompt"),
-    [("deepseek_v3", PROMPT), ("deepseek_v3", [7, 2]), ("deepseek_v3*3", LONGER)]
-    + full(("deepseek_v3", LONGER), ("glm4_moe", PROMPT), ("glm4_moe", [7, 2]), ("deepseek_v3*3", PROMPT))
-    + full(("deepseek_v3*2", PROMPT), ("glm4_moe*3", PROMPT), ("glm4_moe*3", LONGER)),
+    [
+        *(("deepseek_v3", PROMPT), ("deepseek_v3", [7, 2]), ("deepseek_v3*3", LONGER)),
+        *full(("deepseek_v3", LONGER), ("glm4_moe", PROMPT), ("glm4_moe", [7, 2]), ("deepseek_v3*3", PROMPT)),
+        *full(("deepseek_v3*2", PROMPT), ("glm4_moe*3", PROMPT), ("glm4_moe*3", LONGER)),
+    ],
 )
 def test_rounds_are_those_of_transformers(kind, prompt):
     """`generate(use_mtp=True)` drafts one token a layer in every round: as many passes of the target."""
