@@ -199,7 +199,7 @@ class Reader(ABC):
     @property
     def pairs(self) -> int:
         """How many were read."""
-        return self.cache.get_seq_length()
+        return int(self.cache.get_seq_length())
 
     @abstractmethod
     def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
