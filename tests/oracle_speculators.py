@@ -10,10 +10,10 @@ import json
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import speculators
 import torch
 import transformers
 from speculators import SpeculatorModel
@@ -59,7 +59,7 @@ def main() -> None:
             model = load(Path(ask["head"]), ask["target"], Path(room) / str(number))
             texts = zip(ask["states"], ask["ids"], strict=True)
             found.append([logits(model, states, ids, ask["depths"]) for states, ids in texts])
-    torch.save({"logits": found, "versions": (speculators.__version__, transformers.__version__)}, sys.argv[2])
+    torch.save({"logits": found, "versions": (version("speculators"), transformers.__version__)}, sys.argv[2])
 
 
 if __name__ == "__main__":

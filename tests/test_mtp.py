@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import full
 from tiny import GREEDY, run
-from tiny_mtp import VOCAB, configured, save_own, without
+from tiny_mtp import VOCAB, configured, save_own, save_written, without
 from transformers import AutoModelForCausalLM
 
 from specbench.acceptance.metrics import count
@@ -18,13 +19,14 @@ from specbench.acceptance.positions import Positions
 from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score_head
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.drafts import reader_of
+from specbench.backends.local.drafts import load_head, reader_of
 from specbench.backends.local.headreader import ManyHeadReader
 from specbench.backends.local.mtp import load_mtp
 from specbench.backends.local.ragged import RaggedModel
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
+from specbench.models.heads import find_head, require_fit
 from specbench.records import Sampling
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -209,6 +211,42 @@ def test_its_target_is_left_as_it_was():
     before = target.model.config.to_dict()
     load_mtp(target)
     assert target.model.config.to_dict() == before
+
+
+def scores_of(head, target, text):
+    reader = CachedModel(target.model, 512).keeping(head.reads)
+    return score_head(reader, reader.states.read, reader_of(head, 512), PROMPT, text, depths=3, sampling=GREEDY, eos=())
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", *full("qwen3_5_text")])
+def test_a_layer_that_speculators_wrote_is_the_targets_own(tmp_path, kind):
+    target, text = target_of(kind), alone(kind, n=24)
+    head = find_head(str(save_written(tmp_path / "head", Path(target.name))))
+    assert (head.kind, head.most) == ("mtp", None)
+    written, own = (scores_of(one, target, text) for one in (load_head(head, target), head_of(kind)))
+    assert 0 < written.accept[:, 0].mean() < 1
+    assert (written.accept == own.accept).all()
+    assert written.log_q == pytest.approx(own.log_q, abs=1e-5)
+
+
+WRONG = {
+    "another size": ("qwen3_next", {"num_hidden_layers": 9}, "was made for 9 layers of qwen3_next, and"),
+    "two": ("qwen3_next", {}, "has 2 multi-token-prediction layers, not one"),
+    "layers of Llama": ("qwen3_next", {"model_type": "llama"}, "is made of 'llama' layers"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_written_layer_of_another_target_is_refused(tmp_path, case):
+    kind, changes, words = WRONG[case]
+    target = target_of(kind)
+    layer = json.loads((Path(target.name) / "config.json").read_text()) | changes
+    layer |= {"layer_types": ["full_attention"] * layer["num_hidden_layers"]}
+    more = {"num_nextn_predict_layers": 2} if case == "two" else {"transformer_layer_config": layer}
+    folder = save_written(tmp_path / "head", Path(target.name), **more)
+    with pytest.raises(ModelError) as error:
+        require_fit(find_head(str(folder)), "tiny", target.model.config)
+    assert words in error.value.line()
 
 
 REFUSED = {

@@ -143,3 +143,41 @@ def configured(folder: Path, **changes: Any) -> None:
     """Change a checkpoint's config.json."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def save_written(folder: Path, own: Path, **changes: Any) -> Path:
+    """The layer `mtp.*` of a target's folder as `speculators` writes it, in a checkpoint of its own."""
+    folder.mkdir()
+    config = json.loads((own / "config.json").read_text())
+    written = {
+        "architectures": ["MTPDraftModel"],
+        "speculators_model_type": "mtp",
+        "num_nextn_predict_layers": 1,
+        "transformer_layer_config": config,
+        "speculators_config": {
+            "algorithm": "mtp",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 1}],
+            "default_proposal_method": "greedy",
+            "verifier": {"name_or_path": str(own), "architectures": config["architectures"]},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(written | changes))
+    names = {"fc.": "input_proj.", "norm.": "final_layernorm.", "pre_fc_norm_hidden.": "hidden_layernorm."}
+    names |= {"pre_fc_norm_embedding.": "token_layernorm.", "layers.0.": ""}
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(own / "model.safetensors").items():
+        part = name.removeprefix("mtp.")
+        if part != name:
+            old = next(old for old in names if part.startswith(old))
+            found["mtp_layers.0." + names[old] + part.removeprefix(old)] = weight
+    experts = "mtp_layers.0.mlp.experts."
+    if f"{experts}0.gate_proj.weight" in found:  # one tensor for all of them, as transformers' modules have it
+        each = {
+            part: [found.pop(f"{experts}{number}.{part}_proj.weight") for number in range(config["num_experts"])]
+            for part in ("gate", "up", "down")
+        }
+        pairs = zip(each["gate"], each["up"], strict=True)
+        found[f"{experts}gate_up_proj"] = torch.stack([torch.cat(pair) for pair in pairs])
+        found[f"{experts}down_proj"] = torch.stack(each["down"])
+    save_file({name: weight.contiguous() for name, weight in found.items()}, folder / "model.safetensors")
+    return folder

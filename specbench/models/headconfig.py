@@ -302,7 +302,7 @@ def _layer_config(name: str, values: dict[str, Any], known: tuple[str, ...] = _L
 
     kind = values.pop("model_type", "llama")
     if kind not in known:
-        raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {' or '.join(known)} layers are "
+        raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {', '.join(known)} layers are "
                          "known here", hint=_HINT)  # fmt: skip
     values.pop("architectures", None)
     layer = AutoConfig.for_model(kind, **values)
