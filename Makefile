@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 SPECULATORS := .venv-heads
+RAY := .venv-ray
 
-.PHONY: help demo test test-all test-gemma test-gpu test-vllm test-heads lint check docs bench bench-gpu clean
+.PHONY: help demo test test-all test-gemma test-gpu test-vllm test-heads test-ray lint check docs bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +18,7 @@ help:
 	@echo "make test-gpu  tests of passes on a CUDA device (where there is one)"
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
 	@echo "make test-heads  tests of draft heads against speculators (installs 1.2 GB; or a Python in SPECBENCH_SPECULATORS_PYTHON)"
+	@echo "make test-ray  tests of recorded answers on workers of Ray (an environment of its own; or name a Python in SPECBENCH_RAY_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md, docs/glossary.md and configs/default.yaml anew from the code"
 	@echo "make bench  performance as ratios against named peers"
@@ -79,6 +81,15 @@ $(SPECULATORS)/.installed:
 test-heads: $(STAMP) $(if $(SPECBENCH_SPECULATORS_PYTHON),,$(SPECULATORS)/.installed)
 	SPECBENCH_SPECULATORS_PYTHON=$(or $(SPECBENCH_SPECULATORS_PYTHON),$(abspath $(SPECULATORS)/bin/python)) \
 		$(BIN)/python -m pytest tests/test_speculators.py
+
+$(RAY)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	@touch $@
+
+test-ray: $(STAMP) $(if $(SPECBENCH_RAY_PYTHON),,$(RAY)/.installed)
+	SPECBENCH_TEST_RAY=1 SPECBENCH_RAY_PYTHON=$(or $(SPECBENCH_RAY_PYTHON),$(abspath $(RAY)/bin/python)) \
+		$(BIN)/python -m pytest tests/test_ray.py
 
 docs: $(STAMP)
 	$(BIN)/python -m tools
