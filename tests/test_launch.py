@@ -37,8 +37,8 @@ def test_shipped_files_make_whole_command_lines(name):
     alone = command(file, Setting("the/target", concurrency=4, threads=2), 4711)
     drafting = command(file, Setting("the/target", parse_draft("d"), "the/draft", 3), 4711)
     assert "the/target" in alone and "4711" in alone and not any("{" in part for part in alone)
-    assert drafting[: len(file.command)] == command(file, Setting("the/target"), 4711)
-    added = " ".join(drafting[len(file.command) :])
+    assert drafting[: len(alone)] == command(file, Setting("the/target"), 4711)
+    added = " ".join(drafting[len(alone) :])
     assert "the/draft" in added and "3" in added and "{draft}" not in added and "{gamma}" not in added
     if name.endswith("llamacpp"):
         assert alone[alone.index("--ctx-size") + 1] == str(4 * 4096)
@@ -175,6 +175,17 @@ def test_an_engine_in_an_environment_of_its_own_runs_with_the_python_beside_its_
     # As is a program that has no Python beside it.
     (home / "python").unlink()
     assert command(file, Setting("t"), 1)[0] == sys.executable
+
+
+def test_an_engine_that_drafts_right_at_temperature_0_alone_is_refused_above(tmp_path):
+    path = written(tmp_path, greedy_only=True, drafts={"ngram": ["{n}", "{gamma}"]})
+    config = RunConfig(target="t", draft=("ngram:n=2",), launch=str(path), temperature=0.7)
+    specs = {draft: parse_draft(draft) for draft in config.draft}
+    with pytest.raises(ConfigError, match=r"greedy_only.*--temperature 0"):
+        Starting(config, specs, (2,), 1)
+    Starting(replace(config, temperature=0.0), specs, (2,), 1)
+    Starting(config, specs, (), 1)  # the target alone samples as it should
+    assert read_launch(ENGINES / "vllm-cpu.yaml").greedy_only
 
 
 def test_the_embedded_head_is_a_folder_and_no_gguf_file():
