@@ -25,7 +25,7 @@ from specbench.drafters.ngram import NgramLookUp
 from specbench.drafters.spec import NgramSpec
 from specbench.kinds import MAX_GAMMA
 from specbench.models.answers import AnswerEncoder
-from specbench.models.encoding import Today
+from specbench.models.prompts import Today
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 from specbench.workload.answers import AnswerLog

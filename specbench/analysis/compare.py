@@ -33,7 +33,7 @@ from specbench.analysis.summarise import summarise
 from specbench.analysis.views import DraftView, Steady
 from specbench.decision.interval import Paired, difference, speedup_interval, totals_interval
 from specbench.errors import StoreError
-from specbench.models.encoding import changed_encoding
+from specbench.models.prompts import changed_encoding
 from specbench.records import Finding, Interval, warned
 from specbench.run_record import RunRecord
 from specbench.store import StoredRun

@@ -14,9 +14,8 @@ from specbench.cost.load import free_cores
 from specbench.drafters import DraftSpec, parse_draft, require_in_process
 from specbench.errors import ModelError, VocabularyError, WorkloadError
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
-from specbench.models.encoding import Today
-from specbench.models.prompts import encode_all, end_tokens
-from specbench.models.rendering import unwritten
+from specbench.models.defaults import unwritten
+from specbench.models.prompts import Today, encode_all, end_tokens
 from specbench.records import Prompt, Sampling
 from specbench.shipped import workload_source
 from specbench.text import gigabytes

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from specbench.config import RunConfig
 from specbench.models import LoadedModel
 from specbench.models.defaults import CODE, own_cautions
-from specbench.models.encoding import Today
-from specbench.models.prompts import end_tokens
+from specbench.models.prompts import Today, end_tokens
 from specbench.verify.findings import Finding, State
 
 # What a check says where a run would say nothing, and how bad it is where a run warns.

@@ -23,9 +23,9 @@ from torch import Tensor
 from specbench.backends.local.headreader import Network
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
-from specbench.models.convert import quiet_transformers
 from specbench.models.headconfig import OwnHead
 from specbench.models.heads import fetched, require_own
+from specbench.models.hub import quiet_transformers
 from specbench.models.load import resolve
 
 _ABSENT = object()
