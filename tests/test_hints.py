@@ -45,8 +45,6 @@ REACHED_BY = {
     "cost/stored.py": RUNS,
     "run/probe.py": {"probe"},
     "run": RUNS,
-    "store/locks.py": RUNS,
-    "store/files.py": RUNS,
     "store/folders.py": RUNS,
     "verify/check.py": {"check"},
     "verify": {"doctor"},
