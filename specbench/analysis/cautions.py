@@ -173,7 +173,7 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Finding | None:
     if not config.sampling.greedy:
         wrong = [gap for gap in gaps if gap.ratio.low is not None and gap.ratio.high is not None]
         wrong = [gap for gap in wrong if not (gap.ratio.low or 0) <= 1.0 <= (gap.ratio.high or 0)]
-    elif config.dtype == "float32":
+    elif stored.run.precision == "float32":
         wrong = [gap for gap in gaps if gap.unequal]
     else:
         wrong = [gap for gap in gaps if abs(gap.ratio.value - 1) > ROUNDING_SHARE]

@@ -9,7 +9,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from specbench.records import Finding, warned
 from specbench.text import gigabytes
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 # Weights in these are converted to the precision that is asked for; others, such as packed integers, stay as they are.
 _CONVERTED = {"F64", "F32", "F16", "BF16"}
@@ -63,6 +66,34 @@ def size_of(name: str, *, dtype: str, trust_remote_code: Collection[str] = ()) -
         raise
     except Exception:  # transformers, the hub and safetensors raise what they like
         return None
+
+
+def own_format(name: str, *, trust_remote_code: Collection[str] = ()) -> str | None:
+    """The one of DTYPES that a model's configuration names, as transformers' `dtype="auto"` has it, else that of most
+    of its weights; None where neither can be had, and where the model cannot: that is for `load_model` to say."""
+    from transformers import AutoConfig
+
+    counted: Counter[str] = Counter()
+    try:
+        place = locate(name, trust_remote_code)
+        if (said := named_format(place.read(AutoConfig).to_dict())) is not None:
+            return said
+        for kind, count in _stored(place):
+            counted[_NAMES.get(kind, "")] += count
+    except Exception:  # transformers, the hub and safetensors raise what they like
+        return None
+    del counted[""]
+    return max(counted, key=counted.__getitem__, default=None)
+
+
+def named_format(config: Mapping[str, Any]) -> str | None:
+    """The one of DTYPES that a config.json names, of the language model where it has several; None where none is."""
+    for part in (config.get("text_config"), config):
+        for key in ("dtype", "torch_dtype"):
+            said = str(part.get(key)).removeprefix("torch.") if isinstance(part, Mapping) else ""
+            if said in DTYPES:
+                return said
+    return None
 
 
 def head_size(head: Head, dtype: str) -> ModelSize | None:
@@ -144,6 +175,12 @@ def load_shape(path: Path, *, dtype: str, device: str, context: int) -> LoadedMo
         weight_bytes=weight_bytes(model),
         max_context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )
+
+
+def shape_format(path: Path) -> str:
+    """The precision that a config.json (or that of a folder) names; float32 where it names none, as transformers has
+    it. Raises ModelError where there is no configuration."""
+    return named_format(json.loads(_config_file(path).read_text(encoding="utf-8"))) or "float32"
 
 
 def require_memory(model: Any, name: str, context: int, device: str) -> None:
