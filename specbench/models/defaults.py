@@ -104,7 +104,7 @@ def own_cautions(
 ) -> list[Finding]:
     """What is odd about the tokens of prompts and the ends of texts, and what the target's own files would do to texts
     elsewhere. `encoded` are the prompts as token ids, written `today`."""
-    found = encoding_cautions(target, encoded, ends, today)
+    found = [*encoding_cautions(target, encoded, ends, today)]
     longest = max(map(len, encoded)) + config.max_new_tokens
     other = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens, longest=longest)
     return found if other is None else [*found, other]

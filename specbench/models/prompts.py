@@ -102,7 +102,7 @@ def changed_encoding(was: Encoding | None, now: Encoding | None) -> str | None:
 
 def encoding_cautions(
     loaded: LoadedModel, encoded: Sequence[Sequence[int]], ends: frozenset[int], today: Today
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """end-in-prompt, two-begins, date-in-prompt, end-tokens."""
     tokenizer = loaded.tokenizer
     bare = tokenizer.chat_template is None
@@ -111,33 +111,30 @@ def encoding_cautions(
     ended = sum(len(ids) > 1 and ids[-1] in ends for ids in encoded)
     begin = tokenizer.bos_token_id
     twice = sum(begin is not None and list(ids[:2]) == [begin] * 2 for ids in encoded)
-    noticed = (
-        (
-            ended > 0,
+    if ended > 0:
+        yield warned(
             "end-in-prompt",
             f"{ended} of {len(encoded)} prompts end with an end-of-sequence token, which the {writer}: the target "
             "reads that the text is over before it begins",
             "Set add_eos_token to false, and take it out of the post_processor in tokenizer.json."
             if bare
             else "Take it out of the template, unless the model was trained like that.",
-        ),
-        (
-            twice > 0,
+        )
+    if twice > 0:
+        yield warned(
             "two-begins",
             f"{twice} of {len(encoded)} prompts begin with two begin-of-text tokens (id {begin}): models are trained "
             "on one",
             "Take one out: of the template, of the tokenizer (add_bos_token), or of the prompts.",
-        ),
-        (
-            today.written,
+        )
+    if today.written:
+        yield warned(
             "date-in-prompt",
             f"the chat template writes the date into prompts (here {today.at:%Y-%m-%d}): on another day they are "
             "other prompts, with other texts",
             "Compare runs of one day. A run that is continued, and its check, keep the date that it began with.",
-        ),
-    )
-    found = [warned(code, said, hint) for holds, code, said, hint in noticed if holds]
-    return [*found, *ends_cautions(loaded, ends)]
+        )
+    yield from ends_cautions(loaded, ends)
 
 
 def ends_cautions(loaded: LoadedModel, ends: frozenset[int]) -> list[Finding]:
