@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
@@ -67,7 +68,7 @@ class StoredRun:
 def read_run(folder: Path) -> StoredRun:
     """Read a run folder. Raises StoreError naming the file and line that cannot be read."""
     run = read_record(folder)
-    rows, torn = read_lines(folder / TRIALS_FILE, trial_of)
+    rows, torn = read_lines(folder / TRIALS_FILE, partial(trial_of, max_new_tokens=run.config.max_new_tokens))
     # What was measured of a prompt before memory ran out on it stays on disk, and counts in no arm.
     out = left_out(run)
     rows = [row for row in rows if row.warmup or row.prompt_id not in out]
