@@ -90,7 +90,7 @@ def doctor(keys: Keys, config: ConfigFile = None, as_json: AsJson = False, quiet
     from specbench.shipped import shipped
 
     settings = load_config(config or shipped("configs/default.yaml"), keys)
-    from specbench.verify.admit import run_doctor
+    from specbench.verify.doctor import run_doctor
 
     found = run_doctor(settings, sayer(quiet))
     if as_json:
