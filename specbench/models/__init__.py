@@ -23,6 +23,7 @@ _HOME = {
     **dict.fromkeys(("VocabularyReport", "check_vocabularies"), "vocabulary"),
     "gguf_path": "embedded",
 }
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
