@@ -257,7 +257,7 @@ def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, si
 
 def test_an_empty_prompt_that_is_its_end_alone_is_not_accused(lab):
     loaded = load_model(str(lab.target), dtype="float32", device="cpu")
-    assert encoding_cautions(loaded, [[256]], frozenset({256}), Today()) == []
+    assert list(encoding_cautions(loaded, [[256]], frozenset({256}), Today())) == []
 
 
 # The date
