@@ -18,10 +18,8 @@ from hypothesis import strategies as st
 from test_docs import wrong_flags
 from test_planned import EXAMPLE, call, pilot_of, runner
 
-from specbench.analysis.plan.cautions import assumptions
-from specbench.analysis.plan.contract import amounts, half_width_of, minutes_for
-from specbench.analysis.plan.pilot import read_pilot
-from specbench.analysis.plan.planned import Wanted, plan_of
+from specbench.analysis.pilot import read_pilot
+from specbench.analysis.planned import Wanted, amounts, assumptions, half_width_of, minutes_for, plan_of
 from specbench.cli import app
 from specbench.config import RunConfig
 from specbench.decision.interval import MIN_PROMPTS

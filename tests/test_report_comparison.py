@@ -14,8 +14,7 @@ from fake_served import FakeServer, fake_served
 from rich.cells import cell_len
 from rich.console import Console
 
-from specbench.analysis.compare import compared, slower_by
-from specbench.analysis.compared import Comparison
+from specbench.analysis.compare import Comparison, compared, slower_by
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
 from specbench.report.compare_tables import comparison_markdown, comparison_tables

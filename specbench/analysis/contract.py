@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specbench.analysis.facts import Facts
+from specbench.analysis.facts import Facts, Pace
 from specbench.decision.interval import Difference
 from specbench.records import Call, Finding, Policy, Reason
 from specbench.run_record import State
@@ -460,17 +460,6 @@ class Choice:
     probability: float | None
     prompts: int
     rivals: tuple[Rival, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """What a run like this one takes: `prompt_s` for a prompt in all its arms, `setup_s` once."""
-
-    prompt_s: float
-    setup_s: float
-
-    def minutes(self, prompts: int) -> float:
-        return (self.setup_s + prompts * self.prompt_s) / 60
 
 
 @dataclass(frozen=True, slots=True)

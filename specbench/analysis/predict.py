@@ -13,7 +13,7 @@ import numpy as np
 
 from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
-from specbench.analysis.views import DraftView
+from specbench.analysis.frame import DraftView
 from specbench.cost.model import RoundCosts, at_end, cost_variance, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
 from specbench.records import CostPoint, Interval

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specbench.acceptance.lossless import explained
-from specbench.acceptance.metrics import Counts
+from specbench.acceptance.metrics import Counts, pooled, trial_counts
 from specbench.analysis.contract import (
     Answer,
     BreakEven,
@@ -22,20 +22,20 @@ from specbench.analysis.contract import (
     Memory,
     Money,
     RoundTime,
+    StoppedGamma,
     Texts,
 )
 from specbench.analysis.facts import differing
-from specbench.analysis.frame import ArmRows
+from specbench.analysis.frame import ArmRows, DraftView, Steady, arm_of, paired, rate, shared_prompts
 from specbench.analysis.predict import Predictor, missing_term, stops_paying
-from specbench.analysis.views import DraftView, Steady, rate
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
 from specbench.decision.plan import spread_to_settle
 from specbench.decision.verdict import Gates, judge, least_share
 from specbench.kinds import THIRDS
-from specbench.records import Call, Divergence, Interval, Policy, Reason, Trial, Verdict
-from specbench.run_record import ModelFacts
+from specbench.records import Arm, Call, Divergence, Interval, Policy, Reason, Trial, Verdict
+from specbench.run_record import ModelFacts, RunRecord
 
 
 class Judged:
@@ -374,3 +374,37 @@ def _money(view: DraftView, gamma: int, price_per_hour: float | None) -> Money |
     per_second = price_per_hour / 3600 * 1e6
     alone = paired.base_s.sum() / paired.base_tokens.sum() * per_second
     return Money(float(alone), float(paired.spec_s.sum() / paired.spec_tokens.sum() * per_second))
+
+
+def stopped_gammas(
+    arms: Mapping[Arm, ArmRows], spec: str, run: RunRecord, policy: Policy, excess: float
+) -> tuple[StoppedGamma, ...]:
+    """Those of one draft, ascending. Speedups are paired over the prompts that each was measured on, as they are: a mix
+    is for what may be chosen."""
+    base, found = arm_of(arms, "baseline"), []
+    for one in sorted(run.ruled_out, key=lambda one: one.gamma):
+        rows = arms.get(Arm("speculative", spec, one.gamma))
+        shared = shared_prompts([base, rows]) if one.draft == spec and rows is not None else []
+        if rows is None or not shared:
+            continue
+        mine = rows.of(shared)
+        interval = speedup_interval(paired(base.of(shared), mine, "decode"), policy.confidence, excess)
+        counts = pooled([trial_counts(trial, one.gamma) for trials in mine.trials for trial in trials])
+        found.append(
+            StoppedGamma(
+                gamma=one.gamma,
+                prompts=one.prompts,
+                planned=one.planned,
+                speedup=interval.value,
+                speedup_low=interval.low,
+                speedup_high=interval.high,
+                tokens_per_round=counts.tokens_per_round,
+                against=one.against,
+                ratio=one.ratio,
+                ratio_low=one.ratio_low,
+                ratio_high=one.ratio_high,
+                confidence=one.confidence,
+                predicted_ratio=one.predicted_ratio,
+            )
+        )
+    return tuple(found)

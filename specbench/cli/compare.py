@@ -14,7 +14,7 @@ from specbench.cli.show import print_json, print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.analysis.compared import Slower
+    from specbench.analysis.compare import Slower
 
 SLOWER_EXIT = 5
 

@@ -10,10 +10,18 @@ from pathlib import Path
 
 from specbench import text
 from specbench.analysis.facts import MANY_CUT, Facts, Model
-from specbench.analysis.plan.contract import Amounts, Plan, amounts
-from specbench.analysis.plan.evidence import Evidence, read_evidence
-from specbench.analysis.plan.planned import OWN_SPREAD
-from specbench.analysis.plan.stops import TOO_FEW, Stop, any_time, before_the_sweep, exactly, speedup, too_few
+from specbench.analysis.planned import OWN_SPREAD, Amounts, Plan, amounts
+from specbench.analysis.stops import (
+    TOO_FEW,
+    Evidence,
+    Stop,
+    any_time,
+    before_the_sweep,
+    exactly,
+    read_evidence,
+    speedup,
+    too_few,
+)
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.errors import StoreError

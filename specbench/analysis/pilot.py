@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specbench.analysis.frame import ArmRows, by_arm, main_trials, shared_prompts
-from specbench.analysis.pace import Cost, cost_of
-from specbench.analysis.stopped import kept_arms
-from specbench.analysis.views import arm_of, paired
+from specbench.analysis.facts import Cost, cost_of
+from specbench.analysis.frame import ArmRows, arm_of, by_arm, kept_arms, main_trials, paired, shared_prompts
 from specbench.decision.holdout import Choice, choose_gamma
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
