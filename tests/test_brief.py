@@ -18,7 +18,7 @@ from justhtml import JustHTML
 from specbench.analysis.contract import Summary
 from specbench.analysis.doubts import doubts
 from specbench.analysis.pilot import read_pilot
-from specbench.analysis.planned import Wanted, plan_of
+from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.config import RunConfig

@@ -16,7 +16,7 @@ from test_plan_document import REPORTS, example, flags_of, made, printed, sectio
 from test_planned import pilot_of
 
 from specbench.analysis.pilot import read_pilot
-from specbench.analysis.planned import Wanted, plan_of
+from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.stops import any_time, before_the_sweep, read_evidence, slower_shares, too_few
 from specbench.analysis.summarise import summarise
 from specbench.records import Divergence, Policy

@@ -13,7 +13,7 @@ from test_interval import fake_prompts
 from typer.testing import CliRunner
 
 from specbench.analysis.pilot import Cost, Part, Pilot, read_pilot
-from specbench.analysis.planned import Wanted, plan_of
+from specbench.analysis.plan import Wanted, plan_of
 from specbench.cli import app
 from specbench.decision.plan import influence
 from specbench.records import Policy

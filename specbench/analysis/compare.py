@@ -19,10 +19,18 @@ from specbench import text
 from specbench.analysis.contract import Summary
 from specbench.analysis.frame import DraftView, Steady, by_arm, kept_arms, main_trials
 from specbench.analysis.summarise import summarise
-from specbench.decision.interval import EQUIVALENT, Difference, Paired, difference, speedup_interval, totals_interval
+from specbench.decision.interval import (
+    EQUIVALENT,
+    Difference,
+    Paired,
+    difference,
+    ends,
+    speedup_interval,
+    totals_interval,
+)
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
-from specbench.records import Call, Finding, Interval, warned
+from specbench.records import Call, Finding, Interval
 from specbench.run_record import RunRecord
 from specbench.store import StoredRun
 from specbench.text import template_kwargs
@@ -259,17 +267,13 @@ def compared(a: StoredRun, b: StoredRun) -> Comparison:
     )
 
 
-def slower_by(comparison: Comparison) -> Slower | None:
-    """How much slower the second run decodes with the draft and gamma that the first one chose."""
-    return comparison.slower
-
-
 class _Run:
     """One run, lined up at its first load; `steady` has the variance of a log speedup that its A/A arm shows."""
 
     def __init__(self, stored: StoredRun) -> None:
         self.stored = stored
         self.summary = summarise(stored)
+        self.load = None if self.summary.server is None else self.summary.server.load
         self.policy = replace(stored.run.config.policy, mix=None)
         trials = main_trials(stored)
         arms = kept_arms(by_arm(trials), stored.run)
@@ -287,8 +291,7 @@ class _Run:
         precision = f" in {formats[number] or 'weights not known'}" if formats[0] != formats[1] else ""
         name = ", ".join(filter(None, ("AB"[number], f"{engine}{precision}".strip())))
         summary = self.summary
-        load = None if summary.server is None else summary.server.load
-        return ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, load)
+        return ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, self.load)
 
 
 # How llama.cpp and hubs name what weights are in: Q4_1, IQ4_XS, BF16, FP8, AWQ.
@@ -353,16 +356,14 @@ def _keys(view: DraftView) -> list[PromptKey]:
 def _gamma(
     spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows], names: tuple[str, str]
 ) -> ComparedGamma:
-    pairs = [_take(run.views[spec].paired(gamma, "decode"), kept) for run, kept in zip(runs, rows, strict=True)]
+    pairs = [run.views[spec].paired(gamma, "decode").take(kept) for run, kept in zip(runs, rows, strict=True)]
     confidence, excess = runs[0].policy.confidence, runs[0].steady.excess + runs[1].steady.excess
     a, b = (
         _side(run, run.views[spec], gamma, paired, kept, confidence)
         for run, paired, kept in zip(runs, pairs, rows, strict=True)
     )
     ratio = _ratio(pairs[0], pairs[1], confidence, excess)
-    rate = speedup_interval(
-        Paired(pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens), confidence, excess
-    )
+    columns = pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens
     found = difference(ratio.low, ratio.high)
     moved = term_that_moved(a, b) if found in ("faster", "slower") else None
     return ComparedGamma(
@@ -370,13 +371,9 @@ def _gamma(
         prompts=len(rows[0]),
         a=a,
         b=b,
-        ratio=ratio.value,
-        ratio_low=ratio.low,
-        ratio_high=ratio.high,
+        **ends("ratio", ratio),
         difference=found,
-        rate=rate.value,
-        rate_low=rate.low,
-        rate_high=rate.high,
+        **ends("rate", speedup_interval(Paired(*columns), confidence, excess)),
         moved=moved,
         reason=reason(a, b, ratio, found, moved, names),
         categories=_categories(runs, spec, pairs, rows, confidence),
@@ -389,10 +386,15 @@ def _side(run: _Run, view: DraftView, gamma: int, paired: Paired, rows: Rows, co
     with_draft = float(paired.spec_tokens.sum() / paired.spec_s.sum())
     counts = view.counts(gamma, rows)
     tau = counts.tokens_per_round
-    round_s = None if tau is None else tau / with_draft
-    steps = None if round_s is None else round_s * alone
-    ends = (interval.value, interval.low, interval.high)
-    return ComparedSide(*ends, alone, with_draft, tau, round_s, steps, counts.drafted)
+    return ComparedSide(
+        **ends("speedup", interval),
+        baseline_tokens_per_s=alone,
+        tokens_per_s=with_draft,
+        tokens_per_round=tau,
+        round_s=None if tau is None else tau / with_draft,
+        round_steps=None if tau is None else tau / with_draft * alone,
+        drafted=counts.drafted,
+    )
 
 
 def _categories(
@@ -406,17 +408,9 @@ def _categories(
         excess = [run.steady.excess_of(str(name)) for run in runs]
         ratio = _ratio(a, b, confidence, sum(excess))
         first, second = (speedup_interval(p, confidence, e) for p, e in zip((a, b), excess, strict=True))
-        ends = (first.value, first.low, first.high, second.value, second.low, second.high)
-        found.append(
-            ComparedCategory(
-                str(name), a.n, *ends, ratio.value, ratio.low, ratio.high, difference(ratio.low, ratio.high)
-            )
-        )
+        pair = ends("a_speedup", first) | ends("b_speedup", second) | ends("ratio", ratio)
+        found.append(ComparedCategory(str(name), a.n, **pair, difference=difference(ratio.low, ratio.high)))
     return tuple(found)
-
-
-def _take(paired: Paired, rows: Rows) -> Paired:
-    return Paired(paired.base_s[rows], paired.base_tokens[rows], paired.spec_s[rows], paired.spec_tokens[rows])
 
 
 def _ratio(a: Paired, b: Paired, confidence: float, excess: float) -> Interval:
@@ -429,11 +423,11 @@ def _ratio(a: Paired, b: Paired, confidence: float, excess: float) -> Interval:
 def _slower(drafts: list[ComparedDraft], summary: Summary) -> Slower | None:
     """Of one arm that is fixed beforehand, so that many arms do not make a regression more likely to be seen."""
     chosen = summary.choice
+    arm = None if chosen is None else (chosen.draft, chosen.gamma)
     for draft in drafts:
         for row in draft.gammas:
-            if chosen is not None and (draft.draft, row.gamma) == (chosen.draft, chosen.gamma):
-                low = None if row.rate_high is None else 1 - row.rate_high
-                high = None if row.rate_low is None else 1 - row.rate_low
+            if (draft.draft, row.gamma) == arm:
+                low, high = (None if end is None else 1 - end for end in (row.rate_high, row.rate_low))
                 return Slower(draft.draft, row.gamma, 1 - row.rate, low, high)
     return None
 
@@ -445,84 +439,67 @@ def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
         return changed_encoding(before, after)
     then, now = ({trial.prompt_sha256: trial.prompt_tokens for trial in main_trials(stored)} for stored in (a, b))
     shared = then.keys() & now.keys()
-    other = sum(then[sha] != now[sha] for sha in shared)
-    if not other:
+    if not (other := sum(then[sha] != now[sha] for sha in shared)):
         return None
-    return (
-        f"{other} of {len(shared)} prompts have another number of tokens: another chat template, tokenizer or begin "
-        "of text"
-    )
+    why = "another chat template, tokenizer or begin of text"
+    return f"{other} of {len(shared)} prompts have another number of tokens: {why}"
 
 
 def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Finding]:
     """Where the two do not answer the same question."""
-    first, second = (stored.run.config for stored in (a, b))
-    found = []
-    shas = [stored.run.workload.sha256 for stored in (a, b)]
-    if shas[0] != shas[1]:
-        found.append(
-            warned(
-                "other-prompts",
-                "the runs have other workloads; only the prompts that both have are compared",
-                "Run the second on the first one's workload.",
-            )
-        )
-    if (changed := _other_tokens(a, b)) is not None:
-        found.append(
-            warned(
-                "other-token-ids",
-                f"the target read other prompts in the two runs: {changed}",
-                "Run the second with the first one's target, tokenizer and chat template, and where that writes the "
-                "date, on one day.",
-            )
-        )
-    formats = [weights(stored.run) for stored in (a, b)]
-    if formats[0] != formats[1] or (formats[0] is None and _engine(a) != _engine(b)):
-        named = [each or "a format that is not known" for each in formats]
-        found.append(
-            warned(
-                "other-weights",
-                f"the target's weights are in {named[0]} on A and {named[1]} on B: what differs is due to them and the "
-                "engine together",
-                "Run both with the same weights before crediting an engine.",
-            )
-        )
-    sampled = [asdict(config.sampling) for config in (first, second)]
-    other = [key for key in sampled[0] if sampled[0][key] != sampled[1][key]]
-    if other:
-        listed = ", ".join(f"{key} {sampled[0][key]} and {sampled[1][key]}" for key in other)
-        found.append(
-            warned(
-                "other-sampling",
-                f"the runs sample otherwise: {listed}",
-                "Run the second with the first one's sampling: acceptance depends on it.",
-            )
-        )
-    if first.chat_template_kwargs != second.chat_template_kwargs:
-        given = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
-        found.append(
-            warned(
-                "other-template-arguments",
-                f"the chat templates of the runs were given {given[0]} and {given[1]}",
-                "Run the second with the first one's --chat-template-kwargs: the answers are others.",
-            )
-        )
-    if first.max_new_tokens != second.max_new_tokens:
-        limits = f"{first.max_new_tokens} and {second.max_new_tokens}"
-        found.append(
-            warned(
-                "other-limit",
-                f"the texts of the runs end at other limits: {limits} tokens",
-                "Run the second with the first one's --max-new-tokens.",
-            )
-        )
-    loads = [run.summary.server.load if run.summary.server else "1 at a time" for run in runs]
-    if loads[0] != loads[1]:
-        found.append(
-            warned(
-                "other-load",
-                f"the runs are compared at other loads: {loads[0]} and {loads[1]}",
-                "Run the second with the first one's first --concurrency.",
-            )
-        )
-    return found
+    first, second = a.run.config, b.run.config
+    formats, loads = [weights(stored.run) for stored in (a, b)], [run.load or "1 at a time" for run in runs]
+    changed = _other_tokens(a, b)
+    sampled = asdict(first.sampling), asdict(second.sampling)
+    other = [(key, value, sampled[1][key]) for key, value in sampled[0].items() if value != sampled[1][key]]
+    unknown = formats == [None, None] and _engine(a) != _engine(b)
+    kwargs = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
+    limits = [first.max_new_tokens, second.max_new_tokens]
+    return [
+        *_differs(
+            "other-prompts",
+            a.run.workload.sha256 != b.run.workload.sha256,
+            hint="Run the second on the first one's workload.",
+        ),
+        *_differs(
+            "other-token-ids",
+            changed is not None,
+            changed=changed,
+            hint="Run the second with the first one's target, tokenizer and chat template, and where that writes the "
+            "date, on one day.",
+        ),
+        *_differs(
+            "other-weights",
+            formats[0] != formats[1] or unknown,
+            both=formats,
+            hint="Run both with the same weights before crediting an engine.",
+        ),
+        *_differs(
+            "other-sampling",
+            bool(other),
+            changed=other,
+            hint="Run the second with the first one's sampling: acceptance depends on it.",
+        ),
+        *_differs(
+            "other-template-arguments",
+            kwargs[0] != kwargs[1],
+            both=kwargs,
+            hint="Run the second with the first one's --chat-template-kwargs: the answers are others.",
+        ),
+        *_differs(
+            "other-limit",
+            limits[0] != limits[1],
+            both=limits,
+            hint="Run the second with the first one's --max-new-tokens.",
+        ),
+        *_differs(
+            "other-load",
+            loads[0] != loads[1],
+            both=loads,
+            hint="Run the second with the first one's first --concurrency.",
+        ),
+    ]
+
+
+def _differs(code: str, differs: bool, *, hint: str, **values: object) -> list[Finding]:
+    return [Finding(code, "warning", values, hint)] if differs else []

@@ -13,7 +13,7 @@ from specbench.analysis.frame import ArmRows, DraftView, a_a, at_load, by_arm, l
 from specbench.analysis.predict import Predictor
 from specbench.analysis.results import Judged
 from specbench.cost.model import cost_variance
-from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, excess_variance, speedup_interval
+from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, ends, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial
 from specbench.run_record import ModelFacts
@@ -35,13 +35,9 @@ def load_results(stored: StoredRun, policy: Policy, texts: Sequence[Text] = ()) 
             view = DraftView(arms, spec, trials, texts, stored, policy)
             if view.complete:
                 judged = Judged(view, policy, None, stored.run.drafts.get(spec, ModelFacts()))
-                found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms if _decoded(view, gamma)]
+                decoded = [gamma for gamma in view.arms if view.paired(gamma, "decode").decoded]
+                found += [_at(stored, load, judged, gamma, arms) for gamma in decoded]
     return tuple(found)
-
-
-def _decoded(view: DraftView, gamma: int) -> bool:
-    paired = view.paired(gamma, "decode")
-    return bool(paired.base_tokens.sum() and paired.spec_tokens.sum())
 
 
 def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping[Arm, ArmRows]) -> LoadResult:
@@ -52,8 +48,7 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
     verdict = judge(found[policy.metric], policy, judged.with_slower(pairs[policy.metric]))
     alone = throughput(stored, Arm("baseline", load=load))
     with_draft = throughput(stored, Arm("speculative", view.spec, gamma, load))
-    base, spec = (list(_trials(rows)) for rows in (view.base, view.arms[gamma]))
-    decode, whole, predicted = found["decode"], found["e2e"], judged.predictor.interval(gamma)
+    base, spec = ([trial for trials in rows.trials for trial in trials] for rows in (view.base, view.arms[gamma]))
     return LoadResult(
         load=load.label,
         concurrency=load.concurrency if load.rate is None else None,
@@ -63,12 +58,8 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
         prompts=len(view.prompts),
         verdict=verdict.call,
         reasons=verdict.reasons,
-        speedup=decode.value,
-        speedup_low=decode.low,
-        speedup_high=decode.high,
-        speedup_e2e=whole.value,
-        speedup_e2e_low=whole.low,
-        speedup_e2e_high=whole.high,
+        **ends("speedup", found["decode"]),
+        **ends("speedup_e2e", found["e2e"]),
         baseline_throughput=alone,
         throughput=with_draft,
         throughput_ratio=with_draft / alone if with_draft is not None and alone else None,
@@ -76,18 +67,12 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
         ttft=percentiles(trial.times.prefill_s for trial in spec),
         baseline_tpot=percentiles(_per_token(base)),
         tpot=percentiles(_per_token(spec)),
-        predicted_speedup=None if predicted is None else predicted.value,
-        predicted_speedup_low=None if predicted is None else predicted.low,
-        predicted_speedup_high=None if predicted is None else predicted.high,
+        **ends("predicted_speedup", judged.predictor.interval(gamma)),
     )
 
 
 def _interval(paired: Paired, again: Paired | None, policy: Policy) -> Interval:
     return speedup_interval(paired, policy.confidence, 0.0 if again is None else excess_variance(again))
-
-
-def _trials(rows: ArmRows) -> Iterable[Trial]:
-    return (trial for trials in rows.trials for trial in trials)
 
 
 def _per_token(trials: Sequence[Trial]) -> list[float]:
@@ -125,13 +110,9 @@ def metric_of(row: LoadResult, policy: Policy) -> tuple[float, float | None, flo
 
 def best_by_concurrency(rows: Iterable[LoadResult], draft: str, policy: Policy) -> dict[int, LoadResult]:
     """The fastest gamma of one draft at every concurrency, ascending."""
-    found: dict[int, LoadResult] = {}
-    for row in rows:
-        if row.draft == draft and row.concurrency is not None:
-            old = found.get(row.concurrency)
-            if old is None or metric_of(row, policy)[0] > metric_of(old, policy)[0]:
-                found[row.concurrency] = row
-    return dict(sorted(found.items()))
+    mine = [row for row in rows if row.draft == draft and row.concurrency is not None]
+    fastest = sorted(mine, key=lambda row: metric_of(row, policy)[0])
+    return dict(sorted((row.concurrency, row) for row in fastest if row.concurrency is not None))
 
 
 def stops_paying_at(rows: Iterable[LoadResult], draft: str, policy: Policy) -> int | None:

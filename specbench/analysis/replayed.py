@@ -12,9 +12,9 @@ from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
 from specbench.cost.stored import require_probe
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, share_interval, speedup_interval
+from specbench.decision.interval import Paired, ends, share_interval, speedup_interval
 from specbench.drafters import parse_draft, reader_of
-from specbench.records import CostPoint, Finding
+from specbench.records import CostPoint, Finding, Interval
 from specbench.run_record import RunRecord
 
 
@@ -81,7 +81,6 @@ def replayed(
     drafts = []
     for draft in dict.fromkeys(text.draft for text in texts):
         mine = [text for text in texts if text.draft == draft]
-        alpha = overlap_interval(mine, confidence)
         reader = (readers or {}).get(draft)
         costs = None if reader is None else middle_costs(points, reader)
         at = max(cutoff, parse_draft(draft).cutoff)
@@ -91,9 +90,7 @@ def replayed(
                 cutoff=at,
                 texts=len(mine),
                 tokens=sum(text.tokens for text in mine),
-                alpha=alpha[0],
-                alpha_low=alpha[1],
-                alpha_high=alpha[2],
+                **ends("alpha", overlap_interval(mine, confidence)),
                 gammas=tuple(row(replay(mine, gamma, at), mine, costs) for gamma in gammas),
                 categories={
                     name: tuple(row(replay(texts, gamma, at), texts, costs) for gamma in gammas)
@@ -105,9 +102,9 @@ def replayed(
     return Replayed(run, 1, cutoff, tuple(drafts))
 
 
-def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | None, float | None, float | None]:
-    """Mean overlap of p and q over all positions with its interval over prompts; Nones without a position, as for
-    block drafters."""
+def overlap_interval(texts: Sequence[Text], confidence: float) -> Interval | None:
+    """Mean overlap of p and q over all positions with its interval over prompts; None without a position, as for block
+    drafters."""
     prompts: dict[str, list[float]] = {}
     for text in texts:
         if not isinstance(text, Positions):
@@ -117,10 +114,7 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | 
         sums[0] += float(judged.sum())
         sums[1] += float((1 - judged).sum())
     accepted, rejected = np.array(list(prompts.values()), dtype=float).reshape(-1, 2).T
-    if accepted.sum() + rejected.sum() == 0:
-        return None, None, None
-    interval = share_interval(accepted, rejected, confidence)
-    return interval.value, interval.low, interval.high
+    return share_interval(accepted, rejected, confidence) if accepted.sum() + rejected.sum() else None
 
 
 def prices_of(run: RunRecord, costs: Path | None = None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
@@ -218,10 +212,7 @@ def best_pair(
     rows = []
     for value in cutoffs:
         best = max(usable, key=lambda g: priced[g, value].speedup)
-        found = pairs[best, value]
-        rows.append(
-            CutoffRow(
-                value, best, found.tokens_per_round or 1.0, float(found.drafted.sum()), priced[best, value].speedup
-            )
-        )
-    return BestPair(gamma, cutoff, interval.value, interval.low, interval.high, rows[0].speedup, tuple(rows))
+        found, speedup = pairs[best, value], priced[best, value].speedup
+        rows.append(CutoffRow(value, best, found.tokens_per_round or 1.0, float(found.drafted.sum()), speedup))
+    pair = ends("speedup", interval)
+    return BestPair(gamma=gamma, cutoff=cutoff, **pair, without=rows[0].speedup, rows=tuple(rows))

@@ -17,10 +17,10 @@ from specbench.analysis.loads import load_results, schedule_of, with_loads
 from specbench.analysis.results import Judged, stopped_gammas, texts_of
 from specbench.analysis.server import server_cautions, server_of
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, difference, speedup_interval
+from specbench.decision.interval import Paired, difference, ends, speedup_interval
 from specbench.errors import ConfigError, SpecbenchError, StoreError
 from specbench.records import Arm, Call, Interval, Policy
-from specbench.run_record import ModelFacts, RunRecord
+from specbench.run_record import ModelFacts
 from specbench.store import StoredRun, read_record, read_run
 
 
@@ -148,9 +148,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
         gamma=gamma,
         verdict=verdict.call,
         reasons=(*verdict.reasons, *best.whole_answer(verdict.call, gamma)),
-        speedup=speedup.value,
-        speedup_low=speedup.low,
-        speedup_high=speedup.high,
+        **ends("speedup", speedup),
         probability=verdict.probability,
         prompts=len(shared),
         rivals=tuple(
@@ -164,9 +162,9 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
 def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chosen: Paired, policy: Policy) -> Rival:
     own = {gamma: paired for (index, gamma), paired in pairs.items() if index == number}
     gamma = max(own, key=lambda g: own[g].speedup)
-    other = own[gamma]
-    ratio = one.interval(Paired(other.spec_s, other.spec_tokens, chosen.spec_s, chosen.spec_tokens))
-    return Rival(one.view.spec, gamma, ratio.value, ratio.low, ratio.high, difference(ratio.low, ratio.high))
+    ratio = one.interval(Paired(own[gamma].spec_s, own[gamma].spec_tokens, chosen.spec_s, chosen.spec_tokens))
+    found = difference(ratio.low, ratio.high)
+    return Rival(draft=one.view.spec, gamma=gamma, **ends("ratio", ratio), difference=found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +208,8 @@ def _line(number: int, folder: Path) -> ListedRun:
         status=run.status,
         started=run.provenance.started,
         target=run.config.target,
-        engine=_engine(run),
+        # the adapter's name of a run on a server, which says more than its configuration
+        engine=(run.served.adapter if run.served else None) or run.config.engine,
         drafts=run.config.draft,
     )
     try:
@@ -219,19 +218,6 @@ def _line(number: int, folder: Path) -> ListedRun:
         summary = None
     if summary is None:
         return known
-    known = replace(known, verdict=summary.verdict, noise_floor=summary.noise_floor)
-    if (choice := summary.choice) is None:
-        return known
-    return replace(
-        known,
-        draft=choice.draft,
-        gamma=choice.gamma,
-        speedup=choice.speedup,
-        speedup_low=choice.speedup_low,
-        speedup_high=choice.speedup_high,
-    )
-
-
-def _engine(run: RunRecord) -> str:
-    """The adapter's name of a run on a server, which says more than its configuration."""
-    return (run.served.adapter if run.served else None) or run.config.engine
+    chosen = ("draft", "gamma", "speedup", "speedup_low", "speedup_high")
+    choice = {} if summary.choice is None else {name: getattr(summary.choice, name) for name in chosen}
+    return replace(known, verdict=summary.verdict, noise_floor=summary.noise_floor, **choice)

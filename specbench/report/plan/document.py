@@ -10,7 +10,7 @@ from pathlib import Path
 
 from specbench import text
 from specbench.analysis.facts import MANY_CUT, Facts, Model
-from specbench.analysis.planned import OWN_SPREAD, Amounts, Plan, amounts
+from specbench.analysis.plan import OWN_SPREAD, Amounts, Plan, amounts
 from specbench.analysis.stops import (
     TOO_FEW,
     Evidence,

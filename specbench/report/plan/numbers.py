@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from specbench import text
-from specbench.analysis.planned import OWN_SPREAD, Amounts, Need, Plan, Truth, minutes_for
+from specbench.analysis.plan import OWN_SPREAD, Amounts, Need, Plan, Truth, minutes_for
 from specbench.analysis.stops import exactly
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench import text
-from specbench.analysis.planned import Need, Plan, Truth
+from specbench.analysis.plan import Need, Plan, Truth
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
 
