@@ -42,7 +42,7 @@ def keys(module: str, name: str) -> str:
 
 
 def kind(hint: Any) -> str:
-    """`number?`, `texts`, `object`: a type as JSON has it, in the plural for a list, with a mark where it may be null."""
+    """`number?`, `texts`, `object`: a type as JSON has it, in the plural for a list, with `?` where it may be null."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return kind(parts[0])

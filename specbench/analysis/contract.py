@@ -147,9 +147,9 @@ class RoundTime:
 @dataclass(frozen=True, slots=True)
 class BreakEven:
     """What would have to change for 1.0x at one gamma, all else as measured, and (`minimum_*`) for the policy's
-    minimum. `tokens_per_round` is also the round's time in target steps; `alpha` the acceptance that gives it, None where not
-    even 1 does; `draft_steps` the most that drafting a token may cost, in target steps, None where even 0 is too much
-    or `measured_draft_steps`, what it does cost, is not known."""
+    minimum. `tokens_per_round` is also the round's time in target steps; `alpha` the acceptance that gives it, None
+    where not even 1 does; `draft_steps` the most that drafting a token may cost, in target steps, None where even 0 is
+    too much or `measured_draft_steps`, what it does cost, is not known."""
 
     tokens_per_round: float
     alpha: float | None
@@ -302,8 +302,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class HeadCosts:
     """What a draft head costs, timed alone: `first_s` the first draft of a round, `step_s` each later one (of a head
-    that drafts at once, what each adds), `states_s` what keeping the states it reads adds to the target's pass at the best
-    gamma, which timer noise may put below 0."""
+    that drafts at once, what each adds), `states_s` what keeping the states that it reads adds to the target's pass at
+    the best gamma, which timer noise may put below 0."""
 
     first_s: float
     step_s: float

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from scipy.special import stdtrit
 
 from specbench import text
+from specbench.analysis.cautions import warning
 from specbench.analysis.facts import MAX_RETRIES, Cost
 from specbench.analysis.pilot import Part, Pilot
 from specbench.config import RunConfig
@@ -24,7 +25,7 @@ from specbench.decision.plan import (
     repeated,
     spread_of,
 )
-from specbench.records import Call, Finding, Policy, warned
+from specbench.records import Call, Finding, Policy
 
 SCHEMA = 1
 
@@ -92,7 +93,7 @@ class Plan:
     truths: tuple[Truth, ...]
     categories: tuple[CategoryPlan, ...]
     every_category: Need | None
-    assumed: tuple[str, ...]
+    assumed: tuple[Finding, ...]
     warnings: tuple[Finding, ...]
 
 
@@ -152,15 +153,7 @@ def minutes_for(plan: Plan, prompts: int) -> float | None:
     """A run is set up once and every prompt takes the same, so two of the plan's own points give any other; None where
     it knows no time."""
     needs = [plan.width, *([plan.verdict.need] if plan.verdict else []), *(truth.need for truth in plan.truths)]
-    pairs = [
-        pair
-        for need in needs
-        for pair in (
-            (need.prompts, need.minutes),
-            (need.prompts_low, need.minutes_low),
-            (need.prompts_high, need.minutes_high),
-        )
-    ]
+    pairs = [(values[i], values[i + 3]) for need in needs for values in (astuple(need),) for i in range(3)]
     known = sorted((n, minutes) for n, minutes in pairs if n is not None and minutes is not None)
     if not known:
         return None
@@ -196,97 +189,43 @@ def plan_cautions(
     half_width: float,
     asked: Sequence[int | None],
     available: int | None,
-) -> tuple[Finding, ...]:
-    """`speedup` with the ends of its interval; `noise`: the spread of the target alone against itself; `asked`: the
-    prompts that the plan asks for, of which the workload has `available`."""
-    found = [_open(policy, speedup), _more_than(asked, available)]
-    if pilot is not None:
-        found += [_few(pilot), _slower(pilot, policy), _noisy(pilot, noise), _biased(pilot, policy, noise, half_width)]
-    return tuple(caution for caution in found if caution is not None)
-
-
-def _few(pilot: Pilot) -> Finding | None:
-    if pilot.whole.n >= MIN_PROMPTS:
-        return None
-    return warned(
-        "few-pilot-prompts",
-        f"the pilot has {text.count(pilot.whole.n, 'prompt')}, which know their own spread only roughly",
-        "Plan for the upper end of the range, or plan again when 16 prompts are measured.",
-    )
-
-
-def _open(policy: Policy, speedup: tuple[float | None, float | None, float | None]) -> Finding | None:
+) -> Iterator[Finding]:
+    """What to know before trusting a plan. `speedup` with the ends of its interval; `noise`: the spread of the target
+    alone against itself; `asked`: the prompts that the plan asks for, of which the workload has `available`."""
     value, low, high = speedup
-    if value is None:
-        return None
-    if abs(math.log(value / policy.min_speedup)) < ON_THE_MINIMUM:
-        return warned(
-            "speedup-on-minimum",
-            f"a speedup of {text.speedup(value)} lies on the minimum asked for: no number of prompts would tell them "
-            "apart",
-            "Decide by something else than speed, or ask for another minimum.",
-        )
-    if low is None or high is None or not low < policy.min_speedup < high:
-        return None
-    return warned(
-        "speedup-near-minimum",
-        f"the pilot leaves open on which side of {text.speedup(policy.min_speedup)} the speedup lies "
-        f"({text.interval(low, high)}); nearer to it than {text.speedup(value)}, a verdict takes more prompts, and on "
-        "it no number is enough",
-        "Read the rows of other true speedups too.",
-    )
-
-
-def _more_than(asked: Sequence[int | None], available: int | None) -> Finding | None:
+    minimum = policy.min_speedup
+    if value is not None and abs(math.log(value / minimum)) < ON_THE_MINIMUM:
+        hint = "Decide by something else than speed, or ask for another minimum."
+        yield warning("speedup-on-minimum", hint, speedup=value)
+    elif value is not None and low is not None and high is not None and low < minimum < high:
+        hint = "Read the rows of other true speedups too."
+        yield warning("speedup-near-minimum", hint, speedup=value, low=low, high=high, minimum=minimum)
     most = max((n for n in asked if n is not None), default=0)
-    if available is None or most <= available:
-        return None
-    return warned(
-        "more-than-workload",
-        f"the pilot's workload has {text.count(available, 'prompt')}, and the plan asks for up to {most:,}",
-        "Collect more prompts of the same kind. The same prompt twice is not two prompts.",
-    )
-
-
-def _slower(pilot: Pilot, policy: Policy) -> Finding | None:
-    if pilot.whole.slower_share <= policy.max_slower_share:
-        return None
-    return warned(
-        "slower-prompts",
-        f"{text.percent(pilot.whole.slower_share)} of the pilot's prompts run below {text.speedup(policy.slower_than)} "
-        f"(at most {text.percent(policy.max_slower_share)} allowed): if that stays so the verdict is NO-GO, however "
-        "many prompts",
-        "Look for the categories that get slower before measuring more.",
-    )
-
-
-def _noisy(pilot: Pilot, noise: Spread | None) -> Finding | None:
+    if available is not None and most > available:
+        hint = "Collect more prompts of the same kind. The same prompt twice is not two prompts."
+        yield warning("more-than-workload", hint, available=available, asked=most)
+    if pilot is None:
+        return
+    n, share = pilot.whole.n, pilot.whole.slower_share
+    if n < MIN_PROMPTS:
+        hint = "Plan for the upper end of the range, or plan again when 16 prompts are measured."
+        yield warning("few-pilot-prompts", hint, prompts=n)
+    if share > policy.max_slower_share:
+        values = {"slower_than": policy.slower_than, "allowed": policy.max_slower_share}
+        hint = "Look for the categories that get slower before measuring more."
+        yield warning("slower-prompts", hint, share=share, **values)
+    if noise is None:
+        return
     spread = float(pilot.whole.influence.std(ddof=1))
-    share = 0.0 if noise is None or not spread else (noise.value / spread) ** 2
-    if share < NOISY_SHARE:
-        return None
-    return warned(
-        "noisy-trials",
-        f"{'all' if share >= 1 else text.percent(share)} of the spread's variance is there without a draft too: timing "
-        "noise, not prompts",
-        "Quiet the machine, or plan with more --repeats where prompts are scarce.",
-    )
-
-
-def _biased(pilot: Pilot, policy: Policy, noise: Spread | None, half_width: float) -> Finding | None:
-    """An A/A arm that is off by more than chance does not average out with prompts."""
-    if noise is None or pilot.aa_log_ratio is None or pilot.whole.n < MIN_PROMPTS:
-        return None
-    n = pilot.whole.n
+    if spread and (noise.value / spread) ** 2 >= NOISY_SHARE:
+        hint = "Quiet the machine, or plan with more --repeats where prompts are scarce."
+        yield warning("noisy-trials", hint, share=(noise.value / spread) ** 2)
+    # An A/A arm that is off by more than chance does not average out with prompts.
     reach = float(stdtrit(n - 1, (1 + policy.confidence) / 2)) * noise.value / math.sqrt(n)
-    if abs(pilot.aa_log_ratio) <= max(reach, math.log1p(half_width)):
-        return None
-    return warned(
-        "noise-floor",
-        f"the target alone, measured twice, differs from itself by {abs(math.expm1(pilot.aa_log_ratio)):.1%}, which is "
-        f"more than chance and more than the {half_width:.1%} asked for: more prompts do not remove it",
-        "Quiet the machine and make the pilot again.",
-    )
+    off = pilot.aa_log_ratio
+    if off is not None and n >= MIN_PROMPTS and abs(off) > max(reach, math.log1p(half_width)):
+        hint = "Quiet the machine and make the pilot again."
+        yield warning("noise-floor", hint, value=math.exp(off), half_width=half_width)
 
 
 def assumptions(
@@ -299,38 +238,32 @@ def assumptions(
     repeats: int,
     shared: Sequence[str],
     mixed: bool,
-) -> tuple[str, ...]:
-    """Everything in the plan that was not measured, a sentence each. `given`: the values that flags state; `timed`:
-    the time of a prompt is known; `shared`: categories that take the common spread; `mixed`: the policy weighs
-    categories, which the plan does not."""
-    said = [f"{what} {value}, as given" for what, value in given.items()]
+) -> tuple[Finding, ...]:
+    """Everything in the plan that was not measured. `given`: the values that flags state; `timed`: the time of a prompt
+    is known; `shared`: categories that take the common spread; `mixed`: the policy weighs categories, which the plan
+    does not."""
+    said = [_assumed("as-given", what=what, value=value) for what, value in given.items()]
+    if pilot is None and not timed:
+        return (*said, _assumed("no-time"))
     if pilot is None:
-        return (*said, *_about_time("speedup" in given)) if timed else (*said, "nothing about time: no minutes")
-    said.append("prompts like the pilot's, in the same mix of categories, on a machine as fast and as quiet")
+        again = _assumed("retries", share=MAX_RETRIES - 1)
+        return (*said, _assumed("draft-time", by_speedup="speedup" in given), again, _assumed("free-setup"))
     untimed = [gamma for gamma in gammas if gamma not in pilot.whole.cost.draft_s]
-    if untimed:
-        said.append(f"time at gamma {text.join(map(str, untimed))}: from the nearest draft lengths of the pilot")
-    if not set(gammas) & set(pilot.gammas):
-        said.append(f"speedup and spread are those of gamma {text.join(map(str, pilot.gammas))}")
-    if drafts > pilot.drafts:
-        said.append("every further draft takes as long as those of the pilot, and its spread is no wider")
-    if repeats != pilot.repeats and "spread" not in given:
-        what = "is what repeats average out" if pilot.whole.noise is not None else "is unknown, so repeats gain nothing"
-        said.append(f"the spread of the target alone against itself {what}")
-    if shared:
-        said.append(f"the spread within {text.join(shared)} is that within all categories together")
-    if mixed:
-        said.append("categories in the pilot's own proportions, not in those of the policy's mix")
-    return tuple(said)
+    known = pilot.whole.noise is not None
+    found = {
+        "pilot-alike": {},
+        "untimed-gammas": {"gammas": untimed} if untimed else None,
+        "other-gammas": None if set(gammas) & set(pilot.gammas) else {"gammas": list(pilot.gammas)},
+        "more-drafts": {} if drafts > pilot.drafts else None,
+        "more-repeats": {"known": known} if repeats != pilot.repeats and "spread" not in given else None,
+        "shared-spread": {"categories": list(shared), "enough": OWN_SPREAD} if shared else None,
+        "pilot-proportions": {} if mixed else None,
+    }
+    return (*said, *(_assumed(code, **values) for code, values in found.items() if values is not None))
 
 
-def _about_time(with_speedup: bool) -> tuple[str, ...]:
-    draft = "what the target alone takes, divided by the speedup" if with_speedup else "as long as the target alone"
-    return (
-        f"with a draft a prompt takes {draft}",
-        f"{MAX_RETRIES - 1:.0%} of trials are repeated, as many as a run repeats at most",
-        "loading, warm-up, timing the models alone and scoring take no time",
-    )
+def _assumed(code: str, **values: object) -> Finding:
+    return Finding(code, "note", values)
 
 
 # A category with fewer prompts in the pilot takes the spread that all categories share.
@@ -413,14 +346,16 @@ class _Planner:
                 shared=[row.category for row in categories if row.shared_spread and wanted.spread is None],
                 mixed=bool(policy.mix),
             ),
-            warnings=plan_cautions(
-                pilot,
-                policy,
-                (self.speedup, self.low, self.high),
-                self.noise,
-                wanted.half_width,
-                [need.prompts for need in needs],
-                available,
+            warnings=tuple(
+                plan_cautions(
+                    pilot,
+                    policy,
+                    (self.speedup, self.low, self.high),
+                    self.noise,
+                    wanted.half_width,
+                    [need.prompts for need in needs],
+                    available,
+                )
             ),
         )
 
