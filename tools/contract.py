@@ -17,7 +17,7 @@ from specbench.report.dialect import codes
 SOURCE = Path("tools/contract.md")
 CODE = Path("specbench")
 
-_NAMES = {str: "text", int: "integer", float: "number", bool: "boolean", Any: "any"}
+_NAMES = {NoneType: "null", str: "text", int: "integer", float: "number", bool: "boolean", Any: "any"}
 
 
 def page() -> str:
@@ -34,11 +34,11 @@ def keys(module: str, name: str) -> str:
     hints = get_type_hints(record, include_extras=True)
     said = re.sub(r"\bNone\b", "null", " ".join((record.__doc__ or "").split()))
     kinds = {each.name: kind(hints[each.name]) for each in fields(record)}
-    ended = {key for key in kinds if {f"{key}_low", f"{key}_high"} <= set(kinds)}
-    ends = {f"{key}_{end}" for key in ended for end in ("low", "high")}
+    ends = {re.sub(r"((?:_s)?)$", rf"_{end}\1", key): key for key in kinds for end in ("low", "high")}
+    ended = {key for end, key in ends.items() if end in kinds}
     runs = groupby((key for key in kinds if key not in ends), key=kinds.__getitem__)
     named = ((name, ", ".join(f"`{key}`{'±' if key in ended else ''}" for key in run)) for name, run in runs)
-    return f"{said}\n\nKeys: {'; '.join(f'{keys} {name}' for name, keys in named)}."
+    return f"{said}\n\n{'; '.join(f'{keys} {name}' for name, keys in named)}."
 
 
 def kind(hint: Any) -> str:

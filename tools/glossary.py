@@ -24,15 +24,15 @@ _OTHERS = """\
 
 
 def page() -> str:
-    """The page: by name each term of which more is known than a sentence, and the names of the others."""
+    """The page: by name each term that has a formula or another name elsewhere, and the names of the others."""
     told = sorted(glossary.terms().values(), key=by_name)
     others = ", ".join(term.name for term in told if _alone(term))
     return "\n".join([_HEAD, *(_section(term) for term in told if not _alone(term)), f"{_OTHERS} {others}.\n"])
 
 
 def _alone(term: Term) -> bool:
-    """Whether its sentence is all there is."""
-    return not (term.formula or term.also or term.elsewhere or term.confused)
+    """Whether it has neither a formula nor another name elsewhere."""
+    return not (term.formula or term.elsewhere)
 
 
 def _section(term: Term) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
@@ -189,7 +189,7 @@ def _roomy(trial: Trial, gamma: int) -> int:
 
 
 def _dominant(trials: Sequence[Trial]) -> Iterator[Finding]:
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for trial in trials:
         if trial.arm.kind == "baseline":
             spent[trial.prompt_id] += trial.times.decode_s

@@ -24,7 +24,7 @@ Agreement = Literal["same", "rounding", "differs", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts over some texts. `tokens_per_round` is tau, `acceptance_rate` r; None where nothing was drafted."""
+    """Counts over some texts, with tau and r."""
 
     rounds: int
     drafted: int
@@ -44,8 +44,8 @@ class Reconciliation:
 @dataclass(frozen=True, slots=True)
 class CheckedGamma:
     """One draft at one gamma. `ours`, `theirs` and `reconciled` (theirs, counted as we count) are over the texts that
-    were compared: `texts` less `other_texts`. `different_rounds` of them, in `different_texts`, are not the same;
-    `rounding_texts` of all differing texts are explained by a near-tie. None when sampling."""
+    were compared: `texts` less `other_texts`. Of those `different_rounds`, in `different_texts`, are not the same;
+    `rounding_texts` of all that differ are explained by a near-tie."""
 
     gamma: int
     texts: int
@@ -66,7 +66,7 @@ class CheckedGamma:
 
 @dataclass(frozen=True, slots=True)
 class CheckedDraft:
-    """One draft; `not_compared` says why where it could not be, and `gammas` is empty then."""
+    """One draft; `not_compared` says why where it could not be."""
 
     draft: str
     not_compared: str | None
@@ -75,7 +75,7 @@ class CheckedDraft:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The whole check. `agreement` is the worst of all rows; "undecided" where no draft was compared."""
+    """The counts of a run beside those of transformers on the same prompts. `agreement` is the worst of all rows."""
 
     run: str
     schema: int

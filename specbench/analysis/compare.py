@@ -42,8 +42,7 @@ Moved = Literal["acceptance", "cost of a round"]
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """One of the two runs. `name` is how the other words call it; `load` is that of a server's verdict, None for a run
-    in process."""
+    """One of the two runs. `name` is how the words call it; `load` that of a server's verdict."""
 
     run: str
     name: str
@@ -55,8 +54,8 @@ class ComparedRun:
 
 @dataclass(frozen=True, slots=True)
 class ComparedSide:
-    """One arm in one run, over the prompts that both runs have. `round_s` is a round in seconds, `round_steps` in steps
-    of the target alone in the same run; None where the engine does not tell its rounds, as is `drafted`, tokens."""
+    """One arm in one run, over the prompts that both have. `round_s` is a round in seconds, `round_steps` in steps of
+    the target alone in the same run; `drafted` are tokens."""
 
     speedup: float
     speedup_low: float | None
@@ -71,8 +70,8 @@ class ComparedSide:
 
 @dataclass(frozen=True, slots=True)
 class ComparedCategory:
-    """One category at one gamma. `ratio` is B's speedup over A's; `difference` says what its interval resolves: "same"
-    is within 5 %, and where it merely holds 1, or there is none, nothing is."""
+    """One category at one gamma. `ratio` is B's speedup over A's; `difference` what its interval resolves: "same" is
+    within 5 %."""
 
     category: str
     prompts: int
@@ -90,10 +89,9 @@ class ComparedCategory:
 
 @dataclass(frozen=True, slots=True)
 class ComparedGamma:
-    """One draft at one gamma in both runs, decoding, over the `prompts` that both have. `ratio` and `difference` are as
-    for a category; `rate` is tokens per second with the draft, B over A. `moved` is the term whose
-    logarithm changed more: the speedup is tokens per round over the cost of a round in target steps. None where a term
-    is not known or no difference of the speedups is resolved."""
+    """One draft at one gamma in both runs, decoding. `ratio` and `difference` are as for a category, `rate` is tokens
+    per second with the draft, B over A. `moved` is the term of the speedup, tokens per round over the cost of a round,
+    whose logarithm changed more; None where one is not known or no difference is resolved."""
 
     gamma: int
     prompts: int
@@ -113,8 +111,8 @@ class ComparedGamma:
 
 @dataclass(frozen=True, slots=True)
 class ComparedDraft:
-    """One draft that both runs have. `gamma` is the one that `reason` speaks of: the first run's best, where the second
-    has it too. The verdicts are those of the whole runs."""
+    """One draft that both runs have. `gamma` is the one that `reason` speaks of: A's best, where B has it too. The
+    verdicts are those of the whole runs."""
 
     draft: str
     gamma: int
@@ -126,8 +124,8 @@ class ComparedDraft:
 
 @dataclass(frozen=True, slots=True)
 class Slower:
-    """How much fewer tokens per second the second run decodes with the draft and gamma that the first one chose, as a
-    share: 0.03 is 3 % slower, below 0 is faster. `low` and `high` are the ends of its interval, None without one."""
+    """How much fewer tokens per second B decodes with the draft and gamma that A chose: 0.03 is 3 % slower, below 0 is
+    faster. `low` and `high` are the ends of its interval."""
 
     draft: str
     gamma: int
@@ -142,8 +140,8 @@ class Slower:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs side by side. `prompts` are in both, by their hash. `only_a` and `only_b` are arms that one run has
-    alone, such as `demo:draft gamma 4`. `slower` is None where the first run's choice is in one run alone."""
+    """Two runs, A and B. `prompts` are in both, by their hash. `only_a` and `only_b` are arms that one has alone, such
+    as `demo:draft gamma 4`. `slower` is None where A's choice is not in both."""
 
     schema: int
     a: ComparedRun

@@ -23,8 +23,8 @@ MANY_CUT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model as it was loaded. `parameters` is a count; `ends` are the ids at which the target's texts ended, empty
-    where they are not known; `head` is the kind of a draft head, None for a model."""
+    """One model as it was loaded. `ends` are the ids at which the target's texts ended; `head` the kind of a draft
+    head."""
 
     spec: str
     name: str
@@ -50,10 +50,9 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """The run beside its numbers. `done` of `planned` trials are stored, `spared` need not be run, since their gamma
-    was ruled out; `prefill_share` is of the wall clock of the target alone; `cut_share` is the share of its outputs
-    that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server,
-    `measured_twice` that it was measured alone a second time (A/A), `sliced` that arms took turns within a prompt.
-    `prompt_tokens` are the shortest and the longest measured prompt."""
+    was ruled out; `prefill_share` is of the wall clock of the target alone, `cut_share` of its outputs those that the
+    token limit ended, both at the first of the `loads`. `measured_twice` is whether the target was measured again
+    (A/A), `sliced` whether arms took turns within a prompt. `prompt_tokens` are the shortest and the longest prompt."""
 
     status: str
     argv: tuple[str, ...]

@@ -33,7 +33,7 @@ SCHEMA = 1
 @dataclass(frozen=True, slots=True)
 class Need:
     """Prompts, and minutes for all of them; `low` and `high` at the ends of the spread's interval. None where no
-    affordable number of prompts is enough, and where an end or the time of a prompt is not known."""
+    affordable number is enough, or the time is not known."""
 
     prompts: int | None
     prompts_low: int | None
@@ -54,8 +54,8 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class CategoryPlan:
-    """One category on its own. `shared_spread` says that it takes the spread that all categories share, because the
-    pilot has too few of its prompts; then there is no `verdict`, which would rest on their speedup."""
+    """One category on its own. With too few prompts in the pilot it takes the spread that all share (`shared_spread`),
+    and has no `verdict`."""
 
     category: str
     pilot_prompts: int
@@ -68,8 +68,8 @@ class CategoryPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many prompts, and how long. `half_width` is a fraction of the speedup; `spread` is described in
-    decision.plan, `noise_spread` is the part of it that the target alone has against itself."""
+    """How many prompts, and how long. `half_width` is a fraction of the speedup, `noise_spread` the part of the spread
+    that the target alone has against itself. `run` is the pilot."""
 
     run: str | None
     schema: int

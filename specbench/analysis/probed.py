@@ -14,8 +14,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token in each sequence of a batch. `cost` is c = t_draft / t_dec; None for the target itself, and where the
-    target was not timed there."""
+    """One token in each sequence of a batch. `cost` is c = t_draft / t_dec, of a draft."""
 
     batch: int
     context: int
@@ -70,7 +69,7 @@ class Prefill:
 @dataclass(frozen=True, slots=True)
 class Round:
     """A round of a server that drafts `gamma` tokens and keeps none, with so many clients at once. `steps` is in steps
-    of the target alone under the same load: the tokens that a round has to give to break even."""
+    of the target alone under the same load, pass by pass: what a round has to give to break even."""
 
     draft: str
     concurrency: int
@@ -87,8 +86,8 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class ProbedModel:
-    """One model. `step_bytes` are the weights that one token reads, `least_step_s` is the time that this takes at the
-    measured bandwidth."""
+    """One model. `step_bytes` are the weights that one token reads, `least_step_s` the time that takes at the measured
+    bandwidth."""
 
     model: str
     role: str
@@ -104,8 +103,7 @@ class ProbedModel:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSummary:
-    """Everything a probe found: of models in process each alone, of a server whole rounds; what the other kind of probe
-    has is None or empty."""
+    """Of models in process each alone, of a server whole rounds."""
 
     run: str
     schema: int

@@ -27,7 +27,7 @@ from specbench.run_record import AnswerFacts
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its interval over conversations; Nones where it cannot be told, or of too few conversations."""
+    """A number with its interval over conversations."""
 
     value: float | None = None
     low: float | None = None
@@ -36,8 +36,8 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class RecordedGamma:
-    """One gamma over the answers of a group. `drafted` lies between `drafted_low` and `drafted_high`, as in a replay.
-    `predicted_speedup` is of decoding, by costs that were measured elsewhere."""
+    """One gamma over the answers of a group, as in a replay; `predicted_speedup` by costs that were measured
+    elsewhere."""
 
     gamma: int
     rounds: float
@@ -62,8 +62,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Places in answers, from token `begin` on up to the next bucket: the share at which the first draft of a round
-    that began there would have been accepted."""
+    """Places in answers, from token `begin` on to the next bucket: how often the first draft of a round that began
+    there would have been accepted."""
 
     begin: int
     places: int
@@ -72,8 +72,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class RecordedDraft:
-    """One draft. `alpha` is the mean over places of sum min(p, q), None where a draft does not propose everywhere;
-    `best_gamma` and `best`, the pair of gamma and cut-off, are there where costs were given."""
+    """One draft. `alpha` is the mean over places of sum min(p, q), where a draft proposes everywhere; `best_gamma` and
+    `best` are there where costs were given."""
 
     draft: str
     answers: int
@@ -89,8 +89,8 @@ class RecordedDraft:
 
 @dataclass(frozen=True, slots=True)
 class RecordedAcceptance:
-    """A whole run over recorded answers. There is no verdict: `verdict` says so for scripts. `costs` is the folder of
-    the probe that speedups are predicted from."""
+    """A whole run over recorded answers: no verdict. `costs` is the folder of the probe that speedups are predicted
+    from."""
 
     run: str
     schema: int

@@ -20,9 +20,9 @@ from specbench.run_record import RunRecord
 
 @dataclass(frozen=True, slots=True)
 class ReplayGamma:
-    """One gamma, replayed over all texts. `drafted` lies between `drafted_low` and `drafted_high`: what a draft does
-    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound).
-    `predicted_speedup` is of decoding, where costs are known; None where they are not, or not for so many drafts."""
+    """One gamma over all texts. `drafted` lies between `drafted_low` and `drafted_high`, since what a draft does after
+    its first wrong token is not on the text; `survival` is a lower bound for it. `predicted_speedup` is of decoding,
+    where costs are known."""
 
     gamma: int
     rounds: float
@@ -37,10 +37,8 @@ class ReplayGamma:
 
 @dataclass(frozen=True, slots=True)
 class ReplayDraft:
-    """One draft. `alpha` is the mean over positions of sum min(p, q), with its interval over prompts: the chance that
-    a draft is accepted at a position of the text, whatever gamma. Drafting stops below the confidence `cutoff`, 0
-    never: the draft's own, or a higher one that was asked for. `best` is there where it was asked for and can be
-    known."""
+    """One draft. `alpha` is the mean over positions of sum min(p, q). Drafting stops below the confidence `cutoff`: the
+    draft's own, or a higher one that was asked for. `best` is there where it was asked for and can be known."""
 
     draft: str
     cutoff: float
@@ -56,7 +54,7 @@ class ReplayDraft:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A whole run replayed; `cutoff` is the one that was asked for, 0 is none. `warnings` are the run's own."""
+    """A whole run; `cutoff` is the one that was asked for, 0 is none."""
 
     run: str
     schema: int
@@ -151,8 +149,8 @@ CUTOFFS = tuple(round(0.05 * i, 2) for i in range(20))
 
 @dataclass(frozen=True, slots=True)
 class CutoffRow:
-    """One cut-off at the gamma that is predicted best with it. `drafted_high` is an upper bound, and `speedup`
-    therefore a lower one, where the cut-off may have stopped a draft that was already wrong."""
+    """One cut-off at the gamma that is predicted best with it. Where the cut-off may have stopped a draft that was
+    already wrong `drafted_high` is an upper bound and `speedup` a lower one."""
 
     cutoff: float
     gamma: int
@@ -163,8 +161,8 @@ class CutoffRow:
 
 @dataclass(frozen=True, slots=True)
 class BestPair:
-    """The pair predicted fastest. `speedup` is cross-fitted over all pairs, as a sweep's is over gammas, so that many
-    pairs do not look better than few; `without` is the best gamma without a cut-off. All of decoding, predicted."""
+    """The pair of gamma and cut-off (0, 0.05, .. 0.95) predicted fastest at batch 1, of decoding. `speedup` is
+    cross-fitted over all pairs; `without` is that of the best gamma without a cut-off."""
 
     gamma: int
     cutoff: float
