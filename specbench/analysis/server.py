@@ -44,7 +44,9 @@ def check_counters(stored: StoredRun) -> CounterCheck | None:
     agreeing = sum(all(ours == theirs for ours, theirs in pairs.values()) for pairs in found)
     totals = {name: [pairs[name] for pairs in found if name in pairs] for name in NUMBERS}
     numbers = [
-        NumberCheck(name, *map(sum, zip(*both, strict=True)), len(both)) for name, both in totals.items() if both
+        NumberCheck(name, sum(ours for ours, _ in both), sum(theirs for _, theirs in both), len(both))
+        for name, both in totals.items()
+        if both
     ]
     return CounterCheck(len(found), agreeing, len(stored.stretches) - len(found), tuple(numbers))
 
@@ -76,7 +78,8 @@ def _accepted(trial: Trial) -> int | None:
 def _total(trial: Trial, name: str) -> int | None:
     if trial.drafted:
         return sum(getattr(trial, name))
-    return 0 if not trial.decode_tokens else getattr(trial.told, name) if trial.told else None
+    told: int | None = getattr(trial.told, name) if trial.told else None
+    return told if trial.decode_tokens else 0
 
 
 def _rounds(trial: Trial) -> int | None:
