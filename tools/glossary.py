@@ -8,8 +8,8 @@ from specbench.report.explain.glossary import Term, by_name
 _HEAD = """\
 # Glossary
 
-The words of specbench's output and of these pages, and what engines call them. Generated from
-`specbench/report/explain/glossary.yaml`; `specbench explain --term tau` prints a word with its unit and its neighbours.
+Words that papers and engines have other names for. `specbench explain --term tau` prints any word of the output and of
+these pages, with its formula, unit and neighbours; [measuring.md](measuring.md) defines what is counted.
 
 In formulas D, A and E are tokens drafted, accepted and emitted, s is the number of rounds, R of those that ended in a
 rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's. t_dec is the
@@ -20,19 +20,19 @@ round takes outside both models. S is the speedup.
 _OTHERS = """\
 ## Other words
 
-`specbench explain --term` has a sentence on each:"""
+`specbench explain --term` explains each:"""
 
 
 def page() -> str:
-    """The page: by name each term that has a formula or another name elsewhere, and the names of the others."""
+    """The page: by name each term that has another name elsewhere, and the names of the others."""
     told = sorted(glossary.terms().values(), key=by_name)
     others = ", ".join(term.name for term in told if _alone(term))
     return "\n".join([_HEAD, *(_section(term) for term in told if not _alone(term)), f"{_OTHERS} {others}.\n"])
 
 
 def _alone(term: Term) -> bool:
-    """Whether it has neither a formula nor another name elsewhere."""
-    return not (term.formula or term.elsewhere)
+    """Whether it is called the same elsewhere, as far as we know."""
+    return not term.elsewhere
 
 
 def _section(term: Term) -> str:
