@@ -17,8 +17,8 @@ from pathlib import Path
 
 from benchmarks.baseline import ARMS, DRAFT, DTYPE, TARGET
 from specbench.acceptance.scores import match_blocks
+from specbench.backends.local.batch import REPLAY_BATCH
 from specbench.backends.local.local import LocalEngine
-from specbench.backends.local.room import REPLAY_BATCH
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.drafters.ngram import NgramLookUp

@@ -20,8 +20,8 @@ from transformers import GenerationConfig
 from benchmarks.baseline import ARMS, DRAFT, DTYPE, TARGET, Theirs
 from specbench.acceptance.replay import replay
 from specbench.backends.base import Item
+from specbench.backends.local.batch import REPLAY_BATCH
 from specbench.backends.local.local import LocalEngine
-from specbench.backends.local.room import REPLAY_BATCH
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.drafters import parse_draft

@@ -17,8 +17,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from typer.testing import CliRunner
 
 from specbench.analysis.checked import checked_gamma
-from specbench.backends.local.assisted import RULES, SeenRound, SeenText, reconcile, watched
-from specbench.backends.local.comparing import Pair, placed
+from specbench.backends.local.assisted import RULES, Pair, SeenRound, SeenText, placed, reconcile, watched
 from specbench.cli import app
 from specbench.drafters import parse_draft
 from specbench.records import Arm, Message, Prompt, Round, Sampling, Times, Trial

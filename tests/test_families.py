@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from specbench.acceptance.replay import replay
 from specbench.acceptance.scores import as_text
-from specbench.backends.local import masks, ragged
+from specbench.backends.local import ragged
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.reference import check_reference, pick
@@ -65,13 +65,13 @@ def test_a_family_reads_as_transformers_does_alone_and_in_batches(family: str) -
 def test_planted_a_batch_without_its_window_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was wrong before: every row saw all of its past."""
     made = model(family)
-    honest = masks._written
+    honest = ragged._written
 
     def blind(at: Any, **asked: Any) -> Any:
         causal = lambda batch, head, query, key: key <= query  # noqa: E731
         return honest(at, **(asked | {"mask_function": causal, "use_vmap": False}))
 
-    monkeypatch.setattr(masks, "_written", blind)
+    monkeypatch.setattr(ragged, "_written", blind)
     with pytest.raises(ModelError, match=r"^m gives other tokens here than in transformers' generate, at \d+ of 48"):
         check(made, RaggedModel(made, 96, 3))
 
@@ -96,15 +96,15 @@ def test_planted_a_cache_that_is_not_rolled_back_is_refused(monkeypatch: pytest.
 def test_masks_asked_one_pair_at_a_time_are_the_same() -> None:
     at = torch.tensor([[3, 4], [9, 10]])
     window = lambda batch, head, query, key: (key <= query) & (key > query - 3)  # noqa: E731
-    one, other = (masks._written(at, kv_length=12, mask_function=window, use_vmap=way) for way in (False, True))
+    one, other = (ragged._written(at, kv_length=12, mask_function=window, use_vmap=way) for way in (False, True))
     assert torch.equal(one.expand_as(other), other)
     assert one[1, 0, 0].nonzero().ravel().tolist() == [7, 8, 9]
 
 
 def test_masks_of_transformers_are_its_own_again_after_a_pass_that_fails() -> None:
-    with pytest.raises(KeyError), masks.masks_at(torch.zeros(1, 1, dtype=torch.long)):
+    with pytest.raises(KeyError), ragged.masks_at(torch.zeros(1, 1, dtype=torch.long)):
         raise KeyError
-    assert not masks.ALL_MASK_ATTENTION_FUNCTIONS._local_mapping
+    assert not ragged.ALL_MASK_ATTENTION_FUNCTIONS._local_mapping
 
 
 def test_a_model_that_looks_ahead_is_refused_where_its_configuration_does_not_tell() -> None:

@@ -30,9 +30,8 @@ from transformers import (
 from specbench.backends.local import lean
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.lean import LeanLayer, decoder_of
+from specbench.backends.local.lean import LeanLayer, Packed, decoder_of, packs
 from specbench.backends.local.local import slow_precision
-from specbench.backends.local.packed import Packed, packs
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.swap import forward_of, make_lean
 from specbench.drafters.model import ModelDrafter

@@ -115,7 +115,7 @@ def test_a_planted_fault_of_the_chain_is_seen(fault, monkeypatch):
         return found[1:] + found[:1] if fault == "rows change places" else found
 
     if fault == "an end is run past":
-        drafter._eos = frozenset()
+        drafter._rule.eos = frozenset()
     if fault == "refused drafts stay":
         monkeypatch.setattr(drafter._model, "rewind", lambda lengths: None)
     monkeypatch.setattr(drafter, "_chain", chain)

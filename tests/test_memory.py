@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.summarise import summarise
-from specbench.backends.local import local, room
+from specbench.backends.local import backend, local
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.lean import LeanDecoder
 from specbench.backends.local.ragged import RaggedCache
@@ -92,10 +92,10 @@ def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
     flags = dict(flags)
     replay_only = flags.pop("replay_only", False)
     seen = []
-    largest = room._largest
-    monkeypatch.setattr(room, "_largest", lambda *args: seen.append(largest(*args)) or seen[-1])
+    largest = backend._largest
+    monkeypatch.setattr(backend, "_largest", lambda *args: seen.append(largest(*args)) or seen[-1])
     free = [0]
-    monkeypatch.setattr(room, "available_bytes", lambda _: free[0])
+    monkeypatch.setattr(backend, "available_bytes", lambda _: free[0])
     # The least is that of whole trials.
     sizes = {"limit": 2 * flags.get("batch_size", 1), "probe_batch_sizes": "1", "slice_tokens": 0}
     config = config_for(lab, tmp_path / "runs", **sizes, **flags)
@@ -126,7 +126,7 @@ def test_the_estimate_is_what_a_run_takes(lab, tmp_path, monkeypatch, flags):
 
 
 def test_a_refusal_is_one_line_with_numbers_and_a_hint(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "available_bytes", lambda _: 10_000)
+    monkeypatch.setattr(backend, "available_bytes", lambda _: 10_000)
     result = call("measure", *lab.args("--out", tmp_path / "runs", "--quiet"))
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()

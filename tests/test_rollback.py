@@ -18,14 +18,13 @@ from typer.testing import CliRunner
 from specbench.acceptance.replay import Expected, replay
 from specbench.acceptance.score import score
 from specbench.acceptance.scores import as_text
-from specbench.backends.local import memories, snapshots
+from specbench.backends.local import cache, reference
 from specbench.backends.local.batch import generate_batch, ignores_padding
-from specbench.backends.local.cache import StateLayer
+from specbench.backends.local.cache import Snapshots, StateLayer
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.snapshots import Snapshots
+from specbench.backends.local.reference import require_rollback
 from specbench.cli import app
 from specbench.cost.model import RoundCosts, predicted_rounds, round_costs
 from specbench.cost.plan import ProbePlan
@@ -57,7 +56,7 @@ def test_a_floor_of_time_steps_that_single_tokens_do_not_have_is_found() -> None
 
 
 def test_a_model_of_keys_and_values_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memories, "_read", None)
+    monkeypatch.setattr(reference, "_read", None)
     llama = tiny_llama(64, seed=1)
     assert not require_rollback(loaded(llama))
     assert CachedModel(llama, 8).cache.states == []
@@ -66,12 +65,12 @@ def test_a_model_of_keys_and_values_is_not_looked_at(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("family", ["qwen3_next", "falcon_h1", *full("mamba2")])
 def test_planted_a_snapshot_that_is_written_over_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = model(family)
-    honest = snapshots._copied
+    honest = cache._copied
 
     def shallow(value: Any) -> Any:
         return value if isinstance(value, torch.Tensor) else honest(value)
 
-    monkeypatch.setattr(snapshots, "_copied", shallow)
+    monkeypatch.setattr(cache, "_copied", shallow)
     with pytest.raises(ModelError, match="taken back"):
         require_rollback(loaded(target))
 

@@ -14,7 +14,7 @@ from specbench.decision.interval import Paired, speedup_interval
 from specbench.records import Round
 
 if TYPE_CHECKING:
-    from specbench.backends.local.comparing import Pair
+    from specbench.backends.local.assisted import Pair
 
 SCHEMA = 1
 TINY = 1e-9  # without any scatter the interval is a point, give or take a rounding

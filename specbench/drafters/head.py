@@ -3,8 +3,8 @@ all tokens of a round at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, Unpack
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from torch import Tensor
 from specbench.acceptance.loop import Proposal
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import until_end
-from specbench.drafters.step import Drafted, DraftRule
-from specbench.records import Sampling
+from specbench.drafters.step import Drafted, DraftOptions, DraftRule
 
 # The target's states [end - begin, width] of the tokens from `begin` to `end` of the text, which it has read.
 StatesOf = Callable[[int, int], Tensor]
@@ -73,21 +72,8 @@ class HeadDrafter:
     drafts, which held its own states or masks, and reads what was emitted beside the target's. `cutoff` and `chained`
     as in ModelDrafter."""
 
-    def __init__(
-        self,
-        head: Head,
-        states: StatesOf,
-        *,
-        vocab_size: int,
-        sampling: Sampling,
-        eos: Collection[int],
-        cutoff: float = 0.0,
-        chained: bool = False,
-    ) -> None:
-        self._head, self._states = head, states
-        self._sampling = sampling
-        self._chained = chained and not cutoff
-        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
+    def __init__(self, head: Head, states: StatesOf, **options: Unpack[DraftOptions]) -> None:
+        self._head, self._states, self._rule = head, states, DraftRule(**options)
         self._read = 0
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -96,7 +82,7 @@ class HeadDrafter:
         self._read = len(prompt) - 1
         if self._read:
             self._head.read(prompt[1:], self._states(0, self._read), 0)
-        self._penalty = RepetitionPenalty(self._sampling)
+        self._penalty = RepetitionPenalty(self._rule.sampling)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
         end = len(x) - 1
@@ -105,7 +91,7 @@ class HeadDrafter:
         self._read = end
         draft = Drafted(x, self._penalty)
         step = self._steps(x[begin + 1 :], self._states(begin, end), k)
-        if self._chained:
+        if self._rule.chained:
             tokens, q = self._rule.chain(step, [], k, [draft], [generator])
             return Proposal(tokens[0], None if q is None else q[0])
         for _ in range(k):
@@ -130,26 +116,15 @@ class HeadDrafter:
 class ManyHeadDrafter:
     """`HeadDrafter` for a batch, as ManyModelDrafter is for draft models."""
 
-    def __init__(
-        self,
-        head: ManyHead,
-        *,
-        vocab_size: int,
-        sampling: Sampling,
-        eos: Collection[int],
-        cutoff: float = 0.0,
-        chained: bool = False,
-    ) -> None:
-        self._head, self._sampling, self._eos = head, sampling, eos
-        self._chained = chained and not cutoff
-        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
+    def __init__(self, head: ManyHead, **options: Unpack[DraftOptions]) -> None:
+        self._head, self._rule = head, DraftRule(**options)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         self._head.begin(len(prompts))
         self._read = [len(prompt) - 1 for prompt in prompts]
         if any(self._read):
             self._head.read([prompt[1:] for prompt in prompts])
-        self._penalties = [RepetitionPenalty(self._sampling) for _ in prompts]
+        self._penalties = [RepetitionPenalty(self._rule.sampling) for _ in prompts]
 
     def keep(self, rows: Sequence[int]) -> None:
         self._head.keep(rows)
@@ -164,7 +139,7 @@ class ManyHeadDrafter:
         new = [list(x[read + 1 :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
         self._read = [read + len(unread) for read, unread in zip(self._read, new, strict=True)]
         going = [row for row, unread in enumerate(new) if unread]
-        if self._chained:
+        if self._rule.chained:
             return self._chain(new, going, ks, drafts, generators)
         step = self._steps(new, ks)
         while going:
@@ -187,7 +162,7 @@ class ManyHeadDrafter:
         tokens, q = self._rule.chain(lambda ids: step(ids, going), [], max(ks), drafts, generators)
         found = []
         for row, (drafted, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
-            kept = until_end(drafted[:k], self._eos)
+            kept = until_end(drafted[:k], self._rule.eos)
             found.append(Proposal(kept, None if q is None or not kept else q[row, : len(kept)]))
         return found
 

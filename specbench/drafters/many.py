@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -11,8 +12,7 @@ from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.many import ManyTarget
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import until_end
-from specbench.drafters.step import Drafted, DraftRule, agreeing
-from specbench.records import Sampling
+from specbench.drafters.step import Drafted, DraftOptions, DraftRule, agreeing
 
 
 class ManyModelDrafter:
@@ -20,28 +20,15 @@ class ManyModelDrafter:
     `chained` steps run on the device for all rows alike and are waited for once; what a row did not ask for, or drafted
     past an end of sequence, is thrown away."""
 
-    def __init__(
-        self,
-        model: ManyTarget,
-        *,
-        vocab_size: int,
-        sampling: Sampling,
-        eos: Collection[int],
-        cutoff: float = 0.0,
-        chained: bool = False,
-    ) -> None:
-        self._model = model
-        self._sampling = sampling
-        self._eos = eos
-        self._chained = chained and not cutoff
-        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
+    def __init__(self, model: ManyTarget, **options: Unpack[DraftOptions]) -> None:
+        self._model, self._rule = model, DraftRule(**options)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
         self._model.begin(len(prompts))
         self._model.forward(prompts, every=False)
         self._read = [list(prompt) for prompt in prompts]
         self._known = [len(prompt) for prompt in prompts]
-        self._penalties = [RepetitionPenalty(self._sampling) for _ in prompts]
+        self._penalties = [RepetitionPenalty(self._rule.sampling) for _ in prompts]
 
     def keep(self, rows: Sequence[int]) -> None:
         self._model.keep(rows)
@@ -56,7 +43,7 @@ class ManyModelDrafter:
             del read[agreeing(read, x, known) :]
         self._model.rewind([len(read) for read in self._read])
         self._known = [len(x) for x in rows]
-        if self._chained:
+        if self._rule.chained:
             return self._chain(rows, ks, generators)
         drafts = self._drafted(rows)
         unread = [list(x[len(read) :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
@@ -89,7 +76,7 @@ class ManyModelDrafter:
         tokens, q = self._rule.chain(step, [], max(ks), self._drafted(rows), generators)
         found = []
         for row, (drafts, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
-            kept = until_end(drafts[:k], self._eos)
+            kept = until_end(drafts[:k], self._rule.eos)
             self._read[row] += [*unread[row], *drafts[:-1]]
             found.append(Proposal(kept, None if q is None or not kept else q[row, : len(kept)]))
         return found

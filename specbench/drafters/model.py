@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
 from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.drafters.step import Drafted, DraftRule, agreeing
-from specbench.records import Sampling
+from specbench.drafters.step import Drafted, DraftOptions, DraftRule, agreeing
 
 
 class ModelDrafter:
     """Drafts token by token. Its memory may hold drafts that the target refused: what still agrees with the
     sequence is kept, the rest is forgotten when the next round begins.
 
-    After a fully accepted round the model has not read its own last draft, so it reads two tokens next. With a `cutoff`
-    it stops before a token of which it is less sure than that. `chained` drafts stay on the device until the round is
-    judged, which a cut-off forbids: it has to look at every token.
+    After a fully accepted round the model has not read its own last draft, so it reads two tokens next.
     """
 
-    def __init__(
-        self,
-        model: Target,
-        *,
-        vocab_size: int,
-        sampling: Sampling,
-        eos: Collection[int],
-        cutoff: float = 0.0,
-        chained: bool = False,
-    ) -> None:
-        self._model = model
-        self._sampling = sampling
-        self._chained = chained and not cutoff
+    def __init__(self, model: Target, **options: Unpack[DraftOptions]) -> None:
+        self._model, self._rule = model, DraftRule(**options)
         self._last: Proposal | None = None
-        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
         self._read: list[int] = []
 
     def begin(self, prompt: Sequence[int]) -> None:
@@ -44,7 +30,7 @@ class ModelDrafter:
         self._read = list(prompt)
         self._last = None
         self._known = len(prompt)
-        self._penalty = RepetitionPenalty(self._sampling)
+        self._penalty = RepetitionPenalty(self._rule.sampling)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
         if self._last is not None:  # all but its last token was read, and by now the numbers are here
@@ -56,7 +42,7 @@ class ModelDrafter:
         self._model.rewind(keep)
         unread = list(x[keep:])
         draft = Drafted(x, self._penalty)
-        if self._chained:
+        if self._rule.chained:
             self._last = self._rule.chain_one(self._model, unread, k, draft, generator)
             self._read += unread
             self._known = len(x)

@@ -7,18 +7,17 @@ forgotten before the target reads them in its own pass.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from specbench.acceptance.loop import Proposal, Target
 from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.drafters.step import Drafted, DraftRule
+from specbench.drafters.step import Drafted, DraftOptions, DraftRule
 from specbench.errors import ConfigError
 from specbench.models.family import cache_layers, memory_of
-from specbench.records import Sampling
 
 
 def first_layers(model: Any, layers: int) -> Any:
@@ -73,30 +72,18 @@ def _shallow(module: nn.Module) -> Any:
 
 class SkipDrafter:
     """Drafts with a model that shares the target's cache. Both must be as far as all but the last token when a round
-    begins, which the loop sees to. `chained` as in ModelDrafter."""
+    begins, which the loop sees to."""
 
-    def __init__(
-        self,
-        model: Target,
-        *,
-        vocab_size: int,
-        sampling: Sampling,
-        eos: Collection[int],
-        cutoff: float = 0.0,
-        chained: bool = False,
-    ) -> None:
-        self._model = model
-        self._sampling = sampling
-        self._chained = chained and not cutoff
-        self._rule = DraftRule(vocab_size=vocab_size, sampling=sampling, eos=eos, cutoff=cutoff)
+    def __init__(self, model: Target, **options: Unpack[DraftOptions]) -> None:
+        self._model, self._rule = model, DraftRule(**options)
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Nothing to read: the target has read the prompt with the layers that are shared."""
-        self._penalty = RepetitionPenalty(self._sampling)
+        self._penalty = RepetitionPenalty(self._rule.sampling)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
         draft = Drafted(x, self._penalty)
-        if self._chained:
+        if self._rule.chained:
             found = self._rule.chain_one(self._model, x[-1:], k, draft, generator)
             self._model.rewind(len(x) - 1)
             return found

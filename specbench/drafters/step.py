@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -13,15 +14,27 @@ from specbench.acceptance.rules import align, best, confidence, distribution
 from specbench.records import Sampling
 
 
+class DraftOptions(TypedDict):
+    """What every drafter with a model is told, of `DraftRule`."""
+
+    vocab_size: int
+    sampling: Sampling
+    eos: Collection[int]
+    cutoff: NotRequired[float]
+    chained: NotRequired[bool]
+
+
 class DraftRule:
     """How a draft model's logits become drafts. Ids from `vocab_size` on are padding; with a `cutoff` drafting stops
-    before a token of which the model is less sure than that."""
+    before a token of which the model is less sure than that. `chained` drafts stay on the device until the round is
+    judged, which a cut-off forbids: it has to look at every token."""
 
-    def __init__(self, *, vocab_size: int, sampling: Sampling, eos: Collection[int], cutoff: float = 0.0) -> None:
-        self._vocab_size = vocab_size
-        self._sampling = sampling
-        self._eos = frozenset(eos)
-        self._cutoff = cutoff
+    def __init__(self, **options: Unpack[DraftOptions]) -> None:
+        self._vocab_size = options["vocab_size"]
+        self.sampling = options["sampling"]
+        self.eos = frozenset(options["eos"])
+        self._cutoff = options.get("cutoff", 0.0)
+        self.chained = options.get("chained", False) and not self._cutoff
 
     def extend(self, drafts: Sequence[Drafted], logits: Tensor, generators: Sequence[torch.Generator]) -> list[bool]:
         """Draft one token for each of `drafts` from its row of `logits` [batch, V]; whether another may follow it. A
@@ -35,17 +48,17 @@ class DraftRule:
             return more
         if len(sure) < len(drafts):
             logits = logits[sure]
-        if self._sampling.greedy:
+        if self.sampling.greedy:
             tokens = best(logits)
         else:
-            q = distribution(logits, self._sampling)
+            q = distribution(logits, self.sampling)
             drawn = [torch.multinomial(one, 1, generator=generators[row]) for one, row in zip(q, sure, strict=True)]
             tokens = torch.cat(drawn).tolist()
             for row, one in zip(sure, q, strict=True):
                 drafts[row].q.append(one[None])
         for row, token in zip(sure, tokens, strict=True):
             drafts[row].tokens.append(token)
-            more[row] = token not in self._eos
+            more[row] = token not in self.eos
         return more
 
     def chain(
@@ -64,10 +77,10 @@ class DraftRule:
         for _ in range(k):
             so_far = torch.stack(tokens, 1) if tokens else [()] * len(drafts)
             logits = self._penalised(align(read(unread), self._vocab_size), drafts, so_far)
-            if self._sampling.greedy:
+            if self.sampling.greedy:
                 unread = logits.argmax(-1)
             else:
-                q.append(distribution(logits, self._sampling))
+                q.append(distribution(logits, self.sampling))
                 rows = zip(q[-1], generators, strict=True)
                 unread = torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
             tokens.append(unread)
@@ -84,7 +97,7 @@ class DraftRule:
         self, logits: Tensor, drafts: Sequence[Drafted], tokens: Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
     ) -> Tensor:
         """Logits [batch, V] after `tokens` of each row, which a penalty counts as part of the text."""
-        if not self._sampling.penalised:
+        if not self.sampling.penalised:
             return logits
         rows = zip(logits, drafts, tokens, strict=True)
         return torch.cat([draft.penalty.apply(row[None], draft.x, so_far) for row, draft, so_far in rows])

@@ -26,7 +26,7 @@ from specbench.store import StoredRun, read_run
 from specbench.workload import load_workload, select
 
 if TYPE_CHECKING:
-    from specbench.backends.local.comparing import Comparer
+    from specbench.backends.local.assisted import Comparer
     from specbench.models import LoadedModel
 
 # Texts are generated anew one by one: a few show a wrong count, an interval takes more.
@@ -57,8 +57,7 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
     import torch
     import transformers
 
-    from specbench.backends.local.assisted import RULES
-    from specbench.backends.local.comparing import Comparer
+    from specbench.backends.local.assisted import RULES, Comparer
 
     torch.set_num_threads(min(stored.run.provenance.threads or 1, os.cpu_count() or 1))
     observer.say(f"Loading {config.target}")

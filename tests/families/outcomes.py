@@ -19,9 +19,8 @@ from specbench.acceptance.score import score
 from specbench.acceptance.scores import as_text
 from specbench.backends.local.batch import ignores_padding
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.reference import check_reference
+from specbench.backends.local.reference import check_reference, require_rollback
 from specbench.backends.local.swap import make_lean
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ModelError

@@ -26,6 +26,9 @@ from specbench.records import Sampling
 
 CHUNK = 32
 
+# Texts side by side when nothing is timed.
+REPLAY_BATCH = 16
+
 # Of two prompts to see whether padding is ignored, and what is written after them.
 _SHORT, _LONG, _NEW = 5, 12, 4
 

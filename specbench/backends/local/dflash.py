@@ -15,10 +15,18 @@ from torch import Tensor, nn
 
 from specbench.acceptance.rules import queued
 from specbench.backends.local.cache import RewindableCache
-from specbench.backends.local.headparts import kind_of_layer, require_shapes, tensors_of, vocabulary_of
-from specbench.backends.local.headreader import Branch, Network, out_of_memory, over_all, reads_of
-from specbench.backends.local.lean import Frame, LeanLayer, Norm, agree
-from specbench.backends.local.packed import Packed, joined
+from specbench.backends.local.headreader import (
+    Branch,
+    Network,
+    kind_of_layer,
+    out_of_memory,
+    over_all,
+    reads_of,
+    require_shapes,
+    tensors_of,
+    vocabulary_of,
+)
+from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, agree, joined
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import BlockHead

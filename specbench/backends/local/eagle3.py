@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from specbench.backends.local.cache import RewindableCache
-from specbench.backends.local.headparts import (
+from specbench.backends.local.headreader import (
     COPY_AGAIN,
+    Network,
     kind_of_layer,
     misfit,
+    over_all,
+    reads_of,
     require_shapes,
     tensors_of,
     vocabulary_of,
 )
-from specbench.backends.local.headreader import Network, over_all, reads_of
-from specbench.backends.local.lean import Frame, LeanLayer, Norm, agree
-from specbench.backends.local.packed import Packed, joined
+from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, agree, joined
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import EagleHead

@@ -21,8 +21,7 @@ from specbench.acceptance.many import ManyDrafter, ManyTarget, rounds_of_many
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting
 from specbench.backends.local.graphs import Recordable
-from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.room import WIDEST
+from specbench.backends.local.ragged import WIDEST, RaggedModel
 from specbench.clock import Clock
 from specbench.records import Arm
 

@@ -20,15 +20,12 @@ from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting, facts
-from specbench.backends.local.drafts import HeadDraft, load_drafts, refuse_batches
+from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches
 from specbench.backends.local.graphs import CudaRecorder, record_all
 from specbench.backends.local.lanes import BatchLane, Lane, Underway, open_lane, passes
-from specbench.backends.local.layers import choose_layers
-from specbench.backends.local.memories import require_rollback
 from specbench.backends.local.prober import Prober
-from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.reference import check_reference, failing_as_ours
-from specbench.backends.local.room import WIDEST
+from specbench.backends.local.ragged import WIDEST, RaggedModel
+from specbench.backends.local.reference import check_reference, failing_as_ours, require_rollback
 from specbench.backends.local.swap import make_lean
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig

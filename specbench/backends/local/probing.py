@@ -116,7 +116,7 @@ def _busy(others: float) -> Finding:
 
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
     from specbench.backends.local.drafts import HeadDraft, load_drafts
-    from specbench.backends.local.memories import require_rollback
+    from specbench.backends.local.reference import require_rollback
     from specbench.backends.local.swap import make_lean
     from specbench.models import load_model
     from specbench.models.heads import find_head

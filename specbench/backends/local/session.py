@@ -27,8 +27,8 @@ from specbench.backends.base import (
     Unit,
     WarmUp,
 )
+from specbench.backends.local.batch import REPLAY_BATCH
 from specbench.backends.local.lanes import BatchLane, Lane, Lanes, Underway, take_turns
-from specbench.backends.local.room import REPLAY_BATCH
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.cost.plan import Costs, ProbePlan

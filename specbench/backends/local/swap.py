@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specbench.backends.local.cache import RewindableCache
-from specbench.backends.local.lean import SHELLS, LeanLayer, agree, of_transformers, seen_from
-from specbench.backends.local.packed import Packed, packs
+from specbench.backends.local.lean import SHELLS, LeanLayer, Packed, agree, of_transformers, packs, seen_from
 
 # Decoder layers known to be: norm, attention with rotary positions, norm, gated feed-forward, each added to the stream.
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
