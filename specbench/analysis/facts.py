@@ -84,10 +84,6 @@ class Facts:
         return self.status == "finished"
 
 
-def _range(lengths: Sequence[int]) -> tuple[int, int] | None:
-    return (min(lengths), max(lengths)) if lengths else None
-
-
 def read_facts(stored: StoredRun) -> Facts:
     """Everything but the measured results, which are the Summary's."""
     run = stored.run
@@ -95,6 +91,9 @@ def read_facts(stored: StoredRun) -> Facts:
     loads = loads_of(stored)
     done = counted(stored.trials)
     main = [trial for trial in done if trial.arm.load == loads[0]]
+    lengths = [trial.prompt_tokens for trial in main]
+    alone = [trial for trial in main if trial.arm.kind == "baseline"]
+    alone_s = sum(trial.times.total_s for trial in alone)
     return Facts(
         status=stored.status,
         argv=provenance.argv,
@@ -109,8 +108,8 @@ def read_facts(stored: StoredRun) -> Facts:
         planned=run.trials_planned,
         spared=run.spared,
         done=len(done),
-        prefill_share=_prefill_share(main),
-        cut_share=_cut_share(main),
+        prefill_share=sum(trial.times.prefill_s for trial in alone) / alone_s if alone_s > 0 else None,
+        cut_share=sum(trial.finish == "length" for trial in alone) / len(alone) if alone else None,
         provenance=provenance,
         fingerprint=run.fingerprint,
         served=run.on_server,
@@ -118,7 +117,7 @@ def read_facts(stored: StoredRun) -> Facts:
         loads=tuple(loads),
         reference=run.reference_check,
         template_kwargs=config.chat_template_kwargs or {},
-        prompt_tokens=_range([trial.prompt_tokens for trial in main]),
+        prompt_tokens=(min(lengths), max(lengths)) if lengths else None,
         measured_twice=any(trial.arm.kind == "baseline-again" for trial in main),
     )
 
@@ -151,17 +150,6 @@ def _workload(run: RunRecord) -> Workload:
     )
 
 
-def _prefill_share(trials: list[Trial]) -> float | None:
-    baseline = [trial.times for trial in trials if trial.arm.kind == "baseline"]
-    total = sum(times.total_s for times in baseline)
-    return sum(times.prefill_s for times in baseline) / total if total > 0 else None
-
-
-def _cut_share(trials: list[Trial]) -> float | None:
-    baseline = [trial for trial in trials if trial.arm.kind == "baseline"]
-    return sum(trial.finish == "length" for trial in baseline) / len(baseline) if baseline else None
-
-
 @dataclass(frozen=True, slots=True)
 class Pace:
     """What a run like this one takes: `prompt_s` for a prompt in all its arms, `setup_s` once."""
@@ -192,8 +180,7 @@ class Cost:
 
     def minutes(self, prompts: int, gammas: Sequence[int], drafts: int, repeats: int) -> float:
         """The whole run: the target alone twice, and every draft at every gamma."""
-        pace = self.pace(gammas, drafts, repeats)
-        return pace.minutes(prompts)
+        return self.pace(gammas, drafts, repeats).minutes(prompts)
 
     def pace(self, gammas: Sequence[int], drafts: int, repeats: int) -> Pace:
         """The same apart: for each prompt, and once."""

@@ -153,7 +153,8 @@ def minutes_for(plan: Plan, prompts: int) -> float | None:
     """A run is set up once and every prompt takes the same, so two of the plan's own points give any other; None where
     it knows no time."""
     needs = [plan.width, *([plan.verdict.need] if plan.verdict else []), *(truth.need for truth in plan.truths)]
-    pairs = [(values[i], values[i + 3]) for need in needs for values in (astuple(need),) for i in range(3)]
+    values: list[tuple[float | None, ...]] = [astuple(need) for need in needs]
+    pairs = [(each[i], each[i + 3]) for each in values for i in range(3)]
     known = sorted((n, minutes) for n, minutes in pairs if n is not None and minutes is not None)
     if not known:
         return None
@@ -387,17 +388,14 @@ class _Planner:
     def _cost(self, cost: Cost | None) -> Cost | None:
         """What a prompt takes, brought to the stated seconds of the target alone if there are any."""
         stated = self.wanted.seconds_per_prompt
-        if cost is None:
-            if stated is None:
-                return None
+        if cost is None and stated is not None:
             return Cost(stated, {1: stated / (self.wanted.speedup or 1.0)}, retries=MAX_RETRIES)
-        assert self.pilot is not None
-        if stated is None:
+        if cost is None or stated is None:
             return cost
+        assert self.pilot is not None
         scale = stated / self.pilot.whole.cost.base_s
-        return replace(
-            cost, base_s=cost.base_s * scale, draft_s={gamma: spent * scale for gamma, spent in cost.draft_s.items()}
-        )
+        drafted = {gamma: spent * scale for gamma, spent in cost.draft_s.items()}
+        return replace(cost, base_s=cost.base_s * scale, draft_s=drafted)
 
     def _for_width(self, spread: float) -> int | None:
         return prompts_for_width(spread, self.wanted.half_width, self.policy.confidence)
@@ -442,11 +440,9 @@ class _Planner:
 
     def _given(self) -> dict[str, str]:
         wanted = self.wanted
-        values = {
-            "spread": None if wanted.spread is None else f"{wanted.spread:g}",
-            "speedup": None if wanted.speedup is None else text.speedup(wanted.speedup),
-            "seconds of the target alone for a prompt": None
-            if wanted.seconds_per_prompt is None
-            else f"{wanted.seconds_per_prompt:g}",
+        asked: dict[str, tuple[float | None, Callable[[float], str]]] = {
+            "spread": (wanted.spread, "{:g}".format),
+            "speedup": (wanted.speedup, text.speedup),
+            "seconds of the target alone for a prompt": (wanted.seconds_per_prompt, "{:g}".format),
         }
-        return {what: value for what, value in values.items() if value is not None}
+        return {what: say(value) for what, (value, say) in asked.items() if value is not None}

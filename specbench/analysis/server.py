@@ -77,7 +77,7 @@ def _accepted(trial: Trial) -> int | None:
 
 def _total(trial: Trial, name: str) -> int | None:
     if trial.drafted:
-        return sum(getattr(trial, name))
+        return sum(trial.drafted if name == "drafted" else trial.accepted)
     told: int | None = getattr(trial.told, name) if trial.told else None
     return told if trial.decode_tokens else 0
 

@@ -59,12 +59,8 @@ def read_evidence(stored: StoredRun, summary: Summary, plan: Plan) -> Evidence:
     return Evidence(stored, summary, pilots)
 
 
-def other_texts(pilot: Evidence) -> list[Found]:
-    """Greedy texts that leave the target's own, and how many of them rounding does not explain."""
-    return [_texts(draft) for draft in pilot.summary.drafts]
-
-
 def _texts(draft: DraftResult) -> Found:
+    """Greedy texts that leave the target's own, and how many of them rounding does not explain."""
     found, rows = draft.texts, [row for row in draft.gammas if row.identical_prompts is not None]
     if found is None or not rows:
         return Found("not known", "no text was compared", draft.draft)
@@ -91,12 +87,8 @@ def _share(draft: str, own: Pilot, policy: Policy, confidence: float) -> Found:
     return Found("perhaps", f"{told}, which may be as few as {text.percent(least)} of all such prompts", draft)
 
 
-def ceilings(pilot: Evidence, plan: Plan) -> list[Found]:
-    """The speedup that drafting for nothing would give, at the draft length where it is largest."""
-    return [_ceiling(draft, plan) for draft in pilot.summary.drafts]
-
-
 def _ceiling(draft: DraftResult, plan: Plan) -> Found:
+    """The speedup that drafting for nothing would give, at the draft length where it is largest."""
     known = [(value, row) for row in draft.gammas if (value := free_draft(row, draft)) is not None]
     if not known:
         return Found("not known", "tokens per round were not told", draft.draft)
@@ -123,12 +115,8 @@ def free_draft(row: GammaResult, draft: DraftResult) -> float | None:
     return tau / draft.baseline_tokens_per_s / (times.verify_s + times.other_s)
 
 
-def chances(pilot: Evidence, policy: Policy) -> list[Found]:
-    """The chance of the minimum, as the pilot's own brief gives it."""
-    return [_chance(draft, policy) for draft in pilot.summary.drafts]
-
-
 def _chance(draft: DraftResult, policy: Policy) -> Found:
+    """The chance of the minimum, as the pilot's own brief gives it."""
     if draft.probability is None:
         return Found("not known", f"a chance takes {MIN_PROMPTS} prompts", draft.draft)
     state: State = "met" if draft.probability <= 1 - policy.confidence else "not met"
@@ -195,6 +183,7 @@ def too_few(plan: Plan, prompts: int | None, pilot: Evidence | None) -> Stop:
 def before_the_sweep(plan: Plan, policy: Policy, pilot: Evidence | None) -> list[Stop]:
     """Reasons that look at the speedup: only the pilot's prompts may meet them, which are not used again."""
     minimum, most = speedup(plan.min_speedup), exactly(policy.max_slower_share)
+    drafts = () if pilot is None else pilot.summary.drafts
     return [
         _stop(
             "Too many prompts get slower",
@@ -209,14 +198,14 @@ def before_the_sweep(plan: Plan, policy: Policy, pilot: Evidence | None) -> list
             f"With the pilot's tokens per round a draft that took no time at all would stay below {minimum} at every "
             "draft length. Then only another draft helps, one that agrees with the target more.",
             pilot,
-            [] if pilot is None else ceilings(pilot, plan),
+            [_ceiling(draft, plan) for draft in drafts],
         ),
         _stop(
             "The pilot already says no",
             f"By the rule of section 1 its prompts alone give the chance of {minimum} or more as "
             f"{exactly(1 - plan.confidence)} or less.",
             pilot,
-            [] if pilot is None else chances(pilot, policy),
+            [_chance(draft, policy) for draft in drafts],
         ),
         _undecidable(plan),
     ]
@@ -274,7 +263,7 @@ def _other_text(pilot: Evidence | None) -> Stop:
     )
     found = [Found("not known", "when sampling, texts cannot be compared; the doctor checks how tokens are drawn")]
     if pilot is not None and pilot.facts.sampling.greedy:
-        found = other_texts(pilot)
+        found = [_texts(draft) for draft in pilot.summary.drafts]
     return _stop("The text is not the target's own", rule, pilot, found)
 
 
