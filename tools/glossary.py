@@ -17,22 +17,11 @@ time of the target alone for one token, t_draft of drafting, t_verify(n) of the 
 round takes outside both models. S is the speedup.
 """
 
-_OTHERS = """\
-## Other words
-
-`specbench explain --term` explains each:"""
-
 
 def page() -> str:
-    """The page: by name each term that has another name elsewhere, and the names of the others."""
-    told = sorted(glossary.terms().values(), key=by_name)
-    others = ", ".join(term.name for term in told if _alone(term))
-    return "\n".join([_HEAD, *(_section(term) for term in told if not _alone(term)), f"{_OTHERS} {others}.\n"])
-
-
-def _alone(term: Term) -> bool:
-    """Whether it is called the same elsewhere, as far as we know."""
-    return not term.elsewhere
+    """Each term that has another name elsewhere, by name."""
+    told = sorted((term for term in glossary.terms().values() if term.elsewhere), key=by_name)
+    return "\n".join([_HEAD, *map(_section, told)])
 
 
 def _section(term: Term) -> str:
