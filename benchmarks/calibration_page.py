@@ -47,9 +47,9 @@ def write_page(cells: Cells, methods: Methods, biased: Cells, compared: int, see
     """Draw the figure, write every row beside it, and put the tables between the marks in docs/calibration.md."""
     draw_figure(cells, DOCS / "figures")
     (DOCS / "figures" / "calibration.csv").write_text(every_row(cells), encoding="utf-8")
-    workloads = next(iter(cells.values()))[0].workloads
-    command = "`python -m benchmarks calibration`"
-    head = f"{date.today().isoformat()}, seed {seed}, {workloads:,} workloads in each row, {command}.\n"
+    most = max(row.workloads for rows in biased.values() for row in rows)
+    size = f"{most:,} workloads in each row at 1.10x and {compared:,} elsewhere"
+    head = f"{date.today().isoformat()}, seed {seed}, {size}, `python -m benchmarks calibration`.\n"
     page = DOCS / "calibration.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
@@ -124,8 +124,8 @@ def share(hits: int, of: int) -> str:
 def _over_truths(name: str, rows: Sequence[Cell]) -> str:
     held = [100 * row.covered / row.workloads for row in rows]
     most = [
-        100 * max(counts) / rows[0].workloads
-        for counts in zip(*((r.wrong_go, r.wrong_no_go) for r in rows), strict=True)
+        100 * max(count / row.workloads for count, row in zip(counts, rows, strict=True))
+        for counts in ([row.wrong_go for row in rows], [row.wrong_no_go for row in rows])
     ]
     unclear = " ".join(f"{100 * row.unclear / row.workloads:.0f}" for row in rows)
     wrong = " | ".join(f"{share:.1f} %" for share in most)

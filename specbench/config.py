@@ -57,7 +57,7 @@ NO_TARGET = "none"
 WRITTEN, RECORDED = "written", "recorded"
 
 Metric = Literal["decode", "e2e"]
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Engine = Literal["local", "llamacpp", "vllm", "sglang", "openai"]
 
@@ -126,7 +126,10 @@ class RunConfig:
         metavar="SPEC",
     )
     dtype: Annotated[DType, WORDS] = setting(
-        "bfloat16", "float32, bfloat16 or float16: use what you serve with.", "models", MODELS
+        "auto",
+        "auto (the weights' own, float32 on a CPU slow in it), float32, bfloat16 or float16.",
+        "models",
+        MODELS,
     )
     device: Annotated[Device, WORDS] = setting("auto", "auto, cpu, cuda or mps.", "models", MODELS)
     threads: Annotated[int, Range(1, 4096)] | None = setting(

@@ -249,7 +249,8 @@ class RunRecord:
     def precision(self) -> str | None:
         """Of the target's weights and arithmetic. A server has its own, whatever the configuration says of models in
         this process."""
-        return self.provenance.precision or (None if self.on_server else self.config.dtype)
+        own = None if self.on_server or self.config.dtype == "auto" else self.config.dtype
+        return self.provenance.precision or own
 
     @property
     def spared(self) -> int:

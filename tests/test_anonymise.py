@@ -13,7 +13,7 @@ from test_workload import numbered, write
 
 from specbench.errors import WorkloadError
 from specbench.workload import load_workload
-from specbench.workload.anonymise import Outline, outline_lines, outlines, write_new
+from specbench.workload.profile import Outline, outline_lines, outlines, write_new
 from specbench.workload.shapes import SHAPES
 
 SECRET = "Grüße an Frau Wölfchen"

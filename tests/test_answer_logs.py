@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 from answer_logs import ANSWER, JOINED, QUESTION, REFUSED, SAMPLES, SYSTEM, lines
 
 from specbench.errors import WorkloadError
 from specbench.workload.answers import AnswerLog
+from specbench.workload.faults import MalformedRowError, SkipRowError
+from specbench.workload.sources import exchanges_in
 
 
 def read(folder, name, text, answers=None):
@@ -123,3 +126,39 @@ def test_calls_of_tools_and_thoughts_are_part_of_an_answer(tmp_path):
     _, (one,) = read(tmp_path, "a.jsonl", lines(row))
     assert one.reply.message.fields["reasoning_content"] == "hm"
     assert one.reply.message.fields["tool_calls"][0]["function"]["name"] == "look"
+
+
+def test_words_of_the_log_in_a_text_do_not_hide_the_answer(tmp_path):
+    asked, said = "why was the request slow? Generated response", "the request was long; Received request x: y"
+    log = (
+        f"Request cmpl-1 details: prompt: {asked!r}, prompt_token_ids: [5, 6]\n"
+        f"Generated response cmpl-1: output: {said!r}, output_token_ids: [8], finish_reason: stop\n"
+    )
+    _, (one,) = read(tmp_path, "vllm.log", log)
+    assert (one.prompt.messages[0].content, one.reply.message.content) == (asked, said)
+
+
+ANYTHING = [None, True, -1, 10**400, "", "[", [], [1], [[]], {}, {"a": 1}, [None], [{}], {"content": 5}, "\ud800"]
+
+
+def places(value, at=()):
+    yield at
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*at, key))
+
+
+def planted(value, at, new):
+    if not at:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at[0]] = planted(value[at[0]], at[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("source", sorted(name for name, one in SAMPLES.items() if one[0].endswith(".jsonl")))
+def test_anything_at_any_place_of_a_row_is_read_or_left_out(source):
+    for row in map(json.loads, SAMPLES[source][1].splitlines()):
+        for at in places(row):
+            for new in ANYTHING:
+                with suppress(SkipRowError, MalformedRowError):
+                    list(exchanges_in(planted(row, at, new))[1])

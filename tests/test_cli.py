@@ -129,7 +129,7 @@ def test_the_verdict_on_the_whole_run_decides_the_exit_code(verdict, code):
         (("--gamma", "100"), "`gamma`: '100' is outside 1..64"),
         (("--config", "nowhere.yaml"), "No such configuration file (nowhere.yaml). Check the path given to --config."),
         (("--top-p", "nan"), "`top_p`: nan is not a number above 0 to 1 (flags)."),
-        (("--dtype", "int8"), "`dtype`: 'int8' is none of float32, bfloat16, float16"),
+        (("--dtype", "int8"), "`dtype`: 'int8' is none of auto, float32, bfloat16, float16"),
         (("--resume",), "No unfinished run with this configuration"),
         (("--draft", "ngram:n=x"), "'n=x' is no option of an n-gram draft (ngram:n=x). Write ngram:n=3"),
         (("--strict", "--replay-only"), "There is no verdict without a wall clock (--strict). Leave it out."),

@@ -57,7 +57,7 @@ def bad(tmp_path, text):
         ("a: b: c", "Not readable as YAML: mapping values are not allowed here ({path}, line 1). Mend that line."),
         (
             "dtype: float23",
-            "`dtype`: 'float23' is none of float32, bfloat16, float16; did you mean 'float32'? ({path}).",
+            "`dtype`: 'float23' is none of auto, float32, bfloat16, float16; did you mean 'float32'? ({path}).",
         ),
         ("temperature: -1", "`temperature`: -1 is not a number from 0 to 100 ({path})."),
         ("temperature: .nan", "`temperature`: nan is not a number from 0 to 100 ({path})."),

@@ -21,9 +21,8 @@ PAGES = {"show", "brief", "plan", "explain", "compare"}
 
 # Which commands run into the code of a room, the longest path first; a file of cli/ is its own command's.
 REACHED_BY = {
-    "workload/anonymise.py": {"workload"},
+    "workload/profile.py": {"workload"},
     "workload/cautions.py": RUNS,
-    "workload/selection.py": MODELS,
     "workload": MODELS | {"workload"},
     "models/family.py": RUNS,  # of batches, which neither doctor nor probe makes
     "models": MODELS,
@@ -36,7 +35,9 @@ REACHED_BY = {
     "backends/local/probing.py": {"probe"},
     "backends/server/probing.py": {"probe"},
     "report/alerts.py": {"brief"},
-    "workload/answers": RUNS,
+    "workload/answers.py": RUNS,
+    "workload/sources.py": RUNS,
+    "workload/replies.py": RUNS,
     "backends/local/reference.py": RUNS,
     "backends/local": MODELS,
     "backends/server": RUNS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from specbench.analysis.compare import compared
 from specbench.analysis.summarise import summarise
 from specbench.cli import app
 from specbench.report.brief import render_brief, render_page
+from specbench.report.explain.explain import explain_run
+from specbench.report.several import write_several
 from specbench.store import read_run
 
 ROOT = Path(__file__).parent.parent
@@ -107,3 +110,17 @@ def test_the_page_on_engines_says_of_two_what_the_kept_runs_say():
     found = compared(read_run(ROOT / "reports/drafters"), read_run(ROOT / "reports/llamacpp"))
     for draft in found.drafts:
         assert f"> `{draft.draft}`: **{draft.reason}**" in ENGINES
+
+
+def test_no_two_sentences_run_together(monkeypatch, tmp_path):
+    """A template's line end between two tags is a space: not `is 90%.About 200 more prompts`."""
+    monkeypatch.chdir(ROOT)
+    pages = {str(path): path.read_text(encoding="utf-8") for path in Path("reports").glob("*/brief.md")}
+    stored = [read_run(Path("reports") / name) for name in ("drafters", "llamacpp")]
+    pages["several"] = write_several(stored, tmp_path)[1].read_text(encoding="utf-8")
+    for level in ("manager", "engineer"):
+        for each in stored:
+            pages[f"{level} {each.folder}"] = explain_run(summarise(each), level).text
+    for name, page in pages.items():
+        prose = re.sub(r"```.*?```|`[^`\n]+`|\]\([^)\n]*\)", "", page, flags=re.DOTALL)
+        assert not re.findall(r".{20}[a-z0-9%x\])][.;:]\**[A-Z][a-z]+.{10}", prose), name

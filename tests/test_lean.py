@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,6 @@ from specbench.backends.local import lean
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.lean import LeanLayer, Packed, decoder_of, packs
-from specbench.backends.local.local import slow_precision
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.swap import forward_of, make_lean
 from specbench.drafters.model import ModelDrafter
@@ -291,12 +289,3 @@ def counted(inner: Callable[..., None], made: list[int]) -> Callable[..., None]:
         inner(self, *args)
 
     return init
-
-
-@pytest.mark.parametrize(("times", "named"), [(8.0, True), (1.5, False)])
-def test_a_precision_that_a_cpu_has_no_kernels_for_is_named(times, named):
-    seconds = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, times]))
-    found = slow_precision("bfloat16", "cpu", lambda: next(seconds))
-    assert (found is not None) == named
-    assert found is None or "8 times as slowly in bfloat16" in found.message
-    assert slow_precision("float32", "cpu") is None and slow_precision("bfloat16", "cuda") is None

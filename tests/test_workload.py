@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from specbench.config import load_config
 from specbench.errors import ConfigError
 from specbench.records import Message, Prompt
 from specbench.workload import CategoryProfile, Skipped, Workload, load_workload, profile, select
@@ -192,9 +193,9 @@ def test_a_larger_limit_extends_a_smaller_one() -> None:
     assert select(prompts, None, seed=3) == select(prompts, 99, seed=3) == prompts
 
 
-def test_select_refuses_a_limit_below_one() -> None:
-    with pytest.raises(ConfigError, match="--limit 0 selects no prompts"):
-        select(prompts_of(a=2), 0, seed=0)
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`limit`: 0 is not a whole number from 1"):
+        load_config(None, {"limit": 0})
 
 
 def test_importing_the_room_loads_no_heavy_library() -> None:

@@ -21,7 +21,7 @@ from specbench.errors import WorkloadError
 from specbench.workload import load_workload, text
 from specbench.workload.faults import MalformedRowError
 from specbench.workload.files import read_rows
-from specbench.workload.parsing import json_rows
+from specbench.workload.text import json_rows
 
 SECRET = "zanzibar"
 CALL = {"id": "x", "type": "function", "function": {"name": "track", "arguments": '{"number": "7"}'}}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from specbench.workload import load_workload, profile
-from specbench.workload.randomness import looks_random
+from specbench.workload.cautions import looks_random
 
 REAL = {
     "english": "My neighbour's dog has started barking every morning at around five, and I have asked her twice now "

@@ -137,7 +137,7 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Iterator[Finding]:
         low, high = gap.ratio.low, gap.ratio.high
         if not config.sampling.greedy:
             return low is not None and high is not None and not low <= 1.0 <= high
-        return gap.unequal > 0 if config.dtype == "float32" else abs(gap.ratio.value - 1) > ROUNDING_SHARE
+        return gap.unequal > 0 if stored.run.precision == "float32" else abs(gap.ratio.value - 1) > ROUNDING_SHARE
 
     wrong = [
         {"draft": gap.draft, "gamma": gap.gamma, "off": abs(gap.ratio.value - 1), "prompts": gap.unequal}

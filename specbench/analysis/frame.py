@@ -5,6 +5,7 @@ Not pandas, which would take longer to import than all of this takes to compute;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -181,6 +182,7 @@ class DraftView:
         repeats = range(self.repeats)
         keys = [(prompt, 0 if self.greedy else r) for unit in members for r in repeats for prompt in unit]
         self.texts = [own_texts[key] for key in keys] if set(keys) <= set(own_texts) else []
+        self._longest = min((text.longest for text in self.texts if text.longest is not None), default=math.inf)
         self._owner = np.repeat(np.arange(len(members)), [len(unit) * self.repeats for unit in members])
         self.batch = config.batch_size
         self._replayed: dict[int, Expected] = {}
@@ -201,7 +203,7 @@ class DraftView:
     def replayed(self, gamma: int) -> Expected | None:
         """Expected counts at any gamma, for each prompt and repeat in order; None without stored positions, and beyond
         the gammas that they were scored for."""
-        if not self.texts or any(text.longest is not None and text.longest < gamma for text in self.texts):
+        if not self.texts or gamma > self._longest:
             return None
         if gamma not in self._replayed:
             self._replayed[gamma] = replay(self.texts, gamma, self.draft.cutoff)

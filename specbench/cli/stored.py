@@ -150,7 +150,7 @@ def workload_profile(
 def _outline(workload: Workload, out: Path | None) -> None:
     """Lines without text on stdout or in a new file, and on stderr what is still in them."""
     from specbench.text import clean, count
-    from specbench.workload.anonymise import outline_lines, write_new
+    from specbench.workload.profile import outline_lines, write_new
 
     lines = outline_lines(workload.prompts)
     if out is None:

@@ -12,7 +12,7 @@ from specbench.models.encoding import Today
 from specbench.models.load import LoadedModel
 from specbench.models.prompts import Kwargs, encode, template_arguments
 from specbench.records import Finish
-from specbench.workload.answers import Recorded
+from specbench.workload.replies import Recorded
 
 # Of no answer that says nothing of its limit.
 NO_LIMIT = 1_000_000

@@ -16,6 +16,7 @@ from specbench.models.failures import explain
 from specbench.models.family import attention_of, loader_of, require_family
 from specbench.models.load import DTYPES, LoadedModel, resolve_device
 from specbench.models.memory import available_bytes, cache_bytes, expert_count, weight_bytes
+from specbench.models.size import named_format
 from specbench.records import Finding, warned
 from specbench.text import gigabytes
 
@@ -45,6 +46,12 @@ def load_shape(path: Path, *, dtype: str, device: str, context: int) -> LoadedMo
         weight_bytes=weight_bytes(model),
         max_context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )
+
+
+def shape_format(path: Path) -> str:
+    """The precision that a config.json (or that of a folder) names; float32 where it names none, as transformers has
+    it. Raises ModelError where there is no configuration."""
+    return named_format(json.loads(_config_file(path).read_text(encoding="utf-8"))) or "float32"
 
 
 def require_memory(model: Any, name: str, context: int, device: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from specbench.errors import SpecbenchError
 from specbench.models.convert import quiet_transformers
 from specbench.models.headconfig import Head
 from specbench.models.hub import HubState
-from specbench.models.load import ModelSource, arguments, locate, resolve
+from specbench.models.load import DTYPES, ModelSource, arguments, locate, read_config, resolve
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 # Weights in these are converted to the precision that is asked for; others, such as packed integers, stay as they are.
 _CONVERTED = {"F64", "F32", "F16", "BF16"}
@@ -57,6 +60,32 @@ def size_of(name: str, *, dtype: str, trust_remote_code: Collection[str] = ()) -
         raise
     except Exception:  # transformers, the hub and safetensors raise what they like
         return None
+
+
+def own_format(name: str, *, trust_remote_code: Collection[str] = ()) -> str | None:
+    """The one of DTYPES that a model's configuration names, as transformers' `dtype="auto"` has it, else that of most
+    of its weights; None where neither can be had, and where the model cannot: that is for `load_model` to say."""
+    try:
+        if (said := named_format(read_config(name, trust_remote_code=trust_remote_code).to_dict())) is not None:
+            return said
+        source = resolve(name)
+        counted: Counter[str] = Counter()
+        for kind, count in _stored(source, *locate(source)):
+            counted[_NAMES.get(kind, "")] += count
+    except Exception:  # transformers, the hub and safetensors raise what they like
+        return None
+    del counted[""]
+    return max(counted, key=counted.__getitem__, default=None)
+
+
+def named_format(config: Mapping[str, Any]) -> str | None:
+    """The one of DTYPES that a config.json names, of the language model where it has several; None where none is."""
+    for part in (config.get("text_config"), config):
+        for key in ("dtype", "torch_dtype"):
+            said = str(part.get(key)).removeprefix("torch.") if isinstance(part, Mapping) else ""
+            if said in DTYPES:
+                return said
+    return None
 
 
 def head_size(head: Head, dtype: str) -> ModelSize | None:

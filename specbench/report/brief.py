@@ -26,7 +26,18 @@ from specbench.analysis.steps import cost, next_steps
 from specbench.errors import StoreError
 from specbench.records import Finding
 from specbench.report import columns
-from specbench.report.dialect import HTML, MARKDOWN, PLAIN, UNLINKED, Column, Plain, sentence_of, squash, template
+from specbench.report.dialect import (
+    HTML,
+    MARKDOWN,
+    PLAIN,
+    UNLINKED,
+    Column,
+    Plain,
+    say,
+    sentence_of,
+    squash,
+    template,
+)
 from specbench.report.page import Page, html_page
 from specbench.report.published import public_figures
 from specbench.report.schedule import schedule_words
@@ -195,7 +206,7 @@ def why(summary: Summary, d: Plain) -> str:
 
 def scope(s: Summary, d: Plain) -> list[str]:
     """What was measured, one line a circumstance; for the evidence, where each model has its size."""
-    return [line for line in map(squash, template("run.j2", d).module.__dict__["scope"](s).split("\n")) if line]
+    return [line for line in map(squash, say(d).scope(s).split("\n")) if line]
 
 
 def figures_of(summary: Summary) -> list[Figure]:

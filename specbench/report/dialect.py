@@ -12,18 +12,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    FileSystemBytecodeCache,
+    FunctionLoader,
+    PackageLoader,
+    StrictUndefined,
+    Template,
+)
+from jinja2.bccache import Bucket
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from specbench import text
+from specbench.models.cache import cache_root
 from specbench.records import FEW_PROMPTS, Finding, Reason
 
 
@@ -140,12 +152,26 @@ def _parser() -> MarkdownIt:
 PLAIN, MARKDOWN, UNLINKED, HTML = Plain(), Markdown(), Unlinked(), Html()
 
 
+class Compiled(FileSystemBytecodeCache):
+    """Compiled templates in the user's cache, as Python keeps modules; without one where it cannot be written."""
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        with suppress(OSError):
+            Path(self.directory).mkdir(parents=True, exist_ok=True)
+            super().dump_bytecode(bucket)
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        with suppress(OSError):
+            super().load_bytecode(bucket)
+
+
 @cache
 def environment(dialect: Plain) -> Environment:
     """Templates that speak `dialect`; a value that one misses is an error. In Markdown a template says where a name
-    goes in (`n`, `code`); in HTML nothing goes in unescaped either way."""
+    goes in (`n`, `code`); in HTML nothing goes in unescaped either way. `say` are the sentences about a run."""
     found = Environment(
-        loader=PackageLoader("specbench.report"),
+        loader=ChoiceLoader([PackageLoader("specbench.report"), FunctionLoader(_entry)]),
+        bytecode_cache=Compiled(str(cache_root() / "templates"), f"{dialect.name}-%s"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -186,10 +212,12 @@ def environment(dialect: Plain) -> Environment:
         "said": lambda finding: said(finding, dialect),
         "because": lambda reason: because(reason, dialect),
         "part": lambda finding, name: part(finding, name, dialect),
-        "checking": lambda code: _worded("checks", code, dialect).render(),
+        "checking": lambda code: template(f"checks {code}", dialect).render(),
         "kind_of": kind_of,
         "UNKNOWN": text.UNKNOWN,
     }
+    # Sentences are squashed where they stand, so line ends in them are spaces.
+    found.globals["say"] = found.overlay(trim_blocks=False).get_template("run.j2").module
     return found
 
 
@@ -227,19 +255,21 @@ def _catalogue() -> Mapping[str, Mapping[str, Any]]:
     return MappingProxyType(yaml.safe_load(page))
 
 
+def _entry(name: str) -> str | None:
+    """`reasons odds` or `steps quiet why`: an entry of words.yaml as a template of its own."""
+    found: Any = _catalogue()
+    for key in name.split():
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
 def kind_of(code: str) -> str:
     """What sort of number a doubt is about: `predicted`, `assumed`, `extrapolated`, `measured` or `not known`."""
     return str(_catalogue()["doubts"][code]["kind"])
 
 
-@cache
-def _worded(kind: str, code: str, dialect: Plain, part: str | None = None) -> Template:
-    entry = _catalogue()[kind][code]
-    return environment(dialect).from_string(entry if part is None else entry[part])
-
-
 def _words(dialect: Plain, kind: str, about: Reason | Finding, part: str | None = None) -> str:
-    line = squash(_worded(kind, about.code, dialect, part).render(about.values))
+    line = squash(template(f"{kind} {about.code} {part or ''}".strip(), dialect).render(about.values))
     return Markup(line) if dialect is HTML else line  # noqa: S704  # escaped by the template
 
 
@@ -263,7 +293,12 @@ def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
 
 def sentence_of(name: str, dialect: Plain, *about: Any) -> str:
     """One of the sentences about a run (run.j2), on one line."""
-    return squash(getattr(template("run.j2", dialect).module, name)(*about))
+    return squash(getattr(say(dialect), name)(*about))
+
+
+def say(dialect: Plain) -> Any:
+    """The macros of run.j2."""
+    return environment(dialect).globals["say"]
 
 
 def json_of(record: Any) -> Any:

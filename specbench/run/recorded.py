@@ -24,8 +24,8 @@ from specbench.run.resume import opened, threads_of
 from specbench.run_record import AnswerFacts, AnswersVerified, CategoryCount, RunRecord
 from specbench.store import RunWriter, StoredRun
 from specbench.workload import Workload, select
-from specbench.workload.answers import AnswerLog, Recorded, Survey
-from specbench.workload.answers.log import survey_cautions
+from specbench.workload.answers import AnswerLog, Survey, survey_cautions
+from specbench.workload.replies import Recorded
 
 # Answers in memory at once, and those over which models are checked when they are loaded.
 BLOCK, SAMPLE = 256, 64

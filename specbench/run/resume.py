@@ -216,7 +216,8 @@ def pace_of(config: RunConfig, arms: Sequence[Arm]) -> tuple[float | None, str |
         try:
             run = read_record(folder)
             was, machine = run.config, run.provenance.hardware
-            same = all(getattr(was, key) == getattr(config, key) for key in ("target", "dtype", "engine", "batch_size"))
+            same = all(getattr(was, key) == getattr(config, key) for key in ("target", "engine", "batch_size"))
+            same = same and config.dtype in (was.dtype, run.precision)
             if not same or (machine.cpu, machine.physical_cores) != (now.cpu, now.physical_cores):
                 continue
             stored = read_run(folder)

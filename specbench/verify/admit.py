@@ -9,6 +9,7 @@ import torch
 
 from specbench.backends.local.drafting import Draft
 from specbench.backends.local.drafts import HeadDraft, load_drafts
+from specbench.backends.local.precision import with_precision
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.drafters import DraftSpec, parse_draft, require_in_process
@@ -41,11 +42,13 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     specs = [parse_draft(text) for text in config.draft]
     for spec in specs:
         require_in_process(spec)
+    config, slow = with_precision(config)
     workload = _prompts(config)
     prompts = select(workload, config.limit, config.seed)
     device = resolve_device(config.device)
     say("Looking at the machine")
     findings = [machine.quiet_cores(config.max_other_cores)]
+    findings += [Finding(one.code, "note", one.message, one.hint) for one in slow]
     threads = config.threads or free_cores()
     torch.set_num_threads(threads)
     findings += [machine.thread_count(threads, device), machine.steady_clock()]

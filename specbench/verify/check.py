@@ -63,12 +63,13 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
     observer.say(f"Loading {config.target}")
     target = _load(stored, config.target, stored.run.target, asked)
     encoded = _encoded(stored, target, prompts, trials)
+    precision = stored.run.precision or "float32"
     comparer = Comparer(
         target,
         encoded,
         sampling,
         max_new_tokens=config.max_new_tokens,
-        precision=config.dtype,
+        precision=precision,
         seed=config.seed,
         rules=RULES if asked.rules is None else asked.rules,
     )
@@ -87,7 +88,7 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
         run=str(folder),
         schema=SCHEMA,
         against=f"transformers {transformers.__version__}",
-        precision=config.dtype,
+        precision=precision,
         greedy=sampling.greedy,
         prompts=len(prompts),
         agreement=worst(drafts),
@@ -229,7 +230,7 @@ def _load(stored: StoredRun, name: str, was: ModelFacts, asked: Asked) -> Loaded
     run = stored.run
     loaded = load_model(
         name,
-        dtype=run.config.dtype,
+        dtype=run.precision or "float32",
         device=run.provenance.device or "cpu",
         trust_remote_code=asked.trust_remote_code,
     )

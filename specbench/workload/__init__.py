@@ -7,8 +7,7 @@ is measured, and errors never quote prompt text, because prompts may be private.
 from __future__ import annotations
 
 from specbench.workload.load import Skipped, Workload, load_workload
-from specbench.workload.profile import CategoryProfile, WorkloadProfile, profile
-from specbench.workload.selection import select
+from specbench.workload.profile import CategoryProfile, WorkloadProfile, profile, select
 
 __all__ = [
     "CategoryProfile",

@@ -1,7 +1,14 @@
-"""Rows that cannot be taken. Both leave the row out, listed with its place; where no row gives a prompt, the first of
-them is the error of the whole file."""
+"""What the rows of all formats share: names that are safe to show, since errors never hold prompt text, and rows that
+cannot be taken. These are left out, listed with their place; where no row gives a prompt, the first of them is the
+error of the whole file.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from specbench.errors import WorkloadError
 
 
 class SkipRowError(Exception):
@@ -15,3 +22,27 @@ class MalformedRowError(Exception):
         self.what = what
         self.hint = hint
         super().__init__(what)
+
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,39}")
+
+
+def list_names(names: Iterable[object]) -> str:
+    """Column names as "id, text". A name that could be prompt text (the first line of a CSV file without a
+    header) is counted, not shown."""
+    given = [name if isinstance(name, str) else "" for name in names]
+    plain = [name for name in given if _PLAIN_NAME.fullmatch(name)]
+    hidden = len(given) - len(plain)
+    if hidden:
+        plain.append(f"{hidden} not shown because {'it' if hidden == 1 else 'they'} may be prompt text")
+    return ", ".join(plain) or "none"
+
+
+def two_alike(columns: Sequence[str], where: str) -> None:
+    """Raises WorkloadError where a table has two columns of one name."""
+    if len(set(columns)) < len(columns):
+        raise WorkloadError(
+            "two columns of the header share a name",
+            where=where,
+            hint="Name each column once; the first line of a CSV file is its header.",
+        )

@@ -1,18 +1,168 @@
-"""A file -> its rows, each with the place to name in errors. The extension decides the format."""
+"""A source -> its rows, each with the place to name in errors: files, whose extension decides the format, folders that
+`datasets` saved, and `hub:ID[:CONFIG][@SPLIT]`. Data sets that need code of their own are refused: `datasets` 4 dropped
+that feature, and specbench does not bring it back.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import Any
 
 from specbench.errors import WorkloadError
-from specbench.workload.arrow import arrow_rows, is_saved, parquet_rows, saved_rows
-from specbench.workload.faults import MalformedRowError
-from specbench.workload.naming import two_alike
-from specbench.workload.parsing import Row, json_rows, jsonl_rows
-from specbench.workload.text import LONGEST_LINE, PACKED, text_lines
+from specbench.workload.faults import MalformedRowError, list_names, two_alike
+from specbench.workload.text import LONGEST_LINE, PACKED, Row, json_rows, jsonl_rows, text_lines
+
+_BATCH = 1024  # rows in memory
+_SPLITS = "dataset_dict.json"
+
+
+def table_rows(batches: Iterable[Any]) -> Iterator[Row]:
+    """Rows of Arrow tables or record batches, numbered from 1."""
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield f"row {number}", {key: _without_nulls(value) for key, value in row.items()}
+
+
+def _without_nulls(value: object) -> object:
+    """A column has one type, so an object has the keys of all others, as nulls: what was never there."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path) as file:
+        two_alike(file.schema_arrow.names, str(path))
+        yield from file.iter_batches(batch_size=_BATCH)
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    """Both forms of a .arrow file: with an index at its end, and as a stream."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        whole = file.read(6) == b"ARROW1"
+        file.seek(0)
+        with pa.ipc.open_file(file) if whole else pa.ipc.open_stream(file) as reader:
+            two_alike(reader.schema.names, str(path))
+            for batch in (reader.get_batch(n) for n in range(reader.num_record_batches)) if whole else reader:
+                yield from (batch.slice(at, _BATCH) for at in range(0, batch.num_rows, _BATCH))
+
+
+def _saved(folder: Path) -> Iterator[Any]:
+    import datasets
+
+    # The Arrow form leaves images and audio undecoded: only text is wanted.
+    yield from datasets.load_from_disk(str(folder)).with_format("arrow").iter(batch_size=_BATCH)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved this folder."""
+    names = ("state.json", "dataset_info.json")
+    return all((folder / name).is_file() for name in names) or (folder / _SPLITS).is_file()
+
+
+def saved_rows(folder: Path, split: str | None) -> Iterator[Row]:
+    """Rows of a folder that `save_to_disk` wrote. Of several splits one is named: PATH@SPLIT."""
+    if (folder / _SPLITS).is_file():
+        folder = folder / _split_of(folder, split)
+    elif split is not None:
+        raise WorkloadError("the saved data set has no splits", where=str(folder), hint="Leave out what follows the @.")
+    return _sound(_saved(folder), folder, "a folder of datasets.save_to_disk")
+
+
+def _split_of(folder: Path, split: str | None) -> str:
+    try:
+        names = json.loads((folder / _SPLITS).read_bytes())["splits"]
+        named: list[str] = [name for name in names if list_names([name]) == name]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        named = []
+    if not named:
+        raise WorkloadError(f"{_SPLITS} names no splits", where=str(folder), hint="Save the data set again.")
+    if split is None and len(named) == 1:
+        return named[0]
+    if split is None or split not in named:
+        what = "the saved data set has several splits" if split is None else "no such split; it has"
+        raise WorkloadError(f"{what}: {', '.join(named)}", where=str(folder), hint=f"Name one: {folder}@{named[0]}.")
+    return split
+
+
+def _sound(batches: Iterator[Any], path: Path, kind: str) -> Iterator[Row]:
+    """The rows; what a library says of a damaged file may quote it, and is not passed on."""
+    import pyarrow as pa
+
+    place = str(path)
+    try:
+        for where, row in table_rows(batches):
+            yield where, row
+            place = f"{path}, after {where}"
+    except (pa.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError):
+        # Among them dates beyond Python's, text that is not UTF-8, and metadata that is not the library's.
+        raise WorkloadError(
+            f"not {kind}, or damaged or cut short", where=place, hint="Copy or write it again."
+        ) from None
+
+
+PREFIX = "hub:"
+
+# The id is held to the hub's alphabet so that it cannot be a path.
+_SOURCE = re.compile(r"hub:(?P<id>\w[\w.\-]*(/\w[\w.\-]*)?)(:(?P<config>[^:@]+))?(@(?P<split>.+))?", re.ASCII)
+
+# What `datasets` says when the name of a configuration or a split is wrong; these list the names to choose from.
+_CHOICE = re.compile(r"Config name is missing|BuilderConfig .* not found|Unknown split|Bad split", re.DOTALL)
+
+
+def read_hub(source: str) -> Iterator[tuple[str, object]]:
+    """Rows of a hub data set as ("row 12", dict). Without a split, a data set of one split is read.
+
+    Raises WorkloadError for a malformed source, no network, and unknown names.
+    """
+    match = _SOURCE.fullmatch(source)
+    if match is None:
+        raise WorkloadError(
+            "not a hub source", where=source, hint="Write hub:ID, hub:ID:CONFIG or hub:ID:CONFIG@SPLIT."
+        )
+    import datasets
+
+    name, config, split = match["id"], match["config"], match["split"]
+    try:
+        splits = [split] if split else datasets.get_dataset_split_names(name, config)
+        table = datasets.load_dataset(name, config, split=splits[0]) if len(splits) == 1 else None
+    except Exception as error:
+        raise _explained(error, source) from None
+    if table is None:
+        raise WorkloadError(
+            f"the data set has several splits: {', '.join(splits)}",
+            where=source,
+            hint=f"Name one: {source}@{splits[0] if splits else 'SPLIT'}.",
+        )
+    yield from table_rows(table.with_format("arrow").iter(batch_size=_BATCH))
+
+
+def _explained(error: Exception, source: str) -> WorkloadError:
+    """The library's error in one line. Only messages known to hold names alone are passed on: others may quote
+    the data."""
+    what = f"the data set could not be loaded ({type(error).__name__})"
+    hint = "Try datasets.load_dataset in Python for the details, or download it and give the file."
+    if isinstance(error, FileNotFoundError):
+        what = "no such data set on the hub, or it is private or gated"
+        hint = "Check the id; log in with `hf auth login` if it is gated."
+    elif isinstance(error, ConnectionError) or "offline" in type(error).__name__.lower():
+        what = "the hub cannot be reached"
+        hint = "Check the network and HF_HUB_OFFLINE, or download the data set and give the file."
+    elif isinstance(error, ValueError) and _CHOICE.match(str(error)):
+        what, hint = str(error), "Write hub:ID:CONFIG@SPLIT with names that exist."
+    return WorkloadError(what, where=source, hint=hint)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -101,18 +251,14 @@ def _csv_row(header: list[str], cells: list[str]) -> dict[str, str | None] | Mal
     return {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
-def _tsv_rows(path: Path) -> Iterator[Row]:
-    return _csv_rows(path, delimiter="\t")
-
-
 _BINARY = (".parquet", ".arrow")
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": jsonl_rows,
     ".ndjson": jsonl_rows,
     ".json": json_rows,
     ".csv": _csv_rows,
-    ".tsv": _tsv_rows,
+    ".tsv": partial(_csv_rows, delimiter="\t"),
     ".txt": _text_rows,
-    ".parquet": parquet_rows,
-    ".arrow": arrow_rows,
+    ".parquet": lambda path: _sound(_parquet(path), path, "a Parquet file"),
+    ".arrow": lambda path: _sound(_arrow(path), path, "an Arrow file"),
 }

@@ -5,29 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from specbench.errors import WorkloadError
 from specbench.records import Finding, Message, Prompt
 from specbench.validation import kind_of
-from specbench.workload.cautions import Seen, cautions_of
-from specbench.workload.faults import MalformedRowError, SkipRowError
-from specbench.workload.files import read_rows
-from specbench.workload.hub import PREFIX, read_hub
-from specbench.workload.naming import list_names
-from specbench.workload.randomness import looks_random
-from specbench.workload.shapes import Asked, asked_in, begins_as_turns
+from specbench.workload.cautions import cautions_of, looks_random, question
+from specbench.workload.faults import MalformedRowError, SkipRowError, list_names
+from specbench.workload.files import PREFIX, read_hub, read_rows
+from specbench.workload.shapes import Asked, asked_in
 
-# What the tokenizers of ChatML, Llama, Gemma, Mistral and DeepSeek read as one token of their own.
-_SPECIAL = re.compile(
-    r"<\|[A-Za-z][A-Za-z0-9_ ]{1,40}\|>|<\uff5c[^\uff5c\n]{1,40}\uff5c>"
-    r"|<(?:start|end)_of_turn>|<(?:bos|eos)>|</s>|\[/?INST\]"
-)
-
+_NEEDED = {
+    "prompts": ("workload", "Give at least one text prompt; 30 or more make an interval."),
+    "answers": ("log", "Give a log with prompts and answers."),
+}
 _ID_KEYS = ("id", "question_id", "custom_id", "uid")
 _CATEGORY_KEYS = ("category", "task")
 _LONGEST_LABEL = 64  # a `task` longer than this is an instruction, not a category
@@ -96,12 +90,10 @@ def load_workload(
             category = category_of(row, category_column, column)
             wanted = _wanted_id(row)
             check_unicode(f"{wanted}{category}")
-        except SkipRowError as skip:
-            skipped.append(Skipped(place, str(skip), shown_id(row)))
-            continue
-        except MalformedRowError as error:
-            faults.append((place, error))
-            skipped.append(Skipped(place, error.what, shown_id(row)))
+        except (SkipRowError, MalformedRowError) as fault:
+            skipped.append(Skipped(place, str(fault), shown_id(row)))
+            if isinstance(fault, MalformedRowError):
+                faults.append((place, fault))
             continue
         prompts.append(
             Prompt(
@@ -110,42 +102,25 @@ def load_workload(
         )
         unused.update(dict.fromkeys(asked.unused, 1))
         sampling.update(dict.fromkeys(asked.sampling, 1))
-    _check_not_empty(source, prompts, skipped, faults)
+    if not prompts:
+        raise nothing_usable("prompts", source, len(skipped), skipped, faults[0] if faults else None)
     if not category_seen:
         raise WorkloadError(
             f"no column {category_column}; found: {list_names(columns or [])}",
             where=source,
             hint="Correct --category-column NAME or leave it out.",
         )
-    asking = [_question(prompt) for prompt in prompts]
-    suspects = sum(map(looks_random, asking))
-    seen = Seen(
+    suspects = sum(looks_random(question(prompt)) for prompt in prompts)
+    cautions = cautions_of(
+        prompts,
         suspects=suspects,
         id_clashes=ids.clashes,
-        turns_as_text=sum(map(begins_as_turns, asking)),
-        special_tokens=sum(map(_spells_special_tokens, prompts)),
         left_out=len(faults),
         rows=len(prompts) + len(skipped),
         unused=unused,
         sampling=sampling,
     )
-    return Workload(
-        prompts=tuple(prompts),
-        source=source,
-        sha256=fingerprint(prompts),
-        skipped=tuple(skipped),
-        cautions=cautions_of(prompts, seen),
-        random_suspects=suspects,
-    )
-
-
-def _spells_special_tokens(prompt: Prompt) -> bool:
-    return any(_SPECIAL.search(message.content) for message in prompt.messages)
-
-
-def _question(prompt: Prompt) -> str:
-    """What the user asked last; an agent's conversation may end with the answer of a tool."""
-    return next((m.content for m in reversed(prompt.messages) if m.role == "user"), prompt.messages[-1].content)
+    return Workload(tuple(prompts), source, fingerprint(prompts), tuple(skipped), cautions, suspects)
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:
@@ -166,20 +141,19 @@ def rows_of(source: str) -> Iterator[tuple[str, object]]:
     return read_rows(path)
 
 
-def _check_not_empty(
-    source: str, prompts: list[Prompt], skipped: list[Skipped], faults: list[tuple[str, MalformedRowError]]
-) -> None:
-    """A file of which no row gives a prompt is misread as a whole: the first row that cannot be read says how."""
-    if prompts:
-        return
-    if faults:
-        place, error = faults[0]
-        raise WorkloadError(error.what, where=f"{source}, {place}", hint=error.hint)
-    what = "the workload holds no prompts"
+def nothing_usable(
+    noun: str, source: str, left_out: int, skipped: Sequence[Skipped], fault: tuple[str, MalformedRowError] | None
+) -> WorkloadError:
+    """A file of which no row can be used is misread as a whole: the first `fault` says how."""
+    if fault is not None:
+        place, error = fault
+        return WorkloadError(error.what, where=f"{source}, {place}", hint=error.hint)
+    holder, hint = _NEEDED[noun]
+    what = f"the {holder} holds no {noun}"
     if skipped:
         first = skipped[0]
-        what = f"no usable prompts: every row was skipped ({len(skipped)}), {first.where} because: {first.reason}"
-    raise WorkloadError(what, where=source, hint="Give at least one text prompt; 30 or more make an interval.")
+        what = f"no usable {noun}: every row was skipped ({left_out:,}), {first.where} because: {first.reason}"
+    return WorkloadError(what, where=source, hint=hint)
 
 
 def opened(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:

@@ -1,10 +1,18 @@
-"""What is in a workload, by category, before anything is measured on it."""
+"""What is in a workload before anything is measured on it: its profile by category, fewer prompts that still stand for
+every category, and the outline that can be shared where prompts are private.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, median
+from typing import Protocol, TypeVar
 
+from specbench.errors import WorkloadError
 from specbench.records import Prompt
 from specbench.workload.load import Workload
 
@@ -67,3 +75,89 @@ def _category_profile(category: str | None, prompts: list[Prompt]) -> CategoryPr
         template_kwargs_share=kwargs / len(prompts),
         request_share=request / len(prompts),
     )
+
+
+class HasCategory(Protocol):
+    """A prompt, or whatever stands for one here."""
+
+    @property
+    def category(self) -> str | None: ...
+
+
+Labelled = TypeVar("Labelled", bound=HasCategory)
+
+
+def select(prompts: Sequence[Labelled], limit: int | None, seed: int) -> tuple[Labelled, ...]:
+    """At most `limit` prompts, as equal a number from each category as there are prompts for, in file order.
+
+    A larger limit with the same seed keeps what a smaller one chose, so that a run can be extended. None or a
+    limit of at least all prompts keeps all.
+    """
+    if limit is None or limit >= len(prompts):
+        return tuple(prompts)
+    groups: dict[str | None, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(prompt.category, []).append(index)
+    names = list(groups)
+    random.Random(seed).shuffle(names)
+    dealt: list[tuple[int, int, int]] = []  # round, the category's turn in it, index into prompts
+    for turn, name in enumerate(names):
+        indices = groups[name]
+        # A generator of its own for each category: prompts added to one do not reshuffle the others.
+        random.Random(f"{seed}:{name}").shuffle(indices)
+        dealt.extend((round_, turn, index) for round_, index in enumerate(indices))
+    return tuple(prompts[index] for _, _, index in sorted(sorted(dealt)[:limit], key=lambda card: card[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is told of one prompt. `number` counts from 1 in the order of the file, prompts that were left out not
+    counted; `characters` are Unicode code points over all messages. No key is one that a prompt file has, so that an
+    outline is never taken for prompts."""
+
+    number: int
+    category: str | None
+    characters: int
+    message_count: int
+    user_messages: int
+    has_system: bool
+
+
+def outlines(prompts: Iterable[Prompt]) -> Iterator[Outline]:
+    """One for each prompt, in order."""
+    for number, prompt in enumerate(prompts, start=1):
+        roles = [message.role for message in prompt.messages]
+        yield Outline(
+            number=number,
+            category=prompt.category,
+            characters=sum(len(message.content) for message in prompt.messages),
+            message_count=len(roles),
+            user_messages=roles.count("user"),
+            has_system="system" in roles,
+        )
+
+
+def outline_lines(prompts: Iterable[Prompt]) -> str:
+    """The outlines as JSON lines."""
+    return "".join(json.dumps(asdict(outline)) + "\n" for outline in outlines(prompts))
+
+
+def write_new(text: str, path: Path) -> None:
+    """Write `text` to a file that is not there yet. Raises WorkloadError where something is, the workload itself above
+    all, or where it cannot be written; then nothing is left behind."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:
+                path.unlink()
+                raise
+    except FileExistsError:
+        raise WorkloadError(
+            "There is a file already, which is not overwritten", where=str(path), hint="Give --out another name."
+        ) from None
+    except OSError as error:
+        raise WorkloadError(
+            f"Cannot write the outline: {error.strerror}", where=str(path), hint="Give --out another name."
+        ) from None

@@ -1,17 +1,23 @@
-"""Bytes on disk -> numbered lines or pieces of text, with every way in which a text file can disappoint."""
+"""Bytes on disk -> numbered lines, and JSON text -> rows, with every way in which a text file can disappoint. Values
+are those of Python's own reader in every format, so that the same rows have the same hash; a document is read row by
+row, so that its size is no matter.
+"""
 
 from __future__ import annotations
 
 import codecs
 import gzip
 import io
+import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NoReturn, TypeAlias
 
 from specbench.errors import WorkloadError
+from specbench.validation import kind_of
+from specbench.workload.faults import MalformedRowError, list_names
 
 # A prompt of a million tokens is some 4 MiB. Beyond these a file is broken, or would not fit into memory.
 LONGEST_LINE = 64 << 20  # bytes of one line, of one cell of a CSV file, and of one row of a .json file
@@ -49,23 +55,12 @@ def text_pieces(path: Path, *, largest: int | None = None) -> Iterator[str]:
             _check_size(raw, offset, path, number, largest, largest)
             whole = kept + raw
             # The last character may go on in the next piece, which ends at a line's end or at the file's.
-            cut = _whole_characters(whole) if len(raw) == PIECE else len(whole)
+            cut = codecs.utf_8_decode(whole, "replace", len(raw) < PIECE)[1]
             yield _decode(whole[:cut], offset - len(kept), path, number)
             offset, kept = offset + len(raw), whole[cut:]
             number += raw.endswith(b"\n")
         if kept:
             yield _decode(kept, offset - len(kept), path, number)
-
-
-def _whole_characters(raw: bytes) -> int:
-    """Bytes up to the start of a UTF-8 character that the end cuts."""
-    for back in range(1, min(4, len(raw)) + 1):
-        byte = raw[-back]
-        if byte >= 0xC0:  # the first of two, three or four
-            return len(raw) - back if back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) else len(raw)
-        if byte < 0x80:
-            break
-    return len(raw)
 
 
 @contextmanager
@@ -143,3 +138,205 @@ def _decode(raw: bytes, offset: int, path: Path, number: int) -> str:
             where=where,
             hint="Save the file as UTF-8, for example with iconv -t UTF-8.",
         ) from None
+
+
+Row: TypeAlias = tuple[str, object]  # "line 12" or "row 12", and the parsed value or why it cannot be read
+
+_LINES = "One JSON object a line; a JSON document over several lines belongs in a .json file."
+_DOCUMENT = "Mend the JSON, or use .jsonl for one object a line."
+_DIGITS = 4300  # Python refuses integers of more
+
+
+def jsonl_rows(path: Path) -> Iterator[Row]:
+    """A line that is not JSON is one row less; only a document over several lines is none of our files."""
+    first = True
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = _Decoder(_LINES).decode(line)
+        except json.JSONDecodeError as error:
+            what = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+            row = MalformedRowError(what, _LINES)
+        except RecursionError:
+            row = MalformedRowError("the JSON is nested too deeply", _LINES)
+        if isinstance(row, MalformedRowError) and first and (line.lstrip()[0] == "[" or line.strip() == "{"):
+            raise WorkloadError(row.what, where=f"{path}, line {number}", hint=row.hint)
+        yield f"line {number}", row
+        first = False
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """Rows of an array, or of the one list in an object."""
+    document = _Document(path)
+    opening = document.peek()
+    if opening == "[":
+        yield from document.array("")
+        document.end()
+        return
+    if opening != "{":
+        value = document.value()
+        document.end()
+        if isinstance(value, MalformedRowError):
+            raise WorkloadError(value.what, where=str(path), hint=value.hint)
+        raise WorkloadError(
+            f"the JSON document is {kind_of(value)}, not rows", where=str(path), hint="Give an array of rows."
+        )
+    keys: list[str] = []
+    lists = 0
+    for key in document.members():
+        if key in keys:
+            raise WorkloadError("a key is there twice in one object", where=str(path), hint=_DOCUMENT)
+        keys.append(key)
+        if document.peek() == "[":
+            lists += 1
+            yield from document.array(f" of {list_names([key])}")
+        else:
+            document.value()
+    document.end()
+    if lists != 1:
+        raise WorkloadError(
+            f"the JSON object holds {lists or 'no'} lists, so which one is the rows? Its keys: {list_names(keys)}",
+            where=str(path),
+            hint='Give an array of rows, or an object with one list such as {"data": [...]}.',
+        )
+
+
+class _Decoder(json.JSONDecoder):
+    """Reads a MalformedRowError where what is wrong with a value still leaves its end known: Python keeps the last of
+    several equal keys, and which one was meant is not ours to guess."""
+
+    def __init__(self, hint: str) -> None:
+        super().__init__(object_pairs_hook=self._once, parse_int=self._int)
+        self._hint = hint
+        self._fault: str | None = None
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        self._fault = None
+        value, end = super().raw_decode(s, idx)
+        return value if self._fault is None else MalformedRowError(self._fault, self._hint), end
+
+    def _once(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            self._fault = "a key is there twice in one object"
+        return found
+
+    def _int(self, digits: str) -> int:
+        if len(digits) <= _DIGITS:
+            return int(digits)
+        self._fault = "the JSON holds a number of too many digits"
+        return 0
+
+
+class _Document:
+    """A JSON document of which only the value being read is in memory. Raises WorkloadError with line and column."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pieces = text_pieces(path)
+        self._decoder = _Decoder(_DOCUMENT)
+        self._text, self._at = "", 0  # what was read and not yet dropped, and how far it is used
+        self._lines, self._column = 0, 0  # line ends dropped, and characters after the last of them
+
+    def peek(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in " \t\n\r":
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def array(self, name: str) -> Iterator[Row]:
+        """The rows of the array that begins here."""
+        for number, _ in enumerate(self._items("[", "]"), start=1):
+            yield f"row {number}{name}", self.value()
+
+    def members(self) -> Iterator[str]:
+        """The keys of the object that begins here; whoever takes one reads its value."""
+        for _ in self._items("{", "}"):
+            if self.peek() != '"':
+                self._fail("Expecting property name enclosed in double quotes", self._at)
+            key = self.value()
+            assert isinstance(key, str)
+            if self.peek() != ":":
+                self._fail("Expecting ':' delimiter", self._at)
+            self._at += 1
+            yield key
+
+    def value(self) -> object:
+        """The value that begins here, or the MalformedRowError of one whose end is known all the same."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+                # Whatever follows could belong to a number: of `1.5` a cut may leave `1.`
+                number = self._text[end - 1].isdigit() and self._text[end : end + 1] in "0123456789.eE+-"
+                whole = end < len(self._text) and not (number and end >= len(self._text) - 4)
+                if whole or not self._more():
+                    self._at = end
+                    return value
+            except json.JSONDecodeError as error:
+                # Whether this is wrong or only cut shows where there is more.
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - 16
+                if not (cut and self._more()):
+                    self._fail(error.msg, error.pos)
+            except RecursionError:
+                raise WorkloadError("the JSON is nested too deeply", where=str(self._path), hint=_DOCUMENT) from None
+            if len(self._text) - self._at > LONGEST_LINE:
+                where = f"{self._path}, line {self._place(self._at)[0]}"
+                raise WorkloadError(
+                    f"a row is longer than {size(LONGEST_LINE)}", where=where, hint="Cut or drop what is longer."
+                )
+
+    def end(self) -> None:
+        """Raises WorkloadError where anything follows."""
+        if self.peek():
+            self._fail("Extra data", self._at)
+
+    def _items(self, opening: str, closing: str) -> Iterable[None]:
+        """Once before each item between brackets; the caller reads it."""
+        assert self.peek() == opening
+        self._at += 1
+        if self.peek() == closing:
+            self._at += 1
+            return
+        while True:
+            yield None
+            after = self.peek()
+            if after not in (closing, ","):
+                self._fail("Expecting ',' delimiter", self._at)
+            self._at += 1
+            if after == closing:
+                return
+
+    def _more(self) -> bool:
+        """As much again as is there and unused, and the used part dropped, which moves all positions; at the end False,
+        and nothing has moved."""
+        unused = self._text[self._at :]
+        wanted, added = max(len(unused), PIECE), ""
+        while len(added) < wanted and (piece := next(self._pieces, None)) is not None:
+            added += piece
+        if not added:
+            return False
+        used = self._text[: self._at]
+        ends = used.count("\n")
+        self._lines += ends
+        self._column = len(used) - used.rfind("\n") - 1 if ends else self._column + len(used)
+        self._text, self._at = unused + added, 0
+        return True
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Line and column, from 1, of a position in the text that is held."""
+        before = self._text[:position]
+        ends = before.count("\n")
+        column = len(before) - before.rfind("\n") if ends else self._column + len(before) + 1
+        return self._lines + ends + 1, column
+
+    def _fail(self, what: str, position: int) -> NoReturn:
+        line, column = self._place(position)
+        what = f"not JSON: {what.removesuffix(' at')} at line {line} column {column}"
+        # Not chained: the reader's own error holds the text.
+        raise WorkloadError(what, where=str(self._path), hint=_DOCUMENT) from None

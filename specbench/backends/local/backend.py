@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.local.batch import REPLAY_BATCH
+from specbench.backends.local.precision import with_precision
 from specbench.backends.local.ragged import WIDEST
 from specbench.backends.local.session import LocalScoring, LocalSession
 from specbench.config import RunConfig
@@ -60,18 +61,20 @@ class LocalBackend:
         self._engine: LocalEngine
 
     def admit(self, prompts: Sequence[Prompt]) -> Admitted:
-        config, replay_only = self._config, self._replay_only
-        threads = self._threads()
+        was = None if self._earlier is None else self._earlier.precision
+        (config, cautions), replay_only = with_precision(self._config, was), self._replay_only
+        self._config, threads = config, self._threads()
         require_memory(config, prompts, resolve_device(config.device), replay_only=replay_only)
         from specbench.backends.local.local import LocalEngine
 
-        self._say(f"Loading {', '.join((config.target, *config.draft))}")
+        self._say(f"Loading {', '.join((config.target, *config.draft))} in {config.dtype}")
         engine = self._engine = LocalEngine(config, threads)
         engine.today = today_of(None if self._earlier is None else self._earlier.workload.encoded)
         if engine.today.at.date() != datetime.now().date():
             self._say(f"The chat template writes the date: prompts keep that of the run, {engine.today.at:%Y-%m-%d}")
         items, skipped = _fit(engine, prompts, config, batched=replay_only or config.batch_size > 1)
         ids = [item.tokens for item in items]
+        engine.cautions += cautions
         engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
         engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
         if replay_only and not engine.writes_together:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -52,34 +51,6 @@ NO_GRAPHS = warned(
 )
 
 
-# In float32 a CPU multiplies as fast as it can; more than so many times as slowly is without kernels.
-SLOW = 2.0
-
-
-def slow_precision(dtype: str, device: str, now: Callable[[], float] = time.perf_counter) -> Finding | None:
-    """Whether a CPU multiplies matrices of the size of a prompt's far more slowly in this precision than in float32, by
-    the best of five turns of each. Without kernels a prompt was read at 27 ms a token, and at a fraction with them."""
-    if dtype == "float32" or not device.startswith("cpu"):
-        return None
-    best = dict.fromkeys(("float32", dtype), float("inf"))
-    for _ in range(5):
-        for name in best:
-            one = torch.ones(64, 1024, dtype=getattr(torch, name))
-            other = torch.ones(1024, 1024, dtype=one.dtype)
-            start_s = now()
-            one @ other
-            best[name] = min(best[name], now() - start_s)
-    times = best[dtype] / best["float32"]
-    if times <= SLOW:
-        return None
-    return warned(
-        "slow-precision",
-        f"this CPU multiplies {times:.0f} times as slowly in {dtype} as in float32, for which it has kernels: prompts "
-        "and verify passes are dearer than where the model is served",
-        "Measure with --dtype float32, or on the machine that serves.",
-    )
-
-
 def _eager(name: str) -> Finding:
     return warned(
         "no-sdpa",
@@ -117,8 +88,6 @@ class LocalEngine:
         for spec in specs:
             require_in_process(spec)
         _require_forms(config, specs)
-        if (slow := slow_precision(config.dtype, self.device)) is not None:
-            self.cautions.append(slow)
         trusted = frozenset(config.trust_remote_code)
         self.weights = weights
         self.target = (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from specbench.backends.base import Admitted, Conditions
 from specbench.backends.local.backend import in_process
+from specbench.backends.local.precision import with_precision
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, free_cores
 from specbench.cost.plan import Costs, ProbePlan, ProbeRequest, run_plan
@@ -49,6 +50,10 @@ class LocalProbe:
     def __init__(
         self, config: RunConfig, request: ProbeRequest, prompts: Callable[[], Sequence[Prompt]], say: Say
     ) -> None:
+        from specbench.models.shapes import shape_format
+
+        own = None if request.target_config is None else shape_format(request.target_config)
+        config, self._cautions = with_precision(config, own=own)
         self._config, self._request, self._prompts, self._say = config, request, prompts, say
         self._threads = config.threads or free_cores()
         self._device = resolve_device(config.device)
@@ -70,7 +75,10 @@ class LocalProbe:
         sync = device_sync(self._device)
         self._bandwidth = memory_bandwidth(self._device, available_bytes(self._device), sync=sync)
         subjects = self._subjects = _load(self._config, self._request, self._device, self._say)
-        cautions = [each for one in subjects.every if one.tokenizer is None for each in shape_cautions(one)]
+        cautions = [
+            *self._cautions,
+            *(each for one in subjects.every if one.tokenizer is None for each in shape_cautions(one)),
+        ]
         drafts = {name: _facts(loaded) for name, loaded in subjects.drafts.items()}
         drafts |= {name: replace(one.facts(), step_bytes=one.head.step_bytes) for name, one in subjects.heads.items()}
         return Admitted([], [], self.setting, _facts(subjects.target), drafts, cautions=cautions)

@@ -26,6 +26,7 @@ from specbench.acceptance.score import CHUNK
 from specbench.backends.base import Admitted, Answered, Conditions, Item, Noticed, TargetText
 from specbench.backends.local.backend import in_process, require_memory
 from specbench.backends.local.batch import REPLAY_BATCH, score_batch
+from specbench.backends.local.precision import with_precision
 from specbench.backends.local.session import LocalScoring, answered
 from specbench.config import NO_TARGET, RunConfig
 from specbench.decision.interval import reach
@@ -40,7 +41,7 @@ from specbench.models.rendering import unwritten
 from specbench.records import Sampling
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
 from specbench.store import RunWriter
-from specbench.workload.answers import Recorded
+from specbench.workload.replies import Recorded
 
 if TYPE_CHECKING:
     from specbench.backends.local.local import LocalEngine
@@ -113,7 +114,8 @@ class RecordedBackend:
         """Load what is needed, over the first answers of a log; what is odd is looked for in these."""
         config, threads = self._config, self._threads()
         name = config.target if config.target != NO_TARGET else str(config.tokenizer)
-        config = replace(config, target=name)
+        was = None if self._earlier is None else self._earlier.precision
+        config, cautions = with_precision(replace(config, target=name), was)
         prompts = [one.prompt for one in sample if one.form == "chat"]
         if self._weights:
             room = replace(config, max_new_tokens=min(config.max_new_tokens, _longest(sample)))
@@ -136,6 +138,7 @@ class RecordedBackend:
             )
         self.facts, self._noticed = AnswerFacts(), Noticed()  # they are read again
         ids = [item.tokens for item in items]
+        engine.cautions += cautions
         engine.cautions += encoding_cautions(engine.target, ids, engine.eos, engine.today)
         engine.cautions += unwritten(engine.target, prompts, config.chat_template_kwargs)
         if any(draft.spec.kind == "skip" for draft in engine.drafts.values()):

@@ -12,12 +12,20 @@ from typing import Any
 
 from specbench.errors import WorkloadError
 from specbench.records import Finding, Message, Prompt, warned
-from specbench.workload.answers.recorded import Exchange, Recorded
-from specbench.workload.answers.sources import exchanges_in
-from specbench.workload.answers.vllm_log import NAME, is_log, logged_exchanges
 from specbench.workload.faults import MalformedRowError, SkipRowError
-from specbench.workload.hub import PREFIX
-from specbench.workload.load import Skipped, category_of, check_unicode, content_sha256, opened, rows_of, shown_id
+from specbench.workload.files import PREFIX
+from specbench.workload.load import (
+    Skipped,
+    category_of,
+    check_unicode,
+    content_sha256,
+    nothing_usable,
+    opened,
+    rows_of,
+    shown_id,
+)
+from specbench.workload.replies import NAME, Exchange, Recorded, is_log, logged_exchanges
+from specbench.workload.sources import exchanges_in
 
 # Rows left out are listed up to here, and counted beyond.
 MOST_LISTED = 100
@@ -46,7 +54,7 @@ class Survey:
     unended: int = 0
     left_out: int = 0
     skipped: list[Skipped] = field(default_factory=list)
-    first_fault: MalformedRowError | None = None
+    first_fault: tuple[str, MalformedRowError] | None = None
 
 
 class AnswerLog:
@@ -89,7 +97,7 @@ class AnswerLog:
             digest.update(json.dumps([one.prompt.id, one.prompt.category, one.prompt.sha256, *reply]).encode())
         found.conversations, found.sha256 = len(seen), digest.hexdigest()
         if not found.answers:
-            raise self._nothing(found)
+            raise nothing_usable("answers", self.source, found.left_out, found.skipped, found.first_fault)
         return found, labels
 
     def __iter__(self) -> Iterator[Recorded]:
@@ -110,11 +118,10 @@ class AnswerLog:
                     yield source, self._recorded(place, count, row, each)
             except (SkipRowError, MalformedRowError) as fault:
                 found.left_out += 1
-                what = fault.what if isinstance(fault, MalformedRowError) else str(fault)
-                if isinstance(fault, MalformedRowError) and found.first_fault is None:
-                    found.first_fault = fault
+                if isinstance(fault, MalformedRowError):
+                    found.first_fault = found.first_fault or (place, fault)
                 if len(found.skipped) < MOST_LISTED:
-                    found.skipped.append(Skipped(place, what, shown_id(row)))
+                    found.skipped.append(Skipped(place, str(fault), shown_id(row)))
 
     def _exchanges(self) -> Iterator[tuple[str, object, str, Iterator[Any]]]:
         path = Path(self.source)
@@ -148,31 +155,10 @@ class AnswerLog:
         check_unicode(f"{category}{each.reply.message.content}")
         name = place.replace(" ", "-") + ("" if count == 1 else f".{count}")
         asked = each.asked
-        prompt = Prompt(
-            name,
-            messages,
-            content_sha256(messages, asked),
-            category,
-            asked.tools,
-            asked.template_kwargs,
-            asked.request,
-        )
-        return Recorded(
-            prompt, each.reply, each.form, each.limit, each.temperature, _conversation(name, messages, each)
-        )
-
-    def _nothing(self, found: Survey) -> WorkloadError:
-        """A log of which no row gives an answer is misread as a whole: the first that cannot be read says how."""
-        if found.first_fault is not None:
-            place = next((one.where for one in found.skipped if one.reason == found.first_fault.what), "a row")
-            return WorkloadError(found.first_fault.what, where=f"{self.source}, {place}", hint=found.first_fault.hint)
-        what = "the log holds no answers"
-        if found.skipped:
-            first = found.skipped[0]
-            what = (
-                f"no usable answers: every row was left out ({found.left_out}), {first.where} because: {first.reason}"
-            )
-        return WorkloadError(what, where=self.source, hint="Give a log with prompts and answers.")
+        sha256, beside = content_sha256(messages, asked), (asked.tools, asked.template_kwargs, asked.request)
+        prompt = Prompt(name, messages, sha256, category, *beside)
+        conversation = _conversation(name, messages, each)
+        return Recorded(prompt, each.reply, each.form, each.limit, each.temperature, conversation)
 
 
 def _conversation(name: str, messages: tuple[Message, ...], each: Exchange) -> str:
@@ -207,13 +193,7 @@ def _id_of(row: Mapping[str, Any]) -> Any:
 
 def survey_cautions(found: Survey) -> list[Finding]:
     """What keeps these answers from standing for the target's: rows and fields left out."""
-    cautions = []
-    if 2 * found.left_out > found.answers + found.left_out:
-        cautions.append(
-            warned(
-                "rows-left-out",
-                f"{found.left_out:,} rows give no answer and are left out, {found.answers:,} answers are taken",
-                "Look at the reasons in run.json: the file may have another form.",
-            )
-        )
-    return cautions
+    if 2 * found.left_out <= found.answers + found.left_out:
+        return []
+    said = f"{found.left_out:,} rows give no answer and are left out, {found.answers:,} answers are taken"
+    return [warned("rows-left-out", said, "Look at the reasons in run.json: the file may have another form.")]

@@ -12,11 +12,9 @@ from typing import Any, TypeAlias
 
 from specbench.records import Message
 from specbench.validation import kind_of
-from specbench.workload.answers.recorded import Exchange, Form, Reply
-from specbench.workload.answers.replies import finish_of, joined_chunks, message_of, reply_of
 from specbench.workload.conversation import earlier_turns, looks_like_turns, text_prompt, unpacked
-from specbench.workload.faults import MalformedRowError, SkipRowError
-from specbench.workload.naming import list_names
+from specbench.workload.faults import MalformedRowError, SkipRowError, list_names
+from specbench.workload.replies import Exchange, Form, Reply, finish_of, joined_chunks, message_of, reply_of
 from specbench.workload.shapes import SHAPES, Asked, together
 
 Row: TypeAlias = Mapping[str, Any]
@@ -24,6 +22,8 @@ Exchanges: TypeAlias = Iterator[Exchange]
 
 _REQUESTS = ("request", "request_body", "body", "kwargs", "input")
 _RESPONSES = ("response", "response_body", "completion", "output")
+_CHATS = ("messages", "conversations", "conversation")
+_QUESTIONS = ("instruction", "prompt", "question")
 _TEXT_ANSWERS = ("output", "response", "completion", "answer")
 _SESSIONS = ("session_id", "sessionId", "conversation_id", "conversationId", "thread_id", "chat_id")
 
@@ -44,8 +44,16 @@ def exchanges_in(row: object) -> tuple[str, Exchanges]:
         raise MalformedRowError(f"the row is {kind_of(row)}: a prompt without an answer", _KNOWN)
     for source in SOURCES:
         if source.is_one(row):
-            return source.name, source.read(row)
+            return source.name, _formed(source, row)
     raise MalformedRowError(f"no answer known by the columns of the row: {list_names(row)}", _KNOWN)
+
+
+def _formed(source: Source, row: Row) -> Exchanges:
+    """A log may hold anything at any place: readers take its form for granted."""
+    try:
+        yield from source.read(row)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
+        raise MalformedRowError(f"a row of {source.name} is not of its form", _KNOWN) from None
 
 
 def _turns(asked: Asked, conversation: str | None) -> Exchanges:
@@ -58,7 +66,7 @@ def _turns(asked: Asked, conversation: str | None) -> Exchanges:
 
 
 def _chat(row: Row) -> Exchanges:
-    key = next(key for key in ("messages", "conversations", "conversation") if looks_like_turns(unpacked(row.get(key))))
+    key = next(key for key in _CHATS if looks_like_turns(unpacked(row.get(key))))
     asked = together(lambda value, place, _: earlier_turns(value, place), row, key, key, request=False)
     found = list(_turns(asked, _session(row)))
     if not found:
@@ -67,12 +75,12 @@ def _chat(row: Row) -> Exchanges:
 
 
 def _is_chat(row: Row) -> bool:
-    return any(looks_like_turns(unpacked(row.get(key))) for key in ("messages", "conversations", "conversation"))
+    return any(looks_like_turns(unpacked(row.get(key))) for key in _CHATS)
 
 
 def _instruction(row: Row) -> Exchanges:
     """Alpaca's rows and their like: the answer is a text beside the prompt."""
-    key = next(key for key in ("instruction", "prompt", "question") if row.get(key) is not None)
+    key = next(key for key in _QUESTIONS if row.get(key) is not None)
     answer = next(name for name in _TEXT_ANSWERS if isinstance(row.get(name), str))
     rest = {name: value for name, value in row.items() if name != answer}
     read = SHAPES.get(key, lambda value, place, _: text_prompt(value))
@@ -80,8 +88,7 @@ def _instruction(row: Row) -> Exchanges:
 
 
 def _is_instruction(row: Row) -> bool:
-    asks = any(isinstance(row.get(key), str) for key in ("instruction", "prompt", "question"))
-    return asks and any(isinstance(row.get(name), str) for name in _TEXT_ANSWERS)
+    return all(any(isinstance(row.get(key), str) for key in keys) for keys in (_QUESTIONS, _TEXT_ANSWERS))
 
 
 def asked_by(request: object, place: str, *, whole: bool = True) -> tuple[Asked, Form]:
@@ -154,7 +161,7 @@ def _request_of(row: Row) -> tuple[str, object]:
 def _judged(row: Row) -> Exchanges:
     """Answers of Spec-Bench and SPEED-Bench: the user's turns in one list, the model's in another."""
     turns, choices = row.get("turns"), row["choices"]
-    texts: Any = choices[0].get("turns") if choices and isinstance(choices[0], dict) else None
+    texts = choices[0]["turns"] if choices else None
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(turns, list):
         raise MalformedRowError(
