@@ -110,9 +110,11 @@ def metric_of(row: LoadResult, policy: Policy) -> tuple[float, float | None, flo
 
 def best_by_concurrency(rows: Iterable[LoadResult], draft: str, policy: Policy) -> dict[int, LoadResult]:
     """The fastest gamma of one draft at every concurrency, ascending."""
-    mine = [row for row in rows if row.draft == draft and row.concurrency is not None]
-    fastest = sorted(mine, key=lambda row: metric_of(row, policy)[0])
-    return dict(sorted((row.concurrency, row) for row in fastest if row.concurrency is not None))
+    found: dict[int, LoadResult] = {}
+    for row in sorted(rows, key=lambda row: metric_of(row, policy)[0], reverse=True):
+        if row.draft == draft and row.concurrency is not None:
+            found.setdefault(row.concurrency, row)
+    return dict(sorted(found.items()))
 
 
 def stops_paying_at(rows: Iterable[LoadResult], draft: str, policy: Policy) -> int | None:
