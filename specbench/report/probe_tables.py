@@ -27,7 +27,7 @@ def probe_tables(found: ProbeSummary) -> list[RenderableType]:
 
 
 def _head(found: ProbeSummary, width: int, plain: bool) -> Iterator[RenderableType]:
-    what = "Rounds that keep no draft" if found.rounds else "The models alone"
+    what = "Rounds of a server" if found.rounds else "The models alone"
     yield note(f"{what} on {found.hardware}", width, plain, style="")
     threads = None if found.threads is None else text.count(found.threads, "thread")
     yield note(", ".join(filter(None, (found.engine, found.precision, threads))), width, plain)
@@ -76,8 +76,8 @@ def _rounds(rows: list[Round], width: int, plain: bool) -> Iterator[RenderableTy
     ]
     yield table(fit(columns, width), plain)
     yield note(
-        "So many tokens per round break even. Ratios are of the same prompts within each pass; no draft was kept, "
-        "whatever the target said.",
+        "So many tokens per round break even. Ratios are of the same prompts within each pass; how much of a round is "
+        "kept is not in its time.",
         width,
         plain,
     )

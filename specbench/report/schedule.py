@@ -1,7 +1,8 @@
 """How many tokens to draft at which load, in words and as each engine takes it.
 
 - vLLM: `num_speculative_tokens_per_batch_size`, ranges of batch sizes from 1 on with a K for each, which goes on where
-  no range begins (docs.vllm.ai, dynamic speculative decoding; vllm/v1/spec_decode/dynamic/utils.py)
+  no range begins, and none is above `num_speculative_tokens` (docs.vllm.ai, dynamic speculative decoding;
+  vllm/v1/spec_decode/dynamic/utils.py)
 - TensorRT-LLM: `draft_len_schedule`, the largest batch size for each length, none beyond the last (its pull request
   10860); `max_draft_len` is the longest
 - SGLang: `--speculative-adaptive-config`, which lengths it may choose from; it follows acceptance and not a table
@@ -31,9 +32,13 @@ def ranges(schedule: Schedule) -> list[Range]:
 
 
 def vllm_schedule(schedule: Schedule) -> str:
-    """A key of --speculative-config. The last range ends at the largest concurrency that was looked at."""
+    """Keys of --speculative-config. The last range ends at the largest concurrency that was looked at."""
     last = schedule.steps[-1].concurrency
-    return json.dumps([[low, high or last, gamma] for low, high, gamma in ranges(schedule)], separators=(",", ":"))
+    keys = {
+        "num_speculative_tokens": max(step.gamma for step in schedule.steps),
+        "num_speculative_tokens_per_batch_size": [[low, high or last, gamma] for low, high, gamma in ranges(schedule)],
+    }
+    return json.dumps(keys, separators=(",", ":"))[1:-1]
 
 
 def tensorrt_schedule(schedule: Schedule) -> str:
@@ -66,9 +71,8 @@ def schedule_words(schedule: Schedule | None) -> str:
     if schedule.gain_low <= 0:
         return f"{said} The interval holds none, so nothing speaks against {fixed} at every load."
     return (
-        f'{said} vLLM: `"num_speculative_tokens_per_batch_size":{vllm_schedule(schedule)}`; TensorRT-LLM: '
-        f"`draft_len_schedule={tensorrt_schedule(schedule)}`; SGLang knows no table, only what to choose from: "
-        f"`--speculative-adaptive` with `{sglang_schedule(schedule)}`."
+        f"{said} vLLM: `{vllm_schedule(schedule)}`; TensorRT-LLM: `draft_len_schedule={tensorrt_schedule(schedule)}`; "
+        f"SGLang knows no table, only what to choose from: `--speculative-adaptive` with `{sglang_schedule(schedule)}`."
     )
 
 
