@@ -59,7 +59,7 @@ WRITTEN, RECORDED = "written", "recorded"
 Metric = Literal["decode", "e2e"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Engine = Literal["local", "llamacpp", "vllm", "sglang", "openai"]
+Engine = Literal["local", "llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
 
 # Commands that have a flag for most settings.
 RUNS = ("measure", "sweep")
@@ -249,7 +249,7 @@ class RunConfig:
     )
 
     engine: Annotated[Engine, WORDS] = setting(
-        "local", "local, or a server: llamacpp, vllm, sglang, openai.", "server", (*RUNS, "probe")
+        "local", "local, or a server: llamacpp, vllm, sglang, tensorrt, lmdeploy, openai.", "server", (*RUNS, "probe")
     )
     launch: PathText | None = setting(
         None, "YAML file that says how to start the server.", "server", (*RUNS, "probe"), unset="the engine's own"

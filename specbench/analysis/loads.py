@@ -12,7 +12,6 @@ from specbench.analysis.contract import DraftResult, LoadResult, Money, Percenti
 from specbench.analysis.frame import ArmRows, DraftView, a_a, at_load, by_arm, loads_of
 from specbench.analysis.predict import Predictor
 from specbench.analysis.results import Judged
-from specbench.cost.model import cost_variance
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, ends, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial
@@ -179,10 +178,10 @@ def _cells(view: DraftView, policy: Policy, clients: int, *, measured: bool) -> 
     cells: dict[int, Cell] = {}
     predictor = Predictor(view, policy.confidence)
     if policy.metric == "decode":  # what a prediction is about
-        for gamma in range(1, max((p.tokens for p in view.points if p.batch == clients), default=1)):
+        rounds = [p.tokens for p in view.points if (p.phase, p.batch) == ("round", clients)]
+        for gamma in range(1, max(rounds, default=1)):
             if (paired := predictor.paired(gamma, clients)) is not None:
-                variance = cost_variance(view.points, view.reader, gamma, clients)
-                cells[gamma] = Cell(paired, measured=False, variance=variance)
+                cells[gamma] = Cell(paired, measured=False, variance=predictor.variance(gamma, clients))
     if measured:
         cells |= {gamma: Cell(view.paired(gamma, policy.metric), measured=True) for gamma in view.arms}
     return cells

@@ -26,7 +26,7 @@ from specbench.shipped import shipped
 __all__ = ["LaunchFile", "Setting", "command", "engine_version", "environment", "find_launch", "require_draft"]
 
 FOLDER = "configs/engines"
-SHIPPED = ("llamacpp", "sglang", "vllm", "vllm-cpu", "xllamacpp")
+SHIPPED = ("llamacpp", "lmdeploy", "sglang", "tensorrt", "vllm", "vllm-cpu", "xllamacpp")
 
 
 @dataclass(frozen=True, slots=True)

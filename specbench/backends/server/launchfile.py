@@ -78,7 +78,7 @@ class LaunchFile:
     clients window by window. `version` is a command whose first output line is the version."""
 
     path: Path
-    engine: Literal["llamacpp", "vllm", "sglang", "openai"]
+    engine: Literal["llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
     command: Words
     models: Models
     drafts: dict[str, Words] = field(default_factory=dict)
