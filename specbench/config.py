@@ -264,6 +264,12 @@ class RunConfig:
     )
     concurrency: Clients = setting((1,), "Clients at once: 1,2,4,8; verdict on the first.", "server", (*RUNS, "probe"))
     rate: Rates = setting((), "Also requests per second at random: 0.5,1,2.", "server", RUNS)
+    sessions: bool = setting(
+        False,
+        "Ask conversations turn by turn, with the server's prefix cache on.",
+        "server",
+        RUNS,
+    )
     request_timeout_s: Annotated[float, Range(0, 1e6, above=True)] = setting(
         300.0, "A longer request is given up.", "server", RUNS
     )
@@ -276,6 +282,15 @@ class RunConfig:
     )
 
     policy: Policy = field(default_factory=Policy)
+
+    ray: Text | None = setting(
+        None,
+        "Score recorded answers by workers of Ray: local, or a cluster's address.",
+        "prompts",
+        RUNS,
+        metavar="local|ADDRESS",
+        measured=False,
+    )
 
     out: PathText = setting(
         "reports", "Where run folders go: OUT/<utc>-<name>/.", "output", (*RUNS, "probe"), measured=False

@@ -195,9 +195,23 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation that was asked turn by turn: tokens of its prompt, those of them that the server had
+    from the turns before (None: it does not tell), and the arrival of its first and of its last token, in seconds after
+    it was asked."""
+
+    prompt_tokens: Count
+    cached_tokens: Count | None
+    output_tokens: Count
+    first_s: Number
+    last_s: Number
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One prompt generated once by one arm; in a batch the whole batch: `members` are its prompts' ids, and tokens,
-    rounds and times those of all. `drafted[i]`, `accepted[i]` belong to round i; both are empty where a server lists no
+    rounds and times those of all. Of a conversation they are its `turns`, asked one after the other, and sums of theirs.
+    `drafted[i]`, `accepted[i]` belong to round i; both are empty where a server lists no
     rounds, and `told` is what it says itself. `output_tokens` includes the first token, which no round emits.
     `other_cores` were kept busy by others meanwhile, too many where it is `disturbed`; `attempt` counts from 0.
     `identical` and `diverged` compare greedy text with the target alone, filled in when a run is read. `begun_s` is
@@ -231,6 +245,7 @@ class Trial:
     begun_s: Number | None = None
     stretch: Count | None = None
     slices: Count | None = None
+    turns: tuple[Turn, ...] = ()
 
     @property
     def rounds(self) -> list[Round]:
@@ -243,7 +258,7 @@ class Trial:
 
     @property
     def sequences(self) -> int:
-        """Sequences that ran side by side."""
+        """Sequences that ran side by side, or turn after turn."""
         return len(self.members) or 1
 
 

@@ -37,8 +37,8 @@ def test_shipped_files_make_whole_command_lines(name):
     alone = command(file, Setting("the/target", concurrency=4, threads=2), 4711)
     drafting = command(file, Setting("the/target", parse_draft("d"), "the/draft", 3), 4711)
     assert "the/target" in alone and "4711" in alone and not any("{" in part for part in alone)
-    assert drafting[: len(file.command)] == command(file, Setting("the/target"), 4711)
-    added = " ".join(drafting[len(file.command) :])
+    assert drafting[: len(alone)] == command(file, Setting("the/target"), 4711)
+    added = " ".join(drafting[len(alone) :])
     assert "the/draft" in added and "3" in added and "{draft}" not in added and "{gamma}" not in added
     if name.endswith("llamacpp"):
         assert alone[alone.index("--ctx-size") + 1] == str(4 * 4096)

@@ -60,6 +60,11 @@ def chat_body(ask: Ask, model: str | None) -> dict[str, Any]:
     return body if model is None else {"model": model, **body}
 
 
+def salted(ask: Ask) -> dict[str, str]:
+    """vLLM and SGLang keep prompts of other salts apart: a conversation finds its own earlier turns alone."""
+    return {} if ask.cache is None else {"cache_salt": ask.cache.name}
+
+
 def events_of(chunks: Sequence[Chunk], kind: type[Told]) -> list[tuple[float, Told]]:
     """A streamed answer, field by field, each event with its arrival. Raises ValueError for one that is not as it
     should be, or tells of a failure instead."""
