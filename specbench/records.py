@@ -210,8 +210,8 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One prompt generated once by one arm; in a batch the whole batch: `members` are its prompts' ids, and tokens,
-    rounds and times those of all. Of a conversation they are its `turns`, asked one after the other, and sums of theirs.
-    `drafted[i]`, `accepted[i]` belong to round i; both are empty where a server lists no
+    rounds and times those of all. Of a conversation they are its `turns`, one after the other, and sums of
+    theirs. `drafted[i]`, `accepted[i]` belong to round i; both are empty where a server lists no
     rounds, and `told` is what it says itself. `output_tokens` includes the first token, which no round emits.
     `other_cores` were kept busy by others meanwhile, too many where it is `disturbed`; `attempt` counts from 0.
     `identical` and `diverged` compare greedy text with the target alone, filled in when a run is read. `begun_s` is
