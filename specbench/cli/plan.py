@@ -29,7 +29,7 @@ from specbench.cli.show import (
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.analysis.plan.contract import Plan
+    from specbench.analysis.plan import Plan
     from specbench.records import Policy
     from specbench.store import StoredRun
 
@@ -107,8 +107,8 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
     }
     from dataclasses import replace
 
-    from specbench.analysis.plan.pilot import read_pilot
-    from specbench.analysis.plan.planned import Wanted, plan_of
+    from specbench.analysis.pilot import read_pilot
+    from specbench.analysis.plan import Wanted, plan_of
     from specbench.store import read_run
 
     if folder is None:
