@@ -75,8 +75,8 @@ def vllm(plan: Plan) -> Given | str:
         config |= {"prompt_lookup_min": plan.down_to, "prompt_lookup_max": ngram.n}
         if plan.latest:
             differs.append("vLLM copies the earliest match, the run copied the latest.")
-        if not plan.sampling.greedy:
-            differs.append("On a CPU, vLLM 0.32.0 ended at a sampled request with n-gram look-up.")
+    if not plan.sampling.greedy:
+        differs.append("On a CPU, vLLM 0.32.0 takes the temperature for a whole number while it drafts: random text.")
     if plan.sampling.min_p and not plan.sampling.greedy:
         differs.append("vLLM refuses requests with min-p while it speculates (vllm-project/vllm#42744).")
     written = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
