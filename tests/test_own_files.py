@@ -326,7 +326,10 @@ def test_a_run_goes_on_and_is_checked_with_the_date_that_it_began_with(dated, tm
     # another day, another run: the same question is another prompt
     again = sweep(dated, tmp_path / "runs", mode="fresh", **SMALL)
     (warning,) = [each for each in compared(stored, again).warnings if each.code == "other-token-ids"]
-    assert "2 of 2 prompts have other token ids: the chat template wrote 2026-11-27 and 2026-11-28" in warning.message
+    assert (
+        "2 of 2 prompts have other token ids: the chat template wrote 2026-11-27 and 2026-11-28"
+        in warning.values["changed"]
+    )
     assert not [each for each in compared(stored, stored).warnings if each.code == "other-token-ids"]
 
 
