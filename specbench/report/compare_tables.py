@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench import text
-from specbench.analysis.compared import (
+from specbench.analysis.compare import (
     ComparedCategory,
     ComparedDraft,
     ComparedGamma,

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from specbench import text
-from specbench.analysis.listed import ListedRun
+from specbench.analysis.summarise import ListedRun
 from specbench.report.layout import Block, Column, fit, note, readable, table
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specbench import text
-from specbench.analysis.plan.contract import Plan, minutes_for
+from specbench.analysis.plan import Plan, minutes_for
 from specbench.config import RUN_SETTINGS, SETTINGS
 from specbench.records import Policy
 from specbench.report.plan.numbers import about

@@ -10,15 +10,23 @@ from pathlib import Path
 
 from specbench import text
 from specbench.analysis.facts import MANY_CUT, Facts, Model
-from specbench.analysis.plan.contract import Amounts, Plan, amounts
-from specbench.analysis.plan.evidence import Evidence, read_evidence
-from specbench.analysis.plan.planned import OWN_SPREAD
-from specbench.analysis.plan.stops import TOO_FEW, Stop, any_time, before_the_sweep, exactly, speedup, too_few
+from specbench.analysis.plan import Amounts, Plan, amounts
+from specbench.analysis.stops import (
+    TOO_FEW,
+    Evidence,
+    Stop,
+    any_time,
+    before_the_sweep,
+    exactly,
+    read_evidence,
+    speedup,
+    too_few,
+)
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report.dialect import MARKDOWN, full_stop, said, sentence_of, template, upper_first
+from specbench.report.dialect import MARKDOWN, full_stop, part, said, sentence_of, template, upper_first
 from specbench.report.plan import numbers as plan_numbers
 from specbench.report.plan.commands import FILE, on_shipped_prompts, steps
 from specbench.report.plan.numbers import Rows, about
@@ -27,22 +35,6 @@ from specbench.workload.cautions import TOLERATED_SHARE
 
 TITLE = "# Measurement plan"
 BLANK = "\\_\\_\\_\\_\\_\\_"
-
-# Words of each assumption of a plan, and what would change it.
-CHANGES = (
-    ("as given", "A pilot, which measures it."),
-    ("in the same mix of categories, on a machine", "Other requests or another machine: a pilot of those."),
-    ("time at gamma", "A pilot at these draft lengths."),
-    ("speedup and spread are those of gamma", "A pilot at the planned draft lengths."),
-    ("every further draft", "A pilot with every draft."),
-    ("the spread of the target alone against itself", "A pilot with as many repeats."),
-    ("the spread within", f"{OWN_SPREAD} or more prompts of each in the pilot."),
-    ("categories in the pilot's own proportions", "A pilot drawn in the proportions of the mix."),
-    ("with a draft a prompt takes", "A pilot, which times it."),
-    ("of trials are repeated", "A pilot. A quiet machine repeats fewer."),
-    ("loading, warm-up", "A pilot, whose clock has them in."),
-    ("nothing about time", "A pilot, or `--seconds-per-prompt`."),
-)
 
 
 def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -> str:
@@ -220,7 +212,7 @@ def _limit(facts: Facts) -> str:
 
 def _assumed(plan: Plan, facts: Facts | None) -> Rows:
     """(assumption, what would change it): the plan's own, then those of this page."""
-    rows = [(text.escape(text.sentence(words)), _change(words)) for words in plan.assumed]
+    rows = [(full_stop(upper_first(part(a, "claim", MARKDOWN))), part(a, "change", MARKDOWN)) for a in plan.assumed]
     rows.append(
         (
             f"A run of the planned size gets what it is for in {exactly(plan.chance)} of cases.",
@@ -240,10 +232,6 @@ def _assumed(plan: Plan, facts: Facts | None) -> Rows:
         ("Requests do not depend on each other.", "Many from one session or one user: a wider window."),
         ("Replaced names are as easy to draft as real ones.", "The check of section 5."),
     )
-
-
-def _change(words: str) -> str:
-    return next((change for part, change in CHANGES if part in words), "A pilot.")
 
 
 def _cautioned(message: str, hint: str) -> str:

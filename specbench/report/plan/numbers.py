@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from specbench import text
-from specbench.analysis.plan.contract import Amounts, Need, Plan, Truth, minutes_for
-from specbench.analysis.plan.planned import OWN_SPREAD
-from specbench.analysis.plan.stops import exactly
+from specbench.analysis.plan import OWN_SPREAD, Amounts, Need, Plan, Truth, minutes_for
+from specbench.analysis.stops import exactly
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
 from specbench.report.plan.tables import minutes_cell, prompts_cell

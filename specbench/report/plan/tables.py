@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from specbench import text
-from specbench.analysis.plan.contract import Need, Plan, Truth
+from specbench.analysis.plan import Need, Plan, Truth
+from specbench.report.dialect import part
 from specbench.report.layout import Block, Column, fit, note, readable, table, warnings
 
 
@@ -141,6 +142,8 @@ def _whole(value: float) -> str:
 
 def _assumed(plan: Plan, width: int, plain: bool) -> Iterator[RenderableType]:
     yield Text("\nAssumed, not measured:")
-    for words in plan.assumed:
-        lines = textwrap.wrap(readable(words, plain), width, initial_indent="  - ", subsequent_indent="    ")
+    for assumed in plan.assumed:
+        lines = textwrap.wrap(
+            readable(part(assumed, "claim"), plain), width, initial_indent="  - ", subsequent_indent="    "
+        )
         yield Text("\n".join(lines))
