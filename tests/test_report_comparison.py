@@ -18,8 +18,8 @@ from specbench.analysis.compare import compared, slower_by
 from specbench.analysis.compared import Comparison
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
-from specbench.report.compare_tables import comparison_markdown, comparison_tables
 from specbench.report.dialect import json_of
+from specbench.report.tables import comparison_markdown, comparison_tables
 from specbench.run_record import ModelFacts, WorkloadFacts
 from specbench.store import StoredRun
 

@@ -61,7 +61,7 @@ def check(
     if as_json:
         print_json(found)
     else:
-        from specbench.report.verify_tables import check_tables
+        from specbench.report.tables import check_tables
 
         print_parts(check_tables(found), folder)
     if strict:

@@ -33,7 +33,7 @@ def doctor(keys: Keys, config: ConfigFile = None, as_json: AsJson = False, quiet
     if as_json:
         typer.echo(json.dumps(found.to_json(), allow_nan=False))
     else:
-        from specbench.report.verify_tables import doctor_tables
+        from specbench.report.tables import doctor_tables
 
         print_parts(doctor_tables(found))
     if found.broken:

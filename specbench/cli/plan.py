@@ -79,7 +79,7 @@ def plan(
     if as_json:
         print_json(found)
         return
-    from specbench.report.plan.tables import plan_tables
+    from specbench.report.tables import plan_tables
 
     print_parts(plan_tables(found))
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -39,15 +39,16 @@ from specbench.report.dialect import (
     squash,
     template,
 )
-from specbench.report.page import Page, html_page
+from specbench.report.page import FIGURES_FOLDER, Page, html_page, markdown
 from specbench.report.published import public_figures
-from specbench.report.schedule import schedule_words
 from specbench.report.settings.section import settings_of
-from specbench.store import replace_file
+from specbench.store import StoredRun, replace_file
+
+if TYPE_CHECKING:
+    from specbench.analysis.recorded import RecordedAcceptance, RecordedDraft, RecordedGamma
 
 BRIEF_FILE = "brief.md"
 PAGE_FILE = "brief.html"
-FIGURES_FOLDER = "figures"
 
 # Warnings that the timing itself is in doubt, or too little: said in a banner under the verdict.
 BANNERS = ("slow-baseline", "unsynchronised-clock", "baseline-speculates", "noise-floor", "few-prompts")
@@ -100,14 +101,6 @@ def for_github(summary: Summary, folder: Path) -> str:
 def _short(name: str, summary: Summary, d: Plain, **more: Any) -> str:
     page = template(name, d).render(values(summary, d), **more)
     return "\n".join(line for line in map(squash, page.splitlines()) if line)
-
-
-def markdown(name: str, found: dict[str, Any], d: Plain = MARKDOWN) -> str:
-    """A page of a template and its values, without double blank lines."""
-    blocks = template("blocks.md.j2", d).make_module({"page": {"folder": FIGURES_FOLDER, "anchors": d is MARKDOWN}})
-    page = template(name, d).render(found, b=blocks, html=False)
-    lines = [line.rstrip() for line in page.strip().split("\n")]
-    return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before) + "\n"
 
 
 def write_brief(summary: Summary, folder: Path | None = None) -> Path:
@@ -170,12 +163,10 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
         "gamma_columns": partial(columns.gamma_columns, policy=s.policy, d=d),
         "load_columns": partial(columns.load_columns, s, d=d),
         "loads": columns.load_shown(s),
-        "curve_columns": columns.curve_columns,
-        "batch_columns": columns.batch_columns,
+        "curve_columns": partial(columns.curve_columns, d=d),
         "larger": any(len(each.batches) > 1 for each in s.drafts),
         "by_concurrency": lambda each: best_by_concurrency(s.loads, each.draft, s.policy),
         "cost": lambda each: cost(each, s.policy),
-        "schedule": lambda each: schedule_words(each.schedule),
         "near_tie": limit,
         "figures": figures_of(s),
         "numbers": NUMBERS,
@@ -292,3 +283,40 @@ def _status(s: Summary) -> str:
     facts = s.facts
     spared = f"; {facts.spared:,} need not be run, since their gamma was ruled out" if facts.spared else ""
     return f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials{spared}"
+
+
+def write_acceptance_brief(stored: StoredRun, found: RecordedAcceptance, folder: Path | None = None) -> Path:
+    """The brief of a run over recorded answers: acceptance with its intervals, what it rests on, and no verdict. Writes
+    `brief.md` and `brief.html`; returns the path of the Markdown. Raises StoreError where they cannot be written."""
+    folder = stored.folder if folder is None else folder
+
+    def values(d: Plain) -> dict[str, Any]:
+        source = d.code(Path(stored.run.workload.source or "a log").name)
+        best = [(draft, _best_recorded(draft)) for draft in found.drafts]
+        return {"found": found, "source": source, "glance": best, "provenance": _recorded_provenance(stored, d)}
+
+    words = sentence_of("no_verdict", PLAIN)
+    html = html_page(Page(folder), "acceptance.j2", values(HTML), "Acceptance on recorded answers", words)
+    return write_pages(folder, markdown("acceptance.j2", values(MARKDOWN)), html)
+
+
+def _best_recorded(draft: RecordedDraft) -> RecordedGamma:
+    """By costs, or else with the most tokens per round."""
+    if draft.best_gamma is not None:
+        return next(row for row in draft.gammas if row.gamma == draft.best_gamma)
+    return max(draft.gammas, key=lambda row: row.tokens_per_round.value or 0.0)
+
+
+def _recorded_provenance(stored: StoredRun, d: Plain) -> list[tuple[str, str]]:
+    run, origin = stored.run, stored.run.provenance
+    pairs = (
+        ("run", d.code(stored.folder.name)),
+        ("status", d.n(run.status)),
+        ("target", d.code(run.config.target)),
+        ("command", d.code(" ".join(origin.argv))),
+        ("time", d.n(", ".join(filter(None, (origin.started, origin.finished))))),
+        ("machine", d.n(origin.hardware.line or "")),
+        ("versions", d.n(", ".join(f"{name} {version}" for name, version in origin.versions.items()))),
+        ("log sha256", d.code(run.workload.sha256 or "")),
+    )
+    return [(what, value) for what, value in pairs if value]

@@ -191,7 +191,7 @@ def as_html(markdown: str) -> str:
 
 def verdict_table(summary: Summary) -> str:
     """What a notebook shows of a run: its verdict for each draft, in Markdown that no name in it can break."""
-    from specbench.report.brief import markdown
+    from specbench.report.page import markdown
 
     columns = candidate_columns(summary, MARKDOWN)
     return markdown("notebook.j2", {"s": summary, "candidates": columns}, UNLINKED)

@@ -10,7 +10,7 @@ from specbench.analysis.plan.planned import OWN_SPREAD
 from specbench.analysis.plan.stops import exactly
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
-from specbench.report.plan.tables import minutes_cell, prompts_cell
+from specbench.report.dialect import MARKDOWN, sentence_of
 
 Rows = tuple[tuple[str, ...], ...]
 
@@ -49,13 +49,12 @@ def goals(plan: Plan) -> Rows:
 
 def cells(need: Need) -> tuple[str, str]:
     """Prompts and minutes, as the tables of the terminal have them."""
-    return prompts_cell(need), minutes_cell(need)
+    return sentence_of("prompts_needed", MARKDOWN, need), sentence_of("minutes_needed", MARKDOWN, need)
 
 
 def about(minutes: float | None) -> str:
     """`about 54 minutes (planned)`; empty where no time is known."""
-    cell = minutes_cell(Need(None, None, None, minutes, None, None))
-    return "" if minutes is None else f"about {cell} minutes (planned)"
+    return "" if minutes is None else f"about {sentence_of('whole', MARKDOWN, minutes)} minutes (planned)"
 
 
 def amount(plan: Plan, found: Amounts, each: int) -> Iterator[str]:
@@ -109,7 +108,7 @@ def category_table(plan: Plan, found: Amounts) -> tuple[tuple[str, ...], Rows]:
 
 
 def _own(truth: Truth | None) -> str:
-    return text.UNKNOWN if truth is None else f"{prompts_cell(truth.need)} at {text.speedup(truth.speedup)}"
+    return text.UNKNOWN if truth is None else f"{cells(truth.need)[0]} at {text.speedup(truth.speedup)}"
 
 
 def by_category(plan: Plan, found: Amounts, *, mixed: bool) -> Iterator[str]:
