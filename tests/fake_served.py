@@ -57,7 +57,8 @@ def fake_served(
     server = server or FakeServer()
     loads = [*(Load(c) for c in concurrency), *(Load(1, r) for r in rate)]
     folder.mkdir(parents=True)
-    asked = replace(RunConfig(), draft=(SPEC,), gamma=gammas, policy=policy or Policy(), **config)
+    kept = {"draft": (SPEC,), "gamma": gammas, "policy": policy or Policy(), "max_new_tokens": LIMIT}
+    asked = replace(RunConfig(), **kept | config)
     stored = replace(asked, engine="llamacpp", concurrency=concurrency, rate=rate)
     # What is lost if the machine dies is no question here.
     with mock.patch.object(os, "fsync"), RunWriter(folder, _run(server, stored, gammas)) as writer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from specbench.errors import ConfigError, ModelError
 ENGINES = Path(__file__).parents[1] / "configs" / "engines"
 
 
-@pytest.mark.parametrize("name", ["llamacpp", "xllamacpp", "vllm", "sglang"])
+@pytest.mark.parametrize("name", launch.SHIPPED)
 def test_shipped_files_make_whole_command_lines(name):
     file = read_launch(ENGINES / f"{name}.yaml")
     alone = command(file, Setting("the/target", concurrency=4, threads=2), 4711)
@@ -152,6 +154,37 @@ def test_llamacpp_is_what_is_installed(monkeypatch):
         find_launch("llamacpp")
     with pytest.raises(ConfigError, match="Did you mean llamacpp"):
         find_launch("lamacpp")
+
+
+def test_an_engine_in_an_environment_of_its_own_runs_with_the_python_beside_its_program(tmp_path, monkeypatch):
+    """vLLM pins other versions than ours, so it is never in our environment. `bin` may be a link to where it is."""
+    home, linked = tmp_path / "home", tmp_path / "bin"
+    home.mkdir()
+    linked.mkdir()
+    for name in ("python", "vllm"):
+        (home / name).write_text("#!/bin/sh\necho 9.9\n")
+        (home / name).chmod(0o755)
+    (linked / "vllm").symlink_to(home / "vllm")
+    monkeypatch.setenv("PATH", f"{linked}{os.pathsep}{os.environ['PATH']}")
+    file = find_launch("vllm-cpu")
+    assert command(file, Setting("t"), 1)[0] == str(home / "python") and engine_version(file) == "9.9"
+    # A package that we have is run with our own.
+    (linked / "json").symlink_to(home / "vllm")
+    mine = read_launch(written(tmp_path, needs="json"))
+    assert command(mine, Setting("t"), 1)[0] == sys.executable
+    # As is a program that has no Python beside it.
+    (home / "python").unlink()
+    assert command(file, Setting("t"), 1)[0] == sys.executable
+
+
+def test_the_embedded_head_is_a_folder_and_no_gguf_file():
+    folder = model_file("demo:eagle3", "directory")
+    assert (Path(folder) / "config.json").is_file()
+    line = command(read_launch(ENGINES / "vllm-cpu.yaml"), Setting("t", parse_draft("demo:eagle3"), folder, 2), 1)
+    given = json.loads(line[line.index("--speculative-config") + 1])
+    assert given == {"method": "eagle3", "model": folder, "num_speculative_tokens": 2}
+    with pytest.raises(ModelError, match=r"neither a model nor a GGUF file.*on vLLM"):
+        model_file("demo:eagle3", "gguf")
 
 
 def test_a_path_is_a_launch_file(tmp_path):

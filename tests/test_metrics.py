@@ -60,10 +60,21 @@ def test_steps_that_a_server_does_not_list_are_rounds_without_a_draft():
     assert (none.rounds, none.tokens_per_round) == (127, 1.0)
 
 
-def test_what_was_accepted_beyond_the_end_adds_no_round():
-    """5 tokens asked for: one of the prompt, then rounds of 1 + 1 and 1 + 4, of which three never left the server."""
+def test_what_was_accepted_beyond_the_end_of_a_text_is_not_in_it():
+    """5 tokens asked for: one of the prompt, then rounds of 1 + 1 and 1 + 4, of which three never left the server. What
+    it drafted is drafted, and nobody rejected it."""
     trial = replace(served_trial(5), drafted=(4, 4), accepted=(1, 4))
-    assert trial_counts(trial, 4).rounds == 2
+    found = trial_counts(trial, 4)
+    assert (found.rounds, found.drafted, found.accepted, found.rejections) == (2, 8, 2, 1)
+    assert (found.reached, found.survived) == ((2, 1, 1, 1), (2, 0, 0, 0))
+    told = trial_counts(replace(served_trial(5), told=ServerStats(rounds=2, drafted=8, accepted=5)), 4)
+    assert (told.rounds, told.drafted, told.accepted) == (2, 8, 2)
+    # A round that accepts the end of the text adds no token of the target's, on a server as in process.
+    ended = trial_counts(replace(trial, finish="eos"), 4)
+    assert (ended.rounds, ended.drafted, ended.accepted) == (2, 8, 3)
+    assert trial_counts(replace(trial, accepted=(1, 1), finish="eos"), 4).accepted == 2
+    whole = trial_counts(replace(trial, drafted=(4, 4), accepted=(0, 2)), 4)
+    assert (whole.rounds, whole.accepted, whole.rejections) == (2, 2, 2)
 
 
 def served_trial(tokens: int) -> Trial:

@@ -258,6 +258,18 @@ def test_a_server_that_keeps_drafts_shows_no_rounds(tmp_path):
     result = call("probe", "--launch", launch, *flags, "--draft", "demo:draft", "--out", tmp_path / "probes")
     assert result.exit_code == 1, result.output
     assert "accepts drafts, though it was started to reject all" in result.stderr.splitlines()[-1]
+    # One that is not told to reject them is timed as its rounds come.
+    launch.write_text(kept.replace("synthetic: ", "# "))
+    call_ = ("probe", "--launch", launch, *flags, "--draft", "demo:draft", "--out", tmp_path / "probes")
+    result = call(*call_, "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rounds"]
+    assert row["gamma"] == 2 and row["round_s"] > 0
+    # Nor is it an engine that lists rounds: that is known before anything is started.
+    launch.write_text(launch.read_text().replace("engine: llamacpp", "engine: openai"))
+    result = call(*call_)
+    assert result.exit_code == 2, result.output
+    assert "does not say how to make it reject every draft" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.full

@@ -6,8 +6,12 @@ import random
 
 import pytest
 
+from specbench.backends.base import Answer, Job, Unit
+from specbench.backends.server.probing import _spent
 from specbench.cost.model import cost_variance, round_costs
 from specbench.cost.synthetic import Spent, round_points, round_seconds
+from specbench.errors import EngineError
+from specbench.records import Arm, ServerStats, Times
 
 STEP_S = 0.010
 
@@ -69,3 +73,25 @@ def test_whole_rounds_are_what_a_prediction_takes():
     assert [costs.round_s(d) for d in range(5)] == pytest.approx([true_s(d) for d in range(5)])
     assert round_costs(points, "another", 500, 0.0) is None
     assert round_costs(points, "d", 500, 0.0, batch=2) is None
+
+
+def answered(tokens: int, drafted: tuple[int, ...], accepted: tuple[int, ...], told: ServerStats | None) -> Answer:
+    """As a server answers that keeps drafts: a round of two takes 22 ms, a step without one 10."""
+    plain = tokens - 1 - len(drafted) - sum(accepted)
+    decode_s = len(drafted) * true_s(2) + plain * STEP_S
+    unit = Unit("p", "0", None, ())
+    times = Times(0.1, None, None, None, None, 0.1 + decode_s)
+    return Answer(Job(unit, 0), "", "0", 9, tokens, "length", drafted, accepted, times, told=told)
+
+
+def test_rounds_that_a_server_lists_as_they_come_cost_what_they_cost():
+    """Whatever is kept of them; and the steps without a draft, which vLLM does not list, are not taken for rounds."""
+    arm, lists = Arm("speculative", "ngram:n=3", 2), ServerStats(rounds=3)
+    answers = [answered(20, (2, 2, 2), (2, 0, 1), lists), answered(9, (), (), ServerStats(rounds=0))]
+    found = _spent(answers, arm, rejecting=False)
+    alone = _spent([answered(12, (), (), ServerStats())], Arm("baseline"), rejecting=False)
+    assert round_seconds({0: alone, 2: found}) == pytest.approx({0: STEP_S, 2: true_s(2)}, rel=1e-9)
+    assert found.rounds == {2: 3, 0: 13 + 8}
+    assert _spent([answered(9, (), (), ServerStats())], arm, rejecting=False) is None
+    with pytest.raises(EngineError, match="accepts drafts, though"):
+        _spent(answers, arm, rejecting=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import call
+from test_schedule import lookup
 
 from specbench.backends.server.adapter import Ask, Completion
 from specbench.backends.server.client import Client
@@ -172,3 +175,57 @@ def test_its_scores_of_a_greedy_answer_are_the_answer(seen, name):
     answered = tops[-seen[name].answers[2].output_tokens :]
     assert [top.top for top in answered] == [top.token for top in answered]
     assert any(top.top != top.token for top in tops)
+
+
+# Through the command line, as a user with vLLM in an environment of its own.
+
+DRAFTS = ("demo:draft", "demo:eagle3", "ngram:n=3")
+FEW = ("--limit", "4", "--max-new-tokens", "24", "--quiet")
+ON_A_CPU = ("--launch", "vllm-cpu", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def on_path() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}")
+        yield
+
+
+@pytest.fixture(scope="module")
+def drafts_of_both(on_path, tmp_path_factory) -> dict[str, dict[str, Any]]:
+    """What each draft got on vLLM, and in process by replay, in the same precision."""
+    drafts, runs = [part for name in DRAFTS for part in ("--draft", name)], tmp_path_factory.mktemp("runs")
+    found = {}
+    for name, how in (("served", ON_A_CPU), ("ours", ("--replay-only", "--dtype", "float32"))):
+        result = call("sweep", *how, *drafts, *FEW, "--gamma", "3", "--out", runs / name, "--json")
+        assert result.exit_code == 0, result.output
+        found[name] = {draft["draft"]: draft["gammas"][0] for draft in json.loads(result.stdout)["drafts"]}
+    return found
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_a_model_a_head_and_a_look_up_are_accepted_as_in_process(drafts_of_both, draft):
+    served, ours = (drafts_of_both[where][draft] for where in ("served", "ours"))
+    assert served["identical_prompts"] == served["prompts"] == 4
+    if draft.startswith("ngram"):  # what its last round accepted beyond a text's end is not known
+        assert served["tokens_per_round"] == pytest.approx(ours["tokens_per_round"], rel=0.1)
+    else:
+        assert (served["rounds"], served["accepted"]) == (ours["rounds"], ours["accepted"])
+
+
+def test_rounds_are_probed_as_they_come(on_path, tmp_path):
+    few = ("--draft", "demo:draft", "--gamma", "2", "--passes", "5", *FEW, "--out", tmp_path, "--json")
+    result = call("probe", *ON_A_CPU, *few)
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["rounds"]
+    assert row["gamma"] == 2 and 0 < row["round_low_s"] <= row["round_s"]
+
+
+def test_it_takes_our_schedule_and_reads_it_as_we_do():
+    schedule = [[1, 3, 4], [4, 15, 1], [16, 16, 0]]
+    code = f"""
+from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
+print(build_dynamic_sd_schedule_lookup({schedule}, 99, 4)[1:])
+"""
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=READY_S, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [lookup(schedule, size) for size in range(1, 100)]

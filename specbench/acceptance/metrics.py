@@ -103,20 +103,41 @@ def trial_counts(trial: Trial, width: int) -> Counts:
         return _tallied(Counter(zip(trial.drafted, trial.accepted, strict=True)), width)
     told = trial.told or ServerStats()
     if trial.drafted:
-        found = _tallied(Counter(zip(trial.drafted, trial.accepted, strict=True)), width)
+        found = _written(trial, width)
     elif told.drafted == 0:
         found = count([], width)
     else:
         found = told_counts(told, width)
-    return _with_plain_steps(found, trial.decode_tokens)
+    return _with_plain_steps(found, trial)
 
 
-def _with_plain_steps(found: Counts, tokens: int) -> Counts:
-    """Every one of these `tokens` came from a round or was accepted in one; what is left came from steps without a
-    draft, which are rounds of 0 drafted tokens. Too few by what the last round accepted beyond the text's end."""
+def _room(trial: Trial) -> int:
+    """Tokens that rounds write, each one and what it accepts; the one that accepts the end of a text adds none."""
+    return trial.decode_tokens + (trial.finish == "eos")
+
+
+def _written(trial: Trial, width: int) -> Counts:
+    """Of listed rounds the last may have accepted more than the text had room for, as vLLM counts: that was drafted for
+    nothing, and nobody rejected it."""
+    rounds = Counter(zip(trial.drafted, trial.accepted, strict=True))
+    over = len(trial.drafted) + sum(trial.accepted) - _room(trial)
+    drafted, accepted = trial.drafted[-1], trial.accepted[-1]
+    if over <= 0 or not accepted:
+        return _tallied(rounds, width)
+    kept = max(0, accepted - over)
+    found = _tallied(rounds - Counter([(drafted, accepted)]) + Counter([(kept, kept)]), width)
+    return replace(found, drafted=(found.drafted or 0) + drafted - kept)
+
+
+def _with_plain_steps(found: Counts, trial: Trial) -> Counts:
+    """Every token came from a round or was accepted in one; what is left came from steps without a draft, which are
+    rounds of 0 drafted tokens: too few by what the last round accepted beyond the text's end. Where there were none,
+    that is what is too much."""
     if found.rounds is None or found.accepted is None:
         return found
-    return replace(found, rounds=found.rounds + max(0, tokens - found.rounds - found.accepted))
+    plain = max(0, trial.decode_tokens - found.rounds - found.accepted)
+    over = max(0, found.rounds + found.accepted - _room(trial))
+    return replace(found, rounds=found.rounds + plain, accepted=max(0, found.accepted - over))
 
 
 def pooled(counts: Sequence[Counts]) -> Counts:

@@ -134,8 +134,8 @@ def find(name: str) -> DemoModel:
         return DEMO[name]
     if name in HEADS:
         raise ModelError(
-            f"{name} is a draft head, which is driven in process alone",
-            hint="Name it with --draft, beside --target demo:target, and without a server.",
+            f"{name} is a draft head in safetensors, neither a model nor a GGUF file",
+            hint="Name it with --draft, beside --target demo:target, in process or on vLLM.",
         )
     *others, last = TITLES
     near = difflib.get_close_matches(name, TITLES, n=1, cutoff=0.7)

@@ -1,7 +1,8 @@
 """How many tokens to draft at which load, as each engine takes it.
 
 - vLLM: `num_speculative_tokens_per_batch_size`, ranges of batch sizes from 1 on with a K for each, which goes on where
-  no range begins (docs.vllm.ai, dynamic speculative decoding; vllm/v1/spec_decode/dynamic/utils.py)
+  no range begins, and none is above `num_speculative_tokens` (docs.vllm.ai, dynamic speculative decoding;
+  vllm/v1/spec_decode/dynamic/utils.py)
 - TensorRT-LLM: `draft_len_schedule`, the largest batch size for each length, none beyond the last (its pull request
   10860); `max_draft_len` is the longest
 - SGLang: `--speculative-adaptive-config`, which lengths it may choose from; it follows acceptance and not a table
@@ -32,9 +33,13 @@ def ranges(schedule: Schedule) -> list[Range]:
 
 
 def vllm_schedule(schedule: Schedule) -> str:
-    """A key of --speculative-config. The last range ends at the largest concurrency that was looked at."""
+    """Keys of --speculative-config. The last range ends at the largest concurrency that was looked at."""
     last = schedule.steps[-1].concurrency
-    return json.dumps([[low, high or last, gamma] for low, high, gamma in ranges(schedule)], separators=(",", ":"))
+    keys = {
+        "num_speculative_tokens": max(step.gamma for step in schedule.steps),
+        "num_speculative_tokens_per_batch_size": [[low, high or last, gamma] for low, high, gamma in ranges(schedule)],
+    }
+    return json.dumps(keys, separators=(",", ":"))[1:-1]
 
 
 def tensorrt_schedule(schedule: Schedule) -> str:

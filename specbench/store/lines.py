@@ -53,9 +53,12 @@ def read_lines(path: Path, parse: Callable[[bytes], Row]) -> tuple[list[Row], bo
 _CLOCK_S = 1e-6  # by which parts of a time, rounded, may exceed the whole
 
 
-def trial_of(line: bytes) -> Trial:
-    """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has."""
+def trial_of(line: bytes, max_new_tokens: int | None = None) -> Trial:
+    """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has, among them
+    more tokens than the run allowed an answer where that is given."""
     trial = read_json(Trial, line, "the line")
+    if max_new_tokens is not None and trial.output_tokens > max_new_tokens * trial.sequences:
+        raise ValueError("more tokens than max_new_tokens allows")
     _check_arm(trial.arm)
     times = trial.times
     if len(trial.drafted) != len(trial.accepted):

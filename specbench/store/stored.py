@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class StoredRun:
 def read_run(folder: Path) -> StoredRun:
     """Read a run folder. Raises StoreError naming the file and line that cannot be read."""
     run = read_record(folder)
-    rows, torn = read_lines(folder / TRIALS_FILE, trial_of)
+    rows, torn = read_lines(folder / TRIALS_FILE, partial(trial_of, max_new_tokens=run.config.max_new_tokens))
     # What was measured of a prompt before memory ran out on it stays on disk, and counts in no arm.
     out = left_out(run)
     rows = [row for row in rows if row.warmup or row.prompt_id not in out]

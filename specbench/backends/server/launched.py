@@ -37,7 +37,26 @@ _FAILURES = (
         r"unrecognized argument|(unknown|invalid) argument:|argument has been removed|error: argument|no such option",
         "Compare the launch file with the engine's --help.",
     ),
-    ("a missing package", r"No module named|ModuleNotFoundError", "Install the engine."),
+    (
+        "a missing package",
+        r"No module named|ModuleNotFoundError|Install via `pip",
+        "Install the engine, or the package that its log names.",
+    ),
+    (
+        "a draft with another vocabulary",
+        r"same vocabulary size",
+        "Name a draft with the target's tokenizer.",
+    ),
+    (
+        "synthetic acceptance, which this build does not have",
+        r"Synthetic acceptance not supported",
+        "Probe with a launch file without `synthetic`: on a CPU --launch vllm-cpu.",
+    ),
+    (
+        "settings that it refuses",
+        r"validation errors? for",
+        "Its log says which; compare the launch file with the engine's own documentation.",
+    ),
     (
         "a model that is not there",
         r"RepositoryNotFound|not a valid model identifier|is not a local folder",
@@ -57,7 +76,7 @@ class Launched:
 
     def __init__(self, file: LaunchFile, setting: Setting, *, log: Path, port: int | None = None) -> None:
         self._file, self._setting, self._log, self._fixed = file, setting, log, port
-        self._port = 0
+        self._port = self._begun = 0
         self._keeper: subprocess.Popen[bytes] | None = None
         self._pid = 0
         self._exit_code: int | None = None
@@ -70,7 +89,7 @@ class Launched:
         for left in reversed(range(_ATTEMPTS)):
             self._port = self._fixed or _free_port(self._setting.host)
             try:
-                begun = self._start()
+                self._start()
                 failure = self._wait()
             except BaseException:
                 self.stop()
@@ -80,7 +99,7 @@ class Launched:
             ended = not self.alive()
             self.stop()
             # Only of a server that ended: one that still loads may have complained of something it can do without.
-            reason, hint = _reason(self._log, begun) if ended else (None, None)
+            reason, hint = self.reason() if ended else (None, None)
             if reason != _PORT_TAKEN or self._fixed is not None or not left:
                 what = f"{failure}; its log tells of {reason}" if reason else failure
                 raise EngineError(what, where=f"log: {self._log}", hint=hint or "Its log says more.")
@@ -125,8 +144,22 @@ class Launched:
             self._reap(self._keeper)
         return self._exit_code
 
-    def _start(self) -> int:
-        """Start it under its keeper; where its output begins in the log, in bytes."""
+    def reason(self) -> tuple[str | None, str | None]:
+        """What the last lines of its log tell of its end, in our words, and the hint. The lines themselves may hold
+        prompts and are not shown."""
+        try:
+            with self._log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._begun, size - _LOG_TAIL_BYTES))
+                tail = file.read().decode("utf-8", "replace")
+        except OSError:
+            return None, None
+        found = (each for each in _FAILURES if re.search(each[1], tail, re.IGNORECASE))
+        reason, _, hint = next(found, (None, None, None))
+        return reason, hint
+
+    def _start(self) -> None:
+        """Start it under its keeper, and note where its output begins in the log."""
         self._pid, self._exit_code = 0, None
         line = command(self._file, self._setting, self._port)
         env = environment(self._file, self._setting, self._port)
@@ -142,7 +175,7 @@ class Launched:
                 f"Cannot write the server's log: {error.strerror}", where=str(self._log), hint="Choose another --out."
             ) from None
         with log:
-            begun = log.tell()
+            self._begun = log.tell()
             self._keeper = subprocess.Popen(
                 watched,
                 stdin=subprocess.PIPE,
@@ -154,7 +187,6 @@ class Launched:
             )
         assert self._keeper.stdout is not None
         self._pid = int(self._keeper.stdout.readline() or 0)
-        return begun
 
     def _wait(self) -> str | None:
         """None as soon as it answers, else what went wrong."""
@@ -232,19 +264,3 @@ def _free(host: str, port: int) -> bool:
     except OSError:
         return True
     return False
-
-
-def _reason(log: Path, begun: int) -> tuple[str | None, str | None]:
-    """What the last lines of the log tell of its end, in our words, and the hint. The lines themselves may hold
-    prompts and are not shown."""
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(begun, size - _LOG_TAIL_BYTES))
-            tail = file.read().decode("utf-8", "replace")
-    except OSError:
-        return None, None
-    for reason, pattern, hint in _FAILURES:
-        if re.search(pattern, tail, re.IGNORECASE):
-            return reason, hint
-    return None, None

@@ -1,4 +1,5 @@
-"""`specbench probe` on servers: rounds of an engine that rejects every draft, at every gamma and load.
+"""`specbench probe` on servers: rounds at every gamma and load, of an engine that rejects every draft or, where it
+cannot be told to, lists its rounds: what one costs does not depend on how much of it is kept.
 
 Where memory holds the servers of all gammas they run side by side and take turns within each pass; else each runs all
 passes before the next is started. What is written meanwhile is no text of a run, and is kept nowhere.
@@ -50,13 +51,9 @@ class ServerProbe:
         self._passes, self._prompts, self._say = request.passes or PASSES, prompts, say
         self._specs = {draft: parse_draft(draft) for draft in config.draft}
         provider = Starting(config, self._specs, config.gamma, config.threads or free_cores(), synthetic=True)
-        if not provider.file.synthetic and not provider.file.synthetic_env:
-            raise ConfigError(
-                "Its launch file does not say how to make it reject every draft",
-                where=str(provider.file.path),
-                hint="Copy the file, add `synthetic`, and name the copy with --launch.",
-            )
-        self._provider = provider
+        self._provider, self._rejecting = provider, bool(provider.file.synthetic or provider.file.synthetic_env)
+        if not self._rejecting and not {"drafted", "rounds"} & provider.adapter.sources.keys():
+            raise _untimeable(provider)
         self._others: list[float] = []
         self.setting = Conditions(engine_name(provider, None), None, None, provider.threads, provider.where)
 
@@ -83,13 +80,17 @@ class ServerProbe:
         arms = [Arm("baseline"), *(Arm("speculative", draft, gamma) for gamma in self._config.gamma)]
         spent: dict[tuple[Load, int], dict[int, Spent]] = {}
         lengths: dict[Load, list[float]] = {}
-        self._say(f"Timing rounds of {draft} that reject every draft, {self._passes} passes")
+        which = "that reject every draft" if self._rejecting else "as they come"
+        self._say(f"Timing rounds of {draft} {which}, {self._passes} passes")
         with session.block(units, arms if self._provider.at_once else ()):
             for number, load, arm in self._turns(arms):
                 answers = self._answers(session, arm, load, number, units)
                 self._others += [each.other_cores for each in answers if each.other_cores is not None]
                 if answers:
-                    spent.setdefault((load, number), {})[arm.gamma or 0] = _spent(answers, arm)
+                    found = _spent(answers, arm, rejecting=self._rejecting)
+                    if found is None:
+                        raise _untimeable(self._provider)
+                    spent.setdefault((load, number), {})[arm.gamma or 0] = found
                     lengths.setdefault(load, []).extend(a.prompt_tokens + a.output_tokens / 2 for a in answers)
         for load in dict.fromkeys(load for load, _ in spent):
             passes = [one for (at, _), one in spent.items() if at == load]
@@ -134,6 +135,14 @@ def _require_probable(config: RunConfig, request: ProbeRequest) -> None:
         raise ConfigError("Rounds take a draft", where="--draft", hint="Name one.")
 
 
+def _untimeable(provider: Starting) -> ConfigError:
+    return ConfigError(
+        "It lists no rounds, and its launch file does not say how to make it reject every draft",
+        where=str(provider.file.path),
+        hint="Copy the file, add `synthetic`, and name the copy with --launch.",
+    )
+
+
 def _spread(prompts: Sequence[Prompt]) -> list[Unit]:
     """PROMPTS of them, evenly from short to long, by characters: a server keeps its token ids."""
     order = sorted(prompts, key=lambda prompt: (sum(len(m.content) for m in prompt.messages), prompt.id))
@@ -142,10 +151,11 @@ def _spread(prompts: Sequence[Prompt]) -> list[Unit]:
     return [Unit(p.id, p.sha256, p.category, (Item(p, None),)) for p in chosen]
 
 
-def _spent(answers: Sequence[Answer], arm: Arm) -> Spent:
-    """Raises EngineError where a draft was accepted: the server is not in the mode that it was asked for."""
+def _spent(answers: Sequence[Answer], arm: Arm, *, rejecting: bool) -> Spent | None:
+    """None where the server was not told to reject every draft and lists no rounds. Steps without a draft, which vLLM
+    does not list, are rounds of 0. Raises EngineError where a draft was accepted that was to be rejected."""
     accepted = sum(sum(a.accepted) + (a.told.accepted or 0 if a.told else 0) for a in answers)
-    if accepted and arm.draft is not None:
+    if rejecting and accepted and arm.draft is not None:
         raise EngineError(
             "The server accepts drafts, though it was started to reject all of them",
             where=arm.label,
@@ -153,7 +163,14 @@ def _spent(answers: Sequence[Answer], arm: Arm) -> Spent:
         )
     rounds: Counter[int] = Counter()
     for answer in answers:
-        rounds.update(answer.drafted or {arm.gamma or 0: answer.output_tokens - 1})
+        steps = answer.output_tokens - 1
+        if answer.drafted or (answer.told is not None and answer.told.rounds == 0):
+            rounds.update(answer.drafted)
+            rounds[0] += max(0, steps - len(answer.drafted) - sum(answer.accepted))
+        elif rejecting or arm.draft is None:
+            rounds[arm.gamma or 0] += steps
+        elif steps:
+            return None
     return Spent(sum(answer.times.decode_s for answer in answers), rounds)
 
 

@@ -223,10 +223,12 @@ class Starting:
             except EngineError:
                 if server.alive():
                     raise
+                what = f"The server ended in the middle of the measurement (exit code {server.exit_code})"
+                reason, hint = server.reason()
                 raise EngineError(
-                    f"The server ended in the middle of the measurement (exit code {server.exit_code})",
+                    f"{what}; its log tells of {reason}" if reason else what,
                     where=str(log),
-                    hint="See its log; the same command then continues where it stopped.",
+                    hint=hint or "See its log; the same command then continues where it stopped.",
                 ) from None
 
     async def _name(self, url: str, wanted: str | None, guess: str) -> str | None:
