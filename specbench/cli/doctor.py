@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 from specbench.cli.app import app
 from specbench.cli.options import AsJson, ConfigFile, Grouped, Keys, Own, Quiet, with_settings
-from specbench.cli.show import print_parts
+from specbench.cli.show import print_json, print_parts
 
 BROKEN_EXIT = 1
 
@@ -31,7 +29,7 @@ def doctor(keys: Keys, config: ConfigFile = None, as_json: AsJson = False, quiet
 
     found = run_doctor(settings, (lambda _: None) if quiet else (lambda line: typer.echo(line, err=True)))
     if as_json:
-        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        print_json(found)
     else:
         from specbench.report.tables import doctor_tables
 

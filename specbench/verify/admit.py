@@ -18,13 +18,13 @@ from specbench.models import LoadedModel, check_vocabularies, load_model, resolv
 from specbench.models.encoding import Today
 from specbench.models.prompts import encode_all, end_tokens
 from specbench.models.rendering import unwritten
-from specbench.records import Prompt, Sampling
+from specbench.records import Finding, Prompt, Sampling
 from specbench.shipped import workload_source
 from specbench.text import gigabytes
 from specbench.verify import machine
 from specbench.verify.examine import Patient, examine
 from specbench.verify.files import own_files
-from specbench.verify.findings import SCHEMA, Examination, Finding
+from specbench.verify.findings import SCHEMA, Examination, noticed
 from specbench.verify.language import LONGEST_SAMPLE
 from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
 from specbench.verify.template import special_tokens
@@ -48,7 +48,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     device = resolve_device(config.device)
     say("Looking at the machine")
     findings = [machine.quiet_cores(config.max_other_cores)]
-    findings += [Finding(one.code, "note", one.message, one.hint) for one in slow]
+    findings += [noticed(one.code, "note", one.message, one.hint) for one in slow]
     threads = config.threads or free_cores()
     torch.set_num_threads(threads)
     findings += [machine.thread_count(threads, device), machine.steady_clock()]
@@ -56,7 +56,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     try:
         target, drafts = _load(config, specs, device, findings, say)
     except ModelError as error:
-        findings.append(Finding("models-load", "broken", error.what, error.hint))
+        findings.append(noticed("models-load", "broken", error.what, error.hint))
     else:
         config = _longer_for_heads(config, drafts, len(prompts))
         today = Today()
@@ -74,7 +74,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
         findings += own_files(target, config, [ids for _, ids in encoded], today)
         capacity = max(len(ids) for _, ids in encoded) + config.max_new_tokens + GAMMA + 2
         findings.append(machine.memory(target, drafts, capacity))
-        if findings[-1].state != "broken":
+        if findings[-1].severity != "broken":
             findings += examine(_patient(config, target, drafts, encoded), say)
     return _examination(config, used, findings)
 
@@ -95,7 +95,7 @@ def _examination(config: RunConfig, prompts: int, findings: Sequence[Finding]) -
         temperature=config.temperature,
         prompts=prompts,
         max_new_tokens=config.max_new_tokens,
-        broken=sum(finding.state == "broken" for finding in findings),
+        broken=sum(finding.severity == "broken" for finding in findings),
         findings=tuple(findings),
     )
 
@@ -127,20 +127,20 @@ def _load(
         if spec.kind == "skip" and spec.layers is None:
             hint = "Name the layers, as in skip:layers=8."
             findings.append(
-                Finding("models-load", "not checked", "the doctor does not look for layers", hint, spec.text)
+                noticed("models-load", "not checked", "the doctor does not look for layers", hint, spec.text)
             )
             continue
         try:
             (draft,) = load_drafts([spec], target, load)
             findings += _vocabularies(target, draft)
         except VocabularyError as error:
-            findings.append(Finding("vocabularies", "broken", error.what, error.hint, spec.text))
+            findings.append(noticed("vocabularies", "broken", error.what, error.hint, spec.text))
         except ModelError as error:
-            findings.append(Finding("models-load", "broken", error.what, error.hint, spec.text))
+            findings.append(noticed("models-load", "broken", error.what, error.hint, spec.text))
         else:
             drafts.append(draft)
     weights = gigabytes(sum(one.weight_bytes for one in loaded.values()))
-    findings.append(Finding("models-load", "ok", f"{len(loaded)} models, {weights} of weights in {config.dtype}"))
+    findings.append(noticed("models-load", "ok", f"{len(loaded)} models, {weights} of weights in {config.dtype}"))
     return target, drafts
 
 
@@ -151,8 +151,8 @@ def _vocabularies(target: LoadedModel, draft: Draft) -> list[Finding]:
     report = check_vocabularies(target.tokenizer, draft.loaded.tokenizer, sizes[0], sizes[1])
     name = draft.spec.text
     evidence = f"{report.shared:,} ids mean the same tokens by name, padding differs by {abs(report.padding):,}"
-    notes = [Finding("vocabularies", "note", c.message, c.hint, name) for c in report.cautions]
-    return notes or [Finding("vocabularies", "ok", evidence, draft=name)]
+    notes = [noticed("vocabularies", "note", c.message, c.hint, name) for c in report.cautions]
+    return notes or [noticed("vocabularies", "ok", evidence, draft=name)]
 
 
 def _encoded(
@@ -165,9 +165,9 @@ def _encoded(
         first = found.refused[0]
         evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first.id}, "
         hint = "Some templates take no system message, or no two turns of one role: change these prompts."
-        findings.append(Finding("template-refuses", "note", evidence + first.reason, hint))
+        findings.append(noticed("template-refuses", "note", evidence + first.reason, hint))
     cautions = unwritten(target, [prompt for prompt, _ in found.encoded], kwargs)
-    findings += [Finding(c.code, "note", c.message, c.hint) for c in cautions]
+    findings += [noticed(c.code, "note", c.message, c.hint) for c in cautions]
     return found.encoded
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from specbench.backends.local.drafting import Draft
 from specbench.errors import SpecbenchError
+from specbench.records import Finding
 from specbench.verify import heads, language, rewinding, rounds, sampled, template
-from specbench.verify.findings import Finding, any_broken
+from specbench.verify.findings import any_broken, noticed
 from specbench.verify.setup import Setup
 
 Say = Callable[[str], None]
-
-FAILED = "the check failed"
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def _draft(patient: Patient, index: int) -> Iterator[Finding]:
     for code, check in checks:
         found = _checked(code, name, check)
         yield from found
-        if any(finding.evidence.startswith(FAILED) for finding in found):
-            yield Finding("rounds", "not checked", f"the draft's other checks would fail as {code} did", draft=name)
+        if any(finding.values.get("failed") for finding in found):
+            yield noticed("rounds", "not checked", f"the draft's other checks would fail as {code} did", draft=name)
             return
 
 
@@ -108,15 +107,15 @@ def _checked(code: str, draft: str | None, check: Callable[[], Finding | None]) 
     try:
         found = check()
     except SpecbenchError as error:
-        return [Finding(code, "broken", error.what, error.hint, draft)]
+        return [noticed(code, "broken", error.what, error.hint, draft)]
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         # The type and place of a failure, never its message: messages may quote prompts.
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
         hint = "A part fails where a sound one would not: SPECBENCH_DEBUG=1 with `specbench measure` shows where."
-        return [Finding(code, "broken", f"{FAILED}: {place}", hint, draft)]
+        return [noticed(code, "broken", f"the check failed: {place}", hint, draft, failed=True)]
     return [] if found is None else [found]
 
 
 def _not_checked(code: str, why: str, hint: str | None = None) -> Finding:
-    return Finding(code, "not checked", why, hint)
+    return noticed(code, "not checked", why, hint)

@@ -9,10 +9,11 @@ from specbench.models import LoadedModel
 from specbench.models.defaults import CODE, own_cautions
 from specbench.models.encoding import Today
 from specbench.models.prompts import end_tokens
-from specbench.verify.findings import Finding, State
+from specbench.records import Finding, Severity
+from specbench.verify.findings import noticed
 
 # What a check says where a run would say nothing, and how bad it is where a run warns.
-_CHECKS: dict[str, tuple[State, str]] = {
+_CHECKS: dict[str, tuple[Severity, str]] = {
     "end-in-prompt": ("note", "no prompt ends with an end-of-sequence token"),
     "two-begins": ("note", "no prompt begins with two begin-of-text tokens"),
     "date-in-prompt": ("note", "the date is in no prompt"),
@@ -28,9 +29,9 @@ def own_files(target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence
     for code, (state, sound) in _CHECKS.items():
         caution = cautions.get(code)
         if caution is None:
-            found.append(Finding(code, "ok", sound))
+            found.append(noticed(code, "ok", sound))
             continue
         # Some models were trained on turns that end so; a tokenizer that does it to any text is a slip.
         slip = code == "end-in-prompt" and target.tokenizer.chat_template is None
-        found.append(Finding(code, "broken" if slip else state, caution.message, caution.hint))
+        found.append(noticed(code, "broken" if slip else state, caution.message, caution.hint))
     return found

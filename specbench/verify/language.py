@@ -10,7 +10,8 @@ import torch
 
 from specbench.acceptance.rules import align
 from specbench.backends.local.drafting import Draft
-from specbench.verify.findings import Finding
+from specbench.records import Finding
+from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup, bare_logits
 
 # Shares of chance, ln V. Language models lie at 0.2 to 0.5 on plain text; one whose ids mean other tokens is as sure as
@@ -32,9 +33,9 @@ def finite_logits(bed: Setup) -> Finding:
         if not bare_logits(model, ids, len(ids)).isfinite().all():
             bad.append(name)
     if not bad:
-        return Finding("finite-logits", "ok", f"every logit of {len(models)} models is a number in {bed.dtype}")
+        return noticed("finite-logits", "ok", f"every logit of {len(models)} models is a number in {bed.dtype}")
     hint = "This precision overflows for this model: use --dtype bfloat16 or float32."
-    return Finding("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
+    return noticed("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
 
 
 def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]]) -> Finding | None:
@@ -45,7 +46,7 @@ def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]
     name, vocabulary = draft.spec.text, bed.vocab_size
     tokens = sum(len(ids) - 1 for ids in samples)
     if tokens < FEW_TOKENS:
-        return Finding("vocabulary-meaning", "not checked", f"only {tokens} tokens of text to judge by", draft=name)
+        return noticed("vocabulary-meaning", "not checked", f"only {tokens} tokens of text to judge by", draft=name)
     chance = math.log(vocabulary)
     target = _loss(bed.loaded.model, [([], ids) for ids in samples], vocabulary)
     plain = _loss(draft.loaded.model, [([], ids) for ids in samples], vocabulary)
@@ -55,14 +56,14 @@ def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]
         f"the target's own text the draft has {own:.1f}"
     )
     if target > LANGUAGE * chance:
-        return Finding("vocabulary-meaning", "not checked", f"{evidence}: no language to judge by", draft=name)
+        return noticed("vocabulary-meaning", "not checked", f"{evidence}: no language to judge by", draft=name)
     if min(plain, own) > CHANCE * chance:
         hint = "The draft reads these ids as other tokens, or has no trained weights. Use one of the target's family."
-        return Finding("vocabulary-meaning", "broken", evidence, hint, name)
+        return noticed("vocabulary-meaning", "broken", evidence, hint, name)
     if plain > LANGUAGE * chance:
         hint = "The draft predicts this kind of text poorly by itself. A sweep says how much is accepted all the same."
-        return Finding("vocabulary-meaning", "note", evidence, hint, name)
-    return Finding("vocabulary-meaning", "ok", evidence, draft=name)
+        return noticed("vocabulary-meaning", "note", evidence, hint, name)
+    return noticed("vocabulary-meaning", "ok", evidence, draft=name)
 
 
 def _loss(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]], vocabulary: int) -> float:

@@ -10,7 +10,8 @@ from specbench.acceptance.loop import Target
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.models import LoadedModel
-from specbench.verify.findings import Finding
+from specbench.records import Finding
+from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup, Turn, bare_logits, drafter_of
 
 # Largest difference of logits, over the largest logit. The same passes in the same widths must agree to the last bit on
@@ -54,9 +55,9 @@ def _cache(code: str, bed: Setup, loaded: LoadedModel, reader: Target, draft: st
         f"without a cache by {worst_other:.1g} ({bed.dtype})"
     )
     if worst_same <= SAME_PASSES[bed.dtype] and worst_other <= OTHER_PASSES[bed.dtype]:
-        return Finding(code, "ok", evidence, draft=draft)
+        return noticed(code, "ok", evidence, draft=draft)
     hint = "Rejected tokens are not forgotten: use another version of transformers, or another model."
-    return Finding(code, "broken", evidence, hint, draft)
+    return noticed(code, "broken", evidence, hint, draft)
 
 
 def _read(
@@ -80,14 +81,14 @@ def draft_history(bed: Setup, draft: Draft) -> Finding:
     other = sum(_anew(bed, draft, turn) != turn.tokens for turn in turns)
     evidence = f"{other} of {len(turns)} proposals change when the text so far is read anew ({bed.dtype})"
     if not turns:
-        return Finding(
+        return noticed(
             "draft-history", "not checked", "the texts are too short for a second round", draft=draft.spec.text
         )
     limit = 1 if bed.exact else len(turns) // 4  # a near tie may fall either way
     if other <= limit and other < len(turns):
-        return Finding("draft-history", "ok", evidence, draft=draft.spec.text)
+        return noticed("draft-history", "ok", evidence, draft=draft.spec.text)
     hint = "The draft's memory is out of step with the text (cache not advanced, or not rolled back): mend the drafter."
-    return Finding("draft-history", "broken", evidence, hint, draft.spec.text)
+    return noticed("draft-history", "broken", evidence, hint, draft.spec.text)
 
 
 @torch.inference_mode()

@@ -10,8 +10,8 @@ import torch
 
 from specbench.backends.local.drafting import Draft
 from specbench.models import LoadedModel
-from specbench.records import Prompt
-from specbench.verify.findings import Finding
+from specbench.records import Finding, Prompt
+from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup, bare_logits
 
 CODE = "chat-template"
@@ -42,25 +42,25 @@ def chat_template(bed: Setup) -> Finding:
     if tokenizer.chat_template is None:
         if known:
             hint = "Use the instruct model's own tokenizer, with its chat_template: this one was saved without."
-            return Finding(CODE, "broken", f"no chat template, but {knows}", hint)
-        return Finding(CODE, "ok", "no chat template, and the target foretells no known chat format: a base model")
+            return noticed(CODE, "broken", f"no chat template, but {knows}", hint)
+        return noticed(CODE, "ok", "no chat template, and the target foretells no known chat format: a base model")
     try:
         rendered, bare = (_rendered(tokenizer, with_header) for with_header in (True, False))
     except Exception as error:  # templates are programs of others
-        return Finding(CODE, "broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
+        return noticed(CODE, "broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
     header = rendered.removeprefix(bare) if rendered.startswith(bare) else rendered[-20:]
     foreign = [name for name in known if _marker(name) not in rendered]
     if foreign and len(foreign) == len(known):
-        return Finding(
+        return noticed(
             CODE, "broken", f"the template is of another format, but {knows}", "Use the model's own template."
         )
     framed = [name for name in FRAMES if _marker(name) in rendered]
     if _question_lost(rendered):
-        return Finding(CODE, "broken", "the template drops the user's message", "Use the model's own template.")
+        return noticed(CODE, "broken", "the template drops the user's message", "Use the model's own template.")
     if not header:
         evidence = "the template ends without an assistant header"
         hint = "Honour add_generation_prompt in the template; without a header the target answers in the user's place."
-        return Finding(CODE, "broken" if framed else "note", evidence, hint)
+        return noticed(CODE, "broken" if framed else "note", evidence, hint)
     return _marks(tokenizer, rendered, f"ends with a header of {_size(tokenizer, header)} tokens", knows)
 
 
@@ -71,8 +71,8 @@ def _marks(tokenizer: Any, rendered: str, header: str, knows: str) -> Finding:
     if split:
         evidence = f"{len(split)} of {len(marks)} marks of the template are split into several tokens: {split[0]}"
         hint = "If the model knows them as single tokens, its tokenizer lacks them."
-        return Finding(CODE, "note", evidence, hint)
-    return Finding(CODE, "ok", words)
+        return noticed(CODE, "note", evidence, hint)
+    return noticed(CODE, "ok", words)
 
 
 def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
@@ -89,11 +89,11 @@ def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
     lost = [mark for mark in single if _ids(own, mark) != _ids(tokenizer, mark)]
     name = draft.spec.text
     if not lost:
-        return Finding("draft-marks", "ok", f"{len(single)} marks of the template are the same ids", draft=name)
+        return noticed("draft-marks", "ok", f"{len(single)} marks of the template are the same ids", draft=name)
     evidence = (
         f"{len(lost)} of {len(single)} marks of the target's template are no single token of the draft: {lost[0]}"
     )
-    return Finding("draft-marks", "note", evidence, "Prefer a draft that was tuned on the same chat format.", name)
+    return noticed("draft-marks", "note", evidence, "Prefer a draft that was tuned on the same chat format.", name)
 
 
 def special_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Finding]:
@@ -104,7 +104,7 @@ def special_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Finding]:
         return []
     evidence = f"{spell} of {len(prompts)} prompts spell special tokens of the target, and are encoded with them"
     hint = "Take them out unless the traffic has them: text of a user then opens a turn, or ends one."
-    return [Finding("special-tokens", "note", evidence, hint)]
+    return [noticed("special-tokens", "note", evidence, hint)]
 
 
 def ends_at_once(bed: Setup) -> Finding:
@@ -113,9 +113,9 @@ def ends_at_once(bed: Setup) -> Finding:
     tokens = sum(map(len, bed.alone))
     evidence = f"{ended} of {len(bed.alone)} texts of the target end with their first token, {tokens} tokens in all"
     if not ended:
-        return Finding("ends-at-once", "ok", evidence)
+        return noticed("ends-at-once", "ok", evidence)
     hint = "Check the chat template and the end-of-sequence tokens in the generation config."
-    return Finding("ends-at-once", "broken" if 2 * ended >= len(bed.alone) else "note", evidence, hint)
+    return noticed("ends-at-once", "broken" if 2 * ended >= len(bed.alone) else "note", evidence, hint)
 
 
 def _familiarity(loaded: LoadedModel, name: str) -> float | None:
