@@ -24,6 +24,7 @@ from specbench.analysis.loads import best_by_concurrency
 from specbench.analysis.rounds import cost
 from specbench.analysis.server import NUMBERS
 from specbench.analysis.steps import next_steps
+from specbench.drafters import parse_draft
 from specbench.errors import StoreError
 from specbench.records import Finding
 from specbench.report import columns
@@ -34,13 +35,13 @@ from specbench.report.dialect import (
     UNLINKED,
     Column,
     Plain,
+    entries,
     say,
     sentence_of,
     squash,
     template,
 )
 from specbench.report.page import FIGURES_FOLDER, Page, html_page, markdown
-from specbench.report.published import public_figures
 from specbench.report.settings.section import settings_of
 from specbench.store import StoredRun, replace_file
 
@@ -143,7 +144,7 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
     raised = [warning for warning in s.warnings if warning.code in BANNERS]
     shown = {"unfinished-run", *(warning.code for warning in raised)}
     limit = NEAR_TIE_NATS if facts.served else near_tie_limit(facts.precision)
-    published, note = public_figures(s.drafts, d)
+    published, note = public_figures(s.drafts)
     server = s.server
     return {
         "s": s,
@@ -199,6 +200,40 @@ def why(summary: Summary, d: Plain) -> str:
 def scope(s: Summary, d: Plain) -> list[str]:
     """What was measured, one line a circumstance; for the evidence, where each model has its size."""
     return [line for line in map(squash, say(d).scope(s).split("\n")) if line]
+
+
+def public_figures(drafts: Sequence[DraftResult]) -> tuple[list[dict[str, Any]], str]:
+    """Rows, this run's own first, and how to read them; none for kinds of drafts of which no public figure states its
+    setting."""
+    rows: list[dict[str, Any]] = []
+    notes = []
+    for kind, known in entries("published").items():
+        own = [draft for draft in drafts if _kind(draft.draft) == kind]
+        if own:
+            rows += [
+                {
+                    "source": "this run",
+                    "address": "",
+                    "draft": draft.draft,
+                    "gamma": row.gamma,
+                    "tau": row.tokens_per_round,
+                }
+                | {"alpha": draft.alpha, "speedup": row.speedup}
+                for draft in own
+                for row in (draft.best,)
+            ]
+            blank = {"draft": "", "tau": None, "alpha": None}
+            rows += [blank | each | {"address": entries("sources")[each["source"]]} for each in known["rows"]]
+            notes.append(known["note"])
+    return rows, " ".join(notes)
+
+
+def _kind(spec: str) -> str | None:
+    """A look-up with a model behind it is neither the one nor the other."""
+    found = parse_draft(spec)
+    if found.look_up:
+        return "ngram" if found.kind is None else None
+    return found.kind
 
 
 def figures_of(summary: Summary) -> list[Figure]:

@@ -397,9 +397,9 @@ def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
     return worded(dialect, kind, finding, name)
 
 
-def sentence_of(name: str, dialect: Plain, *about: Any) -> str:
+def sentence_of(name: str, dialect: Plain, *about: Any, **more: Any) -> str:
     """One of the sentences about a run (run.j2), on one line."""
-    return squash(getattr(say(dialect), name)(*about))
+    return squash(getattr(say(dialect), name)(*about, **more))
 
 
 def say(dialect: Plain) -> Any:
@@ -434,6 +434,12 @@ def blocks(name: str, dialect: Plain, page: Any) -> Any:
     """The macros of a file of blocks, where line ends count; what stands in them is squashed, so that in every other
     template a line end is a space."""
     return environment(dialect).overlay(trim_blocks=True).get_template(name).make_module({"page": page})
+
+
+def entries(kind: str) -> Mapping[str, Any]:
+    """A part of words.yaml as it is."""
+    found: Mapping[str, Any] = _catalogue()[kind]
+    return found
 
 
 def codes(kind: str) -> Sequence[str]:
