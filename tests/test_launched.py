@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -49,6 +50,11 @@ class Pages(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+    def do_POST(self):
+        self.server.socket.close()
+        print("AssertionError: Synthetic acceptance not supported with CPU sampling", flush=True)
+        time.sleep(0.5)
+        os._exit(1)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(port)), Pages).serve_forever()
 """
 
@@ -118,6 +124,18 @@ def test_why_an_engine_ended_is_told_in_words_and_never_in_its_own(tmp_path, lin
         pass
     assert all(word in caught.value.line() for word in ("its log tells of", *ENDS[line]))
     assert SECRET not in caught.value.line()
+
+
+def test_a_server_whose_engine_died_is_waited_for_and_says_why(tmp_path):
+    """vLLM's API goes on for seconds when its worker is dead, and answers nothing."""
+    with start(serving(tmp_path), tmp_path) as server:
+        assert not server.ended() and server.reason() == (None, None)
+        with pytest.raises((OSError, http.client.HTTPException)):
+            urllib.request.urlopen(server.url + "/ask", data=b"{}", timeout=0.2)
+        assert server.alive()  # still
+        assert server.ended() and server.exit_code == 1
+        reason, hint = server.reason()
+        assert "synthetic acceptance" in reason and "--launch vllm-cpu" in hint
 
 
 @pytest.mark.parametrize("page", ["/health", "/v1/models"])

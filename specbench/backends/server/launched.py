@@ -137,6 +137,15 @@ class Launched:
         """Whether it still runs."""
         return self._keeper is not None and self._keeper.poll() is None
 
+    def ended(self) -> bool:
+        """Whether it ended. One that answers no more, as an engine does whose worker died, is given `stop_s` to end."""
+        deadline = time.monotonic() + self._file.stop_s
+        while self.alive() and not _answers(self._setting.host, self._port):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return not self.alive()
+
     @property
     def exit_code(self) -> int | None:
         """What it returned, or the negative of the signal that ended it; None while it runs."""

@@ -221,7 +221,7 @@ class Starting:
                 name = call(partial(self._name, server.url, wanted, setting.target))
                 yield ServerHandle(server.url, self.adapter, server.pid, name)
             except EngineError:
-                if server.alive():
+                if not server.ended():
                     raise
                 what = f"The server ended in the middle of the measurement (exit code {server.exit_code})"
                 reason, hint = server.reason()

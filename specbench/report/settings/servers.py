@@ -68,6 +68,8 @@ def vllm(plan: Plan) -> Given | Reason:
     config: dict[str, object]
     if spec.model is None and ngram is None:
         config = {"method": spec.kind, "num_speculative_tokens": plan.gamma}
+        # As measured: its other look-up, in earlier answers, was not.
+        config |= {"suffix_decoding_max_cached_requests": 0} if spec.kind == "suffix" else {}
     elif ngram is None:
         draft = directory(plan, "draft")
         models.append(draft)
