@@ -258,7 +258,9 @@ def columns(dialect: Plain, table: str, rows: Sequence[Any], **given: Any) -> li
             continue
         for i, v in enumerate(t[spec["each"]] if "each" in spec else (None,)):
             cells = tuple(getattr(made, f"cell_{at}")(t, v, i, row, n) for n, row in enumerate(rows))
-            if all(cell == text.UNKNOWN for cell in cells) and not spec.get("keep"):
+            if all(cell == text.UNKNOWN for cell in cells) and not t.get(
+                spec.get("keep"), spec.get("keep") == "always"
+            ):
                 continue
             short = None
             if "short" in spec:
