@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
+RAY := .venv-ray
 
-.PHONY: help demo test test-all test-gemma test-gpu test-vllm lint check docs bench bench-gpu clean
+.PHONY: help demo test test-all test-gemma test-gpu test-vllm test-ray lint check docs bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +16,7 @@ help:
 	@echo "make test-gemma  tests of the real cross-tokenizer pair alone (fetches the same)"
 	@echo "make test-gpu  tests of passes on a CUDA device (where there is one)"
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
+	@echo "make test-ray  tests of recorded answers on workers of Ray (an environment of its own; or name a Python in SPECBENCH_RAY_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md, docs/glossary.md and configs/default.yaml anew from the code"
 	@echo "make bench  performance as ratios against named peers"
@@ -66,6 +68,15 @@ $(VLLM)/.installed:
 test-vllm: $(STAMP) $(if $(SPECBENCH_VLLM_PYTHON),,$(VLLM)/.installed)
 	SPECBENCH_TEST_VLLM=1 SPECBENCH_VLLM_PYTHON=$(or $(SPECBENCH_VLLM_PYTHON),$(abspath $(VLLM)/bin/python)) \
 		$(BIN)/python -m pytest tests/test_vllm.py
+
+$(RAY)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	@touch $@
+
+test-ray: $(STAMP) $(if $(SPECBENCH_RAY_PYTHON),,$(RAY)/.installed)
+	SPECBENCH_TEST_RAY=1 SPECBENCH_RAY_PYTHON=$(or $(SPECBENCH_RAY_PYTHON),$(abspath $(RAY)/bin/python)) \
+		$(BIN)/python -m pytest tests/test_ray.py
 
 docs: $(STAMP)
 	$(BIN)/python -m tools

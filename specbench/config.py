@@ -59,7 +59,7 @@ WRITTEN, RECORDED = "written", "recorded"
 Metric = Literal["decode", "e2e"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Engine = Literal["local", "llamacpp", "vllm", "sglang", "openai"]
+Engine = Literal["local", "llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
 
 # Commands that have a flag for most settings.
 RUNS = ("measure", "sweep")
@@ -249,7 +249,7 @@ class RunConfig:
     )
 
     engine: Annotated[Engine, WORDS] = setting(
-        "local", "local, or a server: llamacpp, vllm, sglang, openai.", "server", (*RUNS, "probe")
+        "local", "local, or a server: llamacpp, vllm, sglang, tensorrt, lmdeploy, openai.", "server", (*RUNS, "probe")
     )
     launch: PathText | None = setting(
         None, "YAML file that says how to start the server.", "server", (*RUNS, "probe"), unset="the engine's own"
@@ -264,6 +264,12 @@ class RunConfig:
     )
     concurrency: Clients = setting((1,), "Clients at once: 1,2,4,8; verdict on the first.", "server", (*RUNS, "probe"))
     rate: Rates = setting((), "Also requests per second at random: 0.5,1,2.", "server", RUNS)
+    sessions: bool = setting(
+        False,
+        "Ask conversations turn by turn, with the server's prefix cache on.",
+        "server",
+        RUNS,
+    )
     request_timeout_s: Annotated[float, Range(0, 1e6, above=True)] = setting(
         300.0, "A longer request is given up.", "server", RUNS
     )
@@ -276,6 +282,15 @@ class RunConfig:
     )
 
     policy: Policy = field(default_factory=Policy)
+
+    ray: Text | None = setting(
+        None,
+        "Score recorded answers by workers of Ray: local, or a cluster's address.",
+        "prompts",
+        RUNS,
+        metavar="local|ADDRESS",
+        measured=False,
+    )
 
     out: PathText = setting(
         "reports", "Where run folders go: OUT/<utc>-<name>/.", "output", (*RUNS, "probe"), measured=False

@@ -197,6 +197,19 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation that was asked turn by turn: tokens of its prompt, those of them that the server had
+    from the turns before (None: it does not tell), and the arrival of its first and of its last token, in seconds after
+    it was asked."""
+
+    prompt_tokens: Count
+    cached_tokens: Count | None
+    output_tokens: Count
+    first_s: Number
+    last_s: Number
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One prompt generated once by one arm. `drafted[i]`, `accepted[i]` belong to round i.
 
@@ -204,7 +217,8 @@ class Trial:
     cores other processes kept busy meanwhile; `disturbed` says it was too many, `attempt` counts from 0.
     `identical` and `diverged` compare greedy text with the target alone and are filled in when a run is read:
     both None where nothing was compared. In a batch the trial is the whole batch: `members` are its prompts' ids,
-    tokens and rounds are those of all of them, and times those of the batch.
+    tokens and rounds are those of all of them, and times those of the batch. Of a conversation `members` are its
+    `turns`, which were asked one after the other: tokens, rounds and times are their sums.
 
     On a server `told` is what it says itself, `begun_s` when the request was due, in seconds from the start of its
     `stretch` (an uninterrupted sequence of requests of one arm). Where the server lists no rounds, `drafted` and
@@ -239,6 +253,7 @@ class Trial:
     begun_s: Number | None = None
     stretch: Count | None = None
     slices: Count | None = None
+    turns: tuple[Turn, ...] = ()
 
     @property
     def rounds(self) -> list[Round]:
@@ -251,7 +266,7 @@ class Trial:
 
     @property
     def sequences(self) -> int:
-        """Sequences that ran side by side."""
+        """Sequences that ran side by side, or turn after turn."""
         return len(self.members) or 1
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+
 from specbench.config import RunConfig
 from specbench.records import Arm, Counters, Load, Policy, ServerStats, Times, Trial, Window
 from specbench.run_record import Machine, Provenance, RunRecord, ServedBy, State, WorkloadFacts
@@ -22,7 +24,9 @@ SPEC = "demo:draft"
 class FakeServer:
     """`step_s` is a token of the target alone, `round_s` a round at any gamma; at `concurrency` c both are `slower[c]`
     times as long for the target alone and `spec_slower[c]` times for the draft. A draft is accepted with `alpha` after
-    its prefix. `tells` is what the server says of rounds; `clock` its own decoding seconds over the client's."""
+    its prefix. With `read_s`, what a prompt adds to a turn that it is read in, several clients share turns as a real
+    server's do, else every text is alone with its slower rounds. `tells` is what the server says of rounds; `clock` its
+    own decoding seconds over the client's."""
 
     step_s: float = 0.010
     round_s: float = 0.013
@@ -30,6 +34,7 @@ class FakeServer:
     tells: str = "rounds"  # rounds, survived, totals, drafts, nothing
     slower: dict[int, float] = field(default_factory=dict)
     spec_slower: dict[int, float] = field(default_factory=dict)
+    read_s: float | None = None
     clock: float = 0.99
     noise: float = 0.01
     cached: int = 0
@@ -71,6 +76,8 @@ def fake_served(
             arms += [Arm("speculative", SPEC, gamma, load) for gamma in gammas]
             for arm in arms:
                 trials = [_trial(server, arm, p, accepts[p], number, noise) for p in range(prompts)]
+                if load.concurrency > 1 and server.read_s is not None:
+                    trials = _shared(server, arm, trials)
                 for trial in trials:
                     writer.append(trial)
                 alone = load.concurrency == 1
@@ -133,6 +140,44 @@ def _trial(server: FakeServer, arm: Arm, p: int, accepts: list[bool], stretch: i
         Times(PREFILL_S * slower, None, None, None, None, PREFILL_S * slower + decode_s),
         told=told, begun_s=0.0, stretch=stretch,
     )  # fmt: skip
+
+
+def _shared(server: FakeServer, arm: Arm, trials: list[Trial]) -> list[Trial]:
+    """Their decoding where the clients share turns."""
+    slower, one_s = (server.slower, server.step_s) if arm.draft is None else (server.spec_slower, server.round_s)
+    turn_s = {count: one_s * by for count, by in slower.items()}
+    turns = [len(t.drafted) or t.output_tokens - 1 for t in trials]
+    found = turn_by_turn(turns, arm.load.concurrency, turn_s, [server.read_s or 0.0] * len(turns))
+    times = [replace(t.times, total_s=t.times.prefill_s + each) for t, each in zip(trials, found, strict=True)]
+    return [replace(t, times=each, begun_s=float(n)) for n, (t, each) in enumerate(zip(trials, times, strict=True))]
+
+
+def turn_by_turn(turns: list[int], clients: int, turn_s: dict[int, float], read_s: list[float]) -> list[float]:
+    """Seconds of decoding of each text, in the order of their asking, on a server that reads what came during a turn
+    within the next one. Clients that have nothing left to ask ask again until all is answered."""
+    queue, found = list(range(len(turns))), [0.0] * len(turns)
+    slots = [{"job": queue.pop(0), "at": "came", "counts": True, "again": c} for c in range(clients)]
+    slots[0]["at"] = "due"
+    clock, left = 0.0, len(turns)
+    while left:
+        due = [s for s in slots if s["at"] == "due"]
+        writing = [s for s in slots if s["at"] == "writes"]
+        for slot in slots:
+            slot["at"] = "due" if slot["at"] == "came" else slot["at"]
+        clock += sum(read_s[s["job"]] for s in due)
+        clock += float(np.interp(len(writing), list(turn_s), list(turn_s.values()))) if writing else 0.0
+        for slot in writing:
+            slot["left"] -= 1
+            if not slot["left"]:
+                if slot["counts"]:
+                    found[slot["job"]] = clock - slot["first"]
+                    left -= 1
+                slot["at"], slot["counts"] = "came", bool(queue)
+                slot["job"] = queue.pop(0) if queue else slot["again"] % len(turns)
+                slot["again"] += 0 if slot["counts"] else clients
+        for slot in due:
+            slot.update(at="writes", left=turns[slot["job"]], first=clock)
+    return found
 
 
 def rounds(accepts: list[bool], gamma: int) -> tuple[list[int], list[int]]:

@@ -536,6 +536,21 @@ def test_detect(found, kind):
     assert type(asyncio.run(detect(pages(**found)))) is kind
 
 
+@pytest.mark.parametrize(
+    ("engine", "path", "prefix"), [("tensorrt", "prometheus__metrics", "trtllm_"), ("lmdeploy", "metrics", "lmdeploy:")]
+)
+def test_an_engine_that_only_counts_is_known_by_its_counters(engine, path, prefix):
+    page = "".join(
+        f'{prefix}spec_decode_num_{name}_total{{model_name="m"}} {count}\n'
+        for name, count in (("draft_tokens", 24.0), ("accepted_tokens", 9.0))
+    )
+    found = asyncio.run(detect(pages(**{path: page})))
+    assert found.name == ADAPTERS[engine]().name
+    assert (found.counters(page).drafted, found.counters(page).accepted, found.counters(page).rounds) == (24, 9, None)
+    body = found.body(replace(ASK, sampling=Sampling(temperature=0.5, top_k=7)), "m")
+    assert body["top_k"] == 7 and "min_p" not in body and "repetition_penalty" not in body
+
+
 def test_every_adapter_says_where_its_numbers_come_from():
     for adapter in (make() for make in ADAPTERS.values()):
         assert {"text", "finish", "output_tokens", "first_s", "last_s"} <= set(adapter.sources)

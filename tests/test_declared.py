@@ -42,12 +42,13 @@ OTHER = {
     "api_key_env": "PATH", "out": "o", "name": "n", "keep_text": True, "min_speedup": 1.5, "metric": "e2e",
     "confidence": 0.9, "slower_than": 0.8, "max_slower_share": 0.1, "mix": {"code": 1.0}, "price_per_hour": 2.0,
     "max_added_gb": 3.0, "by_length": "1k,4k", "slice_tokens": 16, "tokenizer": "t", "answers": "recorded",
-    "verify_answers": 4,
+    "verify_answers": 4, "ray": "local",
+    "sessions": True,
 }  # fmt: skip
 # Without these the others would be refused together with them.
 BESIDE = {"spec_server": ("server",), "draft_server": ("server",), "served_model_name": ("server",)}
-BESIDE |= dict.fromkeys(("concurrency", "rate"), ("engine",))
-BESIDE |= dict.fromkeys(("tokenizer", "verify_answers"), ("answers",))
+BESIDE |= dict.fromkeys(("concurrency", "rate", "sessions"), ("engine",))
+BESIDE |= dict.fromkeys(("tokenizer", "verify_answers", "ray"), ("answers",))
 
 
 def help_of(command, program=app):
@@ -151,7 +152,16 @@ def test_what_changes_no_trial_is_not_in_the_fingerprint():
         before = load_config(None, needed).fingerprint()
         after = load_config(None, needed | {key: OTHER[key]}).fingerprint()
         assert (before != after) == setting.declared.measured, key
-    elsewhere = {"trust_remote_code", "probe_batch_sizes", "time_budget_s", "api_key_env", "out", "name", "keep_text"}
+    elsewhere = {
+        "ray",
+        "trust_remote_code",
+        "probe_batch_sizes",
+        "time_budget_s",
+        "api_key_env",
+        "out",
+        "name",
+        "keep_text",
+    }
     assert elsewhere == {key for key, setting in RUN_SETTINGS.items() if not setting.declared.measured}
 
 

@@ -31,14 +31,14 @@ from specbench.errors import ConfigError, ModelError
 ENGINES = Path(__file__).parents[1] / "configs" / "engines"
 
 
-@pytest.mark.parametrize("name", launch.SHIPPED)
+@pytest.mark.parametrize("name", [name for name in launch.SHIPPED if name != "lmdeploy"])  # it has heads alone
 def test_shipped_files_make_whole_command_lines(name):
     file = read_launch(ENGINES / f"{name}.yaml")
     alone = command(file, Setting("the/target", concurrency=4, threads=2), 4711)
     drafting = command(file, Setting("the/target", parse_draft("d"), "the/draft", 3), 4711)
     assert "the/target" in alone and "4711" in alone and not any("{" in part for part in alone)
-    assert drafting[: len(file.command)] == command(file, Setting("the/target"), 4711)
-    added = " ".join(drafting[len(file.command) :])
+    assert drafting[: len(alone)] == command(file, Setting("the/target"), 4711)
+    added = " ".join(drafting[len(alone) :])
     assert "the/draft" in added and "3" in added and "{draft}" not in added and "{gamma}" not in added
     if name.endswith("llamacpp"):
         assert alone[alone.index("--ctx-size") + 1] == str(4 * 4096)
@@ -86,7 +86,7 @@ def test_a_path_with_a_quote_stays_one_path_in_json_and_out_of_it():
         ({"command": ["x", {"port": None}]}, "command\\[1\\] is an object, not text.*placeholders in quotes"),
         ({"command": "x --port {port}"}, "command is text, not a list.*Write a list"),
         ({"command": "drop"}, "lacks command.*Copy it"),
-        ({"engine": "lama"}, "engine is none of llamacpp, vllm, sglang, openai"),
+        ({"engine": "lama"}, "engine is none of llamacpp, vllm, sglang, tensorrt, lmdeploy, openai"),
         ({"env": {"A": True}}, "env\\[\\] is true or false, not text.*mapping of names"),
         ({"env": {"A": "{gamma}"}}, "`env` has no placeholder"),
         ({"ready_s": 0}, "ready_s is not above 0.*seconds above 0"),
@@ -232,6 +232,19 @@ NAMED = [
     ("sglang", "dflash", ["DFLASH", "--speculative-num-draft-tokens", "5"]),
     ("sglang", "mtp", ["NEXTN", "--speculative-num-steps", "4"]),
     ("sglang", "suffix", ["NGRAM", "--speculative-num-draft-tokens", "5"]),
+    *(
+        ("tensorrt", draft, [f"speculative_config.decoding_type={way}", "speculative_config.max_draft_len=4"])
+        for draft, way in (
+            ("a/b", "DraftTarget"),
+            ("eagle3", "Eagle3"),
+            ("dflash", "DFlash"),
+            ("mtp", "MTP"),
+            ("suffix", "SA"),
+            ("ngram:n=3", "NGram"),
+        )
+    ),
+    ("lmdeploy", "eagle3", ["--speculative-algorithm eagle3", "--speculative-num-draft-tokens 4"]),
+    ("lmdeploy", "mtp", ["--speculative-algorithm deepseek_mtp", "--speculative-num-draft-tokens 4"]),
     *(
         (engine, draft, [f"--spec-type {way}", *([] if "cache" in way else ["4"])])
         for engine in ("llamacpp", "xllamacpp")

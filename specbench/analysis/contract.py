@@ -121,10 +121,25 @@ class ClockCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnCheck:
+    """One turn of all conversations in one arm, at the load that the verdict is about: tokens of its prompts, those of
+    them that the server had from earlier turns (None: it does not tell), the median time to its first token, and the
+    mean of every token after it."""
+
+    arm: str
+    turn: int
+    conversations: int
+    prompt_tokens: int
+    cached_tokens: int | None
+    first_s: float
+    token_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """The server that was measured, as far as it tells. `launch` is the file that it was started from, None where it
     was running already; `load` the load that the verdict is about; `sources` says from which field each number comes,
-    `settings` what the server said of itself in each arm."""
+    `settings` what the server said of itself in each arm; `turns` are there of conversations."""
 
     adapter: str
     launch: str | None
@@ -133,6 +148,7 @@ class Server:
     clocks: tuple[ClockCheck, ...]
     sources: Mapping[str, str]
     settings: Mapping[str, State]
+    turns: tuple[TurnCheck, ...] = ()
 
 
 SCHEMA = 2

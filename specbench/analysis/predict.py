@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.views import DraftView
+from specbench.cost.clients import decoding_seconds
 from specbench.cost.model import RoundCosts, at_end, cost_variance, predicted_rounds, prefill_seconds, round_costs
 from specbench.decision.interval import Floats, Paired, speedup_interval
 from specbench.records import CostPoint, Interval
@@ -32,6 +34,7 @@ class Predictor:
         self._view = view
         self._confidence = confidence
         self._pairs: dict[tuple[int, int | None], Paired | None] = {}
+        self._served = any(point.phase == "round" for point in view.points)
         if not view.texts:
             return
         self._prompt_tokens = view.base.prompt_tokens
@@ -49,28 +52,57 @@ class Predictor:
     def _unsure(self, gamma: int, batch: int | None = None) -> float:
         """Variance of the log of a predicted speedup that comes of the probe's own intervals: the target's single step,
         its wider passes and the draft err apart, and each in itself together."""
-        total, reader = 0.0, self._view.reader
+        reader = self._view.reader
         groups: tuple[Callable[[CostPoint], bool], ...] = (
             lambda point: point.model is None and point.tokens == 1,
             lambda point: point.model is None and point.tokens > 1,
             lambda point: point.model is not None and point.model == reader and point.phase != "states",
         )
-        for chosen in groups:
-            low, high = (self._pair(gamma, batch, at_end(self._view.points, end, chosen)) for end in ("low", "high"))
-            if low is not None and high is not None and min(low.speedup, high.speedup) > 0:
-                total += (math.log(low.speedup / high.speedup) / (2 * PROBED_REACH)) ** 2
-        return total
+        return sum(self._moved(gamma, batch, chosen) for chosen in groups)
+
+    def _moved(self, gamma: int, batch: int | None, chosen: Callable[[CostPoint], bool]) -> float:
+        """Variance of the log of a predicted speedup from the intervals of the `chosen` points, which err together."""
+        low, high = (self._pair(gamma, batch, at_end(self._view.points, end, chosen)) for end in ("low", "high"))
+        if low is None or high is None or min(low.speedup, high.speedup) <= 0:
+            return 0.0
+        return (math.log(low.speedup / high.speedup) / (2 * PROBED_REACH)) ** 2
 
     def _pair(self, gamma: int, batch: int | None, points: Sequence[CostPoint] | None = None) -> Paired | None:
         view, costs = self._view, self._costs(batch, points)
         found = view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
             return None
-        if view.batch > 1 and batch in (None, view.batch):
+        clients = (batch or view.side_by_side or 1) if self._served else 1
+        if clients > 1:
+            base_s, spent_s = self._in_turn(found, clients, view.points if points is None else points)
+        elif view.batch > 1 and batch in (None, view.batch):
             base_s, spent_s = self._with_tail(found, points)
         else:
             base_s, spent_s = self._tokens * costs.step_s, view.by_prompt(predicted_rounds(found, costs).total_s)
         return _weighed(base_s, self._tokens, spent_s, self._tokens, view.weights)
+
+    def _in_turn(self, found: Expected, clients: int, points: Sequence[CostPoint]) -> tuple[Floats, Floats]:
+        """Seconds of decoding of each prompt, without the draft and with it, where so many clients of a server ask at
+        once and each waits for the reading of the others' prompts."""
+        view = self._view
+        sizes = sorted(
+            {p.batch for p in points if p.phase == "round" and p.model == view.reader and p.batch <= clients}
+        )
+        found_at = {b: self._costs(b, points) for b in sizes}
+        costs = {b: c for b, c in found_at.items() if c is not None and found.gamma < len(c.verify_s)}
+        rounds = np.maximum(view.by_prompt(found.rounds), 1e-12)
+        step_s = {b: np.full(len(rounds), c.step_s) for b, c in costs.items()}
+        round_s = {b: view.by_prompt(predicted_rounds(found, c).total_s) / rounds for b, c in costs.items()}
+        alone_s = prefill_seconds(points, None, self._prompt_tokens)
+        more_s = prefill_seconds(points, view.reader, self._prompt_tokens)
+        if alone_s is None or more_s is None:  # probed before readings were
+            alone_s = more_s = np.zeros(len(rounds))
+        # A turn of the others takes as long without what is read in it.
+        read_s = np.maximum(0.0, alone_s - next(iter(step_s.values())))
+        windows = view.windows(clients)
+        walk = partial(decoding_seconds, windows, clients)
+        n = view.repeats
+        return n * walk(self._tokens / n, step_s, read_s), n * walk(rounds / n, round_s, read_s + more_s)
 
     def _with_tail(self, found: Expected, points: Sequence[CostPoint] | None) -> tuple[Floats, Floats]:
         """Seconds of each batch of the run, without the draft and with it. Its sequences end one after the other, and
@@ -177,8 +209,14 @@ class Predictor:
         paired, batch = self.paired(gamma, batch), batch or self._view.side_by_side
         if paired is None or batch is None:
             return None
-        excess = cost_variance(self._view.points, self._view.reader, gamma, batch) or self._unsure(gamma, batch)
-        return speedup_interval(paired, self._confidence, excess)
+        return speedup_interval(paired, self._confidence, self.variance(gamma, batch))
+
+    def variance(self, gamma: int, batch: int) -> float:
+        """Of the log of a predicted speedup, from what is uncertain in the costs."""
+        if not self._served:
+            return self._unsure(gamma, batch)
+        rounds = cost_variance(self._view.points, self._view.reader, gamma, batch)
+        return rounds + (self._moved(gamma, batch, lambda point: not point.context) if batch > 1 else 0.0)
 
     def head(self, gamma: int) -> HeadCosts | None:
         """What a draft head costs alone; None for any other draft, and where it was not timed."""

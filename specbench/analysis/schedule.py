@@ -13,7 +13,6 @@ from specbench.analysis.contract import Schedule, ScheduleStep
 from specbench.analysis.frame import at_load, by_arm
 from specbench.analysis.predict import Predictor
 from specbench.analysis.views import DraftView
-from specbench.cost.model import cost_variance
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired
 from specbench.records import Load, Policy
 from specbench.store import StoredRun
@@ -52,10 +51,11 @@ def _cells(view: DraftView, policy: Policy, clients: int, *, measured: bool) -> 
     cells: dict[int, Cell] = {}
     predictor = Predictor(view, policy.confidence)
     if policy.metric == "decode":  # what a prediction is about
-        for gamma in range(1, max((p.tokens for p in view.points if p.batch == clients), default=1)):
+        for gamma in range(
+            1, max((p.tokens for p in view.points if (p.phase, p.batch) == ("round", clients)), default=1)
+        ):
             if (paired := predictor.paired(gamma, clients)) is not None:
-                variance = cost_variance(view.points, view.reader, gamma, clients)
-                cells[gamma] = Cell(paired, measured=False, variance=variance)
+                cells[gamma] = Cell(paired, measured=False, variance=predictor.variance(gamma, clients))
     if measured:
         cells |= {gamma: Cell(view.paired(gamma, policy.metric), measured=True) for gamma in view.arms}
     return cells

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 from specbench.analysis.cautions import warning
-from specbench.analysis.contract import ClockCheck, CounterCheck, NumberCheck, Server
-from specbench.analysis.frame import counted, loads_of
-from specbench.records import Arm, Counters, Finding, Load, Trial, Window
+from specbench.analysis.contract import ClockCheck, CounterCheck, NumberCheck, Server, TurnCheck
+from specbench.analysis.frame import counted, loads_of, main_trials
+from specbench.records import Arm, Counters, Finding, Load, Trial, Turn, Window
 from specbench.run_record import ServedBy, State
 from specbench.store import StoredRun
 
@@ -29,6 +29,7 @@ def server_of(stored: StoredRun) -> Server | None:
         clocks=check_clocks(counted(stored.trials)),
         sources=told.sources,
         settings=told.settings,
+        turns=check_turns(main_trials(stored)),
     )
 
 
@@ -125,6 +126,33 @@ def check_clocks(trials: Iterable[Trial]) -> tuple[ClockCheck, ...]:
     return tuple(found)
 
 
+def check_turns(trials: Iterable[Trial]) -> tuple[TurnCheck, ...]:
+    """Turn by turn in every arm; nothing where no conversation was asked."""
+    asked: dict[tuple[str, int], list[Turn]] = {}
+    for trial in trials:
+        for number, turn in enumerate(trial.turns, 1):
+            asked.setdefault((trial.arm.label, number), []).append(turn)
+    found = []
+    for (arm, number), turns in asked.items():
+        cached = [turn.cached_tokens for turn in turns]
+        after = sum(turn.output_tokens - 1 for turn in turns)
+        found.append(
+            TurnCheck(
+                arm,
+                number,
+                len(turns),
+                sum(turn.prompt_tokens for turn in turns),
+                None if None in cached else sum(tokens or 0 for tokens in cached),
+                median(turn.first_s for turn in turns),
+                sum(turn.last_s - turn.first_s for turn in turns) / after if after else None,
+            )
+        )
+    return tuple(found)
+
+
+# Of two arms that read the same prompts, the shares that came from the cache may differ by so much.
+CACHE_SHARE = 0.02
+
 # A server may keep the tokens of a chat template, which are the same in every prompt.
 TEMPLATE_TOKENS = 32
 
@@ -144,7 +172,7 @@ def server_cautions(server: Server, trials: Sequence[Trial], stretches: Sequence
         _late(trials, stretches),
         _counters(server.counters),
         _clock(server.clocks),
-        _prefix_cache(trials),
+        _unequal_cache(server.turns) if server.turns else _prefix_cache(trials),
         _gamma(server, trials),
         _not_speculating(server, trials),
         _baseline(server, trials),
@@ -195,6 +223,35 @@ def _late(trials: Sequence[Trial], stretches: Iterable[Window]) -> Finding | Non
         return None
     hint = "This machine is too busy: run specbench where cores are idle, or measure fewer requests at once."
     return warning("client-late", hint, load=load.label, late_s=late_s, share=share)
+
+
+def hit_rates(turns: Iterable[TurnCheck]) -> dict[str, float | None]:
+    """The share of its prompts' tokens that each arm had from the cache, None where the server does not tell."""
+    by_arm: dict[str, list[TurnCheck]] = {}
+    for turn in turns:
+        by_arm.setdefault(turn.arm, []).append(turn)
+    found: dict[str, float | None] = {}
+    for arm, own in by_arm.items():
+        cached, prompts = [turn.cached_tokens for turn in own], sum(turn.prompt_tokens for turn in own)
+        found[arm] = None if None in cached or not prompts else sum(one or 0 for one in cached) / prompts
+    return found
+
+
+def _unequal_cache(turns: Sequence[TurnCheck]) -> Finding | None:
+    rates = hit_rates(turns)
+    alone = rates.get(Arm("baseline").label)
+    untold = [arm for arm, rate in rates.items() if rate is None]
+    if untold or alone is None:
+        hint = "See that they do (vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report)."
+        return warning("cache-untold", hint, arms=untold)
+    if not any(rates.values()):
+        hint = "Start the server with its prefix cache (vLLM: --enable-prefix-caching)."
+        return warning("cache-cold", hint)
+    off = {arm: rate for arm, rate in rates.items() if rate is not None and abs(rate - alone) > CACHE_SHARE}
+    if not off:
+        return None
+    hint = "Give the servers caches of one size and let nobody else use them, then run again with --fresh."
+    return warning("cache-unequal", hint, alone=alone, arms=[{"arm": arm, "share": rate} for arm, rate in off.items()])
 
 
 def _prefix_cache(trials: Iterable[Trial]) -> Finding | None:

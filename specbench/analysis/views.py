@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from itertools import groupby
 
 import numpy as np
 
@@ -80,6 +81,14 @@ class DraftView:
         if gamma not in self._replayed:
             self._replayed[gamma] = replay(self.texts, gamma, self.draft.cutoff)
         return self._replayed[gamma]
+
+    def windows(self, clients: int) -> list[list[int]]:
+        """Places of the prompts as the target alone was asked for them, window by window; one window of all where that
+        was under another load than `clients` at a time."""
+        if self.side_by_side != clients or len(self.prompts) < clients:
+            return [list(range(len(self.prompts)))]
+        asked = [(t.stretch or 0, t.begun_s or 0.0, row) for row, each in enumerate(self.base.trials) for t in each]
+        return [[row for _, _, row in group] for _, group in groupby(sorted(asked), key=lambda one: one[0])]
 
     def paired(self, gamma: int, metric: str) -> Paired:
         """Target alone and draft at `gamma`, prompt by prompt, weighed by the mix."""

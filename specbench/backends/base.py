@@ -24,6 +24,7 @@ from specbench.records import (
     ServerStats,
     Times,
     Trial,
+    Turn,
 )
 from specbench.run_record import Encoding, ModelFacts, ServedBy
 from specbench.store import RunWriter, TrialKey
@@ -91,7 +92,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What one trial generates: one prompt, or a batch of them. It is also the unit of every interval."""
+    """What one trial generates: one prompt, a batch of them, or the turns of a conversation. It is also the unit of
+    every interval."""
 
     id: str
     sha256: str
@@ -133,6 +135,7 @@ class Answer:
     begun_s: float | None = None
     slices: int | None = None
     text: str | None = None
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

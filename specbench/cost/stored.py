@@ -64,7 +64,8 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
             hint=f"Run specbench probe with --gamma 1..{widest} --concurrency {clients}.",
         )
     reached = {
-        d: max((p.tokens - 1 for p in points if (p.model, p.batch) == (d, clients)), default=0) for d in probed.drafts
+        d: max((p.tokens - 1 for p in points if (p.phase, p.model, p.batch) == ("round", d, clients)), default=0)
+        for d in probed.drafts
     }
     few = [f"{draft} beyond gamma {reached[draft]}" for draft in config.draft if reached[draft] < widest]
     return Costs(points, (*probed.warnings, *([_not_seen(few)] if few else [])), str(folder))

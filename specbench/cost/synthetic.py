@@ -24,6 +24,20 @@ class Spent:
     rounds: Mapping[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt of `tokens` tokens read by an idle server in a pass, at a gamma (0: the target alone), up to its first
+    token."""
+
+    number: int
+    gamma: int
+    tokens: int
+    seconds: float
+
+
+# A draft that adds nothing to the reading of a prompt adds so many steps: a cost is above 0.
+LEAST = 1e-6
+
 # One pass: what was spent by the target alone (0) and at every gamma, on the same prompts, one after the other.
 Pass = Mapping[int, Spent]
 
@@ -72,3 +86,28 @@ def round_points(passes: Sequence[Pass], draft: str, context: int, batch: int) -
             )
         )
     return found
+
+
+def reading_points(passes: Mapping[int, Pass], reads: Sequence[Read], draft: str) -> list[CostPoint]:
+    """What reading a short and a long prompt takes the target alone, and what it takes more with the draft beside it.
+    Ratios to a step of the same pass, times the median step, as for rounds."""
+    steps = {number: found[0] for number, one in passes.items() if 0 in (found := round_seconds(one))}
+    base = {read.number: read for read in reads if not read.gamma and read.number in steps}
+    lengths = sorted({read.tokens for read in base.values()})
+    middle = lengths[len(lengths) // 2] if lengths else 0
+    points = []
+    for chosen in (
+        [n for n, r in base.items() if r.tokens < middle],
+        [n for n, r in base.items() if r.tokens >= middle],
+    ):
+        alone = {n: base[n].seconds / steps[n] for n in chosen}
+        more = [r.seconds / steps[r.number] - alone[r.number] for r in reads if r.gamma and r.number in alone]
+        for model, ratios in ((None, list(alone.values())), (draft, more)):
+            if ratios:
+                tokens, step_s = (
+                    round(float(np.median([base[n].tokens for n in chosen]))),
+                    float(np.median(list(steps.values()))),
+                )
+                low, ratio, high = (max(LEAST, each) * step_s for each in median_interval(ratios))
+                points.append(CostPoint(model, 0, tokens, ratio, low, high, len(ratios)))
+    return points

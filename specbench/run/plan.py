@@ -14,6 +14,7 @@ from specbench.backends.base import Item, Unit
 from specbench.config import RunConfig
 from specbench.errors import WorkloadError
 from specbench.records import Arm, Omitted
+from specbench.workload import turns_of
 
 T = TypeVar("T")
 
@@ -35,6 +36,13 @@ def shuffled(items: Sequence[T], seed: str | int) -> list[T]:
 def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], list[Omitted]]:
     """Prompts, or batches of them, in the order in which they are measured; and the prompts that fill no batch."""
     order = shuffled(items, config.seed)
+    if config.sessions:
+        units = [_conversation(item) for item in _spread(order, config.seed)]
+        if all(len(unit.items) == 1 for unit in units):
+            raise WorkloadError(
+                "no prompt has an earlier turn with its answer", where=config.workload, hint="Leave --sessions out."
+            )
+        return units, []
     if config.batch_size == 1:
         order = _spread(order, config.seed)
     found = units_of(order, config.batch_size)
@@ -46,6 +54,12 @@ def plan_units(items: Sequence[Item], config: RunConfig) -> tuple[list[Unit], li
         )
     rest = order[len(found) * config.batch_size :]
     return found, [Omitted(item.prompt.id, f"left over from batches of {config.batch_size}") for item in rest]
+
+
+def _conversation(item: Item) -> Unit:
+    prompt = item.prompt
+    turns = tuple(Item(turn, None) for turn in turns_of(prompt))
+    return Unit(prompt.id, prompt.sha256, prompt.category, turns)
 
 
 def _spread(order: Sequence[Item], seed: int) -> list[Item]:

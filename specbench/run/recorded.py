@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -13,81 +13,113 @@ from pathlib import Path
 from typing import NamedTuple
 
 from specbench.acceptance.positions import PositionWriter
-from specbench.backends.base import Item, Observer
-from specbench.config import RECORDED, RunConfig
+from specbench.backends.base import Admitted, Noticed, Observer
+from specbench.config import RunConfig
 from specbench.errors import StoreError
 from specbench.records import Finding, warned
 from specbench.run.losses import Losses
 from specbench.run.record import marked, run_record
 from specbench.run.replay import ScoreKey, replay_texts, scored_texts
 from specbench.run.resume import opened, threads_of
+from specbench.run.workers import added_up, require_ray, workers
 from specbench.run_record import AnswerFacts, AnswersVerified, CategoryCount, RunRecord
 from specbench.store import RunWriter, StoredRun
 from specbench.workload import Workload, select
-from specbench.workload.answers import AnswerLog, Survey, survey_cautions
+from specbench.workload.answers import BLOCK, SAMPLE, AnswerLog, Survey, survey_cautions
 from specbench.workload.replies import Recorded
-
-# Answers in memory at once, and those over which models are checked when they are loaded.
-BLOCK, SAMPLE = 256, 64
 
 
 def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observer, argv: Sequence[str]) -> Path:
     """Score the drafts on the answers of a log; returns the run folder. What an earlier session scored is skipped."""
-    from specbench.backends.local.recorded import RecordedBackend
-
+    if config.ray is not None:
+        require_ray()
     log, survey, categories = surveyed(config)
     total = categories.total()
     named = ", ".join(f"{name} ({count:,})" for name, count in survey.sources.most_common())
     observer.say(f"{total:,} of {survey.answers:,} answers: {named}")
-    backend = RecordedBackend(
-        config,
-        threads=partial(threads_of, config, earlier),
-        earlier=None if earlier is None else earlier.run,
-        say=observer.say,
-    )
-    admitted = backend.admit(list(islice(log, SAMPLE)))
-    record = _record(
-        config,
-        log,
-        survey,
-        categories,
-        total,
-        run_record(
+    before = None if earlier is None else earlier.run
+    here = nullcontext(_Here(config, log, earlier, observer.say)) if config.ray is None else None
+    with here or workers(config, log, before, observer.say) as backend:
+        admitted = backend.admit()
+        record = _record(
             config,
-            "replay",
-            Workload((), log.source, survey.sha256, tuple(survey.skipped), tuple(survey_cautions(survey))),
-            replace(admitted, items=[]),
-            [],
-            trials_planned=0,
-            argv=argv,
-        ),
-    )
-    folder, record = opened(config, record, earlier, observer)
-    known = [one.id for one in record.workload.skipped]
-    with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
-        losses, scored = Losses(writer, known, None), scored_texts(folder)
-        if config.verify_answers and (writer.run.answers is None or writer.run.answers.verified is None):
-            few = _few(log, total, config)
-            observer.say(f"Holding {len(few)} answers against the target")
-            _note_verified(writer, backend.verify(few))
-        with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
-            try:
-                blocks = _blocks(log, backend.read, config.draft, scored)
-                replay_texts(scoring, blocks, total, config, scored, positions, losses, observer)
-            finally:
-                with suppress(StoreError):
-                    _note(writer, backend.facts)
+            log,
+            survey,
+            categories,
+            total,
+            run_record(
+                config,
+                "replay",
+                Workload((), log.source, survey.sha256, tuple(survey.skipped), tuple(survey_cautions(survey))),
+                replace(admitted, items=[]),
+                [],
+                trials_planned=0,
+                argv=argv,
+            ),
+        )
+        folder, record = opened(config, record, earlier, observer)
+        known = [one.id for one in record.workload.skipped]
+        with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
+            losses, scored = Losses(writer, known, None), scored_texts(folder)
+            if config.verify_answers and (writer.run.answers is None or writer.run.answers.verified is None):
+                few = random.Random(config.seed).sample(range(total), min(config.verify_answers, total))
+                observer.say(f"Holding {len(few)} answers against the target")
+                _note_verified(writer, backend.verify(few))
+            blocks = _left(log, config.draft, scored)
+            with losses.noting(backend.noticed):
+                try:
+                    backend.score(blocks, writer.run, total, scored, positions, losses, observer)
+                finally:
+                    with suppress(StoreError):
+                        _note(writer, backend.facts)
     return folder
+
+
+class _Here:
+    """This process."""
+
+    def __init__(
+        self, config: RunConfig, log: AnswerLog, earlier: StoredRun | None, say: Callable[[str], None]
+    ) -> None:
+        from specbench.backends.local.recorded import RecordedBackend
+
+        before = None if earlier is None else earlier.run
+        self._config = config
+        self._log = log
+        self._backend = RecordedBackend(config, threads=partial(threads_of, config, earlier), earlier=before, say=say)
+
+    @property
+    def noticed(self) -> Noticed:
+        return self._backend.noticed
+
+    @property
+    def facts(self) -> AnswerFacts:
+        return self._backend.facts
+
+    def admit(self) -> Admitted:
+        return self._backend.admit(list(islice(self._log, SAMPLE)))
+
+    def verify(self, numbers: Sequence[int]) -> AnswersVerified:
+        return self._backend.verify(self._log.numbered(numbers))
+
+    def score(
+        self,
+        blocks: Iterable[tuple[int, list[Recorded]]],
+        run: RunRecord,
+        total: int,
+        scored: set[ScoreKey],
+        positions: PositionWriter,
+        losses: Losses,
+        observer: Observer,
+    ) -> None:
+        items = (self._backend.read(block, number * BLOCK) for number, block in blocks)
+        with self._backend.scoring() as scoring:
+            replay_texts(scoring, items, total, self._config, scored, positions, losses, observer)
 
 
 def surveyed(config: RunConfig) -> tuple[AnswerLog, Survey, Counter[str]]:
     """The log, what is in it, and how many answers of each category are wanted."""
-    log = AnswerLog(
-        config.workload,
-        answers=None if config.answers == RECORDED else config.answers,
-        category_column=config.category_column,
-        system_prompt=config.system_prompt,
-    )
+    log = AnswerLog.of(config)
     survey, labels = log.survey()
     return log, survey, _choose(log, labels, config)
 
@@ -122,20 +154,11 @@ def _record(
     return replace(record, workload=workload, answers=facts)
 
 
-def _blocks(
-    log: AnswerLog, read: Callable[[Sequence[Recorded]], list[Item]], drafts: Sequence[str], scored: set[ScoreKey]
-) -> Iterator[list[Item]]:
-    answers = iter(log)
-    while block := list(islice(answers, BLOCK)):
-        left = [one for one in block if any((one.prompt.id, draft, 0) not in scored for draft in drafts)]
-        if left:
-            yield read(left)
-
-
-def _few(log: AnswerLog, total: int, config: RunConfig) -> list[Recorded]:
-    """As many answers as are to be verified, drawn from all of the log."""
-    wanted = set(random.Random(config.seed).sample(range(total), min(config.verify_answers, total)))
-    return [one for number, one in enumerate(islice(log, max(wanted) + 1)) if number in wanted]
+def _left(log: AnswerLog, drafts: Sequence[str], scored: set[ScoreKey]) -> Iterator[tuple[int, list[Recorded]]]:
+    """The blocks, with their numbers, of which something is left to score."""
+    for number, block in enumerate(log.blocks()):
+        if any((one.prompt.id, draft, 0) not in scored for one in block for draft in drafts):
+            yield number, block
 
 
 def _note_verified(writer: RunWriter, found: AnswersVerified) -> None:
@@ -158,10 +181,7 @@ def _note_verified(writer: RunWriter, found: AnswersVerified) -> None:
 
 def _note(writer: RunWriter, found: AnswerFacts) -> None:
     """What was counted while answers were read, added to what earlier sessions counted."""
-    was = writer.run.answers or AnswerFacts()
-    names = ("answers", "tokens", "from_log", "unended", "round_trips", "round_trip_tokens", "changed_tokens")
-    added = {name: getattr(was, name) + getattr(found, name) for name in names}
-    facts = replace(was, **added)
+    facts = added_up(writer.run.answers or AnswerFacts(), found)
     cautions = {caution.code: caution for caution in answer_cautions(facts, writer.run.config)}
     kept = [one for one in writer.run.warnings if one.code not in cautions]
     writer.update(answers=facts, warnings=(*kept, *cautions.values()))

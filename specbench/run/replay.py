@@ -3,7 +3,7 @@ said of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -38,24 +38,31 @@ def replay_texts(
             asked = [item.prompt.id for item in items]
             for batch in scoring.batches(items):
                 left = {draft: _left(batch, draft, repeat, scored, losses, scoring) for draft in config.draft}
-                missing = [item for item in batch if any(item in todo for todo in left.values())]
-                if not missing:
-                    continue
-                scoring.prepare([draft for draft, todo in left.items() if todo])
-                texts = {item.prompt.id: (item, text) for item, text in scoring.write(batch, missing, repeat)}
-                for draft in config.draft:
-                    if not (known := _known(texts, left[draft], scoring)):
-                        continue
-                    with closing(scoring.score(known, draft)) as found:
-                        for item, scores in found:
-                            positions.append(text_of(item, draft, repeat, config, scores))
-                            done += 1
-                            observer.advance(1)
-                            losses.fitted()
+                for text in texts_of(scoring, batch, left, repeat, config):
+                    positions.append(text)
+                    done += 1
+                    observer.advance(1)
+                    losses.fitted()
                 while scoring.noticed.too_long:
                     losses.too_long(*scoring.noticed.too_long.popitem())
     losses.end()
     losses.require_any(done > 0, list(dict.fromkeys([*asked, *scoring.noticed.refused])), scoring.noticed)
+
+
+def texts_of(
+    scoring: Scoring, batch: Sequence[Item], left: Mapping[str, Sequence[Item]], repeat: int, config: RunConfig
+) -> Iterator[Text]:
+    """What every draft would have said of the texts that are `left` to it, of a batch."""
+    missing = [item for item in batch if any(item in todo for todo in left.values())]
+    if not missing:
+        return
+    scoring.prepare([draft for draft, todo in left.items() if todo])
+    texts = {item.prompt.id: (item, text) for item, text in scoring.write(batch, missing, repeat)}
+    for draft in config.draft:
+        if known := _known(texts, left[draft], scoring):
+            with closing(scoring.score(known, draft)) as found:
+                for item, scores in found:
+                    yield text_of(item, draft, repeat, config, scores)
 
 
 def _left(

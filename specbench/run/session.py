@@ -348,6 +348,7 @@ class Measurement:
             told=answer.told,
             begun_s=answer.begun_s,
             slices=answer.slices,
+            turns=answer.turns,
         )
 
     def _divergences(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:

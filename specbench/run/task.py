@@ -62,11 +62,14 @@ def task_of(
                 limit=settings.limit if "limit" in given else None,
                 max_new_tokens=settings.max_new_tokens if "max_new_tokens" in given else LONGEST,
             )
-    elif settings.target == NO_TARGET or settings.tokenizer is not None or settings.verify_answers:
-        where = "--target" if settings.target == NO_TARGET else "--tokenizer or --verify-answers"
+    elif settings.target == NO_TARGET or settings.tokenizer is not None or settings.verify_answers or settings.ray:
+        named = "--ray" if settings.ray is not None else "--tokenizer or --verify-answers"
+        where = "--target" if settings.target == NO_TARGET else named
         raise ConfigError(
             "The target writes the answers", where=where, hint="Add --answers recorded where a log has them."
         )
+    if settings.sessions:
+        _require_sessions(settings, replay_only, costs)
     if costs is not None and settings.server is not None:
         raise ConfigError(
             "A running server is not predicted from a probe of another",
@@ -101,6 +104,18 @@ def _require_recordable(settings: RunConfig) -> None:
     for wrong, what, where, hint in refused:
         if wrong:
             raise ConfigError(what, where=where, hint=hint)
+
+
+def _require_sessions(settings: RunConfig, replay_only: bool, costs: Path | None) -> None:
+    """Raises ConfigError where turns of conversations cannot be measured."""
+    refused = (
+        (not settings.served, "In process no prefix cache is kept from one turn to the next", "Add --engine."),
+        (replay_only, "Turns are timed, and nothing is here", "Leave it out, or score a log by --answers recorded."),
+        (costs is not None, "A probe knows no turns, so that it predicts none of their times", "Drop --costs."),
+    )
+    for wrong, what, hint in refused:
+        if wrong:
+            raise ConfigError(what, where="--sessions", hint=hint)
 
 
 def carry_out(task: Task, *, quiet: bool = False) -> Path:

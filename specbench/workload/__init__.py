@@ -6,6 +6,7 @@ is measured, and errors never quote prompt text, because prompts may be private.
 
 from __future__ import annotations
 
+from specbench.workload.conversation import turns_of
 from specbench.workload.load import Skipped, Workload, load_workload
 from specbench.workload.profile import CategoryProfile, WorkloadProfile, profile, select
 
@@ -17,4 +18,5 @@ __all__ = [
     "load_workload",
     "profile",
     "select",
+    "turns_of",
 ]

@@ -7,9 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from specbench.config import RECORDED, RunConfig
 from specbench.errors import WorkloadError
 from specbench.records import Finding, Message, Prompt, warned
 from specbench.workload.faults import MalformedRowError, SkipRowError
@@ -27,6 +29,8 @@ from specbench.workload.load import (
 from specbench.workload.replies import NAME, Exchange, Recorded, is_log, logged_exchanges
 from specbench.workload.sources import exchanges_in
 
+# Answers in memory at once, and those over which models are checked when they are loaded.
+BLOCK, SAMPLE = 256, 64
 # Rows left out are listed up to here, and counted beyond.
 MOST_LISTED = 100
 # Conversations are counted up to here.
@@ -75,6 +79,16 @@ class AnswerLog:
         self._category_column = category_column
         self._system_prompt = system_prompt
 
+    @classmethod
+    def of(cls, config: RunConfig) -> AnswerLog:
+        """The log that a configuration names."""
+        return cls(
+            config.workload,
+            answers=None if config.answers == RECORDED else config.answers,
+            category_column=config.category_column,
+            system_prompt=config.system_prompt,
+        )
+
     def survey(self) -> tuple[Survey, list[str | None]]:
         """What is in it, and the category of every answer. Raises WorkloadError where there is not one."""
         found, digest = Survey(), hashlib.sha256()
@@ -104,6 +118,16 @@ class AnswerLog:
         for number, (_, one) in enumerate(self._read(Survey())):
             if self.chosen is None or number in self.chosen:
                 yield one
+
+    def blocks(self) -> Iterator[list[Recorded]]:
+        """The answers, BLOCK at a time."""
+        answers = iter(self)
+        while block := list(islice(answers, BLOCK)):
+            yield block
+
+    def numbered(self, numbers: Collection[int]) -> list[Recorded]:
+        """Those of these numbers, counted from 0 among the wanted ones."""
+        return [one for number, one in enumerate(islice(self, max(numbers) + 1)) if number in numbers]
 
     def _read(self, found: Survey) -> Iterator[tuple[str, Recorded]]:
         """Every answer with its source; what is left out goes into `found`."""

@@ -8,10 +8,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from specbench.records import Message, Role
+from specbench.records import Message, Prompt, Role
 from specbench.validation import kind_of
 from specbench.workload.faults import MalformedRowError, SkipRowError, list_names
 
@@ -113,6 +113,7 @@ _ROLES: dict[str, Turn] = {
 _ROLE_KEYS = ("role", "from", "speaker", "type")
 _CONTENT_KEYS = ("content", "value", "text", "utterance", "parts", "output")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_ASKING = ("user", "tool")
 _CALL_IDS = ("tool_call_id", "call_id", "tool_use_id")
 _NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 _CURE = "Use system, user, assistant or tool (or ShareGPT's human and gpt)."
@@ -142,6 +143,20 @@ def conversation(value: object, key: str) -> Messages:
     entries, roles = _entries(value, key)
     last = max((index for index, role in enumerate(roles) if role not in ("assistant", "call")), default=-1)
     return _asking(_read(entries[: last + 1], roles, key))
+
+
+def turns_of(prompt: Prompt) -> tuple[Prompt, ...]:
+    """A conversation as the prompts of its turns: each has all that was said before it, recorded answers included, and
+    the last is the whole."""
+    roles = [message.role for message in prompt.messages]
+    answered = [
+        place for place, role in enumerate(roles) if role == "assistant" and place and roles[place - 1] in _ASKING
+    ]
+    ends = [*answered, len(roles)]
+    return tuple(
+        replace(prompt, id=f"{prompt.id}#{number}", messages=prompt.messages[:end])
+        for number, end in enumerate(ends, 1)
+    )
 
 
 def earlier_turns(value: object, key: str) -> Messages:

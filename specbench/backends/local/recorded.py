@@ -40,7 +40,6 @@ from specbench.models.memory import memory_errors
 from specbench.models.rendering import unwritten
 from specbench.records import Sampling
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
-from specbench.store import RunWriter
 from specbench.workload.replies import Recorded
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ class RecordedBackend:
         self._say = say
         self._capacity = 0
         self._engine: LocalEngine
-        self._noticed = Noticed()
+        self.noticed = Noticed()
         self.facts = AnswerFacts()
 
     def admit(self, sample: Sequence[Recorded]) -> Admitted:
@@ -132,11 +131,11 @@ class RecordedBackend:
         )
         items = self.read(sample)
         if not items:
-            reasons = [*self._noticed.refused.values()]
+            reasons = [*self.noticed.refused.values()]
             raise WorkloadError(
                 f"no answer can be had as tokens, the first: {reasons[0]}", where=config.workload, hint="See the log."
             )
-        self.facts, self._noticed = AnswerFacts(), Noticed()  # they are read again
+        self.facts, self.noticed = AnswerFacts(), Noticed()  # they are read again
         ids = [item.tokens for item in items]
         engine.cautions += cautions
         engine.cautions += encoding_cautions(engine.target, ids, engine.eos, engine.today)
@@ -156,22 +155,23 @@ class RecordedBackend:
             reference=tuple(reference),
         )
 
-    def read(self, block: Sequence[Recorded]) -> list[Item]:
-        """The answers as token ids, with room for the longest; those that cannot be had so are refused."""
+    def read(self, block: Sequence[Recorded], before: int = 0) -> list[Item]:
+        """The answers as token ids, with room for the longest; those that cannot be had so are refused. In the log
+        `before` others go before them."""
         items = []
-        for one in block:
+        for number, one in enumerate(block, before):
             try:
                 found = self._encoder.encode(one)
             except (TemplateError, UnwrittenAnswerError) as error:
                 kind = (
                     f"the chat template refuses it ({error.kind})" if isinstance(error, TemplateError) else str(error)
                 )
-                self._noticed.refused[one.prompt.id] = kind
+                self.noticed.refused[one.prompt.id] = kind
                 continue
             text = TargetText(found.prompt, found.output, found.finish)
             prompt = replace(one.prompt, messages=(), tools=(), template_kwargs={}, request={})
             items.append(Item(prompt, found.prompt, Answered(text, found.limit, one.conversation)))
-            self._count(found.output, found.from_log, one)
+            self._count(found.output, found.from_log, one, looked=number < ROUND_TRIPS)
         longest = max((len(item.tokens) + answered(item) for item in items), default=0)
         if longest > self._capacity:
             self._capacity = longest + longest // 4 + max(self._config.gamma) + 1 + _REFERENCE_TOKENS
@@ -188,9 +188,8 @@ class RecordedBackend:
         with memory_errors():
             return verify(self._engine, items)
 
-    def _count(self, output: Sequence[int], from_log: bool, one: Recorded) -> None:
+    def _count(self, output: Sequence[int], from_log: bool, one: Recorded, *, looked: bool) -> None:
         was = self.facts
-        looked = was.round_trips < ROUND_TRIPS
         self.facts = replace(
             was,
             answers=was.answers + 1,
@@ -203,10 +202,10 @@ class RecordedBackend:
         )
 
     @contextmanager
-    def scoring(self, writer: RunWriter) -> Iterator[LocalScoring]:
+    def scoring(self) -> Iterator[LocalScoring]:
         with memory_errors():
             scoring = LocalScoring(self._engine, self._config)
-            scoring.noticed = self._noticed
+            scoring.noticed = self.noticed
             yield scoring
 
 

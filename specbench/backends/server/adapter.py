@@ -15,8 +15,19 @@ from specbench.run_record import State as State
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """Which of the prompts before it a request may be answered from: those with its `name`, of which it is number
+    `turn`, from 0. In the server's sequence number `slot`, where it is to stay in one (None: where it likes)."""
+
+    name: str
+    turn: int
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `seed` draws the samples; `tools`, `template_kwargs` and `request` are as a Prompt has them."""
+    """One request. `seed` draws the samples; `tools`, `template_kwargs` and `request` are as a Prompt has them. With
+    `cache` it is a turn of a conversation; without, nothing is to be taken from earlier requests."""
 
     messages: tuple[Message, ...]
     max_tokens: int
@@ -25,6 +36,7 @@ class Ask:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
+    cache: Cache | None = None
 
 
 def ask_of(prompt: Prompt, config: RunConfig, seed: int) -> Ask:

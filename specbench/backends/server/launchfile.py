@@ -35,7 +35,7 @@ WAYS = {
     "ngram-cache": (_LOOK_UP, ()),
 }
 _KNOWN = {
-    **dict.fromkeys(("command", "env"), _ALWAYS),
+    **dict.fromkeys(("command", "uncached", "cached", "env"), _ALWAYS),
     **{key: _ALWAYS | _GAMMA | {"zeros"} for key in ("synthetic", "synthetic_env")},
     "version": {"python"},
 }
@@ -59,7 +59,7 @@ _HINTS = {
     **dict.fromkeys(("ready_s", "stop_s"), "Write a number of seconds above 0, at most 86400."),
     **dict.fromkeys(("context", "prompts_per_start", "at_once_clients"), "Write a whole number from 1 to 10000000."),
     **dict.fromkeys(
-        ("command", "synthetic", "version"),
+        ("command", "uncached", "cached", "synthetic", "version"),
         'Write a list of arguments: [program, --flag, value], with placeholders in quotes: "{port}".',
     ),
 }
@@ -69,8 +69,9 @@ _COPY = "Copy it from configs/engines/ of specbench."
 @dataclass(frozen=True, slots=True)
 class LaunchFile:
     """A launch file. `engine` names the adapter that reads its answers; `command` starts the target alone, `drafts` are
-    what each of WAYS adds to it. Of several at once the values of the flag `joined` are joined by commas (None: the
-    engine drafts in one way at a time). `synthetic` and `synthetic_env` make a server reject every draft, whatever the
+    what each of WAYS adds to it, `cached` what conversations with a prefix cache add, and `uncached` all else. Of
+    several at once the values of the flag `joined` are joined by commas (None: the engine drafts in one way at a time).
+    `synthetic` and `synthetic_env` make a server reject every draft, whatever the
     target says, which shows what a round costs. `models` is what {target} and {draft} become, see
     `launch.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
     `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
@@ -78,13 +79,15 @@ class LaunchFile:
     clients window by window. `version` is a command whose first output line is the version."""
 
     path: Path
-    engine: Literal["llamacpp", "vllm", "sglang", "openai"]
+    engine: Literal["llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
     command: Words
     models: Models
     drafts: dict[str, Words] = field(default_factory=dict)
     joined: Word | None = None
     synthetic: Words | None = None
     synthetic_env: Environment = field(default_factory=dict)
+    uncached: Words | None = None
+    cached: Words | None = None
     env: Environment = field(default_factory=dict)
     context: Whole = 4096
     ready_s: Seconds = 60.0

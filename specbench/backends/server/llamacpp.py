@@ -155,14 +155,17 @@ class LlamaCpp:
     }
 
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
-        """Its own defaults (top_k 40, top_p 0.95, min_p 0.05) are switched off, and so is the reuse of prompts."""
+        """Its own defaults (top_k 40, top_p 0.95, min_p 0.05) are switched off, and so is the reuse of prompts, but for
+        that of a conversation's earlier turns: what its slot held before, the first one overwrites."""
+        cache = ask.cache
         return openai.chat_body(ask, model) | {
             "top_k": ask.sampling.top_k,
             "min_p": ask.sampling.min_p,
             "repeat_penalty": ask.sampling.repetition_penalty,
             "repeat_last_n": WHOLE_TEXT if ask.sampling.penalised else 0,
-            "cache_prompt": False,
+            "cache_prompt": cache is not None and cache.turn > 0,
             "timings_per_token": True,
+            **({} if cache is None or cache.slot is None else {"id_slot": cache.slot}),
         }
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
@@ -207,7 +210,7 @@ class LlamaCpp:
             method=", ".join(m for m in methods if m not in ("", "none")) or None if speculating else None,
             busy=None if not slots else sum(slot.is_processing is True for slot in slots),
             context=first.n_ctx,
-            prefix_cache=False,  # every request says cache_prompt: false
+            prefix_cache=None,  # every request says it itself
             defaults=self._defaults(props.default_generation_settings or _Defaults()),
         )
 

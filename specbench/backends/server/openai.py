@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeAlias, TypeVar
 
 from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
 from specbench.backends.server.answers import Event, Model, Models, parsed
+from specbench.backends.server.counters import by_position, samples, total
 from specbench.backends.server.failures import AnswerError, as_word, error_word
 from specbench.records import MOST_DRAFTED, Counters, Finish, ServerStats
 
@@ -56,6 +58,11 @@ def chat_body(ask: Ask, model: str | None) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
     }
     return body if model is None else {"model": model, **body}
+
+
+def salted(ask: Ask) -> dict[str, str]:
+    """vLLM and SGLang keep prompts of other salts apart: a conversation finds its own earlier turns alone."""
+    return {} if ask.cache is None else {"cache_salt": ask.cache.name}
 
 
 def events_of(chunks: Sequence[Chunk], kind: type[Told]) -> list[tuple[float, Told]]:
@@ -193,3 +200,37 @@ class OpenAI:
     async def state(self, get: Get) -> State:
         """Its model, where it serves exactly one."""
         return State(model=(await served(get)).id)
+
+
+class Counting(OpenAI):
+    """An engine that samples as others do and counts on a page of metrics, but tells nothing of the rounds of an
+    answer. From its documentation, never run by us: TensorRT-LLM's trtllm-serve (tensorrt_llm/metrics/collector.py) and
+    LMDeploy's api_server (lmdeploy/metrics/loggers.py). `prefix` begins the names of its counters."""
+
+    def __init__(self, name: str, metrics: str, prefix: str) -> None:
+        self.name, self.metrics, self._prefix = name, metrics, prefix
+        self.sources = {**SOURCES, "counters": f"{metrics} {prefix}spec_decode_num_*"}
+
+    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
+        asked = ask.sampling
+        said = {"top_k": asked.top_k, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
+        # What is off is left out: what stands for that differs.
+        off = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        return chat_body(ask, model) | {key: value for key, value in said.items() if value != off[key]}
+
+    async def counts(self, get: Get) -> bool:
+        """Whether the server at hand has this engine's counters."""
+        return self._prefix in (await get(self.metrics or "") or "")
+
+    def counters(self, page: str) -> Counters:
+        found, names = samples(page), f"{self._prefix}spec_decode_num_"
+        return Counters(
+            rounds=total(found, f"{names}drafts_total"),
+            drafted=total(found, f"{names}draft_tokens_total"),
+            accepted=total(found, f"{names}accepted_tokens_total"),
+            survived=by_position(found, f"{names}accepted_tokens_per_pos_total"),
+        )
+
+
+TENSORRT = partial(Counting, "TensorRT-LLM", "/prometheus/metrics", "trtllm_")
+LMDEPLOY = partial(Counting, "LMDeploy", "/metrics", "lmdeploy:")

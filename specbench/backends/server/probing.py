@@ -7,9 +7,11 @@ passes before the next is started. What is written meanwhile is no text of a run
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import median
 
 from specbench.backends.base import Admitted, Answer, Conditions, Item, Job, Unit
@@ -19,7 +21,7 @@ from specbench.backends.server.session import ServerSession
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.cost.plan import Costs, ProbeRequest
-from specbench.cost.synthetic import Spent, round_points
+from specbench.cost.synthetic import Read, Spent, reading_points, round_points
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, EngineError
 from specbench.records import Arm, CostPoint, Finding, Load, Prompt, warned
@@ -78,8 +80,9 @@ class ServerProbe:
 
     def _draft(self, session: ServerSession, draft: str, units: Sequence[Unit]) -> Iterator[CostPoint]:
         arms = [Arm("baseline"), *(Arm("speculative", draft, gamma) for gamma in self._config.gamma)]
-        spent: dict[tuple[Load, int], dict[int, Spent]] = {}
+        spent: dict[Load, dict[int, dict[int, Spent]]] = {}  # by load and pass
         lengths: dict[Load, list[float]] = {}
+        reads: list[Read] = []
         which = "that reject every draft" if self._rejecting else "as they come"
         self._say(f"Timing rounds of {draft} {which}, {self._passes} passes")
         with session.block(units, arms if self._provider.at_once else ()):
@@ -90,15 +93,20 @@ class ServerProbe:
                     found = _spent(answers, arm, rejecting=self._rejecting)
                     if found is None:
                         raise _untimeable(self._provider)
-                    spent.setdefault((load, number), {})[arm.gamma or 0] = found
+                    spent.setdefault(load, {}).setdefault(number, {})[arm.gamma or 0] = found
                     lengths.setdefault(load, []).extend(a.prompt_tokens + a.output_tokens / 2 for a in answers)
-        for load in dict.fromkeys(load for load, _ in spent):
-            passes = [one for (at, _), one in spent.items() if at == load]
-            yield from round_points(passes, draft, round(median(lengths[load])), load.concurrency)
+                if load == Load():
+                    reads += [Read(number, arm.gamma or 0, a.prompt_tokens, a.times.prefill_s) for a in answers]
+        for load, passes in spent.items():
+            yield from round_points(list(passes.values()), draft, round(median(lengths[load])), load.concurrency)
+        readings = reading_points(spent.get(Load(), {}), reads, draft)
+        yield from (p for p in readings if p.model is not None or draft == self._config.draft[0])
 
     def _turns(self, arms: Sequence[Arm]) -> Iterator[_Turn]:
         """In every pass all arms, each pass in another order; of servers that cannot run side by side, all of one."""
-        passes, loads = range(self._passes), [load for load in self._config.loads if load.rate is None]
+        # One client shows what reading a prompt takes, which those of several wait for.
+        passes = range(self._passes)
+        loads = list(dict.fromkeys((Load(), *(load for load in self._config.loads if load.rate is None))))
         if not self._provider.at_once:
             yield from ((number, load, arm) for arm in arms for number in passes for load in loads)
             return
@@ -144,16 +152,20 @@ def _untimeable(provider: Starting) -> ConfigError:
 
 
 def _spread(prompts: Sequence[Prompt]) -> list[Unit]:
-    """PROMPTS of them, evenly from short to long, by characters: a server keeps its token ids."""
+    """PROMPTS of them, evenly from short to long, by characters: a server keeps its token ids. In an order in which a
+    few passes meet short and long ones. Texts go on past an end of sequence, so that all clients are busy as long."""
     order = sorted(prompts, key=lambda prompt: (sum(len(m.content) for m in prompt.messages), prompt.id))
     places = [round(n * (len(order) - 1) / max(1, PROMPTS - 1)) for n in range(min(PROMPTS, len(order)))]
     chosen = [order[place] for place in dict.fromkeys(places)]
-    return [Unit(p.id, p.sha256, p.category, (Item(p, None),)) for p in chosen]
+    random.Random(0).shuffle(chosen)
+    asked = [replace(prompt, request={**prompt.request, "ignore_eos": True}) for prompt in chosen]
+    return [Unit(p.id, p.sha256, p.category, (Item(p, None),)) for p in asked]
 
 
 def _spent(answers: Sequence[Answer], arm: Arm, *, rejecting: bool) -> Spent | None:
-    """None where the server was not told to reject every draft and lists no rounds. Steps without a draft, which vLLM
-    does not list, are rounds of 0. Raises EngineError where a draft was accepted that was to be rejected."""
+    """From when the prompts of all clients are read, which those that came first wait for. None where the server was
+    not told to reject every draft and lists no rounds. Steps without a draft, which vLLM does not list, are rounds of
+    0. Raises EngineError where a draft was accepted that was to be rejected."""
     accepted = sum(sum(a.accepted) + (a.told.accepted or 0 if a.told else 0) for a in answers)
     if rejecting and accepted and arm.draft is not None:
         raise EngineError(
@@ -162,16 +174,25 @@ def _spent(answers: Sequence[Answer], arm: Arm, *, rejecting: bool) -> Spent | N
             hint="See `synthetic` in its launch file, and the engine's own documentation.",
         )
     rounds: Counter[int] = Counter()
-    for answer in answers:
+    seconds = 0.0
+    begun_s = [(a.begun_s or 0.0) + a.times.prefill_s for a in answers]
+    for answer, own_s in zip(answers, begun_s, strict=True):
         steps = answer.output_tokens - 1
         if answer.drafted or (answer.told is not None and answer.told.rounds == 0):
-            rounds.update(answer.drafted)
-            rounds[0] += max(0, steps - len(answer.drafted) - sum(answer.accepted))
+            each = (*answer.drafted, *[0] * max(0, steps - len(answer.drafted) - sum(answer.accepted)))
         elif rejecting or arm.draft is None:
-            rounds[arm.gamma or 0] += steps
+            each = (arm.gamma or 0,) * steps
         elif steps:
             return None
-    return Spent(sum(answer.times.decode_s for answer in answers), rounds)
+        else:
+            continue
+        # First tokens that come together are of one turn of the server, in which this text had a round.
+        apart_s = answer.times.decode_s / max(1, len(each)) / 2
+        later = sorted(first_s for first_s in begun_s if first_s > own_s + apart_s)
+        before = sum(1 for last, first in pairwise([own_s, *later]) if first > last + apart_s)
+        seconds += answer.times.decode_s - (later[-1] - own_s if later else 0.0)
+        rounds.update(each[before:])
+    return Spent(seconds, rounds)
 
 
 def _busy(others: float) -> Finding:

@@ -199,6 +199,7 @@ class Starting:
             concurrency=self._slots,
             threads=self._threads,
             synthetic=self._synthetic and draft is not None,
+            cached=self._config.sessions,
         )
 
     def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[ServerHandle]:

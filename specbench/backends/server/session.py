@@ -37,6 +37,7 @@ from specbench.backends.server.plausible import require_plausible
 from specbench.backends.server.provider import Provider, ServerHandle, client_of
 from specbench.backends.server.record import engine_name, note_server
 from specbench.backends.server.traffic import drive
+from specbench.backends.server.turns import BREAK, Slots, as_turns, caches, joined
 from specbench.backends.server.worker import call, stream
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
@@ -98,6 +99,8 @@ class ServerSession:
         self._warmed_with: list[WarmUp] = []  # not yet told
         self._prompts: list[Prompt] = []  # of the block
         self._looked: dict[str, State] = {}
+        # How many sequences a server has that runs already nobody says.
+        self._slots = Slots(1 if provider.launch is None else max(config.concurrency))
         self._warm: set[str] = set()
 
     def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
@@ -145,12 +148,14 @@ class ServerSession:
         """From the log-probabilities of the target alone, asked once more."""
         up = self._met(Arm("baseline"))
         assert isinstance(own, str) and isinstance(other, str)
+        both = list(zip(own.split(BREAK), other.split(BREAK), strict=True))
+        turn = next(number for number, (mine, text) in enumerate(both) if mine != text)
 
         async def ask() -> Divergence | None:
             async with self._client(up) as client:
-                body = logprobs_body(self._asking.body(up, self._ask(Job(unit, 0))))
+                body = logprobs_body(self._asking.body(up, self._asks(Job(unit, 0))[turn]))
                 try:
-                    return divergence(await client.post(up.adapter.path, body), own, other)
+                    return divergence(await client.post(up.adapter.path, body), *both[turn])
                 except (FailedError, RefusedError, ValueError):
                     return None
 
@@ -188,7 +193,7 @@ class ServerSession:
         if first:
             self._looked[label] = state = replace(call(lambda: self._look(up)), busy=state.busy)
             note_server(self._writer, label, state, engine_name(self._provider, state))
-        readings = [reading for _, reading in answers]
+        readings = [reading for _, (reading,) in answers]
         if server.draft is None or server.gamma is None:
             found = preflight.check_alone(state, up.url)
         else:
@@ -201,18 +206,20 @@ class ServerSession:
         if first:
             found += preflight.check_read(call(lambda: self._unread(up)), up.url)
         found += preflight.check_defaults(state)
-        self.noticed.cautions += [*found, *preflight.check_prefix_cache(readings, state)]
+        if not self._config.sessions:
+            found += preflight.check_prefix_cache(readings, state)
+        self.noticed.cautions += found
         self._warm.add(label)
         arm = replace(server, load=self._config.loads[0])
-        return [WarmUp(arm, _answered(job, reading, 0.0, self._config)) for job, reading in answers]
+        return [WarmUp(arm, _answered(job, found, 0.0, self._config)) for job, found in answers]
 
-    def _warmed(self, up: ServerHandle, server: Arm, count: int) -> list[tuple[Job, Completion]]:
+    def _warmed(self, up: ServerHandle, server: Arm, count: int) -> list[tuple[Job, Sequence[Completion]]]:
         """Short answers, one after the other, to the first prompt that the server takes, with room for a whole round.
         Raises EngineError where it would refuse any other as well."""
         tokens = max(WARMUP_TOKENS, (server.gamma or 0) + 4)
 
-        async def ask() -> list[tuple[Job, Completion]]:
-            found: list[tuple[Job, Completion]] = []
+        async def ask() -> list[tuple[Job, Sequence[Completion]]]:
+            found: list[tuple[Job, Sequence[Completion]]] = []
             async with self._client(up) as client:
                 for prompt in self._prompts:
                     job = Job(Unit(prompt.id, prompt.sha256, prompt.category, (Item(prompt, None),)), 0)
@@ -266,7 +273,9 @@ class ServerSession:
 
             async def fill(job: Job) -> None:
                 try:
-                    await self._asking.send(client, up, self._ask(job))
+                    with self._slots.one() as slot:
+                        for ask in self._asks(job, slot):
+                            await self._asking.send(client, up, ask)
                 except (FailedError, RefusedError):
                     await asyncio.sleep(PAUSE_S)
 
@@ -299,11 +308,11 @@ class ServerSession:
         if answer is None:
             course.clean = False
             return None
-        reading, sent_s, tries = answer
+        readings, sent_s, tries = answer
         if tries:  # its clock begins anew
             course.clean, due_s = False, sent_s
         others = meter.stop() if meter else None
-        found = _answered(job, reading, sent_s - due_s, self._config)
+        found = _answered(job, readings, sent_s - due_s, self._config)
         course.ended_s = max(course.ended_s, due_s + found.times.total_s)
         course.answered += 1
         return replace(
@@ -316,10 +325,25 @@ class ServerSession:
 
     async def _answer(
         self, client: Client, up: ServerHandle, job: Job, max_tokens: int, arm: Arm
+    ) -> tuple[Sequence[Completion], float, int] | None:
+        """The answers to the job's prompts, one after the other, when the first request was sent, and after how many
+        failures; None where one is refused or keeps failing. Raises EngineError after too many failures in a row."""
+        readings: list[Completion] = []
+        began_s, failures = 0.0, 0
+        with self._slots.one() as slot:
+            for ask in self._asks(job, slot):
+                found = await self._reading(client, up, job, replace(ask, max_tokens=max_tokens), arm)
+                if found is None:
+                    return None
+                reading, sent_s, tries = found
+                began_s = began_s if readings else sent_s
+                failures += tries
+                readings.append(reading)
+        return readings, began_s, failures
+
+    async def _reading(
+        self, client: Client, up: ServerHandle, job: Job, ask: Ask, arm: Arm
     ) -> tuple[Completion, float, int] | None:
-        """The answer, when its request was sent, and after how many failures; None where it is refused or keeps
-        failing. Raises EngineError after too many failures in a row."""
-        ask = replace(self._ask(job), max_tokens=max_tokens)
         left = TRIES
 
         async def attempt() -> tuple[Completion, float]:
@@ -332,7 +356,7 @@ class ServerSession:
                 reading = up.adapter.read(chunks)
             if reading.at_once and left:
                 raise FailedError("its tokens came at once")  # perhaps we were late
-            require_plausible(reading, max_tokens)
+            require_plausible(reading, ask.max_tokens)
             return reading, sent_s
 
         try:
@@ -342,8 +366,12 @@ class ServerSession:
             return None
         return None if found is None else (*found[0], found[1])
 
-    def _ask(self, job: Job) -> Ask:
-        return self._ask_prompt(job.unit.items[0].prompt, job.repeat)
+    def _asks(self, job: Job, slot: int | None = None) -> list[Ask]:
+        """A request for each prompt of a job: one, or the turns of a conversation."""
+        asks = [self._ask_prompt(item.prompt, job.repeat) for item in job.unit.items]
+        if not self._config.sessions:
+            return asks
+        return [replace(ask, cache=cache) for ask, cache in zip(asks, caches(len(asks), slot), strict=True)]
 
     def _ask_prompt(self, prompt: Prompt, repeat: int) -> Ask:
         digest = hashlib.sha256(f"{self._config.seed}/{prompt.id}/{repeat}".encode()).digest()
@@ -353,8 +381,9 @@ class ServerSession:
         return client_of(self._config, up.url)
 
 
-def _answered(job: Job, reading: Completion, waited_s: float, config: RunConfig) -> Answer:
+def _answered(job: Job, readings: Sequence[Completion], waited_s: float, config: RunConfig) -> Answer:
     """`waited_s` passed between when it was due and when it was sent."""
+    reading = joined(readings)
     return Answer(
         job,
         reading.text,
@@ -366,7 +395,8 @@ def _answered(job: Job, reading: Completion, waited_s: float, config: RunConfig)
         accepted=reading.accepted,
         times=Times(waited_s + reading.first_s, None, None, None, None, waited_s + reading.last_s),
         told=reading.told,
-        text=reading.text if config.keep_text else None,
+        text=reading.text.replace(BREAK, "\n\n") if config.keep_text else None,
+        turns=as_turns(readings) if config.sessions else (),
     )
 
 

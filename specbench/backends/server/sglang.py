@@ -15,7 +15,7 @@ from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
 from specbench.backends.server.answers import Event, Fields, Json, Text, Tokens, parsed
 from specbench.backends.server.counters import samples, total
 from specbench.backends.server.failures import AnswerError, as_word
-from specbench.backends.server.openai import CHAT, SOURCES, chat_body, events_of, reading, served, survivors
+from specbench.backends.server.openai import CHAT, SOURCES, chat_body, events_of, reading, salted, served, survivors
 from specbench.backends.server.scoring import Top, require_places
 from specbench.records import LARGEST, MOST_DRAFTED, Count, Counters, ServerStats
 
@@ -90,7 +90,7 @@ class SGLang:
         seed counts only where the server runs with --enable-deterministic-inference."""
         asked = ask.sampling
         said = {"top_k": asked.top_k or -1, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
-        return chat_body(ask, model) | said | {"return_spec_tokens_details": True}
+        return chat_body(ask, model) | said | salted(ask) | {"return_spec_tokens_details": True}
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
         """It lists no rounds."""

@@ -27,7 +27,17 @@ from specbench.backends.server.answers import (
 )
 from specbench.backends.server.counters import Samples, by_position, samples, total
 from specbench.backends.server.failures import AnswerError, as_word
-from specbench.backends.server.openai import CHAT, FINISHES, SOURCES, chat_body, events_of, reading, served, survivors
+from specbench.backends.server.openai import (
+    CHAT,
+    FINISHES,
+    SOURCES,
+    chat_body,
+    events_of,
+    reading,
+    salted,
+    served,
+    survivors,
+)
 from specbench.backends.server.scoring import Post, Top, require_places
 from specbench.records import LARGEST, Count, Counters, LogProb, ServerStats
 
@@ -119,7 +129,7 @@ class VLLM:
         """Says what the model's generation_config.json could otherwise decide: top_k (-1 is off), min_p, penalty."""
         asked = ask.sampling
         said = {"top_k": asked.top_k or -1, "min_p": asked.min_p, "repetition_penalty": asked.repetition_penalty}
-        return chat_body(ask, model) | said
+        return chat_body(ask, model) | said | salted(ask)
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
         """No rounds are listed at level summary: it tells how many of them accepted how much, not in which order."""
