@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
+SPECULATORS := .venv-heads
 RAY := .venv-ray
 
-.PHONY: help demo test test-all test-gemma test-gpu test-vllm test-ray lint check docs bench bench-gpu clean
+.PHONY: help demo test test-all test-gemma test-gpu test-vllm test-heads test-ray lint check docs bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make test-gemma  tests of the real cross-tokenizer pair alone (fetches the same)"
 	@echo "make test-gpu  tests of passes on a CUDA device (where there is one)"
 	@echo "make test-vllm  tests of a real vLLM server on the CPU (installs 3.4 GB; or name a Python in SPECBENCH_VLLM_PYTHON)"
+	@echo "make test-heads  tests of draft heads against speculators (installs 1.2 GB; or a Python in SPECBENCH_SPECULATORS_PYTHON)"
 	@echo "make test-ray  tests of recorded answers on workers of Ray (an environment of its own; or name a Python in SPECBENCH_RAY_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md, docs/glossary.md and configs/default.yaml anew from the code"
@@ -68,6 +70,17 @@ $(VLLM)/.installed:
 test-vllm: $(STAMP) $(if $(SPECBENCH_VLLM_PYTHON),,$(VLLM)/.installed)
 	SPECBENCH_TEST_VLLM=1 SPECBENCH_VLLM_PYTHON=$(or $(SPECBENCH_VLLM_PYTHON),$(abspath $(VLLM)/bin/python)) \
 		$(BIN)/python -m pytest tests/test_vllm.py
+
+# speculators needs an older transformers, so it gets an environment of its own.
+$(SPECULATORS)/.installed:
+	$(PYTHON) -m venv $(SPECULATORS)
+	$(SPECULATORS)/bin/python -m pip install --quiet --disable-pip-version-check speculators==0.9.0 'transformers<=5.19'
+	$(SPECULATORS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio
+	@touch $@
+
+test-heads: $(STAMP) $(if $(SPECBENCH_SPECULATORS_PYTHON),,$(SPECULATORS)/.installed)
+	SPECBENCH_SPECULATORS_PYTHON=$(or $(SPECBENCH_SPECULATORS_PYTHON),$(abspath $(SPECULATORS)/bin/python)) \
+		$(BIN)/python -m pytest tests/test_speculators.py
 
 $(RAY)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(RAY)

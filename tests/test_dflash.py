@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -37,9 +39,9 @@ NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")
 
 
 @cache
-def trained():
+def trained(window: int | None = None):
     """An assistant that learned a little of what its target writes."""
-    model = assistant(PLAIN).requires_grad_(True)
+    model = assistant(PLAIN, window=window).requires_grad_(True)
     x = torch.tensor([run(TARGET, None, [first, 7], max_new_tokens=24).tokens for first in range(VOCAB)])
     with torch.no_grad():
         states = PLAIN(x, output_hidden_states=True).hidden_states
@@ -60,8 +62,8 @@ def trained():
 
 
 @cache
-def head_of(layout: str = "transformers"):
-    folder = save_dflash(Path(mkdtemp()), trained(), layout)
+def head_of(layout: str = "transformers", window: int | None = None):
+    folder = save_dflash(Path(mkdtemp()), trained(window), layout)
     return load_head(find_head(str(folder)), loaded(TARGET))
 
 
@@ -87,9 +89,14 @@ def scored(head, text, *, depths=BLOCK - 1, sampling=GREEDY, prompt=PROMPT):
     return Positions("p", None, "d", 0, len(text), **{name: getattr(found, name) for name in NUMBERS})
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, *full([7, 2], [11, 3, 3, 8, 20, 1, 6])])
-def test_rounds_are_those_of_transformers(prompt):
-    model, passes = trained(), []
+WINDOW = 6  # the block, and little of the text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "window"), [(PROMPT, None), (PROMPT, WINDOW), *full(([7, 2], None), ([11, 3, 3, 8, 20, 1, 6], WINDOW))]
+)
+def test_rounds_are_those_of_transformers(prompt, window):
+    model, passes = trained(window), []
     hook = PLAIN.model.register_forward_hook(lambda *_, **__: passes.append(1))
     theirs = PLAIN.generate(
         torch.tensor([prompt]),
@@ -101,20 +108,25 @@ def test_rounds_are_those_of_transformers(prompt):
         pad_token_id=0,
     )
     hook.remove()
-    reader, drafter = drafter_for(head_of())
+    reader, drafter = drafter_for(head_of(window=window))
     ours = run(reader, drafter, prompt, gamma=BLOCK - 1, max_new_tokens=48)
     assert theirs[0, len(prompt) :].tolist() == ours.tokens
     assert len(passes) == len(ours.rounds) + 1  # one reads the prompt
     assert 0 < sum(r.accepted for r in ours.rounds) < sum(r.drafted for r in ours.rounds)
 
 
-@pytest.mark.parametrize("gamma", [1, 2, BLOCK - 1])
-def test_text_is_kept_and_replay_is_the_loop(gamma):
-    reader, drafter = drafter_for(head_of())
+@pytest.mark.parametrize(
+    ("gamma", "layout", "window"),
+    [(1, "transformers", None), (2, "transformers", None), (BLOCK - 1, "transformers", None)]
+    + [(BLOCK - 1, layout, WINDOW) for layout in ("transformers", "speculators")],
+)
+def test_text_is_kept_and_replay_is_the_loop(gamma, layout, window):
+    head = head_of(layout, window)
+    reader, drafter = drafter_for(head)
     live = run(reader, drafter, PROMPT, gamma=gamma, max_new_tokens=48)
     text = run(TARGET, None, PROMPT, max_new_tokens=48).tokens
     assert live.tokens == text
-    counts, found = count(live.rounds, gamma), replay([scored(head_of(), text)], gamma)
+    counts, found = count(live.rounds, gamma), replay([scored(head, text)], gamma)
     assert found.rounds.tolist() == [counts.rounds]
     assert found.survived[0].tolist() == list(counts.survived)
 
@@ -166,8 +178,30 @@ def test_the_doctor_asks_no_more_than_a_block_of_a_round(tmp_path):
     assert max(one.drafted for live, _ in bed.with_draft(bed.drafts[0]) for one in live.rounds) == 2
 
 
+@pytest.mark.parametrize("layout", ["transformers", "speculators"])
+@pytest.mark.parametrize("two_way", [False, True])
+def test_what_a_window_hides(layout, two_way):
+    """Block of 5 after 8 kept states and 2 new ones, against the words of either layout, place by place."""
+    head = head_of(layout, WINDOW)
+    kept, new, changed = 8, 2, copy.copy(head)
+    changed.options = replace(head.options, two_way=two_way)
+    length = kept + new + BLOCK
+    at = torch.arange(kept, length)[None]
+    seen = changed.seen(torch.ones(1, 1, BLOCK, length, dtype=torch.bool), at, WINDOW)[0, 0]
+    anchor = kept + new
+    for row, own in enumerate(range(anchor, length)):
+        for key in range(length):
+            sees = abs(own - key) <= WINDOW
+            if layout == "speculators":
+                sees = (two_way or key <= own) if key >= anchor else key >= anchor - WINDOW
+            assert bool(seen[row, key]) == sees, (own, key)
+
+
 CASES = {
-    "a window": ({"layer_types": ["sliding_attention"] * 2}, "has sliding_attention"),
+    "no size": (
+        {"layer_types": ["sliding_attention"] * 2, "sliding_window": None},
+        "has sliding_attention",
+    ),
     "no mask": ({"mask_token_id": None}, "does not say which token masks a draft"),
     "no block": ({"block_size": 1}, "has a block of 1 tokens"),
 }

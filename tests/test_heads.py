@@ -214,7 +214,6 @@ GEMMA = dict.fromkeys(("speculators_model_type", "draft_vocab_size")) | {
 
 UNKNOWN = {
     "dflash 2": ({"speculators_model_type": "dflash2"}, "of kind DFlash 2"),
-    "mtp": ({"speculators_model_type": "mtp"}, "with --draft mtp"),
     "gemma": (GEMMA, "of kind Gemma 4 assistant"),
     "new": ({"speculators_model_type": "frobnicate"}, "frobnicate"),
     "layers": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import full
 from tiny import GREEDY, run
-from tiny_mtp import VOCAB, configured, save_own, without
+from tiny_mtp import VOCAB, configured, save_own, save_written, without
 from transformers import AutoModelForCausalLM
 
 from specbench.acceptance.metrics import count
@@ -18,22 +19,27 @@ from specbench.acceptance.positions import Positions
 from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score_head
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.headreader import HeadReader, ManyHeadReader
+from specbench.backends.local.drafts import load_head, reader_of
+from specbench.backends.local.headreader import ManyHeadReader
 from specbench.backends.local.mtp import load_mtp
 from specbench.backends.local.ragged import RaggedModel
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
+from specbench.models.heads import find_head, require_fit
 from specbench.records import Sampling
 
 PROMPT = [3, 1, 4, 1, 5]
 KINDS = ["deepseek_v3", *full("glm4_moe"), "qwen3_next", *full("qwen3_5_text")]
+ROWS = ["deepseek_v3*3", *full("glm4_moe*2")]
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")
 
 
 @cache
 def target_of(kind: str, noise: float = 0.2) -> LoadedModel:
-    folder = save_own(Path(mkdtemp()), kind, noise)
+    """`kind` is a type of model, with the number of its layers where these are several: deepseek_v3*3."""
+    kind, _, count = kind.partition("*")
+    folder = save_own(Path(mkdtemp()), kind, noise, count=int(count or 1))
     model = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
     return LoadedModel(str(folder), model, None, "content:1", 0, 0, 512)
 
@@ -46,12 +52,17 @@ def head_of(kind: str):
 def drafter_for(kind: str, *, sampling=GREEDY, cutoff=0.0):
     head = head_of(kind)
     reader = CachedModel(target_of(kind).model, 512).keeping(head.reads)
-    memory = HeadReader(head, 512)
+    memory = reader_of(head, 512)
     return reader, HeadDrafter(memory, reader.states.read, vocab_size=VOCAB, sampling=sampling, eos=(), cutoff=cutoff)
 
 
 def alone(kind: str, prompt=PROMPT, n=48):
     return run(CachedModel(target_of(kind).model, 512), None, prompt, max_new_tokens=n).tokens
+
+
+@pytest.mark.parametrize(("kind", "gamma"), [*((k, g) for k in ROWS[:1] for g in (2, 3)), *full(("glm4_moe*3", 3))])
+def test_text_of_several_layers_is_the_targets_own(kind, gamma):
+    test_text_is_the_targets_own_and_some_drafts_are_kept(kind, gamma)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,23 +75,33 @@ def test_text_is_the_targets_own_and_some_drafts_are_kept(kind, gamma):
     assert 0 < accepted < drafted
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", *full("glm4_moe")])
-@pytest.mark.parametrize("prompt", [PROMPT, [7, 2], [11, 3, 3, 8, 20, 1, 6]])
+LONGER = [11, 3, 3, 8, 20, 1, 6]
+
+
+# A prompt shorter than the layers are many is too short for transformers.
+@pytest.mark.parametrize(
+    ("kind", "prompt"),
+    [
+        *(("deepseek_v3", PROMPT), ("deepseek_v3", [7, 2]), ("deepseek_v3*3", LONGER)),
+        *full(("deepseek_v3", LONGER), ("glm4_moe", PROMPT), ("glm4_moe", [7, 2]), ("deepseek_v3*3", PROMPT)),
+        *full(("deepseek_v3*2", PROMPT), ("glm4_moe*3", PROMPT), ("glm4_moe*3", LONGER)),
+    ],
+)
 def test_rounds_are_those_of_transformers(kind, prompt):
-    """`generate(use_mtp=True)` drafts one token in every round: as many passes of the target, over as many tokens."""
-    model, passes = target_of(kind).model, []
+    """`generate(use_mtp=True)` drafts one token a layer in every round: as many passes of the target."""
+    model, passes, layers = target_of(kind).model, [], int(kind.partition("*")[2] or 1)
     # By itself it looks for the layer after the 61st of DeepSeek-V3, or the 46th and 92nd of GLM-4.5.
-    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.2\."]
+    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.[234]\."]
     hook = model.model.register_forward_hook(lambda *_, **__: passes.append(1))
     theirs = model.generate(
         torch.tensor([prompt]), use_mtp=True, do_sample=False, max_new_tokens=48, eos_token_id=None, pad_token_id=0
     )
     hook.remove()
     reader, drafter = drafter_for(kind)
-    ours = run(reader, drafter, prompt, gamma=1, max_new_tokens=48)
+    ours = run(reader, drafter, prompt, gamma=layers, max_new_tokens=48)
     assert theirs[0, len(prompt) :].tolist() == ours.tokens
     assert len(passes) == len(ours.rounds) + 1  # one reads the prompt
-    assert 0 < sum(r.accepted for r in ours.rounds) < len(ours.rounds)
+    assert 0 < sum(r.accepted for r in ours.rounds) < sum(r.drafted for r in ours.rounds)
 
 
 def naive(kind: str, x: list[int], drafts: list[int]) -> torch.Tensor:
@@ -88,14 +109,18 @@ def naive(kind: str, x: list[int], drafts: list[int]) -> torch.Tensor:
     head, model = head_of(kind), target_of(kind).model
     given = model(torch.tensor([x[:-1]]), output_hidden_states=True).hidden_states[-1]
     ids = x[1:]
-    for draft in [*drafts, None]:
+    for layer, draft in enumerate([*drafts, None]):
+        if head.count > 1:  # each layer over all places, beside the tokens one further on
+            own = head.run(torch.tensor([ids]), given, torch.arange(len(ids))[None], None, None, layer)
+            ids, given = [*ids[1:], draft], own
+            continue
         own = head.run(torch.tensor([ids]), given, torch.arange(len(ids))[None], None, None)
         if draft is not None:
             ids, given = [*ids, draft], torch.cat((given, own[:, -1:]), 1)
     return head.logits(own[0, -1:])[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ROWS])
 def test_logits_are_those_of_one_pass_over_transformers_states(kind):
     reader, drafter = drafter_for(kind)
     text = alone(kind, n=12)
@@ -104,26 +129,33 @@ def test_logits_are_those_of_one_pass_over_transformers_states(kind):
     drafter.begin(PROMPT)
     x = [*PROMPT, text[0]]
     for accepted in (0, 2, 1, 0):  # rounds that keep none, some and all of what they draft
-        drafts = drafter.propose(x, 3, torch.Generator()).numbers
-        assert drafts == [int(naive(kind, x, drafts[:depth]).argmax()) for depth in range(3)]
+        drafts = drafter.propose(x, head_of(kind).head.most or 3, torch.Generator()).numbers
+        assert drafts == [int(naive(kind, x, drafts[:depth]).argmax()) for depth in range(len(drafts))]
         new = text[len(x) - len(PROMPT) :][: accepted + 1]
-        reader.forward([x[-1], *drafts], keep=4)
+        reader.forward([x[-1], *drafts], keep=1)
         reader.rewind(len(x))
         if new[:-1]:
             reader.forward(new[:-1], keep=1)
         x += new
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *ROWS])
 def test_replay_is_the_loop(kind):
     text = alone(kind)
     head = head_of(kind)
     reader = CachedModel(target_of(kind).model, 512).keeping(head.reads)
     found = score_head(
-        reader, reader.states.read, HeadReader(head, 512), PROMPT, text, depths=5, sampling=GREEDY, eos=()
+        reader,
+        reader.states.read,
+        reader_of(head, 512),
+        PROMPT,
+        text,
+        depths=head.head.most or 5,
+        sampling=GREEDY,
+        eos=(),
     )
     scored = Positions("p", None, "d", 0, 48, **{name: getattr(found, name) for name in NUMBERS})
-    for gamma in (1, 2, 5):
+    for gamma in (1, 2, min(5, head.head.most or 5)):
         reader, drafter = drafter_for(kind)
         live = run(reader, drafter, PROMPT, gamma=gamma, max_new_tokens=48)
         counts, ours = count(live.rounds, gamma), replay([scored], gamma)
@@ -143,7 +175,7 @@ def test_sampled_replay_is_within_error():
         rounds += len(out.rounds)
         reader = CachedModel(target_of("deepseek_v3").model, 512).keeping(head.reads)
         found = score_head(
-            reader, reader.states.read, HeadReader(head, 512), PROMPT, out.tokens, depths=2, sampling=sampling, eos=()
+            reader, reader.states.read, reader_of(head, 512), PROMPT, out.tokens, depths=2, sampling=sampling, eos=()
         )
         scored = Positions("p", None, "d", 0, 32, **{name: getattr(found, name) for name in NUMBERS})
         expected += float(replay([scored], 2).accepted.sum())
@@ -181,10 +213,46 @@ def test_its_target_is_left_as_it_was():
     assert target.model.config.to_dict() == before
 
 
+def scores_of(head, target, text):
+    reader = CachedModel(target.model, 512).keeping(head.reads)
+    return score_head(reader, reader.states.read, reader_of(head, 512), PROMPT, text, depths=3, sampling=GREEDY, eos=())
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", *full("qwen3_5_text")])
+def test_a_layer_that_speculators_wrote_is_the_targets_own(tmp_path, kind):
+    target, text = target_of(kind), alone(kind, n=24)
+    head = find_head(str(save_written(tmp_path / "head", Path(target.name))))
+    assert (head.kind, head.most) == ("mtp", None)
+    written, own = (scores_of(one, target, text) for one in (load_head(head, target), head_of(kind)))
+    assert 0 < written.accept[:, 0].mean() < 1
+    assert (written.accept == own.accept).all()
+    assert written.log_q == pytest.approx(own.log_q, abs=1e-5)
+
+
+WRONG = {
+    "another size": ("qwen3_next", {"num_hidden_layers": 9}, "was made for 9 layers of qwen3_next, and"),
+    "two": ("qwen3_next", {}, "has 2 multi-token-prediction layers, not one"),
+    "layers of Llama": ("qwen3_next", {"model_type": "llama"}, "is made of 'llama' layers"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_written_layer_of_another_target_is_refused(tmp_path, case):
+    kind, changes, words = WRONG[case]
+    target = target_of(kind)
+    layer = json.loads((Path(target.name) / "config.json").read_text()) | changes
+    layer |= {"layer_types": ["full_attention"] * layer["num_hidden_layers"]}
+    more = {"num_nextn_predict_layers": 2} if case == "two" else {"transformer_layer_config": layer}
+    folder = save_written(tmp_path / "head", Path(target.name), **more)
+    with pytest.raises(ModelError) as error:
+        require_fit(find_head(str(folder)), "tiny", target.model.config)
+    assert words in error.value.line()
+
+
 REFUSED = {
     "no such layers": ("llama", {}, (), "has no multi-token-prediction layers that are known here"),
     "none by its config": ("deepseek_v3", {"num_nextn_predict_layers": 0}, (), "has no multi-token-prediction layer"),
-    "three": ("deepseek_v3", {"num_nextn_predict_layers": 3}, (), "3 multi-token-prediction layers, not one"),
+    "three": ("qwen3_next", {"num_nextn_predict_layers": 3}, (), "3 multi-token-prediction layers, not one"),
     "none by its weights": ("qwen3_next", {}, ("mtp.",), "holds no weights of multi-token-prediction layers"),
     "a part": ("deepseek_v3", {}, ("model.layers.2.self_attn.o_proj",), "is missing"),
 }

@@ -14,7 +14,9 @@ from transformers import LlamaForCausalLM, MuseGlimmerAssistantConfig, MuseGlimm
 BLOCK, MASK = 5, 2
 
 
-def assistant(target: LlamaForCausalLM, seed: int = 0, noise: float = 0.4, layers: int = 2) -> Any:
+def assistant(
+    target: LlamaForCausalLM, seed: int = 0, noise: float = 0.4, layers: int = 2, window: int | None = None
+) -> Any:
     """transformers' own assistant, whose first layer finds the last token and whose drafts beyond the first come from
     where they stand: right at times."""
     torch.manual_seed(seed)
@@ -28,7 +30,8 @@ def assistant(target: LlamaForCausalLM, seed: int = 0, noise: float = 0.4, layer
         max_position_embeddings=512,
         rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        layer_types=["full_attention"] * layers,
+        layer_types=["full_attention"] * layers if window is None else ["sliding_attention", "full_attention"][:layers],
+        sliding_window=window or 2048,
         block_size=BLOCK,
         mask_token_id=MASK,
         target_layer_ids=[layer - 1 for layer in READS],
@@ -45,7 +48,7 @@ def save_dflash(folder: Path, model: Any, layout: str = "transformers", **change
     folder.mkdir(parents=True, exist_ok=True)
     config, tensors = model.config.to_dict(), dict(model.state_dict())
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    keys += ("head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "layer_types")
+    keys += ("head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "layer_types", "sliding_window")
     layer = {key: config[key] for key in keys} | {"model_type": "qwen3", "vocab_size": VOCAB}
     if layout != "transformers":
         names = {"encoder.fc.": "fc.", "encoder.output_norm_enc.": "hidden_norm."}

@@ -82,9 +82,9 @@ _SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_own(folder: Path, kind: str, noise: float = 0.2, seed: int = 2) -> Path:
-    """A target whose next token hardly depends on more than its last, and whose layer drafts what follows from the
-    token that it reads, but for `noise` on its way there."""
+def save_own(folder: Path, kind: str, noise: float = 0.2, seed: int = 2, count: int = 1) -> Path:
+    """A target whose next token hardly depends on more than its last, and whose `count` layers each draft what follows
+    from the token that it reads, but for `noise` on its way there."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, num_hidden_layers=2, **(_COMMON | _SHAPES[kind]))
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -114,16 +114,21 @@ def save_own(folder: Path, kind: str, noise: float = 0.2, seed: int = 2) -> Path
         extra |= {"mtp.fc.weight": join, "mtp.pre_fc_norm_embedding.weight": norms["enorm"]}
         extra |= {"mtp.pre_fc_norm_hidden.weight": norms["hnorm"], "mtp.norm.weight": norms["norm"]}
     else:
-        extra = {f"model.layers.2.{name}": weight for name, weight in layer.items()}
-        extra |= {"model.layers.2.eh_proj.weight": join, "model.layers.2.enorm.weight": norms["enorm"]}
-        extra |= {"model.layers.2.hnorm.weight": norms["hnorm"]}
-        extra |= {"model.layers.2.shared_head.norm.weight": norms["norm"]}
-        extra |= {"model.layers.2.shared_head.head.weight": tensors["lm_head.weight"].clone()}
+        extra = {}
+        for at in range(2, 2 + count):
+            extra |= {f"model.layers.{at}.{name}": weight for name, weight in layer.items()}
+            extra |= {f"model.layers.{at}.eh_proj.weight": join, f"model.layers.{at}.enorm.weight": norms["enorm"]}
+            extra |= {f"model.layers.{at}.hnorm.weight": norms["hnorm"]}
+            extra |= {f"model.layers.{at}.shared_head.norm.weight": norms["norm"]}
+            extra |= {f"model.layers.{at}.shared_head.head.weight": tensors["lm_head.weight"].clone()}
+            layer = {name: weight.clone() + 0.3 * noise * torch.randn_like(weight) for name, weight in layer.items()}
+            join = join + 0.2 * noise * torch.randn_like(join)
     out = folder / "target"
     out.mkdir()
-    (out / "config.json").write_text((folder / "whole" / "config.json").read_text())
-    save_file({name: weight.contiguous() for name, weight in (tensors | extra).items()}, out / "model.safetensors",
-              metadata={"format": "pt"})  # fmt: skip
+    config = json.loads((folder / "whole" / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | ({"num_nextn_predict_layers": count} if count > 1 else {})))
+    every = {name: weight.clone().contiguous() for name, weight in (tensors | extra).items()}
+    save_file(every, out / "model.safetensors", metadata={"format": "pt"})
     return out
 
 
@@ -138,3 +143,41 @@ def configured(folder: Path, **changes: Any) -> None:
     """Change a checkpoint's config.json."""
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def save_written(folder: Path, own: Path, **changes: Any) -> Path:
+    """The layer `mtp.*` of a target's folder as `speculators` writes it, in a checkpoint of its own."""
+    folder.mkdir()
+    config = json.loads((own / "config.json").read_text())
+    written = {
+        "architectures": ["MTPDraftModel"],
+        "speculators_model_type": "mtp",
+        "num_nextn_predict_layers": 1,
+        "transformer_layer_config": config,
+        "speculators_config": {
+            "algorithm": "mtp",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 1}],
+            "default_proposal_method": "greedy",
+            "verifier": {"name_or_path": str(own), "architectures": config["architectures"]},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(written | changes))
+    names = {"fc.": "input_proj.", "norm.": "final_layernorm.", "pre_fc_norm_hidden.": "hidden_layernorm."}
+    names |= {"pre_fc_norm_embedding.": "token_layernorm.", "layers.0.": ""}
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(own / "model.safetensors").items():
+        part = name.removeprefix("mtp.")
+        if part != name:
+            old = next(old for old in names if part.startswith(old))
+            found["mtp_layers.0." + names[old] + part.removeprefix(old)] = weight
+    experts = "mtp_layers.0.mlp.experts."
+    if f"{experts}0.gate_proj.weight" in found:  # one tensor for all of them, as transformers' modules have it
+        each = {
+            part: [found.pop(f"{experts}{number}.{part}_proj.weight") for number in range(config["num_experts"])]
+            for part in ("gate", "up", "down")
+        }
+        pairs = zip(each["gate"], each["up"], strict=True)
+        found[f"{experts}gate_up_proj"] = torch.stack([torch.cat(pair) for pair in pairs])
+        found[f"{experts}down_proj"] = torch.stack(each["down"])
+    save_file({name: weight.contiguous() for name, weight in found.items()}, folder / "model.safetensors")
+    return folder

@@ -18,22 +18,19 @@ from specbench.drafters.step import Drafted, DraftOptions, DraftRule
 StatesOf = Callable[[int, int], Tensor]
 
 
+# From the token that was drafted last, of no meaning for the first, to the logits [1, V] of the next draft.
+Step = Callable[[Sequence[int] | Tensor], Tensor]
+
+
 class Head(Protocol):
     """A draft head with a rewindable memory of pairs: a token, and the state of the token before it."""
-
-    @property
-    def at_once(self) -> bool:
-        """Whether it drafts by `block`, else by `read` and `step`."""
-
-    def block(self, ids: Sequence[int], states: Tensor, k: int) -> Tensor:
-        """Read tokens as `read` does, and draft k in the same pass: logits [k, V]."""
 
     def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
         """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V] after the
         last `keep`."""
 
-    def step(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Read one token that was drafted, beside the head's own state; logits [1, V] after it."""
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+        """Read tokens as `read` does, and draft up to k after them: what gives one after the other."""
 
     def rewind(self, pairs: int) -> None:
         """Forget all but the first `pairs` pairs."""
@@ -69,8 +66,7 @@ class ManyHead(Protocol):
 
 class HeadDrafter:
     """Drafts token by token, or all tokens at once. When a round begins it forgets the pairs of the last round's
-    drafts, which held its own states or masks, and reads what was emitted beside the target's. `cutoff` and `chained`
-    as in ModelDrafter."""
+    drafts, which held its own states or masks, and reads what was emitted beside the target's."""
 
     def __init__(self, head: Head, states: StatesOf, **options: Unpack[DraftOptions]) -> None:
         self._head, self._states, self._rule = head, states, DraftRule(**options)
@@ -90,7 +86,7 @@ class HeadDrafter:
         self._head.rewind(begin)
         self._read = end
         draft = Drafted(x, self._penalty)
-        step = self._steps(x[begin + 1 :], self._states(begin, end), k)
+        step = self._head.drafts(x[begin + 1 :], self._states(begin, end), k)
         if self._rule.chained:
             tokens, q = self._rule.chain(step, [], k, [draft], [generator])
             return Proposal(tokens[0], None if q is None else q[0])
@@ -98,19 +94,6 @@ class HeadDrafter:
             if not self._rule.extend([draft], step(draft.tokens[-1:]), [generator])[0]:
                 break
         return draft.proposal()
-
-    def _steps(self, new: Sequence[int], states: Tensor, k: int) -> Callable[[Sequence[int] | Tensor], Tensor]:
-        """What gives the logits [1, V] of one draft after the other, of what the one before drafted."""
-        if self._head.at_once:
-            at_once = iter(self._head.block(new, states, k)[:, None])
-            return lambda _: next(at_once)
-        emitted = iter([new])  # the first step reads what was emitted
-
-        def step(ids: Sequence[int] | Tensor) -> Tensor:
-            first = next(emitted, None)
-            return self._head.step(ids) if first is None else self._head.read(first, states)
-
-        return step
 
 
 class ManyHeadDrafter:

@@ -2,12 +2,13 @@
 
 Known are EAGLE-3 (Li et al. 2025, arXiv 2503.01840), as the `speculators` library writes it, and as its authors and
 those who train like them do: a flat configuration with `draft_vocab_size`; P-EAGLE in the same two forms, an EAGLE-3
-head with a mask token, which drafts all tokens of a round in one pass; and DFlash as `speculators`, its authors and
-transformers write it. Other heads are refused by name.
+head with a mask token, which drafts all tokens of a round in one pass; DFlash as `speculators`, its authors and
+transformers write it; and MTP layers that `speculators` wrote. Other heads are refused by name.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from specbench.text import shown
 OTHERS = {
     "eagle": "EAGLE-1",
     "dflash2": "DFlash 2",
-    "mtp": "MTP in a checkpoint of its own",
     "dspark": "DSpark",
     "xpress": "Xpress",
     "medusa": "Medusa",
@@ -28,8 +28,9 @@ OTHERS = {
     "gemma4_unified_assistant": "Gemma 4 assistant, which reads its target's keys and values",
 }
 
-# Decoder layers of transformers that such heads are made of.
+# Decoder layers of transformers that such heads are made of, and those of MTP checkpoints of `speculators`.
 _LAYERS = ("llama", "qwen3")
+_OWN_LAYERS = ("qwen3", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 
 # Frequencies that do not depend on how long the text is.
 _STEADY_ROPES = ("default", "linear", "llama3", "yarn")
@@ -49,7 +50,6 @@ _OF_LAYERS = (
     "rms_norm_eps",
     "rope_parameters",
     "max_position_embeddings",
-    "layer_types",
     "hidden_act",
 )
 
@@ -107,10 +107,16 @@ class EagleHead(Head):
 
 @dataclass(frozen=True, slots=True)
 class BlockHead(Head):
-    """DFlash: one pass over the last token and `block_size` - 1 times `mask_token` drafts as many tokens."""
+    """DFlash: one pass over the last token and `block_size` - 1 times `mask_token` drafts as many tokens. `windows` are
+    how far each of its layers sees, None for everything: from every token either way, in transformers' layout; in that
+    of `speculators` (`anchored`) back from the block's first token, and in the block only what is before it, unless
+    such layers are `two_way`."""
 
     block_size: int
     mask_token: int
+    windows: tuple[int | None, ...]
+    anchored: bool
+    two_way: bool
 
     @property
     def most(self) -> int | None:
@@ -119,9 +125,15 @@ class BlockHead(Head):
 
 @dataclass(frozen=True, slots=True)
 class OwnHead(Head):
-    """The multi-token-prediction layer of a target with so many `layers` of its own."""
+    """`count` multi-token-prediction layers of a target with so many `layers` of its own, from its checkpoint or from
+    one of theirs. Of several each drafts one token of a round; one drafts on from its own output."""
 
     layers: int
+    count: int
+
+    @property
+    def most(self) -> int | None:
+        return None if self.count == 1 else self.count
 
 
 def kind_in(config: dict[str, Any]) -> str | None:
@@ -139,7 +151,7 @@ def kind_in(config: dict[str, Any]) -> str | None:
     ):
         named_peagle = any("peagle" in one for one in classes)
         return "peagle" if named_peagle or any(config.get(key) is not None for key in _MASK_KEYS) else "eagle3"
-    return kind if kind in OTHERS and kind not in ("mtp", "dflash2") else None
+    return kind if kind in OTHERS and kind != "dflash2" else None
 
 
 def require_known(name: str, kind: str) -> None:
@@ -147,9 +159,8 @@ def require_known(name: str, kind: str) -> None:
     if kind in HEADS and kind not in OTHERS:
         return
     *most, last = HEADS.values()
-    hint = "Name the target's own layers with --draft mtp." if kind == "mtp" else _HINT
     raise ModelError(f"{name} is a draft head of kind {OTHERS.get(kind, shown(kind))}, and only {', '.join(most)} and "
-                     f"{last} are known here", hint=hint)  # fmt: skip
+                     f"{last} are known here", hint=_HINT)  # fmt: skip
 
 
 def read_head(config: dict[str, Any], kind: str, *, name: str, location: Path, hub: bool, revision: str | None) -> Head:
@@ -173,6 +184,8 @@ def read_head(config: dict[str, Any], kind: str, *, name: str, location: Path, h
     }
     if kind == "dflash":
         return _block_head(config, layer, found)
+    if kind == "mtp":
+        return _own_head(config, layer, found)
     return _eagle_head(config, layer, found)
 
 
@@ -228,17 +241,45 @@ def _block_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, 
     if block < 2 or not ids:
         what = f"a block of {block} tokens" if ids else "no layers to read (target_layer_ids)"
         raise ModelError(f"{name} has {what}", hint="Check its config.json.")
-    if layer.get("model_type") == _ASSISTANT:
-        windows = ["sliding_attention"] * int(layer["num_hidden_layers"])  # where it does not say
-        layer = {"layer_types": windows, **{key: layer[key] for key in _OF_LAYERS if key in layer}}
-        layer["model_type"] = "qwen3"
+    theirs, anchored = layer.get("model_type") == _ASSISTANT, "speculators_model_type" in config
+    kinds, window = layer.pop("layer_types", None) or [], layer.pop("sliding_window", None)
+    if theirs:
+        kinds = kinds or ["sliding_attention"] * int(layer["num_hidden_layers"])
+        layer = {key: layer[key] for key in _OF_LAYERS if key in layer} | {"model_type": "qwen3"}
+    slides = [kind == "sliding_attention" for kind in kinds]
+    if any(slides) and not (isinstance(window, int) and (theirs or anchored)):
+        raise ModelError(f"{name} has sliding_attention, and does not say what its windows are", hint=_HINT)
+    made = _layer_config(name, layer)
     return BlockHead(
         **found,
-        layer=_layer_config(name, layer),
+        layer=made,
+        windows=tuple(window if slide else None for slide in slides) or (None,) * int(made.num_hidden_layers),
+        anchored=anchored,
+        two_way=config.get("sliding_window_non_causal") is True,
         layer_ids=tuple(map(int, ids)),
         block_size=block,
         mask_token=_mask_token(found, said("mask_token_id")),
     )
+
+
+def _own_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, Any]) -> Head:
+    if (count := int(config.get("num_nextn_predict_layers", 1))) != 1:
+        raise ModelError(f"{found['name']} has {count} multi-token-prediction layers, not one", hint=_HINT)
+    text = _layer_config(found["name"], layer, _OWN_LAYERS)
+    layers = int(text.num_hidden_layers)
+    return OwnHead(**found, layer=of_own_layers(text, 1), layer_ids=(layers,), layers=layers, count=1)
+
+
+def of_own_layers(text: Any, count: int) -> Any:
+    """The configuration of so many multi-token-prediction layers of a target of this one: of full attention, and over
+    experts where it has any."""
+    layer = copy.deepcopy(text)
+    layer.num_hidden_layers = count
+    if getattr(layer, "first_k_dense_replace", None) is not None:
+        layer.first_k_dense_replace = 0
+    if getattr(layer, "layer_types", None) is not None:
+        layer.layer_types = ["full_attention"] * count
+    return layer
 
 
 def _mask_token(found: dict[str, Any], token: Any) -> int:
@@ -255,16 +296,18 @@ def _mask_token(found: dict[str, Any], token: Any) -> int:
     return int(token)
 
 
-def _layer_config(name: str, values: dict[str, Any]) -> Any:
-    """The configuration of the head's decoder layers; ModelError where they are of a kind that is not known."""
+def _layer_config(name: str, values: dict[str, Any], known: tuple[str, ...] = _LAYERS) -> Any:
+    """The configuration of the head's decoder layers; ModelError where they are of a kind that is not `known`."""
     from transformers import AutoConfig
 
     kind = values.pop("model_type", "llama")
-    if kind not in _LAYERS:
-        raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {' or '.join(_LAYERS)} layers are "
+    if kind not in known:
+        raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {', '.join(known)} layers are "
                          "known here", hint=_HINT)  # fmt: skip
     values.pop("architectures", None)
     layer = AutoConfig.for_model(kind, **values)
+    if known is _OWN_LAYERS:  # what stands before the last is the target's
+        return layer
     windows = [one for one in getattr(layer, "layer_types", None) or [] if one != "full_attention"]
     rope = str((getattr(layer, "rope_parameters", None) or {}).get("rope_type", "default"))
     if windows or rope not in _STEADY_ROPES:

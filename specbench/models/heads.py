@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import struct
 from collections.abc import Collection
@@ -15,7 +14,7 @@ from specbench.models.convert import quiet_transformers
 from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX, packaged_head
 from specbench.models.failures import explain
-from specbench.models.headconfig import OTHERS, Head, OwnHead, kind_in, read_head, require_known
+from specbench.models.headconfig import OTHERS, Head, OwnHead, kind_in, of_own_layers, read_head, require_known
 from specbench.models.hub import described, look_up
 
 # The type of a text in a GGUF file.
@@ -82,14 +81,17 @@ def require_fit(head: Head, target: str, config: Any) -> None:
     theirs = tuple(getattr(config, "architectures", None) or ())
     layers, hidden, vocabulary = (int(getattr(text, key)) for key in ("num_hidden_layers", "hidden_size", "vocab_size"))
     ids = head.reads(layers)
-    # DFlash may read what the last layer gives, after the target's norm.
-    last = layers if head.kind == "dflash" else layers - 1
+    # DFlash may read what the last layer gives, after the target's norm; MTP layers do.
+    last = layers if head.kind in ("dflash", "mtp") else layers - 1
     wrong = [layer for layer in ids if not 0 <= layer <= last]
     if head.architectures and theirs and not set(head.architectures) & set(theirs):
         trained = f"{head.verifier or 'a target'} ({', '.join(head.architectures)})"
         what = f"was trained for {trained}, and {target} is {', '.join(theirs)}"
     elif head.target_hidden != hidden:
         what = f"reads states of width {head.target_hidden}, and those of {target} are {hidden} wide"
+    elif isinstance(head, OwnHead) and (head.layer.model_type, head.layers) != (text.model_type, layers):
+        trained = f"{head.layers} layers of {head.layer.model_type}"
+        what = f"was made for {trained}, and {target} has {layers} of {text.model_type}"
     elif head.vocab_size is not None and head.vocab_size != vocabulary:
         what = f"drafts for a vocabulary of {head.vocab_size:,} tokens, and {target} has {vocabulary:,}"
     elif wrong:
@@ -119,23 +121,18 @@ def require_own(target: str, config: Any, revision: str | None = None) -> OwnHea
             f"{target} ({kind}) has no multi-token-prediction layers that are known here",
             hint=f"Known are those of {', '.join(_OWN)}; for others use a draft head or a draft model.",
         )
-    count = getattr(text, _OWN[kind], 1)
-    if count != 1:
+    count, layers = int(getattr(text, _OWN[kind], 1) or 0), int(text.num_hidden_layers)
+    # In a row are only those that transformers runs so: one layer of Qwen's kind is all that was ever published.
+    if count < 1 or (count > 1 and _OWN[kind] != "num_mtp_layers"):
         what = "no multi-token-prediction layer" if not count else f"{count} multi-token-prediction layers, not one"
         raise ModelError(f"{target} has {what}", hint="Use another draft.")
-    layers, layer = int(text.num_hidden_layers), copy.deepcopy(text)
-    layer.num_hidden_layers = 1
-    if getattr(layer, "first_k_dense_replace", None) is not None:
-        layer.first_k_dense_replace = 0  # the layer is one of experts
-    if getattr(layer, "layer_types", None) is not None:
-        layer.layer_types = ["full_attention"]
     return OwnHead(
         name="mtp",
         location=Path(),
         hub=False,
         revision=revision,
         kind="mtp",
-        layer=layer,
+        layer=of_own_layers(text, count),
         target_hidden=int(text.hidden_size),
         vocab_size=int(text.vocab_size),
         draft_vocab=int(text.vocab_size),
@@ -143,6 +140,7 @@ def require_own(target: str, config: Any, revision: str | None = None) -> OwnHea
         verifier=target,
         architectures=(),
         layers=layers,
+        count=count,
     )
 
 

@@ -18,6 +18,8 @@ from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.headreader import (
     Branch,
     Network,
+    Reader,
+    at_once,
     kind_of_layer,
     out_of_memory,
     over_all,
@@ -27,6 +29,7 @@ from specbench.backends.local.headreader import (
     vocabulary_of,
 )
 from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, agree, joined
+from specbench.drafters.head import Step
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import BlockHead
@@ -61,11 +64,14 @@ class DFlash(Network):
         forward = "lean, packed weights" if isinstance(fc, Packed) else "lean"
         super().__init__(head, head.layer, target, reads_of(head, target), weights, forward)
         self.block_size, self.mask_token, self.ids, self.parts = head.block_size, head.mask_token, ids, parts
+        self.options, self.windows = head, head.windows
         self.embed, self._lm_head = target.model.get_input_embeddings(), lm_head
         self.shared_head = None if own else lm_head
         self.rotary = kind_of_layer(head.layer).rotary(head.layer).to(self.device)
         self.layers = [LeanLayer(layer) for layer in parts.layers]
         self._fc, self._hidden_norm, self._norm = fc, Norm(parts.hidden_norm), Norm(parts.norm)
+
+    at_once = True
 
     def fused(self, states: Tensor) -> Tensor:
         return self._hidden_norm.forward(self._fc.forward(states))
@@ -81,10 +87,25 @@ class DFlash(Network):
         and not yet kept. `at` [1, m + n] are the positions of both, `mask` [1, 1, n, length] what a token may see. What
         `logits` are made from [batch, n, hidden]."""
         x = self.embed(ids).to(given.dtype)
-        frame = Frame(self.rotary(x, at), mask)
-        for layer, kept in zip(self.layers, cache.layers, strict=True):
-            x = layer.run(x, frame, kept.put, torch.cat((given, layer.before(x)), 1))
+        rotary = self.rotary(x, at)
+        frames = {window: Frame(rotary, self.seen(mask, at, window)) for window in set(self.windows)}
+        for window, layer, kept in zip(self.windows, self.layers, cache.layers, strict=True):
+            x = layer.run(x, frames[window], kept.put, torch.cat((given, layer.before(x)), 1))
         return self._norm.forward(x)
+
+    def seen(self, mask: Tensor | None, at: Tensor, window: int | None) -> Tensor | None:
+        """What of `mask` a layer with this window sees; of `run`."""
+        if mask is None or window is None:
+            return mask
+        n, length = mask.shape[2:]
+        places = torch.cat((torch.arange(length - at.shape[1], device=at.device), at[0]))
+        own = places[length - n :, None]
+        if not self.options.anchored:
+            return mask & ((own - places).abs() <= window)
+        block = torch.arange(length, device=at.device) >= length - n
+        anchor = own.view(-1, self.block_size, 1)[:, :1].expand(-1, self.block_size, 1).reshape(n, 1)
+        before = torch.ones_like(block) if self.options.two_way else places <= own
+        return mask & torch.where(block, before, places >= anchor - window)
 
     def logits(self, own: Tensor) -> Tensor:
         # A copy, since torch copies the whole weight for rows cut out of others.
@@ -92,22 +113,18 @@ class DFlash(Network):
         return over_all(small, self.ids, self.vocab_size)
 
 
-class BlockReader:
-    """A head and its memory of the states of one text, with room for `capacity` tokens: a HeadReader that drafts in
-    blocks."""
+class BlockReader(Reader):
+    """Of a head that drafts in blocks: memory is of the target's states, `own` what drafts are made from
+    [n, k, hidden]."""
 
-    at_once = True
+    head: DFlash
 
     def __init__(self, head: DFlash, capacity: int) -> None:
-        self.head, self.capacity, self.vocab_size = head, capacity, head.vocab_size
-        self.cache = RewindableCache(head.config, capacity + head.block_size)
-        self.own = torch.empty(0)  # what drafts are made from, of the places read last [n, k, hidden]
+        super().__init__(head, capacity, head.block_size)
         self._spots = torch.arange(capacity + head.block_size, device=head.device)[None]
 
     def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
-        """Keep the target's `states` [n, layers * hidden] of the token before each of `ids`. Logits [keep, V] of the
-        first draft after each of the last `keep`."""
-        past, n = self.cache.get_seq_length(), len(ids)
+        past, n = self.pairs, len(ids)
         with out_of_memory(self, f"{past + n} tokens"):
             self.head.keep(self.head.fused(states)[None], self._spots[:, past : past + n], self.cache)
             if not keep:
@@ -117,7 +134,7 @@ class BlockReader:
 
     def block(self, ids: Sequence[int], states: Tensor, k: int) -> Tensor:
         """Keep states as `read` does and draft after the last of `ids`, in one pass; logits [k, V]."""
-        past, n, size = self.cache.get_seq_length(), len(ids), self.head.block_size
+        past, n, size = self.pairs, len(ids), self.head.block_size
         end = past + n + size
         with out_of_memory(self, f"{end} tokens"):
             block = queued([[ids[-1], *[self.head.mask_token] * (size - 1)]], self.head.device)
@@ -127,19 +144,12 @@ class BlockReader:
             self.cache.rewind(past + n)
             return self.head.logits(own[0, 1 : k + 1])
 
-    def step(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """It drafts by `block` alone."""
-        raise NotImplementedError
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+        return at_once(self.block(ids, states, k))
 
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Logits [n, V] of each later draft, of what `read` left in `own` [n, k, hidden]: a block does not read what it
-        drafted."""
         for depth, _ in zip(range(1, own.shape[1]), drafts, strict=False):
             yield self.head.logits(own[:, depth])
-
-    def rewind(self, pairs: int) -> None:
-        """Keep only so many states."""
-        self.cache.rewind(pairs)
 
     def _blocks(self, ids: Sequence[int], first: int) -> Tensor:
         """A block [n, k, hidden] after each of `ids`, by itself: row i sees the states up to place first + i, which is
@@ -188,7 +198,10 @@ def _require_lean(loaded: DFlash) -> None:
     ids = torch.linspace(0, loaded.vocab_size - 1, 2 * n, device=loaded.device).long()
     context, x = (loaded.embed(part).to(loaded.dtype)[None] for part in (ids[:n], ids[n:]))
     at, seen = torch.arange(2 * n, device=loaded.device)[None], torch.ones(1, 1, n, 2 * n, device=loaded.device) > 0
+    # Windows are in the masks alone, and these are the same for both.
+    loaded.windows = (None,) * len(loaded.layers)
     lean = loaded.run(ids[n:][None], context, at, seen, RewindableCache(loaded.config, 2 * n))
+    loaded.windows = loaded.options.windows
     rotary = loaded.rotary(x, at)
     for layer in parts.layers:
         made: Any = layer

@@ -24,7 +24,7 @@ from specbench.backends.local.dflash import BlockReader, DFlash, load_dflash
 from specbench.backends.local.drafting import Draft, Setting, chains
 from specbench.backends.local.eagle3 import load_eagle
 from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
-from specbench.backends.local.mtp import load_mtp
+from specbench.backends.local.mtp import Mtp, RowReader, load_mtp, load_written_mtp
 from specbench.backends.local.ragged import RaggedModel
 from specbench.clock import Stopwatch
 from specbench.cost.model import RoundCosts, predicted_speedup
@@ -35,7 +35,7 @@ from specbench.drafters.skip import fewest_layers, first_layers
 from specbench.errors import ConfigError
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
-from specbench.models.headconfig import BlockHead, EagleHead, Head
+from specbench.models.headconfig import BlockHead, EagleHead, Head, OwnHead
 from specbench.models.heads import heads_of
 from specbench.models.memory import cache_bytes_per_token
 from specbench.run_record import ModelFacts
@@ -130,22 +130,28 @@ def load_head(head: Head, target: LoadedModel) -> Network:
     its weights are not those of its configuration."""
     if isinstance(head, BlockHead):
         return load_dflash(head, target)
+    if isinstance(head, OwnHead):
+        return load_written_mtp(head, target)
     assert isinstance(head, EagleHead)
     return load_eagle(head, target)
 
 
 def reader_of(network: Network, capacity: int) -> HeadReader | BlockReader:
     """A head with a memory of one text of so many tokens."""
-    return BlockReader(network, capacity) if isinstance(network, DFlash) else HeadReader(network, capacity)
+    if isinstance(network, DFlash):
+        return BlockReader(network, capacity)
+    if isinstance(network, Mtp) and network.count > 1:
+        return RowReader(network, capacity)
+    return HeadReader(network, capacity)
 
 
 def refuse_batches(specs: Sequence[DraftSpec], heads: Mapping[str, Head]) -> None:
     """Raise ConfigError for a draft that has no form for batches."""
-    blocks = [name for name, head in heads.items() if isinstance(head, BlockHead)]
+    bounded = [name for name, head in heads.items() if head.most is not None]
     for spec in specs:
-        if spec.kind in ("skip", "cross") or (spec.look_up and not spec.alone) or spec.model in blocks:
+        if spec.kind in ("skip", "cross") or (spec.look_up and not spec.alone) or spec.reader in bounded:
             raise ConfigError(
-                "Batches take a draft model, a draft head that is no DFlash, or a look-up",
+                "Batches take a draft model, a draft head that is no DFlash and no MTP of several layers, or a look-up",
                 where=spec.text,
                 hint="Use --batch-size 1.",
             )

@@ -4,6 +4,7 @@ made of, classes of transformers and weight files with the tensors of their conf
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import States
 from specbench.backends.local.lean import seen_from
 from specbench.backends.local.ragged import RaggedCache
+from specbench.drafters.head import Step
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import Head
@@ -116,7 +118,7 @@ def misfit(head: Head, name: str, found: Sequence[int], wanted: Sequence[int]) -
     )
 
 
-class Network:
+class Network(ABC):
     """The layers of a head, which keep nothing. `reads` are those of the `target_layers` whose inputs it wants, one
     past the last for what the target's norm gives; `config` is what its cache is made from; `forward` says what runs
     its layers, for the record. `masked` [hidden] is given in the place of states where it drafts all tokens at once,
@@ -136,6 +138,11 @@ class Network:
         self.own_weights = own
 
     @property
+    def at_once(self) -> bool:
+        """Whether one pass drafts all tokens of a round."""
+        return self.masked is not None
+
+    @property
     def parameters(self) -> int:
         """Its own, without an embedding or a head that is the target's."""
         return sum(weight.numel() for weight in self.own_weights)
@@ -150,20 +157,20 @@ class Network:
         head = self.shared_head
         return self.weight_bytes + (0 if head is None else head.weight.numel() * head.weight.element_size())
 
+    @abstractmethod
     def fused(self, states: Tensor) -> Tensor:
         """The target's states [.., layers * hidden] as the head reads them [.., its hidden]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, ids: Tensor, given: Tensor, at: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         """One pass over tokens `ids` [batch, n] beside what is `given` [batch, n, hidden] for the place before each:
         `fused` states, or own output. `at` [batch or 1, n] are their positions. Own output of each [batch, n, hidden]:
         what is given for the next place, and what `logits` are made from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, own: Tensor) -> Tensor:
         """Logits [n, V] over the target's vocabulary of own output [n, hidden]; minus infinity where nothing is ever
         drafted."""
-        raise NotImplementedError
 
 
 def reads_of(head: Head, target: LoadedModel) -> tuple[int, ...]:
@@ -179,24 +186,62 @@ def over_all(small: Tensor, ids: Tensor | None, vocab_size: int) -> Tensor:
     return small.new_full((len(small), vocab_size), float("-inf")).index_copy_(1, ids, small)
 
 
-class HeadReader:
-    """A head and its memory of the pairs of one text, with room for `capacity` of them."""
+class Reader(ABC):
+    """A head and its memory of the pairs of one text, with room for `capacity` of them and what a round drafts
+    `beyond`."""
 
-    def __init__(self, head: Network, capacity: int) -> None:
+    def __init__(self, head: Network, capacity: int, beyond: int = 0) -> None:
         self.head, self.capacity = head, capacity
         self.vocab_size = head.vocab_size
-        self.cache = RewindableCache(head.config, capacity)
+        self.cache = RewindableCache(head.config, capacity + beyond)
         self.own = torch.empty(0)  # output of the pairs that were read last [n, hidden]
 
     @property
-    def at_once(self) -> bool:
-        """Whether one pass drafts all tokens of a round."""
-        return self.head.masked is not None
+    def pairs(self) -> int:
+        """How many were read."""
+        return int(self.cache.get_seq_length())
 
+    @abstractmethod
     def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
         """Read pairs: tokens `ids` and the target's `states` [n, layers * hidden] of the token before each. Logits
-        [keep, V] after the last `keep`."""
+        [keep, V] of the first draft after each of the last `keep`."""
+
+    @abstractmethod
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+        """Read pairs as `read` does and draft up to k tokens: what gives one after the other."""
+
+    @abstractmethod
+    def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Draft on after each of the pairs from `first` on by itself, whose output is `own`, where `drafts`
+        [depths, n] were drafted; logits [n, V] of each depth. Memory keeps nothing of it."""
+
+    def rewind(self, pairs: int) -> None:
+        """Keep only so many pairs."""
+        self.cache.rewind(pairs)
+
+
+def at_once(logits: Tensor) -> Step:
+    """Drafts of one pass, from their logits [k, V]."""
+    rows = iter(logits[:, None])
+    return lambda _: next(rows)
+
+
+class HeadReader(Reader):
+    """Of a head that reads pair after pair, and then its own output or masks."""
+
+    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
         return self._run(queued(list(ids), self.head.device)[None], self.head.fused(states)[None], keep)
+
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+        if self.head.at_once:
+            return at_once(self.block(ids, states, k))
+        emitted = iter([ids])
+
+        def step(drafted: Sequence[int] | Tensor) -> Tensor:
+            first = next(emitted, None)
+            return self.step(drafted) if first is None else self.read(first, states)
+
+        return step
 
     def step(self, ids: Sequence[int] | Tensor) -> Tensor:
         """Read one drafted token beside the output of the pair before it; logits [1, V]."""
@@ -212,9 +257,6 @@ class HeadReader:
         return self._run(read[None], given[None], k)
 
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Draft on after each of the pairs from `first` on by itself, whose output is `own` [n, hidden], reading one of
-        `drafts` [depths, n] after the other, or masks where these are read instead; logits [n, V] of each depth. Memory
-        keeps nothing of it."""
         n, end = len(own), first + len(own)
         roots = torch.arange(first, end, device=own.device)
         seen = torch.arange(end, device=own.device) <= roots[:, None]  # [n, pairs]
@@ -228,12 +270,8 @@ class HeadReader:
             own = self.head.run(ids, own[None], (roots + depth)[None], seen[None, None], branch)[0]
             yield self.head.logits(own)
 
-    def rewind(self, pairs: int) -> None:
-        """Keep only so many pairs."""
-        self.cache.rewind(pairs)
-
     def _run(self, ids: Tensor, given: Tensor, keep: int) -> Tensor:
-        past, n = self.cache.get_seq_length(), ids.shape[1]
+        past, n = self.pairs, ids.shape[1]
         at = torch.arange(past, past + n, device=ids.device)[None]
         mask = seen_from(at, torch.arange(past + n, device=ids.device)) if n > 1 and past else None
         with out_of_memory(self, f"{past + n} tokens"):
@@ -269,7 +307,7 @@ class ManyHeadReader:
     @property
     def at_once(self) -> bool:
         """Whether one pass drafts all tokens of a round."""
-        return self.head.masked is not None
+        return self.head.at_once
 
     def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
         """Read rows as `read` does and k - 1 masks after each, in one pass; logits [batch, k, V] of the k drafts. The

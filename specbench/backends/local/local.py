@@ -34,6 +34,7 @@ from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.encoding import Today
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
+from specbench.models.headconfig import Head
 from specbench.models.heads import heads_of, require_fit, require_own
 from specbench.models.load import load_files, read_config
 from specbench.models.memory import cache_bytes
@@ -351,11 +352,11 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
     trusted = frozenset(config.trust_remote_code)
     heads = heads_of([spec.model for spec in specs if spec.kind == "model"])
     own = any(spec.kind == "mtp" for spec in specs)
+    every: list[Head] = []
     if heads or own:
         of_target = read_config(config.target, trust_remote_code=trusted)
-        if own:
-            require_own(config.target, of_target)
-        for head in heads.values():
+        every = [*heads.values(), *([require_own(config.target, of_target)] if own else [])]
+        for head in every:
             require_fit(head, config.target, of_target)
             if head.most is not None and max(config.gamma) > head.most:
                 raise ConfigError(
@@ -363,7 +364,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
                     hint=f"Use a gamma of up to {head.most}.",
                 )
     if config.batch_size > 1:
-        refuse_batches(specs, heads)
+        refuse_batches(specs, {head.name: head for head in every})
         models = [spec.model for spec in specs if spec.model is not None and spec.model not in heads]
         for name in dict.fromkeys([config.target, *models]):
             require_batches(read_config(name, trust_remote_code=trusted), name)

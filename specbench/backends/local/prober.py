@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from specbench.backends.local.cached import CachedModel, States
-from specbench.backends.local.dflash import BlockReader, DFlash
+from specbench.backends.local.dflash import BlockReader
 from specbench.backends.local.drafts import reader_of
 from specbench.backends.local.graphs import Recordable, record_all
 from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
@@ -37,7 +37,6 @@ class HeadProbe:
         # Which numbers the states hold does not change the time.
         width = len(head.reads) * head.head.target_hidden
         self._states = torch.zeros(plan.capacity, width, dtype=head.dtype, device=head.device)
-        self._at_once = isinstance(head, DFlash) or head.masked is not None
         self.pairs: _Pairs | _ManyPairs
         if reader.batch == 1:
             self.pairs = _Pairs(reader_of(head, plan.capacity), self._states)
@@ -50,7 +49,7 @@ class HeadProbe:
         widths = plan.widths(self.target.batch)
         yield self.name, Probed(self.target, widths, keep_all=True, phase="states")
         yield self.name, Probed(self.pairs, widths, keep_all=False)
-        if not self._at_once:
+        if not self._head.at_once:
             yield self.name, Probed(_Steps(self.pairs), (1,), keep_all=False, phase="step")
         else:
             most = max(plan.gammas)
@@ -77,11 +76,10 @@ class _Pairs:
 
     def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
         (ids,) = rows
-        past = self.memory.cache.get_seq_length()
-        states = self._states[past : past + len(ids)]
+        states = self._states[self.memory.pairs :][: len(ids)]
         # The first draft of a block comes with all of it.
-        found = self.memory.block(ids, states, keep) if self.memory.at_once else self.memory.read(ids, states, keep)
-        return found[None]
+        read = self.memory.block if self.memory.head.at_once else self.memory.read
+        return read(ids, states, keep)[None]
 
     def rewind(self, length: int) -> None:
         self.memory.rewind(length)
@@ -91,8 +89,7 @@ class _Pairs:
         return self.memory.step(ids)[None]
 
     def block(self, ids: Sequence[int], k: int) -> Tensor:
-        past = self.memory.cache.get_seq_length()
-        return self.memory.block(ids, self._states[past : past + 1], k)[None]
+        return self.memory.block(ids, self._states[self.memory.pairs :][:1], k)[None]
 
 
 class _ManyPairs:
