@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from specbench.acceptance.replay import Text
-    from specbench.analysis.compared import Comparison
+    from specbench.analysis.compare import Comparison
     from specbench.analysis.contract import Summary
     from specbench.analysis.recorded import RecordedAcceptance
     from specbench.run.task import Task
@@ -282,7 +282,7 @@ class Compared:
     @property
     def gammas(self) -> pd.DataFrame:
         """One row for each draft and gamma that both runs have: A's numbers, B's, and B's speedup over A's."""
-        from specbench.analysis.compared import ComparedGamma
+        from specbench.analysis.compare import ComparedGamma
         from specbench.report.notebook import frame
 
         drafts = self.comparison.drafts
@@ -334,8 +334,7 @@ def recorded_acceptance(
     speedup. Raises StoreError where nothing was scored."""
     from specbench.acceptance.positions import iterate_positions
     from specbench.analysis.contract import SCHEMA
-    from specbench.analysis.recorded import RecordedAcceptance
-    from specbench.analysis.recorded_sums import PROMPTS, recorded_drafts
+    from specbench.analysis.recorded import PROMPTS, RecordedAcceptance, recorded_drafts
     from specbench.analysis.replayed import prices_of
     from specbench.kinds import THIRDS
 

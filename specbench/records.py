@@ -136,8 +136,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What is timed: the target alone (`baseline`), the target alone a second time (`baseline-again`, whose
-    difference from the first is the noise floor), or target + draft at one gamma; on a server at one `load`."""
+    """What is timed: the target alone (`baseline`), the same again (`baseline-again`, whose difference is the noise
+    floor), or target + draft at one gamma; on a server at one `load`."""
 
     kind: ArmKind
     draft: str | None = None
@@ -152,9 +152,8 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Where one trial's wall clock went, seconds. `prefill_s` ends with the first token; on a server it is the time to
-    first token as the client sees it. `other_s` is decoding outside the two models: sampling, acceptance, rollback and
-    the Python around them. A server does not tell the parts: they are None."""
+    """Where one trial's wall clock went, seconds. `prefill_s` ends with the first token, on a server as the client sees
+    it. `other_s` is decoding outside both models. A server does not tell the parts."""
 
     prefill_s: Number
     draft_prefill_s: Number | None
@@ -171,8 +170,8 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """What a server itself says of one request, beside what the client saw; None is what it does not say. Counts are
-    totals of the request; `survived[j-1]` rounds had their first j drafts accepted."""
+    """What a server says of one request, totals; None is what it does not say. `survived[j-1]` rounds had their first j
+    drafts accepted."""
 
     prefill_s: Number | None = None
     decode_s: Number | None = None
@@ -186,10 +185,9 @@ class ServerStats:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where greedy speculative text first differs from the target alone: index in output tokens, and the
-    target's top-2 logit margin there over the magnitude of its top logit (a near-tie is rounding, a wide margin is
-    a bug). A server gives no logits: there the margin is None and `gap` is the difference of the two best
-    log-probabilities, in nats."""
+    """Where greedy speculative text first differs from the target alone: index in output tokens, and the distance of
+    the target's two best tokens there: `margin` over the magnitude of its top logit, of a server `gap` in nats. A
+    near-tie is rounding, a wide one a bug."""
 
     index: Count
     margin: Number | None
@@ -211,20 +209,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One prompt generated once by one arm. `drafted[i]`, `accepted[i]` belong to round i.
-
-    `output_tokens` includes the first token, which prefill yields and no round emits. `other_cores` is how many
-    cores other processes kept busy meanwhile; `disturbed` says it was too many, `attempt` counts from 0.
-    `identical` and `diverged` compare greedy text with the target alone and are filled in when a run is read:
-    both None where nothing was compared. In a batch the trial is the whole batch: `members` are its prompts' ids,
-    tokens and rounds are those of all of them, and times those of the batch. Of a conversation `members` are its
-    `turns`, which were asked one after the other: tokens, rounds and times are their sums.
-
-    On a server `told` is what it says itself, `begun_s` when the request was due, in seconds from the start of its
-    `stretch` (an uninterrupted sequence of requests of one arm). Where the server lists no rounds, `drafted` and
-    `accepted` are empty and the totals are in `told`. In process `slices` is how many slices the trial took while the
-    arms of its prompt took turns; None where it ran at a stretch.
-    """
+    """One prompt generated once by one arm; in a batch the whole batch: `members` are its prompts' ids, and tokens,
+    rounds and times those of all. Of a conversation they are its `turns`, one after the other, and sums of
+    theirs. `drafted[i]`, `accepted[i]` belong to round i; both are empty where a server lists no
+    rounds, and `told` is what it says itself. `output_tokens` includes the first token, which no round emits.
+    `other_cores` were kept busy by others meanwhile, too many where it is `disturbed`; `attempt` counts from 0.
+    `identical` and `diverged` compare greedy text with the target alone, filled in when a run is read. `begun_s` is
+    when a request was due, seconds from the start of its `stretch` (an uninterrupted sequence of requests of one arm);
+    `slices` how many turns the trial took among the arms of its prompt, None at a stretch."""
 
     prompt_id: str
     prompt_sha256: str
@@ -272,8 +264,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Totals since the server started; None is what it does not count (also where it never speculated).
-    `rounds` counts those that drafted at least one token. `survived[j-1]` rounds had their first j drafts accepted."""
+    """Totals since the server started; None is what it does not count. `rounds` drafted at least one token, and
+    `survived[j-1]` of them had their first j drafts accepted."""
 
     tokens: Count | None = None
     rounds: Count | None = None
@@ -300,7 +292,7 @@ class Counters:
 @dataclass(frozen=True, slots=True)
 class ClientLag:
     """How late we were ourselves over a stretch: how long an answer that had arrived waited until it was read (mean and
-    99th percentile), by a timer of the event loop, and how many cores our process used."""
+    99th percentile), and how many cores our process used."""
 
     mean_s: Number
     p99_s: Number
@@ -309,10 +301,9 @@ class ClientLag:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """An uninterrupted sequence of requests of one arm on a server. `counters` is what the server counted meanwhile,
-    None where it does not count or started anew; `alone` says that we sent nothing but the stretch's counted requests,
-    so that the counters must equal the sums over its trials unless somebody else sent some. `lag` is None where the
-    stretch was too short to tell."""
+    """An uninterrupted sequence of requests of one arm on a server. `counters` is what it counted meanwhile, None where
+    it does not or started anew; `alone` says that we sent nothing but the counted requests, so that sums over the
+    trials must equal it unless somebody else sent some. `lag` is None where the stretch was too short to tell."""
 
     number: Count
     arm: Arm
@@ -326,14 +317,13 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class CostPoint:
     """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others, in
-    each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. A
-    point with `context` 0 is a prefill of so many tokens. `phase` is "read" for one forward pass, or "draft" for a
-    whole draft phase of `tokens` tokens as the loop drives it. Of a draft head "read" is a pass over so many emitted
-    tokens beside the target's states, "step" one over a token that it drafted beside its own, "block" one over an
-    emitted token that drafts so many tokens at once, and "states" a pass of the target that keeps the states which this
-    head reads. "reread" is a pass over the `tokens` that a model with recurrent states keeps after a rejection.
-    "round" is a whole round of a server that keeps no draft, in which the target reads `tokens`, those drafted and one
-    more; its ends are those of its ratio to a step, and `batch` are the clients at once."""
+    each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. With
+    `context` 0 it is a prefill. `phase` is "read" for a forward pass, "draft" for a whole draft phase of so many
+    tokens, "reread" for a pass over those that a model with recurrent states keeps after a rejection. Of a draft head
+    "read" is over emitted tokens beside the target's states, "step" over one that it drafted beside its own, "block"
+    over an emitted one that drafts so many at once, and "states" a pass of the target that keeps the states for it.
+    "round" is a whole round of a server that keeps no draft, in which the target reads those drafted and one more; its
+    ends are those of its ratio to a step, and `batch` are the clients at once."""
 
     model: str | None
     context: Count
@@ -348,8 +338,7 @@ class CostPoint:
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """How fast a machine moves memory: bytes per second, median with an interval as for a cost, and in words what was
-    measured."""
+    """How fast a machine moves memory: bytes per second, median with an interval, and in words what was measured."""
 
     bytes_per_s: Speed
     low: Speed
@@ -411,7 +400,7 @@ class RuledOut:
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why something is as it is: a code that stays, and the values that its sentence is made from
-    (specbench/report/templates/words.j2)."""
+    (report/templates/words.yaml)."""
 
     code: str
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -422,8 +411,8 @@ Severity = Literal["ok", "note", "warning", "broken", "not checked"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that the reader should know: a code that stays, how bad it is, the values that its sentence is made
-    from, and what to do about it ("" for nothing). Where it was noticed in words they are the value `said`."""
+    """One thing that the reader should know: a code that stays, how bad it is, the values of its sentence, and what to
+    do about it ("" for nothing). Where it was noticed in words they are the value `said`."""
 
     code: str
     severity: Severity = "warning"

@@ -164,7 +164,8 @@ class SessionFacts:
 class AnswersVerified:
     """Whether a few recorded answers are this target's. Greedy: of `answers` so many are `identical` to what it writes,
     and of their `tokens` so many are its `likeliest`, after all before them. Sampled: `excess_nats` is how much less
-    likely it finds their tokens, each, than tokens of its own, with its interval; 0 for its own."""
+    likely it finds their tokens, each, than tokens of its own, with its interval; 0 for its own. `logged_gap_nats` is
+    by how much the log-probabilities in the log, of `logged_tokens` tokens, differ from its own, in the mean."""
 
     answers: Count
     tokens: Count
@@ -173,6 +174,8 @@ class AnswersVerified:
     excess_nats: Number | None = None
     excess_low: Number | None = None
     excess_high: Number | None = None
+    logged_tokens: Count | None = None
+    logged_gap_nats: Number | None = None
     foreign: bool = False
 
 

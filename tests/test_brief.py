@@ -17,8 +17,8 @@ from justhtml import JustHTML
 
 from specbench.analysis.contract import Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.plan.pilot import read_pilot
-from specbench.analysis.plan.planned import Wanted, plan_of
+from specbench.analysis.pilot import read_pilot
+from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.config import RunConfig

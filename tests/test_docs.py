@@ -183,7 +183,7 @@ def test_every_shape_of_a_prompt_is_named_in_the_order_in_which_they_are_tried()
 
 def test_the_contract_says_what_each_key_is():
     hints = {"a": float | None, "b": tuple[str, ...], "c": Literal["x", "y"], "d": dict[str, int]}
-    assert [kind(hint) for hint in hints.values()] == ["number or null", "list of text", "`x` or `y`", "object"]
+    assert [kind(hint) for hint in hints.values()] == ["number?", "texts", "`x`|`y`", "object"]
 
 
 def test_the_contract_lists_every_code():

@@ -177,6 +177,17 @@ def test_an_engine_in_an_environment_of_its_own_runs_with_the_python_beside_its_
     assert command(file, Setting("t"), 1)[0] == sys.executable
 
 
+def test_an_engine_that_drafts_right_at_temperature_0_alone_is_refused_above(tmp_path):
+    path = written(tmp_path, greedy_only=True, drafts={"ngram": ["{n}", "{gamma}"]})
+    config = RunConfig(target="t", draft=("ngram:n=2",), launch=str(path), temperature=0.7)
+    specs = {draft: parse_draft(draft) for draft in config.draft}
+    with pytest.raises(ConfigError, match=r"greedy_only.*--temperature 0"):
+        Starting(config, specs, (2,), 1)
+    Starting(replace(config, temperature=0.0), specs, (2,), 1)
+    Starting(config, specs, (), 1)  # the target alone samples as it should
+    assert read_launch(ENGINES / "vllm-cpu.yaml").greedy_only
+
+
 def test_the_embedded_head_is_a_folder_and_no_gguf_file():
     folder = model_file("demo:eagle3", "directory")
     assert (Path(folder) / "config.json").is_file()

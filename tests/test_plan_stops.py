@@ -15,10 +15,9 @@ from fake_served import fake_served
 from test_plan_document import REPORTS, example, flags_of, made, printed, section, value
 from test_planned import pilot_of
 
-from specbench.analysis.plan.evidence import read_evidence, slower_shares
-from specbench.analysis.plan.pilot import read_pilot
-from specbench.analysis.plan.planned import Wanted, plan_of
-from specbench.analysis.plan.stops import any_time, before_the_sweep, too_few
+from specbench.analysis.pilot import read_pilot
+from specbench.analysis.plan import Wanted, plan_of
+from specbench.analysis.stops import any_time, before_the_sweep, read_evidence, slower_shares, too_few
 from specbench.analysis.summarise import summarise
 from specbench.records import Divergence, Policy
 from specbench.report.plan.document import plan_document

@@ -12,11 +12,12 @@ import pytest
 from test_interval import fake_prompts
 from typer.testing import CliRunner
 
-from specbench.analysis.plan.pilot import Cost, Part, Pilot, read_pilot
-from specbench.analysis.plan.planned import Wanted, plan_of
+from specbench.analysis.pilot import Cost, Part, Pilot, read_pilot
+from specbench.analysis.plan import Wanted, plan_of
 from specbench.cli import app
 from specbench.decision.plan import influence
 from specbench.records import Policy
+from specbench.report.dialect import part
 from specbench.store import read_run
 
 EXAMPLE = Path(__file__).parent.parent / "reports" / "example"
@@ -51,7 +52,7 @@ def test_categories_with_few_prompts_take_the_spread_that_all_share():
     one_setting_up = 2 * pilot.whole.cost.minutes(0, (1, 2), 1, 1)
     spent = sum(row.width.minutes for row in plan.categories) - one_setting_up
     assert plan.every_category.minutes == pytest.approx(spent)
-    assert any("code and maths" in words for words in plan.assumed)
+    assert any("code and maths" in part(assumed, "claim") for assumed in plan.assumed)
 
 
 def test_what_a_plan_warns_of():
@@ -72,7 +73,7 @@ def test_what_a_plan_warns_of():
 def test_everything_that_flags_state_is_listed_as_assumed():
     wanted = Wanted(Policy(), 0.05, gammas=(4,), drafts=2, repeats=3, spread=0.2, seconds_per_prompt=3, speedup=1.3)
     for pilot in (None, pilot_of()):
-        said = "\n".join(plan_of(wanted, pilot).assumed)
+        said = "\n".join(part(assumed, "claim") for assumed in plan_of(wanted, pilot).assumed)
         assert all(words in said for words in ("spread 0.2,", "speedup 1.30x,", "prompt 3,"))
     assert "time at gamma 4:" in said and "every further draft" in said
     bare = plan_of(Wanted(Policy(), 0.05, spread=0.2), None)

@@ -10,8 +10,8 @@ import pytest
 
 from specbench.acceptance.replay import Blocks, Positions
 from specbench.acceptance.replay import replay as replay_all
-from specbench.analysis import recorded_sums
-from specbench.analysis.recorded_sums import recorded_drafts
+from specbench.analysis import recorded as recorded_sums
+from specbench.analysis.recorded import recorded_drafts
 
 UNKNOWN = np.float32("nan")
 

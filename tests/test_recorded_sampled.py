@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from answer_logs import lines
 from conftest import full
 from scipy.stats import chi2
@@ -117,3 +119,24 @@ def test_foreign_answers_are_named_and_own_ones_are_not(lab, tmp_path, temperatu
     stored = read_run(over(other, config, tmp_path / "foreign", verify_answers=12))
     assert stored.run.answers.verified.foreign
     assert "foreign-answers" in [warning.code for warning in stored.run.warnings]
+
+
+@pytest.mark.parametrize("wrong_nats", [0.0, 0.5])
+def test_log_probabilities_in_a_log_are_held_against_the_target(lab, tmp_path, wrong_nats):
+    config = config_for(lab, tmp_path, temperature=0.7, max_new_tokens=8)
+    log = written_by(config, tmp_path)
+    engine = engine_for(config, load_workload(config.workload).prompts)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        answer = row["response"]
+        choice, before = answer["choices"][0], answer["prompt_token_ids"]
+        x = torch.tensor([[*before, *choice["token_ids"]]])
+        with torch.inference_mode():
+            own = engine.target.model(x).logits[0, len(before) - 1 : -1].float().log_softmax(-1)
+        found = own.gather(1, x[0, len(before) :, None])[:, 0] - wrong_nats
+        choice["logprobs"] = {"content": [{"token": "-", "logprob": one} for one in found.tolist()]}
+    log.write_text(lines(*rows))
+    checked = read_run(over(log, config, tmp_path / "runs", verify_answers=12)).run.answers.verified
+    assert checked.logged_tokens == checked.tokens
+    assert checked.logged_gap_nats == pytest.approx(wrong_nats, abs=0.02)
+    assert checked.foreign == (wrong_nats > 0)

@@ -10,7 +10,7 @@ from test_cli import call
 from test_run import FakeObserver, config_for, sweep
 
 from specbench.acceptance.positions import read_positions
-from specbench.analysis import views as views_module
+from specbench.analysis import frame as views_module
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.batch import generate_batch, score_batch
 from specbench.records import Sampling

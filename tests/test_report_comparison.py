@@ -14,8 +14,7 @@ from fake_served import FakeServer, fake_served
 from rich.cells import cell_len
 from rich.console import Console
 
-from specbench.analysis.compare import compared, slower_by
-from specbench.analysis.compared import Comparison
+from specbench.analysis.compare import Comparison, compared
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
 from specbench.report.dialect import json_of
@@ -177,22 +176,22 @@ def test_a_ratio_is_the_same_only_within_a_margin(low: float | None, high: float
 
 def test_slower_only_where_the_interval_says_so(tmp_path: Path) -> None:
     a = fake_served(tmp_path / "a", FakeServer(round_s=0.013))
-    worse = slower_by(compared(a, fake_served(tmp_path / "b", FakeServer(round_s=0.014), noise_seed=1)))
+    worse = compared(a, fake_served(tmp_path / "b", FakeServer(round_s=0.014), noise_seed=1)).slower
     assert (worse.draft, worse.gamma) == ("demo:draft", 4)
     assert worse.by == pytest.approx(1 - 13 / 14, abs=0.01)
     assert worse.low < worse.by < worse.high
     assert worse.surely_above(0.03) and not worse.surely_above((worse.low + worse.by) / 2)
-    again = slower_by(compared(a, a))
+    again = compared(a, a).slower
     assert again.by == 0 and not again.surely_above(0.01)
     few = [fake_served(tmp_path / f"few{s}", FakeServer(round_s=s / 1000), prompts=6) for s in (13, 26)]
     found = compared(*few)
-    assert slower_by(found).by > 0.4 and not slower_by(found).surely_above(0.03)
+    assert found.slower.by > 0.4 and not found.slower.surely_above(0.03)
     assert found.drafts[0].reason.startswith("Too few prompts to tell the two apart")
 
 
 def test_nothing_is_slower_where_the_first_runs_choice_is_not_in_the_second(tmp_path: Path) -> None:
     a, b = fake_served(tmp_path / "a", gammas=(2, 4)), fake_served(tmp_path / "b", gammas=(2,))
-    assert slower_by(compared(a, b)) is None
+    assert compared(a, b).slower is None
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

@@ -17,7 +17,7 @@ from rich.console import Console
 from specbench.analysis.contract import Summary
 from specbench.analysis.frame import loads_of, main_trials
 from specbench.analysis.loads import percentiles, stops_paying_at, throughput
-from specbench.analysis.plan.pilot import read_pilot
+from specbench.analysis.pilot import read_pilot
 from specbench.analysis.summarise import summarise
 from specbench.records import Arm, Load, Policy
 from specbench.report.figures import available, write_figures

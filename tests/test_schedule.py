@@ -10,7 +10,7 @@ import pytest
 from conftest import full
 from fake_served import SPEC, FakeServer, fake_served
 
-from specbench.analysis.schedule import Cell, best_schedule
+from specbench.analysis.loads import Cell, best_schedule
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
 from specbench.report.dialect import PLAIN, sentence_of

@@ -138,7 +138,7 @@ def test_options_are_those_of_the_launch_files(engine: str, draft: str) -> None:
         assert all(each.engine != engine or each.found.differs for each in settings.engines)
         return
     setting = Setting("T", spec, spec.model, settings.gamma)
-    added = command(file, setting, 1)[len(file.command) :]
+    added = command(file, setting, 1)[len(command(file, Setting("T"), 1)) :]
     measured = {key: value for key, value in options(added).items() if key not in MEASURING}
     ours = words_of(of(settings, engine).found.code)
     assert options(ours[next(i for i, word in enumerate(ours) if "spec" in word) :]) == measured

@@ -17,7 +17,7 @@ from specbench.report.dialect import codes
 SOURCE = Path("tools/contract.md")
 CODE = Path("specbench")
 
-_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "any"}
+_NAMES = {NoneType: "null", str: "text", int: "integer", float: "number", bool: "boolean", Any: "any"}
 
 
 def page() -> str:
@@ -34,26 +34,25 @@ def keys(module: str, name: str) -> str:
     hints = get_type_hints(record, include_extras=True)
     said = re.sub(r"\bNone\b", "null", " ".join((record.__doc__ or "").split()))
     kinds = {each.name: kind(hints[each.name]) for each in fields(record)}
-    ended = [key for key in kinds if {f"{key}_low", f"{key}_high"} <= set(kinds)]
-    ends = {f"{key}_{end}" for key in ended for end in ("low", "high")}
+    ends = {re.sub(r"((?:_s)?)$", rf"_{end}\1", key): key for key in kinds for end in ("low", "high")}
+    ended = {key for end, key in ends.items() if end in kinds}
     runs = groupby((key for key in kinds if key not in ends), key=kinds.__getitem__)
-    listed = "; ".join(f"{', '.join(f'`{key}`' for key in run)} {name}" for name, run in runs)
-    intervals = f" With `_low` and `_high`: {', '.join(f'`{key}`' for key in ended)}." if ended else ""
-    return f"{said}\n\nKeys: {listed}.{intervals}"
+    named = ((name, ", ".join(f"`{key}`{'±' if key in ended else ''}" for key in run)) for name, run in runs)
+    return f"{said}\n\n{'; '.join(f'{keys} {name}' for name, keys in named)}."
 
 
 def kind(hint: Any) -> str:
-    """`number or null`, `list of text`, `object`: a type as JSON has it."""
+    """`number?`, `texts`, `object`: a type as JSON has it, in the plural for a list, with `?` where it may be null."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return kind(parts[0])
     if origin is Literal:
-        return " or ".join(f"`{part}`" for part in parts)
+        return "|".join(f"`{part}`" for part in parts)
     if origin in (Union, UnionType):
         named = list(dict.fromkeys(kind(part) for part in parts if part is not NoneType))
-        return " or ".join([*named, *(["null"] if NoneType in parts else [])])
+        return "|".join(named) + ("?" if NoneType in parts else "")
     if origin is tuple:
-        return f"list of {kind(parts[0])}"
+        return f"{kind(parts[0])}s".replace("?s", "s?")
     return _NAMES.get(hint, "object")
 
 

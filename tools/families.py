@@ -17,7 +17,7 @@ Every family of causal language models in transformers {version}, built tiny and
 the texts of transformers' own `generate`, is lossless with a draft model and replays as it ran. Written by `make docs`
 from `{table}`, which `make test-all` holds row by row; what stands after a colon is another
 configuration of the same family. What is not here is found out when a model is loaded
-([measuring.md](measuring.md#13-models-that-remember-otherwise)).
+([measuring.md](measuring.md#12-models-that-remember-otherwise)).
 
 | rolled back by | a rejection costs | `--batch-size` above 1 | families |
 |---|---|---|---|

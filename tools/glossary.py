@@ -8,8 +8,8 @@ from specbench.report.explain.glossary import Term, by_name
 _HEAD = """\
 # Glossary
 
-The words of specbench's output and of these pages, and what engines call them. Generated from
-`specbench/report/explain/glossary.yaml`; `specbench explain --term tau` prints a word with its unit and its neighbours.
+Words that papers and engines have other names for. `specbench explain --term tau` prints any word of the output and of
+these pages, with its formula, unit and neighbours; [measuring.md](measuring.md) defines what is counted.
 
 In formulas D, A and E are tokens drafted, accepted and emitted, s is the number of rounds, R of those that ended in a
 rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's. t_dec is the
@@ -17,22 +17,11 @@ time of the target alone for one token, t_draft of drafting, t_verify(n) of the 
 round takes outside both models. S is the speedup.
 """
 
-_OTHERS = """\
-## Other words
-
-`specbench explain --term` has a sentence on each:"""
-
 
 def page() -> str:
-    """The page: by name each term of which more is known than a sentence, and the names of the others."""
-    told = sorted(glossary.terms().values(), key=by_name)
-    others = ", ".join(term.name for term in told if _alone(term))
-    return "\n".join([_HEAD, *(_section(term) for term in told if not _alone(term)), f"{_OTHERS} {others}.\n"])
-
-
-def _alone(term: Term) -> bool:
-    """Whether its sentence is all there is."""
-    return not (term.formula or term.also or term.elsewhere or term.confused)
+    """Each term that has another name elsewhere, by name."""
+    told = sorted((term for term in glossary.terms().values() if term.elsewhere), key=by_name)
+    return "\n".join([_HEAD, *map(_section, told)])
 
 
 def _section(term: Term) -> str:

@@ -57,14 +57,12 @@ def reference(program: TyperGroup, notes: Notes, settings: Mapping[str, Setting]
     _refuse_stale(program, notes)
     groups = _groups(program, notes)
     titles = [" and ".join(names) for names in groups]
-    links = [f"[{title}](#{title.replace(' ', '-')})" for title in [*titles, "settings", "drafts", "environment"]]
     shared = _shared(program, settings)
     parts = [
         "# Reference",
         "<!-- Written by `make docs` from the command line, specbench/config.py and docs/reference.yaml. -->",
         "Every command and option, and every key of the configuration. [contract.md](contract.md) has what `--json` "
         "prints and what the exit codes mean.",
-        " · ".join(links),
         "Every command takes `--help`, and many of them these:",
         _list(_row(param, notes.every, None) for param in [*_params(program), *shared.values()]),
     ]

@@ -10,8 +10,8 @@ import numpy as np
 
 from specbench import text
 from specbench.analysis.cautions import GAP_CONFIDENCE
-from specbench.decision.interval import Paired, speedup_interval
-from specbench.records import Round
+from specbench.decision.interval import Paired, ends, speedup_interval
+from specbench.records import Interval, Round
 
 if TYPE_CHECKING:
     from specbench.backends.local.assisted import Pair
@@ -24,7 +24,7 @@ Agreement = Literal["same", "rounding", "differs", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts over some texts. `tokens_per_round` is tau, `acceptance_rate` r; None where nothing was drafted."""
+    """Counts over some texts, with tau and r."""
 
     rounds: int
     drafted: int
@@ -44,8 +44,8 @@ class Reconciliation:
 @dataclass(frozen=True, slots=True)
 class CheckedGamma:
     """One draft at one gamma. `ours`, `theirs` and `reconciled` (theirs, counted as we count) are over the texts that
-    were compared: `texts` less `other_texts`. `different_rounds` of them, in `different_texts`, are not the same;
-    `rounding_texts` of all differing texts are explained by a near-tie. None when sampling."""
+    were compared: `texts` less `other_texts`. Of those `different_rounds`, in `different_texts`, are not the same;
+    `rounding_texts` of all that differ are explained by a near-tie."""
 
     gamma: int
     texts: int
@@ -66,7 +66,7 @@ class CheckedGamma:
 
 @dataclass(frozen=True, slots=True)
 class CheckedDraft:
-    """One draft; `not_compared` says why where it could not be, and `gammas` is empty then."""
+    """One draft; `not_compared` says why where it could not be."""
 
     draft: str
     not_compared: str | None
@@ -75,7 +75,7 @@ class CheckedDraft:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The whole check. `agreement` is the worst of all rows; "undecided" where no draft was compared."""
+    """The counts of a run beside those of transformers on the same prompts. `agreement` is the worst of all rows."""
 
     run: str
     schema: int
@@ -105,9 +105,7 @@ def checked_gamma(gamma: int, pairs: Sequence[Pair], *, greedy: bool, precision:
         different_rounds=sum(pair.different_rounds for pair in different) if greedy else None,
         different_texts=len(different) if greedy else None,
         rounding_texts=sum(pair.near_tie is True for pair in pairs) if greedy else None,
-        ratio=None if ratio is None else ratio[0],
-        ratio_low=None if ratio is None else ratio[1],
-        ratio_high=None if ratio is None else ratio[2],
+        **ends("ratio", ratio),
         agreement=agreement,
         reason=reason,
     )
@@ -149,10 +147,10 @@ def _difference(pairs: Sequence[Pair]) -> str:
     return text.join(f"{gap:+d} {name}" for name, gap in gaps.items())
 
 
-def _sampled(ratio: tuple[float, float | None, float | None] | None, pairs: Sequence[Pair]) -> tuple[Agreement, str]:
+def _sampled(ratio: Interval | None, pairs: Sequence[Pair]) -> tuple[Agreement, str]:
     if ratio is None:
         return "undecided", "no round to compare"
-    value, low, high = ratio
+    value, low, high = ratio.value, ratio.low, ratio.high
     found = f"rounds per token are {value:.3f} times ours"
     if low is None or high is None:
         return "undecided", f"{found}; an interval needs 10 prompts: raise --limit"
@@ -164,17 +162,14 @@ def _sampled(ratio: tuple[float, float | None, float | None] | None, pairs: Sequ
     )
 
 
-def _ratio(pairs: Sequence[Pair]) -> tuple[float, float | None, float | None] | None:
+def _ratio(pairs: Sequence[Pair]) -> Interval | None:
     """Rounds per token there over here, with an interval over prompts; repeats of a prompt are summed."""
     ids = sorted({pair.trial.prompt_id for pair in pairs})
     sums = np.zeros((4, len(ids)))
     for pair in pairs:
         row = len(pair.reconciled), pair.tokens - 1, len(pair.trial.drafted), pair.trial.decode_tokens
         sums[:, ids.index(pair.trial.prompt_id)] += row
-    if not sums.sum(1).all():
-        return None
-    found = speedup_interval(Paired(*sums), GAP_CONFIDENCE)
-    return found.value, found.low, found.high
+    return speedup_interval(Paired(*sums), GAP_CONFIDENCE) if sums.sum(1).all() else None
 
 
 def _tally(rounds: Iterable[Round]) -> Tally:

@@ -6,38 +6,230 @@ out of the ratio; a traffic mix is left aside.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.analysis.compared import (
-    SCHEMA,
-    ComparedCategory,
-    ComparedDraft,
-    ComparedGamma,
-    ComparedRun,
-    ComparedSide,
-    Comparison,
-    Slower,
-    reason,
-    term_that_moved,
-    verdicts,
-)
+from specbench import text
 from specbench.analysis.contract import Summary
-from specbench.analysis.frame import by_arm, main_trials
-from specbench.analysis.stopped import kept_arms
+from specbench.analysis.frame import DraftView, Steady, by_arm, kept_arms, main_trials
 from specbench.analysis.summarise import summarise
-from specbench.analysis.views import DraftView, Steady
-from specbench.decision.interval import Paired, difference, speedup_interval, totals_interval
+from specbench.decision.interval import (
+    EQUIVALENT,
+    Difference,
+    Paired,
+    difference,
+    ends,
+    speedup_interval,
+    totals_interval,
+)
 from specbench.errors import StoreError
 from specbench.models.encoding import changed_encoding
-from specbench.records import Finding, Interval, warned
+from specbench.records import Call, Finding, Interval
 from specbench.run_record import RunRecord
 from specbench.store import StoredRun
 from specbench.text import template_kwargs
+
+SCHEMA = 2
+
+Moved = Literal["acceptance", "cost of a round"]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRun:
+    """One of the two runs. `name` is how the words call it; `load` that of a server's verdict."""
+
+    run: str
+    name: str
+    engine: str
+    hardware: str
+    target: str
+    load: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedSide:
+    """One arm in one run, over the prompts that both have. `round_s` is a round in seconds, `round_steps` in steps of
+    the target alone in the same run; `drafted` are tokens."""
+
+    speedup: float
+    speedup_low: float | None
+    speedup_high: float | None
+    baseline_tokens_per_s: float
+    tokens_per_s: float
+    tokens_per_round: float | None
+    round_s: float | None
+    round_steps: float | None
+    drafted: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedCategory:
+    """One category at one gamma. `ratio` is B's speedup over A's; `difference` what its interval resolves: "same" is
+    within 5 %."""
+
+    category: str
+    prompts: int
+    a_speedup: float
+    a_speedup_low: float | None
+    a_speedup_high: float | None
+    b_speedup: float
+    b_speedup_low: float | None
+    b_speedup_high: float | None
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedGamma:
+    """One draft at one gamma in both runs, decoding. `ratio` and `difference` are as for a category, `rate` is tokens
+    per second with the draft, B over A. `moved` is the term of the speedup, tokens per round over the cost of a round,
+    whose logarithm changed more; None where one is not known or no difference is resolved."""
+
+    gamma: int
+    prompts: int
+    a: ComparedSide
+    b: ComparedSide
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+    difference: Difference
+    rate: float
+    rate_low: float | None
+    rate_high: float | None
+    moved: Moved | None
+    reason: str
+    categories: tuple[ComparedCategory, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedDraft:
+    """One draft that both runs have. `gamma` is the one that `reason` speaks of: A's best, where B has it too. The
+    verdicts are those of the whole runs."""
+
+    draft: str
+    gamma: int
+    a_verdict: Call
+    b_verdict: Call
+    reason: str
+    gammas: tuple[ComparedGamma, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slower:
+    """How much fewer tokens per second B decodes with the draft and gamma that A chose: 0.03 is 3 % slower, below 0 is
+    faster. `low` and `high` are the ends of its interval."""
+
+    draft: str
+    gamma: int
+    by: float
+    low: float | None
+    high: float | None
+
+    def surely_above(self, share: float) -> bool:
+        """Whether the whole interval lies above `share`; False without an interval."""
+        return self.low is not None and self.low > share
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs, A and B. `prompts` are in both, by their hash. `only_a` and `only_b` are arms that one has alone, such
+    as `demo:draft gamma 4`. `slower` is None where A's choice is not in both."""
+
+    schema: int
+    a: ComparedRun
+    b: ComparedRun
+    prompts: int
+    drafts: tuple[ComparedDraft, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    slower: Slower | None
+    warnings: tuple[Finding, ...]
+
+
+# Two times, or two taus, that are no further apart are called the same.
+_NEAR = 0.05
+
+
+def term_that_moved(a: ComparedSide, b: ComparedSide) -> Moved | None:
+    """A speedup is tau over the cost of a round in target steps, so the log of the ratio of two speedups is the sum of
+    what each term adds: the larger of the two. None where one is not known."""
+    if a.tokens_per_round is None or b.tokens_per_round is None or a.round_steps is None or b.round_steps is None:
+        return None
+    tau = abs(math.log(b.tokens_per_round / a.tokens_per_round))
+    return "acceptance" if tau > abs(math.log(b.round_steps / a.round_steps)) else "cost of a round"
+
+
+def reason(
+    a: ComparedSide, b: ComparedSide, ratio: Interval, found: Difference, moved: Moved | None, names: tuple[str, str]
+) -> str:
+    """The sentence without its end: what became of the speedup comes after it. Numbers of the second run first."""
+    idle = [name for name, side in zip(names, (a, b), strict=True) if side.drafted == 0]
+    if idle:
+        return f"Nothing was drafted on {text.join(idle)}: there the target alone was measured against itself"
+    head = ""
+    if found == "same":
+        head = f"The same to within {text.percent(EQUIVALENT)}: "
+    elif ratio.low is None or ratio.high is None:
+        head = "Too few prompts to tell the two apart: "
+    elif found == "not resolved":
+        head = f"Not resolved, {text.spread(ratio.low, ratio.high)}: "
+    taus, costs = (b.tokens_per_round, a.tokens_per_round), (b.round_steps, a.round_steps)
+    if None in taus or None in costs or a.round_s is None or b.round_s is None:
+        return (
+            f"{head}{'the' if head else 'The'} target alone decodes {b.baseline_tokens_per_s:.1f} tokens/s on "
+            f"{names[1]} and {a.baseline_tokens_per_s:.1f} on {names[0]}; what a round gives and costs is not known in "
+            "both"
+        )
+    tau = f"{taus[0]:.2f} against {taus[1]:.2f}"
+    cost = f"{costs[0]:.2f} target steps against {costs[1]:.2f}"
+    if head:
+        return f"{head}a round costs {cost} and gives {tau} tokens"
+    if moved == "acceptance":
+        return f"Acceptance moved most: a round gives {tau} tokens on {names[1]}, while it costs {cost}"
+    step_a, step_b = 1 / a.baseline_tokens_per_s, 1 / b.baseline_tokens_per_s
+    steps = f"({text.milliseconds(step_b)} against {text.milliseconds(step_a)})"
+    return (
+        f"The target's step is {_faster(step_a / step_b)} on {names[1]} {steps}, a round "
+        f"{_beside(step_a / step_b, a.round_s / b.round_s)}, so a round costs {costs[0]:.2f} target steps rather than "
+        f"{costs[1]:.2f}, at {_tau(b, a)} tau ({tau})"
+    )
+
+
+def verdicts(words: str, a: Call, b: Call) -> str:
+    """The sentence with its end."""
+    return f"{words}: {a} becomes {b}." if a != b else f"{words}. Both runs say {a}."
+
+
+def _faster(times: float) -> str:
+    if abs(math.log(times)) < _NEAR:
+        return "as fast"
+    return f"{_times(times)} faster" if times > 1 else f"{_times(1 / times)} slower"
+
+
+def _beside(step: float, whole: float) -> str:
+    """The round's factor after the step's: shorter where both go one way."""
+    if abs(math.log(whole)) < _NEAR or abs(math.log(step)) < _NEAR or (step > 1) != (whole > 1):
+        return f"is {_faster(whole)}"
+    less = abs(math.log(whole)) < abs(math.log(step))
+    return f"{'only' if less else 'even'} {_times(max(whole, 1 / whole))}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.0f}x" if factor >= 10 else f"{factor:.1f}x"
+
+
+def _tau(b: ComparedSide, a: ComparedSide) -> str:
+    gone = math.log((b.tokens_per_round or 1) / (a.tokens_per_round or 1))
+    return "much the same" if abs(gone) < _NEAR else "a higher" if gone > 0 else "a lower"
+
 
 Rows = NDArray[np.int64]
 PromptKey = tuple[str, int]  # the content's hash, and which of several equal prompts
@@ -73,17 +265,13 @@ def compared(a: StoredRun, b: StoredRun) -> Comparison:
     )
 
 
-def slower_by(comparison: Comparison) -> Slower | None:
-    """How much slower the second run decodes with the draft and gamma that the first one chose."""
-    return comparison.slower
-
-
 class _Run:
     """One run, lined up at its first load; `steady` has the variance of a log speedup that its A/A arm shows."""
 
     def __init__(self, stored: StoredRun) -> None:
         self.stored = stored
         self.summary = summarise(stored)
+        self.load = None if self.summary.server is None else self.summary.server.load
         self.policy = replace(stored.run.config.policy, mix=None)
         trials = main_trials(stored)
         arms = kept_arms(by_arm(trials), stored.run)
@@ -101,8 +289,7 @@ class _Run:
         precision = f" in {formats[number] or 'weights not known'}" if formats[0] != formats[1] else ""
         name = ", ".join(filter(None, ("AB"[number], f"{engine}{precision}".strip())))
         summary = self.summary
-        load = None if summary.server is None else summary.server.load
-        return ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, load)
+        return ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, self.load)
 
 
 # How llama.cpp and hubs name what weights are in: Q4_1, IQ4_XS, BF16, FP8, AWQ.
@@ -167,16 +354,14 @@ def _keys(view: DraftView) -> list[PromptKey]:
 def _gamma(
     spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows], names: tuple[str, str]
 ) -> ComparedGamma:
-    pairs = [_take(run.views[spec].paired(gamma, "decode"), kept) for run, kept in zip(runs, rows, strict=True)]
+    pairs = [run.views[spec].paired(gamma, "decode").take(kept) for run, kept in zip(runs, rows, strict=True)]
     confidence, excess = runs[0].policy.confidence, runs[0].steady.excess + runs[1].steady.excess
     a, b = (
         _side(run, run.views[spec], gamma, paired, kept, confidence)
         for run, paired, kept in zip(runs, pairs, rows, strict=True)
     )
     ratio = _ratio(pairs[0], pairs[1], confidence, excess)
-    rate = speedup_interval(
-        Paired(pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens), confidence, excess
-    )
+    columns = pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens
     found = difference(ratio.low, ratio.high)
     moved = term_that_moved(a, b) if found in ("faster", "slower") else None
     return ComparedGamma(
@@ -184,13 +369,9 @@ def _gamma(
         prompts=len(rows[0]),
         a=a,
         b=b,
-        ratio=ratio.value,
-        ratio_low=ratio.low,
-        ratio_high=ratio.high,
+        **ends("ratio", ratio),
         difference=found,
-        rate=rate.value,
-        rate_low=rate.low,
-        rate_high=rate.high,
+        **ends("rate", speedup_interval(Paired(*columns), confidence, excess)),
         moved=moved,
         reason=reason(a, b, ratio, found, moved, names),
         categories=_categories(runs, spec, pairs, rows, confidence),
@@ -203,10 +384,15 @@ def _side(run: _Run, view: DraftView, gamma: int, paired: Paired, rows: Rows, co
     with_draft = float(paired.spec_tokens.sum() / paired.spec_s.sum())
     counts = view.counts(gamma, rows)
     tau = counts.tokens_per_round
-    round_s = None if tau is None else tau / with_draft
-    steps = None if round_s is None else round_s * alone
-    ends = (interval.value, interval.low, interval.high)
-    return ComparedSide(*ends, alone, with_draft, tau, round_s, steps, counts.drafted)
+    return ComparedSide(
+        **ends("speedup", interval),
+        baseline_tokens_per_s=alone,
+        tokens_per_s=with_draft,
+        tokens_per_round=tau,
+        round_s=None if tau is None else tau / with_draft,
+        round_steps=None if tau is None else tau / with_draft * alone,
+        drafted=counts.drafted,
+    )
 
 
 def _categories(
@@ -220,17 +406,9 @@ def _categories(
         excess = [run.steady.excess_of(str(name)) for run in runs]
         ratio = _ratio(a, b, confidence, sum(excess))
         first, second = (speedup_interval(p, confidence, e) for p, e in zip((a, b), excess, strict=True))
-        ends = (first.value, first.low, first.high, second.value, second.low, second.high)
-        found.append(
-            ComparedCategory(
-                str(name), a.n, *ends, ratio.value, ratio.low, ratio.high, difference(ratio.low, ratio.high)
-            )
-        )
+        pair = ends("a_speedup", first) | ends("b_speedup", second) | ends("ratio", ratio)
+        found.append(ComparedCategory(str(name), a.n, **pair, difference=difference(ratio.low, ratio.high)))
     return tuple(found)
-
-
-def _take(paired: Paired, rows: Rows) -> Paired:
-    return Paired(paired.base_s[rows], paired.base_tokens[rows], paired.spec_s[rows], paired.spec_tokens[rows])
 
 
 def _ratio(a: Paired, b: Paired, confidence: float, excess: float) -> Interval:
@@ -243,11 +421,11 @@ def _ratio(a: Paired, b: Paired, confidence: float, excess: float) -> Interval:
 def _slower(drafts: list[ComparedDraft], summary: Summary) -> Slower | None:
     """Of one arm that is fixed beforehand, so that many arms do not make a regression more likely to be seen."""
     chosen = summary.choice
+    arm = None if chosen is None else (chosen.draft, chosen.gamma)
     for draft in drafts:
         for row in draft.gammas:
-            if chosen is not None and (draft.draft, row.gamma) == (chosen.draft, chosen.gamma):
-                low = None if row.rate_high is None else 1 - row.rate_high
-                high = None if row.rate_low is None else 1 - row.rate_low
+            if (draft.draft, row.gamma) == arm:
+                low, high = (None if end is None else 1 - end for end in (row.rate_high, row.rate_low))
                 return Slower(draft.draft, row.gamma, 1 - row.rate, low, high)
     return None
 
@@ -259,84 +437,67 @@ def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
         return changed_encoding(before, after)
     then, now = ({trial.prompt_sha256: trial.prompt_tokens for trial in main_trials(stored)} for stored in (a, b))
     shared = then.keys() & now.keys()
-    other = sum(then[sha] != now[sha] for sha in shared)
-    if not other:
+    if not (other := sum(then[sha] != now[sha] for sha in shared)):
         return None
-    return (
-        f"{other} of {len(shared)} prompts have another number of tokens: another chat template, tokenizer or begin "
-        "of text"
-    )
+    why = "another chat template, tokenizer or begin of text"
+    return f"{other} of {len(shared)} prompts have another number of tokens: {why}"
 
 
 def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Finding]:
     """Where the two do not answer the same question."""
-    first, second = (stored.run.config for stored in (a, b))
-    found = []
-    shas = [stored.run.workload.sha256 for stored in (a, b)]
-    if shas[0] != shas[1]:
-        found.append(
-            warned(
-                "other-prompts",
-                "the runs have other workloads; only the prompts that both have are compared",
-                "Run the second on the first one's workload.",
-            )
-        )
-    if (changed := _other_tokens(a, b)) is not None:
-        found.append(
-            warned(
-                "other-token-ids",
-                f"the target read other prompts in the two runs: {changed}",
-                "Run the second with the first one's target, tokenizer and chat template, and where that writes the "
-                "date, on one day.",
-            )
-        )
-    formats = [weights(stored.run) for stored in (a, b)]
-    if formats[0] != formats[1] or (formats[0] is None and _engine(a) != _engine(b)):
-        named = [each or "a format that is not known" for each in formats]
-        found.append(
-            warned(
-                "other-weights",
-                f"the target's weights are in {named[0]} on A and {named[1]} on B: what differs is due to them and the "
-                "engine together",
-                "Run both with the same weights before crediting an engine.",
-            )
-        )
-    sampled = [asdict(config.sampling) for config in (first, second)]
-    other = [key for key in sampled[0] if sampled[0][key] != sampled[1][key]]
-    if other:
-        listed = ", ".join(f"{key} {sampled[0][key]} and {sampled[1][key]}" for key in other)
-        found.append(
-            warned(
-                "other-sampling",
-                f"the runs sample otherwise: {listed}",
-                "Run the second with the first one's sampling: acceptance depends on it.",
-            )
-        )
-    if first.chat_template_kwargs != second.chat_template_kwargs:
-        given = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
-        found.append(
-            warned(
-                "other-template-arguments",
-                f"the chat templates of the runs were given {given[0]} and {given[1]}",
-                "Run the second with the first one's --chat-template-kwargs: the answers are others.",
-            )
-        )
-    if first.max_new_tokens != second.max_new_tokens:
-        limits = f"{first.max_new_tokens} and {second.max_new_tokens}"
-        found.append(
-            warned(
-                "other-limit",
-                f"the texts of the runs end at other limits: {limits} tokens",
-                "Run the second with the first one's --max-new-tokens.",
-            )
-        )
-    loads = [run.summary.server.load if run.summary.server else "1 at a time" for run in runs]
-    if loads[0] != loads[1]:
-        found.append(
-            warned(
-                "other-load",
-                f"the runs are compared at other loads: {loads[0]} and {loads[1]}",
-                "Run the second with the first one's first --concurrency.",
-            )
-        )
-    return found
+    first, second = a.run.config, b.run.config
+    formats, loads = [weights(stored.run) for stored in (a, b)], [run.load or "1 at a time" for run in runs]
+    changed = _other_tokens(a, b)
+    sampled = asdict(first.sampling), asdict(second.sampling)
+    other = [(key, value, sampled[1][key]) for key, value in sampled[0].items() if value != sampled[1][key]]
+    unknown = formats == [None, None] and _engine(a) != _engine(b)
+    kwargs = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
+    limits = [first.max_new_tokens, second.max_new_tokens]
+    return [
+        *_differs(
+            "other-prompts",
+            a.run.workload.sha256 != b.run.workload.sha256,
+            hint="Run the second on the first one's workload.",
+        ),
+        *_differs(
+            "other-token-ids",
+            changed is not None,
+            changed=changed,
+            hint="Run the second with the first one's target, tokenizer and chat template, and where that writes the "
+            "date, on one day.",
+        ),
+        *_differs(
+            "other-weights",
+            formats[0] != formats[1] or unknown,
+            both=formats,
+            hint="Run both with the same weights before crediting an engine.",
+        ),
+        *_differs(
+            "other-sampling",
+            bool(other),
+            changed=other,
+            hint="Run the second with the first one's sampling: acceptance depends on it.",
+        ),
+        *_differs(
+            "other-template-arguments",
+            kwargs[0] != kwargs[1],
+            both=kwargs,
+            hint="Run the second with the first one's --chat-template-kwargs: the answers are others.",
+        ),
+        *_differs(
+            "other-limit",
+            limits[0] != limits[1],
+            both=limits,
+            hint="Run the second with the first one's --max-new-tokens.",
+        ),
+        *_differs(
+            "other-load",
+            loads[0] != loads[1],
+            both=loads,
+            hint="Run the second with the first one's first --concurrency.",
+        ),
+    ]
+
+
+def _differs(code: str, differs: bool, *, hint: str, **values: object) -> list[Finding]:
+    return [Finding(code, "warning", values, hint)] if differs else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from specbench.analysis.facts import Facts
+from specbench.analysis.facts import Facts, Pace
 from specbench.decision.interval import Difference
 from specbench.records import Call, Finding, Policy, Reason
 from specbench.run_record import State
@@ -16,8 +16,7 @@ from specbench.run_record import State
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of one time over `requests` requests, seconds. None where so few do not show it: the 50th takes 2 requests, the
-    95th 20, the 99th 100."""
+    """Of one time over `requests` requests, seconds; None where there are fewer than 2, 20 or 100."""
 
     requests: int
     p50: float | None
@@ -27,16 +26,11 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """One draft at one gamma under one load, against the target alone under the same load. `concurrency` is None where
-    requests arrive at a `rate` (requests/s), and the other way round. `speedup` is of decoding time per output token,
-    `speedup_e2e` of the whole time of a request, both as a client sees them, over `prompts` prompts; `verdict` follows
-    the policy's metric.
-
-    `predicted_speedup` is of decoding, from replayed rounds and rounds that were probed at this concurrency; its ends
-    are over prompts and hold the costs' own uncertainty.
-
-    `throughput` is output tokens per second of all clients together, None where an open loop's clock was not kept;
-    `ttft` the time to the first token, `tpot` decoding time per output token of a request."""
+    """One draft at one gamma under one load, against the target alone under the same: so many requests at once
+    (`concurrency`) or a second (`rate`). `speedup` is of decoding time per output token, `speedup_e2e` of a request's
+    whole time, as a client sees them; `predicted_speedup` of decoding, from rounds probed at this concurrency. The
+    verdict follows the policy's metric. `throughput` is output tokens per second of all clients, None where an open
+    loop's clock was not kept; `ttft` the time to the first token, `tpot` decoding time per output token."""
 
     load: str
     concurrency: int | None
@@ -76,8 +70,8 @@ class ScheduleStep:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How many tokens to draft with so many clients at once. `gain` is how much faster all concurrencies together are,
-    each with as much to do, than with `fixed_gamma`, the best single one; less than 0 where it is slower."""
+    """How many tokens to draft with so many clients at once. `gain` is how much faster than `fixed_gamma`, the best
+    single one, all concurrencies together are, each with as much to do."""
 
     steps: tuple[ScheduleStep, ...]
     fixed_gamma: int
@@ -88,7 +82,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class NumberCheck:
-    """One number over the stretches in which it could be compared: as we added it up, and as the server counted."""
+    """One number, over the stretches that tell it: as we added it up, and as the server counted."""
 
     name: str
     ours: int
@@ -98,9 +92,8 @@ class NumberCheck:
 
 @dataclass(frozen=True, slots=True)
 class CounterCheck:
-    """Our sums against the server's own counters, stretch by stretch (a stretch is an uninterrupted sequence of
-    requests of one arm). `agreeing` of `compared` stretches have every number equal; `not_comparable` have no counters
-    or hold requests that we do not count."""
+    """Our sums against the server's counters, by stretch: an uninterrupted sequence of requests of one arm. In
+    `agreeing` of `compared` every number is equal; `not_comparable` have no counters or hold requests of others."""
 
     compared: int
     agreeing: int
@@ -110,8 +103,8 @@ class CounterCheck:
 
 @dataclass(frozen=True, slots=True)
 class ClockCheck:
-    """Seconds of decoding of one arm over the requests of which the server tells its own: as the client saw them, and
-    by the server's clock. `server_less` is by which share the server's are less."""
+    """Seconds of decoding of one arm by the client's clock and by the server's, over the requests of which it tells;
+    `server_less` is the share by which the server's are less."""
 
     arm: str
     requests: int
@@ -137,9 +130,9 @@ class TurnCheck:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server that was measured, as far as it tells. `launch` is the file that it was started from, None where it
-    was running already; `load` the load that the verdict is about; `sources` says from which field each number comes,
-    `settings` what the server said of itself in each arm; `turns` are there of conversations."""
+    """The server, as far as it tells. `launch` is the file that it was started from, None where it was running; `load`
+    that of the verdict; `sources` the field that each number comes from, `settings` what it said of itself by arm;
+    `turns` are there of conversations."""
 
     adapter: str
     launch: str | None
@@ -170,11 +163,10 @@ class RoundTime:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """What would have to change for 1.0x at one gamma, all else as measured. `tokens_per_round` is also the round's
-    time in target steps; `alpha` is the acceptance at every position that gives it (None where not even 1 does);
-    `draft_steps` is the most that drafting one token may cost, in target steps (None where even 0 is too much), and
-    `measured_draft_steps` what it does cost (where that is None, `draft_steps` is not known either). The `minimum_*`
-    are the same for the policy's minimum speedup."""
+    """What would have to change for 1.0x at one gamma, all else as measured, and (`minimum_*`) for the policy's
+    minimum. `tokens_per_round` is also the round's time in target steps; `alpha` the acceptance that gives it, None
+    where not even 1 does; `draft_steps` the most that drafting a token may cost, in target steps, None where even 0 is
+    too much or `measured_draft_steps`, what it does cost, is not known."""
 
     tokens_per_round: float
     alpha: float | None
@@ -188,8 +180,8 @@ class BreakEven:
 @dataclass(frozen=True, slots=True)
 class Texts:
     """Greedy texts that differ from the target's own, one for each prompt and gamma: `ties` where rounding explains it,
-    `wide` where it does not, `unknown` where the distance of the two best tokens was not recorded. The widest distance
-    that rounding does not explain: `margin` is over the top logit, `gap` in nats; None where there is none."""
+    `wide` where it does not, `unknown` where the distance of the two best tokens was not recorded. The widest of those
+    that are `wide`: `margin` over the top logit, `gap` in nats."""
 
     differing: int
     ties: int
@@ -201,8 +193,8 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer, prompt included, over the prompts that both arms have: `tokens` of the target's own, and seconds
-    by the target alone and with the draft; means."""
+    """A mean answer, prompt included, over the prompts that both arms have: `tokens` of the target's own, and seconds
+    by the target alone and with the draft."""
 
     tokens: float
     baseline_s: float
@@ -211,18 +203,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class GammaResult:
-    """One draft at one gamma over all prompts. `survival[j-1]` is s_j: P(first j drafts accepted), over rounds
-    that drafted at least j; `survival_low` and `survival_high` are its interval over prompts. `speedup` is decode-only,
-    `speedup_e2e` includes both prefills; both are ratios of totals, per token. `identical_prompts` counts prompts whose
-    greedy text equals the target alone's, token for token; None when sampling. These speedups do not follow the
-    policy's metric; a draft's and a category's do.
-
-    On a server that does not tell them rounds, drafts or the parts of a round's time are None, and `survival` is empty.
-    `round_s` is a whole round, seconds, and `round_steps` the same in steps of the target alone; both need no parts.
-    `counted_share` of the texts tell the counts, which are over those.
-
-    `predicted_*` come from replayed rounds and costs probed with the models alone. `missing_term` names the term of the
-    prediction that is furthest from the measured one, where they differ by more than 5 %."""
+    """One draft at one gamma over all prompts, whatever the policy's metric. `survival[j-1]` is s_j: P(first j drafts
+    accepted), over rounds that drafted at least j. `speedup` is of decoding, `speedup_e2e` with both prefills, ratios
+    of totals per token. `identical_prompts` have the target's own greedy text, token for token; None when sampling. A
+    server may not tell rounds, drafts or the parts of a round's time. `round_s` is a whole round, `round_steps` the
+    same in steps of the target alone. `counted_share` of the texts tell the counts. `predicted_*` come from replayed
+    rounds and costs of the models timed alone; `missing_term` names the term of the prediction that is furthest from
+    the measured one, where they differ by more than 5 %."""
 
     gamma: int
     rounds: int | None
@@ -259,9 +246,8 @@ class GammaResult:
 
 @dataclass(frozen=True, slots=True)
 class StoppedGamma:
-    """One gamma that the sweep stopped measuring after `prompts` of `planned` prompts, since it was surely not the best
-    of its draft. `speedup` is of decoding, over those prompts; `ratio` to `confidence` and `predicted_ratio` are what
-    it was ruled out by, as in run.json: its speed in terms of the gamma `against`."""
+    """One gamma that the sweep stopped measuring after `prompts` of `planned` prompts, surely not the best of its
+    draft. `speedup` is of decoding, over those; the rest is what it was ruled out by, as in run.json."""
 
     gamma: int
     prompts: int
@@ -293,9 +279,8 @@ class CategoryGamma:
 
 @dataclass(frozen=True, slots=True)
 class PredictedGamma:
-    """One gamma by replay and cost model, measured or not. The interval is over prompts, and holds what the timing does
-    not know of the costs. `gain` is what the last drafted token adds: this speedup over that of gamma - 1 (of 1.0 at
-    gamma 1), less 1."""
+    """One gamma by replay and cost model, measured or not. The interval holds what the timing does not know. `gain` is
+    what the last drafted token adds: this speedup over that of gamma - 1 (1.0 at gamma 1), less 1."""
 
     gamma: int
     tokens_per_round: float
@@ -308,7 +293,7 @@ class PredictedGamma:
 
 @dataclass(frozen=True, slots=True)
 class PredictedBatch:
-    """One batch size at the gamma that is predicted best there: replayed rounds, costs probed at that batch."""
+    """One batch size at the gamma that is predicted best there, by costs probed at that batch."""
 
     batch: int
     gamma: int
@@ -321,9 +306,8 @@ class PredictedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the draft adds. `cache_bytes_per_token` is its KV cache for one token of one sequence, `state_bytes` what it
-    keeps of a sequence however long that is, `context` the longest text of the run in tokens, `total_bytes` weights,
-    cache and states for one such text."""
+    """What the draft adds: weights, its KV cache for one token of one sequence, `state_bytes` that it keeps however
+    long that is, and in all for `context`, the longest text of the run in tokens."""
 
     weight_bytes: int
     cache_bytes_per_token: int
@@ -334,9 +318,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class HeadCosts:
-    """What a draft head costs, timed alone: `first_s` for the first draft of a round (one emitted token beside the
-    target's states), `step_s` for each later one, of a head that drafts at once what each adds, and `states_s`, which
-    keeping those states adds to the target's pass at the best gamma; timer noise may put that below 0."""
+    """What a draft head costs, timed alone: `first_s` the first draft of a round, `step_s` each later one (of a head
+    that drafts at once, what each adds), `states_s` what keeping the states that it reads adds to the target's pass at
+    the best gamma, which timer noise may put below 0."""
 
     first_s: float
     step_s: float
@@ -345,8 +329,8 @@ class HeadCosts:
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """Price of a million output tokens, prompts included, one sequence at a time (on a server: at the load of the
-    verdict), in the currency of the policy's price per hour: the target alone, and with the draft at its best gamma."""
+    """Price of a million output tokens, prompts included, in the currency of the policy's price per hour: the target
+    alone and with the draft at its best gamma, one sequence at a time, on a server at the load of the verdict."""
 
     baseline_per_million: float
     per_million: float
@@ -354,8 +338,8 @@ class Money:
 
 @dataclass(frozen=True, slots=True)
 class CategoryResult:
-    """One category: its verdict at its own best gamma. With few prompts the interval is None. `baseline_ratio` is the
-    target alone over itself where two measurements of it differ by more than chance; the interval is wider for it."""
+    """One category at its own best gamma. `baseline_ratio` is the target alone over itself where two measurements of
+    it differ by more than chance; the interval is wider for it."""
 
     category: str
     verdict: Call
@@ -377,9 +361,8 @@ class CategoryResult:
 
 @dataclass(frozen=True, slots=True)
 class LengthResult:
-    """Prompts of `low` tokens and more, below `high` (None: any longer), of which the `shortest` and `longest` that
-    were measured have so many (None: there was none): its verdict at its own best gamma, of which `tokens_per_round`,
-    `acceptance_rate` and the round's time `round_steps`, in steps of the target alone, are."""
+    """Prompts of `low` tokens and more, below `high` (None: any longer), at their own best gamma; `shortest` and
+    `longest` that were measured, None where none was. `round_steps` is a round in steps of the target alone."""
 
     low: int
     high: int | None
@@ -399,13 +382,10 @@ class LengthResult:
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """One draft: the verdict, and the evidence by gamma and by category.
-
-    `speedup`, `speedup_low`, `speedup_high` are what the verdict rests on: with several gammas they are
-    cross-fitted (gamma chosen on other prompts than those reported), so they may lie below the best row.
-    `slower_share` of prompts are slower than the policy has it, by the same speedups. `gammas` were measured on every
-    prompt; `stopped` were ruled out on the way.
-    """
+    """One draft: the verdict, and the evidence by gamma and by category. `speedup` is what the verdict rests on: with
+    several gammas cross-fitted (gamma chosen on other prompts than those reported), so it may lie below the best row.
+    `slower_share` of prompts are slower than the policy has it. `gammas` were measured on every prompt; `stopped` were
+    ruled out on the way."""
 
     draft: str
     verdict: Call
@@ -451,7 +431,7 @@ class DraftResult:
 @dataclass(frozen=True, slots=True)
 class Rival:
     """A draft that was not chosen, at its own best gamma. `ratio` is how many times as fast the chosen one is;
-    `difference` says what that interval resolves: "same" is within 5 %, and where it merely holds 1 nothing is."""
+    `difference` what its interval resolves: "same" is within 5 %."""
 
     draft: str
     gamma: int
@@ -463,8 +443,8 @@ class Rival:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The draft and gamma to run with, chosen among all, and the verdict on the whole run. The speedup is cross-fitted
-    over drafts and gammas alike, on the `prompts` that every draft has measured."""
+    """The draft and gamma to run with, chosen among all, and the verdict on the whole run, cross-fitted over drafts and
+    gammas alike, on the `prompts` that every draft has."""
 
     draft: str
     gamma: int
@@ -479,26 +459,13 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """What a run like this one takes: `prompt_s` for a prompt in all its arms, `setup_s` once."""
-
-    prompt_s: float
-    setup_s: float
-
-    def minutes(self, prompts: int) -> float:
-        return (self.setup_s + prompts * self.prompt_s) / 60
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """A whole run under a `policy`: what was measured, and the `facts` beside it. `noise_floor` is the half-width of
-    the A/A arm's interval around 1.0, as a fraction: how far two measurements of the same thing lie apart here; None
-    without an A/A arm or with too few prompts. `choice` is None where no prompt was measured with every draft. With a
-    `batch_size` above 1 a whole batch is what the tables call a prompt, and the unit of intervals. `server` and `loads`
-    are of a run on a server; everything but `loads` is then about the first load. `trials_run` trials count;
-    `trials_spared` more of the plan were not run, since their gamma had been ruled out; `trials_disturbed` shared the
-    machine. `baseline_texts` are the texts that the target alone did not repeat. `pace` is what a run takes, None where
-    it is not known."""
+    the A/A arm's interval around 1.0: how far two measurements of the same thing lie apart here. `choice` is None where
+    no prompt was measured with every draft. With a `batch_size` above 1 a whole batch is what tables call a prompt, and
+    the unit of intervals. `server` and `loads` are of a run on a server; all but `loads` is then about the first load.
+    `trials_run` trials count, `trials_spared` were not run, since their gamma was ruled out, `trials_disturbed` shared
+    the machine. `baseline_texts` are texts that the target alone did not repeat; `pace` is what a run takes."""
 
     run: str
     schema: int

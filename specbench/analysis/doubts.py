@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from specbench.analysis.contract import CategoryResult, DraftResult, Summary
 from specbench.analysis.facts import MANY_CUT
-from specbench.analysis.rounds import cost
-from specbench.analysis.steps import next_steps
+from specbench.analysis.steps import cost, next_steps
 from specbench.records import FEW_PROMPTS, Finding, Policy
 
 # The weightiest first: what may turn the verdict itself round, then what bounds it, then what stands beside it.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from specbench import text
 from specbench.analysis.frame import counted, loads_of
 from specbench.records import Divergence, Load, ReferenceCheck, Sampling, Trial
 from specbench.run_record import ModelFacts, Provenance, RunRecord
@@ -17,8 +23,8 @@ MANY_CUT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model as it was loaded. `parameters` is a count; `ends` are the ids at which the target's texts ended, empty
-    where they are not known; `head` is the kind of a draft head, None for a model."""
+    """One model as it was loaded. `ends` are the ids at which the target's texts ended; `head` the kind of a draft
+    head."""
 
     spec: str
     name: str
@@ -44,10 +50,9 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """The run beside its numbers. `done` of `planned` trials are stored, `spared` need not be run, since their gamma
-    was ruled out; `prefill_share` is of the wall clock of the target alone; `cut_share` is the share of its outputs
-    that the token limit ended, both at the first of the `loads`. `served` says that the target ran on a server,
-    `measured_twice` that it was measured alone a second time (A/A), `sliced` that arms took turns within a prompt.
-    `prompt_tokens` are the shortest and the longest measured prompt."""
+    was ruled out; `prefill_share` is of the wall clock of the target alone, `cut_share` of its outputs those that the
+    token limit ended, both at the first of the `loads`. `measured_twice` is whether the target was measured again
+    (A/A), `sliced` whether arms took turns within a prompt. `prompt_tokens` are the shortest and the longest prompt."""
 
     status: str
     argv: tuple[str, ...]
@@ -79,10 +84,6 @@ class Facts:
         return self.status == "finished"
 
 
-def _range(lengths: Sequence[int]) -> tuple[int, int] | None:
-    return (min(lengths), max(lengths)) if lengths else None
-
-
 def read_facts(stored: StoredRun) -> Facts:
     """Everything but the measured results, which are the Summary's."""
     run = stored.run
@@ -90,6 +91,9 @@ def read_facts(stored: StoredRun) -> Facts:
     loads = loads_of(stored)
     done = counted(stored.trials)
     main = [trial for trial in done if trial.arm.load == loads[0]]
+    lengths = [trial.prompt_tokens for trial in main]
+    alone = [trial for trial in main if trial.arm.kind == "baseline"]
+    alone_s = sum(trial.times.total_s for trial in alone)
     return Facts(
         status=stored.status,
         argv=provenance.argv,
@@ -104,8 +108,8 @@ def read_facts(stored: StoredRun) -> Facts:
         planned=run.trials_planned,
         spared=run.spared,
         done=len(done),
-        prefill_share=_prefill_share(main),
-        cut_share=_cut_share(main),
+        prefill_share=sum(trial.times.prefill_s for trial in alone) / alone_s if alone_s > 0 else None,
+        cut_share=sum(trial.finish == "length" for trial in alone) / len(alone) if alone else None,
         provenance=provenance,
         fingerprint=run.fingerprint,
         served=run.on_server,
@@ -113,7 +117,7 @@ def read_facts(stored: StoredRun) -> Facts:
         loads=tuple(loads),
         reference=run.reference_check,
         template_kwargs=config.chat_template_kwargs or {},
-        prompt_tokens=_range([trial.prompt_tokens for trial in main]),
+        prompt_tokens=(min(lengths), max(lengths)) if lengths else None,
         measured_twice=any(trial.arm.kind == "baseline-again" for trial in main),
     )
 
@@ -146,12 +150,154 @@ def _workload(run: RunRecord) -> Workload:
     )
 
 
-def _prefill_share(trials: list[Trial]) -> float | None:
-    baseline = [trial.times for trial in trials if trial.arm.kind == "baseline"]
-    total = sum(times.total_s for times in baseline)
-    return sum(times.prefill_s for times in baseline) / total if total > 0 else None
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a run like this one takes: `prompt_s` for a prompt in all its arms, `setup_s` once."""
+
+    prompt_s: float
+    setup_s: float
+
+    def minutes(self, prompts: int) -> float:
+        return (self.setup_s + prompts * self.prompt_s) / 60
 
 
-def _cut_share(trials: list[Trial]) -> float | None:
-    baseline = [trial for trial in trials if trial.arm.kind == "baseline"]
-    return sum(trial.finish == "length" for trial in baseline) / len(baseline) if baseline else None
+# A run repeats about a tenth of its trials at most.
+MAX_RETRIES = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run takes, seconds. `base_s` is one generation by the target alone and `draft_s` one with a draft, by
+    gamma (empty: not known). Each generation happens `retries` times; `untimed_s` goes by for each prompt between
+    trials; `warm_up_s` is one arm's warm-up; `probe_s` happens once."""
+
+    base_s: float
+    draft_s: Mapping[int, float]
+    retries: float = 1.0
+    untimed_s: float = 0.0
+    warm_up_s: float = 0.0
+    probe_s: float = 0.0
+
+    def minutes(self, prompts: int, gammas: Sequence[int], drafts: int, repeats: int) -> float:
+        """The whole run: the target alone twice, and every draft at every gamma."""
+        return self.pace(gammas, drafts, repeats).minutes(prompts)
+
+    def pace(self, gammas: Sequence[int], drafts: int, repeats: int) -> Pace:
+        """The same apart: for each prompt, and once."""
+        one = 2 * self.base_s + drafts * sum(self.draft_at(gamma) for gamma in gammas)
+        arms = 2 + drafts * len(gammas)
+        return Pace(repeats * one * self.retries + self.untimed_s, arms * self.warm_up_s + self.probe_s)
+
+    def draft_at(self, gamma: int) -> float:
+        """At a gamma that was not timed: on the line between its neighbours, beyond them as at the nearest."""
+        if not self.draft_s:
+            return self.base_s
+        timed = sorted(self.draft_s)
+        return float(np.interp(gamma, timed, [self.draft_s[g] for g in timed]))
+
+
+def pace_of(stored: StoredRun) -> Pace | None:
+    """Of the same run again, over other prompts; None where nothing was timed."""
+    cost = cost_of(stored, {trial.prompt_id for trial in stored.trials})
+    config = stored.run.config
+    pace = cost.pace(config.gamma, len(config.draft), config.repeats)
+    return pace if pace.prompt_s > 0 else None
+
+
+def cost_of(stored: StoredRun, prompts: set[str]) -> Cost:
+    """Means over the trials of `prompts`; what happens once is that of the whole run."""
+    load = loads_of(stored)[0]
+    trials = [trial for trial in stored.trials if not trial.warmup and trial.arm.load == load]
+    mine = [trial for trial in trials if trial.prompt_id in prompts]
+    drafted: dict[int, list[float]] = {}
+    for trial in counted(mine):
+        if trial.arm.gamma is not None:
+            drafted.setdefault(trial.arm.gamma, []).append(trial.times.total_s)
+    probe_s = sum(point.median_s * (point.passes + 1) for point in stored.run.probe or ())
+    return Cost(
+        base_s=_mean_s(trial for trial in counted(mine) if trial.arm.gamma is None),
+        draft_s={gamma: fmean(spent) for gamma, spent in drafted.items()},
+        retries=min(MAX_RETRIES, len(trials) / max(len(counted(trials)), 1)),
+        untimed_s=_untimed_s(stored, probe_s),
+        warm_up_s=_mean_s(trial for trial in stored.trials if trial.warmup),
+        probe_s=probe_s,
+    )
+
+
+def _mean_s(trials: Iterable[Trial]) -> float:
+    spent = [trial.times.total_s for trial in trials]
+    return fmean(spent) if spent else 0.0
+
+
+def _untimed_s(stored: StoredRun, probe_s: float) -> float:
+    """Seconds for each prompt outside trials and probe: scoring, mostly. 0 where the run's own clock does not tell."""
+    stamps = [stored.run.provenance.started, stored.run.provenance.finished]
+    # A run that was continued stood still in between.
+    if None in stamps or len(list(stored.folder.glob("positions-*.arrow"))) > 1:
+        return 0.0
+    started, finished = (datetime.fromisoformat(str(stamp)) for stamp in stamps)
+    elapsed_s = (finished - started).total_seconds()
+    timed_s = sum(trial.times.total_s for trial in stored.trials) + probe_s
+    prompts = len({trial.prompt_id for trial in stored.trials if not trial.warmup})
+    # As much again as the trials would be a suspended machine, not scoring.
+    return (elapsed_s - timed_s) / prompts if 0 < elapsed_s - timed_s < timed_s else 0.0
+
+
+def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
+    """(what it tells, command) pairs that count again, repeat or extend the run in `folder`; those that repeat it are
+    left out where its command was not recorded. What it tells is a code: "counts", "again", "all" or "exact"."""
+    found = []
+    # transformers' assisted generation knows no batches, and none of what a server runs.
+    if facts.batch_size == 1 and not facts.served:
+        found.append(("counts", shell(["specbench", "check", folder])))
+    if not facts.argv:
+        return found
+    found.append(("again", shell(_fresh(facts.argv))))
+    available, used = facts.workload.available, facts.workload.used
+    if available is not None and used is not None and available > used:
+        found.append(("all", limited_command(facts, available) or ""))
+    if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
+        found.append(("exact", shell([*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"])))
+    return found
+
+
+def limited_command(facts: Facts, limit: int) -> str | None:
+    """The run's own command over `limit` prompts; None where it was not recorded."""
+    if not facts.argv:
+        return None
+    return shell([*_without(_fresh(facts.argv), "--limit"), "--limit", str(limit)])
+
+
+def changed_command(facts: Facts, **options: str) -> str:
+    """The run's own command with these options instead of its own; of `specbench sweep` where it was not recorded."""
+    argv = _fresh(facts.argv) if facts.argv else ["specbench", "sweep"]
+    for name in options:
+        argv = _without(argv, f"--{name}")
+    return shell([*argv, *(part for name, value in options.items() for part in (f"--{name}", value))])
+
+
+def command(facts: Facts) -> str | None:
+    """The run's own command, as typed."""
+    return shell(facts.argv) if facts.argv else None
+
+
+def _fresh(argv: Sequence[str]) -> list[str]:
+    return [*(part for part in argv if part not in ("--fresh", "--resume")), "--fresh"]
+
+
+def _without(argv: Sequence[str], option: str) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for part in argv:
+        if skip:
+            skip = False
+        elif part == option:
+            skip = True
+        elif not part.startswith(f"{option}="):
+            kept.append(part)
+    return kept
+
+
+def shell(argv: Sequence[str]) -> str:
+    """The words as a line for a shell."""
+    return shlex.join(text.clean(part) for part in argv)

@@ -14,10 +14,10 @@ import numpy as np
 
 from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
-from specbench.analysis.views import DraftView
+from specbench.analysis.frame import DraftView
 from specbench.cost.clients import decoding_seconds
 from specbench.cost.model import RoundCosts, at_end, cost_variance, predicted_rounds, prefill_seconds, round_costs
-from specbench.decision.interval import Floats, Paired, speedup_interval
+from specbench.decision.interval import Floats, Paired, ends, speedup_interval
 from specbench.records import CostPoint, Interval
 
 # The probe's intervals are of about 95 %: so many standard errors to either side.
@@ -79,7 +79,7 @@ class Predictor:
             base_s, spent_s = self._with_tail(found, points)
         else:
             base_s, spent_s = self._tokens * costs.step_s, view.by_prompt(predicted_rounds(found, costs).total_s)
-        return _weighed(base_s, self._tokens, spent_s, self._tokens, view.weights)
+        return Paired(*(each * view.weights for each in (base_s, self._tokens, spent_s, self._tokens)))
 
     def _in_turn(self, found: Expected, clients: int, points: Sequence[CostPoint]) -> tuple[Floats, Floats]:
         """Seconds of decoding of each prompt, without the draft and with it, where so many clients of a server ask at
@@ -135,10 +135,8 @@ class Predictor:
         draft_s = self._draft_prefill() if decode else None
         if decode is None or target_s is None or draft_s is None:
             return None
-        base_s = target_s * view.repeats * view.weights
-        return float(
-            (base_s + decode.base_s).sum() / (base_s + draft_s * view.repeats * view.weights + decode.spec_s).sum()
-        )
+        base_s, more_s = (each * view.repeats * view.weights for each in (target_s, draft_s))
+        return float((base_s + decode.base_s).sum() / (base_s + more_s + decode.spec_s).sum())
 
     def _draft_prefill(self) -> Floats | None:
         """Seconds for each prompt; layers that are shared with the target have read it already."""
@@ -166,9 +164,7 @@ class Predictor:
                 PredictedGamma(
                     gamma=gamma,
                     tokens_per_round=again.tokens_per_round,
-                    speedup=interval.value,
-                    speedup_low=interval.low,
-                    speedup_high=interval.high,
+                    **ends("speedup", interval),
                     speedup_e2e=self.end_to_end(gamma),
                     gain=interval.value / before - 1,
                 )
@@ -189,9 +185,8 @@ class Predictor:
             interval = self.interval(gamma, batch)
             assert interval is not None
             alone = batch / costs.step_s
-            rows.append(
-                PredictedBatch(batch, gamma, interval.value, interval.low, interval.high, alone, alone * interval.value)
-            )
+            rates = {"baseline_tokens_per_s": alone, "tokens_per_s": alone * interval.value}
+            rows.append(PredictedBatch(batch=batch, gamma=gamma, **ends("speedup", interval), **rates))
         return tuple(rows)
 
     def _costs(self, batch: int | None = None, points: Sequence[CostPoint] | None = None) -> RoundCosts | None:
@@ -259,7 +254,3 @@ def missing_term(row: GammaResult, predicted: RoundTime | None, step_s: float | 
     if row.tokens_per_round and row.replay_tokens_per_round:
         off["acceptance"] = abs(math.log(row.tokens_per_round / row.replay_tokens_per_round))
     return max(off, key=lambda term: off[term])
-
-
-def _weighed(base_s: Floats, base_tokens: Floats, spec_s: Floats, spec_tokens: Floats, weights: Floats) -> Paired:
-    return Paired(base_s * weights, base_tokens * weights, spec_s * weights, spec_tokens * weights)

@@ -14,8 +14,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token in each sequence of a batch. `cost` is c = t_draft / t_dec; None for the target itself, and where the
-    target was not timed there."""
+    """One token in each sequence of a batch. `cost` is c = t_draft / t_dec, of a draft."""
 
     batch: int
     context: int
@@ -70,7 +69,7 @@ class Prefill:
 @dataclass(frozen=True, slots=True)
 class Round:
     """A round of a server that drafts `gamma` tokens and keeps none, with so many clients at once. `steps` is in steps
-    of the target alone under the same load: the tokens that a round has to give to break even."""
+    of the target alone under the same load, pass by pass: what a round has to give to break even."""
 
     draft: str
     concurrency: int
@@ -87,8 +86,8 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class ProbedModel:
-    """One model. `step_bytes` are the weights that one token reads, `least_step_s` is the time that this takes at the
-    measured bandwidth."""
+    """One model. `step_bytes` are the weights that one token reads, `least_step_s` the time that takes at the measured
+    bandwidth."""
 
     model: str
     role: str
@@ -104,8 +103,7 @@ class ProbedModel:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSummary:
-    """Everything a probe found: of models in process each alone, of a server whole rounds; what the other kind of probe
-    has is None or empty."""
+    """Of models in process each alone, of a server whole rounds."""
 
     run: str
     schema: int
@@ -123,9 +121,7 @@ def probed(stored: StoredRun) -> ProbeSummary:
     """Of a folder that `specbench probe` made."""
     run = stored.run
     origin, points, memory = run.provenance, run.probe or (), run.bandwidth
-    models: list[ProbedModel] = []
-    if memory is not None:
-        models = _models(run, points, memory)
+    models = [] if memory is None else _models(run, points, memory)
     return ProbeSummary(
         run=str(stored.folder),
         schema=SCHEMA,
@@ -147,9 +143,8 @@ def _rounds(points: Sequence[CostPoint]) -> tuple[Round, ...]:
     for p in sorted(every, key=lambda p: (str(p.model), p.batch, p.tokens)):
         if p.tokens > 1:
             step_s = alone[p.model, p.batch]
-            times = (p.median_s, p.low_s, p.high_s)
-            ratios = [each / step_s for each in times]
-            found.append(Round(str(p.model), p.batch, p.context, p.tokens - 1, step_s, *times, *ratios))
+            ratios = [each / step_s for each in _times(p)]
+            found.append(Round(str(p.model), p.batch, p.context, p.tokens - 1, step_s, *_times(p), *ratios))
     return tuple(found)
 
 
@@ -178,6 +173,8 @@ def _model(
     wide = sorted((p for p in reads if p.context and p.tokens > 1), key=lambda p: (p.batch, p.context, p.tokens))
     phases = sorted((p for p in points if p.phase == "draft"), key=lambda p: (p.context, p.tokens))
     prefills = sorted((p for p in reads if not p.context), key=lambda p: (p.batch, p.tokens))
+    known = {} if name is None else target
+    unknown = (None, None, None)
     return ProbedModel(
         model=facts.name,
         role="target" if name is None else "draft",
@@ -185,30 +182,25 @@ def _model(
         weight_bytes=facts.weight_bytes,
         step_bytes=facts.step_bytes,
         least_step_s=facts.step_bytes / memory.bytes_per_s,
-        steps=tuple(_step(p, None if name is None else target.get(at)) for at, p in sorted(single.items())),
-        widths=tuple(_width(p, single[p.batch, p.context]) for p in wide),
-        phases=tuple(_phase(p, single[1, p.context]) for p in phases),
-        prefills=tuple(_prefill(p) for p in prefills),
+        steps=tuple(
+            Step(*at, *_times(p), p.batch / p.median_s, *(_ratio(p, known[at]) if at in known else unknown))
+            for at, p in sorted(single.items())
+        ),
+        widths=tuple(
+            Width(p.batch, p.context, p.tokens, *_times(p), *_ratio(p, single[p.batch, p.context])) for p in wide
+        ),
+        phases=tuple(
+            Phase(p.context, p.tokens, *_times(p), p.median_s / (p.tokens * single[1, p.context].median_s))
+            for p in phases
+        ),
+        prefills=tuple(Prefill(p.batch, p.tokens, *_times(p), p.batch * p.tokens / p.median_s) for p in prefills),
     )
+
+
+def _times(p: CostPoint) -> tuple[float, float, float]:
+    return p.median_s, p.low_s, p.high_s
 
 
 def _ratio(of: CostPoint, to: CostPoint) -> tuple[float, float, float]:
     """Value, low, high. The ends pair the two intervals' opposite ends, so the interval is on the wide side."""
     return of.median_s / to.median_s, of.low_s / to.high_s, of.high_s / to.low_s
-
-
-def _step(p: CostPoint, target: CostPoint | None) -> Step:
-    cost = (None, None, None) if target is None else _ratio(p, target)
-    return Step(p.batch, p.context, p.median_s, p.low_s, p.high_s, p.batch / p.median_s, *cost)
-
-
-def _width(p: CostPoint, single: CostPoint) -> Width:
-    return Width(p.batch, p.context, p.tokens, p.median_s, p.low_s, p.high_s, *_ratio(p, single))
-
-
-def _phase(p: CostPoint, single: CostPoint) -> Phase:
-    return Phase(p.context, p.tokens, p.median_s, p.low_s, p.high_s, p.median_s / (p.tokens * single.median_s))
-
-
-def _prefill(p: CostPoint) -> Prefill:
-    return Prefill(p.batch, p.tokens, p.median_s, p.low_s, p.high_s, p.batch * p.tokens / p.median_s)

@@ -1,18 +1,33 @@
-"""What drafts would have got on the answers of a log: acceptance by draft length, category, length of the prompt and
-place in the answer. `recorded_sums` fills it in."""
+"""The positions of recorded answers, added up.
+
+The positions on disk are read once, text by text, and added up: memory does not grow with the log. Answers of one
+conversation are not independent, so conversations are resampled whole. Each draws a Poisson(1) weight in every
+resample, from a generator that its name alone seeds: its answers get the same weight wherever in the log they stand,
+without anybody having to collect them (the Poisson bootstrap; Chamandy et al. 2012, Hanley and MacGibbon 2006).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
-from specbench.analysis.replayed import BestPair
-from specbench.records import Finding
+import numpy as np
+from numpy.typing import NDArray
+
+from specbench.acceptance.replay import Blocks, Floats, Positions, Text, replay
+from specbench.analysis.replayed import BestPair, best_pair, middle_costs
+from specbench.cost.model import RoundCosts, predicted_rounds
+from specbench.decision.interval import MANY, MIN_PROMPTS, reach
+from specbench.drafters import parse_draft
+from specbench.records import CostPoint, Finding
 from specbench.run_record import AnswerFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its interval over conversations; Nones where it cannot be told, or of too few conversations."""
+    """A number with its interval over conversations."""
 
     value: float | None = None
     low: float | None = None
@@ -21,8 +36,8 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class RecordedGamma:
-    """One gamma over the answers of a group. `drafted` lies between `drafted_low` and `drafted_high`, as in a replay.
-    `predicted_speedup` is of decoding, by costs that were measured elsewhere."""
+    """One gamma over the answers of a group, as in a replay; `predicted_speedup` by costs that were measured
+    elsewhere."""
 
     gamma: int
     rounds: float
@@ -47,8 +62,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Places in answers, from token `begin` on up to the next bucket: the share at which the first draft of a round
-    that began there would have been accepted."""
+    """Places in answers, from token `begin` on to the next bucket: how often the first draft of a round that began
+    there would have been accepted."""
 
     begin: int
     places: int
@@ -57,8 +72,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class RecordedDraft:
-    """One draft. `alpha` is the mean over places of sum min(p, q), None where a draft does not propose everywhere;
-    `best_gamma` and `best`, the pair of gamma and cut-off, are there where costs were given."""
+    """One draft. `alpha` is the mean over places of sum min(p, q), where a draft proposes everywhere; `best_gamma` and
+    `best` are there where costs were given."""
 
     draft: str
     answers: int
@@ -74,8 +89,8 @@ class RecordedDraft:
 
 @dataclass(frozen=True, slots=True)
 class RecordedAcceptance:
-    """A whole run over recorded answers. There is no verdict: `verdict` says so for scripts. `costs` is the folder of
-    the probe that speedups are predicted from."""
+    """A whole run over recorded answers: no verdict. `costs` is the folder of the probe that speedups are predicted
+    from."""
 
     run: str
     schema: int
@@ -87,3 +102,258 @@ class RecordedAcceptance:
     costs: str | None = None
     verdict: None = None
     warnings: tuple[Finding, ...] = ()
+
+
+RESAMPLES = 1000
+# Texts that are replayed side by side, and places of all of them together.
+CHUNK, PLACES = 256, 1 << 20
+# Texts over which pairs of draft length and cut-off are searched.
+SEARCHED = 1000
+# Where buckets of prompts and of places in answers begin, in tokens.
+PROMPTS = (0, 256, 1024, 4096, 16384)
+ANSWERS = (0, 64, 256, 1024, 4096)
+
+# Columns of the sums.
+ROUNDS, ACCEPTED, REJECTIONS, LOW, HIGH, DECODED, SECONDS = range(7)
+# Of these, those that are resampled.
+DRAWN = [ROUNDS, ACCEPTED, DECODED, SECONDS]
+
+
+def recorded_drafts(
+    texts: Iterable[Text],
+    gammas: Sequence[int],
+    cutoff: float,
+    confidence: float,
+    readers: Mapping[str, str] | None = None,
+    points: Sequence[CostPoint] = (),
+    lengths: Sequence[int] = PROMPTS,
+) -> tuple[RecordedDraft, ...]:
+    """Every draft at every gamma, under `cutoff` or its own; buckets of prompts begin at `lengths`, in tokens, the
+    first at 0. With cost `points`, and the names under which the drafts' models were timed (`readers`), also what
+    speedup they predict."""
+    tallies: dict[str, _Tally] = {}
+    for draft, chunk in _chunks(texts):
+        if draft not in tallies:
+            costs = None if readers is None else middle_costs(points, readers[draft])
+            tallies[draft] = _Tally(draft, gammas, cutoff or parse_draft(draft).cutoff, costs, lengths)
+        tallies[draft].add(chunk)
+    return tuple(
+        tally.result(confidence, None if readers is None else points, None if readers is None else readers[tally.draft])
+        for tally in tallies.values()
+    )
+
+
+def _chunks(texts: Iterable[Text]) -> Iterator[tuple[str, list[Text]]]:
+    """Texts of one draft, as many as are replayed together."""
+    waiting: dict[str, list[Text]] = {}
+    for text in texts:
+        mine = waiting.setdefault(text.draft, [])
+        longest = max([text.tokens, *(other.tokens for other in mine)])
+        if mine and (len(mine) == CHUNK or longest * (len(mine) + 1) > PLACES):
+            yield text.draft, mine
+            mine = waiting[text.draft] = []
+        mine.append(text)
+    yield from ((draft, mine) for draft, mine in waiting.items() if mine)
+
+
+@lru_cache(maxsize=1 << 14)
+def _weights(conversation: str) -> NDArray[np.uint8]:
+    """How often a conversation is in each resample."""
+    return np.random.default_rng(int(conversation, 16)).poisson(1.0, RESAMPLES).astype(np.uint8)
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Totals [G, columns] of a group, the same under every resample [RESAMPLES, G, drawn], and as many of its
+    conversations as decide how wide an interval is."""
+
+    totals: Floats
+    draws: Floats
+    answers: int = 0
+    tokens: int = 0
+    conversations: set[str] = field(default_factory=set)
+
+    def note(self, conversations: Iterable[str]) -> None:
+        for one in conversations:
+            if len(self.conversations) <= MANY:
+                self.conversations.add(one)
+
+
+class _Tally:
+    """The sums of one draft."""
+
+    def __init__(
+        self, draft: str, gammas: Sequence[int], cutoff: float, costs: RoundCosts | None, lengths: Sequence[int]
+    ) -> None:
+        self.draft = draft
+        self._gammas = tuple(gammas)
+        self._cutoff = cutoff
+        self._costs = costs
+        self._lengths = tuple(lengths)
+        self._sums: dict[tuple[str, str], _Sums] = {}
+        self._survived = [np.zeros((2, gamma)) for gamma in gammas]
+        self._places = _Sums(np.zeros((len(ANSWERS), 2)), np.zeros((RESAMPLES, len(ANSWERS), 2)))
+        self._overlap = _Sums(np.zeros((1, 2)), np.zeros((RESAMPLES, 1, 2)))
+        self._sample: list[Text] = []
+        self._seen = 0
+        self._random = random.Random(0)
+
+    def add(self, texts: Sequence[Text]) -> None:
+        names = [text.conversation or text.prompt_id.encode().hex()[-16:] for text in texts]
+        weights = np.stack([_weights(name) for name in names]).astype(np.float64)  # [texts, RESAMPLES]
+        columns = np.stack([self._columns(texts, index) for index in range(len(self._gammas))], axis=1)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for row, text in enumerate(texts):
+            length = text.prompt_tokens or 0
+            begin = max(edge for edge in self._lengths if edge <= length)
+            for key in (("all", ""), ("category", text.category or "all"), ("prompt", str(begin))):
+                groups.setdefault(key, []).append(row)
+        for key, rows in groups.items():
+            found = self._sums.setdefault(key, self._empty())
+            mine = columns[rows]
+            found.totals += mine.sum(0)
+            found.draws += np.einsum("tr,tgc->rgc", weights[rows], mine[:, :, DRAWN], optimize=True)
+            found.answers += len(rows)
+            found.tokens += sum(texts[row].tokens for row in rows)
+            found.note(names[row] for row in rows)
+        self._add_places(texts, weights, names)
+        for text in texts:
+            self._keep(text)
+
+    def _empty(self) -> _Sums:
+        size = len(self._gammas)
+        return _Sums(np.zeros((size, SECONDS + 1)), np.zeros((RESAMPLES, size, len(DRAWN))))
+
+    def _columns(self, texts: Sequence[Text], index: int) -> Floats:
+        """What one gamma gives for each text [texts, columns]; seconds are NaN where no cost is known."""
+        found = replay(texts, self._gammas[index], self._cutoff)
+        self._survived[index] += np.stack([found.survived.sum(0), found.reached.sum(0)])
+        decoded = np.array([text.tokens - 1.0 for text in texts])
+        seconds = np.full(len(texts), np.nan)
+        if self._costs is not None and self._gammas[index] < len(self._costs.verify_s):
+            seconds = predicted_rounds(found, self._costs).total_s
+        numbers = (found.rounds, found.accepted, found.rejections, found.drafted_low, found.drafted, decoded, seconds)
+        return np.stack(numbers, axis=1)
+
+    def _add_places(self, texts: Sequence[Text], weights: Floats, names: Sequence[str]) -> None:
+        counts = np.zeros((len(texts), len(ANSWERS), 2))
+        overlap = np.zeros((len(texts), 1, 2))
+        for row, text in enumerate(texts):
+            first = _first_accepted(text)
+            if not len(first):
+                continue
+            bucket = np.searchsorted(ANSWERS, np.arange(1, len(first) + 1), side="right") - 1
+            counts[row, :, 0] = np.bincount(bucket, first, len(ANSWERS))
+            counts[row, :, 1] = np.bincount(bucket, minlength=len(ANSWERS))
+            if isinstance(text, Positions):
+                overlap[row, 0] = text.overlap[text.judged].sum(), text.judged.sum()
+        for sums, added in ((self._places, counts), (self._overlap, overlap)):
+            sums.totals += added.sum(0)
+            sums.draws += np.einsum("tr,tgc->rgc", weights, added, optimize=True)
+            sums.note(names)
+
+    def _keep(self, text: Text) -> None:
+        """A random part of the texts, each as likely as another (reservoir sampling)."""
+        self._seen += 1
+        if self._costs is None or not isinstance(text, Positions):
+            return
+        if len(self._sample) < SEARCHED:
+            self._sample.append(text)
+        elif (place := self._random.randrange(self._seen)) < SEARCHED:
+            self._sample[place] = text
+
+    def result(self, confidence: float, points: Sequence[CostPoint] | None, reader: str | None) -> RecordedDraft:
+        whole = self._sums["all", ""]
+        gammas = self._rows(whole, confidence, survival=True)
+        priced = [row for row in gammas if row.predicted_speedup.value is not None]
+        best = None
+        if points is not None and reader is not None and self._sample:
+            best = best_pair(self._sample, points, self._gammas, confidence, reader)
+        overlap = self._overlap
+        return RecordedDraft(
+            draft=self.draft,
+            answers=whole.answers,
+            tokens=whole.tokens,
+            alpha=_estimate(overlap, 0, overlap.totals[0, 0], overlap.totals[0, 1], (0, 1), confidence),
+            gammas=gammas,
+            categories=self._groups("category", confidence),
+            prompt_lengths=self._groups("prompt", confidence),
+            places=tuple(
+                Place(begin, int(count), _estimate(self._places, index, hits, count, (0, 1), confidence))
+                for index, (begin, (hits, count)) in enumerate(zip(ANSWERS, self._places.totals, strict=True))
+                if count
+            ),
+            best_gamma=max(priced, key=lambda row: row.predicted_speedup.value or 0.0).gamma if priced else None,
+            best=best,
+        )
+
+    def _groups(self, kind: str, confidence: float) -> tuple[Group, ...]:
+        keys = [key for key in self._sums if key[0] == kind]
+        keys.sort(key=lambda key: (int(key[1]), "") if kind == "prompt" else (0, key[1]))
+        return tuple(
+            Group(key[1], (sums := self._sums[key]).answers, sums.tokens, self._rows(sums, confidence)) for key in keys
+        )
+
+    def _rows(self, sums: _Sums, confidence: float, *, survival: bool = False) -> tuple[RecordedGamma, ...]:
+        rows = []
+        for index, gamma in enumerate(self._gammas):
+            total = [float(value) for value in sums.totals[index]]
+            judged = total[ACCEPTED] + total[REJECTIONS]
+            emitted = total[ROUNDS] + total[ACCEPTED]
+            survived, reached = self._survived[index]
+            step_s = None if self._costs is None else self._costs.step_s
+            rows.append(
+                RecordedGamma(
+                    gamma=gamma,
+                    rounds=total[ROUNDS],
+                    accepted=total[ACCEPTED],
+                    drafted_low=total[LOW],
+                    drafted_high=total[HIGH],
+                    tokens_per_round=_estimate(sums, index, emitted, total[ROUNDS], (-1, 0), confidence),
+                    alpha=total[ACCEPTED] / judged if judged else None,
+                    survival=tuple(float(s / r) if r else None for s, r in zip(survived, reached, strict=True))
+                    if survival
+                    else (),
+                    predicted_speedup=Estimate()
+                    if step_s is None or np.isnan(total[SECONDS])
+                    else _estimate(sums, index, total[DECODED] * step_s, total[SECONDS], (2, 3), confidence, step_s),
+                )
+            )
+        return tuple(rows)
+
+
+def _first_accepted(text: Text) -> Floats:
+    """P(the first draft is accepted) of a round that begins after each token of the text but the last [n]."""
+    if isinstance(text, Blocks):
+        matched = text.matched if text.matched.ndim == 1 else text.matched[:, 0]
+        return np.asarray(matched > 0, dtype=np.float64)
+    accept = np.asarray(text.accept if text.accept.ndim == 1 else text.accept[:, 0], dtype=np.float64)
+    if text.blocks is not None:
+        return np.where(text.blocks.proposed > 0, text.blocks.matched > 0, accept)
+    return accept
+
+
+def _estimate(
+    sums: _Sums,
+    index: int,
+    above: float,
+    below: float,
+    columns: tuple[int, int],
+    confidence: float,
+    scale: float = 1.0,
+) -> Estimate:
+    """above / below, and an interval on its logarithm: the spread over resamples, and Student's t with as many degrees
+    of freedom as there are conversations, less one. `columns` are those of the draws; -1 is rounds and accepted
+    together, the tokens that rounds emit."""
+    if not below:
+        return Estimate()
+    value, n = above / below, len(sums.conversations)
+    draws = sums.draws[:, index]
+    tops = draws[:, 0] + draws[:, 1] if columns[0] == -1 else draws[:, columns[0]] * scale
+    bottoms = draws[:, columns[1]]
+    usable = (tops > 0) & (bottoms > 0)
+    if n < MIN_PROMPTS or not usable.any() or value <= 0:
+        return Estimate(float(value))
+    spread = float(np.std(np.log(tops[usable] / bottoms[usable]))) * np.sqrt(n / (n - 1))
+    width = reach(n - 1, confidence) * spread
+    return Estimate(float(value), float(value * np.exp(-width)), float(value * np.exp(width)))

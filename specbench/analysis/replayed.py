@@ -12,17 +12,17 @@ from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
 from specbench.cost.stored import require_probe
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, share_interval, speedup_interval
+from specbench.decision.interval import Paired, ends, share_interval, speedup_interval
 from specbench.drafters import parse_draft, reader_of
-from specbench.records import CostPoint, Finding
+from specbench.records import CostPoint, Finding, Interval
 from specbench.run_record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayGamma:
-    """One gamma, replayed over all texts. `drafted` lies between `drafted_low` and `drafted_high`: what a draft does
-    after its first wrong token is not on the text. `survival` has the same reservation (a lower bound).
-    `predicted_speedup` is of decoding, where costs are known; None where they are not, or not for so many drafts."""
+    """One gamma over all texts. `drafted` lies between `drafted_low` and `drafted_high`, since what a draft does after
+    its first wrong token is not on the text; `survival` is a lower bound for it. `predicted_speedup` is of decoding,
+    where costs are known."""
 
     gamma: int
     rounds: float
@@ -37,10 +37,8 @@ class ReplayGamma:
 
 @dataclass(frozen=True, slots=True)
 class ReplayDraft:
-    """One draft. `alpha` is the mean over positions of sum min(p, q), with its interval over prompts: the chance that
-    a draft is accepted at a position of the text, whatever gamma. Drafting stops below the confidence `cutoff`, 0
-    never: the draft's own, or a higher one that was asked for. `best` is there where it was asked for and can be
-    known."""
+    """One draft. `alpha` is the mean over positions of sum min(p, q). Drafting stops below the confidence `cutoff`: the
+    draft's own, or a higher one that was asked for. `best` is there where it was asked for and can be known."""
 
     draft: str
     cutoff: float
@@ -56,7 +54,7 @@ class ReplayDraft:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A whole run replayed; `cutoff` is the one that was asked for, 0 is none. `warnings` are the run's own."""
+    """A whole run; `cutoff` is the one that was asked for, 0 is none."""
 
     run: str
     schema: int
@@ -81,7 +79,6 @@ def replayed(
     drafts = []
     for draft in dict.fromkeys(text.draft for text in texts):
         mine = [text for text in texts if text.draft == draft]
-        alpha = overlap_interval(mine, confidence)
         reader = (readers or {}).get(draft)
         costs = None if reader is None else middle_costs(points, reader)
         at = max(cutoff, parse_draft(draft).cutoff)
@@ -91,9 +88,7 @@ def replayed(
                 cutoff=at,
                 texts=len(mine),
                 tokens=sum(text.tokens for text in mine),
-                alpha=alpha[0],
-                alpha_low=alpha[1],
-                alpha_high=alpha[2],
+                **ends("alpha", overlap_interval(mine, confidence)),
                 gammas=tuple(row(replay(mine, gamma, at), mine, costs) for gamma in gammas),
                 categories={
                     name: tuple(row(replay(texts, gamma, at), texts, costs) for gamma in gammas)
@@ -105,9 +100,9 @@ def replayed(
     return Replayed(run, 1, cutoff, tuple(drafts))
 
 
-def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | None, float | None, float | None]:
-    """Mean overlap of p and q over all positions with its interval over prompts; Nones without a position, as for
-    block drafters."""
+def overlap_interval(texts: Sequence[Text], confidence: float) -> Interval | None:
+    """Mean overlap of p and q over all positions with its interval over prompts; None without a position, as for block
+    drafters."""
     prompts: dict[str, list[float]] = {}
     for text in texts:
         if not isinstance(text, Positions):
@@ -117,10 +112,7 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> tuple[float | 
         sums[0] += float(judged.sum())
         sums[1] += float((1 - judged).sum())
     accepted, rejected = np.array(list(prompts.values()), dtype=float).reshape(-1, 2).T
-    if accepted.sum() + rejected.sum() == 0:
-        return None, None, None
-    interval = share_interval(accepted, rejected, confidence)
-    return interval.value, interval.low, interval.high
+    return share_interval(accepted, rejected, confidence) if accepted.sum() + rejected.sum() else None
 
 
 def prices_of(run: RunRecord, costs: Path | None = None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
@@ -157,8 +149,8 @@ CUTOFFS = tuple(round(0.05 * i, 2) for i in range(20))
 
 @dataclass(frozen=True, slots=True)
 class CutoffRow:
-    """One cut-off at the gamma that is predicted best with it. `drafted_high` is an upper bound, and `speedup`
-    therefore a lower one, where the cut-off may have stopped a draft that was already wrong."""
+    """One cut-off at the gamma that is predicted best with it. Where the cut-off may have stopped a draft that was
+    already wrong `drafted_high` is an upper bound and `speedup` a lower one."""
 
     cutoff: float
     gamma: int
@@ -169,8 +161,8 @@ class CutoffRow:
 
 @dataclass(frozen=True, slots=True)
 class BestPair:
-    """The pair predicted fastest. `speedup` is cross-fitted over all pairs, as a sweep's is over gammas, so that many
-    pairs do not look better than few; `without` is the best gamma without a cut-off. All of decoding, predicted."""
+    """The pair of gamma and cut-off (0, 0.05, .. 0.95) predicted fastest at batch 1, of decoding. `speedup` is
+    cross-fitted over all pairs; `without` is that of the best gamma without a cut-off."""
 
     gamma: int
     cutoff: float
@@ -218,10 +210,7 @@ def best_pair(
     rows = []
     for value in cutoffs:
         best = max(usable, key=lambda g: priced[g, value].speedup)
-        found = pairs[best, value]
-        rows.append(
-            CutoffRow(
-                value, best, found.tokens_per_round or 1.0, float(found.drafted.sum()), priced[best, value].speedup
-            )
-        )
-    return BestPair(gamma, cutoff, interval.value, interval.low, interval.high, rows[0].speedup, tuple(rows))
+        found, speedup = pairs[best, value], priced[best, value].speedup
+        rows.append(CutoffRow(value, best, found.tokens_per_round or 1.0, float(found.drafted.sum()), speedup))
+    pair = ends("speedup", interval)
+    return BestPair(gamma=gamma, cutoff=cutoff, **pair, without=rows[0].speedup, rows=tuple(rows))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specbench.acceptance.lossless import explained
-from specbench.acceptance.metrics import Counts
+from specbench.acceptance.metrics import Counts, pooled, trial_counts
 from specbench.analysis.contract import (
     Answer,
     BreakEven,
@@ -22,20 +22,20 @@ from specbench.analysis.contract import (
     Memory,
     Money,
     RoundTime,
+    StoppedGamma,
     Texts,
 )
 from specbench.analysis.facts import differing
-from specbench.analysis.frame import ArmRows
+from specbench.analysis.frame import ArmRows, DraftView, Steady, arm_of, paired, rate, shared_prompts
 from specbench.analysis.predict import Predictor, missing_term, stops_paying
-from specbench.analysis.views import DraftView, Steady, rate
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Floats, Paired, share_bar, share_interval, speedup_interval
+from specbench.decision.interval import Floats, Paired, ends, share_bar, share_interval, speedup_interval
 from specbench.decision.plan import spread_to_settle
 from specbench.decision.verdict import Gates, judge, least_share
 from specbench.kinds import THIRDS
-from specbench.records import Call, Divergence, Interval, Policy, Reason, Trial, Verdict
-from specbench.run_record import ModelFacts
+from specbench.records import Arm, Call, Divergence, Interval, Policy, Reason, RuledOut, Trial, Verdict
+from specbench.run_record import ModelFacts, RunRecord
 
 
 class Judged:
@@ -76,23 +76,21 @@ class Judged:
         speedup = self.interval(choice.paired, excess=choice.excess)
         gates = self.with_slower(choice.paired)
         verdict = self.verdict(choice.paired, speedup, gates)
-        alpha = self._alpha(choice.best)
         batches = self.predictor.batches()
         return DraftResult(
             draft=view.spec,
             verdict=verdict.call,
             reasons=(*verdict.reasons, *self.whole_answer(verdict.call, choice.best)),
             best_gamma=choice.best,
-            speedup=speedup.value,
-            speedup_low=speedup.low,
-            speedup_high=speedup.high,
+            **ends("speedup", speedup),
             probability=verdict.probability,
             baseline_tokens_per_s=view.rate,
-            alpha=alpha.value if alpha else None,
-            alpha_low=alpha.low if alpha else None,
-            alpha_high=alpha.high if alpha else None,
+            **ends("alpha", self._alpha(choice.best)),
             gammas=tuple(self._gamma(gamma) for gamma in view.arms),
-            categories=tuple(self._category(name) for name in sorted(set(view.base.category))),
+            categories=tuple(
+                self._part(name, np.array(view.base.category == name, dtype=bool), name)
+                for name in sorted(set(view.base.category))
+            ),
             lengths=self._lengths(),
             predicted=self.predictor.curve(),
             batches=batches,
@@ -118,13 +116,8 @@ class Judged:
         """At one gamma, or over all of them; None where nothing was compared."""
         if all(same is None for rows in self.view.arms.values() for same in rows.identical):
             return None
-        trials = (
-            trial
-            for own, rows in self.view.arms.items()
-            if gamma in (None, own)
-            for trials in rows.trials
-            for trial in trials
-        )
+        chosen = [rows for own, rows in self.view.arms.items() if gamma in (None, own)]
+        trials = (trial for rows in chosen for trials in rows.trials for trial in trials)
         return texts_of(trials, self.view.spec, self.view.precision)
 
     def _answer(self, gamma: int) -> Answer | None:
@@ -158,11 +151,10 @@ class Judged:
         # tau tokens at the arm's seconds per token: the time of a round where all tokens come from rounds.
         round_s = None if tau is None else tau / rate(rows)
         even = None
-        if tau is not None and round_s is not None and spent is not None:
+        if tau is not None and round_s is not None:
             drafted = (counts.drafted or 0) / (counts.rounds or 1)
-            even = break_even(gamma, tau, drafted, spent, 1 / view.rate, self.policy.min_speedup)
-        elif round_s is not None:
-            even = _break_even_of_whole(gamma, round_s * view.rate, self.policy.min_speedup)
+            whole = round_s * view.rate
+            even = break_even(gamma, tau, drafted, spent, 1 / view.rate, self.policy.min_speedup, whole)
         c = None if even is None else even.measured_draft_steps
         expected = self.predictor.round_time(gamma)
         survival = self._survival(gamma, len(counts.survival))
@@ -177,9 +169,7 @@ class Judged:
             replay_tokens_per_round=None if again is None else again.tokens_per_round,
             replay_rounds=None if again is None else float(again.rounds.sum()),
             survival=counts.survival,
-            speedup=interval.value,
-            speedup_low=interval.low,
-            speedup_high=interval.high,
+            **ends("speedup", interval),
             speedup_e2e=view.paired(gamma, "e2e").speedup,
             tokens_per_s=rate(rows),
             predicted_speedup=None if predicted is None else predicted.speedup,
@@ -218,25 +208,17 @@ class Judged:
         found = self._part("", mine, None)
         row = next(row for row in found.gammas if row.gamma == found.best_gamma)
         decode = self.view.paired(found.best_gamma, "decode").take(mine).speedup
+        same = ("prompts", "verdict", "reasons", "best_gamma", "speedup", "speedup_low", "speedup_high")
         return LengthResult(
             low=low,
             high=high,
-            prompts=found.prompts,
             shortest=int(lengths[mine].min()),
             longest=int(lengths[mine].max()),
-            verdict=found.verdict,
-            reasons=found.reasons,
-            best_gamma=found.best_gamma,
-            speedup=found.speedup,
-            speedup_low=found.speedup_low,
-            speedup_high=found.speedup_high,
+            **{name: getattr(found, name) for name in same},
             tokens_per_round=row.tokens_per_round,
             acceptance_rate=row.acceptance_rate,
             round_steps=None if row.tokens_per_round is None else row.tokens_per_round / decode,
         )
-
-    def _category(self, name: str) -> CategoryResult:
-        return self._part(name, np.array(self.view.base.category == name, dtype=bool), name)
 
     def _part(self, name: str, mine: NDArray[np.bool_], category: str | None) -> CategoryResult:
         """Some of the prompts, at their own best gamma; the noise is that of one `category`, or of all (None)."""
@@ -251,13 +233,11 @@ class Judged:
             counts, predicted = view.counts(gamma, mine), self.predictor.paired(gamma)
             gammas.append(
                 CategoryGamma(
-                    gamma,
-                    interval.value,
-                    interval.low,
-                    interval.high,
-                    counts.tokens_per_round,
-                    counts.acceptance_rate,
-                    None if predicted is None else predicted.take(mine).speedup,
+                    gamma=gamma,
+                    **ends("speedup", interval),
+                    tokens_per_round=counts.tokens_per_round,
+                    acceptance_rate=counts.acceptance_rate,
+                    predicted_speedup=None if predicted is None else predicted.take(mine).speedup,
                 )
             )
         return CategoryResult(
@@ -265,9 +245,7 @@ class Judged:
             verdict=verdict.call,
             reasons=verdict.reasons,
             best_gamma=choice.best,
-            speedup=speedup.value,
-            speedup_low=speedup.low,
-            speedup_high=speedup.high,
+            **ends("speedup", speedup),
             prompts=int(mine.sum()),
             baseline_tokens_per_s=rate(view.base.take(mine)),
             gammas=tuple(gammas),
@@ -313,26 +291,22 @@ def _round_time(rows: ArmRows, counts: Counts) -> RoundTime | None:
     return RoundTime(*(total / max(counts.rounds, 1) for total in totals))
 
 
-def break_even(gamma: int, tau: float, drafted: float, spent: RoundTime, step_s: float, minimum: float) -> BreakEven:
-    """What 1.0x and `minimum` take at this gamma, from the measured round: `tau` tokens from `drafted` drafts."""
-    v, h = spent.verify_s / step_s, spent.other_s / step_s
-    c = spent.draft_s / step_s / drafted if drafted else None
-    steps = spent.draft_s / step_s + v + h
+def break_even(
+    gamma: int, tau: float, drafted: float, spent: RoundTime | None, step_s: float, minimum: float, whole: float
+) -> BreakEven:
+    """What 1.0x and `minimum` take at this gamma, from the measured round: `tau` tokens from `drafted` drafts. Where
+    its parts are not known, from its time in target steps alone (`whole`); what drafting may cost is not known then."""
+    v = h = c = None
+    if spent is not None:
+        v, h = spent.verify_s / step_s, spent.other_s / step_s
+        c = spent.draft_s / step_s / drafted if drafted else None
+        whole = spent.total_s / step_s
 
-    def alpha(times: float) -> float | None:
-        return break_even_alpha(gamma, 0.0, steps * times)
+    def at(times: float) -> tuple[float, float | None, float | None]:
+        draft = None if v is None or h is None or c is None else break_even_draft(tau / times, drafted, v, h)
+        return whole * times, break_even_alpha(gamma, 0.0, whole * times), draft
 
-    def draft(times: float) -> float | None:
-        return break_even_draft(tau / times, drafted, v, h) if drafted else None
-
-    return BreakEven(steps, alpha(1.0), draft(1.0), c, steps * minimum, alpha(minimum), draft(minimum))
-
-
-def _break_even_of_whole(gamma: int, steps: float, minimum: float) -> BreakEven:
-    """The same from the time of a round in target steps alone: what drafting may cost is not known."""
-    wanted = steps * minimum
-    alpha, at_minimum = break_even_alpha(gamma, 0.0, steps), break_even_alpha(gamma, 0.0, wanted)
-    return BreakEven(steps, alpha, None, None, wanted, at_minimum, None)
+    return BreakEven(*at(1.0), c, *at(minimum))
 
 
 def _memory(view: DraftView, facts: ModelFacts) -> Memory | None:
@@ -357,14 +331,8 @@ def texts_of(trials: Iterable[Trial], draft: str | None, precision: str | None) 
     wide: list[Divergence] = [each for each in known if not explained(each, precision)]
     margins = [each.margin for each in wide if each.margin is not None]
     gaps = [each.gap for each in wide if each.gap is not None]
-    return Texts(
-        differing=len(found),
-        ties=len(known) - len(wide),
-        wide=len(wide),
-        unknown=len(found) - len(known),
-        margin=max(margins, default=None),
-        gap=None if margins else max(gaps, default=None),
-    )
+    margin, gap = max(margins, default=None), None if margins else max(gaps, default=None)
+    return Texts(len(found), len(known) - len(wide), len(wide), len(found) - len(known), margin, gap)
 
 
 def _money(view: DraftView, gamma: int, price_per_hour: float | None) -> Money | None:
@@ -374,3 +342,25 @@ def _money(view: DraftView, gamma: int, price_per_hour: float | None) -> Money |
     per_second = price_per_hour / 3600 * 1e6
     alone = paired.base_s.sum() / paired.base_tokens.sum() * per_second
     return Money(float(alone), float(paired.spec_s.sum() / paired.spec_tokens.sum() * per_second))
+
+
+def stopped_gammas(
+    arms: Mapping[Arm, ArmRows], spec: str, run: RunRecord, policy: Policy, excess: float
+) -> tuple[StoppedGamma, ...]:
+    """Those of one draft, ascending. Speedups are paired over the prompts that each was measured on, as they are: a mix
+    is for what may be chosen."""
+    base, found = arm_of(arms, "baseline"), []
+    for one in sorted(run.ruled_out, key=lambda one: one.gamma):
+        rows = arms.get(Arm("speculative", spec, one.gamma))
+        shared = shared_prompts([base, rows]) if one.draft == spec and rows is not None else []
+        if rows is None or not shared:
+            continue
+        mine = rows.of(shared)
+        interval = speedup_interval(paired(base.of(shared), mine, "decode"), policy.confidence, excess)
+        counts = pooled([trial_counts(trial, one.gamma) for trials in mine.trials for trial in trials])
+        own = {name: value for name, value in asdict(one).items() if name in _RULED_OUT}
+        found.append(StoppedGamma(**own, **ends("speedup", interval), tokens_per_round=counts.tokens_per_round))
+    return tuple(found)
+
+
+_RULED_OUT = {each.name for each in fields(RuledOut)} & {each.name for each in fields(StoppedGamma)}

@@ -3,13 +3,13 @@ know before trusting it: whether it did what it was asked, and whether it counts
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
-from specbench.analysis.cautions import warning
+from specbench.analysis.cautions import drafting, warning
 from specbench.analysis.contract import ClockCheck, CounterCheck, NumberCheck, Server, TurnCheck
 from specbench.analysis.frame import counted, loads_of, main_trials
-from specbench.records import Arm, Counters, Finding, Load, Trial, Turn, Window
+from specbench.records import Arm, Finding, Load, Trial, Turn, Window
 from specbench.run_record import ServedBy, State
 from specbench.store import StoredRun
 
@@ -38,78 +38,60 @@ def check_counters(stored: StoredRun) -> CounterCheck | None:
     stretch."""
     if not stored.stretches:
         return None
-    sent: dict[int, list[Trial]] = {}
+    sent: dict[int | None, list[Trial]] = {}
     for trial in stored.trials:
-        if trial.stretch is not None:
-            sent.setdefault(trial.stretch, []).append(trial)
-    totals: dict[str, list[tuple[int, int]]] = {name: [] for name in NUMBERS}
-    compared = agreeing = 0
-    for stretch in stored.stretches:
-        pairs = _pairs(stretch, sent.get(stretch.number, []))
-        if not pairs:
-            continue
-        compared += 1
-        agreeing += all(ours == theirs for ours, theirs in pairs.values())
-        for name, pair in pairs.items():
-            totals[name].append(pair)
+        sent.setdefault(trial.stretch, []).append(trial)
+    found = [pairs for stretch in stored.stretches if (pairs := _pairs(stretch, sent.get(stretch.number, [])))]
+    agreeing = sum(all(ours == theirs for ours, theirs in pairs.values()) for pairs in found)
+    totals = {name: [pairs[name] for pairs in found if name in pairs] for name in NUMBERS}
     numbers = [
-        NumberCheck(name, sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs), len(pairs))
-        for name, pairs in totals.items()
-        if pairs
+        NumberCheck(name, sum(ours for ours, _ in both), sum(theirs for _, theirs in both), len(both))
+        for name, both in totals.items()
+        if both
     ]
-    return CounterCheck(compared, agreeing, len(stored.stretches) - compared, tuple(numbers))
+    return CounterCheck(len(found), agreeing, len(stored.stretches) - len(found), tuple(numbers))
 
 
 def _pairs(stretch: Window, trials: Sequence[Trial]) -> dict[str, tuple[int, int]]:
     """(ours, the server's) by number, for those that both know; empty where nothing can be compared."""
     if not stretch.alone or stretch.counters is None:
         return {}
-    ours = _ours(stretch, trials)
-    both = ((name, getattr(ours, name), getattr(stretch.counters, name)) for name in NUMBERS)
+    speculative = stretch.arm.kind == "speculative"  # the target alone drafts nothing
+    ours = {"tokens": sum(trial.output_tokens for trial in trials)}
+    for name, of in (("rounds", _rounds), ("drafted", total_drafted), ("accepted", _accepted)):
+        values = [of(trial) if speculative else 0 for trial in trials]
+        if None not in values:
+            ours[name] = sum(filter(None, values))
+    both = ((name, own, getattr(stretch.counters, name)) for name, own in ours.items())
     # That neither drafted with the target alone is no agreement; that only the server did is worth knowing.
-    return {name: (own, told) for name, own, told in both if own is not None and told is not None and (own or told)}
-
-
-def _ours(stretch: Window, trials: Sequence[Trial]) -> Counters:
-    """As the server counts: rounds are those that drafted. The target alone drafts nothing."""
-    tokens = sum(trial.output_tokens for trial in trials)
-    if stretch.arm.kind != "speculative":
-        return Counters(tokens, 0, 0, 0)
-    return Counters(
-        tokens=tokens,
-        rounds=_sum(_rounds(trial) for trial in trials),
-        drafted=_sum(total_drafted(trial) for trial in trials),
-        accepted=_sum(_accepted(trial) for trial in trials),
-    )
+    return {name: (own, told) for name, own, told in both if told is not None and (own or told)}
 
 
 def total_drafted(trial: Trial) -> int | None:
     """Tokens drafted in a trial, listed or told."""
-    if trial.drafted:
-        return sum(trial.drafted)
-    return 0 if not trial.decode_tokens else trial.told.drafted if trial.told else None
+    return _total(trial, "drafted")
 
 
 def _accepted(trial: Trial) -> int | None:
+    return _total(trial, "accepted")
+
+
+def _total(trial: Trial, name: str) -> int | None:
     if trial.drafted:
-        return sum(trial.accepted)
-    return 0 if not trial.decode_tokens else trial.told.accepted if trial.told else None
+        return sum(trial.drafted if name == "drafted" else trial.accepted)
+    told: int | None = getattr(trial.told, name) if trial.told else None
+    return told if trial.decode_tokens else 0
 
 
 def _rounds(trial: Trial) -> int | None:
-    """Rounds that drafted at least one token. Totals alone tell them from steps without a draft only where there was
-    no such step."""
+    """Rounds that drafted at least one token, as the server counts them. Totals alone tell them from steps without a
+    draft only where there was no such step."""
     if trial.drafted:
         return sum(drafted > 0 for drafted in trial.drafted)
     drafted, rounds = total_drafted(trial), trial.told.rounds if trial.told else None
     if rounds is not None and drafted == rounds * (trial.arm.gamma or 0):
         return rounds
     return 0 if drafted == 0 else None
-
-
-def _sum(values: Iterable[int | None]) -> int | None:
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
 
 
 def check_clocks(trials: Iterable[Trial]) -> tuple[ClockCheck, ...]:
@@ -168,44 +150,36 @@ LAG_SHARE = 0.05
 def server_cautions(server: Server, trials: Sequence[Trial], stretches: Sequence[Window] = ()) -> list[Finding]:
     """Everything that the server's own word gives away, and what our own clock does. `trials` are the counted ones, at
     every load."""
-    found = [
-        _late(trials, stretches),
-        _counters(server.counters),
-        _clock(server.clocks),
-        _unequal_cache(server.turns) if server.turns else _prefix_cache(trials),
-        _gamma(server, trials),
-        _not_speculating(server, trials),
-        _baseline(server, trials),
+    arms = drafting(trials)
+    return [
+        *_late(trials, stretches),
+        *_disagreeing(server),
+        *(_unequal_cache(server.turns) if server.turns else _prefix_cache(trials)),
+        *_gamma(server, arms),
+        *_not_speculating(server, arms),
+        *_baseline(server, trials),
     ]
-    return [caution for caution in found if caution is not None]
 
 
-def _counters(found: CounterCheck | None) -> Finding | None:
-    if found is None or found.agreeing == found.compared:
-        return None
-    off = [number for number in found.numbers if number.ours != number.theirs]
-    return warning(
-        "counters-disagree",
-        "Somebody else may have sent requests, or the server restarted: make sure that it serves nobody else, and run "
-        "again with --fresh. If the numbers still differ, do not trust the counts.",
-        disagreeing=found.compared - found.agreeing,
-        compared=found.compared,
-        numbers=[{"name": NUMBERS[number.name], "ours": number.ours, "theirs": number.theirs} for number in off],
-    )
+def _disagreeing(server: Server) -> Iterator[Finding]:
+    """Counters and clocks."""
+    if (found := server.counters) is not None and found.agreeing != found.compared:
+        off = [number for number in found.numbers if number.ours != number.theirs]
+        yield warning(
+            "counters-disagree",
+            "Somebody else may have sent requests, or the server restarted: make sure that it serves nobody else, and "
+            "run again with --fresh. If the numbers still differ, do not trust the counts.",
+            disagreeing=found.compared - found.agreeing,
+            compared=found.compared,
+            numbers=[{"name": NUMBERS[number.name], "ours": number.ours, "theirs": number.theirs} for number in off],
+        )
+    if clocks := [clock for clock in server.clocks if abs(clock.server_less) > CLOCK_SHARE]:
+        hint = "The connection or a busy client may take part of the time: run specbench on the server's machine."
+        arms = [{"arm": clock.arm, "server_less": clock.server_less} for clock in clocks]
+        yield warning("clock-disagrees", hint, arms=arms)
 
 
-def _clock(clocks: Iterable[ClockCheck]) -> Finding | None:
-    off = [clock for clock in clocks if abs(clock.server_less) > CLOCK_SHARE]
-    if not off:
-        return None
-    return warning(
-        "clock-disagrees",
-        "The connection or a busy client may take part of the time: run specbench on the server's machine.",
-        arms=[{"arm": clock.arm, "server_less": clock.server_less} for clock in off],
-    )
-
-
-def _late(trials: Sequence[Trial], stretches: Iterable[Window]) -> Finding | None:
+def _late(trials: Sequence[Trial], stretches: Iterable[Window]) -> Iterator[Finding]:
     """By the load at which our share was largest."""
     late: dict[Load, list[tuple[float, float]]] = {}
     for stretch in stretches:
@@ -219,10 +193,9 @@ def _late(trials: Sequence[Trial], stretches: Iterable[Window]) -> Finding | Non
             late_s = sum(mean_s * wall_s for mean_s, wall_s in found) / seconds
             shares.append((late_s / first_s, late_s, load))
     share, late_s, load = max(shares, key=lambda each: each[0], default=(0.0, 0.0, Load()))
-    if share <= LAG_SHARE:
-        return None
-    hint = "This machine is too busy: run specbench where cores are idle, or measure fewer requests at once."
-    return warning("client-late", hint, load=load.label, late_s=late_s, share=share)
+    if share > LAG_SHARE:
+        hint = "This machine is too busy: run specbench where cores are idle, or measure fewer requests at once."
+        yield warning("client-late", hint, load=load.label, late_s=late_s, share=share)
 
 
 def hit_rates(turns: Iterable[TurnCheck]) -> dict[str, float | None]:
@@ -237,36 +210,34 @@ def hit_rates(turns: Iterable[TurnCheck]) -> dict[str, float | None]:
     return found
 
 
-def _unequal_cache(turns: Sequence[TurnCheck]) -> Finding | None:
+def _unequal_cache(turns: Sequence[TurnCheck]) -> Iterator[Finding]:
     rates = hit_rates(turns)
     alone = rates.get(Arm("baseline").label)
     untold = [arm for arm, rate in rates.items() if rate is None]
     if untold or alone is None:
         hint = "See that they do (vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report)."
-        return warning("cache-untold", hint, arms=untold)
-    if not any(rates.values()):
+        yield warning("cache-untold", hint, arms=untold)
+    elif not any(rates.values()):
         hint = "Start the server with its prefix cache (vLLM: --enable-prefix-caching)."
-        return warning("cache-cold", hint)
-    off = {arm: rate for arm, rate in rates.items() if rate is not None and abs(rate - alone) > CACHE_SHARE}
-    if not off:
-        return None
-    hint = "Give the servers caches of one size and let nobody else use them, then run again with --fresh."
-    return warning("cache-unequal", hint, alone=alone, arms=[{"arm": arm, "share": rate} for arm, rate in off.items()])
+        yield warning("cache-cold", hint)
+    elif off := {arm: rate for arm, rate in rates.items() if rate is not None and abs(rate - alone) > CACHE_SHARE}:
+        hint = "Give the servers caches of one size and let nobody else use them, then run again with --fresh."
+        arms = [{"arm": arm, "share": rate} for arm, rate in off.items()]
+        yield warning("cache-unequal", hint, alone=alone, arms=arms)
 
 
-def _prefix_cache(trials: Iterable[Trial]) -> Finding | None:
+def _prefix_cache(trials: Iterable[Trial]) -> Iterator[Finding]:
     told = [(t.told.cached_tokens, t.prompt_tokens) for t in trials if t.told and t.told.cached_tokens is not None]
-    beyond = sum(max(0, cached - TEMPLATE_TOKENS) for cached, _ in told)
-    if not beyond:
-        return None
-    cached, prompts = sum(cached for cached, _ in told), sum(tokens or 0 for _, tokens in told)
-    hint = "Start the server without its prefix cache."
-    return warning("prefix-cache", hint, cached=cached, prompt_tokens=prompts if prompts >= cached else None)
+    if any(cached > TEMPLATE_TOKENS for cached, _ in told):
+        cached, prompts = sum(cached for cached, _ in told), sum(tokens or 0 for _, tokens in told)
+        known = prompts if prompts >= cached else None
+        hint = "Start the server without its prefix cache."
+        yield warning("prefix-cache", hint, cached=cached, prompt_tokens=known)
 
 
-def _gamma(server: Server, trials: Sequence[Trial]) -> Finding | None:
+def _gamma(server: Server, arms: Mapping[Arm, Sequence[Trial]]) -> Iterator[Finding]:
     wrong = []
-    for arm, own in _by_arm(trials).items():
+    for arm, own in arms.items():
         gamma = arm.gamma or 0
         widest = max((drafted for trial in own for drafted in trial.drafted), default=0)
         # Totals alone show too many drafts, never too few.
@@ -278,35 +249,25 @@ def _gamma(server: Server, trials: Sequence[Trial]) -> Finding | None:
             wrong.append({"arm": arm.label, "totals": True})
         elif not widest and started is not None and started != gamma:
             wrong.append({"arm": arm.label, "started": started})
-    if not wrong:
-        return None
-    hint = "See the server's settings; what a row says of its gamma is not about that gamma."
-    return warning("gamma-not-honoured", hint, arms=wrong, by="the server")
+    if wrong:
+        hint = "See the server's settings; what a row says of its gamma is not about that gamma."
+        yield warning("gamma-not-honoured", hint, arms=wrong, by="the server")
 
 
-def _not_speculating(server: Server, trials: Sequence[Trial]) -> Finding | None:
+def _not_speculating(server: Server, arms: Mapping[Arm, Sequence[Trial]]) -> Iterator[Finding]:
     idle = []
-    for arm, own in _by_arm(trials).items():
+    for arm, own in arms.items():
         drafted = [total_drafted(trial) for trial in own if trial.decode_tokens]
         denies = server.settings.get(f"{arm.draft} gamma {arm.gamma}", State()).speculating is False
         if (drafted and all(tokens == 0 for tokens in drafted)) or (denies and not any(drafted)):
             idle.append(arm.label)
-    if not idle:
-        return None
-    hint = "Check how the server was started; its log says whether it loaded the draft."
-    return warning("not-speculating", hint, arms=idle)
+    if idle:
+        hint = "Check how the server was started; its log says whether it loaded the draft."
+        yield warning("not-speculating", hint, arms=idle)
 
 
-def _baseline(server: Server, trials: Sequence[Trial]) -> Finding | None:
+def _baseline(server: Server, trials: Sequence[Trial]) -> Iterator[Finding]:
     drafted = sum(t.told.drafted or 0 for t in trials if t.arm.kind != "speculative" and t.told)
-    if not drafted and server.settings.get("baseline", State()).speculating is not True:
-        return None
-    return warning("baseline-speculates", "Start the server for the baseline without a draft.", drafted=drafted or None)
-
-
-def _by_arm(trials: Sequence[Trial]) -> dict[Arm, list[Trial]]:
-    found: dict[Arm, list[Trial]] = {}
-    for trial in trials:
-        if trial.arm.kind == "speculative":
-            found.setdefault(trial.arm, []).append(trial)
-    return found
+    if drafted or server.settings.get("baseline", State()).speculating:
+        hint = "Start the server for the baseline without a draft."
+        yield warning("baseline-speculates", hint, drafted=drafted or None)

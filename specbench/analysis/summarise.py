@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.cautions import replay_gap, run_cautions
 from specbench.analysis.contract import SCHEMA, Choice, LoadResult, Rival, Summary
-from specbench.analysis.facts import read_facts
-from specbench.analysis.frame import ArmRows, by_arm, counted, loads_of
-from specbench.analysis.loads import load_results, with_loads
-from specbench.analysis.pace import pace_of
-from specbench.analysis.results import Judged, texts_of
-from specbench.analysis.schedule import schedule_of
+from specbench.analysis.facts import pace_of, read_facts
+from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, counted, kept_arms, loads_of
+from specbench.analysis.loads import load_results, schedule_of, with_loads
+from specbench.analysis.results import Judged, stopped_gammas, texts_of
 from specbench.analysis.server import server_cautions, server_of
-from specbench.analysis.stopped import kept_arms, stopped_gammas
-from specbench.analysis.views import DraftView, Steady, a_a
 from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, difference, speedup_interval
-from specbench.errors import ConfigError, StoreError
-from specbench.records import Arm, Interval, Policy
+from specbench.decision.interval import Paired, difference, ends, speedup_interval
+from specbench.errors import ConfigError, SpecbenchError, StoreError
+from specbench.records import Arm, Call, Interval, Policy
 from specbench.run_record import ModelFacts
-from specbench.store import StoredRun
+from specbench.store import StoredRun, read_record, read_run
 
 
 def summarise(stored: StoredRun) -> Summary:
@@ -151,9 +148,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
         gamma=gamma,
         verdict=verdict.call,
         reasons=(*verdict.reasons, *best.whole_answer(verdict.call, gamma)),
-        speedup=speedup.value,
-        speedup_low=speedup.low,
-        speedup_high=speedup.high,
+        **ends("speedup", speedup),
         probability=verdict.probability,
         prompts=len(shared),
         rivals=tuple(
@@ -167,6 +162,62 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
 def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chosen: Paired, policy: Policy) -> Rival:
     own = {gamma: paired for (index, gamma), paired in pairs.items() if index == number}
     gamma = max(own, key=lambda g: own[g].speedup)
-    other = own[gamma]
-    ratio = one.interval(Paired(other.spec_s, other.spec_tokens, chosen.spec_s, chosen.spec_tokens))
-    return Rival(one.view.spec, gamma, ratio.value, ratio.low, ratio.high, difference(ratio.low, ratio.high))
+    ratio = one.interval(Paired(own[gamma].spec_s, own[gamma].spec_tokens, chosen.spec_s, chosen.spec_tokens))
+    found = difference(ratio.low, ratio.high)
+    return Rival(draft=one.view.spec, gamma=gamma, **ends("ratio", ratio), difference=found)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRun:
+    """One run folder, the `number`-th newest (`@1`). What it has no measurement of is None: a probe and a replay have
+    no verdict, nor has a run that was cut before a prompt was through. `drafts` are all that it measured, `draft` and
+    `gamma` those chosen; `problem` says why a folder could not be read, without which nothing else is known."""
+
+    number: int
+    folder: str
+    command: str | None = None
+    status: str | None = None
+    started: str | None = None
+    target: str | None = None
+    engine: str | None = None
+    drafts: tuple[str, ...] = ()
+    verdict: Call | None = None
+    draft: str | None = None
+    gamma: int | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    noise_floor: float | None = None
+    problem: str | None = None
+
+
+def listed(folders: Sequence[Path]) -> tuple[ListedRun, ...]:
+    """`folders` newest first, as `find_runs` gives them."""
+    return tuple(_line(number, folder) for number, folder in enumerate(folders, 1))
+
+
+def _line(number: int, folder: Path) -> ListedRun:
+    try:
+        run = read_record(folder)
+    except SpecbenchError as error:
+        return ListedRun(number, str(folder), problem=error.what)
+    known = ListedRun(
+        number,
+        str(folder),
+        command=run.command,
+        status=run.status,
+        started=run.provenance.started,
+        target=run.config.target,
+        # the adapter's name of a run on a server, which says more than its configuration
+        engine=(run.served.adapter if run.served else None) or run.config.engine,
+        drafts=run.config.draft,
+    )
+    try:
+        summary = summarise(read_run(folder)) if run.command in ("measure", "sweep") else None
+    except SpecbenchError:  # nothing to judge yet
+        summary = None
+    if summary is None:
+        return known
+    chosen = ("draft", "gamma", "speedup", "speedup_low", "speedup_high")
+    choice = {} if summary.choice is None else {name: getattr(summary.choice, name) for name in chosen}
+    return replace(known, verdict=summary.verdict, noise_floor=summary.noise_floor, **choice)

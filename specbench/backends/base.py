@@ -68,11 +68,13 @@ class TargetText:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer that was there already: its text, the most tokens that it might have had, and its conversation."""
+    """An answer that was there already: its text, the most tokens that it might have had, its conversation, and the
+    log-probabilities in nats that the log has of its first tokens, or of all."""
 
     text: TargetText
     limit: int
     conversation: str
+    log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from specbench.cli.show import print_json, print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.analysis.compared import Slower
+    from specbench.analysis.compare import Slower
 
 SLOWER_EXIT = 5
 
@@ -37,7 +37,7 @@ def compare(
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
-    from specbench.analysis.compare import compared, slower_by
+    from specbench.analysis.compare import compared
     from specbench.report.tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 
@@ -50,7 +50,7 @@ def compare(
     else:
         print_parts(comparison_tables(found))
     if limit is not None:
-        _judged(slower_by(found), limit, second)
+        _judged(found.slower, limit, second)
 
 
 def _judged(slower: Slower | None, limit: float, second: Path) -> None:

@@ -14,7 +14,7 @@ from specbench.cli.show import print_json, print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specbench.analysis.plan.contract import Plan
+    from specbench.analysis.plan import Plan
     from specbench.records import Policy
     from specbench.store import StoredRun
 
@@ -97,8 +97,8 @@ def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -
     }
     from dataclasses import replace
 
-    from specbench.analysis.plan.pilot import read_pilot
-    from specbench.analysis.plan.planned import Wanted, plan_of
+    from specbench.analysis.pilot import read_pilot
+    from specbench.analysis.plan import Wanted, plan_of
     from specbench.store import read_run
 
     if folder is None:

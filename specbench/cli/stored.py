@@ -28,7 +28,7 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """Every run on a line, newest first. `@1` names the newest wherever a run folder is asked for."""
-    from specbench.analysis.listed import listed
+    from specbench.analysis.summarise import listed
     from specbench.store import find_runs
 
     if last < 1:

@@ -47,12 +47,8 @@ def choose_gamma(by_gamma: Mapping[int, Paired]) -> Choice:
     reported = ~choosing
     share = (chosen @ reported.astype(float)) / reported.sum(0)  # [gammas, n]: how often each was reported at each
     paired = Paired(first.base_s, first.base_tokens, (share * spec_s).sum(0), (share * spec_tokens).sum(0))
-    apart = math.log(by_gamma[best].speedup / paired.speedup) if _decoded(by_gamma[best]) and _decoded(paired) else 0.0
+    apart = math.log(by_gamma[best].speedup / paired.speedup) if by_gamma[best].decoded and paired.decoded else 0.0
     return Choice(best, paired, apart**2)
-
-
-def _decoded(paired: Paired) -> bool:
-    return all(column.sum() > 0 for column in (paired.base_s, paired.base_tokens, paired.spec_s, paired.spec_tokens))
 
 
 @lru_cache(maxsize=2)  # categories are often of one size, and the whole is asked for twice

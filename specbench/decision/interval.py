@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +45,8 @@ class Paired:
     spec_s: Floats
     spec_tokens: Floats
 
-    def take(self, rows: NDArray[np.bool_]) -> Paired:
-        """The prompts that `rows` [n] selects."""
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Paired:
+        """The prompts of a mask [n], or of row numbers in their order."""
         return Paired(self.base_s[rows], self.base_tokens[rows], self.spec_s[rows], self.spec_tokens[rows])
 
     @property
@@ -58,6 +58,11 @@ class Paired:
         """Seconds per token of the first arm over seconds per token of the second, totals over totals."""
         base, spec = self.base_s.sum() / self.base_tokens.sum(), self.spec_s.sum() / self.spec_tokens.sum()
         return float(base / spec)
+
+    @property
+    def decoded(self) -> bool:
+        """Whether both arms have seconds and tokens at all, without which there is no speedup."""
+        return all(column.sum() > 0 for column in (self.base_s, self.base_tokens, self.spec_s, self.spec_tokens))
 
     @property
     def by_prompt(self) -> Floats:
@@ -76,6 +81,12 @@ def speedup_interval(paired: Paired, confidence: float, excess: float = 0.0) -> 
     above, below = _speedup_columns(paired)
     draws = _log_ratio_draws(above, below, excess)
     return _interval(paired.speedup, None if draws is None else np.exp(draws), confidence, paired.n)
+
+
+def ends(name: str, found: Interval | None) -> dict[str, Any]:
+    """The arguments `name`, `name_low` and `name_high` of a record; None without an interval."""
+    values = (None, None, None) if found is None else (found.value, found.low, found.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def speedup_bar(paired: Paired, confidence: float) -> Interval:

@@ -127,14 +127,10 @@ def _limits(ratio: Paired, confidence: float, excess: float = 0.0) -> tuple[floa
 def _in_every_category(standing: Standing, predicted: Paired) -> bool:
     """Whether the prediction is below 1 in each category by itself. One with few texts borrows the spread of all."""
     parts = [predicted.take(standing.category == name) for name in sorted(standing.categories)]
-    if not all(_decoded(part) for part in parts):
+    if not all(part.decoded for part in parts):
         return False  # nothing is known of a category
     spread = spread_of([influence(part) for part in parts], PREDICTED)
     if spread is None:
         return False
     t = float(stdtrit(predicted.n - len(parts), PREDICTED))
     return all(math.log(part.speedup) + t * spread.value / math.sqrt(part.n) < 0 for part in parts)
-
-
-def _decoded(part: Paired) -> bool:
-    return all(column.sum() > 0 for column in (part.base_s, part.base_tokens, part.spec_s, part.spec_tokens))

@@ -17,13 +17,12 @@ from markupsafe import Markup
 
 from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE_NATS, near_tie_limit
-from specbench.analysis.commands import checks, command
 from specbench.analysis.contract import DraftResult, Summary
 from specbench.analysis.doubts import doubts
+from specbench.analysis.facts import checks, command
 from specbench.analysis.loads import best_by_concurrency
-from specbench.analysis.rounds import cost
 from specbench.analysis.server import NUMBERS
-from specbench.analysis.steps import next_steps
+from specbench.analysis.steps import cost, next_steps
 from specbench.drafters import parse_draft
 from specbench.errors import StoreError
 from specbench.records import Finding

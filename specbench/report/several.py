@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from specbench import text
-from specbench.analysis.commands import checks, shell
-from specbench.analysis.compare import compared
-from specbench.analysis.compared import Comparison
+from specbench.analysis.compare import Comparison, compared
 from specbench.analysis.contract import CategoryResult, Choice, DraftResult, Summary
 from specbench.analysis.doubts import doubts
+from specbench.analysis.facts import checks, shell
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError

@@ -13,13 +13,13 @@ from specbench.report.layout import laid_out, page
 
 if TYPE_CHECKING:
     from specbench.analysis.checked import Checked
-    from specbench.analysis.compared import Comparison
+    from specbench.analysis.compare import Comparison
     from specbench.analysis.contract import Summary
-    from specbench.analysis.listed import ListedRun
-    from specbench.analysis.plan.contract import Plan
+    from specbench.analysis.plan import Plan
     from specbench.analysis.probed import ProbeSummary
     from specbench.analysis.recorded import RecordedAcceptance
     from specbench.analysis.replayed import Replayed
+    from specbench.analysis.summarise import ListedRun
     from specbench.verify.findings import Examination
     from specbench.workload import Workload, WorkloadProfile
 

@@ -12,11 +12,9 @@ from typing import Literal
 from specbench import text
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
-from specbench.analysis.frame import by_arm, main_trials
+from specbench.analysis.frame import DraftView, Steady, a_a, by_arm, kept_arms, main_trials
 from specbench.analysis.predict import Predictor
-from specbench.analysis.stopped import kept_arms
 from specbench.analysis.summarise import summarise
-from specbench.analysis.views import DraftView, Steady, a_a
 from specbench.decision.interval import excess_variance
 from specbench.decision.ruling import STAY, Standing, look_sizes, rule, settled
 from specbench.records import Arm, Policy, RuledOut

@@ -169,6 +169,8 @@ def _note_verified(writer: RunWriter, found: AnswersVerified) -> None:
             how = f"of {found.tokens:,} tokens {share:.0%} are those that it finds likeliest, of its own nearly all are"
         else:
             how = f"their tokens are {found.excess_nats:.2f} nats less likely, each, than its own would be"
+            if found.logged_gap_nats is not None:
+                how += f", and {found.logged_gap_nats:.2f} nats from what the log says of them"
         caution = warned(
             "foreign-answers",
             f"{found.answers} recorded answers are not what {writer.run.config.target} writes: {how}",

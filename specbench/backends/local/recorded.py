@@ -170,7 +170,10 @@ class RecordedBackend:
                 continue
             text = TargetText(found.prompt, found.output, found.finish)
             prompt = replace(one.prompt, messages=(), tools=(), template_kwargs={}, request={})
-            items.append(Item(prompt, found.prompt, Answered(text, found.limit, one.conversation)))
+            logged = one.reply.log_probs or ()
+            # With or without the end of sequence, of which not every log has one: else tokens are cut otherwise there.
+            logged = logged if 0 <= len(found.output) - len(logged) <= 1 else ()
+            items.append(Item(prompt, found.prompt, Answered(text, found.limit, one.conversation, logged)))
             self._count(found.output, found.from_log, one, looked=number < ROUND_TRIPS)
         longest = max((len(item.tokens) + answered(item) for item in items), default=0)
         if longest > self._capacity:
@@ -224,6 +227,8 @@ OWN_SHARE = 0.9
 # Nats a token by which answers may be less likely than the target's own: as much as other kernels and a temperature
 # that is off by little make.
 OWN_NATS = 0.1
+# Nats by which a token's log-probability in the log may differ from the target's own, in the mean.
+OWN_GAP_NATS = 0.2
 # The largest surprise of a token, in nats: top-k and top-p give others no chance at all.
 _MOST = 20.0
 
@@ -262,6 +267,8 @@ def _greedy(engine: LocalEngine, items: Sequence[Item]) -> AnswersVerified:
 @torch.inference_mode()
 def _sampled(engine: LocalEngine, items: Sequence[Item]) -> AnswersVerified:
     excess, counts = [], []
+    # Logs have them before or after temperature and top-p: absolute differences from both, and of how many tokens.
+    gaps, logged_tokens = [0.0, 0.0], 0
     for item in items:
         prompt, output = item.tokens, list(_output(item))
         reader, penalty, x = engine.reader, RepetitionPenalty(engine.sampling), [*item.tokens, *output]
@@ -278,6 +285,12 @@ def _sampled(engine: LocalEngine, items: Sequence[Item]) -> AnswersVerified:
             surprise = -p.gather(1, wanted[:, None])[:, 0].log()
             entropy = torch.special.entr(p).sum(-1)
             total += float((surprise.clamp_max(_MOST) - entropy).sum())
+            logged = torch.tensor(item.answer.log_probs[at : at + CHUNK] if item.answer else (), device=p.device)
+            own = logits.float().log_softmax(-1).gather(1, wanted[:, None])[:, 0], -surprise
+            for way, values in enumerate(own):
+                apart = values[: len(logged)].clamp_min(-_MOST) - logged.clamp_min(-_MOST)
+                gaps[way] += float(apart.abs().sum())
+            logged_tokens += len(logged)
             if at + CHUNK < len(output):
                 logits = penalty.apply(reader.forward([int(wanted[-1])], keep=1), x[: len(prompt) + at + CHUNK])
         excess.append(total)
@@ -285,13 +298,16 @@ def _sampled(engine: LocalEngine, items: Sequence[Item]) -> AnswersVerified:
     value, error = _mean(np.array(excess), np.array(counts, dtype=float))
     width = reach(len(items) - 1, 0.95) * error if len(items) > 1 else float("inf")
     known = np.isfinite(width)
+    gap = min(gaps) / logged_tokens if logged_tokens else None
     return AnswersVerified(
         len(items),
         int(sum(counts)),
         excess_nats=value,
         excess_low=value - width if known else None,
         excess_high=value + width if known else None,
-        foreign=bool(known and value - width > 0 and value > OWN_NATS),
+        logged_tokens=logged_tokens or None,
+        logged_gap_nats=gap,
+        foreign=bool(known and value - width > 0 and value > OWN_NATS) or (gap or 0.0) > OWN_GAP_NATS,
     )
 
 

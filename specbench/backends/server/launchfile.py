@@ -55,7 +55,7 @@ Seconds = Annotated[float, Field(strict=True, gt=0, le=86400)]
 _HINTS = {
     **dict.fromkeys(("env", "synthetic_env"), "Write a mapping of names to texts."),
     "drafts": f"Write a mapping of {', '.join(WAYS)} to lists of arguments.",
-    "at_once": "Write true or false.",
+    **dict.fromkeys(("at_once", "greedy_only"), "Write true or false."),
     **dict.fromkeys(("ready_s", "stop_s"), "Write a number of seconds above 0, at most 86400."),
     **dict.fromkeys(("context", "prompts_per_start", "at_once_clients"), "Write a whole number from 1 to 10000000."),
     **dict.fromkeys(
@@ -76,7 +76,8 @@ class LaunchFile:
     `launch.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
     `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
     together, for runs of up to `at_once_clients` clients, and lets them take turns: prompt by prompt, or with several
-    clients window by window. `version` is a command whose first output line is the version."""
+    clients window by window. `greedy_only`: above temperature 0 its drafts change the texts. `version` is a command
+    whose first output line is the version."""
 
     path: Path
     engine: Literal["llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
@@ -95,6 +96,7 @@ class LaunchFile:
     prompts_per_start: Whole | None = 8
     at_once: Annotated[bool, Field(strict=True)] = False
     at_once_clients: Whole = 1
+    greedy_only: Annotated[bool, Field(strict=True)] = False
     needs: Word | None = None
     install: Word | None = None
     version: Words | None = None

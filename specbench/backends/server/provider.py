@@ -167,6 +167,12 @@ class Starting:
         self._synthetic = synthetic
         for spec in specs.values() if gammas else ():
             require_draft(self.file, spec)
+            if self.file.greedy_only and not config.sampling.greedy:
+                raise ConfigError(
+                    "This engine's texts are not the target's when it drafts above temperature 0 (`greedy_only`)",
+                    where=str(self.file.path),
+                    hint="Use --temperature 0, or another engine.",
+                )
         self._target = model_file(config.target, self.file.models)
         names = {text: spec.model for text, spec in specs.items()}
         self._drafts = {t: None if name is None else model_file(name, self.file.models) for t, name in names.items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from specbench import text
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
-from specbench.analysis.rounds import Cost, cost
+from specbench.analysis.steps import Cost, cost
 from specbench.report.dialect import Plain, sentence_of
 
 _ROUNDED = "(the digits shown are rounded)"

@@ -9,39 +9,28 @@ from pathlib import Path
 
 from specbench import text
 from specbench.analysis.facts import MANY_CUT, Facts
-from specbench.analysis.plan.contract import Plan, amounts, minutes_for
-from specbench.analysis.plan.evidence import read_evidence
-from specbench.analysis.plan.planned import OWN_SPREAD
-from specbench.analysis.plan.stops import TOO_FEW, any_time, before_the_sweep, exactly, speedup, too_few
+from specbench.analysis.plan import OWN_SPREAD, Plan, amounts, minutes_for
+from specbench.analysis.stops import (
+    TOO_FEW,
+    any_time,
+    before_the_sweep,
+    exactly,
+    read_evidence,
+    speedup,
+    too_few,
+)
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
 from specbench.errors import StoreError
 from specbench.records import Policy
-from specbench.report.dialect import UNLINKED
+from specbench.report.dialect import UNLINKED, full_stop, part, upper_first
 from specbench.report.page import markdown
 from specbench.report.plan.commands import FILE, on_shipped_prompts, steps
 from specbench.store import StoredRun
 from specbench.workload.cautions import TOLERATED_SHARE
 
 TITLE = "# Measurement plan"
-BLANK = "\\_\\_\\_\\_\\_\\_"
-
-# Words of each assumption of a plan, and what would change it.
-CHANGES = (
-    ("as given", "A pilot, which measures it."),
-    ("in the same mix of categories, on a machine", "Other requests or another machine: a pilot of those."),
-    ("time at gamma", "A pilot at these draft lengths."),
-    ("speedup and spread are those of gamma", "A pilot at the planned draft lengths."),
-    ("every further draft", "A pilot with every draft."),
-    ("the spread of the target alone against itself", "A pilot with as many repeats."),
-    ("the spread within", f"{OWN_SPREAD} or more prompts of each in the pilot."),
-    ("categories in the pilot's own proportions", "A pilot drawn in the proportions of the mix."),
-    ("with a draft a prompt takes", "A pilot, which times it."),
-    ("of trials are repeated", "A pilot. A quiet machine repeats fewer."),
-    ("loading, warm-up", "A pilot, whose clock has them in."),
-    ("nothing about time", "A pilot, or `--seconds-per-prompt`."),
-)
 
 
 def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -> str:
@@ -100,7 +89,7 @@ def write_document(page: str, path: Path) -> None:
 
 def _assumed(plan: Plan, facts: Facts | None) -> list[tuple[str, str]]:
     """(assumption, what would change it): the plan's own, then those of this page."""
-    rows = [(text.escape(text.sentence(words)), _change(words)) for words in plan.assumed]
+    rows = [(full_stop(upper_first(part(a, "claim", UNLINKED))), part(a, "change", UNLINKED)) for a in plan.assumed]
     rows.append(
         (
             f"A run of the planned size gets what it is for in {exactly(plan.chance)} of cases.",
@@ -120,7 +109,3 @@ def _assumed(plan: Plan, facts: Facts | None) -> list[tuple[str, str]]:
         ("Requests do not depend on each other.", "Many from one session or one user: a wider window."),
         ("Replaced names are as easy to draft as real ones.", "The check of section 5."),
     ]
-
-
-def _change(words: str) -> str:
-    return next((change for part, change in CHANGES if part in words), "A pilot.")

@@ -82,8 +82,8 @@ def vllm(plan: Plan) -> Given | Reason:
         config = {"method": "ngram", "num_speculative_tokens": plan.proposed}
         config |= {"prompt_lookup_min": plan.down_to, "prompt_lookup_max": ngram.n}
         differs.append(Reason("earliest-match", {"engine": "vLLM"}) if plan.latest else None)
-        differs.append(None if plan.sampling.greedy else Reason("vllm-sampled-look-up"))
-    differs.append(Reason("vllm-min-p") if plan.sampling.min_p and not plan.sampling.greedy else None)
+    if not plan.sampling.greedy:
+        differs += [Reason("vllm-temperature"), Reason("vllm-min-p") if plan.sampling.min_p else None]
     written = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
     # Without the second line the file's penalties and temperature are what a request does not set; its ends stay.
     options = [["vllm", "serve", models[0].name], *_revision(models[0]), ["--generation-config", "vllm"]]

@@ -4,15 +4,124 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limit
-from specbench.analysis.plan.contract import Plan, half_width_of
-from specbench.analysis.plan.evidence import Evidence, Found, State, ceilings, chances, other_texts, slower_shares
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
+from specbench.analysis.facts import Facts
+from specbench.analysis.pilot import Pilot, read_pilot
+from specbench.analysis.plan import Plan, half_width_of
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
+from specbench.decision.verdict import least_share
+from specbench.errors import StoreError
 from specbench.records import Policy
+from specbench.store import StoredRun
+
+# "perhaps": the pilot is beyond the threshold, but its prompts are too few to be sure of that.
+State = Literal["met", "perhaps", "not met", "not known"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A pilot under the plan's policy. `pilots` has every draft of which two prompts or more met every arm, each as the
+    plan sees its own."""
+
+    stored: StoredRun
+    summary: Summary
+    pilots: dict[str, Pilot]
+
+    @property
+    def facts(self) -> Facts:
+        return self.summary.facts
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one draft's part of the pilot, or the pilot as a whole (`draft` None), says of one reason."""
+
+    state: State
+    what: str
+    draft: str | None = None
+
+
+def read_evidence(stored: StoredRun, summary: Summary, plan: Plan) -> Evidence:
+    """The pilot of `plan`, draft by draft."""
+    pilots = {}
+    for draft in summary.drafts:
+        alone = replace(stored.run, config=replace(stored.run.config, draft=(draft.draft,)))
+        try:
+            pilots[draft.draft] = read_pilot(replace(stored, run=alone), summary.policy, plan.gammas)
+        except StoreError:
+            continue  # too few of its prompts were measured
+    return Evidence(stored, summary, pilots)
+
+
+def _texts(draft: DraftResult) -> Found:
+    """Greedy texts that leave the target's own, and how many of them rounding does not explain."""
+    found, rows = draft.texts, [row for row in draft.gammas if row.identical_prompts is not None]
+    if found is None or not rows:
+        return Found("not known", "no text was compared", draft.draft)
+    told = f"{found.differing:,} of {text.count(sum(row.prompts for row in rows), 'text')} differ"
+    if found.wide:
+        return Found("met", f"{told}, {found.wide:,} of them by more than that", draft.draft)
+    return Found("not met", told + (", none by more than that" if found.differing else ""), draft.draft)
+
+
+def slower_shares(pilot: Evidence, policy: Policy, confidence: float) -> list[Found]:
+    """The share of prompts below `slower_than`, as the plan counts it."""
+    return [_share(draft, own, policy, confidence) for draft, own in pilot.pilots.items()]
+
+
+def _share(draft: str, own: Pilot, policy: Policy, confidence: float) -> Found:
+    """Met where even the lower end of the share's exact interval (Clopper and Pearson 1934) is too much."""
+    share, n = own.whole.slower_share, own.whole.n
+    told = f"{text.percent(share)} of {text.count(n, 'prompt')}"
+    if share <= policy.max_slower_share:
+        return Found("not met", told, draft)
+    least = least_share(share, n, confidence)
+    if least > policy.max_slower_share:
+        return Found("met", told, draft)
+    return Found("perhaps", f"{told}, which may be as few as {text.percent(least)} of all such prompts", draft)
+
+
+def _ceiling(draft: DraftResult, plan: Plan) -> Found:
+    """The speedup that drafting for nothing would give, at the draft length where it is largest."""
+    known = [(value, row) for row in draft.gammas if (value := free_draft(row, draft)) is not None]
+    if not known:
+        return Found("not known", "tokens per round were not told", draft.draft)
+    value, row = max(known, key=lambda pair: pair[0])
+    if plan.metric == "e2e":
+        value = max(value, 1.0)  # reading the prompt takes as long as it did
+    told = f"at most {text.speedup(value)}, at gamma {row.gamma} (predicted)"
+    if value >= plan.min_speedup:
+        return Found("not met", told, draft.draft)
+    untried = sorted(set(plan.gammas) - {each.gamma for _, each in known})
+    if untried:
+        told += f"; gamma {text.join(map(str, untried))} was not measured"
+    # With other prompts the ceiling moves as much as the speedup itself.
+    sure = row.speedup_high is not None and value * row.speedup_high / row.speedup < plan.min_speedup
+    return Found("met" if sure and not untried else "perhaps", told, draft.draft)
+
+
+def free_draft(row: GammaResult, draft: DraftResult) -> float | None:
+    """The decode speedup if drafting took no time and as much were accepted; where a round's parts are not known, if a
+    round took no longer than a step of the target. None without tokens per round."""
+    tau, times = row.tokens_per_round, row.round_time
+    if tau is None or times is None:
+        return tau
+    return tau / draft.baseline_tokens_per_s / (times.verify_s + times.other_s)
+
+
+def _chance(draft: DraftResult, policy: Policy) -> Found:
+    """The chance of the minimum, as the pilot's own brief gives it."""
+    if draft.probability is None:
+        return Found("not known", f"a chance takes {MIN_PROMPTS} prompts", draft.draft)
+    state: State = "met" if draft.probability <= 1 - policy.confidence else "not met"
+    return Found(state, f"the chance is {text.chance(draft.probability)}", draft.draft)
+
 
 # Warnings of a run that it did not measure what it was meant to.
 BROKEN = (
@@ -74,6 +183,7 @@ def too_few(plan: Plan, prompts: int | None, pilot: Evidence | None) -> Stop:
 def before_the_sweep(plan: Plan, policy: Policy, pilot: Evidence | None) -> list[Stop]:
     """Reasons that look at the speedup: only the pilot's prompts may meet them, which are not used again."""
     minimum, most = speedup(plan.min_speedup), exactly(policy.max_slower_share)
+    drafts = () if pilot is None else pilot.summary.drafts
     return [
         _stop(
             "Too many prompts get slower",
@@ -88,14 +198,14 @@ def before_the_sweep(plan: Plan, policy: Policy, pilot: Evidence | None) -> list
             f"With the pilot's tokens per round a draft that took no time at all would stay below {minimum} at every "
             "draft length. Then only another draft helps, one that agrees with the target more.",
             pilot,
-            [] if pilot is None else ceilings(pilot, plan),
+            [_ceiling(draft, plan) for draft in drafts],
         ),
         _stop(
             "The pilot already says no",
             f"By the rule of section 1 its prompts alone give the chance of {minimum} or more as "
             f"{exactly(1 - plan.confidence)} or less.",
             pilot,
-            [] if pilot is None else chances(pilot, policy),
+            [_chance(draft, policy) for draft in drafts],
         ),
         _undecidable(plan),
     ]
@@ -153,7 +263,7 @@ def _other_text(pilot: Evidence | None) -> Stop:
     )
     found = [Found("not known", "when sampling, texts cannot be compared; the doctor checks how tokens are drawn")]
     if pilot is not None and pilot.facts.sampling.greedy:
-        found = other_texts(pilot)
+        found = [_texts(draft) for draft in pilot.summary.drafts]
     return _stop("The text is not the target's own", rule, pilot, found)
 
 

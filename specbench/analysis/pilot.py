@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specbench.analysis.frame import ArmRows, by_arm, main_trials, shared_prompts
-from specbench.analysis.pace import Cost, cost_of
-from specbench.analysis.stopped import kept_arms
-from specbench.analysis.views import arm_of, paired
-from specbench.decision.holdout import Choice, choose_gamma
+from specbench.analysis.facts import Cost, cost_of
+from specbench.analysis.frame import ArmRows, arm_of, by_arm, kept_arms, main_trials, paired, shared_prompts
+from specbench.decision.holdout import choose_gamma
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
 from specbench.records import Arm, Policy
@@ -80,10 +78,11 @@ def _pilot(
     repeats = stored.run.config.repeats
 
     def part(prompts: list[str]) -> Part:
-        choice = _choice(base.of(prompts), {gamma: arms[gamma].of(prompts) for gamma in asked}, policy)
+        alone = base.of(prompts)
+        choice = choose_gamma({gamma: paired(alone, arms[gamma].of(prompts), policy.metric) for gamma in asked})
         noise = None
         if set(prompts) <= set(again.prompt_id):
-            noise = influence(paired(base.of(prompts), again.of(prompts), policy.metric))
+            noise = influence(paired(alone, again.of(prompts), policy.metric))
         return Part(
             n=len(prompts),
             speedup=choice.paired.speedup,
@@ -109,7 +108,3 @@ def _pilot(
             for name in sorted({category[prompt] for prompt in shared})
         },
     )
-
-
-def _choice(base: ArmRows, arms: Mapping[int, ArmRows], policy: Policy) -> Choice:
-    return choose_gamma({gamma: paired(base, rows, policy.metric) for gamma, rows in arms.items()})
