@@ -18,7 +18,7 @@ from specbench.backends.server.openai import OpenAI
 from specbench.records import Load
 
 try:
-    from specbench.backends.server.lag import LagMeter
+    from specbench.backends.server.traffic import LagMeter
 except ImportError:  # an older one
     LagMeter = None  # type: ignore[assignment,misc]
 

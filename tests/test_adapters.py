@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from specbench.backends.server.adapter import Ask, Chunk
-from specbench.backends.server.answers import Event
-from specbench.backends.server.detect import ADAPTERS, detect
+from specbench.backends.server.adapter import Ask, Chunk, Event
 from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.openai import OpenAI, events_of, finish_of, stream_times, survivors, text_of, usage_of
-from specbench.backends.server.preflight import check_defaults
+from specbench.backends.server.preflight import ADAPTERS, check_defaults, detect
 from specbench.backends.server.scoring import Scorer, Top
 from specbench.backends.server.sglang import SGLang
 from specbench.backends.server.vllm import VLLM

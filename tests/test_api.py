@@ -23,7 +23,7 @@ from test_imports import FILES, command, loaded
 from typer.testing import CliRunner
 
 import specbench
-from specbench.backends.server import worker
+from specbench.backends.server import traffic
 from specbench.cli import app
 from specbench.config import SETTINGS
 from specbench.errors import ConfigError, ModelError, StoreError
@@ -313,14 +313,14 @@ def test_the_loop_of_a_notebook_goes_on_afterwards():
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         for fails in (False, True):
             with suppress(KeyError):
-                assert worker.call(partial(asyncio.sleep, 0, "inner")) == "inner"
+                assert traffic.call(partial(asyncio.sleep, 0, "inner")) == "inner"
                 if fails:
                     raise KeyError
             assert (asyncio.get_running_loop(), asyncio.current_task(), asyncio.get_event_loop()) == (loop, task, loop)
         return await asyncio.sleep(0.001, "outer")
 
     assert asyncio.run(cell()) == "outer"
-    assert worker.call(partial(asyncio.sleep, 0, "plain")) == "plain"
+    assert traffic.call(partial(asyncio.sleep, 0, "plain")) == "plain"
 
 
 # --- policy, brief, figures, and what a cell shows

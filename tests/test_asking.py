@@ -16,11 +16,10 @@ from test_serving import codes, counted
 from test_token_ids import Posted
 
 from specbench.acceptance.positions import read_positions
-from specbench.backends.server.adapter import Chunk, ask_of
-from specbench.backends.server.detect import ADAPTERS
-from specbench.backends.server.failures import RefusedError
+from specbench.backends.server.adapter import Chunk, RefusedError, ask_of
 from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.openai import OpenAI, stream_times, text_of
+from specbench.backends.server.preflight import ADAPTERS
 from specbench.records import Message, Prompt, Sampling
 from specbench.run import session
 from specbench.store import read_run

@@ -20,14 +20,11 @@ from test_adapters import capture, streamed, usage
 from test_hostile_runs import MARK, leaves, put
 from test_serving import ROUNDS, served, speculating
 
-from specbench.backends.server.adapter import Chunk, State
+from specbench.backends.server.adapter import Chunk, RefusedError, State, by_position, samples
 from specbench.backends.server.asking import Asking
-from specbench.backends.server.counters import by_position, samples
-from specbench.backends.server.detect import ADAPTERS, detect, model_name
-from specbench.backends.server.failures import RefusedError
 from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.openai import survivors
-from specbench.backends.server.plausible import require_plausible
+from specbench.backends.server.preflight import ADAPTERS, detect, model_name, require_plausible
 from specbench.backends.server.provider import ServerHandle, client_of
 from specbench.backends.server.sglang import SGLang
 from specbench.backends.server.vllm import VLLM

@@ -20,9 +20,9 @@ from specbench.backends.server.launch import (
     environment,
     find_launch,
     model_file,
+    read_launch,
     require_draft,
 )
-from specbench.backends.server.launchfile import read_launch
 from specbench.backends.server.provider import Starting
 from specbench.config import RunConfig
 from specbench.drafters.spec import parse_draft

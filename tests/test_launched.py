@@ -18,9 +18,8 @@ import pytest
 import yaml
 
 from specbench.backends.server import launched
-from specbench.backends.server.launch import Setting
+from specbench.backends.server.launch import LaunchFile, Setting, read_launch
 from specbench.backends.server.launched import Launched
-from specbench.backends.server.launchfile import LaunchFile, read_launch
 from specbench.errors import ConfigError, EngineError, StoreError
 
 SECRET = "a-prompt-of-the-user"

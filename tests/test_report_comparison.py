@@ -17,7 +17,7 @@ from rich.console import Console
 from specbench.analysis.compare import Comparison, compared
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
-from specbench.report.dialect import json_of
+from specbench.report.dialect import json_of, said
 from specbench.report.tables import comparison_markdown, comparison_tables
 from specbench.run_record import ModelFacts, WorkloadFacts
 from specbench.store import StoredRun
@@ -152,7 +152,7 @@ def test_weights_in_another_format_are_named_and_the_engine_gets_no_credit_alone
     b = named(fake_served(tmp_path / "b", FAST), "Model-7B-Instruct.Q4_1.gguf")
     found = compared(a, b)
     (warning,) = (one for one in found.warnings if one.code == "other-weights")
-    assert "in AWQ on A and Q4_1 on B" in warning.message
+    assert "in AWQ on A and Q4_1 on B" in said(warning)
     assert "on B, llama.cpp in Q4_1 (9.4 ms" in found.drafts[0].reason
     # one engine and one format: nothing to tell apart
     assert not [one for one in compared(a, a).warnings if one.code == "other-weights"]

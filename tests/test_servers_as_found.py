@@ -13,8 +13,8 @@ from test_run import FakeObserver
 from test_serving import codes, counted
 
 from specbench.backends.server import asking
+from specbench.backends.server.adapter import problem_of
 from specbench.backends.server.client import split_address
-from specbench.backends.server.failures import problem_of
 from specbench.config import SETTINGS, load_config
 from specbench.errors import ConfigError, EngineError
 from specbench.run.session import run

@@ -16,8 +16,7 @@ from test_serving import ROUNDS, config_for, counted
 from specbench.analysis.summarise import summarise
 from specbench.backends.server import asking
 from specbench.backends.server.adapter import Ask, Cache
-from specbench.backends.server.launch import Setting, command, find_launch
-from specbench.backends.server.launchfile import read_launch
+from specbench.backends.server.launch import Setting, command, find_launch, read_launch
 from specbench.backends.server.openai import OpenAI
 from specbench.backends.server.sglang import SGLang
 from specbench.backends.server.vllm import VLLM

@@ -35,8 +35,7 @@ from transformers import GenerationConfig
 from specbench.analysis.contract import Choice, Rival, Server, Summary
 from specbench.analysis.facts import Facts, read_facts
 from specbench.backends.local.assisted import watched
-from specbench.backends.server.launch import Setting, command, model_file, require_draft
-from specbench.backends.server.launchfile import LaunchFile, read_launch
+from specbench.backends.server.launch import LaunchFile, Setting, command, model_file, read_launch, require_draft
 from specbench.drafters import parse_draft
 from specbench.errors import ConfigError
 from specbench.models import load_model

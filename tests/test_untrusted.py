@@ -18,7 +18,7 @@ import pytest
 from test_cli import call
 
 import specbench
-from specbench.backends.server.launchfile import read_launch
+from specbench.backends.server.launch import read_launch
 from specbench.config import load_config
 from specbench.errors import ConfigError, ModelError
 from specbench.models import load_model, load_tokenizer

@@ -23,7 +23,7 @@ from test_schedule import lookup
 
 from specbench.backends.server.adapter import Ask, Completion
 from specbench.backends.server.client import Client
-from specbench.backends.server.detect import detect
+from specbench.backends.server.preflight import detect
 from specbench.backends.server.vllm import VLLM
 from specbench.models import embedded
 from specbench.records import Message, Sampling

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specbench.backends.server import client, wire
+from specbench.backends.server.adapter import FailedError
 from specbench.backends.server.client import Client, is_local
-from specbench.backends.server.failures import FailedError
-from specbench.backends.server.lag import LagMeter
+from specbench.backends.server.traffic import LagMeter
 from specbench.backends.server.wire import ClosedError, GarbledError
 from specbench.errors import ConfigError, EngineError
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from specbench.backends.server.worker import call, stream
+from specbench.backends.server.traffic import call, stream
 
 
 async def numbers(ended, put):

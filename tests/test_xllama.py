@@ -16,9 +16,8 @@ import psutil
 import pytest
 
 from specbench.backends.server import xllama
-from specbench.backends.server.launch import Setting, engine_version, model_file
+from specbench.backends.server.launch import Setting, engine_version, model_file, read_launch
 from specbench.backends.server.launched import Launched
-from specbench.backends.server.launchfile import read_launch
 from specbench.drafters.spec import parse_draft
 from specbench.errors import EngineError
 

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from specbench.backends.server.adapter import Ask, Chunk, State
+from specbench.backends.server.adapter import LIMITS, AnswerError, Ask, Chunk, FailedError, RefusedError, State
 from specbench.backends.server.client import Client
-from specbench.backends.server.failures import LIMITS, AnswerError, FailedError, RefusedError
 from specbench.backends.server.provider import ServerHandle
 from specbench.errors import EngineError
 from specbench.records import Message, Sampling

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.server.adapter import Ask
-from specbench.backends.server.provider import provider_of
-from specbench.backends.server.record import engine_name
+from specbench.backends.server.provider import engine_name, provider_of
 from specbench.backends.server.replay import ServerScoring, require_scorable, require_writer
 from specbench.backends.server.session import ServerSession
 from specbench.config import RunConfig

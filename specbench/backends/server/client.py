@@ -20,8 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from specbench.backends.server.adapter import Chunk
-from specbench.backends.server.failures import FailedError, Problem, RefusedError, error_word, problem_of
+from specbench.backends.server.adapter import Chunk, FailedError, Problem, RefusedError, error_word, problem_of
 from specbench.backends.server.wire import Answer, ClosedError, GarbledError, Proxy, Reply, UnreachableError, Wire
 from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.text import shown

@@ -17,20 +17,29 @@ from pydantic import Field
 
 from specbench.backends.base import TargetText
 from specbench.backends.server import openai
-from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
-from specbench.backends.server.answers import (
+from specbench.backends.server.adapter import (
+    AnswerError,
+    Ask,
+    Chunk,
+    Completion,
     Event,
     Fields,
+    Get,
     Json,
     Milliseconds,
+    RefusedError,
+    State,
     Text,
     TokenList,
     Tokens,
+    as_word,
+    by_position,
     in_seconds,
     parsed,
+    samples,
+    total,
+    word,
 )
-from specbench.backends.server.counters import by_position, samples, total
-from specbench.backends.server.failures import AnswerError, RefusedError, as_word, word
 from specbench.backends.server.scoring import Post, Step
 from specbench.records import Count, Counters, Finish, LogProb, Number, Round, Sampling, ServerStats
 

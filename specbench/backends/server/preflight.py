@@ -1,15 +1,102 @@
-"""What has to be true of a server before its times mean anything: it is the right one, and it drafts as it should."""
+"""Which engine answers, what run.json says of it, and what has to be true of it before its times mean anything."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import difflib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import PurePath
 
-from specbench.backends.server.adapter import Completion, State
+from specbench.backends.server.adapter import Adapter, AnswerError, Completion, Get, Json, RefusedError, State, parsed
+from specbench.backends.server.llamacpp import LlamaCpp
+from specbench.backends.server.openai import LMDEPLOY, TENSORRT, OpenAI, listed, models_of
+from specbench.backends.server.sglang import SGLang
+from specbench.backends.server.vllm import VLLM
 from specbench.config import SERVED
 from specbench.drafters.spec import DraftSpec
-from specbench.errors import ConfigError, EngineError
-from specbench.records import Finding, warned
+from specbench.errors import ConfigError, EngineError, SpecbenchError
+from specbench.records import Arm, Finding, Times, Trial, warned
+from specbench.store import check_trial
+from specbench.text import shown
+
+ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
+    "llamacpp": LlamaCpp,
+    "vllm": VLLM,
+    "sglang": SGLang,
+    "tensorrt": TENSORRT,
+    "lmdeploy": LMDEPLOY,
+    "openai": OpenAI,
+}
+
+
+async def detect(get: Get) -> Adapter:
+    """The adapter of the engine that answers, by pages that only it has; the plain one where none is known. A proxy
+    that hides these pages hides the engine: then the user names it."""
+    if "build_info" in await _page(get, "/props"):
+        return LlamaCpp()
+    if "version" in await _page(get, "/version") and await _is_vllm(get):
+        return VLLM()
+    for path in ("/server_info", "/get_server_info"):
+        if "speculative_algorithm" in await _page(get, path):
+            return SGLang()
+    for counting in (TENSORRT(), LMDEPLOY()):
+        if await counting.counts(get):
+            return counting
+    return OpenAI()
+
+
+async def _is_vllm(get: Get) -> bool:
+    """With --disable-log-stats its page of counters is empty, but its models say whose they are."""
+    listed = (await _page(get, "/v1/models")).get("data")
+    owners = [model.get("owned_by") for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
+    return "vllm" in owners or "vllm:" in (await get("/metrics") or "")
+
+
+async def _page(get: Get, path: str) -> Json:
+    """The JSON object at a path; empty for anything else, for some servers answer every path with their home page."""
+    try:
+        return parsed(await get(path))
+    except ValueError:
+        return {}
+
+
+# So many names fit on an error's one line.
+MOST_SHOWN = 10
+
+
+async def model_name(get: Get, url: str, wanted: str | None, guess: str | None) -> str | None:
+    """The name for requests: the one `wanted`, else `guess` where the server lists it, else that of the only model;
+    None where it lists none. Raises ConfigError for a name that is not in its list, and where it lists several models
+    of which none is wanted: some servers would take any, and load it or answer with another."""
+    try:
+        listing = await listed(get)
+        names = [row.id for row in listing if row.id]
+        models = models_of(listing)
+    except AnswerError as error:
+        raise EngineError(
+            f"The list of models is not as servers with OpenAI's interface have it: {error}",
+            where=f"{url}, /v1/models",
+            hint="Check the address.",
+        ) from None
+    if wanted is not None:
+        # LiteLLM lists `openai/*` for all of a kind.
+        if names and not any(wanted == name or ("*" in name and fnmatchcase(wanted, name)) for name in names):
+            raise _unnamed(f"The server does not list a model {shown(wanted)}, but", names, url, wanted)
+        return wanted
+    if guess in names:
+        return guess
+    if len(models) > 1:
+        raise _unnamed(f"The server lists {len(models)} models, and requests have to name one:", names, url, guess)
+    return models[0][0].id if models else None
+
+
+def _unnamed(what: str, names: Sequence[str], url: str, wanted: str | None) -> SpecbenchError:
+    near = difflib.get_close_matches(wanted or "", names, n=1)
+    first = [*near, *(name for name in names if name not in near)][:MOST_SHOWN]
+    more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+    return ConfigError(
+        f"{what} {', '.join(map(shown, first))}{more}", where=url, hint="Name one of these with --served-model-name."
+    )
 
 
 def check_alone(state: State, url: str) -> list[Finding]:
@@ -143,3 +230,37 @@ def _idle(state: State, url: str) -> list[Finding]:
             "Measure a server that nobody else uses, or at a quiet hour.",
         )
     ]
+
+
+def require_plausible(answer: Completion, max_tokens: int) -> None:
+    """Raises AnswerError for numbers that no answer to a request for at most `max_tokens` has, or that no run folder is
+    read with; RefusedError for one whose times mean nothing."""
+    if not answer.prompt_tokens:
+        raise AnswerError("no usage.prompt_tokens" if answer.prompt_tokens is None else "usage.prompt_tokens is 0")
+    if answer.output_tokens > max_tokens:
+        raise AnswerError(f"usage.completion_tokens is more than the {max_tokens} that were asked for")
+    if answer.in_one_piece or answer.at_once:
+        raise RefusedError("its answer comes in one piece, so that nobody knows when which token was written")
+    try:
+        check_trial(_as_trial(answer))
+    except ValueError as error:
+        raise AnswerError(str(error)) from None
+
+
+def _as_trial(answer: Completion) -> Trial:
+    """What would be stored of it, as far as the server decides that."""
+    return Trial(
+        prompt_id="",
+        prompt_sha256="",
+        category=None,
+        arm=Arm("baseline"),
+        repeat=0,
+        prompt_tokens=answer.prompt_tokens or 0,
+        output_tokens=answer.output_tokens,
+        output_sha256="",
+        finish=answer.finish,
+        drafted=answer.drafted,
+        accepted=answer.accepted,
+        times=Times(answer.first_s, None, None, None, None, answer.last_s),
+        told=answer.told,
+    )

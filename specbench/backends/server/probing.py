@@ -15,8 +15,7 @@ from itertools import pairwise
 from statistics import median
 
 from specbench.backends.base import Admitted, Answer, Conditions, Item, Job, Unit
-from specbench.backends.server.provider import Starting
-from specbench.backends.server.record import engine_name
+from specbench.backends.server.provider import Starting, engine_name
 from specbench.backends.server.session import ServerSession
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores

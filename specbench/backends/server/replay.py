@@ -15,12 +15,10 @@ from typing import TypeVar
 from specbench.acceptance.scores import BlockScores, Scores, greedy_scores, match_blocks
 from specbench.backends.base import Item, Noticed, Scored, TargetText, Texts
 from specbench.backends.server import preflight
-from specbench.backends.server.adapter import ask_of
+from specbench.backends.server.adapter import RefusedError, ask_of
 from specbench.backends.server.asking import Asking, RetryPolicy
 from specbench.backends.server.client import Client
-from specbench.backends.server.failures import RefusedError
-from specbench.backends.server.provider import Provider, ServerHandle, client_of
-from specbench.backends.server.record import engine_name, note_server
+from specbench.backends.server.provider import Provider, ServerHandle, client_of, engine_name, note_server
 from specbench.backends.server.scoring import (
     Ids,
     Scorer,
@@ -31,12 +29,10 @@ from specbench.backends.server.scoring import (
     require_same,
     score_output,
 )
-from specbench.backends.server.traffic import each
-from specbench.backends.server.worker import call, stream
+from specbench.backends.server.traffic import call, each, stream
 from specbench.config import RunConfig
-from specbench.drafters.ngram import NgramLookUp
+from specbench.drafters.lookup import NgramLookUp, SuffixLookUp
 from specbench.drafters.spec import DraftSpec
-from specbench.drafters.suffix import SuffixLookUp
 from specbench.errors import ConfigError, EngineError
 from specbench.kinds import MAX_GAMMA
 from specbench.records import warned

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from specbench.backends.base import TargetText
-from specbench.backends.server.adapter import Ask, Get
-from specbench.backends.server.answers import Json
-from specbench.backends.server.failures import AnswerError
+from specbench.backends.server.adapter import AnswerError, Ask, Get, Json
 from specbench.errors import VocabularyError
 
 

@@ -27,18 +27,14 @@ from specbench.backends.base import (
     WindowEnd,
 )
 from specbench.backends.server import preflight
-from specbench.backends.server.adapter import Ask, Completion, State, ask_of
+from specbench.backends.server.adapter import Ask, Completion, FailedError, RefusedError, State, ask_of
 from specbench.backends.server.asking import PAUSE_S, TRIES, Asking, RetryPolicy
 from specbench.backends.server.client import Client
-from specbench.backends.server.failures import FailedError, RefusedError
-from specbench.backends.server.lag import LagMeter
-from specbench.backends.server.nearness import divergence, logprobs_body
-from specbench.backends.server.plausible import require_plausible
-from specbench.backends.server.provider import Provider, ServerHandle, client_of
-from specbench.backends.server.record import engine_name, note_server
-from specbench.backends.server.traffic import drive
+from specbench.backends.server.openai import divergence, logprobs_body
+from specbench.backends.server.preflight import require_plausible
+from specbench.backends.server.provider import Provider, ServerHandle, client_of, engine_name, note_server
+from specbench.backends.server.traffic import LagMeter, call, drive, stream
 from specbench.backends.server.turns import BREAK, Slots, as_turns, caches, joined
-from specbench.backends.server.worker import call, stream
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.drafters.spec import DraftSpec

@@ -11,10 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
-from specbench.backends.server.answers import Event, Fields, Json, Text, Tokens, parsed
-from specbench.backends.server.counters import samples, total
-from specbench.backends.server.failures import AnswerError, as_word
+from specbench.backends.server.adapter import (
+    AnswerError,
+    Ask,
+    Chunk,
+    Completion,
+    Event,
+    Fields,
+    Get,
+    Json,
+    State,
+    Text,
+    Tokens,
+    as_word,
+    parsed,
+    samples,
+    total,
+)
 from specbench.backends.server.openai import CHAT, SOURCES, chat_body, events_of, reading, salted, served, survivors
 from specbench.backends.server.scoring import Top, require_places
 from specbench.records import LARGEST, MOST_DRAFTED, Count, Counters, ServerStats

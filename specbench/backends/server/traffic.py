@@ -1,18 +1,28 @@
-"""When requests are sent: by clients that wait for their answers (a closed loop), or at random times (an open one).
+"""When requests are sent, from which thread, and how late we were ourselves.
 
-In a closed loop of several clients the load would fall towards the end, when some have nothing left to ask. They go on
-asking, uncounted, until the last counted answer is there, so that every counted request ran at the full load.
+They are sent by clients that wait for their answers (a closed loop), or at random times (an open one). In a closed
+loop of several clients the load would fall towards the end, when some have nothing left to ask. They go on asking,
+uncounted, until the last counted answer is there, so that every counted request ran at the full load.
+
+All of it runs in an event loop of a thread of its own: the caller, who may be in one already, waits for what comes, and
+can be interrupted while it waits. A read that waits for us looks like a slow server, so our own lag is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from typing import Generic, Self, TypeVar
 
-from specbench.records import Load
+import numpy as np
+
+from specbench.records import ClientLag, Load
 
 Job = TypeVar("Job")
 
@@ -110,3 +120,119 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return found
+
+
+TICK_S = 0.01
+
+
+class LagMeter:
+    """While it is entered, the event loop is asked to wake every TICK_S; how much later it wakes is how long a read
+    would have waited."""
+
+    def __init__(self) -> None:
+        self._late_s: list[float] = []
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._began_s, self._spent_s = self._loop.time(), time.process_time()
+        self._wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        self._wall_s = self._loop.time() - self._began_s
+        self._spent_s = time.process_time() - self._spent_s
+
+    def _wait(self) -> None:
+        self._due_s = self._loop.time() + TICK_S
+        self._timer = self._loop.call_at(self._due_s, self._wake)
+
+    def _wake(self) -> None:
+        late_s = self._loop.time() - self._due_s
+        # Whoever came while nobody woke waited as well, each a tick less.
+        while late_s >= 0:
+            self._late_s.append(late_s)
+            late_s -= TICK_S
+        self._wait()
+
+    def found(self) -> ClientLag | None:
+        """After it was left; None for a span too short to tell."""
+        if not self._late_s:
+            return None
+        mean_s, p99_s = float(np.mean(self._late_s)), float(np.percentile(self._late_s, 99))
+        return ClientLag(mean_s, p99_s, self._spent_s / self._wall_s)
+
+
+T = TypeVar("T")
+
+
+class _End:
+    """The work is over, in an error or not."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class _Worker(Generic[T]):
+    def __init__(self, work: Callable[[Callable[[T], None]], Awaitable[None]]) -> None:
+        self._work = work
+        self._events: SimpleQueue[tuple[T] | _End] = SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._left = False
+        self._thread = Thread(target=self._run, name="servers", daemon=True)
+
+    async def _main(self) -> None:
+        self._task = asyncio.current_task()
+        if self._left:
+            return
+        await self._work(lambda value: self._events.put((value,)))
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._main())
+        except BaseException as raised:
+            error = raised
+        self._events.put(_End(error))
+
+    def events(self) -> Generator[T, None, None]:
+        self._thread.start()
+        over = False
+        try:
+            while True:
+                event = self._events.get()
+                if isinstance(event, _End):
+                    over = True
+                    if event.error is not None:
+                        raise event.error
+                    return
+                yield event[0]
+        finally:
+            # Whoever listens no longer is interrupted, or has failed: what was asked is given up, in order.
+            if not over:
+                self._left = True
+                with suppress(RuntimeError):  # it ended just now
+                    self._loop.call_soon_threadsafe(self._cancel)
+            self._thread.join()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+def stream(work: Callable[[Callable[[T], None]], Awaitable[None]]) -> Generator[T, None, None]:
+    """What `work` puts, as it puts it; `work` is cancelled where nobody listens any more. Close it, or read it to its
+    end. Raises what `work` raises."""
+    return _Worker(work).events()
+
+
+def call(work: Callable[[], Awaitable[T]]) -> T:
+    """What `work` returns. Raises what it raises."""
+
+    async def put_result(put: Callable[[T], None]) -> None:
+        put(await work())
+
+    (value,) = stream(put_result)
+    return value

@@ -12,21 +12,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specbench.backends.base import TargetText
-from specbench.backends.server.adapter import Ask, Chunk, Completion, Get, State
-from specbench.backends.server.answers import (
+from specbench.backends.server.adapter import (
+    AnswerError,
+    Ask,
+    Chunk,
+    Completion,
     Event,
     Fields,
+    Get,
     Json,
     Milliseconds,
+    Samples,
+    State,
     Text,
     TokenList,
     Tokens,
     UsageFields,
+    as_word,
+    by_position,
     in_seconds,
     parsed,
+    samples,
+    total,
 )
-from specbench.backends.server.counters import Samples, by_position, samples, total
-from specbench.backends.server.failures import AnswerError, as_word
 from specbench.backends.server.openai import (
     CHAT,
     FINISHES,
