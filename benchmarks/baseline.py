@@ -42,7 +42,7 @@ from specbench.config import Device, RunConfig
 from specbench.cost.load import load_average
 from specbench.cost.probe import median_interval
 from specbench.models import load_model
-from specbench.models.convert import quiet_transformers
+from specbench.models.hub import quiet_transformers
 from specbench.records import Arm
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select

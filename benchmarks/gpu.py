@@ -32,7 +32,7 @@ from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.swap import make_lean
 from specbench.clock import EventStopwatch
 from specbench.models import load_model
-from specbench.models.convert import quiet_transformers
+from specbench.models.hub import quiet_transformers
 from specbench.models.prompts import encode
 from specbench.models.shapes import load_shape
 from specbench.records import Sampling

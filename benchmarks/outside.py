@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from benchmarks.baseline import DRAFT, DTYPE, TARGET, passes
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
-from specbench.models.convert import quiet_transformers
+from specbench.models.hub import quiet_transformers
 from specbench.records import Arm, Trial
 from specbench.run.session import run
 

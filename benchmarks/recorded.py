@@ -21,11 +21,11 @@ from specbench.backends.local.batch import REPLAY_BATCH
 from specbench.backends.local.local import LocalEngine
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
-from specbench.drafters.ngram import NgramLookUp
+from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import NgramSpec
 from specbench.kinds import MAX_GAMMA
 from specbench.models.answers import AnswerEncoder
-from specbench.models.encoding import Today
+from specbench.models.prompts import Today
 from specbench.shipped import shipped
 from specbench.workload import load_workload, select
 from specbench.workload.answers import AnswerLog

@@ -25,7 +25,7 @@ from specbench.backends.local.local import LocalEngine
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.drafters import parse_draft
-from specbench.models.convert import quiet_transformers
+from specbench.models.hub import quiet_transformers
 from specbench.records import Arm, Prompt
 from specbench.run.replay import text_of
 from specbench.shipped import shipped

@@ -32,7 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.ragged import RaggedCache
 from specbench.config import RunConfig
-from specbench.models.convert import quiet_transformers
+from specbench.models.hub import quiet_transformers
 from specbench.records import Arm, Trial
 from specbench.run.session import run
 

@@ -7,9 +7,10 @@ between, or the device itself notes when it came to each end: then nothing waits
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 def device_sync(device: str) -> Callable[[], None]:
@@ -25,73 +26,20 @@ def device_sync(device: str) -> Callable[[], None]:
     return lambda: None
 
 
-class Clock(Protocol):
+class Clock(ABC):
     """Charges time to names."""
 
+    @abstractmethod
     def lap(self, name: str) -> None:
         """End the span that began at the last lap (or at the start) and charge it to `name`."""
 
+    @abstractmethod
     def resume(self) -> None:
         """Begin a span: the time since the last lap belonged to somebody else, and is charged to nothing."""
 
-    def seconds(self, name: str) -> float:
-        """Seconds charged to `name` so far; 0.0 where nothing was."""
-
-    @property
-    def total_s(self) -> float:
-        """The sum of all names."""
-
-
-class Stopwatch:
-    """`lap(name)` charges the time since the previous lap to `name`. `now` is in nanoseconds."""
-
-    def __init__(self, sync: Callable[[], None] = lambda: None, now: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._sync = sync
-        self._now = now
-        self._spent_ns: defaultdict[str, int] = defaultdict(int)
-        self._last_ns = 0
-        self.resume()
-
-    def lap(self, name: str) -> None:
-        """End the span that began at the last lap (or at the start) and charge it to `name`."""
-        self._sync()
-        now_ns = self._now()
-        self._spent_ns[name] += now_ns - self._last_ns
-        self._last_ns = now_ns
-
-    def resume(self) -> None:
-        """Begin a span: the time since the last lap belonged to somebody else, and is charged to nothing."""
-        self._sync()
-        self._last_ns = self._now()
-
-    def seconds(self, name: str) -> float:
-        """Seconds charged to `name` so far; 0.0 where nothing was."""
-        return self._spent_ns[name] / 1e9
-
-    @property
-    def total_s(self) -> float:
-        """The sum of all names."""
-        return sum(self._spent_ns.values()) / 1e9
-
-
-class EventStopwatch:
-    """The same by marks in the device's queue, as CUDA events are. `event` makes one, with `record()`, `synchronize()`
-    and `elapsed_time(later)` in milliseconds. A mark behind an empty queue is passed at once, so time that only Python
-    took is in its span as well. Reading a time waits for the last mark."""
-
-    def __init__(self, event: Callable[[], Any]) -> None:
-        self._event = event
-        self._last = self._mark()
-        self._marks: list[tuple[str | None, Any]] = []
-        self._spent_s: defaultdict[str, float] = defaultdict(float)
-
-    def lap(self, name: str) -> None:
-        """End the span that began at the last lap (or at the start) and charge it to `name`."""
-        self._marks.append((name, self._mark()))
-
-    def resume(self) -> None:
-        """Begin a span: what the device did since the last lap was somebody else's, and is charged to nothing."""
-        self._marks.append((None, self._mark()))
+    @abstractmethod
+    def _spent(self) -> Mapping[str, float]:
+        """Seconds by name."""
 
     def seconds(self, name: str) -> float:
         """Seconds charged to `name` so far; 0.0 where nothing was."""
@@ -102,13 +50,55 @@ class EventStopwatch:
         """The sum of all names."""
         return sum(self._spent().values())
 
+
+class Stopwatch(Clock):
+    """By the processor's own clock. `now` is in nanoseconds."""
+
+    def __init__(self, sync: Callable[[], None] = lambda: None, now: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._sync = sync
+        self._now = now
+        self._spent_ns: defaultdict[str, int] = defaultdict(int)
+        self._last_ns = 0
+        self.resume()
+
+    def lap(self, name: str) -> None:
+        self._sync()
+        now_ns = self._now()
+        self._spent_ns[name] += now_ns - self._last_ns
+        self._last_ns = now_ns
+
+    def resume(self) -> None:
+        self._sync()
+        self._last_ns = self._now()
+
+    def _spent(self) -> Mapping[str, float]:
+        return {name: spent_ns / 1e9 for name, spent_ns in self._spent_ns.items()}
+
+
+class EventStopwatch(Clock):
+    """By marks in the device's queue, as CUDA events are. `event` makes one, with `record()`, `synchronize()` and
+    `elapsed_time(later)` in milliseconds. A mark behind an empty queue is passed at once, so time that only Python took
+    is in its span as well. Reading a time waits for the last mark."""
+
+    def __init__(self, event: Callable[[], Any]) -> None:
+        self._event = event
+        self._last = self._mark()
+        self._marks: list[tuple[str | None, Any]] = []
+        self._spent_s: defaultdict[str, float] = defaultdict(float)
+
+    def lap(self, name: str) -> None:
+        self._marks.append((name, self._mark()))
+
+    def resume(self) -> None:
+        self._marks.append((None, self._mark()))
+
     def _mark(self) -> Any:
         mark = self._event()
         mark.record()
         return mark
 
-    def _spent(self) -> dict[str, float]:
-        """Seconds by name, of each mark added up once."""
+    def _spent(self) -> Mapping[str, float]:
+        """Each mark is added up once."""
         if self._marks:
             self._marks[-1][1].synchronize()
         for name, mark in self._marks:

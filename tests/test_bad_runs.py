@@ -13,7 +13,7 @@ from bad_inputs.folders import EXAMPLE, POSITIONS, RUNS, SCORES, changed, small
 from bad_inputs.judging import generic, outcome, refusal
 
 from specbench.errors import StoreError
-from specbench.store import lines, new_folder, read_run
+from specbench.store import new_folder, read_run, record
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +91,7 @@ def test_a_policy_of_an_older_version_has_the_defaults_of_newer_keys(kept: Path)
 
 def test_a_line_of_a_run_that_never_ends(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(kept, folder := tmp_path / "run")
-    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(record, "LONGEST_LINE", 1 << 20)
     with (folder / "trials.jsonl").open("wb") as file:
         file.truncate(1 << 30)
     assert "longer than 1 MiB" in refusal(["show", str(folder)])

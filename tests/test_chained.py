@@ -16,7 +16,7 @@ from specbench.acceptance import rules
 from specbench.acceptance.loop import Generation
 from specbench.acceptance.rules import accept_greedy, accept_sampled, judged_greedy, judged_sampled
 from specbench.backends.local.cached import CachedModel
-from specbench.drafters import step
+from specbench.drafters import model
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.records import Sampling
@@ -102,7 +102,7 @@ class Counted(Tensor):
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("chained", [True, False])
 def test_one_wait_a_round(monkeypatch, sampling, chained):
-    for place in (rules, step):
+    for place in (rules, model):
         monkeypatch.setattr(place, "best", lambda logits: logits.argmax(-1).tolist())  # as on a GPU
     inner = CachedModel._forward
     monkeypatch.setattr(

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import specbench
 from specbench import config
 from specbench.cli import app
-from specbench.cli.options import Grouped, Keys, with_settings
+from specbench.cli.show import Grouped, Keys, with_settings
 from specbench.config import POLICY_SETTINGS, RUN_SETTINGS, SETTINGS, Policy, RunConfig, load_config
 from specbench.errors import ConfigError
 from specbench.kinds import Range

@@ -23,8 +23,8 @@ from specbench.drafters.model import ModelDrafter
 from specbench.drafters.spec import parse_draft
 from specbench.models import LoadedModel, load_model
 from specbench.records import Sampling
-from specbench.verify import findings, language, machine, sampled, template
-from specbench.verify.examine import Patient, examine
+from specbench.verify import findings, machine, sampled, texts
+from specbench.verify.doctor import Patient, examine
 from specbench.verify.setup import make_setup
 
 VOCAB = 257
@@ -253,7 +253,7 @@ def test_a_target_that_ends_at_once_is_named(tokenizer):
     bed = bed_of(tokenizer, NEAR)
     bed.eos = frozenset(text[0] for text in bed.alone)
     del bed.alone
-    assert template.ends_at_once(bed).state == "broken"
+    assert texts.ends_at_once(bed).state == "broken"
 
 
 def test_memory_that_is_not_there_is_named(tokenizer):
@@ -297,7 +297,7 @@ def test_the_contract_lists_every_code_and_key():
     contract = PAGES["contract.md"]
     folder = Path(findings.__file__).parent
     source = "".join(path.read_text() for path in folder.glob("*.py"))
-    codes = set(re.findall(r'(?:Finding|_not_checked|_cache)\(\s*"([\w-]+)"', source)) | {template.CODE}
+    codes = set(re.findall(r'(?:Finding|_not_checked|_cache)\(\s*"([\w-]+)"', source)) | {texts.TEMPLATE}
     codes |= {"draft-sampling", "draft-temperature"}
     listed = set(re.findall(r"`([\w-]+)`", contract.partition("### Doctor: codes")[2].partition("\n## ")[0]))
     assert codes <= listed
@@ -315,7 +315,7 @@ def test_on_real_language_a_shuffled_draft_and_wrong_templates_are_named():
         bed = make_setup(
             target, drafts, [sample], sampling=GREEDY, eos=frozenset({2}), max_new_tokens=8, dtype="bfloat16"
         )
-        return bed, language.vocabulary_meaning(bed, bed.drafts[0], [sample])
+        return bed, texts.vocabulary_meaning(bed, bed.drafts[0], [sample])
 
     bed, sane = meaning(draft.model)
     assert sane.state != "broken"
@@ -323,11 +323,11 @@ def test_on_real_language_a_shuffled_draft_and_wrong_templates_are_named():
     table = shuffled.get_input_embeddings().weight
     table.copy_(table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))].clone())
     assert meaning(shuffled)[1].state == "broken"
-    assert template.chat_template(bed).state == "ok"
+    assert texts.chat_template(bed).state == "ok"
     own = target.tokenizer.chat_template
     headless = own.replace("add_generation_prompt", "false")
     for wrong in (None, "{% for m in messages %}### {{ m['content'] }}{% endfor %}", headless):
         tokenizer = copy.deepcopy(target.tokenizer)
         tokenizer.chat_template = wrong
         bed.loaded = replace(target, tokenizer=tokenizer)
-        assert template.chat_template(bed).state == "broken", wrong
+        assert texts.chat_template(bed).state == "broken", wrong

@@ -19,7 +19,7 @@ from specbench.acceptance.score import score
 from specbench.acceptance.scores import match_blocks
 from specbench.backends.local.cached import CachedModel
 from specbench.drafters import DraftSpec, NgramSpec, parse_draft
-from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
+from specbench.drafters.around import CombinedDrafter, NgramDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError

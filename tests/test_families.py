@@ -22,8 +22,8 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.reference import check_reference, pick
 from specbench.cli import app
+from specbench.drafters.around import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.model import ModelDrafter
-from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.family import (

@@ -20,7 +20,7 @@ from specbench.acceptance.score import score_head
 from specbench.acceptance.scores import match_blocks
 from specbench.backends.local.headreader import HeadReader
 from specbench.drafters import NgramSpec, parse_draft
-from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
+from specbench.drafters.around import CombinedDrafter, NgramDrafter
 from specbench.records import Sampling
 
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q", "ends")

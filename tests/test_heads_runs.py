@@ -143,7 +143,7 @@ def test_a_probe_times_a_head(lab, pair, tmp_path):
 
 def test_a_head_is_counted_before_anything_is_loaded(pair):
     from specbench.models.heads import find_head
-    from specbench.models.size import head_size
+    from specbench.models.shapes import head_size
 
     size = head_size(find_head(pair["draft"][0]), "float32")
     assert size.weight_bytes > 4 * 257 * 16

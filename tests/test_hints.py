@@ -45,8 +45,6 @@ REACHED_BY = {
     "cost/stored.py": RUNS,
     "run/probe.py": {"probe"},
     "run": RUNS,
-    "store/locks.py": RUNS,
-    "store/files.py": RUNS,
     "store/folders.py": RUNS,
     "verify/check.py": {"check"},
     "verify": {"doctor"},
@@ -56,7 +54,6 @@ REACHED_BY = {
     "report/plan": {"plan"},
     "report/explain/glossary.py": {"explain"},
     "cli/measure.py": RUNS,
-    "cli/stored.py": {"show", "replay", "workload", "runs"},
     "cli/show.py": {"replay"},
     "config.py": RUNS,
     "strict_yaml.py": RUNS,
@@ -68,8 +65,6 @@ REACHED_BY = {
 # Settings of servers, as their own hints name them.
 THEIRS = {"--enable-log-requests", "--enable-log-outputs", "--max-log-len"}
 THEIRS |= {"--disable-radix-cache", "--no-enable-prefix-caching", "--spec-type"}
-# In what a hint of several commands says, each flag belongs to one of them.
-SHARED = {"cli/stored.py"}
 
 
 def commands():
@@ -85,8 +80,10 @@ NAMED = re.compile(rf"specbench ({'|'.join(HAS)})\b[^.`;:]*")
 
 
 def hints(path):
-    """Each error's and warning's words in a file: where, and how to mend it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Each error's and warning's words in a file: the line, the function, where, and how to mend it."""
+    tree = ast.parse(path.read_text())
+    spans = [(one.lineno, one.end_lineno, one.name) for one in tree.body if isinstance(one, ast.FunctionDef)]
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
@@ -95,35 +92,50 @@ def hints(path):
             told += node.args
         for argument in told:
             words = [part.value for part in ast.walk(argument) if isinstance(part, ast.Constant)]
-            yield node.lineno, " ".join(word for word in words if isinstance(word, str))
+            function = next((name for first, last, name in spans if first <= node.lineno <= last), "")
+            yield node.lineno, function, " ".join(word for word in words if isinstance(word, str))
 
 
-def reach(file):
+def calling(file, function):
+    """The commands of a file of cli/ from which a function of it is reached."""
+    tree = ast.parse((ROOT / file).read_text())
+    functions = {one.name: one for one in tree.body if isinstance(one, ast.FunctionDef)}
+    names = {name: {node.id for node in ast.walk(one) if isinstance(node, ast.Name)} for name, one in functions.items()}
+    reaching, before = {function}, set()
+    while reaching != before:
+        before, reaching = reaching, reaching | {name for name in names if names[name] & reaching}
+    marks = [mark for name in reaching & {*functions} for mark in functions[name].decorator_list]
+    return {mark.args[0].value for mark in marks if ast.unparse(mark).startswith("app.command(")}
+
+
+def reach(file, function=""):
     if file in REACHED_BY:
         return REACHED_BY[file]
     if file.startswith("cli/"):
-        return {Path(file).stem}
+        return calling(file, function) or {Path(file).stem}
     rooms = [room for room in REACHED_BY if file.startswith(f"{room}/")]
     return REACHED_BY[max(rooms, key=len)] if rooms else set(HAS)
 
 
-def lacking(file, hint):
+def lacking(file, hint, function=""):
     """(flag, command) for each flag in a hint that a command which may give it has not. Flags behind `specbench NAME`
     are that command's."""
     missing = []
     for named in NAMED.finditer(hint):
         missing += [(flag, named[1]) for flag in FLAG.findall(named[0]) if flag not in HAS.get(named[1], set())]
     for flag in set(FLAG.findall(NAMED.sub("", hint))) - THEIRS:
-        without = {command for command in reach(file) if flag not in HAS[command]}
-        if without == reach(file) or (without and file not in SHARED):
-            missing += [(flag, command) for command in sorted(without)]
+        missing += [(flag, command) for command in sorted(reach(file, function)) if flag not in HAS[command]]
     return missing
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_hint_names_flags_that_its_command_has(path):
     file = str(path.relative_to(ROOT))
-    found = {f"line {line}: {flag} in {command}" for line, hint in hints(path) for flag, command in lacking(file, hint)}
+    found = {
+        f"line {line}: {flag} in {command}"
+        for line, function, hint in hints(path)
+        for flag, command in lacking(file, hint, function)
+    }
     assert not found, sorted(found)
 
 
@@ -131,4 +143,6 @@ def test_a_flag_that_a_command_lacks_is_seen():
     assert lacking("verify/doctor.py", "Name it with --gamma-ray.") == [("--gamma-ray", "doctor")]
     assert lacking("models/load.py", "Use specbench sweep --all-gammas.") == []
     assert lacking("models/load.py", "Use specbench doctor --all-gammas.") == [("--all-gammas", "doctor")]
+    assert lacking("cli/check.py", "Leave out --against.", "doctor") == [("--against", "doctor")]
+    assert lacking("cli/stored.py", "Add --anonymise.", "_outline") == []
     assert ("--anonymise", "doctor") in lacking("workload/load.py", "Add --anonymise.")

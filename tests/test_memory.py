@@ -26,7 +26,7 @@ from specbench.backends.local.ragged import RaggedCache
 from specbench.errors import EngineError, ModelError, StoreError
 from specbench.models import load_model
 from specbench.models.memory import is_out_of_memory
-from specbench.models.size import size_of
+from specbench.models.shapes import size_of
 from specbench.run.session import run
 from specbench.store import find_runs, read_run
 

@@ -12,7 +12,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from specbench.models.convert import convert, quiet_transformers
+from specbench.models.embedded import convert
+from specbench.models.hub import quiet_transformers
 
 WIDTH, FEED_FORWARD, VOCABULARY = 32, 64, 258
 EMBEDDING = np.random.default_rng(1).normal(size=(VOCABULARY, WIDTH)).astype(np.float32)

@@ -12,8 +12,7 @@ import pytest
 from huggingface_hub import HfApi, errors
 
 from specbench.errors import ModelError
-from specbench.models.failures import explain
-from specbench.models.hub import HubState, look_up, no_conversion_service
+from specbench.models.hub import HubState, explain, look_up, no_conversion_service
 
 httpx: Any = huggingface_hub.utils.httpx
 

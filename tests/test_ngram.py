@@ -20,7 +20,7 @@ from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.scores import match_blocks
 from specbench.analysis.summarise import summarise
 from specbench.drafters import NgramSpec
-from specbench.drafters.lookup import NgramDrafter
+from specbench.drafters.around import NgramDrafter
 from specbench.records import Sampling
 
 TARGET = tiny_llama(12, seed=3)  # a small vocabulary repeats itself

@@ -20,10 +20,17 @@ from transformers import AutoTokenizer, GenerationConfig
 from specbench.analysis.compare import compared
 from specbench.config import RunConfig
 from specbench.errors import ConfigError, ModelError, StoreError
-from specbench.models import encoding, load_model
+from specbench.models import load_model, prompts
 from specbench.models.defaults import _NEUTRAL, generation_caution, unmeasured
-from specbench.models.encoding import Today, changed_encoding, encoded_record, encoding_cautions, today_of
-from specbench.models.prompts import encode, end_tokens
+from specbench.models.prompts import (
+    Today,
+    changed_encoding,
+    encode,
+    encoded_record,
+    encoding_cautions,
+    end_tokens,
+    today_of,
+)
 from specbench.records import Message, Prompt, Sampling
 from specbench.run_record import Provenance, RunRecord, WorkloadFacts
 from specbench.store import find_runs, record_json
@@ -250,7 +257,7 @@ def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, si
 
 def test_an_empty_prompt_that_is_its_end_alone_is_not_accused(lab):
     loaded = load_model(str(lab.target), dtype="float32", device="cpu")
-    assert encoding_cautions(loaded, [[256]], frozenset({256}), Today()) == []
+    assert list(encoding_cautions(loaded, [[256]], frozenset({256}), Today())) == []
 
 
 # The date
@@ -272,7 +279,7 @@ def on(monkeypatch):
 
     def at(day):
         fake = SimpleNamespace(now=lambda: datetime(2026, 11, day, 23, 50), fromisoformat=datetime.fromisoformat)
-        monkeypatch.setattr(encoding, "datetime", fake)
+        monkeypatch.setattr(prompts, "datetime", fake)
 
     return at
 

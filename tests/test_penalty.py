@@ -37,7 +37,7 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.config import load_config
 from specbench.drafters import NgramSpec
-from specbench.drafters.lookup import CombinedDrafter, NgramDrafter
+from specbench.drafters.around import CombinedDrafter, NgramDrafter
 from specbench.drafters.many import ManyModelDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ConfigError

@@ -15,8 +15,7 @@ from specbench.backends.local import precision
 from specbench.backends.local.precision import times_float32, with_precision
 from specbench.cli import app
 from specbench.config import RunConfig
-from specbench.models.shapes import shape_format
-from specbench.models.size import named_format, own_format
+from specbench.models.shapes import named_format, own_format, shape_format
 from specbench.report.brief import render_brief
 from specbench.store import read_run
 

@@ -15,11 +15,11 @@ import specbench
 from specbench.config import load_config
 from specbench.errors import ConfigError, TemplateError
 from specbench.models import LoadedModel
+from specbench.models.defaults import unwritten
 from specbench.models.prompts import encode, encode_all
-from specbench.models.rendering import unwritten
 from specbench.records import Message, Omitted, Prompt
 from specbench.store import find_runs, read_run
-from specbench.verify.template import special_tokens
+from specbench.verify.texts import special_tokens
 from specbench.workload import load_workload
 
 PLAIN = (

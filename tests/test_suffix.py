@@ -18,8 +18,8 @@ from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.scores import match_blocks
 from specbench.analysis.summarise import summarise
 from specbench.drafters import parse_draft
-from specbench.drafters.lookup import SuffixDrafter
-from specbench.drafters.suffix import LEAST, Corpus
+from specbench.drafters.around import SuffixDrafter
+from specbench.drafters.lookup import LEAST, Corpus
 from specbench.errors import ConfigError
 from specbench.records import Sampling
 from specbench.run.session import run as run_all

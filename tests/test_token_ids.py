@@ -23,7 +23,7 @@ from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.scoring import score_output
 from specbench.backends.server.vllm import VLLM
 from specbench.config import load_config
-from specbench.drafters.ngram import NgramLookUp
+from specbench.drafters.lookup import NgramLookUp
 from specbench.drafters.spec import NgramSpec
 from specbench.errors import ConfigError, EngineError
 from specbench.records import Message, Round, Sampling

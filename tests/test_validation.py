@@ -29,7 +29,7 @@ from specbench.records import (
 )
 from specbench.run_record import ModelFacts, Provenance, RunRecord
 from specbench.store import RunWriter, read_run, record_json
-from specbench.store.lines import DivergenceRow, trial_of
+from specbench.store.record import DivergenceRow, trial_of
 from specbench.validation import read_json, strict_json
 
 

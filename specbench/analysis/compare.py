@@ -29,7 +29,7 @@ from specbench.decision.interval import (
     totals_interval,
 )
 from specbench.errors import StoreError
-from specbench.models.encoding import changed_encoding
+from specbench.models.prompts import changed_encoding
 from specbench.records import Call, Finding, Interval
 from specbench.run_record import RunRecord
 from specbench.store import StoredRun

@@ -7,11 +7,10 @@ import os
 
 # Commands appear in --help in the order in which their modules are imported.
 # isort: off
-from specbench.cli import measure, brief, explain, compare, check, stored, plan, doctor, probe  # noqa: F401
+from specbench.cli import measure, brief, compare, check, stored, plan  # noqa: F401
 
 # isort: on
-from specbench.cli.app import app
-from specbench.cli.streams import standard_streams
+from specbench.cli.app import app, standard_streams
 
 
 def main() -> None:

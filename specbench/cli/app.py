@@ -1,19 +1,96 @@
-"""The program itself: how it fails, and its own flags."""
+"""The program itself: how it fails, its own flags, and standard streams that somebody closed, or whose disk is full:
+no measurement ends of that, and it is no bug of ours.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from specbench import __version__
-from specbench.cli.streams import StdoutError
 from specbench.errors import SpecbenchError
+
+
+class StdoutError(Exception):
+    """Nothing more can be written to stdout."""
+
+    def __init__(self, number: int | None) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+class Stream:
+    """A stream, and what is done where it takes nothing."""
+
+    def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
+        self._stream = stream
+        self._failed = failed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._failed(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._failed(error)
+
+
+def _ends(error: OSError) -> None:
+    """What cannot be written to stdout is the end of the command."""
+    raise StdoutError(error.errno) from None
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Both, for a command. It ends with one line and exit code 1 where stdout takes nothing, and without a line where
+    only its reader left."""
+    out, err = sys.stdout, sys.stderr  # None where they were closed
+    if out is not None:
+        sys.stdout = Stream(out, _ends)
+    if err is not None:
+        # Whoever does not read progress and warnings does not want them.
+        sys.stderr = Stream(err, lambda _: None)
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except StdoutError as error:
+        if error.number != errno.EPIPE and sys.stderr is not None:
+            print(f"specbench: cannot write to stdout: {os.strerror(error.number or errno.EIO)}", file=sys.stderr)
+        _forget(1)
+        sys.exit(1)
+    finally:
+        if err is not None:
+            try:
+                err.flush()
+            except OSError:
+                _forget(2)
+
+
+def _forget(number: int) -> None:
+    """The interpreter flushes a stream once more on its way out, and would say that it cannot."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 class Group(TyperGroup):

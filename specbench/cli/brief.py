@@ -1,8 +1,12 @@
-"""`specbench brief`: the decision brief of one run, or of several."""
+"""`specbench brief`, the decision brief of one run or of several, and `specbench explain`: what speculative decoding
+is, what a run says about it, and what the words mean.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,14 +16,27 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import Grouped, Keys, Own, RunsIn, Strict, with_settings
-from specbench.cli.show import exit_on, print_json, run_folder
-from specbench.errors import ConfigError
+from specbench.cli.show import (
+    AsJson,
+    Grouped,
+    Keys,
+    Own,
+    RunsIn,
+    Strict,
+    exit_on,
+    option,
+    print_json,
+    run_folder,
+    with_settings,
+)
+from specbench.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from specbench.analysis.contract import Summary
     from specbench.records import Call
+    from specbench.report.explain.explain import Explanation, Level
     from specbench.store import StoredRun
+
 
 _NAME_WIDTH = 100
 
@@ -34,35 +51,22 @@ def brief(
         list[Path] | None, typer.Argument(help="Run folders or @1; several give one brief.  [default: the newest]")
     ] = None,
     to: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write to.  [default: the run's; for several a new one under --out]",
-            rich_help_panel="output",
-        ),
+        Path | None, option("output", "Folder to write to.  [default: the run's; for several a new one under --out]")
     ] = None,
     out: RunsIn = Path("reports"),
     form: Annotated[
         str | None,
-        typer.Option(
-            "--format",
-            help="On stdout: markdown, html, or github, five lines and a picture for a pull request.  "
+        option(
+            "output",
+            "On stdout: markdown, html, or github, five lines and a picture for a pull request.  "
             "[default: a few lines on a terminal, else markdown]",
-            rich_help_panel="output",
+            "--format",
         ),
     ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="One JSON object on stdout; nothing is written.", rich_help_panel="output"),
-    ] = False,
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Open the HTML page in a browser.", rich_help_panel="output")
-    ] = False,
+    as_json: Annotated[bool, option("output", "One JSON object on stdout; nothing is written.", "--json")] = False,
+    open_page: Annotated[bool, option("output", "Open the HTML page in a browser.", "--open")] = False,
     alerts: Annotated[
-        bool,
-        typer.Option(
-            help="Beside it alert rules for Prometheus and a Grafana dashboard, of one run on a server.",
-            rich_help_panel="output",
-        ),
+        bool, option("output", "Beside it alert rules for Prometheus and a Grafana dashboard, of one run on a server.")
     ] = False,
     strict: Strict = False,
 ) -> None:
@@ -204,3 +208,100 @@ def _break_evens(summary: Summary) -> list[dict[str, object]]:
 def _name(stored: Sequence[StoredRun]) -> str:
     """The same folder for the same runs, so that a brief made again replaces itself."""
     return f"brief-{'-'.join(each.folder.name for each in stored)}"[:_NAME_WIDTH]
+
+
+# Wider lines than this are hard to read.
+_WIDEST = 100
+
+
+@app.command("explain", cls=Grouped)
+def explain(
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest; the subject itself where none is]")
+    ] = None,
+    basics: Annotated[bool, typer.Option("--basics", help="The subject itself, of no run.")] = False,
+    level: Annotated[str, typer.Option(help="For whom: manager (no formulas) or engineer.")] = "manager",
+    term: Annotated[str | None, typer.Option(help="Only what this word means, such as tau.")] = None,
+    out: RunsIn = Path("reports"),
+    as_json: AsJson = False,
+) -> None:
+    """What a run's numbers mean, or what speculative decoding is."""
+    if term is not None:
+        _show_term(term, run, as_json)
+        return
+    if basics and run is not None:
+        raise ConfigError("The subject is the same for every run", where="--basics", hint="Leave out the run, or it.")
+    folder = None if basics else _run(run, out)
+    found = _explanation(folder, level)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        return
+    _print(found.text)
+    if folder is None:
+        line = (
+            "For the newest run's numbers: specbench explain"
+            if _run(None, out)
+            else "No run yet, so this is the subject itself."
+        )
+        typer.echo(line, err=True)
+
+
+def _run(named: Path | None, out: Path) -> Path | None:
+    """The run that is meant; None where none is there yet."""
+    try:
+        return run_folder(named, out, timed=True)
+    except StoreError:
+        if named is not None:
+            raise
+        return None
+
+
+def _explanation(run: Path | None, level: str) -> Explanation:
+    checked = _level(level)
+    if run is None:
+        from specbench.report.explain import explain as pages
+
+        return pages.explain(checked)
+    from specbench.analysis.summarise import summarise
+    from specbench.report.explain.explain import explain_run
+    from specbench.store import read_run
+
+    return explain_run(summarise(read_run(run)), checked)
+
+
+def _level(level: str) -> Level:
+    levels: dict[str, Level] = {"manager": "manager", "engineer": "engineer"}
+    if level not in levels:
+        raise ConfigError(f"No level {level!r}", where="--level", hint="Use manager or engineer.")
+    return levels[level]
+
+
+def _show_term(word: str, run: Path | None, as_json: bool) -> None:
+    from specbench.report.explain.glossary import find, term_markdown
+
+    if run is not None:
+        raise ConfigError("A word means the same in every run", where="--term", hint="Leave out the run, or --term.")
+    term = find(word)
+    if as_json:
+        typer.echo(json.dumps(asdict(term)))
+    else:
+        _print(term_markdown(term))
+
+
+def _print(markdown: str) -> None:
+    """Laid out on a terminal; anywhere else the Markdown itself."""
+    from rich.console import Console
+
+    console = Console()
+    # An ASCII terminal has no bullets, and its reader can read Markdown.
+    if not sys.stdout.isatty() or console.options.ascii_only:
+        typer.echo(markdown, nl=False)
+        return
+    from rich.markdown import Markdown
+
+    console.print(Markdown(_without_links(markdown)), width=min(console.width, _WIDEST))
+
+
+def _without_links(markdown: str) -> str:
+    """Links within the text, and their anchors, lead nowhere on a terminal."""
+    return re.sub(r'\[([^\]\n]+)\]\(#[\w-]+\)|<a id="[\w-]+"></a>', r"\1", markdown)

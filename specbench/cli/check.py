@@ -1,15 +1,32 @@
-"""`specbench check`: a run's counts against those of an independent implementation."""
+"""`specbench doctor`: is the set-up sane, before anything is measured? And `specbench check`: the counts of a run
+against those of an independent implementation.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, Grouped, Keys, Own, Quiet, RunsIn, with_settings
-from specbench.cli.show import print_json, print_parts, run_folder
+from specbench.cli.show import (
+    AsJson,
+    ConfigFile,
+    Grouped,
+    Keys,
+    Own,
+    Quiet,
+    RunsIn,
+    given,
+    option,
+    print_json,
+    print_parts,
+    run_folder,
+    sayer,
+    with_settings,
+)
 from specbench.errors import ConfigError
 
 STRICT_EXIT = {"same": 0, "rounding": 0, "differs": 3, "undecided": 4}
@@ -27,35 +44,23 @@ def check(
     run: Annotated[
         Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest with a wall clock]")
     ] = None,
-    against: Annotated[
-        str, typer.Option(help="Who counts again; only transformers.", rich_help_panel="decision")
-    ] = "transformers",
+    against: Annotated[str, option("decision", "Who counts again; only transformers.")] = "transformers",
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
     quiet: Quiet = False,
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Exit 3 if counts differ, 4 if undecided.", rich_help_panel="decision"),
-    ] = False,
+    strict: Annotated[bool, option("decision", "Exit 3 if counts differ, 4 if undecided.", "--strict")] = False,
 ) -> None:
     """Count a run's acceptance again with transformers. Its own assisted generation, compared round by round."""
-    from specbench.kinds import parse_gammas
-
     if against != "transformers":
         raise ConfigError(f"{against!r} cannot be compared with", where="--against", hint="Use transformers.")
-    limit, gamma = keys["limit"], keys["gamma"]
-    if limit is not None and limit < 1:
-        raise ConfigError(f"{limit} prompts are none", where="--limit", hint="Give 1 or more.")
-    try:
-        gammas = None if gamma is None else parse_gammas(gamma)
-    except ValueError as error:
-        raise ConfigError(str(error), where="--gamma") from None
+    wanted = given(keys)
     folder = run_folder(run, out, timed=True)
     from specbench.run.progress import RunProgress
     from specbench.verify.check import Asked
     from specbench.verify.check import check as check_run
 
-    asked = Asked(limit, gammas, keys["system_prompt"], frozenset(keys["trust_remote_code"] or ()))
+    own_code = frozenset(wanted.get("trust_remote_code", ()))
+    asked = Asked(wanted.get("limit"), wanted.get("gamma"), wanted.get("system_prompt"), own_code)
     with RunProgress(quiet=quiet) as progress:
         found = check_run(folder, asked, progress)
     if as_json:
@@ -66,3 +71,33 @@ def check(
         print_parts(check_tables(found), folder)
     if strict:
         raise typer.Exit(STRICT_EXIT[found.agreement])
+
+
+BROKEN_EXIT = 1
+
+
+@app.command("doctor", cls=Grouped)
+@with_settings(
+    "doctor",
+    draft=Own(help="Draft model id or directory; repeatable."),
+    limit=Own(default=4),
+    max_new_tokens=Own(default=24),
+    temperature=Own(help="Above 0 how drafts are drawn is checked too."),
+)
+def doctor(keys: Keys, config: ConfigFile = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Find a broken set-up before a sweep calls it a poor draft. Exits 1 if something is broken."""
+    from specbench.config import load_config
+    from specbench.shipped import shipped
+
+    settings = load_config(config or shipped("configs/default.yaml"), keys)
+    from specbench.verify.doctor import run_doctor
+
+    found = run_doctor(settings, sayer(quiet))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+    else:
+        from specbench.report.verify_tables import doctor_tables
+
+        print_parts(doctor_tables(found))
+    if found.broken:
+        raise typer.Exit(BROKEN_EXIT)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, Grouped, RunsIn
-from specbench.cli.show import print_json, print_parts, run_folder
+from specbench.cli.show import AsJson, Grouped, RunsIn, option, print_json, print_parts, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,16 +23,11 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Run folder, or @2: yesterday's, or that of one engine.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Run folder, or @1, to hold against it.")],
     fail_if_slower: Annotated[
-        str | None,
-        typer.Option(
-            help="Exit 5 if the second is surely slower by more than this, such as 3%.", rich_help_panel="decision"
-        ),
+        str | None, option("decision", "Exit 5 if the second is surely slower by more than this, such as 3%.")
     ] = None,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Markdown on stdout instead of tables.", rich_help_panel="output")
-    ] = False,
+    markdown: Annotated[bool, option("output", "Markdown on stdout instead of tables.", "--markdown")] = False,
 ) -> None:
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)

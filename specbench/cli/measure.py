@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, ConfigFile, Grouped, Keys, Quiet, Strict, with_settings
-from specbench.cli.show import show, show_replay
+from specbench.cli.show import (
+    AsJson,
+    ConfigFile,
+    Grouped,
+    Keys,
+    Quiet,
+    Strict,
+    option,
+    show,
+    show_replay,
+    with_settings,
+)
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,30 +41,17 @@ def measure_or_sweep(
     keys: Keys,
     config: ConfigFile = None,
     costs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a probe in this setting, instead of timing the models alone.", rich_help_panel="drafts"
-        ),
+        Path | None, option("drafts", "Folder of a probe in this setting, instead of timing the models alone.")
     ] = None,
     replay_only: Annotated[
-        bool,
-        typer.Option(
-            "--replay-only",
-            help="Acceptance at every gamma from batched passes, no wall clock.",
-            rich_help_panel="drafts",
-        ),
+        bool, option("drafts", "Acceptance at every gamma from batched passes, no wall clock.", "--replay-only")
     ] = False,
     resume: Annotated[
         bool | None,
-        typer.Option(
-            "--resume/--fresh",
-            help="Demand an unfinished run, or start a new one.  [default: resume if any]",
-            rich_help_panel="output",
-        ),
+        option("output", "Demand an unfinished run, or start a new one.  [default: resume if any]", "--resume/--fresh"),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be measured and how long it takes.", rich_help_panel="output"),
+        bool, option("output", "Say what would be measured and how long it takes.", "--dry-run")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -1,4 +1,6 @@
-"""`specbench plan`: before measuring, how many prompts and how many minutes."""
+"""`specbench plan` and `specbench probe`, before a run: how many prompts and minutes it will take, and what the models
+cost alone, by batch size and context.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, with_settings
-from specbench.cli.show import print_json, print_parts, run_folder
+from specbench.cli.show import (
+    AsJson,
+    ConfigFile,
+    Grouped,
+    Keys,
+    Own,
+    Quiet,
+    RunsIn,
+    option,
+    print_json,
+    print_parts,
+    run_folder,
+    sayer,
+    with_settings,
+)
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from specbench.analysis.plan import Plan
     from specbench.records import Policy
     from specbench.store import StoredRun
-
-
-def _assumed(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel="decision")
 
 
 @app.command("plan", cls=Grouped)
@@ -38,23 +49,22 @@ def plan(
         Path | None, typer.Argument(help="Run folder of a pilot, or @1.  [default: the newest; none with --spread]")
     ] = None,
     half_width: Annotated[
-        float, _assumed("How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
+        float, option("decision", "How far the interval may reach to either side, 0.03 for 3 % of the speedup.")
     ] = 0.03,
-    drafts: Annotated[int | None, _assumed("How many drafts to measure.  [default: as in the pilot, or 1]")] = None,
+    drafts: Annotated[
+        int | None, option("decision", "How many drafts to measure.  [default: as in the pilot, or 1]")
+    ] = None,
     spread: Annotated[
-        float | None, _assumed("Assume this spread between prompts (about 0.2 to 0.4), without a pilot.")
+        float | None, option("decision", "Assume this spread between prompts (about 0.2 to 0.4), without a pilot.")
     ] = None,
     seconds_per_prompt: Annotated[
-        float | None, _assumed("Assume that the target alone takes so long for a prompt.")
+        float | None, option("decision", "Assume that the target alone takes so long for a prompt.")
     ] = None,
-    speedup: Annotated[float | None, _assumed("Assume this true speedup.")] = None,
+    speedup: Annotated[float | None, option("decision", "Assume this true speedup.")] = None,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
-    markdown: Annotated[
-        bool,
-        typer.Option("--markdown", help="The plan as a page to agree on, on stdout.", rich_help_panel="output"),
-    ] = False,
-    write: Annotated[Path | None, typer.Option(help="Write that page to this file.", rich_help_panel="output")] = None,
+    markdown: Annotated[bool, option("output", "The plan as a page to agree on, on stdout.", "--markdown")] = False,
+    write: Annotated[Path | None, option("output", "Write that page to this file.")] = None,
 ) -> None:
     """How many prompts and minutes a verdict will take. From a pilot, or from assumptions."""
     if as_json and markdown:
@@ -127,3 +137,76 @@ def _require_numbers(assumed: dict[str, Any]) -> None:
     drafts = assumed["drafts"]
     if drafts is not None and not 1 <= drafts <= 100:
         raise ConfigError(f"{drafts} is not a whole number from 1 to 100", where="--drafts")
+
+
+@app.command("probe", cls=Grouped)
+@with_settings(
+    "probe",
+    draft=Own(help="Draft model id or directory; repeatable."),
+    gamma=Own(help="Draft lengths: 1..8 or 1,2,4; the widest counts."),
+    probe_batch_sizes=Own(flag="--batch-size", help="Sequences at once: 1,2,4,8."),
+)
+def probe(
+    keys: Keys,
+    config: ConfigFile = None,
+    target_config: Annotated[
+        Path | None, option("models", "config.json, or its folder: time that shape with random weights.")
+    ] = None,
+    draft_config: Annotated[list[Path] | None, option("models", "The same for a draft; repeatable.")] = None,
+    context: Annotated[
+        str | None,
+        option("drafts", "Tokens read before: 128,512.  [default: the workload's, or 512 without a tokenizer]"),
+    ] = None,
+    passes: Annotated[
+        int | None,
+        option("drafts", "Times everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill; 9 on a server]"),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time the models alone, at several batch sizes. A step, several tokens at once, a draft phase, a prefill; with
+    --engine whole rounds of a server, at each --gamma and --concurrency."""
+    if target_config is not None and keys["target"] is not None:
+        raise ConfigError("The target is named twice", where="--target-config", hint="Drop --target.")
+    contexts = None if context is None else _numbers(context, "--context", 1, 10_000_000)
+    if passes is not None and not 5 <= passes <= 1000:
+        # Of fewer passes not even the range from least to most is a 95 % interval of the median.
+        raise ConfigError(f"{passes} is not a whole number from 5 to 1000", where="--passes")
+    from dataclasses import replace
+
+    from specbench.config import load_config
+    from specbench.shipped import shipped
+
+    settings = load_config(config or shipped("configs/default.yaml"), keys)
+    if not keys["draft"] and (draft_config or target_config):
+        # The default draft belongs to the default target.
+        settings = replace(settings, draft=())
+    from specbench.analysis.probed import probed
+    from specbench.cost.plan import ProbeRequest
+    from specbench.run.probe import run_probe
+    from specbench.run.task import command_line
+    from specbench.store import read_run
+
+    request = ProbeRequest(target_config, tuple(draft_config or ()), contexts, passes)
+    own = {"target_config": target_config, "draft_config": draft_config, "context": context, "passes": passes}
+    argv = command_line("probe", {"config": config, **keys, **own})
+    folder = run_probe(settings, request, sayer(quiet), argv)
+    found = probed(read_run(folder))
+    if as_json:
+        print_json(found)
+        return
+    from specbench.report.probe_tables import probe_tables
+
+    print_parts(probe_tables(found), folder)
+    typer.echo(f"To use these costs in a run: specbench sweep --costs {folder}", err=True)
+
+
+def _numbers(text: str, flag: str, low: int, high: int) -> tuple[int, ...]:
+    """`128,512` as ascending numbers, each once."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise ConfigError(f"{text!r} is no list of whole numbers", where=flag, hint="Write 128,512.") from None
+    if numbers[0] < low or numbers[-1] > high:
+        raise ConfigError(f"{text!r} is outside {low} to {high}", where=flag)
+    return tuple(numbers)

@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.options import AsJson, Grouped, Keys, Own, RunsIn, Strict, with_settings
-from specbench.cli.show import print_parts, run_folder, show, show_recorded, show_replay
+from specbench.cli.show import (
+    AsJson,
+    Grouped,
+    Keys,
+    Own,
+    RunsIn,
+    Strict,
+    given,
+    option,
+    print_parts,
+    run_folder,
+    show,
+    show_recorded,
+    show_replay,
+    with_settings,
+)
 from specbench.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -23,7 +37,7 @@ _CATEGORIES_SHOWN = 20
 
 @app.command("runs", cls=Grouped)
 def runs(
-    last: Annotated[int, typer.Option(metavar="N", help="How many of the newest.", rich_help_panel="output")] = 20,
+    last: Annotated[int, option("output", "How many of the newest.", metavar="N")] = 20,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
@@ -74,28 +88,16 @@ def show_run(
 def replay(
     keys: Keys,
     run: Annotated[Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest]")] = None,
-    best: Annotated[
-        bool,
-        typer.Option("--best", help="Look for the best pair of draft length and cut-off.", rich_help_panel="drafts"),
-    ] = False,
+    best: Annotated[bool, option("drafts", "Look for the best pair of draft length and cut-off.", "--best")] = False,
     costs: Annotated[
-        Path | None,
-        typer.Option(help="Probe folder to predict speedups with.  [default: the run's]", rich_help_panel="drafts"),
+        Path | None, option("drafts", "Probe folder to predict speedups with.  [default: the run's]")
     ] = None,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
     """Acceptance at any draft length, from a stored run. And at any cut-off, without a model."""
-    from specbench.kinds import parse_gammas
-
-    try:
-        gammas = parse_gammas(keys["gamma"])
-    except ValueError as error:
-        raise ConfigError(str(error), where="--gamma") from None
-    cutoff = keys["cutoff"]
-    if not 0.0 <= cutoff < 1.0:
-        raise ConfigError(f"{cutoff} is no confidence", where="--cutoff", hint="Give a number from 0 to below 1.")
-    show_replay(run_folder(run, out), gammas, cutoff, as_json, best=best, costs=costs)
+    wanted = given(keys)
+    show_replay(run_folder(run, out), wanted["gamma"], wanted["cutoff"], as_json, best=best, costs=costs)
 
 
 @app.command("workload", cls=Grouped)
@@ -104,16 +106,9 @@ def workload_profile(
     keys: Keys,
     file: Annotated[str, typer.Argument(help="Prompt file, or hub:ID for a data set.")],
     anonymise: Annotated[
-        bool,
-        typer.Option(
-            "--anonymise",
-            help="Categories and lengths alone, a JSON line a prompt, to share.",
-            rich_help_panel="output",
-        ),
+        bool, option("output", "Categories and lengths alone, a JSON line a prompt, to share.", "--anonymise")
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="New file for these lines.  [default: stdout]", rich_help_panel="output")
-    ] = None,
+    out: Annotated[Path | None, option("output", "New file for these lines.  [default: stdout]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a prompt file and say what is in it."""

@@ -17,7 +17,7 @@ from specbench.acceptance.loop import Proposal, Target
 from specbench.acceptance.penalty import penalised
 from specbench.acceptance.rules import best, queued
 from specbench.acceptance.scores import until_end
-from specbench.drafters.step import agreeing
+from specbench.drafters.model import agreeing
 
 # Tokens encoded or decoded again together with what is new, so that the seam is cut as the model would cut it.
 SEAM = 8

@@ -12,7 +12,7 @@ from torch import Tensor
 from specbench.acceptance.loop import Proposal
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import until_end
-from specbench.drafters.step import Drafted, DraftOptions, DraftRule
+from specbench.drafters.model import Drafted, DraftOptions, DraftRule
 
 # The target's states [end - begin, width] of the tokens from `begin` to `end` of the text, which it has read.
 StatesOf = Callable[[int, int], Tensor]

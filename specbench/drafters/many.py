@@ -12,7 +12,7 @@ from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.many import ManyTarget
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.scores import until_end
-from specbench.drafters.step import Drafted, DraftOptions, DraftRule, agreeing
+from specbench.drafters.model import Drafted, DraftOptions, DraftRule, agreeing
 
 
 class ManyModelDrafter:

@@ -15,7 +15,7 @@ from torch import nn
 
 from specbench.acceptance.loop import Proposal, Target
 from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.drafters.step import Drafted, DraftOptions, DraftRule
+from specbench.drafters.model import Drafted, DraftOptions, DraftRule
 from specbench.errors import ConfigError
 from specbench.models.family import cache_layers, memory_of
 

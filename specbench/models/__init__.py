@@ -6,33 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specbench.models.embedded import gguf_path
-    from specbench.models.load import LoadedModel, ModelSource, load_model, load_tokenizer, resolve, resolve_device
-    from specbench.models.vocabulary import VocabularyReport, check_vocabularies
+    from specbench.models.embedded import gguf_path as gguf_path
+    from specbench.models.load import LoadedModel as LoadedModel
+    from specbench.models.load import ModelSource as ModelSource
+    from specbench.models.load import load_model as load_model
+    from specbench.models.load import load_tokenizer as load_tokenizer
+    from specbench.models.load import resolve as resolve
+    from specbench.models.load import resolve_device as resolve_device
+    from specbench.models.vocabulary import VocabularyReport as VocabularyReport
+    from specbench.models.vocabulary import check_vocabularies as check_vocabularies
 
 _HOME = {
-    "LoadedModel": "load",
-    "ModelSource": "load",
-    "VocabularyReport": "vocabulary",
-    "check_vocabularies": "vocabulary",
+    **dict.fromkeys(
+        ("LoadedModel", "ModelSource", "load_model", "load_tokenizer", "resolve", "resolve_device"), "load"
+    ),
+    **dict.fromkeys(("VocabularyReport", "check_vocabularies"), "vocabulary"),
     "gguf_path": "embedded",
-    "load_model": "load",
-    "load_tokenizer": "load",
-    "resolve": "load",
-    "resolve_device": "load",
 }
-
-__all__ = [
-    "LoadedModel",
-    "ModelSource",
-    "VocabularyReport",
-    "check_vocabularies",
-    "gguf_path",
-    "load_model",
-    "load_tokenizer",
-    "resolve",
-    "resolve_device",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from specbench.models.encoding import Today
 from specbench.models.load import LoadedModel
-from specbench.models.prompts import Kwargs, encode, template_arguments
+from specbench.models.prompts import Kwargs, Today, encode, template_arguments
 from specbench.records import Finish
 from specbench.workload.replies import Recorded
 

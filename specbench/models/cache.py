@@ -1,4 +1,4 @@
-"""The user's cache: whole folders or nothing.
+"""The user's cache: whole folders or nothing, and what the user is told while one is made.
 
 A folder is made in a temporary sibling and renamed into place, under a lock that other processes wait for. It counts
 only while its `complete.json` agrees with what lies beside it, so an interrupted or damaged copy is made again.
@@ -11,13 +11,20 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from specbench.errors import ModelError
-from specbench.models.notice import Notice
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
 
 MARKER = "complete.json"
 _FORMAT = 1  # raise it when conversion changes, and older copies are made again
@@ -167,3 +174,62 @@ def _sweep(parent: Path, prefix: str) -> None:
 def _sync(path: Path) -> None:
     with path.open("r+b") as file:
         os.fsync(file.fileno())
+
+
+_LINE_EVERY_S = 10.0
+
+
+class Notice:
+    """Where progress is told: a moving `bar` on a terminal, which leaves nothing behind but the lines of `say`; for
+    logs and pipes a line for each step, and one now and then while bytes arrive."""
+
+    def __init__(self, console: Console, title: str, bar: Progress | None = None) -> None:
+        self._console, self._title, self._bar = console, title, bar
+        self._task = None if bar is None else bar.add_task(title, total=None, amount="")
+        self._total: int | None = None
+        self._told_at = time.monotonic()
+
+    def step(self, text: str, total_bytes: int | None = None) -> None:
+        """Begin a step. Without a total the bar only shows that something goes on."""
+        self._total = total_bytes
+        if self._bar is None or self._task is None:
+            self.say(text)
+        else:
+            self._bar.reset(self._task, total=total_bytes, description=f"{self._title}: {text}", amount="")
+
+    def at(self, done_bytes: int) -> None:
+        """How far the present step is."""
+        total = "" if self._total is None else f" of {self._total / 1e6:.0f}"
+        amount = f"{done_bytes / 1e6:.0f}{total} MB"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done_bytes, amount=amount)
+        elif time.monotonic() - self._told_at >= _LINE_EVERY_S:
+            self.say(amount)
+
+    def say(self, text: str) -> None:
+        """A line that stays on the screen."""
+        self._told_at = time.monotonic()
+        # Paths hold brackets and digits, which rich would take for markup; a wrapped path cannot be copied.
+        self._console.print(f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def notices(title: str) -> Iterator[Notice]:
+    """A `Notice` on the stderr of this moment, cleared from the screen at the end, however the block ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield Notice(console, title)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+    )
+    # Rich's own redirection would turn whatever a library prints on stderr into lines above the bar.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+        yield Notice(console, title, progress)

@@ -1,4 +1,6 @@
-"""What a target's own files would do to its texts on engines that apply them, beside what a run measured.
+"""What a target's own files make of prompts and texts: parts of a prompt that its chat template does not write, found
+by rendering (a part whose change leaves the text as it is), and what its generation config would do to texts on engines
+that apply it, beside what a run measured.
 
 Who applies what, by their sources: transformers 5.23 (`GenerationMixin._get_logits_processor`), vLLM
 (`ModelConfig.get_diff_sampling_param`), SGLang 0.5.23 (`ModelConfig.get_default_sampling_params`), and for GGUF files
@@ -7,7 +9,8 @@ of llama.cpp the package gguf 0.19 (`Metadata.load`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +19,15 @@ from specbench.config import RunConfig
 from specbench.errors import ModelError
 from specbench.models.directory import generation_settings, is_local
 from specbench.models.embedded import PREFIX, folder_of
-from specbench.models.encoding import Today, encoding_cautions
 from specbench.models.hub import cached_folder
-from specbench.records import Finding, Sampling, warned
+from specbench.models.load import LoadedModel
+from specbench.models.prompts import Kwargs, Today, encoding_cautions, template_arguments
+from specbench.records import Finding, Prompt, Sampling, warned
 from specbench.text import shown
 
 if TYPE_CHECKING:
     from specbench.models.load import LoadedModel
+
 
 CODE = "generation-config"
 
@@ -35,44 +40,20 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "top_p": (1.0,),
     "min_p": (0.0,),
     "max_new_tokens": (),
-    "do_sample": (False,),
-    "typical_p": (1.0,),
-    "top_h": (),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,),
-    "bad_words_ids": (),
-    "suppress_tokens": (),
-    "begin_suppress_tokens": (),
-    "sequence_bias": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "exponential_decay_length_penalty": (),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "max_length": (),
-    "max_time": (),
-    "stop_strings": (),
-    "guidance_scale": (1.0,),
-    "watermarking_config": (),
-    "renormalize_logits": (False,),
-    "token_healing": (False,),
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
-    "penalty_alpha": (0.0,),
-    "dola_layers": (),
-    "constraints": (),
-    "force_words_ids": (),
+    **dict.fromkeys(("typical_p", "encoder_repetition_penalty", "guidance_scale"), (1.0,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "diversity_penalty", "penalty_alpha"), (0.0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), (0,)),
+    **dict.fromkeys(("do_sample", "renormalize_logits", "token_healing"), (False,)),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), (1,)),
+    **dict.fromkeys(("top_h", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), ()),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
+    **dict.fromkeys(("max_length", "max_time", "stop_strings", "watermarking_config"), ()),
+    **dict.fromkeys(("dola_layers", "constraints", "force_words_ids"), ()),
     # transformers unsets "hybrid"; other caches round otherwise, and a quantised one is another model.
     "cache_implementation": ("dynamic", "hybrid"),
     # The target alone would speculate, the last one not even losslessly.
-    "prompt_lookup_num_tokens": (),
-    "assistant_early_exit": (),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit", "speculation_type"), ()),
     "use_mtp": (False,),
-    "speculation_type": (),
     "assistant_ensemble_weight": (),
 }
 _SERVERS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
@@ -123,7 +104,7 @@ def own_cautions(
 ) -> list[Finding]:
     """What is odd about the tokens of prompts and the ends of texts, and what the target's own files would do to texts
     elsewhere. `encoded` are the prompts as token ids, written `today`."""
-    found = encoding_cautions(target, encoded, ends, today)
+    found = [*encoding_cautions(target, encoded, ends, today)]
     longest = max(map(len, encoded)) + config.max_new_tokens
     other = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens, longest=longest)
     return found if other is None else [*found, other]
@@ -201,3 +182,105 @@ def _hint(found: Mapping[str, Any]) -> str:
         "to paste) and send the run's sampling with every request"
         + (f"; or measure what is served: {' '.join(flags)}." if flags else ".")
     )
+
+
+# What takes the place of a part to see whether it matters.
+_OTHER = "zq"
+_TURNS = {"system": "a system message", "user": "a user turn", "assistant": "an answer", "tool": "the answer of a tool"}
+_FIELDS = {"tool_calls": "calls of tools", "reasoning_content": "thoughts", "name": "names of speakers"}
+
+
+def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) -> list[Finding]:
+    """template-drops, what the target's template does not write, and request-fields-not-used, what only a server
+    understands; each with its number of prompts. `prompts` are those that it renders."""
+    dropped: Counter[str] = Counter()
+    request: Counter[str] = Counter()
+    for prompt in prompts:
+        dropped.update(set(_dropped(loaded.tokenizer, prompt, kwargs)))
+        request.update(prompt.request.keys())
+    cautions = []
+    if dropped:
+        who = f"the chat template of {loaded.name} does not write"
+        if _bare(loaded.tokenizer):
+            who = f"{loaded.name} has no chat template, and nothing else writes"
+        cautions.append(
+            warned(
+                "template-drops",
+                f"{who} {_counted(dropped)}: the target never sees that",
+                "Use the template that your engine uses, or take out of prompts and settings what it has no place for.",
+            )
+        )
+    if request:
+        cautions.append(
+            warned(
+                "request-fields-not-used",
+                f"only a server understands {_counted(request)}: not used in process",
+                "Measure with specbench sweep --server, or expect other texts where your traffic has these fields.",
+            )
+        )
+    return cautions
+
+
+def _dropped(tokenizer: Any, prompt: Prompt, kwargs: Kwargs) -> Iterator[str]:
+    """Names of what is not written of one prompt."""
+    given = template_arguments(prompt, kwargs)
+    turns = given["conversation"]
+    names = [name for name in given if name not in ("conversation", "tools")]
+    if not prompt.tools and not names and [turn.keys() for turn in turns] == [{"role", "content"}]:
+        return  # a question alone, of which the doctor looks whether it is written
+    text = _rendered(tokenizer, given)
+    if prompt.tools and not _matters(tokenizer, text, [_without(given, "tools")]):
+        yield "tools"
+    for name in names:
+        # A default that is given has no effect, and another value has.
+        if not _matters(tokenizer, text, [_without(given, name), given | {name: _another(given[name])}]):
+            yield f"template argument {name}"
+    marks = [f"{_OTHER}{place}{_OTHER}" for place in range(len(turns))]
+    marked = [turn | {"content": turn["content"] + mark} for turn, mark in zip(turns, marks, strict=True)]
+    all_marked = _rendered(tokenizer, given | {"conversation": marked}) or ""
+    for place, turn in enumerate(turns):
+        # One rendering settles nearly all turns; the others are changed one by one.
+        written = marks[place] in all_marked or not turn["content"].strip()
+        if not written and not _matters(tokenizer, text, [_with_turn(given, place, marked[place])]):
+            yield _TURNS[turn["role"]]
+        for name, what in _FIELDS.items():
+            # Templates know a tool by the call that it answers, and seldom by its name.
+            asked = name in turn and not (name == "name" and turn["role"] == "tool")
+            if asked and not _matters(tokenizer, text, [_with_turn(given, place, _without(turn, name))]):
+                yield what
+
+
+def _matters(tokenizer: Any, text: str | None, others: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any of these renderings is another text, or fails."""
+    return any(_rendered(tokenizer, other) != text for other in others)
+
+
+def _rendered(tokenizer: Any, given: Mapping[str, Any]) -> str | None:
+    if _bare(tokenizer):
+        return "\n\n".join(turn["content"] for turn in given["conversation"])
+    try:
+        return str(tokenizer.apply_chat_template(**given, add_generation_prompt=True, tokenize=False))
+    except Exception:  # a template may raise anything
+        return None
+
+
+def _bare(tokenizer: Any) -> bool:
+    return tokenizer.chat_template is None
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}
+
+
+def _with_turn(given: Mapping[str, Any], place: int, turn: Mapping[str, Any]) -> dict[str, Any]:
+    turns = list(given["conversation"])
+    turns[place] = turn
+    return {**given, "conversation": turns}
+
+
+def _another(value: Any) -> Any:
+    return not value if isinstance(value, bool | list) or value is None else _OTHER
+
+
+def _counted(found: Counter[str]) -> str:
+    return ", ".join(f"{name} ({n} prompt{'' if n == 1 else 's'})" for name, n in sorted(found.items()))

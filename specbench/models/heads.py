@@ -10,12 +10,10 @@ from typing import Any
 
 from specbench.errors import ModelError
 from specbench.kinds import HEADS
-from specbench.models.convert import quiet_transformers
 from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX, packaged_head
-from specbench.models.failures import explain
 from specbench.models.headconfig import OTHERS, Head, OwnHead, kind_in, of_own_layers, read_head, require_known
-from specbench.models.hub import described, look_up
+from specbench.models.hub import described, explain, look_up, quiet_transformers
 
 # The type of a text in a GGUF file.
 _STRING = 8

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from specbench.errors import ConfigError, ModelError
-from specbench.models.convert import quiet_transformers
 from specbench.models.directory import (
     content_revision,
     generation_settings,
@@ -20,9 +19,8 @@ from specbench.models.directory import (
     require_tokenizer,
 )
 from specbench.models.embedded import PREFIX, find, folder_of, prepare
-from specbench.models.failures import explain
 from specbench.models.family import attention_of, loader_of, require_family
-from specbench.models.hub import HubState, described, look_up, no_conversion_service
+from specbench.models.hub import HubState, described, loading, look_up, no_conversion_service
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -92,11 +90,50 @@ def resolve_device(device: str) -> str:
     return device
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model is loaded from, made or checked. Its own Python code runs only if it is `trusted`."""
+
+    source: ModelSource
+    state: HubState
+    trusted: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of any from_pretrained of transformers."""
+        revision = {"revision": self.state.revision} if self.source.kind == "hub" and self.state.revision else {}
+        # Always a bool: with None transformers would ask on the terminal.
+        return {"trust_remote_code": self.trusted, "local_files_only": self.state.local_only, **revision}
+
+    def read(self, kind: Any, **more: Any) -> Any:
+        """What an auto class of transformers makes of it. Raises ModelError."""
+        with loading(self.source.name, show_downloads=sys.stderr.isatty()):
+            return kind.from_pretrained(self.source.location, **self.arguments, **more)
+
+
+def locate(name: str, trust_remote_code: Collection[str] = ()) -> Place:
+    """Raises ModelError as `resolve`, and for what is no model or cannot be had."""
+    source, trusted = resolve(name), name in trust_remote_code
+    if source.kind == "hub":
+        return Place(source, look_up(source.location, source.revision), trusted)
+    if source.kind == "embedded":
+        prepare(source.name)
+    require_tokenizer(Path(source.location))
+    return Place(source, HubState(source.revision, local_only=True), trusted)
+
+
 def load_tokenizer(name: str, *, trust_remote_code: Collection[str] = ()) -> Any:
     """The tokenizer alone, without reading weights. Raises ModelError as `load_model` does."""
-    source = resolve(name)
-    location, state = locate(source)
-    return _tokenizer(source, location, state, name in trust_remote_code)
+    from transformers import AutoTokenizer
+
+    return locate(name, trust_remote_code).read(AutoTokenizer)
+
+
+def read_config(name: str, *, trust_remote_code: Collection[str] = ()) -> Any:
+    """The transformers configuration of a model, without its weights. Raises ModelError as `load_model` does."""
+    from transformers import AutoConfig
+
+    return locate(name, trust_remote_code).read(AutoConfig)
 
 
 def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collection[str] = ()) -> LoadedModel:
@@ -108,23 +145,26 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
     if dtype not in DTYPES:
         raise ConfigError(f"there is no dtype {dtype}", hint=f"Use {', '.join(DTYPES)}.")
     device = resolve_device(device)
-    source = resolve(name)
-    location, state = locate(source)
-    if source.kind == "directory":
-        require_safetensors([path.name for path in Path(location).iterdir()], name)
-        generation_settings(Path(location), name)
-    require_indexed_safetensors(described(location, state) if source.kind == "hub" else Path(location), name)
-    trusted = name in trust_remote_code
-    config = _config(source, location, state, trusted)
+    from transformers import AutoConfig, AutoTokenizer
+
+    place = locate(name, trust_remote_code)
+    folder = Path(place.source.location)
+    if place.source.kind == "directory":
+        require_safetensors([path.name for path in folder.iterdir()], name)
+        generation_settings(folder, name)
+    elif place.source.kind == "hub":
+        folder = described(place.source.location, place.state)
+    require_indexed_safetensors(folder, name)
+    config = place.read(AutoConfig)
     require_family(config, name)
-    tokenizer = _tokenizer(source, location, state, trusted)
-    model = _weights(source, location, state, trusted, dtype, device, config)
+    tokenizer = place.read(AutoTokenizer)
+    model = _weights(place, dtype, device, config)
     parameters = list(model.parameters())
     return LoadedModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        revision=state.revision,
+        revision=place.state.revision,
         parameters=sum(p.numel() for p in parameters),
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
         max_context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
@@ -142,87 +182,35 @@ class Files:
 def load_files(name: str, *, trust_remote_code: Collection[str] = ()) -> LoadedModel:
     """The tokenizer of a model and what its files say, without reading weights: its `model` is Files. Raises
     ModelError as `load_model` does."""
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    source = resolve(name)
-    location, state = locate(source)
-    trusted = name in trust_remote_code
-    config = _config(source, location, state, trusted)
+    place = locate(name, trust_remote_code)
+    config = place.read(AutoConfig)
     try:
-        generation = GenerationConfig.from_pretrained(location, **arguments(source, state, trusted))
+        generation = GenerationConfig.from_pretrained(place.source.location, **place.arguments)
     except OSError:  # it has none; transformers makes one from the configuration
         generation = GenerationConfig.from_model_config(config)
-    tokenizer = _tokenizer(source, location, state, trusted)
-    return LoadedModel(name, Files(config, generation), tokenizer, state.revision, 0, 0, None)
+    return LoadedModel(name, Files(config, generation), place.read(AutoTokenizer), place.state.revision, 0, 0, None)
 
 
-def locate(source: ModelSource) -> tuple[str, HubState]:
-    """The place to load from, made or checked first, and the revision there."""
-    if source.kind == "hub":
-        return source.location, look_up(source.location, source.revision)
-    if source.kind == "embedded":
-        prepare(source.name)
-    require_tokenizer(Path(source.location))
-    return source.location, HubState(source.revision, local_only=True)
-
-
-def arguments(source: ModelSource, state: HubState, trusted: bool) -> dict[str, Any]:
-    # Always a bool: with None transformers would ask on the terminal.
-    revision = {"revision": state.revision} if source.kind == "hub" and state.revision else {}
-    return {"trust_remote_code": trusted, "local_files_only": state.local_only, **revision}
-
-
-def _tokenizer(source: ModelSource, location: str, state: HubState, trusted: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet_transformers(show_downloads=sys.stderr.isatty()):
-            return AutoTokenizer.from_pretrained(location, **arguments(source, state, trusted))
-    except Exception as error:
-        raise explain(error, source.name) from error
-
-
-def read_config(name: str, *, trust_remote_code: Collection[str] = ()) -> Any:
-    """The transformers configuration of a model, without its weights. Raises ModelError as `load_model` does."""
-    source = resolve(name)
-    location, state = locate(source)
-    return _config(source, location, state, name in trust_remote_code)
-
-
-def _config(source: ModelSource, location: str, state: HubState, trusted: bool) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        with quiet_transformers(show_downloads=sys.stderr.isatty()):
-            return AutoConfig.from_pretrained(location, **arguments(source, state, trusted))
-    except Exception as error:
-        raise explain(error, source.name) from error
-
-
-def _weights(
-    source: ModelSource, location: str, state: HubState, trusted: bool, dtype: str, device: str, config: Any
-) -> Any:
+def _weights(place: Place, dtype: str, device: str, config: Any) -> Any:
     import torch
 
-    try:
-        with quiet_transformers(show_downloads=sys.stderr.isatty()), no_conversion_service():
-            model, info = loader_of(config).from_pretrained(
-                location,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                attn_implementation=attention_of(config),
-                # Straight onto the device: a copy in main memory first may not fit.
-                device_map=None if device == "cpu" else {"": device},
-                output_loading_info=True,
-                **arguments(source, state, trusted),
-            )
-    except Exception as error:
-        raise explain(error, source.name) from error
+    with no_conversion_service():
+        model, info = place.read(
+            loader_of(config),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            attn_implementation=attention_of(config),
+            # Straight onto the device: a copy in main memory first may not fit.
+            device_map=None if device == "cpu" else {"": device},
+            output_loading_info=True,
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         # transformers fills them with random numbers and only warns: the acceptance would be of another model.
         raise ModelError(
-            f"{len(missing)} of the weights of {source.name} are missing, {missing[0]} first",
+            f"{len(missing)} of the weights of {place.source.name} are missing, {missing[0]} first",
             hint="Copy or download the model again, with weights and config.json of the same model.",
         )
     return model.eval().requires_grad_(False)

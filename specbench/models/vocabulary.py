@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from specbench.errors import VocabularyError
 from specbench.records import Finding, warned
+from specbench.text import count
 
 _SHOWN = 4
 _CURE = "Use a draft trained with the target's tokenizer, or ngram:n=3, which needs none."
@@ -89,62 +91,45 @@ def _refuse_differences(target: dict[int, str], draft: dict[int, str]) -> None:
 
 def _cautions(
     target: Any, draft: Any, same_eos: bool | None, same_merges: bool | None, target_only: int
-) -> tuple[Finding, ...]:
-    found = []
+) -> Iterator[Finding]:
     if same_eos is False:
         ids = f"{target.eos_token_id} and {draft.eos_token_id}"
-        found.append(
-            warned(
-                "eos-differs",
-                f"target and draft end a sequence with different tokens (ids {ids}); the target's decides",
-                "A draft tuned for the same chat format as the target is accepted more often near the end.",
-            )
+        yield warned(
+            "eos-differs",
+            f"target and draft end a sequence with different tokens (ids {ids}); the target's decides",
+            "A draft tuned for the same chat format as the target is accepted more often near the end.",
         )
     if same_merges is False:
-        found.append(
-            warned(
-                "merges-differ",
-                "target and draft have the same tokens but split text by different rules",
-                "Results are valid; a draft trained with the target's tokenizer is accepted more often.",
-            )
+        yield warned(
+            "merges-differ",
+            "target and draft have the same tokens but split text by different rules",
+            "Results are valid; a draft trained with the target's tokenizer is accepted more often.",
         )
     if target_only > 0:
-        found.append(
-            warned(
-                "target-only-tokens",
-                f"the target has {target_only:,} tokens that the draft was not trained on, and will never propose",
-                "If the workload uses them (tool calls, thinking), use a draft trained with them.",
-            )
+        yield warned(
+            "target-only-tokens",
+            f"the target has {target_only:,} tokens that the draft was not trained on, and will never propose",
+            "If the workload uses them (tool calls, thinking), use a draft trained with them.",
         )
-    return tuple(found)
 
 
-def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: int) -> tuple[Finding, ...]:
-    if not beyond:
-        return ()
-    first = f"id {beyond[0]} is {_short(target[beyond[0]])}"
-    return (
-        warned(
+def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: int) -> Iterator[Finding]:
+    if beyond:
+        first = f"id {beyond[0]} is {_short(target[beyond[0]])}"
+        yield warned(
             "tokens-beyond-draft",
-            f"the target has {len(beyond):,} token{'' if len(beyond) == 1 else 's'} beyond the draft's "
-            f"{draft_vocab_size:,} ids ({first}): where it writes one, the draft cannot read on and drafts nothing for "
-            "the rest of that text",
+            f"the target has {count(len(beyond), 'token')} beyond the draft's {draft_vocab_size:,} ids ({first}): "
+            "where it writes one, the draft cannot read on and drafts nothing for the rest of that text",
             "If answers hold such tokens (images, tool calls), use a draft with the target's whole vocabulary.",
-        ),
-    )
+        )
 
 
-def _same_merges(target: Any, draft: Any) -> bool | None:
-    ours, theirs = _merges(target), _merges(draft)
-    return None if ours is None or theirs is None else ours == theirs
-
-
-def _merges(tokenizer: Any) -> list[Any] | None:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    merges = json.loads(backend.to_str())["model"].get("merges")
-    return list(merges) if merges is not None else None
+def _same_merges(*tokenizers: Any) -> bool | None:
+    merges = []
+    for tokenizer in tokenizers:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        merges.append(None if backend is None else json.loads(backend.to_str())["model"].get("merges"))
+    return None if None in merges else merges[0] == merges[1]
 
 
 def _short(token: str) -> str:

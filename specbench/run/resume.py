@@ -14,7 +14,7 @@ from specbench.backends.base import Observer
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.errors import StoreError
-from specbench.models.encoding import changed_encoding
+from specbench.models.prompts import changed_encoding
 from specbench.records import Arm, Trial, warned
 from specbench.run.provenance import hardware
 from specbench.run.record import HASHED, hashed, stored_config

@@ -8,13 +8,19 @@ killed run loses at most the trial in flight; a torn last line is dropped and sa
 
 from __future__ import annotations
 
-from specbench.store.files import replace_file, unwritable
-from specbench.store.folders import find_run, find_runs, new_folder, require_disk
-from specbench.store.lines import check_trial
-from specbench.store.locks import busy, in_use, one_at_a_time
-from specbench.store.record import OUT_OF_MEMORY, RUN_FILE, left_out, read_record, record_json
-from specbench.store.stored import DIVERGENCES_FILE, TRIALS_FILE, StoredRun, TrialKey, read_run, trial_key
-from specbench.store.writer import RunWriter
+from specbench.store.folders import (
+    busy,
+    find_run,
+    find_runs,
+    in_use,
+    new_folder,
+    one_at_a_time,
+    replace_file,
+    require_disk,
+    unwritable,
+)
+from specbench.store.record import OUT_OF_MEMORY, RUN_FILE, check_trial, left_out, read_record, record_json
+from specbench.store.runs import DIVERGENCES_FILE, TRIALS_FILE, RunWriter, StoredRun, TrialKey, read_run, trial_key
 
 __all__ = [
     "DIVERGENCES_FILE",

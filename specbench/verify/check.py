@@ -18,7 +18,7 @@ from specbench.backends.base import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
 from specbench.kinds import HEADS
-from specbench.models.encoding import changed_encoding, encoded_record, today_of
+from specbench.models.prompts import changed_encoding, encoded_record, today_of
 from specbench.records import Prompt, Sampling, Trial
 from specbench.run_record import ModelFacts
 from specbench.shipped import DEFAULT_WORKLOAD, shipped

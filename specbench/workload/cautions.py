@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from specbench.records import Finding, Prompt, warned
@@ -46,7 +46,7 @@ def cautions_of(
     rows: int,
     unused: Mapping[str, int],
     sampling: Mapping[str, int],
-) -> tuple[Finding, ...]:
+) -> Iterator[Finding]:
     """By what was counted while reading: `suspects` of the prompts look random, `id_clashes` had to be renamed;
     `left_out` of the `rows` cannot be read; `unused` fields would change a prompt or its answer, `sampling` ones are a
     run's own, each with its number of rows."""
@@ -55,67 +55,64 @@ def cautions_of(
     repeats = total - len({prompt.sha256 for prompt in prompts})
     turns_as_text = sum(_TURNS_AS_TEXT.match(question(prompt)) is not None for prompt in prompts)
     special = sum(any(_SPECIAL.search(message.content) for message in prompt.messages) for prompt in prompts)
-    noticed = (
-        (
-            2 * left_out > rows,
+    if 2 * left_out > rows:
+        yield warned(
             "rows-left-out",
             f"{left_out} of {rows} rows cannot be read and are left out: the {total} that are left may say little "
             "about the whole",
             "Look at the reasons: the file may have another shape, or name its column with --column NAME.",
-        ),
-        (
-            bool(unused),
+        )
+    if unused:
+        yield warned(
             "fields-not-used",
             f"rows have fields that may change the prompt or its answer and are not used: {_counted(unused)}",
             "Put into the prompt what belongs to it, or take the fields out if they do not.",
-        ),
-        (
-            bool(sampling),
+        )
+    if sampling:
+        yield warned(
             "sampling-not-used",
             f"rows have settings of generation, and a run has its own: {_counted(sampling)}",
             "Give the run those that your traffic has: --temperature, --top-p, --max-new-tokens and so on.",
-        ),
-        (
-            turns_as_text > 0,
+        )
+    if turns_as_text > 0:
+        yield warned(
             "turns-as-text",
             f"{turns_as_text} {of_all} begin like a list of messages, are not JSON, and were read as plain text",
             "Write conversations with json.dumps, and see that no cell was cut short.",
-        ),
-        (
-            special > 0,
+        )
+    if special > 0:
+        yield warned(
             "special-tokens",
             f"{special} {of_all} spell what many tokenizers read as a special token, such as <|im_start|>: text of a "
             "user then opens a turn, or ends one",
             "They are encoded as transformers does it. Take them out unless the traffic has them.",
-        ),
-        (
-            total < FEWEST_PROMPTS,
+        )
+    if total < FEWEST_PROMPTS:
+        yield warned(
             "few-prompts",
             f"the workload has {count(total, 'prompt')}, too few to judge how prompts differ",
             f"Add prompts: {FEWEST_PROMPTS} at the very least, 30 or more for a narrow interval.",
-        ),
-        (
-            repeats > TOLERATED_SHARE * total,
+        )
+    if repeats > TOLERATED_SHARE * total:
+        yield warned(
             "repeated-prompts",
             f"{repeats} {of_all} repeat another one exactly; repeats warm the prompt cache and count one prompt's "
             "acceptance several times",
             "Remove the repeats, unless the traffic repeats itself like this.",
-        ),
-        (
-            suspects > TOLERATED_SHARE * total,
+        )
+    if suspects > TOLERATED_SHARE * total:
+        yield warned(
             "random-prompts",
             f"{suspects} {of_all} look like random characters or tokens; acceptance on them says nothing about real "
             "text",
             "Measure on prompts from the real traffic.",
-        ),
-        (
-            id_clashes > 0,
+        )
+    if id_clashes > 0:
+        yield warned(
             "duplicate-ids",
             f"{id_clashes} {of_all} had the id of another prompt and were renamed with #2, #3, ...",
             "Give each prompt an id of its own.",
-        ),
-    )
-    return tuple(warned(code, said, hint) for holds, code, said, hint in noticed if holds)
+        )
 
 
 def question(prompt: Prompt) -> str:

@@ -120,7 +120,7 @@ def load_workload(
         unused=unused,
         sampling=sampling,
     )
-    return Workload(tuple(prompts), source, fingerprint(prompts), tuple(skipped), cautions, suspects)
+    return Workload(tuple(prompts), source, fingerprint(prompts), tuple(skipped), tuple(cautions), suspects)
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:

@@ -28,7 +28,7 @@ from specbench.acceptance.scores import until_end
 from specbench.backends.local.batch import NO_PADDING, generation_settings
 from specbench.drafters import DraftSpec
 from specbench.models import LoadedModel
-from specbench.models.convert import quiet_transformers
+from specbench.models.hub import quiet_transformers
 from specbench.models.prompts import end_tokens
 from specbench.records import Round, Sampling, Trial
 

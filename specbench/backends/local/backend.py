@@ -23,10 +23,10 @@ from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError, WorkloadError
 from specbench.models import resolve_device
 from specbench.models.defaults import own_cautions
-from specbench.models.encoding import encoded_record, today_of
 from specbench.models.heads import heads_of
 from specbench.models.memory import available_bytes, cache_bytes, memory_errors, pass_bytes
-from specbench.models.size import ELEMENT_BYTES, ModelSize, head_size, size_of
+from specbench.models.prompts import encoded_record, today_of
+from specbench.models.shapes import ELEMENT_BYTES, ModelSize, head_size, size_of
 from specbench.records import Omitted, Prompt
 from specbench.run_record import RunRecord
 from specbench.store import RunWriter

@@ -15,13 +15,20 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.swap import forward_of
 from specbench.drafters import DraftSpec
+from specbench.drafters.around import (
+    CombinedDrafter,
+    LookUpDrafter,
+    ManyReadableDrafter,
+    ReadableDrafter,
+    look_up,
+    readable,
+    silent_after,
+)
 from specbench.drafters.cross import CrossDrafter
-from specbench.drafters.lookup import CombinedDrafter, LookUpDrafter, look_up
+from specbench.drafters.lookup import Corpus
 from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
-from specbench.drafters.readable import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.skip import SkipDrafter
-from specbench.drafters.suffix import Corpus
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
 from specbench.models.memory import cache_bytes, cache_bytes_per_token

@@ -29,8 +29,8 @@ from specbench.backends.local.ragged import RaggedModel
 from specbench.clock import Stopwatch
 from specbench.cost.model import RoundCosts, predicted_speedup
 from specbench.drafters import DraftSpec
+from specbench.drafters.around import CombinedDrafter
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
-from specbench.drafters.lookup import CombinedDrafter
 from specbench.drafters.skip import fewest_layers, first_layers
 from specbench.errors import ConfigError
 from specbench.kinds import MAX_GAMMA

@@ -32,14 +32,13 @@ from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import DraftSpec, parse_draft, require_in_process
 from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
-from specbench.models.encoding import Today
+from specbench.models.defaults import unwritten
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
 from specbench.models.headconfig import Head
 from specbench.models.heads import heads_of, require_fit, require_own
 from specbench.models.load import load_files, read_config
 from specbench.models.memory import cache_bytes
-from specbench.models.prompts import EncodedPrompts, encode, encode_all, end_tokens
-from specbench.models.rendering import unwritten
+from specbench.models.prompts import EncodedPrompts, Today, encode, encode_all, end_tokens
 from specbench.models.vocabulary import check_vocabularies
 from specbench.records import Arm, Finding, Prompt, ReferenceCheck, Sampling, warned
 from specbench.run_record import ModelFacts

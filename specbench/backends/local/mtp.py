@@ -27,9 +27,9 @@ from specbench.backends.local.headreader import HeadReader, Network, out_of_memo
 from specbench.backends.local.lean import seen_from
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
-from specbench.models.convert import quiet_transformers
 from specbench.models.headconfig import OwnHead
 from specbench.models.heads import fetched, require_fit, require_own
+from specbench.models.hub import quiet_transformers
 from specbench.models.load import resolve
 
 _ABSENT = object()

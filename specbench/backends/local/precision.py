@@ -12,7 +12,7 @@ from specbench.config import DType, RunConfig
 from specbench.drafters import parse_draft
 from specbench.models import resolve_device
 from specbench.models.heads import heads_of
-from specbench.models.size import own_format
+from specbench.models.shapes import own_format
 from specbench.records import Finding, warned
 
 # In float32 a CPU multiplies as fast as it can; more than so many times as slowly is without kernels.

@@ -34,10 +34,10 @@ from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, TemplateError, WorkloadError
 from specbench.models import resolve_device
 from specbench.models.answers import AnswerEncoder, UnwrittenAnswerError
-from specbench.models.encoding import encoded_record, encoding_cautions, today_of
+from specbench.models.defaults import unwritten
 from specbench.models.heads import heads_of
 from specbench.models.memory import memory_errors
-from specbench.models.rendering import unwritten
+from specbench.models.prompts import encoded_record, encoding_cautions, today_of
 from specbench.records import Sampling
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
 from specbench.workload.replies import Recorded

@@ -32,8 +32,8 @@ from specbench.backends.local.lean import agree
 from specbench.backends.local.ragged import RaggedModel
 from specbench.errors import ModelError, SpecbenchError
 from specbench.models import LoadedModel
-from specbench.models.convert import quiet_transformers
 from specbench.models.family import unlike_keys
+from specbench.models.hub import quiet_transformers
 from specbench.models.memory import available_bytes, is_out_of_memory
 from specbench.records import ReferenceCheck, Sampling
 

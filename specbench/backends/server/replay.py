@@ -31,9 +31,8 @@ from specbench.backends.server.scoring import (
 )
 from specbench.backends.server.traffic import call, each, stream
 from specbench.config import RunConfig
-from specbench.drafters.ngram import NgramLookUp
+from specbench.drafters.lookup import NgramLookUp, SuffixLookUp
 from specbench.drafters.spec import DraftSpec
-from specbench.drafters.suffix import SuffixLookUp
 from specbench.errors import ConfigError, EngineError
 from specbench.kinds import MAX_GAMMA
 from specbench.records import warned

@@ -1,12 +1,11 @@
-"""A draft model that knows fewer tokens than its target: Gemma 3's small models lack one id that the larger ones have.
-
-It never proposes what it does not know. A text in which the target writes such a token cannot be read on, so from there
-the draft is silent: rounds draft nothing, as long as the text lasts.
+"""Drafters around others: a look-up, alone and in front of a model, and a draft model that knows fewer tokens than its
+target, as Gemma 3's small models lack one id that the larger ones have. That never proposes what it does not know, and
+from where the target writes such a token, which it cannot read, it drafts nothing for the rest of the text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +14,48 @@ import torch
 from specbench.acceptance.loop import Drafter, Proposal
 from specbench.acceptance.many import ManyDrafter
 from specbench.acceptance.scores import Scores
+from specbench.drafters.lookup import Corpus, NgramLookUp, SuffixLookUp
+from specbench.drafters.spec import DraftSpec
+
+
+class NgramDrafter(NgramLookUp):
+    """A look-up that drafts."""
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
+        return Proposal(self.find(x, k))
+
+
+class SuffixDrafter(SuffixLookUp):
+    """The same of the longest suffix."""
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
+        return Proposal(self.find(x, k))
+
+
+LookUpDrafter = NgramDrafter | SuffixDrafter
+
+
+def look_up(spec: DraftSpec, *, eos: Collection[int], corpus: Corpus | None = None) -> LookUpDrafter | None:
+    """The look-up of a draft; None where it has none."""
+    if spec.ngram is not None:
+        return NgramDrafter(spec.ngram, eos=eos)
+    return None if spec.suffix is None else SuffixDrafter(corpus, eos=eos)
+
+
+class CombinedDrafter:
+    """Both see the whole sequence. While the look-up drafts, the model does not run; when its turn comes it reads what
+    it has missed in one pass."""
+
+    def __init__(self, lookup: Drafter, model: Drafter) -> None:
+        self._lookup, self._model = lookup, model
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._lookup.begin(prompt)
+        self._model.begin(prompt)
+
+    def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
+        found = self._lookup.propose(x, k, generator)
+        return found if found.tokens else self._model.propose(x, k, generator)
 
 
 class ReadableDrafter:

@@ -1,9 +1,13 @@
-"""From a configuration to an examination: load what can be loaded, say what cannot, and examine the rest."""
+"""From a configuration to an examination: load what can be loaded, say what cannot, and examine the rest, every check
+in order. What a broken part makes meaningless is not checked, so that the cause is named and not all that follows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -13,22 +17,124 @@ from specbench.backends.local.precision import with_precision
 from specbench.config import RunConfig
 from specbench.cost.load import free_cores
 from specbench.drafters import DraftSpec, parse_draft, require_in_process
-from specbench.errors import ModelError, VocabularyError, WorkloadError
+from specbench.errors import ModelError, SpecbenchError, VocabularyError, WorkloadError
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
-from specbench.models.encoding import Today
-from specbench.models.prompts import encode_all, end_tokens
-from specbench.models.rendering import unwritten
+from specbench.models.defaults import unwritten
+from specbench.models.prompts import Today, encode_all, end_tokens
 from specbench.records import Prompt, Sampling
 from specbench.shipped import workload_source
 from specbench.text import gigabytes
-from specbench.verify import machine
-from specbench.verify.examine import Patient, examine
-from specbench.verify.files import own_files
-from specbench.verify.findings import SCHEMA, Examination, Finding
-from specbench.verify.language import LONGEST_SAMPLE
+from specbench.verify import heads, machine, rounds, sampled, texts
+from specbench.verify.findings import SCHEMA, Examination, Finding, any_broken
 from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
-from specbench.verify.template import special_tokens
+from specbench.verify.texts import LONGEST_SAMPLE, own_files, special_tokens
 from specbench.workload import load_workload, select
+
+FAILED = "the check failed"
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The beds of one examination. `own` is greedy in the precision asked for; `exact` greedy in float32, None where
+    that is too much for the machine, and `own` itself if that is float32; `warm` has the sampling asked for, None if
+    that is greedy. `samples` are the words of the prompts as token ids, without a template."""
+
+    own: Setup
+    exact: Setup | None
+    warm: Setup | None
+    samples: list[list[int]]
+
+    @property
+    def best(self) -> Setup:
+        return self.exact or self.own
+
+
+def examine(patient: Patient, say: Say = lambda _: None) -> list[Finding]:
+    """All behaviour of target and drafts; the machine and the loading are examined elsewhere."""
+    found: list[Finding] = []
+    say("Checking the target")
+    found += _checked("finite-logits", None, lambda: texts.finite_logits(patient.own))
+    if any_broken(found):
+        return [*found, _not_checked("rounds", "the logits are no numbers")]
+    found += _checked(texts.TEMPLATE, None, lambda: texts.chat_template(patient.best))
+    found += _checked("target-cache", None, lambda: rounds.target_cache(patient.best))
+    if any_broken(found, "target-cache"):
+        return [*found, _not_checked("rounds", "the target's cache is broken, and no round can be right")]
+    found += _checked("ends-at-once", None, lambda: texts.ends_at_once(patient.own))
+    found += _checked("self-draft", None, lambda: rounds.self_draft(patient.best))
+    if patient.exact is None:
+        hint = "Run the doctor on a machine with more memory, or with --dtype float32 on a device that is fast at it."
+        found.append(
+            _not_checked("exactness", f"too large for float32 here, {patient.own.dtype} is judged loosely", hint)
+        )
+    for index in range(len(patient.own.drafts)):
+        say(f"Checking {patient.own.drafts[index].spec.text}")
+        found += _draft(patient, index)
+    found += _sampling(patient, say)
+    return found
+
+
+def _draft(patient: Patient, index: int) -> Iterator[Finding]:
+    own, best = patient.own, patient.best
+    draft = best.drafts[index]
+    name = draft.spec.text
+    checks: list[tuple[str, Callable[[], Finding | None]]] = [
+        ("draft-marks", lambda: texts.draft_marks(best, draft)),
+        ("vocabulary-meaning", lambda: texts.vocabulary_meaning(best, draft, patient.samples)),
+        ("draft-cache", lambda: rounds.draft_cache(best, draft)),
+        ("draft-history", lambda: rounds.draft_history(best, draft)),
+        ("head-agreement", lambda: heads.head_agreement(best, draft)),
+        ("head-depth", lambda: heads.head_depth(best, draft)),
+        ("head-config", lambda: heads.head_config(best, draft)),
+        ("nothing-accepted", lambda: rounds.nothing_accepted(best, draft)),
+        ("survival-cliff", lambda: rounds.survival_cliff(best, draft)),
+        ("loop-replay", lambda: rounds.loop_and_replay(best, draft)),
+        ("same-text", lambda: rounds.same_text(best, draft)),
+    ]
+    if own is not best:
+        checks.append(("same-text", lambda: rounds.same_text(own, own.drafts[index])))
+    for code, check in checks:
+        found = _checked(code, name, check)
+        yield from found
+        if any(finding.evidence.startswith(FAILED) for finding in found):
+            yield Finding("rounds", "not checked", f"the draft's other checks would fail as {code} did", draft=name)
+            return
+
+
+def _sampling(patient: Patient, say: Say) -> Iterator[Finding]:
+    warm = patient.warm
+    if warm is None:
+        yield _not_checked("sampling", "the temperature is 0; add --temperature to check how drafts are drawn")
+        return
+    say("Drawing drafts")
+    yield from _checked("accept-rule", None, lambda: sampled.accept_rule(warm))
+    for draft in warm.drafts:
+        yield from _drawn(warm, draft)
+
+
+def _drawn(warm: Setup, draft: Draft) -> Iterator[Finding]:
+    yield from _checked("draft-sampling", draft.spec.text, lambda: sampled.draws_follow_q(warm, draft))
+    yield from _checked("draft-temperature", draft.spec.text, lambda: sampled.q_of_these_settings(warm, draft))
+
+
+def _checked(code: str, draft: str | None, check: Callable[[], Finding | None]) -> Sequence[Finding]:
+    """A check that cannot even be carried out has found something: a part that fails."""
+    try:
+        found = check()
+    except SpecbenchError as error:
+        return [Finding(code, "broken", error.what, error.hint, draft)]
+    except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
+        # The type and place of a failure, never its message: messages may quote prompts.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
+        hint = "A part fails where a sound one would not: SPECBENCH_DEBUG=1 with `specbench measure` shows where."
+        return [Finding(code, "broken", f"{FAILED}: {place}", hint, draft)]
+    return [] if found is None else [found]
+
+
+def _not_checked(code: str, why: str, hint: str | None = None) -> Finding:
+    return Finding(code, "not checked", why, hint)
+
 
 # New tokens of all texts together where a head is examined, and of one at most.
 ENOUGH, LONGEST = 384, 128

@@ -1,20 +1,27 @@
-"""Does the target see prompts in the format that it was trained on? The draft sees the same ids."""
+"""What models make of tokens: does the target see prompts in the format that it was trained on, what do its own files
+make of prompts and texts, does the draft mean the same tokens by the same ids, and are its numbers numbers at all?
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from specbench.acceptance.rules import align
 from specbench.backends.local.drafting import Draft
+from specbench.config import RunConfig
 from specbench.models import LoadedModel
+from specbench.models.defaults import CODE, own_cautions
+from specbench.models.prompts import Today, end_tokens
 from specbench.records import Prompt
-from specbench.verify.findings import Finding
+from specbench.verify.findings import Finding, State
 from specbench.verify.setup import Setup, bare_logits
 
-CODE = "chat-template"
+TEMPLATE = "chat-template"
 
 # How common chat formats open the user's turn, and how they close it and open the assistant's.
 FRAMES = {
@@ -42,25 +49,25 @@ def chat_template(bed: Setup) -> Finding:
     if tokenizer.chat_template is None:
         if known:
             hint = "Use the instruct model's own tokenizer, with its chat_template: this one was saved without."
-            return Finding(CODE, "broken", f"no chat template, but {knows}", hint)
-        return Finding(CODE, "ok", "no chat template, and the target foretells no known chat format: a base model")
+            return Finding(TEMPLATE, "broken", f"no chat template, but {knows}", hint)
+        return Finding(TEMPLATE, "ok", "no chat template, and the target foretells no known chat format: a base model")
     try:
         rendered, bare = (_rendered(tokenizer, with_header) for with_header in (True, False))
     except Exception as error:  # templates are programs of others
-        return Finding(CODE, "broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
+        return Finding(TEMPLATE, "broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
     header = rendered.removeprefix(bare) if rendered.startswith(bare) else rendered[-20:]
     foreign = [name for name in known if _marker(name) not in rendered]
     if foreign and len(foreign) == len(known):
         return Finding(
-            CODE, "broken", f"the template is of another format, but {knows}", "Use the model's own template."
+            TEMPLATE, "broken", f"the template is of another format, but {knows}", "Use the model's own template."
         )
     framed = [name for name in FRAMES if _marker(name) in rendered]
     if _question_lost(rendered):
-        return Finding(CODE, "broken", "the template drops the user's message", "Use the model's own template.")
+        return Finding(TEMPLATE, "broken", "the template drops the user's message", "Use the model's own template.")
     if not header:
         evidence = "the template ends without an assistant header"
         hint = "Honour add_generation_prompt in the template; without a header the target answers in the user's place."
-        return Finding(CODE, "broken" if framed else "note", evidence, hint)
+        return Finding(TEMPLATE, "broken" if framed else "note", evidence, hint)
     return _marks(tokenizer, rendered, f"ends with a header of {_size(tokenizer, header)} tokens", knows)
 
 
@@ -71,8 +78,8 @@ def _marks(tokenizer: Any, rendered: str, header: str, knows: str) -> Finding:
     if split:
         evidence = f"{len(split)} of {len(marks)} marks of the template are split into several tokens: {split[0]}"
         hint = "If the model knows them as single tokens, its tokenizer lacks them."
-        return Finding(CODE, "note", evidence, hint)
-    return Finding(CODE, "ok", words)
+        return Finding(TEMPLATE, "note", evidence, hint)
+    return Finding(TEMPLATE, "ok", words)
 
 
 def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
@@ -151,3 +158,96 @@ def _ids(tokenizer: Any, text: str) -> Sequence[int]:
 def _size(tokenizer: Any, text: str) -> int:
     ids = _ids(tokenizer, text)
     return 0 if len(ids) == 1 and ids[0] == tokenizer.unk_token_id else len(ids)
+
+
+# Shares of chance, ln V. Language models lie at 0.2 to 0.5 on plain text; one whose ids mean other tokens is as sure as
+# ever, and wrong, so it lies near 1 or above.
+LANGUAGE = 0.65
+CHANCE = 0.8
+LONGEST_SAMPLE = 256
+FEW_TOKENS = 20
+
+
+def finite_logits(bed: Setup) -> Finding:
+    """No NaN and no infinity in what the models say, in the precision that was asked for."""
+    models = {"target": bed.loaded.model}
+    models |= {d.loaded.name: d.loaded.model for d in bed.drafts if d.loaded is not None and d.spec.kind == "model"}
+    bad = []
+    for name, model in models.items():
+        vocabulary = int(model.config.get_text_config().vocab_size)
+        ids = [token % vocabulary for token in bed.prompts[0]]
+        if not bare_logits(model, ids, len(ids)).isfinite().all():
+            bad.append(name)
+    if not bad:
+        return Finding("finite-logits", "ok", f"every logit of {len(models)} models is a number in {bed.dtype}")
+    hint = "This precision overflows for this model: use --dtype bfloat16 or float32."
+    return Finding("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
+
+
+def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]]) -> Finding | None:
+    """The draft must read plain text better than chance where the target does. `samples` are the words of the prompts
+    alone, which no model wrote. None for drafts that cannot mean other tokens."""
+    if draft.loaded is None or draft.spec.kind != "model":
+        return None
+    name, vocabulary = draft.spec.text, bed.vocab_size
+    tokens = sum(len(ids) - 1 for ids in samples)
+    if tokens < FEW_TOKENS:
+        return Finding("vocabulary-meaning", "not checked", f"only {tokens} tokens of text to judge by", draft=name)
+    chance = math.log(vocabulary)
+    target = _loss(bed.loaded.model, [([], ids) for ids in samples], vocabulary)
+    plain = _loss(draft.loaded.model, [([], ids) for ids in samples], vocabulary)
+    own = _loss(draft.loaded.model, list(zip(bed.prompts, bed.alone, strict=True)), vocabulary)
+    evidence = (
+        f"loss per token on the prompts' text: draft {plain:.1f}, target {target:.1f}, chance {chance:.1f} nats; on "
+        f"the target's own text the draft has {own:.1f}"
+    )
+    if target > LANGUAGE * chance:
+        return Finding("vocabulary-meaning", "not checked", f"{evidence}: no language to judge by", draft=name)
+    if min(plain, own) > CHANCE * chance:
+        hint = "The draft reads these ids as other tokens, or has no trained weights. Use one of the target's family."
+        return Finding("vocabulary-meaning", "broken", evidence, hint, name)
+    if plain > LANGUAGE * chance:
+        hint = "The draft predicts this kind of text poorly by itself. A sweep says how much is accepted all the same."
+        return Finding("vocabulary-meaning", "note", evidence, hint, name)
+    return Finding("vocabulary-meaning", "ok", evidence, draft=name)
+
+
+def _loss(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]], vocabulary: int) -> float:
+    """Mean of -ln P(token) in nats over the tokens of each text (after its prompt), a text's very first left out."""
+    total, count = 0.0, 0
+    for prompt, text in texts:
+        ids = [*prompt, *text]
+        scored = len(text) if prompt else len(text) - 1
+        if scored < 1:
+            continue
+        logits = align(bare_logits(model, ids, scored + 1)[:-1], vocabulary)
+        wanted = torch.tensor(ids[-scored:], device=logits.device)[:, None]
+        # A token that the draft has not counts as chance, not as infinity.
+        logs = torch.log_softmax(logits, -1).gather(1, wanted).clamp_min(-2 * math.log(vocabulary))
+        total, count = total - float(logs.sum()), count + scored
+    return total / count if count else float("nan")
+
+
+# What a check says where a run would say nothing, and how bad it is where a run warns.
+_CHECKS: dict[str, tuple[State, str]] = {
+    "end-in-prompt": ("note", "no prompt ends with an end-of-sequence token"),
+    "two-begins": ("note", "no prompt begins with two begin-of-text tokens"),
+    "date-in-prompt": ("note", "the date is in no prompt"),
+    "end-tokens": ("note", "the files of the target agree on how texts end"),
+    CODE: ("note", "the target's files ask for no other sampling than this"),
+}
+
+
+def own_files(target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence[int]], today: Today) -> list[Finding]:
+    """One finding for each check; `encoded` are the prompts as token ids, written `today`."""
+    cautions = {each.code: each for each in own_cautions(target, config, encoded, end_tokens(target), today)}
+    found = []
+    for code, (state, sound) in _CHECKS.items():
+        caution = cautions.get(code)
+        if caution is None:
+            found.append(Finding(code, "ok", sound))
+            continue
+        # Some models were trained on turns that end so; a tokenizer that does it to any text is a slip.
+        slip = code == "end-in-prompt" and target.tokenizer.chat_template is None
+        found.append(Finding(code, "broken" if slip else state, caution.message, caution.hint))
+    return found
