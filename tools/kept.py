@@ -160,7 +160,7 @@ def measure(name: str, limit: int | None) -> None:
             before = specbench(f"{words} --limit {limit or run.limit}{more}", work)
         print(f"{name}: {(time.monotonic() - start_s) / 60:.1f} minutes, {run.minutes:g} foreseen")
         if limit is not None:
-            _brief(before, {}, work / "brief")
+            brief(before, {}, work / "brief")
             return
         to = REPORTS / name
         shutil.rmtree(to, ignore_errors=True)
@@ -170,10 +170,18 @@ def measure(name: str, limit: int | None) -> None:
                 shutil.copyfile(file, to / file.name)
 
 
-def _brief(run: Path, policy: Mapping[str, Any], to: Path) -> None:
+def brief(run: Path, policy: Mapping[str, Any], to: Path) -> None:
+    """Write the brief of a run, of recorded answers that of their acceptance."""
     import specbench as package
+    from specbench.api import recorded_acceptance
+    from specbench.report.brief import write_acceptance_brief
+    from specbench.store import read_run
 
-    package.load_run(run, **policy).write_brief(to)
+    stored = read_run(run)
+    if stored.run.answers is None:
+        package.load_run(run, **policy).write_brief(to)
+    else:
+        write_acceptance_brief(stored, recorded_acceptance(stored, stored.run.config.gamma), to)
 
 
 def write() -> None:
@@ -185,7 +193,7 @@ def write() -> None:
             continue
         for old in [*folder.glob("brief.*"), *folder.glob("figures/*")]:
             old.unlink()
-        _brief(Path("reports") / run, policy, folder)
+        brief(Path("reports") / run, policy, folder)
 
 
 def quote() -> None:
