@@ -110,7 +110,8 @@ def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path, monkeypatch, qu
         ModelError, match=r"needs 139 GB, 22 GB are free \(weights 139 GB, KV cache of 64 tokens 0.02 GB"
     ):
         shapes.load_shape(huge, dtype="bfloat16", device="cpu", context=64)
-    result = call("probe", "--target-config", huge, "--device", "cpu", "--threads", 1, "--out", tmp_path / "runs")
+    flags = ("--dtype", "bfloat16", "--device", "cpu", "--threads", 1)
+    result = call("probe", "--target-config", huge, *flags, "--out", tmp_path / "runs")
     assert result.exit_code == 2
     assert "needs 139 GB, 22 GB are free" in result.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()

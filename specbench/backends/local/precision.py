@@ -39,10 +39,11 @@ def _in(config: RunConfig, dtype: str) -> RunConfig:
     return replace(config, dtype=cast(DType, dtype))
 
 
-def times_float32(dtype: str, device: str, now: Callable[[], float] = time.perf_counter) -> float:
+def times_float32(dtype: str, device: str, now: Callable[[], float] = time.thread_time) -> float:
     """How many times as long as in float32 a CPU multiplies matrices of the size of a prompt's, by the best of five
-    turns of each; 1 elsewhere. With kernels bfloat16 takes half as long, without them 5 to 10 times. Single steps do
-    not tell: they wait for memory, of which bfloat16 takes half."""
+    turns of each in processor time, which others on the machine leave alone; 1 elsewhere. With kernels bfloat16 takes
+    half as long, without them 5 to 10 times. Single steps do not tell: they wait for memory, of which bfloat16 takes
+    half."""
     if dtype == "float32" or not device.startswith("cpu"):
         return 1.0
     import torch
