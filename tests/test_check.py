@@ -286,7 +286,7 @@ def test_what_cannot_be_checked_is_one_line(home, copy, tmp_path):
     assert "Not a run folder" in refused(tmp_path / "nowhere")
     assert "The run has no gamma 9" in refused(copy, "--gamma", 9)
     assert "--against" in refused(copy, "--against", "vllm")
-    assert "--limit" in refused(copy, "--limit", 0)
+    assert "`limit`: 0 is not" in refused(copy, "--limit", 0)
     run = json.loads((copy / "run.json").read_text())
     hidden = run | {"config": run["config"] | {"system_prompt": "sha256:00"}}
     (copy / "run.json").write_text(json.dumps(hidden))

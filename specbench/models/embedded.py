@@ -125,7 +125,7 @@ HEADS = {
     "demo:eagle3": DemoHead(
         title="the EAGLE-3 head made for it",
         folder=Path(__file__).with_name("smollm2-eagle3"),
-        sha256="d511634ef2997e7279153af0b6dc6fe74775f98e8b04eee416b9b5062855af86",
+        sha256="3200dbd2fff99bfbe3faacdcb79a63f8b9cbe7d5b6c23d33e2491e7fde2da03b",
     )
 }
 
