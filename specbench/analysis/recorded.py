@@ -146,12 +146,15 @@ def recorded_drafts(
 def _chunks(texts: Iterable[Text]) -> Iterator[tuple[str, list[Text]]]:
     """Texts of one draft, as many as are replayed together."""
     waiting: dict[str, list[Text]] = {}
+    longest: dict[str, int] = {}
     for text in texts:
         mine = waiting.setdefault(text.draft, [])
-        longest = max([text.tokens, *(other.tokens for other in mine)])
-        if mine and (len(mine) == CHUNK or longest * (len(mine) + 1) > PLACES):
+        most = max(text.tokens, longest.get(text.draft, 0))
+        if mine and (len(mine) == CHUNK or most * (len(mine) + 1) > PLACES):
             yield text.draft, mine
             mine = waiting[text.draft] = []
+            most = text.tokens
+        longest[text.draft] = most
         mine.append(text)
     yield from ((draft, mine) for draft, mine in waiting.items() if mine)
 
