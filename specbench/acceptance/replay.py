@@ -188,7 +188,7 @@ def replay(texts: Sequence[Text], gamma: int, cutoff: float = 0.0) -> Expected:
 def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
     """The loop's own rounds, of all texts side by side: nothing about a block is uncertain."""
     count = len(texts)
-    size, limit = (np.array([getattr(text, name) for text in texts]) for name in ("tokens", "limit"))
+    size, limit = np.array([text.tokens for text in texts]), np.array([text.limit for text in texts])
     first = np.cumsum(size - 1) - size  # of a text in the arrays of all, less the 1 that places begin at
     proposed, matched = (np.concatenate([getattr(text, name) for text in texts]) for name in BLOCK_NUMBERS)
     modelled = proposed.ndim == 2  # a model drafted k tokens of its own, whatever came of them
