@@ -7,7 +7,8 @@ VLLM := .venv-vllm
 SPECULATORS := .venv-heads
 RAY := .venv-ray
 
-.PHONY: help demo test test-all test-gemma test-gpu test-vllm test-heads test-ray lint check docs bench bench-gpu clean
+.PHONY: help demo test test-all test-gemma test-gpu test-vllm test-heads test-ray lint check docs kept measure-kept bench \
+	bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +22,7 @@ help:
 	@echo "make test-ray  tests of recorded answers on workers of Ray (an environment of its own; or name a Python in SPECBENCH_RAY_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
 	@echo "make docs   write docs/reference.md, docs/glossary.md and configs/default.yaml anew from the code"
+	@echo "make kept   write the briefs under reports/ anew; make measure-kept measures their runs anew first"
 	@echo "make bench  performance as ratios against named peers"
 	@echo "make bench-gpu  the same for the engine on a CUDA device"
 
@@ -93,6 +95,12 @@ test-ray: $(STAMP) $(if $(SPECBENCH_RAY_PYTHON),,$(RAY)/.installed)
 
 docs: $(STAMP)
 	$(BIN)/python -m tools
+
+kept: $(STAMP)
+	$(BIN)/python -m tools.kept
+
+measure-kept: $(STAMP)
+	$(BIN)/python -m tools.kept measure
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import GREEDY, lean, near_copy, tiny_llama
 
 from specbench.acceptance.loop import generate
-from specbench.acceptance.replay import Positions, replay
+from specbench.acceptance.replay import Expected, Positions, replay
 from specbench.acceptance.score import score
 from specbench.analysis.predict import Predictor
 from specbench.backends.local.cached import CachedModel
@@ -250,6 +251,29 @@ def test_a_draft_phase_costs_what_it_was_timed_at():
     assert predicted_rounds(found, whole).draft_s[0] == pytest.approx(0.1 * drafted + 0.2 * started)
     assert rounds - 2 <= started <= rounds
     assert round_costs(at_end([*points, *phases], "high", lambda p: p.phase == "draft"), "d", 50, 0.0) == whole
+
+
+def test_a_round_of_a_batch_waits_for_the_row_that_reads_most():
+    """Two look-ups that draft two tokens in 8 and in 2 of 10 rounds; a draft model that catches up in half of them."""
+    nothing, rounds = np.zeros(2), np.array([10.0, 10.0])
+    found = Expected(
+        2, rounds, nothing, nothing, np.array([[8.0, 8.0], [2.0, 2.0]]), np.zeros((2, 2)), nothing, nothing, nothing,
+        nothing, nothing,
+    )  # fmt: skip
+    costs = RoundCosts((1.0, 2.0, 3.0), 0.0, 0.0, 0.5)
+    assert predicted_rounds(found, costs).verify_s == pytest.approx([8 * 3 + 2 * 1, 2 * 3 + 8 * 1])
+    # Beside another of the two at random, which drafts in half of its rounds.
+    assert predicted_rounds(found, costs, 2).verify_s == pytest.approx([9 * 3 + 1, 6 * 3 + 4])
+    assert predicted_rounds(found, costs, 2).other_s == pytest.approx([5.0, 5.0])
+    drafts = replace(found, reached=np.full((2, 2), 10.0), started=rounds, catch_ups=rounds / 2)
+    model = RoundCosts((1.0, 2.0, 3.0), 0.1, 0.4, 0.0)
+    assert predicted_rounds(drafts, model).draft_s == pytest.approx([10 * 0.2 + 5 * 0.3] * 2)
+    assert predicted_rounds(drafts, model, 2).draft_s == pytest.approx([10 * 0.2 + 7.5 * 0.3] * 2)
+    head = replace(model, read_s=(0.1, 0.2), catch_up_s=0.1)
+    half = replace(drafts, catch_ups=nothing, accepted=rounds, survived=np.full((2, 2), 5.0))
+    alone, beside = (predicted_rounds(half, head, rows).draft_s[0] for rows in (1, 2))
+    # Rounds keep 0 or 2 tokens, half of them each: 1 on average, and 1.5 where the longer of two counts.
+    assert beside - alone == pytest.approx(10 * 0.5 * 0.1)
 
 
 def test_the_tail_of_a_batch_is_counted():

@@ -174,7 +174,7 @@ def test_the_doctor_asks_no_more_than_a_block_of_a_round(tmp_path):
         loaded(TARGET), [draft], prompts, sampling=GREEDY, eos=frozenset(), max_new_tokens=20, dtype="float32"
     )
     found = loop_and_replay(bed, bed.drafts[0])
-    assert found.state == "ok", found.evidence
+    assert found.severity == "ok", found.message
     assert max(one.drafted for live, _ in bed.with_draft(bed.drafts[0]) for one in live.rounds) == 2
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from specbench.records import Reason
 from specbench.report.dialect import Compiled, because, environment
+from specbench.report.tables import doctor_tables
+from specbench.verify.findings import Examination, noticed
 
 
 @pytest.fixture
@@ -45,3 +50,24 @@ def test_without_a_place_for_it_words_are_the_same(monkeypatch, tmp_path, fresh)
     file.write_text("in the way")
     monkeypatch.setenv("SPECBENCH_CACHE", str(file))
     assert because(REASON) == WORDS and Compiled(str(file / "x")).directory.endswith("x")
+
+
+def test_the_doctors_page_names_a_draft_where_there_are_several_and_hints_where_there_is_something_to_do():
+    found = [
+        noticed("threads", "ok", "2 threads", "Not said."),
+        noticed("same-text", "broken", "texts differ", "mend it", "a"),
+        noticed("same-text", "note", "nearly a tie", None, "b"),
+    ]
+    page = shown(found)
+    assert "broken: same-text a: texts differ\n    Mend it.\n" in page and "note: same-text b: nearly a tie" in page
+    assert "1 check found something broken" in page and "Not said" not in page
+    assert "ok: same-text: equal" in shown([noticed("same-text", "ok", "equal", draft="a")])
+
+
+def shown(found):
+    file = io.StringIO()
+    broken = sum(each.severity == "broken" for each in found)
+    seen = Examination(2, "t", ("a", "b"), "float32", 0.0, 2, 10, broken, tuple(found))
+    for part in doctor_tables(seen):
+        Console(file=file, width=80).print(part)
+    return file.getvalue()

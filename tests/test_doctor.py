@@ -62,7 +62,7 @@ def bed_of(tokenizer, draft, *, sampling=GREEDY, spec="near", target=TARGET, tok
 
 def broken(bed, warm=None):
     found = examine(Patient(bed, bed, warm, [[1, 2, 3] * 10]))
-    return {finding.code for finding in found if finding.state == "broken"}
+    return {finding.code for finding in found if finding.severity == "broken"}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_lossy_rule_is_named_greedy_and_sampling(tokenizer, monkeypatch):
 
     for rule in (by_equality, lambda p, q, drafts, generator: (len(drafts), int(p[-1].argmax()))):
         monkeypatch.setattr(loop, "accept_sampled", rule)
-        assert sampled.accept_rule(bed_of(tokenizer, NEAR, sampling=WARM)).state == "broken"
+        assert sampled.accept_rule(bed_of(tokenizer, NEAR, sampling=WARM)).severity == "broken"
 
 
 class Cold(ModelDrafter):
@@ -239,7 +239,7 @@ def test_a_draft_at_another_temperature_is_named_and_a_greedy_one_noted(tokenize
     with_drafter(warm, drafter_with(CachedModel(NEAR, warm.capacity), sampling=Sampling(1.4)))
     assert broken(bed_of(tokenizer, NEAR), warm) == {"draft-temperature"}
     with_drafter(warm, drafter_with(CachedModel(NEAR, warm.capacity)))
-    assert sampled.draws_follow_q(warm, warm.drafts[0]).state == "note"
+    assert sampled.draws_follow_q(warm, warm.drafts[0]).severity == "note"
     assert broken(bed_of(tokenizer, NEAR), warm) == set()
 
 
@@ -253,14 +253,14 @@ def test_a_target_that_ends_at_once_is_named(tokenizer):
     bed = bed_of(tokenizer, NEAR)
     bed.eos = frozenset(text[0] for text in bed.alone)
     del bed.alone
-    assert texts.ends_at_once(bed).state == "broken"
+    assert texts.ends_at_once(bed).severity == "broken"
 
 
 def test_memory_that_is_not_there_is_named(tokenizer):
     bed = bed_of(tokenizer, NEAR)
-    assert machine.memory(bed.loaded, bed.drafts, 100, free=1000).state == "broken"
-    assert machine.memory(bed.loaded, bed.drafts, 100).state == "ok"
-    assert machine.thread_count(10_000, "cpu").state == "note"
+    assert machine.memory(bed.loaded, bed.drafts, 100, free=1000).severity == "broken"
+    assert machine.memory(bed.loaded, bed.drafts, 100).severity == "ok"
+    assert machine.thread_count(10_000, "cpu").severity == "note"
 
 
 def test_a_part_that_fails_is_a_finding_without_its_message(tokenizer):
@@ -271,7 +271,7 @@ def test_a_part_that_fails_is_a_finding_without_its_message(tokenizer):
             raise RuntimeError("secret prompt")
 
     found = examine(Patient(with_drafter(bed, drafter_with(CachedModel(NEAR, 99), kind=Failing)), bed, None, []))
-    assert any(f.code == "draft-history" and f.state == "broken" for f in found)
+    assert any(f.code == "draft-history" and f.severity == "broken" for f in found)
     assert "secret" not in str(found)
 
 
@@ -281,7 +281,7 @@ def test_the_command_says_the_same_in_json_and_in_words(lab):
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert set(found) == {field.name for field in fields(findings.Examination)}
-    assert found["broken"] == 0 and {f["state"] for f in found["findings"]} <= {"ok", "note", "not checked"}
+    assert found["broken"] == 0 and {f["severity"] for f in found["findings"]} <= {"ok", "note", "not checked"}
     words = call(*args).stdout
     assert "Nothing is broken" in words and "xylophone" not in words
 
@@ -289,7 +289,7 @@ def test_the_command_says_the_same_in_json_and_in_words(lab):
 def test_a_model_that_is_not_there_is_broken_and_the_exit_code_says_so(lab, tmp_path):
     result = call("doctor", *lab.args("--quiet", "--json", draft=tmp_path / "nowhere"))
     assert result.exit_code == 1
-    found = {f["code"] for f in json.loads(result.stdout)["findings"] if f["state"] == "broken"}
+    found = {f["code"] for f in json.loads(result.stdout)["findings"] if f["severity"] == "broken"}
     assert found == {"models-load"}
 
 
@@ -297,7 +297,7 @@ def test_the_contract_lists_every_code_and_key():
     contract = PAGES["contract.md"]
     folder = Path(findings.__file__).parent
     source = "".join(path.read_text() for path in folder.glob("*.py"))
-    codes = set(re.findall(r'(?:Finding|_not_checked|_cache)\(\s*"([\w-]+)"', source)) | {texts.TEMPLATE}
+    codes = set(re.findall(r'(?:noticed|_not_checked|_cache)\(\s*"([\w-]+)"', source)) | {texts.TEMPLATE}
     codes |= {"draft-sampling", "draft-temperature"}
     listed = set(re.findall(r"`([\w-]+)`", contract.partition("### Doctor: codes")[2].partition("\n## ")[0]))
     assert codes <= listed
@@ -318,16 +318,16 @@ def test_on_real_language_a_shuffled_draft_and_wrong_templates_are_named():
         return bed, texts.vocabulary_meaning(bed, bed.drafts[0], [sample])
 
     bed, sane = meaning(draft.model)
-    assert sane.state != "broken"
+    assert sane.severity != "broken"
     shuffled = copy.deepcopy(draft.model)
     table = shuffled.get_input_embeddings().weight
     table.copy_(table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))].clone())
-    assert meaning(shuffled)[1].state == "broken"
-    assert texts.chat_template(bed).state == "ok"
+    assert meaning(shuffled)[1].severity == "broken"
+    assert texts.chat_template(bed).severity == "ok"
     own = target.tokenizer.chat_template
     headless = own.replace("add_generation_prompt", "false")
     for wrong in (None, "{% for m in messages %}### {{ m['content'] }}{% endfor %}", headless):
         tokenizer = copy.deepcopy(target.tokenizer)
         tokenizer.chat_template = wrong
         bed.loaded = replace(target, tokenizer=tokenizer)
-        assert texts.chat_template(bed).state == "broken", wrong
+        assert texts.chat_template(bed).severity == "broken", wrong

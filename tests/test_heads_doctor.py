@@ -36,28 +36,28 @@ def states(bed, draft):
 
 
 def broken(found):
-    return {code for code, one in found.items() if one.state == "broken"}
+    return {code for code, one in found.items() if one.severity == "broken"}
 
 
 @pytest.mark.full
 def test_a_sound_head(tmp_path):
     found = states(*bed_of(tmp_path))
-    assert {one.state for one in found.values()} == {"ok"}, found
-    assert found["head-agreement"].evidence.startswith("100%")
+    assert {one.severity for one in found.values()} == {"ok"}, found
+    assert found["head-agreement"].message.startswith("100%")
 
 
 def test_layers_off_by_one_are_named_with_those_that_fit(tmp_path):
     found = states(*bed_of(tmp_path, eagle_aux_hidden_state_layer_ids=[0, 1, 2]))
     assert "head-config" in broken(found)
-    assert "states before layers 0, 1, 2" in found["head-config"].evidence
-    assert "with states before layers 1, 2, 3 100%" in found["head-config"].evidence
+    assert "states before layers 0, 1, 2" in found["head-config"].message
+    assert "with states before layers 1, 2, 3 100%" in found["head-config"].message
 
 
 @pytest.mark.full
 def test_a_norm_too_few_is_named(tmp_path):
     found = states(*bed_of(tmp_path, norm_before_residual=False))
     assert "head-config" in broken(found)
-    assert "norm_before_residual: true" in found["head-config"].evidence
+    assert "norm_before_residual: true" in found["head-config"].message
 
 
 @pytest.mark.full
@@ -97,6 +97,6 @@ def test_a_poor_head_is_not_broken(tmp_path):
     for name in ("lm_head.weight", "layers.0.self_attn.v_proj.weight"):
         tensors[name] = tensors[name] + 0.6 * tensors[name].std() * torch.randn_like(tensors[name])
     found = states(*bed_of(tmp_path, tensors))
-    first = int(found["head-agreement"].evidence.partition("%")[0])
+    first = int(found["head-agreement"].message.partition("%")[0])
     assert 15 < first < 85, found["head-agreement"]
     assert broken(found) == set(), found

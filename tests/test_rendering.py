@@ -185,7 +185,7 @@ def test_a_run_leaves_out_what_the_template_refuses(refusing: list[str], more: l
 def test_the_doctor_says_what_the_template_refuses_and_does_not_write(refusing: list[str]) -> None:
     code, out, err = outcome(["doctor", *refusing[: refusing.index("--gamma")], "--quiet", "--json"])
     assert code == 0, err
-    notes = {f["code"]: f["evidence"] for f in json.loads(out)["findings"] if f["state"] == "note"}
+    notes = {f["code"]: f["message"] for f in json.loads(out)["findings"] if f["severity"] == "note"}
     assert notes["template-refuses"].startswith("1 of 4 prompts are left out, the first: q1, the chat template refuses")
     assert "enable_thinking (1 prompt)" in notes["template-drops"]
     assert "response_format (1 prompt)" in notes["request-fields-not-used"]
@@ -221,7 +221,7 @@ def test_a_user_who_spells_a_special_token_is_encoded_as_transformers_does_and_c
     spelled, plain = (Prompt(name, (Message("user", name),), name) for name in (f"x {special} y", "x y"))
     assert special_tokens(loaded.tokenizer, [plain]) == []
     (found,) = special_tokens(loaded.tokenizer, [spelled, plain])
-    assert (found.state, found.evidence.startswith("1 of 2 prompts spell")) == ("note", True)
+    assert (found.severity, found.message.startswith("1 of 2 prompts spell")) == ("note", True)
     turns = [{"role": "user", "content": f"x {special} y"}]
     ids = loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert encode(loaded, spelled, {}) == list(ids)

@@ -17,8 +17,8 @@ from rich.console import Console
 from specbench.analysis.compare import Comparison, compared
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
-from specbench.report.compare_tables import comparison_markdown, comparison_tables
 from specbench.report.dialect import json_of, said
+from specbench.report.tables import comparison_markdown, comparison_tables
 from specbench.run_record import ModelFacts, WorkloadFacts
 from specbench.store import StoredRun
 

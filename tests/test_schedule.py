@@ -13,7 +13,8 @@ from fake_served import SPEC, FakeServer, fake_served
 from specbench.analysis.loads import Cell, best_schedule
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import Paired
-from specbench.report.schedule import schedule_words, sglang_schedule, tensorrt_schedule, vllm_schedule
+from specbench.report.dialect import PLAIN, sentence_of
+from specbench.report.schedule import sglang_schedule, tensorrt_schedule, vllm_schedule
 
 # Speedups by concurrency and gamma: deep drafts where there is room, none where there is not.
 PLANTED = {1: {1: 1.2, 4: 1.8}, 4: {1: 1.1, 4: 1.05}, 16: {1: 0.9, 4: 0.5}}
@@ -85,7 +86,7 @@ def test_engines_get_it_in_their_own_words():
     # vLLM takes no schedule that does not begin at 1, whatever was measured first.
     later = best_schedule({2: cells()[1], 8: cells()[16]}, 0.95)
     assert vllm_schedule(later).endswith(":[[1,7,4],[8,8,0]]")
-    words = schedule_words(found)
+    words = sentence_of("schedule", PLAIN, found)
     assert "gamma 4 for 1 to 3; gamma 1 for 4 to 15; no draft from 16 at a time on" in words
     assert "Over gamma 1 throughout that gains +1" in words and "predicted" not in words
 

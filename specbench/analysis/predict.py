@@ -16,7 +16,15 @@ from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.frame import DraftView
 from specbench.cost.clients import decoding_seconds
-from specbench.cost.model import RoundCosts, at_end, cost_variance, predicted_rounds, prefill_seconds, round_costs
+from specbench.cost.model import (
+    RoundCosts,
+    RoundSeconds,
+    at_end,
+    cost_variance,
+    predicted_rounds,
+    prefill_seconds,
+    round_costs,
+)
 from specbench.decision.interval import Floats, Paired, ends, speedup_interval
 from specbench.records import CostPoint, Interval
 
@@ -78,7 +86,7 @@ class Predictor:
         elif view.batch > 1 and batch in (None, view.batch):
             base_s, spent_s = self._with_tail(found, points)
         else:
-            base_s, spent_s = self._tokens * costs.step_s, view.by_prompt(predicted_rounds(found, costs).total_s)
+            base_s, spent_s = self._tokens * costs.step_s, view.by_prompt(self._rounds(found, costs, batch).total_s)
         return Paired(*(each * view.weights for each in (base_s, self._tokens, spent_s, self._tokens)))
 
     def _in_turn(self, found: Expected, clients: int, points: Sequence[CostPoint]) -> tuple[Floats, Floats]:
@@ -111,8 +119,12 @@ class Predictor:
         steps = np.array([text.tokens - 1.0 for text in self._view.texts])
         step_s = {b: np.full(len(steps), c.step_s) for b, c in costs.items()}
         rounds = np.maximum(found.rounds, 1e-12)
-        round_s = {b: predicted_rounds(found, c).total_s / rounds for b, c in costs.items()}
+        round_s = {b: self._rounds(found, c, b).total_s / rounds for b, c in costs.items()}
         return self._batches_s(steps, step_s), self._batches_s(found.rounds, round_s)
+
+    def _rounds(self, found: Expected, costs: RoundCosts, batch: int | None) -> RoundSeconds:
+        """Rounds of a batch (None: of the run's) wait for its widest row; on a server each request has its own."""
+        return predicted_rounds(found, costs, 1 if self._served else batch or self._view.batch)
 
     def _batches_s(self, turns: Floats, turn_s: Mapping[int, Floats]) -> Floats:
         """Seconds of each batch whose texts take so many `turns` [texts]. A turn takes what it does on average of those
@@ -149,7 +161,7 @@ class Predictor:
         costs, found = self._costs(), self._view.replayed(gamma)
         if costs is None or found is None or gamma >= len(costs.verify_s) or not found.rounds.sum():
             return None
-        spent, rounds = predicted_rounds(found, costs), found.rounds.sum() * self._view.batch
+        spent, rounds = self._rounds(found, costs, None), found.rounds.sum() * self._view.batch
         return RoundTime(*(float(s.sum() / rounds) for s in (spent.draft_s, spent.verify_s, spent.other_s)))
 
     def curve(self) -> tuple[PredictedGamma, ...]:

@@ -129,7 +129,7 @@ def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, s
     if as_json:
         print_json(found)
         return
-    from specbench.report.acceptance_brief import write_acceptance_brief
+    from specbench.report.brief import write_acceptance_brief
 
     _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
 

@@ -4,7 +4,6 @@ against those of an independent implementation.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +65,7 @@ def check(
     if as_json:
         print_json(found)
     else:
-        from specbench.report.verify_tables import check_tables
+        from specbench.report.tables import check_tables
 
         print_parts(check_tables(found), folder)
     if strict:
@@ -94,9 +93,9 @@ def doctor(keys: Keys, config: ConfigFile = None, as_json: AsJson = False, quiet
 
     found = run_doctor(settings, sayer(quiet))
     if as_json:
-        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        print_json(found)
     else:
-        from specbench.report.verify_tables import doctor_tables
+        from specbench.report.tables import doctor_tables
 
         print_parts(doctor_tables(found))
     if found.broken:

@@ -32,7 +32,7 @@ def compare(
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
     from specbench.analysis.compare import compared
-    from specbench.report.compare_tables import comparison_markdown, comparison_tables
+    from specbench.report.tables import comparison_markdown, comparison_tables
     from specbench.store import read_run
 
     first, second = run_folder(first, out), run_folder(second, out)

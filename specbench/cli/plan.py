@@ -89,7 +89,7 @@ def plan(
     if as_json:
         print_json(found)
         return
-    from specbench.report.plan.tables import plan_tables
+    from specbench.report.tables import plan_tables
 
     print_parts(plan_tables(found))
 
@@ -195,7 +195,7 @@ def probe(
     if as_json:
         print_json(found)
         return
-    from specbench.report.probe_tables import probe_tables
+    from specbench.report.tables import probe_tables
 
     print_parts(probe_tables(found), folder)
     typer.echo(f"To use these costs in a run: specbench sweep --costs {folder}", err=True)

@@ -193,7 +193,7 @@ def show_replay(
     if as_json:
         print_json(found)
         return
-    from specbench.report.replay_tables import replay_tables
+    from specbench.report.tables import replay_tables
 
     print_parts(replay_tables(found), folder)
 
@@ -206,7 +206,7 @@ def show_recorded(stored: StoredRun, gammas: Sequence[int], cutoff: float, as_js
     if as_json:
         print_json(found)
         return
-    from specbench.report.recorded_tables import recorded_tables
+    from specbench.report.tables import recorded_tables
 
     print_parts(recorded_tables(found), stored.folder)
     typer.echo(f"For the acceptance brief: specbench brief {stored.folder}", err=True)

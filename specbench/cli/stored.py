@@ -54,9 +54,9 @@ def runs(
     if as_json:
         typer.echo(json.dumps({"runs": [asdict(run) for run in found]}, allow_nan=False))
         return
-    from specbench.report.runs_table import runs_table
+    from specbench.report.tables import runs_table
 
-    print_parts([runs_table(found)])
+    print_parts(runs_table(found))
     if len(folders) > last:
         typer.echo(f"{len(folders) - last:,} older are not shown: --last {len(folders)}", err=True)
 
@@ -137,7 +137,7 @@ def workload_profile(
             )
         )
         return
-    from specbench.report.replay_tables import workload_tables
+    from specbench.report.tables import workload_tables
 
     print_parts(workload_tables(loaded, found))
 

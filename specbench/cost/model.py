@@ -170,23 +170,27 @@ def prefill_seconds(points: Sequence[CostPoint], model: str | None, tokens: Floa
     return np.asarray(rate * tokens, dtype=np.float64)
 
 
-def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
-    """What the rounds of each text would take. Raises IndexError where a round drafts more than was probed."""
-    at_least = np.column_stack([found.rounds, found.reached, np.zeros(len(found.rounds))])
-    by_drafted = at_least[:, :-1] - at_least[:, 1:]  # [texts, gamma + 1]: rounds that drafted 0, 1, .. gamma tokens
+def predicted_rounds(found: Expected, costs: RoundCosts, rows: int = 1) -> RoundSeconds:
+    """What the rounds of each text would take. With `rows` side by side a pass is as wide as the row that reads most
+    makes it, the others being any of these texts. Raises IndexError where a round drafts more than was probed."""
+    by_drafted = _widest(_by_number(found.rounds, found.reached), rows)
     drafted = np.arange(found.gamma + 1)
     verify_s = np.array([costs.judge_s[n] for n in drafted])
-    steps = by_drafted @ drafted - found.copied + found.cut_offs
-    draft_s = steps * costs.each_s + found.started * (costs.first_s - costs.each_s)
-    draft_s = draft_s + found.catch_ups * (costs.catch_up_s - costs.draft_s)
+    started, catch_ups = (_any(part, found.rounds, rows) for part in (found.started, found.catch_ups))
+    # What an n-gram copied costs no step, and which rows' steps coincide is not known.
+    own = _by_number(found.rounds, found.reached) if found.copied.any() else by_drafted
+    steps = own @ drafted - found.copied + found.cut_offs
+    draft_s = steps * costs.each_s + started * (costs.first_s - costs.each_s)
+    draft_s = draft_s + catch_ups * (costs.catch_up_s - costs.draft_s)
     if costs.read_s:
         # A head's first step reads one emitted token in a text's first round, and later all that came of the round
         # before. A pass grows evenly with what it reads.
         more = (costs.read_s[-1] - costs.read_s[0]) / max(1, len(costs.read_s) - 1)
         unread = np.divide(found.accepted, found.rounds, out=np.zeros_like(found.rounds), where=found.rounds > 0)
-        more_s = (found.accepted - unread) * more
+        accepted = _widest(_by_number(found.rounds, found.survived), rows) @ drafted
+        more_s = (accepted - unread) * more
         # A pass is paid for as a whole, also where fewer of its drafts are used: at a cut-off, an end of the text.
-        own_s = found.started * costs.drafting_s(found.gamma) if costs.block_s else draft_s
+        own_s = started * costs.drafting_s(found.gamma) if costs.block_s else draft_s
         draft_s = own_s + more_s
     kept = _kept_after_rejection(found)
     return RoundSeconds(
@@ -194,6 +198,27 @@ def predicted_rounds(found: Expected, costs: RoundCosts) -> RoundSeconds:
         by_drafted @ verify_s + _reread(kept, costs.reread_s),
         found.rounds * costs.other_s,
     )
+
+
+def _by_number(rounds: Floats, at_least: Floats) -> Floats:
+    """Rounds [texts, n + 1] with 0, 1, .. n of something, of which `at_least` [texts, n] had 1, 2, .. and more."""
+    every = np.column_stack([rounds, at_least, np.zeros(len(rounds))])
+    return np.asarray(every[:, :-1] - every[:, 1:], dtype=np.float64)
+
+
+def _widest(by_number: Floats, rows: int) -> Floats:
+    """Rounds [texts, n] by the most that is in a text's own and `rows` - 1 others, drawn from all rounds here."""
+    total = by_number.sum()
+    if rows == 1 or not total:
+        return by_number
+    others = (by_number.sum(0).cumsum() / total) ** (rows - 1)
+    return np.asarray(np.diff(by_number.cumsum(1) * others, axis=1, prepend=0.0), dtype=np.float64)
+
+
+def _any(part: Floats, rounds: Floats, rows: int) -> Floats:
+    """Rounds of each text in which it or one of `rows` - 1 others is in a `part` of them."""
+    others = 1 - part.sum() / max(rounds.sum(), 1e-12)
+    return np.asarray(rounds - (rounds - part) * others ** (rows - 1), dtype=np.float64)
 
 
 def _kept_after_rejection(found: Expected) -> Floats:

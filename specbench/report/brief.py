@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -23,6 +23,7 @@ from specbench.analysis.facts import checks, command
 from specbench.analysis.loads import best_by_concurrency
 from specbench.analysis.server import NUMBERS
 from specbench.analysis.steps import cost, next_steps
+from specbench.drafters import parse_draft
 from specbench.errors import StoreError
 from specbench.records import Finding
 from specbench.report import columns
@@ -33,20 +34,21 @@ from specbench.report.dialect import (
     UNLINKED,
     Column,
     Plain,
+    entries,
     say,
     sentence_of,
     squash,
     template,
 )
-from specbench.report.page import Page, html_page
-from specbench.report.published import public_figures
-from specbench.report.schedule import schedule_words
+from specbench.report.page import FIGURES_FOLDER, Page, html_page, markdown
 from specbench.report.settings.section import settings_of
-from specbench.store import replace_file
+from specbench.store import StoredRun, replace_file
+
+if TYPE_CHECKING:
+    from specbench.analysis.recorded import RecordedAcceptance, RecordedDraft, RecordedGamma
 
 BRIEF_FILE = "brief.md"
 PAGE_FILE = "brief.html"
-FIGURES_FOLDER = "figures"
 
 # Warnings that the timing itself is in doubt, or too little: said in a banner under the verdict.
 BANNERS = ("slow-baseline", "unsynchronised-clock", "baseline-speculates", "noise-floor", "few-prompts")
@@ -101,14 +103,6 @@ def _short(name: str, summary: Summary, d: Plain, **more: Any) -> str:
     return "\n".join(line for line in map(squash, page.splitlines()) if line)
 
 
-def markdown(name: str, found: dict[str, Any], d: Plain = MARKDOWN) -> str:
-    """A page of a template and its values, without double blank lines."""
-    blocks = template("blocks.md.j2", d).make_module({"page": {"folder": FIGURES_FOLDER, "anchors": d is MARKDOWN}})
-    page = template(name, d).render(found, b=blocks, html=False)
-    lines = [line.rstrip() for line in page.strip().split("\n")]
-    return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before) + "\n"
-
-
 def write_brief(summary: Summary, folder: Path | None = None) -> Path:
     """Write `brief.md`, `brief.html` and `figures/` to `folder` (default: the run folder) and return the path of the
     Markdown. Raises StoreError where they cannot be written."""
@@ -149,7 +143,7 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
     raised = [warning for warning in s.warnings if warning.code in BANNERS]
     shown = {"unfinished-run", *(warning.code for warning in raised)}
     limit = NEAR_TIE_NATS if facts.served else near_tie_limit(facts.precision)
-    published, note = public_figures(s.drafts, d)
+    published, note = public_figures(s.drafts)
     server = s.server
     return {
         "s": s,
@@ -169,12 +163,10 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
         "gamma_columns": partial(columns.gamma_columns, policy=s.policy, d=d),
         "load_columns": partial(columns.load_columns, s, d=d),
         "loads": columns.load_shown(s),
-        "curve_columns": columns.curve_columns,
-        "batch_columns": columns.batch_columns,
+        "curve_columns": partial(columns.curve_columns, d=d),
         "larger": any(len(each.batches) > 1 for each in s.drafts),
         "by_concurrency": lambda each: best_by_concurrency(s.loads, each.draft, s.policy),
         "cost": lambda each: cost(each, s.policy),
-        "schedule": lambda each: schedule_words(each.schedule),
         "near_tie": limit,
         "figures": figures_of(s),
         "numbers": NUMBERS,
@@ -207,6 +199,40 @@ def why(summary: Summary, d: Plain) -> str:
 def scope(s: Summary, d: Plain) -> list[str]:
     """What was measured, one line a circumstance; for the evidence, where each model has its size."""
     return [line for line in map(squash, say(d).scope(s).split("\n")) if line]
+
+
+def public_figures(drafts: Sequence[DraftResult]) -> tuple[list[dict[str, Any]], str]:
+    """Rows, this run's own first, and how to read them; none for kinds of drafts of which no public figure states its
+    setting."""
+    rows: list[dict[str, Any]] = []
+    notes = []
+    for kind, known in entries("published").items():
+        own = [draft for draft in drafts if _kind(draft.draft) == kind]
+        if own:
+            rows += [
+                {
+                    "source": "this run",
+                    "address": "",
+                    "draft": draft.draft,
+                    "gamma": row.gamma,
+                    "tau": row.tokens_per_round,
+                }
+                | {"alpha": draft.alpha, "speedup": row.speedup}
+                for draft in own
+                for row in (draft.best,)
+            ]
+            blank = {"draft": "", "tau": None, "alpha": None}
+            rows += [blank | each | {"address": entries("sources")[each["source"]]} for each in known["rows"]]
+            notes.append(known["note"])
+    return rows, " ".join(notes)
+
+
+def _kind(spec: str) -> str | None:
+    """A look-up with a model behind it is neither the one nor the other."""
+    found = parse_draft(spec)
+    if found.look_up:
+        return "ngram" if found.kind is None else None
+    return found.kind
 
 
 def figures_of(summary: Summary) -> list[Figure]:
@@ -291,3 +317,40 @@ def _status(s: Summary) -> str:
     facts = s.facts
     spared = f"; {facts.spared:,} need not be run, since their gamma was ruled out" if facts.spared else ""
     return f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials{spared}"
+
+
+def write_acceptance_brief(stored: StoredRun, found: RecordedAcceptance, folder: Path | None = None) -> Path:
+    """The brief of a run over recorded answers: acceptance with its intervals, what it rests on, and no verdict. Writes
+    `brief.md` and `brief.html`; returns the path of the Markdown. Raises StoreError where they cannot be written."""
+    folder = stored.folder if folder is None else folder
+
+    def values(d: Plain) -> dict[str, Any]:
+        source = d.code(Path(stored.run.workload.source or "a log").name)
+        best = [(draft, _best_recorded(draft)) for draft in found.drafts]
+        return {"found": found, "source": source, "glance": best, "provenance": _recorded_provenance(stored, d)}
+
+    words = sentence_of("no_verdict", PLAIN)
+    html = html_page(Page(folder), "acceptance.j2", values(HTML), "Acceptance on recorded answers", words)
+    return write_pages(folder, markdown("acceptance.j2", values(MARKDOWN)), html)
+
+
+def _best_recorded(draft: RecordedDraft) -> RecordedGamma:
+    """By costs, or else with the most tokens per round."""
+    if draft.best_gamma is not None:
+        return next(row for row in draft.gammas if row.gamma == draft.best_gamma)
+    return max(draft.gammas, key=lambda row: row.tokens_per_round.value or 0.0)
+
+
+def _recorded_provenance(stored: StoredRun, d: Plain) -> list[tuple[str, str]]:
+    run, origin = stored.run, stored.run.provenance
+    pairs = (
+        ("run", d.code(stored.folder.name)),
+        ("status", d.n(run.status)),
+        ("target", d.code(run.config.target)),
+        ("command", d.code(" ".join(origin.argv))),
+        ("time", d.n(", ".join(filter(None, (origin.started, origin.finished))))),
+        ("machine", d.n(origin.hardware.line or "")),
+        ("versions", d.n(", ".join(f"{name} {version}" for name, version in origin.versions.items()))),
+        ("log sha256", d.code(run.workload.sha256 or "")),
+    )
+    return [(what, value) for what, value in pairs if value]

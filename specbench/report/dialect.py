@@ -11,14 +11,16 @@ distrust".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
+from zlib import crc32
 
 import yaml
 from jinja2 import (
@@ -31,12 +33,16 @@ from jinja2 import (
     Template,
 )
 from jinja2.bccache import Bucket
-from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from specbench import text
 from specbench.models.cache import cache_root
 from specbench.records import FEW_PROMPTS, Finding, Reason
+from specbench.report.schedule import ranges, sglang_schedule, tensorrt_schedule, vllm_schedule
+
+# More positions than this do not fit beside the bars, and more of a name not beside a table's numbers.
+_SURVIVAL_NUMBERS = 8
+_NAME_WIDTH = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Plain:
     """For a terminal and for JSON: words alone."""
 
     name = "plain"
+    terminal = True
 
     def n(self, value: object) -> str:
         """A name, harmless."""
@@ -85,13 +92,21 @@ class Plain:
         """`(predicted)`, leading to the doubt of that code."""
         return f"({kind_of(code)})"
 
-    def inline(self, markdown: str) -> str:
-        """Words that are Markdown already."""
-        return markdown
+
+class Ascii(Plain):
+    """For a terminal that has nothing else."""
+
+    name = "ascii"
+
+    def n(self, value: object) -> str:
+        return text.ascii_text(text.clean(value))
+
+    code = n
 
 
 class Markdown(Plain):
     name = "md"
+    terminal = False
 
     def n(self, value: object) -> str:
         return text.escape(value)
@@ -120,6 +135,7 @@ class Unlinked(Markdown):
 
 class Html(Plain):
     name = "html"
+    terminal = False
 
     def n(self, value: object) -> str:
         return escape(text.clean(value))
@@ -140,16 +156,8 @@ class Html(Plain):
     def mark(self, code: str) -> str:
         return Markup('(<a class="mark" href="#{}">{}</a>)').format(code, kind_of(code))
 
-    def inline(self, markdown: str) -> str:
-        return Markup(_parser().renderInline(markdown))  # noqa: S704  # raw HTML is off
 
-
-@cache
-def _parser() -> MarkdownIt:
-    return MarkdownIt("commonmark", {"html": False, "xhtmlOut": False})
-
-
-PLAIN, MARKDOWN, UNLINKED, HTML = Plain(), Markdown(), Unlinked(), Html()
+PLAIN, ASCII, MARKDOWN, UNLINKED, HTML = Plain(), Ascii(), Markdown(), Unlinked(), Html()
 
 
 class Compiled(FileSystemBytecodeCache):
@@ -166,14 +174,19 @@ class Compiled(FileSystemBytecodeCache):
 
 
 @cache
+def _made_by() -> str:
+    """Compiled templates hold the options of this file, which their own checksum does not."""
+    return f"{crc32(files('specbench.report').joinpath('dialect.py').read_bytes()):08x}"
+
+
+@cache
 def environment(dialect: Plain) -> Environment:
     """Templates that speak `dialect`; a value that one misses is an error. In Markdown a template says where a name
     goes in (`n`, `code`); in HTML nothing goes in unescaped either way. `say` are the sentences about a run."""
     found = Environment(
         loader=ChoiceLoader([PackageLoader("specbench.report"), FunctionLoader(_entry)]),
-        bytecode_cache=Compiled(str(cache_root() / "templates"), f"{dialect.name}-%s"),
+        bytecode_cache=Compiled(str(cache_root() / "templates"), f"{_made_by()}-{dialect.name}-%s"),
         undefined=StrictUndefined,
-        trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=dialect is HTML,  # noqa: S701  # in Markdown, names are escaped where they enter a sentence
@@ -184,8 +197,7 @@ def environment(dialect: Plain) -> Environment:
         "strong": dialect.strong,
         "listed": listed,
         "squash": squash,
-        "inline": dialect.inline,
-        "inlined": lambda column: replace(column, cells=tuple(map(dialect.inline, column.cells))),
+        "closed": lambda lines: type(lines)("".join(f"{line}\n" for line in lines.splitlines() if line.strip())),
         "kwargs": text.template_kwargs,
         "of_100": lambda share: text.percent(share).rstrip("%"),
         "cell": text.cell,
@@ -195,6 +207,8 @@ def environment(dialect: Plain) -> Environment:
         "ms": text.milliseconds,
         "size": lambda count, unit="B": text.size(count, unit),
         "num": text.whole,
+        "n0": lambda value: f"{value:,.0f}",
+        "d1": lambda value: f"{value:.1f}",
         "d2": text.digits,
         "count": text.count,
         "rounded": rounded,
@@ -202,6 +216,14 @@ def environment(dialect: Plain) -> Environment:
         "capital": upper_first,
         "small": lambda words: words[:1].lower() + words[1:],
         "sentence": lambda words: full_stop(upper_first(words)),
+        "shortened": lambda name: shorten(name, _NAME_WIDTH, placeholder=".."),
+        "spark": partial(text.sparkline, ascii_only=dialect is ASCII),
+        "bars": partial(_bars, ascii_only=dialect is ASCII),
+        "ranged": lambda one, digits=2: ranged(one.value, one.low, one.high, digits),
+        "ranges": ranges,
+        "vllm_schedule": vllm_schedule,
+        "tensorrt_schedule": tensorrt_schedule,
+        "sglang_schedule": sglang_schedule,
     }
     found.globals |= {
         "mark": dialect.mark,
@@ -212,12 +234,41 @@ def environment(dialect: Plain) -> Environment:
         "said": lambda finding: said(finding, dialect),
         "because": lambda reason: because(reason, dialect),
         "part": lambda finding, name: part(finding, name, dialect),
-        "checking": lambda code: template(f"checks {code}", dialect).render(),
+        "worded": partial(worded, dialect),
+        "codes": codes,
         "kind_of": kind_of,
+        "d": dialect,
+        "columns": partial(columns, dialect),
+        "ranged": ranged,
+        "ms_range": _ms_range,
+        "pair": pair,
+        "pair_ms": lambda *seconds: pair(*(None if value is None else 1000 * value for value in seconds)),
         "UNKNOWN": text.UNKNOWN,
     }
-    # Sentences are squashed where they stand, so line ends in them are spaces.
-    found.globals["say"] = found.overlay(trim_blocks=False).get_template("run.j2").module
+    found.globals["say"] = found.get_template("run.j2").module
+    return found
+
+
+def columns(dialect: Plain, table: str, rows: Sequence[Any], **given: Any) -> list[Column]:
+    """A table of columns.yaml over these rows, without the columns that no row can fill."""
+    made, found = template(f"columns {table}", dialect).module, list[Column]()
+    t = {"terminal": dialect.terminal, "page": not dialect.terminal, **given}
+    for at, (name, spec) in enumerate(_tables()[table].items()):
+        if not t.get(spec.get("only"), "only" not in spec):
+            continue
+        for i, v in enumerate(t[spec["each"]] if "each" in spec else (None,)):
+            cells = tuple(getattr(made, f"cell_{at}")(t, v, i, row, n) for n, row in enumerate(rows))
+            if all(cell == text.UNKNOWN for cell in cells) and not t.get(
+                spec.get("keep"), spec.get("keep") == "always"
+            ):
+                continue
+            short = None
+            if "short" in spec:
+                cell = getattr(made, f"short_cell_{at}") if "short_cell" in spec else None
+                less = cells if cell is None else tuple(cell(t, v, i, row, n) for n, row in enumerate(rows))
+                short = getattr(made, f"short_{at}")(t, v, i), less
+            key, head = f"{name} {i}" if "each" in spec else name, getattr(made, f"head_{at}")(t, v, i)
+            found.append(Column(key, head, cells, spec.get("way", 0) + i, short, spec.get("left", False)))
     return found
 
 
@@ -240,6 +291,40 @@ def upper_first(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+def ranged(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
+    """`2.31 [2.20, 2.42]`; the number alone where there is no interval."""
+    if value is None:
+        return text.UNKNOWN
+    ends = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value:.{digits}f}{ends}"
+
+
+def _ms_range(value_s: float, low_s: float, high_s: float) -> str:
+    shown = [f"{1000 * seconds:,.{2 if value_s < 0.01 else 1}f}" for seconds in (value_s, low_s, high_s)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def pair(one: float | None, other: float | None, digits: int | None = None) -> str:
+    """`46.1 / 9.4`: the target alone and with the draft, or A and B; unknown where neither is known."""
+    if one is None and other is None:
+        return text.UNKNOWN
+    found = (text.UNKNOWN if v is None else f"{v:,.{_digits(v) if digits is None else digits}f}" for v in (one, other))
+    return " / ".join(found)
+
+
+def _digits(value: float) -> int:
+    return 2 if value < 1 else 1 if value < 100 else 0
+
+
+def _bars(survival: Sequence[float | None], longest: int, *, ascii_only: bool) -> str:
+    """Bars and, where all fit beside them, the shares: `▅▃ .52 .31`."""
+    line = text.sparkline(survival, ascii_only=ascii_only) or text.UNKNOWN
+    if longest > _SURVIVAL_NUMBERS:
+        return line
+    shares = " ".join("?" if share is None else f"{share:.2f}".removeprefix("0") for share in survival)
+    return f"{line:{longest}} {shares}".rstrip()
+
+
 def full_stop(words: str) -> str:
     return words if words.endswith((".", "!", "?")) else words + "."
 
@@ -255,12 +340,33 @@ def _catalogue() -> Mapping[str, Mapping[str, Any]]:
     return MappingProxyType(yaml.safe_load(page))
 
 
+@cache
+def _tables() -> Mapping[str, Mapping[str, Any]]:
+    page = files("specbench.report").joinpath("templates/columns.yaml").read_text(encoding="utf-8")
+    return MappingProxyType(yaml.safe_load(page))
+
+
+def _table_source(table: str) -> Iterator[str]:
+    """A macro for each part of each column."""
+    for at, (name, spec) in enumerate(_tables()[table].items()):
+        for part, written in ({"head": name, "cell": f"row.{name}"} | spec).items():
+            if part in ("head", "cell", "short", "short_cell"):
+                bare = part.endswith("cell") and "{{" not in written and "{%" not in written
+                body = f"{{{{ {written} }}}}" if bare else written
+                yield f"{{% macro {part}_{at}(t, v, i, row, n) %}}{body}{{% endmacro %}}"
+
+
 def _entry(name: str) -> str | None:
-    """`reasons odds` or `steps quiet why`: an entry of words.yaml as a template of its own."""
+    """`reasons odds` or `steps quiet why`: an entry of words.yaml as a template of its own. `columns gammas`: a table
+    of columns.yaml as one."""
     found: Any = _catalogue()
+    if name.startswith("columns "):
+        return "".join(_table_source(name.removeprefix("columns ")))
     for key in name.split():
         found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, str) else None
+    if not isinstance(found, str):
+        return None
+    return re.sub(r"`([^`]+)`", lambda span: f"{{{{ {span[1]!r}|code }}}}", found)
 
 
 def kind_of(code: str) -> str:
@@ -268,32 +374,34 @@ def kind_of(code: str) -> str:
     return str(_catalogue()["doubts"][code]["kind"])
 
 
-def _words(dialect: Plain, kind: str, about: Reason | Finding, part: str | None = None) -> str:
-    line = squash(template(f"{kind} {about.code} {part or ''}".strip(), dialect).render(about.values))
+def worded(dialect: Plain, kind: str, about: Reason | Finding | str, part: str = "", **values: Any) -> str:
+    """An entry of words.yaml over the values of what it is about."""
+    code, given = (about, values) if isinstance(about, str) else (about.code, about.values)
+    line = squash(template(f"{kind} {code} {part}".strip(), dialect).render(given))
     return Markup(line) if dialect is HTML else line  # noqa: S704  # escaped by the template
 
 
 def because(reason: Reason, dialect: Plain = PLAIN) -> str:
     """A reason in words, without capital and full stop."""
-    return _words(dialect, "reasons", reason)
+    return worded(dialect, "reasons", reason)
 
 
 def said(finding: Finding, dialect: Plain = PLAIN) -> str:
     """What a warning says, without capital and full stop: its own words, or those of its code."""
     if finding.message:
         return dialect.n(finding.message)
-    return _words(dialect, "warnings", finding)
+    return worded(dialect, "warnings", finding)
 
 
 def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
     """A part of what is said of a doubt ("claim", "change") or of a step ("do", "why", "doubt")."""
     kind = "steps" if name in ("do", "why", "doubt") else "doubts"
-    return _words(dialect, kind, finding, name)
+    return worded(dialect, kind, finding, name)
 
 
-def sentence_of(name: str, dialect: Plain, *about: Any) -> str:
+def sentence_of(name: str, dialect: Plain, *about: Any, **more: Any) -> str:
     """One of the sentences about a run (run.j2), on one line."""
-    return squash(getattr(say(dialect), name)(*about))
+    return squash(getattr(say(dialect), name)(*about, **more))
 
 
 def say(dialect: Plain) -> Any:
@@ -322,6 +430,18 @@ def json_of(record: Any) -> Any:
 
 def template(name: str, dialect: Plain = MARKDOWN) -> Template:
     return environment(dialect).get_template(name)
+
+
+def blocks(name: str, dialect: Plain, page: Any) -> Any:
+    """The macros of a file of blocks, where line ends count; what stands in them is squashed, so that in every other
+    template a line end is a space."""
+    return environment(dialect).overlay(trim_blocks=True).get_template(name).make_module({"page": page})
+
+
+def entries(kind: str) -> Mapping[str, Any]:
+    """A part of words.yaml as it is."""
+    found: Mapping[str, Any] = _catalogue()[kind]
+    return found
 
 
 def codes(kind: str) -> Sequence[str]:

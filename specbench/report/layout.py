@@ -1,4 +1,4 @@
-"""How tables are laid out for a terminal: columns give way until they fit its width, an ASCII-only terminal gets ASCII,
+"""How a page is laid out for a terminal: columns give way until they fit its width, an ASCII-only terminal gets ASCII,
 and nothing is said by colour alone."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich import box
 from rich.cells import cell_len
@@ -16,13 +16,28 @@ from rich.text import Text
 
 from specbench import text
 from specbench.records import Finding
-from specbench.report.dialect import Column as Column
-from specbench.report.dialect import said
+from specbench.report.dialect import ASCII, PLAIN, Column, Plain, said, squash, template
 
 _GAP = 2
 
 # A rule below the header and blanks elsewhere, as box.SIMPLE_HEAD has it, in characters that every terminal has.
 _ASCII_RULE = box.Box("    \n    \n----\n    \n    \n    \n    \n    \n", ascii=True)
+
+# What a word at the beginning of a line, or in the column of verdicts, is repeated by.
+_COLOURS = {
+    "GO": "bold green",
+    "NO-GO": "bold red",
+    "UNCLEAR": "bold yellow",
+    "THE SAME": "bold green",
+    "THE SAME BUT FOR ROUNDING": "bold green",
+    "DIFFERS": "bold red",
+    "UNDECIDED": "bold yellow",
+    "ok": "green",
+    "note": "yellow",
+    "warning": "yellow",
+    "broken": "bold red",
+    "not checked": "dim",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +50,132 @@ class Block:
         yield from self.build(options.max_width, options.ascii_only)
 
 
+def page(macro: str, **values: Any) -> list[RenderableType]:
+    """A page of terminal.j2 over these values."""
+
+    def say(b: Terminal, dialect: Plain) -> None:
+        getattr(template("terminal.j2", dialect).module, macro)(b, **values)
+
+    return [laid_out(say)]
+
+
+def laid_out(say: Callable[[Terminal, Plain], object]) -> RenderableType:
+    """What `say` says to a terminal's blocks, in that terminal's dialect."""
+
+    def build(width: int, plain: bool) -> Iterator[RenderableType]:
+        blocks = Terminal(width, plain)
+        say(blocks, ASCII if plain else PLAIN)
+        yield from blocks.parts
+
+    return Block(build)
+
+
+class Terminal:
+    """The blocks of a page as a terminal shows them, in the order in which a template says them. Of the last table
+    `known` names the columns and `kept` are those shown; `hidden` says which are not."""
+
+    def __init__(self, width: int, plain: bool) -> None:
+        self.width, self.plain = width, plain
+        self.parts: list[RenderableType] = []
+        self.known: set[str] = set()
+        self.kept: list[Column] = []
+        self._all: Sequence[Column] = ()
+
+    def p(self, style: str = "dim", indent: str = "", hang: str | None = None, *, caller: Callable[[], str]) -> str:
+        """Prose wrapped here, because rich pads an indented paragraph with spaces to the full width."""
+        words = self.readable(squash(caller()))
+        if words:
+            lines = textwrap.wrap(
+                words, self.width, initial_indent=indent, subsequent_indent=indent if hang is None else hang
+            )
+            self.parts.append(Text("\n".join(lines), style))
+        return ""
+
+    def h(self, style: str = "", *, caller: Callable[[], str]) -> str:
+        """A line above a table."""
+        self.parts.append(Text("\n" + self.readable(squash(caller())), style))
+        return ""
+
+    def verdict(self, word: str, above: str = "\n", *, caller: Callable[[], str]) -> str:
+        """A word in its colour, and what it is said of."""
+        line = Text(above)
+        line.append(word, _COLOURS[word])
+        line.append("  " + self.readable(squash(caller())))
+        self.parts.append(line)
+        return ""
+
+    def finding(self, state: str, label: str, *, caller: Callable[[], str]) -> str:
+        """`broken: doctor-code: what was found`, further lines indented."""
+        words = self.readable(f"{state}: {label}: {squash(caller())}")
+        lines = textwrap.wrap(words, self.width, subsequent_indent=" " * 4, break_on_hyphens=False)
+        line = Text("\n".join(lines))
+        line.stylize(_COLOURS[state], 0, len(state))
+        self.parts.append(line)
+        return ""
+
+    def gap(self) -> str:
+        self.parts.append(Text(""))
+        return ""
+
+    def h1(self, words: str) -> str:
+        """A terminal has the command above."""
+        return ""
+
+    def h2(self, words: str) -> str:
+        return self.h("bold", caller=lambda: words)
+
+    def h3(self, words: str) -> str:
+        return self.h(caller=lambda: words)
+
+    def ul(self, *, caller: Callable[[], str]) -> str:
+        return caller()
+
+    def li(self, *, caller: Callable[[], str]) -> str:
+        return self.p("", caller=caller)
+
+    def table(self, columns: Sequence[Column], title: str = "", gap: bool = False) -> str:
+        """None of no rows. Under one with a title stands what it does not show."""
+        self._all, self.kept = columns, fit(columns, self.width)
+        self.known = {column.name for column in columns}
+        if gap:
+            self.gap()
+        if columns:
+            self.parts.append(_table(self.kept, self.plain))
+        return self.p(caller=lambda: self.hidden) if title else ""
+
+    @property
+    def shown(self) -> set[str]:
+        return {column.name for column in self.kept}
+
+    @property
+    def hidden(self) -> str:
+        """`Not shown at this width: rounds, survival.`, or nothing."""
+        gone = [column.title for column in self._all if column.name not in self.shown]
+        between = "; " if any("," in title for title in gone) else ", "
+        return f"Not shown at this width: {between.join(gone)}." if gone else ""
+
+    def warnings(self, found: Sequence[Finding], gap: bool = True) -> str:
+        """Each with its hint."""
+        if found and gap:
+            self.gap()
+        for warning in found:
+            line = Text()
+            line.append(f"warning {self.readable(warning.code)}: ", "yellow")
+            line.append(self.readable(text.sentence(said(warning))))
+            self.parts.append(line)
+            self.p("", "  ", caller=lambda hint=warning.hint: text.sentence(hint))  # type: ignore[misc]
+        return ""
+
+    def readable(self, words: str) -> str:
+        """One line without control characters; in ASCII where the terminal has nothing else."""
+        return text.ascii_text(text.clean(words)) if self.plain else text.clean(words)
+
+
 def fit(columns: Sequence[Column], width: int) -> list[Column]:
     """The columns that `width` characters can hold: first all short forms are taken, then the least needed go."""
     kept = list(columns)
     if _total(kept) > width:
-        # The survival numbers cost most and say what the sparkline shows.
+        # The survival numbers cost most and say what the bars show.
         kept = [column.shortened() if column.name == "survival" else column for column in kept]
     if _total(kept) > width:
         kept = [column.shortened() for column in kept]
@@ -56,8 +192,7 @@ def _total(columns: Sequence[Column]) -> int:
     return sum(_width(column) for column in columns) + _GAP * (len(columns) - 1)
 
 
-def table(columns: Sequence[Column], plain: bool, verdicts: Sequence[str] = ()) -> Table:
-    """`verdicts` are the styles of the verdict column, row by row; without them it has none."""
+def _table(columns: Sequence[Column], plain: bool) -> Table:
     laid_out = Table(
         box=_ASCII_RULE if plain else box.SIMPLE_HEAD,
         show_edge=False,
@@ -71,35 +206,11 @@ def table(columns: Sequence[Column], plain: bool, verdicts: Sequence[str] = ()) 
         justify: Literal["left", "right"] = "left" if column.left else "right"
         laid_out.add_column(column.header, justify=justify, vertical="bottom", no_wrap=not name, overflow="fold")
     for index in range(len(columns[0].cells)):
-        styles = [verdicts[index] if verdicts and column.name == "verdict" else "" for column in columns]
-        laid_out.add_row(*(Text(column.cells[index], style) for column, style in zip(columns, styles, strict=True)))
+        laid_out.add_row(
+            *(
+                Text(cell, _COLOURS.get(cell, "") if column.name == "verdict" else "")
+                for column in columns
+                for cell in (column.cells[index],)
+            )
+        )
     return laid_out
-
-
-def warnings(found: Sequence[Finding], width: int, plain: bool) -> Iterator[RenderableType]:
-    """Each warning with its hint."""
-    yield Text("")
-    for warning in found:
-        line = Text()
-        line.append(f"warning {readable(warning.code, plain)}: ", "yellow")
-        line.append(readable(text.sentence(said(warning)), plain))
-        yield line
-        yield note(text.sentence(warning.hint), width, plain, indent="  ", style="")
-
-
-def hidden(columns: Sequence[Column], kept: Sequence[Column]) -> list[str]:
-    """`Not shown at this width: rounds, survival.`, or nothing."""
-    shown = {column.name for column in kept}
-    gone = [column.title for column in columns if column.name not in shown]
-    return [f"Not shown at this width: {', '.join(gone)}."] if gone else []
-
-
-def note(words: str, width: int, plain: bool, *, indent: str = "", style: str = "dim") -> Text:
-    """Prose wrapped here, because rich pads an indented paragraph with spaces to the full width."""
-    lines = textwrap.wrap(readable(words, plain), width, initial_indent=indent, subsequent_indent=indent)
-    return Text("\n".join(lines), style)
-
-
-def readable(words: str, plain: bool) -> str:
-    """One line without control characters; in ASCII where the terminal has nothing else."""
-    return text.ascii_text(text.clean(words)) if plain else text.clean(words)

@@ -7,7 +7,7 @@ A frame's columns are the fields of one record, by its names and in its order; a
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 
 from specbench.acceptance.metrics import trial_counts
 from specbench.analysis.contract import Summary
-from specbench.records import ArmKind, Divergence, Finish, Load, ServerStats, Trial
+from specbench.records import ArmKind, Divergence, Finish, Load, ServerStats, Times, Trial
 from specbench.report.columns import candidate_columns
 from specbench.report.dialect import MARKDOWN, UNLINKED
 
@@ -82,47 +82,32 @@ class RoundRow:
     rate: float | None
 
 
+_AS_THEY_ARE = {field.name for field in fields(TrialRow)} & {field.name for field in fields(Trial)} - {
+    "category", "rounds", "drafted", "accepted", "members"
+}  # fmt: skip
+_TIMES = {field.name for field in fields(TrialRow)} & {field.name for field in fields(Times)}
+
+
 def trial_rows(trials: Iterable[Trial]) -> Iterator[TrialRow]:
     """A row for each of these `counted` trials."""
     for trial in trials:
         arm, times = trial.arm, trial.times
         counts = None if arm.gamma is None else trial_counts(trial, max([arm.gamma, *trial.drafted]))
         yield TrialRow(
-            prompt_id=trial.prompt_id,
-            prompt_sha256=trial.prompt_sha256,
+            **{name: getattr(trial, name) for name in _AS_THEY_ARE},
+            **{name: getattr(times, name) for name in _TIMES},
             category=trial.category or "all",
             kind=arm.kind,
             draft=arm.draft,
             gamma=arm.gamma,
             concurrency=_concurrency(arm.load),
             rate=arm.load.rate,
-            repeat=trial.repeat,
-            prompt_tokens=trial.prompt_tokens,
-            output_tokens=trial.output_tokens,
             decode_tokens=trial.decode_tokens,
-            finish=trial.finish,
+            decode_s=times.decode_s,
             rounds=None if counts is None else counts.rounds,
             drafted=None if counts is None else counts.drafted,
             accepted=None if counts is None else counts.accepted,
-            prefill_s=times.prefill_s,
-            draft_prefill_s=times.draft_prefill_s,
-            draft_s=times.draft_s,
-            verify_s=times.verify_s,
-            other_s=times.other_s,
-            decode_s=times.decode_s,
-            total_s=times.total_s,
-            identical=trial.identical,
-            diverged=trial.diverged,
-            output_sha256=trial.output_sha256,
             members=trial.members or (trial.prompt_id,),
-            load_before=trial.load_before,
-            load_after=trial.load_after,
-            other_cores=trial.other_cores,
-            disturbed=trial.disturbed,
-            attempt=trial.attempt,
-            told=trial.told,
-            begun_s=trial.begun_s,
-            stretch=trial.stretch,
         )
 
 
@@ -191,7 +176,7 @@ def as_html(markdown: str) -> str:
 
 def verdict_table(summary: Summary) -> str:
     """What a notebook shows of a run: its verdict for each draft, in Markdown that no name in it can break."""
-    from specbench.report.brief import markdown
+    from specbench.report.page import markdown
 
     columns = candidate_columns(summary, MARKDOWN)
     return markdown("notebook.j2", {"s": summary, "candidates": columns}, UNLINKED)

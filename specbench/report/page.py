@@ -1,4 +1,4 @@
-"""A page as one HTML file: style and figures inside, no script, and nothing to fetch.
+"""A page as Markdown, and as one HTML file: style and figures inside, no script, and nothing to fetch.
 
 Names come from users' files. A template escapes whatever it is given, links that could run code are off, and the page
 forbids scripts and requests besides.
@@ -17,13 +17,14 @@ from markupsafe import Markup
 
 from specbench import text
 from specbench.errors import StoreError
-from specbench.report.dialect import HTML, codes, template
+from specbench.report.dialect import HTML, MARKDOWN, Plain, blocks, codes, template
 
 # Matplotlib names one font; where it is missing a browser would set the figure in its serif.
 _FONT = ("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
 # Beyond printable ASCII, line ends, tabs and no-break spaces a character has to be looked at.
 _STRANGE = re.compile(r"[^ -~\n\t\N{NO-BREAK SPACE}]+")
 _DESCRIPTION_WIDTH = 200
+FIGURES_FOLDER = "figures"
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Page:
     def picture(self, stem: str) -> str:
         """A figure as the source of an img element, where an SVG runs no script and fetches nothing; empty where there
         is none."""
-        path = self.folder / "figures" / f"{stem}.svg"
+        path = self.folder / FIGURES_FOLDER / f"{stem}.svg"
         try:
             # Only from below the folder: the page may be passed on, other files may not.
             if not path.is_file() or not path.resolve().is_relative_to(self.folder.resolve()):
@@ -66,13 +67,21 @@ class Page:
         return f"data:image/svg+xml;base64,{b64encode(drawn.replace(*_FONT).encode()).decode()}"
 
 
+def markdown(name: str, found: Mapping[str, Any], d: Plain = MARKDOWN) -> str:
+    """A page of a template and its values, without double blank lines."""
+    made = blocks("blocks.md.j2", d, {"folder": FIGURES_FOLDER, "anchors": d is MARKDOWN})
+    page = template(name, d).render(found, b=made)
+    lines = [line.rstrip() for line in page.strip().split("\n")]
+    return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before) + "\n"
+
+
 def html_page(page: Page, name: str, values: Mapping[str, Any], title: str, description: str) -> str:
     """One HTML5 document from a template and its values; the same input gives the same text."""
     page.taken |= set(codes("doubts"))  # which are their ids
-    blocks = template("blocks.html.j2", HTML).make_module({"page": page})
-    body = Markup(template(name, HTML).render(values, b=blocks, html=True))  # noqa: S704  # escaped by the template
+    made = blocks("blocks.html.j2", HTML, page)
+    body = Markup(template(name, HTML).render(values, b=made))  # noqa: S704  # escaped by the template
     short = description[:_DESCRIPTION_WIDTH].rsplit(" ", 1)[0]
-    return _visible(
+    return _closed(
         template("page.html.j2", HTML).render(
             title=text.clean(title),
             description=description if len(description) <= _DESCRIPTION_WIDTH else f"{short}...",
@@ -82,6 +91,9 @@ def html_page(page: Page, name: str, values: Mapping[str, Any], title: str, desc
     )
 
 
-def _visible(words: str) -> str:
-    """As text.clean: a control character may reorder the words that are signed, and most are errors in HTML."""
-    return _STRANGE.sub(lambda run: "".join(c if c.isprintable() else " " for c in run[0]), words)
+def _closed(page: str) -> str:
+    """Without blank lines but in code. As text.clean: a control character may reorder the words that are signed, and
+    most are errors in HTML."""
+    visible = _STRANGE.sub(lambda run: "".join(c if c.isprintable() else " " for c in run[0]), page)
+    parts = re.split(r"(<pre.*?</pre>)", visible, flags=re.DOTALL)
+    return "".join(part if part.startswith("<pre") else re.sub(r"\n[ \t]*(?=\n)", "", part) for part in parts)

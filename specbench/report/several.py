@@ -22,10 +22,10 @@ from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
 from specbench.records import FEW_PROMPTS, Finding
-from specbench.report.brief import BRIEF_FILE, FIGURES_FOLDER, markdown, provenance, write_pages, writing
+from specbench.report.brief import BRIEF_FILE, provenance, write_pages, writing
 from specbench.report.columns import few, known
 from specbench.report.dialect import HTML, MARKDOWN, Column, Plain, sentence_of
-from specbench.report.page import Page, html_page
+from specbench.report.page import FIGURES_FOLDER, Page, html_page, markdown
 from specbench.report.settings.section import settings_of
 from specbench.store import StoredRun
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from specbench import text
@@ -22,13 +23,27 @@ from specbench.run_record import EndedEarly
 from specbench.store import RunWriter, StoredRun, read_run
 
 
+class Looked:
+    """The run as it is stored, read once at each look."""
+
+    def __init__(self, writer: RunWriter) -> None:
+        self._writer = writer
+        self._last: tuple[int, StoredRun] | None = None
+
+    def at(self, units: int) -> StoredRun:
+        """After so many units, with what was noted in run.json since it was read."""
+        if self._last is None or self._last[0] != units:
+            self._last = units, read_run(self._writer.folder)
+        return replace(self._last[1], run=self._writer.run)
+
+
 class EarlyStopping:
     """The looks of one run. `units` are its prompts, or batches; those of earlier sessions are read from run.json, and
     not taken again: a run that was cut anywhere comes to the same. Nothing is ruled out but by measurement and
     prediction together: `predicted` says that the engine's costs can be had."""
 
-    def __init__(self, writer: RunWriter, arms: Sequence[Arm], units: int, *, predicted: bool) -> None:
-        self._writer = writer
+    def __init__(self, writer: RunWriter, looked: Looked, arms: Sequence[Arm], units: int, *, predicted: bool) -> None:
+        self._writer, self._looked = writer, looked
         self._arms = arms
         self._units = units
         config = writer.run.config
@@ -46,7 +61,7 @@ class EarlyStopping:
         run = self._writer.run
         if units not in self._sizes or units in run.looks:
             return ()
-        found = look(read_run(self._writer.folder), read_positions(self._writer.folder), self._units)
+        found = look(self._looked.at(units), read_positions(self._writer.folder), self._units)
         # Both at once: a kill before loses the look, which is then taken again on the same trials.
         self._writer.update(looks=(*run.looks, units), ruled_out=(*run.ruled_out, *found))
         return found
@@ -92,8 +107,10 @@ class TimeBudget:
     """When a run ends before its last prompt: at a verdict that is sure though it was looked for often, or when the
     time is up, counted from here. Without a budget in its configuration it never ends."""
 
-    def __init__(self, writer: RunWriter, units: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._writer = writer
+    def __init__(
+        self, writer: RunWriter, looked: Looked, units: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._writer, self._looked = writer, looked
         self._units = units
         self._clock = clock
         self._begun_s = clock()
@@ -106,16 +123,16 @@ class TimeBudget:
         budget_s = self._writer.run.config.time_budget_s
         if budget_s is None or units >= self._units:
             return None
-        call = self._verdict() if units in look_sizes(self._units) else None
+        call = self._verdict(units) if units in look_sizes(self._units) else None
         if call is None and self._clock() - self._begun_s < budget_s:
             return None
         found = EndedEarly(call or "time", units, self._units)
         self._writer.update(ended_early=found, **({} if call else {"status": "interrupted"}))
         return found
 
-    def _verdict(self) -> Literal["GO", "NO-GO"] | None:
+    def _verdict(self, units: int) -> Literal["GO", "NO-GO"] | None:
         """A verdict that is sure, and that a report of the run as it is now gives too, gates and all."""
-        stored = read_run(self._writer.folder)
+        stored = self._looked.at(units)
         policy = stored.run.config.policy
         trials = main_trials(stored)
         arms = kept_arms(by_arm(trials), stored.run)

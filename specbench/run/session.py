@@ -16,11 +16,13 @@ from specbench.acceptance.positions import PositionWriter
 from specbench.backends import backend_of
 from specbench.backends.base import (
     Answer,
+    Backend,
     CanProbe,
     CanScore,
     CanSlice,
     CanWarm,
     DoesNotFitError,
+    Item,
     Job,
     Observer,
     Output,
@@ -34,7 +36,7 @@ from specbench.cost.plan import Costs, run_plan
 from specbench.cost.stored import require_probe, served_costs, stored_costs
 from specbench.drafters import with_cutoff
 from specbench.records import Arm, Prompt, Trial, Window
-from specbench.run.early_stopping import EarlyStopping, TimeBudget, ended_line, ruled_out_line
+from specbench.run.early_stopping import EarlyStopping, Looked, TimeBudget, ended_line, ruled_out_line
 from specbench.run.losses import MOST_IN_A_ROW, Losses
 from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
 from specbench.run.progress import forecast_s
@@ -77,25 +79,12 @@ def run(
     earlier = unfinished(config, kind, mode)
     if config.recorded:
         return run_recorded(config, earlier, observer, argv)
+    asked = partial(backend_of, threads=partial(threads_of, config, earlier), say=observer.say)
     # A server's rounds are probed as a whole; what its drafts would get is asked of it without speculation.
-    replaying = (
-        backend_of(
-            replace(config, concurrency=(1,), rate=()),
-            replay_only=True,
-            threads=partial(threads_of, config, earlier),
-            earlier=None,
-            say=observer.say,
-        )
-        if costs is not None and config.served
-        else None
-    )
-    backend = backend_of(
-        config,
-        replay_only=replay_only,
-        threads=partial(threads_of, config, earlier),
-        earlier=None if earlier is None else earlier.run,
-        say=observer.say,
-    )
+    replaying = None
+    if costs is not None and config.served:
+        replaying = asked(replace(config, concurrency=(1,), rate=()), replay_only=True, earlier=None)
+    backend = asked(config, replay_only=replay_only, earlier=None if earlier is None else earlier.run)
     workload, chosen = prompts_of(config)
     observer.say(f"{len(chosen):,} of {len(workload.prompts):,} prompts")
     admitted = backend.admit(chosen)
@@ -109,25 +98,35 @@ def run(
     with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
         # The longest texts of a replay come first.
         losses = Losses(writer, at_load, None if replay_only else MOST_IN_A_ROW)
+        scored = partial(_scored, config=config, writer=writer, positions=positions, losses=losses, observer=observer)
         if replay_only:
-            items = shuffled(admitted.items, config.seed)
-            with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
-                replay_texts(scoring, [items], len(items), config, scored_texts(folder), positions, losses, observer)
-        else:
-            if replaying is not None and reused is not None:
-                said = [one for one in reused.cautions if one not in writer.run.warnings]  # of an earlier session
-                writer.update(probe=reused.points, probe_from=reused.source, warnings=(*writer.run.warnings, *said))
-            with backend.session(writer) as session, losses.noting(session.noticed):
-                Measurement(session, config, writer, positions, read_run(folder), losses, observer).run(
-                    units, gammas, reused
-                )
-            if replaying is not None:
-                observer.say("Asking what the drafts would have said of the target's own texts")
-                with replaying.scoring(writer) as scoring, losses.noting(scoring.noticed):
-                    items = admitted.items
-                    scored = scored_texts(folder)
-                    replay_texts(scoring, [items], len(items), config, scored, positions, losses, observer)
+            scored(backend, shuffled(admitted.items, config.seed))
+            return folder
+        if replaying is not None and reused is not None:
+            said = [one for one in reused.cautions if one not in writer.run.warnings]  # of an earlier session
+            writer.update(probe=reused.points, probe_from=reused.source, warnings=(*writer.run.warnings, *said))
+        with backend.session(writer) as session, losses.noting(session.noticed):
+            measurement = Measurement(session, config, writer, positions, read_run(folder), losses, observer)
+            measurement.run(units, gammas, reused)
+        if replaying is not None:
+            observer.say("Asking what the drafts would have said of the target's own texts")
+            scored(replaying, admitted.items)
     return folder
+
+
+def _scored(
+    backend: Backend,
+    items: Sequence[Item],
+    *,
+    config: RunConfig,
+    writer: RunWriter,
+    positions: PositionWriter,
+    losses: Losses,
+    observer: Observer,
+) -> None:
+    """What the drafts would have said at every position of the target's own texts, untimed."""
+    with backend.scoring(writer) as scoring, losses.noting(scoring.noticed):
+        replay_texts(scoring, [items], len(items), config, scored_texts(writer.folder), positions, losses, observer)
 
 
 def _require_disk(config: RunConfig, prompts: Sequence[Prompt], planned: int, earlier: StoredRun | None) -> None:
@@ -179,11 +178,10 @@ class Measurement:
 
     def run(self, units: Sequence[Unit], gammas: Sequence[int], reused: Costs | None) -> None:
         session, observer, losses = self._session, self._observer, self._losses
-        early = EarlyStopping(
-            self._writer, plan_arms(self._config, gammas), len(units), predicted=isinstance(session, CanProbe)
-        )
+        looked, arms = Looked(self._writer), plan_arms(self._config, gammas)
+        early = EarlyStopping(self._writer, looked, arms, len(units), predicted=isinstance(session, CanProbe))
         asked = [unit for unit in units if unit.id not in losses.ids]
-        budget = TimeBudget(self._writer, len(units))
+        budget = TimeBudget(self._writer, looked, len(units))
         warmed: dict[Arm, Answer] = {}
         if asked and isinstance(session, CanWarm):
             for warm_up in session.warm(asked, early.arms):

@@ -21,16 +21,14 @@ from specbench.errors import ModelError, SpecbenchError, VocabularyError, Worklo
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
 from specbench.models.defaults import unwritten
 from specbench.models.prompts import Today, encode_all, end_tokens
-from specbench.records import Prompt, Sampling
+from specbench.records import Finding, Prompt, Sampling
 from specbench.shipped import workload_source
 from specbench.text import gigabytes
 from specbench.verify import heads, machine, rounds, sampled, texts
-from specbench.verify.findings import SCHEMA, Examination, Finding, any_broken
+from specbench.verify.findings import SCHEMA, Examination, any_broken, noticed
 from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
 from specbench.verify.texts import LONGEST_SAMPLE, own_files, special_tokens
 from specbench.workload import load_workload, select
-
-FAILED = "the check failed"
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,8 @@ def _draft(patient: Patient, index: int) -> Iterator[Finding]:
     for code, check in checks:
         found = _checked(code, name, check)
         yield from found
-        if any(finding.evidence.startswith(FAILED) for finding in found):
-            yield Finding("rounds", "not checked", f"the draft's other checks would fail as {code} did", draft=name)
+        if any(finding.values.get("failed") for finding in found):
+            yield noticed("rounds", "not checked", f"the draft's other checks would fail as {code} did", draft=name)
             return
 
 
@@ -122,18 +120,18 @@ def _checked(code: str, draft: str | None, check: Callable[[], Finding | None]) 
     try:
         found = check()
     except SpecbenchError as error:
-        return [Finding(code, "broken", error.what, error.hint, draft)]
+        return [noticed(code, "broken", error.what, error.hint, draft)]
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
         # The type and place of a failure, never its message: messages may quote prompts.
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
         hint = "A part fails where a sound one would not: SPECBENCH_DEBUG=1 with `specbench measure` shows where."
-        return [Finding(code, "broken", f"{FAILED}: {place}", hint, draft)]
+        return [noticed(code, "broken", f"the check failed: {place}", hint, draft, failed=True)]
     return [] if found is None else [found]
 
 
 def _not_checked(code: str, why: str, hint: str | None = None) -> Finding:
-    return Finding(code, "not checked", why, hint)
+    return noticed(code, "not checked", why, hint)
 
 
 # New tokens of all texts together where a head is examined, and of one at most.
@@ -154,7 +152,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     device = resolve_device(config.device)
     say("Looking at the machine")
     findings = [machine.quiet_cores(config.max_other_cores)]
-    findings += [Finding(one.code, "note", one.message, one.hint) for one in slow]
+    findings += [noticed(one.code, "note", one.message, one.hint) for one in slow]
     threads = config.threads or free_cores()
     torch.set_num_threads(threads)
     findings += [machine.thread_count(threads, device), machine.steady_clock()]
@@ -162,7 +160,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     try:
         target, drafts = _load(config, specs, device, findings, say)
     except ModelError as error:
-        findings.append(Finding("models-load", "broken", error.what, error.hint))
+        findings.append(noticed("models-load", "broken", error.what, error.hint))
     else:
         config = _longer_for_heads(config, drafts, len(prompts))
         today = Today()
@@ -180,7 +178,7 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
         findings += own_files(target, config, [ids for _, ids in encoded], today)
         capacity = max(len(ids) for _, ids in encoded) + config.max_new_tokens + GAMMA + 2
         findings.append(machine.memory(target, drafts, capacity))
-        if findings[-1].state != "broken":
+        if findings[-1].severity != "broken":
             findings += examine(_patient(config, target, drafts, encoded), say)
     return _examination(config, used, findings)
 
@@ -201,7 +199,7 @@ def _examination(config: RunConfig, prompts: int, findings: Sequence[Finding]) -
         temperature=config.temperature,
         prompts=prompts,
         max_new_tokens=config.max_new_tokens,
-        broken=sum(finding.state == "broken" for finding in findings),
+        broken=sum(finding.severity == "broken" for finding in findings),
         findings=tuple(findings),
     )
 
@@ -233,20 +231,20 @@ def _load(
         if spec.kind == "skip" and spec.layers is None:
             hint = "Name the layers, as in skip:layers=8."
             findings.append(
-                Finding("models-load", "not checked", "the doctor does not look for layers", hint, spec.text)
+                noticed("models-load", "not checked", "the doctor does not look for layers", hint, spec.text)
             )
             continue
         try:
             (draft,) = load_drafts([spec], target, load)
             findings += _vocabularies(target, draft)
         except VocabularyError as error:
-            findings.append(Finding("vocabularies", "broken", error.what, error.hint, spec.text))
+            findings.append(noticed("vocabularies", "broken", error.what, error.hint, spec.text))
         except ModelError as error:
-            findings.append(Finding("models-load", "broken", error.what, error.hint, spec.text))
+            findings.append(noticed("models-load", "broken", error.what, error.hint, spec.text))
         else:
             drafts.append(draft)
     weights = gigabytes(sum(one.weight_bytes for one in loaded.values()))
-    findings.append(Finding("models-load", "ok", f"{len(loaded)} models, {weights} of weights in {config.dtype}"))
+    findings.append(noticed("models-load", "ok", f"{len(loaded)} models, {weights} of weights in {config.dtype}"))
     return target, drafts
 
 
@@ -257,8 +255,8 @@ def _vocabularies(target: LoadedModel, draft: Draft) -> list[Finding]:
     report = check_vocabularies(target.tokenizer, draft.loaded.tokenizer, sizes[0], sizes[1])
     name = draft.spec.text
     evidence = f"{report.shared:,} ids mean the same tokens by name, padding differs by {abs(report.padding):,}"
-    notes = [Finding("vocabularies", "note", c.message, c.hint, name) for c in report.cautions]
-    return notes or [Finding("vocabularies", "ok", evidence, draft=name)]
+    notes = [noticed("vocabularies", "note", c.message, c.hint, name) for c in report.cautions]
+    return notes or [noticed("vocabularies", "ok", evidence, draft=name)]
 
 
 def _encoded(
@@ -271,9 +269,9 @@ def _encoded(
         first = found.refused[0]
         evidence = f"{len(found.refused)} of {len(prompts)} prompts are left out, the first: {first.id}, "
         hint = "Some templates take no system message, or no two turns of one role: change these prompts."
-        findings.append(Finding("template-refuses", "note", evidence + first.reason, hint))
+        findings.append(noticed("template-refuses", "note", evidence + first.reason, hint))
     cautions = unwritten(target, [prompt for prompt, _ in found.encoded], kwargs)
-    findings += [Finding(c.code, "note", c.message, c.hint) for c in cautions]
+    findings += [noticed(c.code, "note", c.message, c.hint) for c in cautions]
     return found.encoded
 
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
 
-State = Literal["ok", "note", "broken", "not checked"]
+from specbench.records import Finding, Severity
 
-SCHEMA = 1
+SCHEMA = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check: `evidence` in one line with numbers, `hint` where there is something to do. `draft` is
-    None where the check is of the target, the set-up as a whole, or the machine."""
-
-    code: str
-    state: State
-    evidence: str
-    hint: str | None = None
-    draft: str | None = None
+def noticed(
+    code: str, severity: Severity, said: str, hint: str | None = None, draft: str | None = None, **more: object
+) -> Finding:
+    """The result of one check: what was `said` in one line with numbers, `hint` where there is something to do. `draft`
+    is None where the check is of the target, the set-up as a whole, or the machine."""
+    of = {} if draft is None else {"draft": draft}
+    return Finding(code, severity, {"said": said, **of, **more}, hint or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +33,7 @@ class Examination:
     broken: int
     findings: tuple[Finding, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def any_broken(findings: Sequence[Finding], *codes: str) -> bool:
     """Whether one of these is broken; with `codes` only those count."""
-    return any(f.state == "broken" and (not codes or f.code in codes) for f in findings)
+    return any(f.severity == "broken" and (not codes or f.code in codes) for f in findings)

@@ -18,7 +18,8 @@ from specbench.backends.local.drafting import Draft
 from specbench.backends.local.drafts import HeadDraft
 from specbench.backends.local.eagle3 import Eagle3
 from specbench.backends.local.headreader import Network
-from specbench.verify.findings import Finding
+from specbench.records import Finding
+from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup
 
 # Places of the target's own texts that tell anything, and first drafts that have to be right among them.
@@ -40,17 +41,17 @@ def head_agreement(setup: Setup, draft: Draft) -> Finding | None:
         return None
     code, name, first = "head-agreement", draft.spec.text, _hits(setup, draft)[:, 0]
     if len(first) < PLACES:
-        return Finding(code, "not checked", f"{len(first)} places are too few to tell", draft=name)
+        return noticed(code, "not checked", f"{len(first)} places are too few to tell", draft=name)
     tokens = [token for text in setup.alone for token in text[1:]]
     chance = Counter(tokens).most_common(1)[0][1] / len(tokens)
     evidence = f"{first.mean():.0%} of {len(first)} first drafts are right, always the commonest token {chance:.0%}"
     if stats.binomtest(int(first.sum()), len(first), chance, alternative="greater").pvalue < 0.01:
-        return Finding(code, "ok", f"{evidence} ({setup.dtype})", draft=name)
+        return noticed(code, "ok", f"{evidence} ({setup.dtype})", draft=name)
     hint = (
         "The head reads other states than it was trained on, or was not trained for this target: check its layer ids, "
         "norms and vocabulary map."
     )
-    return Finding(code, "broken", f"{evidence} ({setup.dtype})", hint, name)
+    return noticed(code, "broken", f"{evidence} ({setup.dtype})", hint, name)
 
 
 def head_depth(setup: Setup, draft: Draft) -> Finding | None:
@@ -64,13 +65,13 @@ def head_depth(setup: Setup, draft: Draft) -> Finding | None:
         f"{first:.0%} of first and {second:.0%} of second drafts are right, at {len(hits)} places ({setup.dtype})"
     )
     if hits[:, 0].sum() < ENOUGH:
-        return Finding(code, "not checked", f"too little to tell: {evidence}", draft=name)
+        return noticed(code, "not checked", f"too little to tell: {evidence}", draft=name)
     if second > CLIFF * first:
-        return Finding(code, "ok", evidence, draft=name)
+        return noticed(code, "ok", evidence, draft=name)
     hint = "Its own output is fed back wrongly (norm_output?), or at the wrong position."
     if draft.head.masked is not None:
         hint = "It reads another mask token than it was trained with, or a mask at the wrong position."
-    return Finding(code, "broken", evidence, hint, name)
+    return noticed(code, "broken", evidence, hint, name)
 
 
 def head_config(setup: Setup, draft: Draft) -> Finding | None:
@@ -79,7 +80,7 @@ def head_config(setup: Setup, draft: Draft) -> Finding | None:
         return None
     code, name, own = "head-config", draft.spec.text, _read(setup, draft)
     if len(own.hits) < PLACES:
-        return Finding(code, "not checked", f"{len(own.hits)} places are too few to tell", draft=name)
+        return noticed(code, "not checked", f"{len(own.hits)} places are too few to tell", draft=name)
     better: list[tuple[str, _Reading, _Gain]] = []
     variants, least = list(_variants(draft.head)), LEAST_GAIN
     for words, variant in variants:
@@ -94,11 +95,11 @@ def head_config(setup: Setup, draft: Draft) -> Finding | None:
     if not better:
         seen = f"a gain of {least:.2f} a draft would have been seen"
         evidence = f"{as_is}, and none of {len(variants)} other ways is better; {seen} ({setup.dtype})"
-        return Finding(code, "ok", evidence, draft=name)
+        return noticed(code, "ok", evidence, draft=name)
     words, best, gain = max(better, key=lambda one: one[2].mean)
     hint = f"Its config.json is not what it was trained with: it fits {words}."
     by = f"{gain.mean:.2f} [{gain.low:.2f}, {gain.high:.2f}] a draft better"
-    return Finding(code, "broken", f"{as_is}; with {words} {best.words}, {by} ({setup.dtype})", hint, name)
+    return noticed(code, "broken", f"{as_is}; with {words} {best.words}, {by} ({setup.dtype})", hint, name)
 
 
 @dataclass(frozen=True, slots=True)

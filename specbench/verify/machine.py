@@ -11,8 +11,9 @@ from specbench.backends.local.drafting import Draft
 from specbench.cost.load import OthersMeter
 from specbench.models import LoadedModel
 from specbench.models.memory import available_bytes, cache_bytes
+from specbench.records import Finding
 from specbench.text import gigabytes
-from specbench.verify.findings import Finding
+from specbench.verify.findings import noticed
 
 SLOW_CLOCK_S = 1e-5
 LOOK_S = 1.0
@@ -25,11 +26,11 @@ def quiet_cores(max_other_cores: float, look_s: float = LOOK_S) -> Finding:
     time.sleep(look_s)
     others = meter.stop()
     if others is None:
-        return Finding("busy-machine", "not checked", "the system does not tell how busy it is")
+        return noticed("busy-machine", "not checked", "the system does not tell how busy it is")
     evidence = f"other processes keep {others:.1f} cores busy, trials are repeated above {max_other_cores:g}"
     if others <= max_other_cores:
-        return Finding("busy-machine", "ok", evidence)
-    return Finding("busy-machine", "note", evidence, "Stop other work before timing; acceptance does not depend on it.")
+        return noticed("busy-machine", "ok", evidence)
+    return noticed("busy-machine", "note", evidence, "Stop other work before timing; acceptance does not depend on it.")
 
 
 def thread_count(threads: int, device: str) -> Finding:
@@ -39,8 +40,8 @@ def thread_count(threads: int, device: str) -> Finding:
         f"{threads} thread{'' if threads == 1 else 's'} on {cores} physical core{'' if cores == 1 else 's'} ({device})"
     )
     if threads <= cores or device != "cpu":
-        return Finding("threads", "ok", evidence)
-    return Finding("threads", "note", evidence, "Leave --threads out: more threads than cores wait for each other.")
+        return noticed("threads", "ok", evidence)
+    return noticed("threads", "note", evidence, "Leave --threads out: more threads than cores wait for each other.")
 
 
 def steady_clock() -> Finding:
@@ -56,8 +57,8 @@ def steady_clock() -> Finding:
     step_s = sorted(steps)[len(steps) // 2] / 1e9
     evidence = f"{'monotonic' if monotonic else 'not monotonic'}, steps of {step_s * 1e6:.2f} us"
     if monotonic and min(steps) > 0 and step_s <= SLOW_CLOCK_S:
-        return Finding("clock", "ok", evidence)
-    return Finding("clock", "note", evidence, "Times of short rounds are rough here: measure longer texts.")
+        return noticed("clock", "ok", evidence)
+    return noticed("clock", "note", evidence, "Times of short rounds are rough here: measure longer texts.")
 
 
 def memory(loaded: LoadedModel, drafts: Sequence[Draft], capacity: int, free: int | None = None) -> Finding:
@@ -76,7 +77,7 @@ def memory(loaded: LoadedModel, drafts: Sequence[Draft], capacity: int, free: in
         f"weights take {gigabytes(weights)}, caches of {capacity:,} tokens {gigabytes(need)}; {gigabytes(free)} free"
     )
     if need > free:
-        return Finding("memory", "broken", evidence, "Use shorter prompts, smaller models or another device.")
+        return noticed("memory", "broken", evidence, "Use shorter prompts, smaller models or another device.")
     if need > 0.5 * free:
-        return Finding("memory", "note", evidence, "Longer prompts may not fit.")
-    return Finding("memory", "ok", evidence)
+        return noticed("memory", "note", evidence, "Longer prompts may not fit.")
+    return noticed("memory", "ok", evidence)

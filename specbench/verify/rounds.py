@@ -18,7 +18,8 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.drafters.model import ModelDrafter
 from specbench.models import LoadedModel
-from specbench.verify.findings import Finding
+from specbench.records import Finding
+from specbench.verify.findings import noticed
 from specbench.verify.setup import GAMMA, Setup, Turn, bare_logits, drafter_of, gamma_of
 
 # Of what the target drafts for itself; below float32 its own near ties fall either way.
@@ -36,12 +37,12 @@ def self_draft(bed: Setup) -> Finding:
     drafter = ModelDrafter(model, vocab_size=bed.vocab_size, sampling=bed.sampling, eos=bed.eos)
     found = pooled([count(bed.run(drafter, ids).rounds, GAMMA) for ids in bed.prompts[:SELF_PROMPTS]])
     if not found.drafted or found.accepted is None:
-        return Finding("self-draft", "not checked", "the texts are too short to draft anything")
+        return noticed("self-draft", "not checked", "the texts are too short to draft anything")
     evidence = f"drafting for itself the target accepts {found.accepted} of {found.drafted} tokens ({bed.dtype})"
     if found.accepted >= SELF_ACCEPTED[bed.dtype] * found.drafted:
-        return Finding("self-draft", "ok", evidence)
+        return noticed("self-draft", "ok", evidence)
     hint = "Loop, cache or positions are wrong, whatever the draft is: no acceptance measured here means anything."
-    return Finding("self-draft", "broken", evidence, hint)
+    return noticed("self-draft", "broken", evidence, hint)
 
 
 def same_text(bed: Setup, draft: Draft) -> Finding:
@@ -65,9 +66,9 @@ def same_text(bed: Setup, draft: Draft) -> Finding:
         evidence += f"; largest top-2 margin where one parts {worst:.1%}, rounding explains {NEAR_TIE[bed.dtype]:.1%}"
     evidence += f" ({bed.dtype})"
     if not wide:
-        return Finding("same-text", "ok", evidence, draft=draft.spec.text)
+        return noticed("same-text", "ok", evidence, draft=draft.spec.text)
     hint = "Speculation changes the output: the acceptance rule or the target's rollback is wrong. Do not use it."
-    return Finding("same-text", "broken", evidence, hint, draft.spec.text)
+    return noticed("same-text", "broken", evidence, hint, draft.spec.text)
 
 
 def nothing_accepted(bed: Setup, draft: Draft) -> Finding:
@@ -75,16 +76,16 @@ def nothing_accepted(bed: Setup, draft: Draft) -> Finding:
     live = _live(bed, draft)
     name = draft.spec.text
     if not live.drafted:
-        return Finding("nothing-accepted", "note", "nothing was drafted", "Look-ups need repetition in the text.", name)
+        return noticed("nothing-accepted", "note", "nothing was drafted", "Look-ups need repetition in the text.", name)
     expected = float(bed.replayed(draft).accepted.sum())
     evidence = f"{live.accepted} of {live.drafted} drafts accepted, the replay expects {expected:.0f} ({bed.dtype})"
     if live.accepted:
-        return Finding("nothing-accepted", "ok", evidence, draft=name)
+        return noticed("nothing-accepted", "ok", evidence, draft=name)
     if expected >= ENOUGH:
         hint = "The draft is able, the set-up is not: its memory, its positions or the acceptance rule is broken."
-        return Finding("nothing-accepted", "broken", evidence, hint, name)
+        return noticed("nothing-accepted", "broken", evidence, hint, name)
     hint = "The loop is not to blame. See vocabulary-meaning and chat-template; else it is a poor draft for this text."
-    return Finding("nothing-accepted", "note", evidence, hint, name)
+    return noticed("nothing-accepted", "note", evidence, hint, name)
 
 
 def survival_cliff(bed: Setup, draft: Draft) -> Finding:
@@ -98,11 +99,11 @@ def survival_cliff(bed: Setup, draft: Draft) -> Finding:
     )
     if first < ENOUGH or should < ENOUGH:
         few = f"too few to tell: {first} first drafts accepted, {should:.0f} later ones expected"
-        return Finding("survival-cliff", "not checked", few, draft=draft.spec.text)
+        return noticed("survival-cliff", "not checked", few, draft=draft.spec.text)
     if later >= 0.25 * should:
-        return Finding("survival-cliff", "ok", evidence, draft=draft.spec.text)
+        return noticed("survival-cliff", "ok", evidence, draft=draft.spec.text)
     hint = "The draft does not read its own tokens, or its positions are off by one: mend its cache or drafter."
-    return Finding("survival-cliff", "broken", evidence, hint, draft.spec.text)
+    return noticed("survival-cliff", "broken", evidence, hint, draft.spec.text)
 
 
 def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
@@ -116,7 +117,7 @@ def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
     gap = abs(live - replayed)
     name = draft.spec.text
     if not same or not live:
-        return Finding("loop-replay", "not checked", "no text is equal, or none has a round", draft=name)
+        return noticed("loop-replay", "not checked", "no text is equal, or none has a round", draft=name)
     evidence = (
         f"{len(same) - len(differ)} of {len(same)} equal texts have the replay's rounds; {live} rounds live, "
         f"{replayed:.0f} replayed ({bed.dtype})"
@@ -124,10 +125,10 @@ def loop_and_replay(bed: Setup, draft: Draft) -> Finding:
     fine = len(differ) <= 1 and gap <= 1 if bed.exact else gap <= max(2, LOOSE * replayed)
     if not fine:
         hint = "Loop and replay read the same text differently: the draft's memory or positions are wrong."
-        return Finding("loop-replay", "broken", evidence, hint, name)
+        return noticed("loop-replay", "broken", evidence, hint, name)
     if differ and bed.exact:
-        return Finding("loop-replay", "note", evidence, "One near tie explains this; more prompts will tell.", name)
-    return Finding("loop-replay", "ok", evidence, draft=name)
+        return noticed("loop-replay", "note", evidence, "One near tie explains this; more prompts will tell.", name)
+    return noticed("loop-replay", "ok", evidence, draft=name)
 
 
 def _live(bed: Setup, draft: Draft) -> Counts:
@@ -179,9 +180,9 @@ def _cache(code: str, bed: Setup, loaded: LoadedModel, reader: Target, draft: st
         f"without a cache by {worst_other:.1g} ({bed.dtype})"
     )
     if worst_same <= SAME_PASSES[bed.dtype] and worst_other <= OTHER_PASSES[bed.dtype]:
-        return Finding(code, "ok", evidence, draft=draft)
+        return noticed(code, "ok", evidence, draft=draft)
     hint = "Rejected tokens are not forgotten: use another version of transformers, or another model."
-    return Finding(code, "broken", evidence, hint, draft)
+    return noticed(code, "broken", evidence, hint, draft)
 
 
 def _read(
@@ -205,14 +206,14 @@ def draft_history(bed: Setup, draft: Draft) -> Finding:
     other = sum(_anew(bed, draft, turn) != turn.tokens for turn in turns)
     evidence = f"{other} of {len(turns)} proposals change when the text so far is read anew ({bed.dtype})"
     if not turns:
-        return Finding(
+        return noticed(
             "draft-history", "not checked", "the texts are too short for a second round", draft=draft.spec.text
         )
     limit = 1 if bed.exact else len(turns) // 4  # a near tie may fall either way
     if other <= limit and other < len(turns):
-        return Finding("draft-history", "ok", evidence, draft=draft.spec.text)
+        return noticed("draft-history", "ok", evidence, draft=draft.spec.text)
     hint = "The draft's memory is out of step with the text (cache not advanced, or not rolled back): mend the drafter."
-    return Finding("draft-history", "broken", evidence, hint, draft.spec.text)
+    return noticed("draft-history", "broken", evidence, hint, draft.spec.text)
 
 
 @torch.inference_mode()

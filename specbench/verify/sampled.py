@@ -15,8 +15,8 @@ from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import align, distribution, draw
 from specbench.backends.local.drafting import Draft
 from specbench.clock import Stopwatch
-from specbench.records import Sampling
-from specbench.verify.findings import Finding
+from specbench.records import Finding, Sampling
+from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup, bare_logits, drafter_of
 
 DRAWS = 300
@@ -44,11 +44,11 @@ def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
     places = _places(bed, draft)
     if not places:
         if draft.spec.greedy or draft.spec.kind in (None, "cross"):
-            return Finding(
+            return noticed(
                 code, "ok", "proposes with certainty, which the acceptance rule takes as one-hot", draft=name
             )
         hint = "Lossless, but accepted less often than drawn drafts, and the replay assumes drawn ones."
-        return Finding(code, "note", "drafts greedily although the temperature is above 0", hint, name)
+        return noticed(code, "note", "drafts greedily although the temperature is above 0", hint, name)
     least, top, kinds = 1.0, 1.0, 0
     for place in places:
         drawn = _draws(bed, draft, place.x)
@@ -59,13 +59,13 @@ def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
         f"token {top:.0%} of q, up to {kinds} tokens drawn)"
     )
     if top > 0.97:
-        return Finding(code, "not checked", "the draft is all but certain everywhere: nothing to draw", draft=name)
+        return noticed(code, "not checked", "the draft is all but certain everywhere: nothing to draw", draft=name)
     if least > IMPROBABLE:
-        return Finding(code, "ok", evidence, draft=name)
+        return noticed(code, "ok", evidence, draft=name)
     hint = (
         "The drafter does not draw from the q it reports (temperature ignored?): the output is no longer the target's."
     )
-    return Finding(code, "broken", evidence, hint, name)
+    return noticed(code, "broken", evidence, hint, name)
 
 
 @torch.inference_mode()
@@ -90,11 +90,11 @@ def q_of_these_settings(bed: Setup, draft: Draft) -> Finding | None:
         f"round's first token, {later:.2f} in later ones (total variation, {bed.dtype})"
     )
     if max(first, later) <= SAME_Q[bed.dtype]:
-        return Finding(code, "ok", evidence, draft=name)
+        return noticed(code, "ok", evidence, draft=name)
     hint = "The drafter uses another temperature, top-k, top-p, min-p or penalty."
     if first <= SAME_Q[bed.dtype]:
         hint = "The drafter does not read its own tokens."
-    return Finding(code, "broken", evidence, hint, name)
+    return noticed(code, "broken", evidence, hint, name)
 
 
 @torch.inference_mode()
@@ -122,11 +122,11 @@ def accept_rule(bed: Setup) -> Finding:
     least = min(chi_square([text[i] for text in texts], p) for i in (1, 2))
     evidence = f"{TEXTS:,} texts with a known p and q: tokens are the target's with p-value {least:.1g}"
     if least > IMPROBABLE:
-        return Finding("accept-rule", "ok", evidence)
+        return noticed("accept-rule", "ok", evidence)
     hint = (
         "The acceptance rule is not the exact one: sampled text is not the target's, and acceptance is not comparable."
     )
-    return Finding("accept-rule", "broken", evidence, hint)
+    return noticed("accept-rule", "broken", evidence, hint)
 
 
 class _FixedTarget:

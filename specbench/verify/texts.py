@@ -17,8 +17,8 @@ from specbench.config import RunConfig
 from specbench.models import LoadedModel
 from specbench.models.defaults import CODE, own_cautions
 from specbench.models.prompts import Today, end_tokens
-from specbench.records import Prompt
-from specbench.verify.findings import Finding, State
+from specbench.records import Finding, Prompt, Severity
+from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup, bare_logits
 
 TEMPLATE = "chat-template"
@@ -49,25 +49,25 @@ def chat_template(bed: Setup) -> Finding:
     if tokenizer.chat_template is None:
         if known:
             hint = "Use the instruct model's own tokenizer, with its chat_template: this one was saved without."
-            return Finding(TEMPLATE, "broken", f"no chat template, but {knows}", hint)
-        return Finding(TEMPLATE, "ok", "no chat template, and the target foretells no known chat format: a base model")
+            return noticed(TEMPLATE, "broken", f"no chat template, but {knows}", hint)
+        return noticed(TEMPLATE, "ok", "no chat template, and the target foretells no known chat format: a base model")
     try:
         rendered, bare = (_rendered(tokenizer, with_header) for with_header in (True, False))
     except Exception as error:  # templates are programs of others
-        return Finding(TEMPLATE, "broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
+        return noticed(TEMPLATE, "broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
     header = rendered.removeprefix(bare) if rendered.startswith(bare) else rendered[-20:]
     foreign = [name for name in known if _marker(name) not in rendered]
     if foreign and len(foreign) == len(known):
-        return Finding(
+        return noticed(
             TEMPLATE, "broken", f"the template is of another format, but {knows}", "Use the model's own template."
         )
     framed = [name for name in FRAMES if _marker(name) in rendered]
     if _question_lost(rendered):
-        return Finding(TEMPLATE, "broken", "the template drops the user's message", "Use the model's own template.")
+        return noticed(TEMPLATE, "broken", "the template drops the user's message", "Use the model's own template.")
     if not header:
         evidence = "the template ends without an assistant header"
         hint = "Honour add_generation_prompt in the template; without a header the target answers in the user's place."
-        return Finding(TEMPLATE, "broken" if framed else "note", evidence, hint)
+        return noticed(TEMPLATE, "broken" if framed else "note", evidence, hint)
     return _marks(tokenizer, rendered, f"ends with a header of {_size(tokenizer, header)} tokens", knows)
 
 
@@ -78,8 +78,8 @@ def _marks(tokenizer: Any, rendered: str, header: str, knows: str) -> Finding:
     if split:
         evidence = f"{len(split)} of {len(marks)} marks of the template are split into several tokens: {split[0]}"
         hint = "If the model knows them as single tokens, its tokenizer lacks them."
-        return Finding(TEMPLATE, "note", evidence, hint)
-    return Finding(TEMPLATE, "ok", words)
+        return noticed(TEMPLATE, "note", evidence, hint)
+    return noticed(TEMPLATE, "ok", words)
 
 
 def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
@@ -96,11 +96,11 @@ def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
     lost = [mark for mark in single if _ids(own, mark) != _ids(tokenizer, mark)]
     name = draft.spec.text
     if not lost:
-        return Finding("draft-marks", "ok", f"{len(single)} marks of the template are the same ids", draft=name)
+        return noticed("draft-marks", "ok", f"{len(single)} marks of the template are the same ids", draft=name)
     evidence = (
         f"{len(lost)} of {len(single)} marks of the target's template are no single token of the draft: {lost[0]}"
     )
-    return Finding("draft-marks", "note", evidence, "Prefer a draft that was tuned on the same chat format.", name)
+    return noticed("draft-marks", "note", evidence, "Prefer a draft that was tuned on the same chat format.", name)
 
 
 def special_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Finding]:
@@ -111,7 +111,7 @@ def special_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Finding]:
         return []
     evidence = f"{spell} of {len(prompts)} prompts spell special tokens of the target, and are encoded with them"
     hint = "Take them out unless the traffic has them: text of a user then opens a turn, or ends one."
-    return [Finding("special-tokens", "note", evidence, hint)]
+    return [noticed("special-tokens", "note", evidence, hint)]
 
 
 def ends_at_once(bed: Setup) -> Finding:
@@ -120,9 +120,9 @@ def ends_at_once(bed: Setup) -> Finding:
     tokens = sum(map(len, bed.alone))
     evidence = f"{ended} of {len(bed.alone)} texts of the target end with their first token, {tokens} tokens in all"
     if not ended:
-        return Finding("ends-at-once", "ok", evidence)
+        return noticed("ends-at-once", "ok", evidence)
     hint = "Check the chat template and the end-of-sequence tokens in the generation config."
-    return Finding("ends-at-once", "broken" if 2 * ended >= len(bed.alone) else "note", evidence, hint)
+    return noticed("ends-at-once", "broken" if 2 * ended >= len(bed.alone) else "note", evidence, hint)
 
 
 def _familiarity(loaded: LoadedModel, name: str) -> float | None:
@@ -179,9 +179,9 @@ def finite_logits(bed: Setup) -> Finding:
         if not bare_logits(model, ids, len(ids)).isfinite().all():
             bad.append(name)
     if not bad:
-        return Finding("finite-logits", "ok", f"every logit of {len(models)} models is a number in {bed.dtype}")
+        return noticed("finite-logits", "ok", f"every logit of {len(models)} models is a number in {bed.dtype}")
     hint = "This precision overflows for this model: use --dtype bfloat16 or float32."
-    return Finding("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
+    return noticed("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
 
 
 def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]]) -> Finding | None:
@@ -192,7 +192,7 @@ def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]
     name, vocabulary = draft.spec.text, bed.vocab_size
     tokens = sum(len(ids) - 1 for ids in samples)
     if tokens < FEW_TOKENS:
-        return Finding("vocabulary-meaning", "not checked", f"only {tokens} tokens of text to judge by", draft=name)
+        return noticed("vocabulary-meaning", "not checked", f"only {tokens} tokens of text to judge by", draft=name)
     chance = math.log(vocabulary)
     target = _loss(bed.loaded.model, [([], ids) for ids in samples], vocabulary)
     plain = _loss(draft.loaded.model, [([], ids) for ids in samples], vocabulary)
@@ -202,14 +202,14 @@ def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]
         f"the target's own text the draft has {own:.1f}"
     )
     if target > LANGUAGE * chance:
-        return Finding("vocabulary-meaning", "not checked", f"{evidence}: no language to judge by", draft=name)
+        return noticed("vocabulary-meaning", "not checked", f"{evidence}: no language to judge by", draft=name)
     if min(plain, own) > CHANCE * chance:
         hint = "The draft reads these ids as other tokens, or has no trained weights. Use one of the target's family."
-        return Finding("vocabulary-meaning", "broken", evidence, hint, name)
+        return noticed("vocabulary-meaning", "broken", evidence, hint, name)
     if plain > LANGUAGE * chance:
         hint = "The draft predicts this kind of text poorly by itself. A sweep says how much is accepted all the same."
-        return Finding("vocabulary-meaning", "note", evidence, hint, name)
-    return Finding("vocabulary-meaning", "ok", evidence, draft=name)
+        return noticed("vocabulary-meaning", "note", evidence, hint, name)
+    return noticed("vocabulary-meaning", "ok", evidence, draft=name)
 
 
 def _loss(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]], vocabulary: int) -> float:
@@ -229,7 +229,7 @@ def _loss(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]], voca
 
 
 # What a check says where a run would say nothing, and how bad it is where a run warns.
-_CHECKS: dict[str, tuple[State, str]] = {
+_CHECKS: dict[str, tuple[Severity, str]] = {
     "end-in-prompt": ("note", "no prompt ends with an end-of-sequence token"),
     "two-begins": ("note", "no prompt begins with two begin-of-text tokens"),
     "date-in-prompt": ("note", "the date is in no prompt"),
@@ -245,9 +245,9 @@ def own_files(target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence
     for code, (state, sound) in _CHECKS.items():
         caution = cautions.get(code)
         if caution is None:
-            found.append(Finding(code, "ok", sound))
+            found.append(noticed(code, "ok", sound))
             continue
         # Some models were trained on turns that end so; a tokenizer that does it to any text is a slip.
         slip = code == "end-in-prompt" and target.tokenizer.chat_template is None
-        found.append(Finding(code, "broken" if slip else state, caution.message, caution.hint))
+        found.append(noticed(code, "broken" if slip else state, caution.message, caution.hint))
     return found

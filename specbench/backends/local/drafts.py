@@ -181,8 +181,8 @@ def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[
     return drafts
 
 
-# Texts to look at, how much of a prompt and how many tokens of each, and how many depths are tried.
-TEXTS, CONTEXT, TOKENS, DEPTHS, PASSES = 4, 512, 32, 7, 5
+# Texts to look at, how much of a prompt and how many tokens of each, and how many numbers of layers are tried.
+TEXTS, CONTEXT, TOKENS, LAYER_COUNTS, PASSES = 4, 512, 32, 7, 5
 
 
 def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Sequence[int]) -> int:
@@ -190,7 +190,9 @@ def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Se
     rough choice, and only that: what the draft then gives is measured like any other."""
     text = setting.target.model.config.get_text_config()
     whole, fewest = int(text.num_hidden_layers), fewest_layers(text)
-    depths = sorted({min(whole - 1, max(fewest, round(whole * i / (DEPTHS + 1)))) for i in range(1, DEPTHS + 1)})
+    depths = sorted(
+        {min(whole - 1, max(fewest, round(whole * i / (LAYER_COUNTS + 1)))) for i in range(1, LAYER_COUNTS + 1)}
+    )
     texts = [list(prompt[-CONTEXT:]) for prompt in prompts[:TEXTS]]
     capacity = CONTEXT + TOKENS + max(gammas) + 1
     readers = {depth: CachedModel(first_layers(setting.target.model, depth), capacity) for depth in depths}

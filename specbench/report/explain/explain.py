@@ -52,9 +52,10 @@ def explain_run(summary: Summary, level: Level) -> Explanation:
     from specbench.report import brief
     from specbench.report.dialect import UNLINKED
     from specbench.report.explain.story import chain, story
+    from specbench.report.page import markdown
 
     told = story(summary)
     concurrent = best_by_concurrency(summary.loads, told.draft.draft, summary.policy)
     more = {"t": told, "name": UNLINKED.code(Path(summary.run).name), "chain": chain(told, UNLINKED)}
     values = brief.values(summary, UNLINKED) | more | {"concurrent": concurrent}
-    return with_words(level, summary.run, brief.markdown(f"explain_run_{level}.j2", values, UNLINKED))
+    return with_words(level, summary.run, markdown(f"explain_run_{level}.j2", values, UNLINKED))

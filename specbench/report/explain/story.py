@@ -1,5 +1,5 @@
 """What both explanations of a run need: the draft that counts at its best gamma, and sums that say so where the digits
-shown do not add up to the result shown."""
+shown do not add up to the result shown. Their sentences are in run.j2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from specbench import text
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.analysis.steps import Cost, cost
-from specbench.report.dialect import PLAIN, Plain, sentence_of, upper_first
+from specbench.report.dialect import Plain, sentence_of
 
 _ROUNDED = "(the digits shown are rounded)"
 
@@ -75,72 +75,10 @@ def gain(told: Story, d: Plain) -> str:
 
 def chain(told: Story, d: Plain) -> list[str]:
     """From guesses to a speedup, every step with its sum."""
-    found = (_guesses(told), _yield(told), _cost(told), *_speedup(told), sentence_of("reaches", d, told))
+    sums = {"shown": Shown, "ms": ms, "divide": divide, "multiply": multiply, "add": add}
+    parts = ("guesses", "yielded", "round_cost", "from_rounds", "reaches")
+    found = [sentence_of(part, d, told, **({} if part == "reaches" else sums)) for part in parts]
     return [line for line in found if line]
-
-
-def _guesses(told: Story) -> str:
-    row = told.row
-    if row.drafted is None or row.accepted is None:
-        return "How many tokens were drafted and accepted is not known: the server does not tell."
-    rounds = "" if row.rounds is None else f"In {text.count(row.rounds, 'round')} "
-    if not row.drafted:
-        return f"{rounds}the draft proposed nothing at all, so the target worked alone."
-    over = f", over {text.percent(row.counted_share)} of the texts, those of which the server tells"
-    line = (
-        f"{rounds}the draft guessed {row.drafted:,} tokens and the target accepted {row.accepted:,}: the acceptance "
-        f"rate r is {row.accepted:,} / {row.drafted:,} = {text.percent(row.acceptance_rate)} (measured"
-        f"{over if row.counted_share < 1 else ''}). Guesses behind a wrong one count as drafted, though nobody judged "
-        "them."
-    )
-    broken = " Not a single one: that points to a broken set-up and not to a poor draft." if not row.accepted else ""
-    return f"{upper_first(line)}{broken}"
-
-
-def _yield(told: Story) -> str:
-    row = told.row
-    if row.tokens_per_round is None or row.accepted is None or row.rounds is None:
-        why = "the server does not tell its rounds" if told.s.facts.served else "no round was run"
-        return f"How many tokens a round yields is not known: {why}. So the speedup cannot be taken apart here."
-    kept, tau = Shown(row.accepted / row.rounds, 2), Shown(row.tokens_per_round, 2)
-    guesses = divide(Shown(row.accepted), Shown(row.rounds), kept, "guesses on average")
-    return (
-        f"A round keeps {guesses}, and the target adds one token itself: "
-        f"{add([Shown(1), kept], tau, 'tokens per round')}. This is tau (measured)."
-    )
-
-
-def _cost(told: Story) -> str:
-    row, found = told.row, told.cost
-    round_s = row.round_s if found is None else found.round_s
-    if row.tokens_per_round is None or round_s is None or told.steps is None:
-        return ""
-    whole, step = ms(round_s), ms(1 / told.draft.baseline_tokens_per_s)
-    if found is None:
-        token = ms(round_s / row.tokens_per_round)
-        made = multiply(Shown(row.tokens_per_round, 2), token, whole)
-        head, marks = f"With the draft a token takes {token}, which makes for a round: {made}", "measured, from outside"
-    else:
-        parts = [ms(part) for part in (found.times.draft_s, found.times.verify_s, found.times.other_s)]
-        head, marks = f"Drafting, verifying and the host gap make up a round: {add(parts, whole)}", "measured"
-    cost_words = divide(whole, step, Shown(told.steps, 2), "target steps")
-    return f"{head}. A target step takes {step}. The round's cost ({marks}): {cost_words}."
-
-
-def _speedup(told: Story) -> list[str]:
-    """The quotient beside the clock, and what its agreement is worth."""
-    row = told.row
-    clock = text.estimate(row.speedup, row.speedup_low, row.speedup_high)
-    if row.tokens_per_round is None or not told.steps:
-        return [f"The clock says {clock} for decoding at gamma {row.gamma} (measured)."]
-    quotient = divide(Shown(row.tokens_per_round, 2), Shown(told.steps, 2), Shown(told.quotient, 2, "x"))
-    line = f"Tokens per round over the round's cost: {quotient}. The clock says {clock} for decoding (measured)."
-    if f"{told.quotient:.2f}" != f"{row.speedup:.2f}":
-        return [f"{line} They differ: {sentence_of('why_apart', PLAIN, told)}."]
-    return [
-        f"{line} Both come from the same trials, so they agree by construction: this shows where the speedup comes "
-        "from, and is no second measurement of it."
-    ]
 
 
 @dataclass(frozen=True, slots=True)

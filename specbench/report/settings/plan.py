@@ -1,21 +1,23 @@
-"""What is to be pasted for: the draft as it was measured, and how its models are named on an engine's command line."""
+"""What is to be pasted for: the draft as it was measured, how its models are named on an engine's command line, and
+where categories disagree which of them it is for."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specbench import text
+from specbench.analysis.contract import CategoryResult, DraftResult
 from specbench.config import SERVED
 from specbench.drafters import DraftSpec
 from specbench.models.embedded import TITLES
-from specbench.records import Sampling
+from specbench.records import Call, Reason, Sampling
 
 Role = Literal["target", "draft"]
+Language = Literal["sh", "python"]
 
 # `org/model@revision`; anything else with an @ is a path.
 _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
@@ -69,19 +71,27 @@ class Named:
 
     name: str
     revision: str | None = None
-    legend: str | None = None
+    legend: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What to paste into one engine. `request` is what each request has to say beside, in Markdown; `differs` are
-    sentences on where it is not quite what was measured, `legends` what its placeholders stand for."""
+    """What to paste into one engine. `request` is what each request has to say beside, the inside of a JSON object;
+    `differs` says where it is not quite what was measured, `legends` what its placeholders stand for."""
 
-    language: Literal["sh", "python"]
+    language: Language
     code: str
-    differs: tuple[str, ...] = ()
+    differs: tuple[Reason, ...] = ()
     request: str = ""
-    legends: tuple[str, ...] = ()
+    legends: tuple[Reason, ...] = ()
+
+
+def given(
+    code: str, differs: Sequence[Reason | None], models: Sequence[Named], request: str = "", language: Language = "sh"
+) -> Given:
+    """Without what does not apply."""
+    legends = tuple(model.legend for model in models if model.legend is not None)
+    return Given(language, code, tuple(each for each in differs if each is not None), request, legends)
 
 
 def directory(plan: Plan, role: Role) -> Named:
@@ -90,9 +100,9 @@ def directory(plan: Plan, role: Role) -> Named:
     place = f"path/to/{role}"
     if name == SERVED or name in TITLES:
         # A server told the name of its GGUF file, which this is not.
-        return Named(place, legend=f"{text.code(place)} is {_what(name, None)}")
+        return Named(place, legend=_legend("named", place, name, None))
     if name.lower().endswith(".gguf"):
-        return Named(place, legend=f"{text.code(place)} is the model from which {text.code(name)} was made")
+        return Named(place, legend=Reason("made-from", {"place": place, "name": name}))
     pinned = _PINNED.fullmatch(name)
     return Named(pinned[1], pinned[2]) if pinned else Named(_path(name))
 
@@ -103,7 +113,7 @@ def gguf(plan: Plan, role: Role) -> Named:
     if name.lower().endswith(".gguf"):
         return Named(_path(name))
     place = f"path/to/{role}.gguf"
-    return Named(place, legend=f"{text.code(place)} is a GGUF file of {_what(name, title)}")
+    return Named(place, legend=_legend("gguf", place, name, title))
 
 
 def shell(options: Sequence[Sequence[str]]) -> str:
@@ -111,22 +121,19 @@ def shell(options: Sequence[Sequence[str]]) -> str:
     return " \\\n  ".join(shlex.join(printable(part) for part in option) for option in options)
 
 
-def sampled_drafts(plan: Plan, engine: str, option: str | None) -> list[str]:
-    """Where an engine drafts greedily (unless `option` is set): in process drafts are drawn, as the target's tokens."""
+def sampled_drafts(plan: Plan, engine: str, *, option: bool) -> Reason | None:
+    """Where an engine drafts greedily (unless an `option` is set): in process drafts are drawn, as the target's
+    tokens."""
     if plan.sampling.greedy or plan.served or plan.spec.kind != "model" or plan.spec.greedy:
-        return []
-    unless = f" unless told otherwise with {option}" if option else ""
-    return [
-        f"{engine} drafts the likeliest token{unless}; the run drew its drafts at temperature "
-        f"{plan.sampling.temperature:g}."
-    ]
+        return None
+    return Reason("likeliest-drafts", {"engine": engine, "option": option, "temperature": plan.sampling.temperature})
 
 
-def bare_drafts(plan: Plan, engine: str) -> list[str]:
+def bare_drafts(plan: Plan, engine: str) -> Reason | None:
     """Where an engine has the penalty on the target alone: in process it is on the draft as well."""
     if not plan.sampling.penalised or plan.served or plan.spec.kind != "model":
-        return []
-    return [f"{engine} drafts without the repetition penalty, which the run's draft had: expect another acceptance."]
+        return None
+    return Reason("no-penalty-on-drafts", {"engine": engine})
 
 
 def printable(name: str) -> str:
@@ -138,11 +145,9 @@ def _model(plan: Plan, role: Role) -> tuple[str, str | None]:
     return (plan.target, plan.target_title) if role == "target" else (plan.spec.model or "", plan.draft_title)
 
 
-def _what(name: str, title: str | None) -> str:
-    if name == SERVED:
-        return "the model that the measured server has"
+def _legend(code: str, place: str, name: str, title: str | None) -> Reason:
     called = title if title not in (None, name) else TITLES.get(name)
-    return text.code(name) + (f" ({text.escape(called)})" if called else "")
+    return Reason(code, {"place": place, "name": None if name == SERVED else name, "called": called})
 
 
 def _path(name: str) -> str:
@@ -150,3 +155,42 @@ def _path(name: str) -> str:
     if name.startswith("~"):
         return str(Path(name).expanduser())
     return f"./{name}" if name.startswith("-") else name
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What to switch on where the categories of a draft disagree and one at least is a GO: (verdict, categories, their
+    share of what runs). `mixed` says whether that is of the stated traffic or of the run's prompts."""
+
+    parts: tuple[tuple[Call, tuple[CategoryResult, ...], float | None], ...]
+    mixed: bool
+
+    @property
+    def on(self) -> tuple[CategoryResult, ...]:
+        return self.parts[0][1]
+
+
+def routing(draft: DraftResult, mix: Mapping[str, float] | None) -> Routing | None:
+    """None where all categories agree, or none is a GO."""
+    rows = draft.by_speedup
+    calls: tuple[Call, ...] = ("GO", "NO-GO", "UNCLEAR")
+    parts = [(call, tuple(row for row in rows if row.verdict == call)) for call in calls]
+    found = [(call, part, _weight(part, mix)) for call, part in parts if part]
+    total = sum(weight for _, _, weight in found)
+    if len(found) < 2 or found[0][0] != "GO":
+        return None
+    return Routing(
+        tuple((call, part, weight / total if total else None) for call, part, weight in found), mixed=bool(mix)
+    )
+
+
+def gamma_to_paste(routes: Routing | None, gamma: int, call: Call, mix: Mapping[str, float] | None) -> int:
+    """The gamma of the whole run where that is a GO. Else a server is for the categories that are one, and has the
+    gamma of that with the most traffic."""
+    if call == "GO" or routes is None:
+        return gamma
+    return max(routes.on, key=lambda category: _weight([category], mix)).best_gamma
+
+
+def _weight(categories: Sequence[CategoryResult], mix: Mapping[str, float] | None) -> float:
+    return sum(mix.get(c.category, 0.0) if mix else c.prompts for c in categories)

@@ -1,99 +1,108 @@
 """The section "Settings to paste": the draft that was decided about, as each engine is told of it.
 
 What was measured is named as such. Settings for an engine that was not measured are settings to measure with: another
-engine has another cost of a round, and a GO does not carry over.
+engine has another cost of a round, and a GO does not carry over. The sentences are in settings.j2 and words.yaml. What
+is said of switching by request there is from github.com/vllm-project/vllm (issue 52258 open, pull request 55412 closed
+unmerged; dynamic_speculative_decoding.md), github.com/sgl-project/sglang (issue 30263, pull request 30264, closed) and
+github.com/ggml-org/llama.cpp (issue 23052, closed; xllamacpp 2026.10 was seen to ignore `speculative.n_max` 0).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from specbench.analysis.contract import DraftResult, Summary
-from specbench.analysis.facts import Model
+from specbench.analysis.contract import DraftResult, GammaResult, Rival, Summary
+from specbench.analysis.facts import Facts, Model
 from specbench.config import SERVED
 from specbench.drafters import parse_draft
-from specbench.records import Call
-from specbench.report.dialect import Column
-from specbench.report.settings.engines import ENGINES, Engine
-from specbench.report.settings.plan import Given, Plan
-from specbench.report.settings.routing import gamma_to_paste, routing
-from specbench.report.settings.words import expect, head, instead, measure
+from specbench.models.embedded import PREFIX
+from specbench.records import Call, Reason
+from specbench.report.settings.plan import Given, Plan, Routing, gamma_to_paste, gguf, routing, shell
+from specbench.report.settings.servers import ENGINES
+from specbench.shipped import DEFAULT_WORKLOAD
+
+# The engines that specbench starts itself, by the names that --engine takes.
+_LAUNCHED = {"vLLM": "vllm", "SGLang": "sglang", "llama.cpp": "llamacpp"}
+
+# Of the server without these settings, and of the one with them.
+_PORTS = ("8000", "8001")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """One engine, in Markdown but for `code`, which is to be pasted as it is. `known` is for which versions it holds
-    and how we know, `request` what each request has to say, `differs` where it is not quite what was measured, `check`
-    how to see that it drafts like this."""
+    """One engine; `found` is what to paste."""
 
     engine: str
     measured: bool
-    language: str
-    code: str
-    known: str
-    request: str
-    differs: str
-    check: str
+    found: Given
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the section says, in Markdown. `draft` is the recommended one as `--draft` has it, with the `gamma` to paste
-    and its `cutoff` (None without one); `call` is the verdict on the whole run. `measure` says how to measure it on an
-    engine, and the command; None where one was measured. `engines` are those that can draft like this, the measured one
-    first; none where nothing is to be switched on. `refused` says of the others why not, `instead` which measured draft
-    they have. `off` has rows (engine, what to set, how to see it), none where everything is on. `routing` is empty
-    unless categories disagree."""
+    """What the section says. `plan` is the recommended draft at the gamma to paste, `row` what was measured of it
+    there; `call` is the verdict on the whole run. `measure` says how to measure it on an engine, and the command; None
+    where one was measured. `engines` are those that can draft like this, the measured one first; none where nothing is
+    to be switched on. `refused` says of the others why not, `instead` which measured draft they have. `off` are the
+    engines to say of how it is switched off, none where everything is on."""
 
-    draft: str
-    gamma: int
-    cutoff: float | None
+    summary: Summary
+    plan: Plan
     call: Call
-    head: str
-    measure: tuple[str, str] | None
-    legend: str
-    expect: str
+    row: GammaResult | None
+    measure: tuple[Reason, str] | None
     engines: tuple[EngineSettings, ...]
-    refused: tuple[str, ...]
-    instead: str
-    off: tuple[tuple[str, str, str], ...]
-    routing: tuple[str, ...]
+    refused: tuple[Reason, ...]
+    instead: tuple[Rival, tuple[str, ...]] | None
+    off: tuple[str, ...]
+    routing: Routing | None
 
     @property
-    def off_columns(self) -> list[Column]:
-        headers = ("engine", "to switch it off", "to see that it is off")
-        cells = zip(*self.off, strict=True)
-        return [Column(name, name, tuple(each), left=True) for name, each in zip(headers, cells, strict=True)]
+    def draft(self) -> str:
+        """As `--draft` has it."""
+        return self.plan.spec.text
+
+    @property
+    def gamma(self) -> int:
+        return self.plan.gamma
+
+    @property
+    def served(self) -> bool:
+        """Whether of the draft no more is known than that a server had it."""
+        return self.plan.spec.model == SERVED
+
+    @property
+    def legends(self) -> list[Reason]:
+        """What placeholders stand for, each once."""
+        found = {legend.values["place"]: legend for each in self.engines for legend in each.found.legends}
+        return list(found.values())
 
 
 def settings_of(summary: Summary) -> Settings | None:
     """The settings for the recommended draft; None where nothing was measured."""
-    draft, facts = summary.recommended, summary.facts
+    draft, facts, mix = summary.recommended, summary.facts, summary.policy.mix
     if draft is None:
         return None
     chosen = summary.choice if summary.choice is not None and summary.choice.draft == draft.draft else None
     gamma, call = (chosen.gamma, chosen.verdict) if chosen else (draft.best_gamma, draft.verdict)
-    plan = _plan(summary, draft, gamma_to_paste(draft, gamma, call, summary.policy.mix))
-    routes = routing(draft, plan.gamma, call, summary.policy.mix)
-    order = sorted(ENGINES, key=lambda engine: engine.name != plan.on)
+    routes = routing(draft, mix)
+    plan = _plan(summary, draft, gamma_to_paste(routes, gamma, call, mix))
+    order = sorted(ENGINES, key=lambda name: name != plan.on)
     # What was measured without knowing the draft cannot be written down for any engine.
-    wanted = plan.spec.model != SERVED and (call != "NO-GO" or bool(routes))
-    built = [(engine, engine.build(plan)) for engine in order if wanted]
-    given = [(engine, found) for engine, found in built if isinstance(found, Given)]
-    legends = dict.fromkeys(legend for _, found in given for legend in found.legends)
+    wanted = plan.spec.model != SERVED and (call != "NO-GO" or routes is not None)
+    built = [(name, ENGINES[name][0](plan)) for name in order if wanted]
+    able = [EngineSettings(name, name == plan.on, found) for name, found in built if isinstance(found, Given)]
     return Settings(
-        draft=draft.draft,
-        gamma=plan.gamma,
-        cutoff=plan.spec.cutoff or None,
+        summary=summary,
+        plan=plan,
         call=call,
-        head=head(summary, plan, draft, call, pasted=bool(given)),
-        measure=measure(plan, facts, [engine.name for engine, _ in given]) if plan.on is None else None,
-        legend=f"{'; '.join(legends)}." if legends else "",
-        expect=expect(plan, draft) if given else "",
-        engines=tuple(_engine(engine, found, plan) for engine, found in given),
-        refused=tuple(found for _, found in built if isinstance(found, str)),
-        instead=instead(summary, plan, call, [engine for engine, found in built if isinstance(found, str)]),
-        off=tuple((engine.name, engine.off, engine.resting) for engine in order if call == "NO-GO" or routes),
+        row=next((row for row in draft.gammas if row.gamma == plan.gamma), None),
+        measure=_measure(plan, facts, [each.engine for each in able]) if plan.on is None else None,
+        engines=tuple(able),
+        refused=tuple(found for _, found in built if isinstance(found, Reason)),
+        instead=_instead(summary, plan, call, [name for name, found in built if isinstance(found, Reason)]),
+        off=tuple(name for name in order if call == "NO-GO" or routes is not None),
         routing=routes,
     )
 
@@ -116,7 +125,7 @@ def _plan(summary: Summary, draft: DraftResult, gamma: int) -> Plan:
         ends=facts.target.ends,
         templated=bool(facts.workload.templated),
         head=loaded.head if loaded is not None else None,
-        on=next((engine.name for engine in ENGINES if adapter in engine.adapters), None),
+        on=next((name for name, (_, adapters) in ENGINES.items() if adapter in adapters), None),
     )
 
 
@@ -124,14 +133,72 @@ def _title(model: Model) -> str | None:
     return model.name if model.name != model.spec else None
 
 
-def _engine(engine: Engine, found: Given, plan: Plan) -> EngineSettings:
-    return EngineSettings(
-        engine=engine.name,
-        measured=engine.name == plan.on,
-        language=found.language,
-        code=found.code,
-        known=engine.known,
-        request=found.request,
-        differs=" ".join(found.differs),
-        check=engine.running(plan),
-    )
+def _measure(plan: Plan, facts: Facts, engines: Sequence[str]) -> tuple[Reason, str] | None:
+    """How to measure it on one of `engines`, in words and as a command: specbench starts the servers or, of a draft
+    that its launch files do not have, measures two that run. None where none of them is a server that it knows."""
+    names = [_LAUNCHED[name] for name in engines if name in _LAUNCHED]
+    # Where the model is not in a form that an engine reads, another is named first.
+    names = [name for name in names if _reads(name, plan.target)] or names
+    if not names:
+        return None
+    options = [["specbench", "sweep", "--gamma", str(plan.gamma)]]
+    # llama.cpp runs anywhere.
+    engine = "llamacpp" if "llamacpp" in names else names[0]
+    if _startable(plan):
+        how = Reason("started", {"others": [name for name in names if name != engine]})
+        options[0] += ["--engine", engine]
+    else:
+        how = Reason("running", {"ports": list(_PORTS)})
+        options[0][1] = "measure"
+        options.append([part for flag, port in zip(("--server", "--spec-server"), _PORTS, strict=True)
+                        for part in (flag, f"http://localhost:{port}")])  # fmt: skip
+    target, draft = plan.target, plan.spec.text
+    if engine == "llamacpp":
+        target = target if target.startswith(PREFIX) else gguf(plan, "target").name
+        model = plan.spec.model or ""
+        draft = draft if not model or model.startswith(PREFIX) else draft.replace(model, gguf(plan, "draft").name)
+    options.append(["--target", target, "--draft", draft])
+    return how, shell([*options, *_as_before(plan, facts)])
+
+
+def _reads(engine: str, model: str) -> bool:
+    return model.startswith(PREFIX) or model.lower().endswith(".gguf") == (engine == "llamacpp")
+
+
+def _as_before(plan: Plan, facts: Facts) -> list[list[str]]:
+    """The prompts and the sampling of the run, where they are not those that a command has anyway."""
+    options = []
+    if facts.workload.source is not None and not facts.workload.source.endswith(DEFAULT_WORKLOAD):
+        options.append(["--workload", facts.workload.source])
+    if plan.max_new_tokens:
+        options.append(["--max-new-tokens", str(plan.max_new_tokens)])
+    sampling = plan.sampling
+    drawn = {}
+    if not sampling.greedy:
+        drawn = {"temperature": sampling.temperature, "top-p": sampling.top_p, "top-k": sampling.top_k}
+        drawn |= {"min-p": sampling.min_p} if sampling.min_p else {}
+    drawn |= {"repetition-penalty": sampling.repetition_penalty} if sampling.penalised else {}
+    if drawn:
+        options.append([part for flag, value in drawn.items() for part in (f"--{flag}", f"{value:g}")])
+    return options
+
+
+def _startable(plan: Plan) -> bool:
+    """Whether a launch file of ours has this draft, whatever the engine: see servers.launch."""
+    if plan.spec.ngram is None:
+        return plan.spec.kind == "model" and plan.spec.suffix is None
+    return plan.spec.kind is None and re.search(r"[:,](min|max)=", plan.spec.text) is None
+
+
+def _instead(summary: Summary, plan: Plan, call: Call, refusing: Sequence[str]) -> tuple[Rival, tuple[str, ...]] | None:
+    """A draft of this run that is not surely slower, and those of the `refusing` engines that have it."""
+    verdicts = {draft.draft: draft.verdict for draft in summary.drafts}
+    for rival in summary.choice.rivals if summary.choice is not None and call == "GO" else ():
+        # Without an interval nothing is known of the two.
+        near = rival.difference in ("same", "not resolved") and rival.ratio_low is not None
+        if near and verdicts.get(rival.draft) == "GO":
+            other = replace(plan, spec=parse_draft(rival.draft), gamma=rival.gamma)
+            able = tuple(name for name in refusing if isinstance(ENGINES[name][0](other), Given))
+            if able:
+                return rival, able
+    return None

@@ -1,4 +1,5 @@
-"""What makes each server draft as measured, or why nothing would: options of a command line.
+"""What makes each engine draft as measured, or why nothing would: options of a command line, or a few lines of Python.
+The words of each code are in words.yaml.
 
 They are those of configs/engines/*.yaml, without what serves measuring alone; a test holds them equal. They are written
 out here because a brief must not depend on files in the reader's folder, and because a name goes into JSON only through
@@ -16,15 +17,20 @@ out here because a brief must not depend on files in the reader's folder, and be
   match; a look-up goes before a draft model); a test runs both together in xllamacpp 2026.10.11549
 - TGI: docs/source/reference/launcher.md of github.com/huggingface/text-generation-inference, its issue 2997, and in its
   server/text_generation_server/utils/tokens.py `create_n_gram_speculation` (one token, the first match)
+- counters: those of specbench/backends/server/*.py; docs/source/reference/metrics.md of
+  github.com/huggingface/text-generation-inference, and github.com/ggml-org/llama.cpp/issues/25345 (a draft that is
+  loaded and never used)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from specbench.drafters import NgramSpec
+from specbench.kinds import HEADS
 from specbench.models.defaults import measured
+from specbench.records import Reason
 from specbench.report.settings.plan import (
     Given,
     Named,
@@ -32,30 +38,33 @@ from specbench.report.settings.plan import (
     bare_drafts,
     directory,
     gguf,
+    given,
     printable,
     sampled_drafts,
     shell,
 )
 
+# `from_pretrained` takes these by name; a server may have told another word.
+_DTYPES = ("float32", "bfloat16", "float16")
 
-def vllm(plan: Plan) -> Given | str:
+# Where gamma and the cut-off of assisted generation are read from: the assistant's own settings, which by default cut
+# unsure drafts.
+_GAMMA = "num_assistant_tokens"
+
+
+def vllm(plan: Plan) -> Given | Reason:
     """`vllm serve` with a speculative config. As a server that was measured it ran as a module, with the same flags."""
     spec, ngram = plan.spec, plan.spec.ngram
-    if spec.kind == "skip":
-        return "vLLM has no draft made of the target's own first layers."
-    if spec.kind == "cross":
-        return (
-            "vLLM's draft with another vocabulary (`use_heterogeneous_vocab`) says only tokens that both models share; "
-            "measured was one that goes over through text."
-        )
+    if spec.kind in ("skip", "cross"):
+        return Reason(f"vllm-{spec.kind}")
     if spec.kind is not None and ngram is not None:
-        return "vLLM takes one method, a look-up or a model."
+        return Reason("vllm-both")
     if ngram is not None and ngram.way is not None:
-        return f"vLLM has no {_way(plan)}, which is a look-up of llama.cpp."
+        return Reason("vllm-way", {"way": _way(plan)})
     if spec.cutoff:
-        return "vLLM has no confidence cut-off for a draft model (proposed in vllm-project/vllm#35301, not merged)."
-    target = directory(plan, "target")
-    differs, legends = list[str](), [target.legend]
+        return Reason("vllm-cutoff")
+    models = [directory(plan, "target")]
+    differs: list[Reason | None] = []
     config: dict[str, object]
     if spec.model is None and ngram is None:
         config = {"method": spec.kind, "num_speculative_tokens": plan.gamma}
@@ -63,143 +72,114 @@ def vllm(plan: Plan) -> Given | str:
         config |= {"suffix_decoding_max_cached_requests": 0} if spec.kind == "suffix" else {}
     elif ngram is None:
         draft = directory(plan, "draft")
-        legends.append(draft.legend)
+        models.append(draft)
         method = "eagle3" if plan.head == "peagle" else plan.head or "draft_model"
         config = {"method": method, "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
         config |= {"parallel_drafting": True} if plan.head == "peagle" else {}
         config |= {"revision": draft.revision} if draft.revision else {}
-        differs += sampled_drafts(plan, "vLLM", '`"draft_sample_method":"probabilistic"` in the config')
-        differs += bare_drafts(plan, "vLLM")
+        differs += [sampled_drafts(plan, "vLLM", option=True), bare_drafts(plan, "vLLM")]
     else:
         config = {"method": "ngram", "num_speculative_tokens": plan.proposed}
         config |= {"prompt_lookup_min": plan.down_to, "prompt_lookup_max": ngram.n}
-        if plan.latest:
-            differs.append("vLLM copies the earliest match, the run copied the latest.")
+        differs.append(Reason("earliest-match", {"engine": "vLLM"}) if plan.latest else None)
     if not plan.sampling.greedy:
-        differs.append("On a CPU, vLLM 0.32.0 takes the temperature for a whole number while it drafts: random text.")
-    if plan.sampling.min_p and not plan.sampling.greedy:
-        differs.append("vLLM refuses requests with min-p while it speculates (vllm-project/vllm#42744).")
+        differs += [Reason("vllm-temperature"), Reason("vllm-min-p") if plan.sampling.min_p else None]
     written = json.dumps(config, ensure_ascii=False, separators=(",", ":"))
     # Without the second line the file's penalties and temperature are what a request does not set; its ends stay.
-    options = [["vllm", "serve", target.name], *_revision(target), ["--generation-config", "vllm"]]
+    options = [["vllm", "serve", models[0].name], *_revision(models[0]), ["--generation-config", "vllm"]]
     options.append(["--speculative-config", written])
-    return Given("sh", shell(options), tuple(differs), _request(plan), tuple(filter(None, legends)))
+    return given(shell(options), differs, models, _request(plan))
 
 
-def sglang(plan: Plan) -> Given | str:
-    """With topk 1 the draft is one chain; a pass of the target reads its gamma tokens and the one before."""
+def sglang(plan: Plan) -> Given | Reason:
+    """With topk 1 the draft is one chain; a pass of the target reads its gamma tokens and the one before. Without a
+    model it drafts with the target's own layers, or from all texts that it has written."""
     spec = plan.spec
-    if spec.kind in ("mtp", "suffix"):
-        return _sglang_own(plan)
     if spec.ngram is not None:
-        also = ", and it takes no draft model beside it" if spec.kind is not None else ""
-        return f"SGLang's NGRAM drafts from all texts that it has written, not by a look-up in this one{also}."
-    if spec.kind == "skip":
-        return "SGLang has no draft made of the target's own first layers."
-    if spec.kind == "cross":
-        return "SGLang's draft model needs the target's vocabulary."
+        return Reason("sglang-look-up", {"model": spec.kind is not None})
+    if spec.kind in ("skip", "cross"):
+        return Reason(f"sglang-{spec.kind}")
     if spec.cutoff:
-        return "SGLang's documentation has no confidence cut-off for a draft model."
+        return Reason("sglang-cutoff")
     if plan.head == "peagle":
-        return "SGLang drives no P-EAGLE head (sgl-project/sglang#23171)."
-    target, draft = directory(plan, "target"), directory(plan, "draft")
+        return Reason("sglang-peagle")
+    models = [directory(plan, "target")]
+    steps = ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"]
+    if spec.kind == "suffix":
+        algorithm, more = "NGRAM", [["--speculative-ngram-max-bfs-breadth", "1"]]
+    elif spec.kind == "mtp":
+        algorithm, more = "NEXTN", [steps]
+    else:
+        draft = directory(plan, "draft")
+        models.append(draft)
+        algorithm = "STANDALONE" if plan.head is None else plan.head.upper()
+        pinned = [["--speculative-draft-model-revision", draft.revision]] if draft.revision else []
+        more = [["--speculative-draft-model-path", draft.name], *pinned, steps]
     options = [
-        ["python", "-m", "sglang.launch_server", "--model-path", target.name],
-        *_revision(target),
-        ["--sampling-defaults", "openai"],
-        ["--speculative-algorithm", "STANDALONE" if plan.head is None else plan.head.upper()],
-        ["--speculative-draft-model-path", draft.name],
-        *([["--speculative-draft-model-revision", draft.revision]] if draft.revision else []),
-        ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"],
-        ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
-    ]
-    differs = sampled_drafts(plan, "SGLang", None) + bare_drafts(plan, "SGLang")
-    if plan.head is not None:
-        differs.append("Versions differ in whether they add 1 to a head's layer ids: check its acceptance.")
-    if plan.sampling.penalised:
-        differs.append("Its penalty does not count a round's own drafts: the text is not quite the target's own.")
-    legends = tuple(filter(None, (target.legend, draft.legend)))
-    return Given("sh", shell(options), tuple(differs), _request(plan), legends)
-
-
-def _sglang_own(plan: Plan) -> Given:
-    """What SGLang drafts with without a model beside the target: its layers, or all texts that it has written."""
-    target = directory(plan, "target")
-    algorithm, chain = {
-        "mtp": ("NEXTN", ["--speculative-num-steps", str(plan.gamma), "--speculative-eagle-topk", "1"]),
-        "suffix": ("NGRAM", ["--speculative-ngram-max-bfs-breadth", "1"]),
-    }[str(plan.spec.kind)]
-    options = [
-        ["python", "-m", "sglang.launch_server", "--model-path", target.name],
-        *_revision(target),
+        ["python", "-m", "sglang.launch_server", "--model-path", models[0].name],
+        *_revision(models[0]),
         ["--sampling-defaults", "openai"],
         ["--speculative-algorithm", algorithm],
-        chain,
+        *more,
         ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
     ]
-    return Given("sh", shell(options), (), _request(plan), tuple(filter(None, (target.legend,))))
+    differs = [
+        sampled_drafts(plan, "SGLang", option=False),
+        bare_drafts(plan, "SGLang"),
+        None if plan.head is None or spec.kind == "mtp" else Reason("sglang-layer-ids"),
+        Reason("sglang-penalty") if plan.sampling.penalised else None,
+    ]
+    return given(shell(options), differs, models, _request(plan))
 
 
 def _way(plan: Plan) -> str:
     """`ngram-mod`, as llama.cpp calls the look-up."""
     way = plan.spec.ngram.way if plan.spec.ngram is not None else None
-    return f"`ngram-{way or 'simple'}`"
+    return f"ngram-{way or 'simple'}"
 
 
-def llamacpp(plan: Plan) -> Given | str:
+def llamacpp(plan: Plan) -> Given | Reason:
     """llama-server. Of several types the look-up goes first, and the model where it finds nothing."""
     spec, ngram = plan.spec, plan.spec.ngram
-    if spec.kind == "suffix":
-        return "llama.cpp has no suffix decoding; its `ngram-mod` also drafts from texts before."
-    if spec.kind == "skip":
-        return "llama.cpp has no draft made of the target's own first layers."
-    if spec.kind == "cross":
-        return "llama.cpp starts with a draft whose vocabulary does not fit, and then never uses it."
+    if spec.kind in ("suffix", "skip", "cross"):
+        return Reason(f"llamacpp-{spec.kind}")
     if plan.head == "peagle":
-        return "llama.cpp's help has no P-EAGLE head among its types of draft."
-    target = gguf(plan, "target")
-    differs, legends = list[str](), [target.legend]
-    if plan.on != "llama.cpp":
-        differs.append(f"A quantised GGUF is another model than the {plan.precision or 'one'} that was measured.")
+        return Reason("llamacpp-peagle")
+    models, here = [gguf(plan, "target")], plan.on == "llama.cpp"
+    differs = [None if here else Reason("quantised", {"precision": plan.precision})]
     kind = f"draft-{'mtp' if spec.kind == 'mtp' else plan.head or 'simple'}"
-    types = [*([_way(plan).strip("`")] if ngram is not None else []), *([kind] if spec.kind is not None else [])]
-    options = [["llama-server", "--model", target.name], _llamacpp_sampling(plan)]
+    types = [*([_way(plan)] if ngram is not None else []), *([kind] if spec.kind is not None else [])]
+    options = [["llama-server", "--model", models[0].name], _llamacpp_sampling(plan)]
     options.append(["--spec-type", ",".join(types)])
     if ngram is not None:
         options += _llamacpp_sizes(plan, ngram)
-        differs += _llamacpp_lookup(plan, ngram.n)
+        exact = None if plan.down_to == ngram.n else Reason("llamacpp-exact", {"n": ngram.n, "down_to": plan.down_to})
+        differs += [exact, None if plan.latest else Reason("llamacpp-latest")]
     if spec.kind is not None:
         if spec.model is not None:
-            draft = gguf(plan, "draft")
-            legends.append(draft.legend)
-            options.append(["--spec-draft-model", draft.name])
+            models.append(gguf(plan, "draft"))
+            options.append(["--spec-draft-model", models[1].name])
         options.append(["--spec-draft-n-max", str(plan.gamma), "--spec-draft-n-min", "0"])
         options[-1] += ["--spec-draft-p-min", f"{spec.cutoff:g}"]
-        if spec.cutoff and plan.on != "llama.cpp":
-            differs.append(
-                "Its cut-off is on the likeliest token's share of the ten likeliest, not on its probability."
-            )
-        differs += sampled_drafts(plan, "llama.cpp", "`--spec-draft-sampling probabilistic`")
-        differs += bare_drafts(plan, "llama.cpp")
-    if len(plan.ends) > 1:
-        differs.append(f"The run's texts ended at any of the ids {_listed(plan.ends)}; a GGUF file may know fewer.")
-    return Given("sh", shell(options), tuple(differs), legends=tuple(filter(None, legends)))
+        differs += [
+            Reason("llamacpp-cutoff") if spec.cutoff and not here else None,
+            sampled_drafts(plan, "llama.cpp", option=True),
+            bare_drafts(plan, "llama.cpp"),
+        ]
+    differs.append(Reason("llamacpp-ends", {"ends": list(plan.ends)}) if len(plan.ends) > 1 else None)
+    return given(shell(options), differs, models)
 
 
-def tgi(plan: Plan) -> Given | str:
+def tgi(plan: Plan) -> Given | Reason:
     """text-generation-launcher, whose look-up matches a single token."""
     spec, ngram = plan.spec, plan.spec.ngram
     if ngram is None or ngram.way is not None or spec.kind is not None:
-        return "TGI drafts by look-up or with Medusa heads, never with a model of its own."
+        return Reason("tgi-model")
     target = directory(plan, "target")
-    differs = (
-        f"TGI matches the last token alone, the run {_matched(plan, ngram.n)}; TGI drafts in every step, found or not.",
-        "An open report has TGI 3.0 and 3.1 answer nonsense with it (huggingface/text-generation-inference#2997): "
-        "compare texts first.",
-    )
+    differs = [Reason("tgi-last-token", {"n": ngram.n, "down_to": plan.down_to}), Reason("tgi-nonsense")]
     options = [["text-generation-launcher", "--model-id", target.name], *_revision(target)]
     options.append(["--speculate", str(plan.proposed)])
-    return Given("sh", shell(options), differs, _tgi_request(plan), tuple(filter(None, (target.legend,))))
+    return given(shell(options), differs, [target], _tgi_request(plan))
 
 
 def _request(plan: Plan) -> str:
@@ -218,9 +198,7 @@ def _tgi_request(plan: Plan) -> str:
     if plan.sampling.greedy:
         values = {"repetition_penalty": values["repetition_penalty"]}
     said = {key: value for key, value in values.items() if value != off.get(key)}
-    return "to `/generate`, `parameters`: " + _body(
-        {"do_sample": not plan.sampling.greedy} | said | _limit(plan, "max_new_tokens")
-    )
+    return _body({"do_sample": not plan.sampling.greedy} | said | _limit(plan, "max_new_tokens"))
 
 
 def _limit(plan: Plan, key: str) -> dict[str, int]:
@@ -228,7 +206,7 @@ def _limit(plan: Plan, key: str) -> dict[str, int]:
 
 
 def _body(values: Mapping[str, float]) -> str:
-    return f"`{json.dumps(values)[1:-1]}`."
+    return json.dumps(values)[1:-1]
 
 
 def _llamacpp_sampling(plan: Plan) -> list[str]:
@@ -241,16 +219,8 @@ def _llamacpp_sampling(plan: Plan) -> list[str]:
     return said if values["repetition_penalty"] == 1.0 else [*said, "--repeat-last-n", "-1"]
 
 
-def _listed(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids))
-
-
 def _revision(model: Named) -> list[list[str]]:
     return [["--revision", model.revision]] if model.revision else []
-
-
-def _matched(plan: Plan, n: int) -> str:
-    return f"{n} tokens" if plan.down_to == n else f"{n} tokens or fewer, down to {plan.down_to}"
 
 
 def _llamacpp_sizes(plan: Plan, ngram: NgramSpec) -> list[list[str]]:
@@ -263,10 +233,110 @@ def _llamacpp_sizes(plan: Plan, ngram: NgramSpec) -> list[list[str]]:
     return [[f"{flag}-size-n", n, f"{flag}-size-m", m], [f"{flag}-min-hits", "1"]]
 
 
-def _llamacpp_lookup(plan: Plan, n: int) -> list[str]:
-    found = []
-    if plan.down_to < n:
-        found.append(f"llama.cpp matches {n} tokens and no fewer, the run went down to {plan.down_to}.")
-    if not plan.latest:
-        found.append("llama.cpp copies the latest match, the run copied the earliest.")
-    return found
+def python(plan: Plan) -> Given | Reason:
+    """A script of a few lines that drafts as measured."""
+    spec = plan.spec
+    if spec.kind in ("mtp", "suffix") or (spec.ngram is not None and spec.ngram.way is not None):
+        return Reason("transformers-none")
+    if spec.kind is not None and spec.ngram is not None:
+        return Reason("transformers-both")
+    if plan.head is not None:
+        known = HEADS.get(plan.head, plan.head)
+        return Reason("transformers-head", {"head": known, "untried": plan.head in ("mtp", "dflash")})
+    if spec.kind == "skip" and spec.layers is None:
+        return Reason("transformers-layers")
+    target = directory(plan, "target")
+    draft = directory(plan, "draft") if spec.model is not None else None
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({_loaded(target)})",
+        f"target = AutoModelForCausalLM.from_pretrained({_loaded(target, plan.precision)})",
+    ]
+    if draft is not None:
+        lines.append(f"draft = AutoModelForCausalLM.from_pretrained({_loaded(draft, plan.precision)})")
+    if spec.kind == "cross" and draft is not None:
+        lines.append(f"draft_tokenizer = AutoTokenizer.from_pretrained({_loaded(draft)})")
+    lines += [*_speculation(plan), *_inputs(plan)]
+    lines.append(f"output = target.generate(**inputs, **speculation, {_sampling(plan)})")
+    models = [each for each in (target, draft) if each is not None]
+    return given("\n".join(lines), _differs(plan), models, language="python")
+
+
+def _loaded(model: Named, precision: str | None = None) -> str:
+    """The arguments of `from_pretrained`."""
+    found = [repr(model.name)]
+    if model.revision is not None:
+        found.append(f"revision={model.revision!r}")
+    if precision in _DTYPES:
+        found.append(f"dtype={precision!r}")
+    return ", ".join(found)
+
+
+def _speculation(plan: Plan) -> list[str]:
+    """Fresh settings for both models: a `generation_config.json` may have penalties, forced tokens and the like, which
+    `generate` would take for whatever it is not given; so it does with the draft's."""
+    spec = plan.spec
+    ends = f"eos_token_id={list(plan.ends) if plan.ends else 'target.generation_config.eos_token_id'}"
+    if spec.ngram is not None:
+        n = f'"max_matching_ngram_size": {spec.ngram.n}'
+        return [
+            f"target.generation_config = GenerationConfig({ends})",
+            f'speculation = {{"prompt_lookup_num_tokens": {plan.proposed}, {n}}}',
+        ]
+    gamma = f'{_GAMMA}={plan.gamma}, {_GAMMA}_schedule="constant", assistant_confidence_threshold={spec.cutoff}'
+    given = f'"assistant_early_exit": {spec.layers}' if spec.kind == "skip" else '"assistant_model": draft'
+    if spec.kind == "cross":
+        given += ', "tokenizer": tokenizer, "assistant_tokenizer": draft_tokenizer'
+    own = [f"target.generation_config = GenerationConfig({ends}{f', {gamma}' if spec.kind == 'skip' else ''})"]
+    if spec.kind != "skip":
+        own.append(f"draft.generation_config = GenerationConfig({gamma})")
+    return [*own, f"speculation = {{{given}}}"]
+
+
+def _inputs(plan: Plan) -> list[str]:
+    if not plan.templated:
+        return ['inputs = tokenizer("Your prompt", return_tensors="pt")']
+    return [
+        'messages = [{"role": "user", "content": "Your prompt"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+    ]
+
+
+def _sampling(plan: Plan) -> str:
+    """As measured; top_k 0 is off, where `generate` has 50."""
+    values: dict[str, float] = measured(plan.sampling)
+    said = [f"do_sample={not plan.sampling.greedy}"]
+    if not plan.sampling.greedy:
+        said += [f"{key}={values[key]}" for key in ("temperature", "top_p", "top_k")]
+        said += [f"min_p={values['min_p']}"] if values["min_p"] else []
+    said += [f"repetition_penalty={values['repetition_penalty']}"] if values["repetition_penalty"] != 1.0 else []
+    return ", ".join([*said, *([f"max_new_tokens={plan.max_new_tokens}"] if plan.max_new_tokens else [])])
+
+
+def _differs(plan: Plan) -> list[Reason | None]:
+    spec, look_up = plan.spec, plan.spec.ngram is not None
+    found = {
+        "one-sequence": plan.batch_size > 1,
+        "transformers-down-to-1": look_up and plan.down_to > 1,
+        "earliest-match": look_up and plan.latest,
+        "transformers-skip": spec.kind == "skip",
+        "transformers-cross": spec.kind == "cross" and plan.sampling.greedy,
+        "transformers-cross-sampled": spec.kind == "cross" and not plan.sampling.greedy,
+        "transformers-unsure": bool(spec.cutoff),
+        "transformers-moves-cutoff": bool(spec.cutoff) and spec.kind == "model",
+    }
+    values = {"engine": "transformers", "batch": plan.batch_size, "down_to": plan.down_to}
+    return [Reason(code, values) for code, applies in found.items() if applies]
+
+
+# By the name that words.yaml has them under, with the names of their adapters in a run.
+ENGINES: Mapping[str, tuple[Callable[[Plan], Given | Reason], tuple[str, ...]]] = {
+    "vLLM": (vllm, ("vLLM", "vllm")),
+    "SGLang": (sglang, ("SGLang", "sglang")),
+    "llama.cpp": (llamacpp, ("llama.cpp", "llamacpp")),
+    "TGI": (tgi, ("TGI", "tgi")),
+    "transformers": (python, ()),
+}
