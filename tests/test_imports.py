@@ -70,6 +70,20 @@ def test_pages_are_for_the_command_line_and_the_api_alone():
     assert readers == {"cli", "api.py", "report"}
 
 
+@pytest.mark.parametrize("path", FILES.values(), ids=[str(name) for name in FILES])
+def test_a_module_gives_a_name_once(path):
+    """Of two constants of one name the second serves the readers of both, and no linter says so."""
+    given: list[str] = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            given.append(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = (one for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
+            given += [one.id for one in names if isinstance(one.ctx, ast.Store)]
+    assert sorted(given) == sorted(set(given))
+
+
 def test_every_room_has_a_place():
     rooms = {name.with_suffix("").parts[0] for name in FILES} - {"__init__"}
     assert rooms <= set(RANK)

@@ -272,7 +272,7 @@ _WAYS = {
 # How far logits of one place may be apart, as a share of their norm: rounding in float32; in few bits states that are
 # rounded at every token drift by as much as some models are wrong. A state that is lost moves every place after it;
 # where experts or indexed keys are nearly tied, rounding moves single places by much.
-_ROUNDING, _FEW_BITS = 1e-4, 0.1
+_DRIFT, _FEW_BITS = 1e-4, 0.1
 _TIES = 0.25
 
 
@@ -288,7 +288,7 @@ def require_rollback(loaded: LoadedModel) -> bool:
     ids = torch.randint(0, vocabulary, (_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), _in_float32(model):
         whole = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
-        rounding = _ROUNDING if whole.dtype == torch.float32 else _FEW_BITS
+        rounding = _DRIFT if whole.dtype == torch.float32 else _FEW_BITS
         reader = CachedModel(model, 2 * _TOKENS)
         for way, passes in _WAYS.items():
             logits = torch.cat(list(_read(reader, ids, passes))).float()
