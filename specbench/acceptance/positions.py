@@ -6,7 +6,8 @@ An Arrow stream is readable up to wherever writing stopped; each session of a ru
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ipc
 
-from specbench.acceptance.replay import Blocks, Positions, Text
+from specbench.acceptance.replay import BLOCK_NUMBERS, Blocks, Positions, Text
 from specbench.errors import EngineError, StoreError
 from specbench.store import unwritable
 
@@ -26,7 +27,8 @@ _NUMBERED = re.compile(r"positions-[0-9]{1,9}\.arrow")
 COMMON = ("prompt_id", "category", "draft", "repeat", "limit")
 RECORDED = ("prompt_tokens", "conversation")
 NUMBERS = ("accept", "overlap", "confidence", "log_p", "log_q")
-BLOCK_NUMBERS = ("proposed", "matched")
+# Texts that are read together, and their bytes.
+_JOINED, _JOINED_BYTES = 256, 16 << 20
 BY_DEPTH = ("accept", "confidence", "ends")
 
 SCHEMA = pa.schema(
@@ -123,21 +125,31 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         if not _START.startswith(file.read(len(_START))):
             raise ValueError("no Arrow stream")
-    try:
-        with pa.memory_map(str(path)) as source, ipc.open_stream(source) as stream:
-            if any(
-                field.type != SCHEMA.field(field.name).type for field in stream.schema if field.name in SCHEMA.names
-            ):
-                raise ValueError("a column is of another type")
-            for batch in stream:
-                try:
-                    # Offsets that point outside a damaged file would be followed.
-                    batch.validate(full=True)
-                except pa.ArrowException:
-                    raise ValueError("damaged") from None
-                yield from _plain_rows(batch)
-    except (pa.ArrowException, OSError):
-        return  # a stream that a killed session left open ends here
+    with suppress(pa.ArrowException, OSError), pa.OSFile(str(path)) as source, ipc.open_stream(source) as stream:
+        if any(field.type != SCHEMA.field(field.name).type for field in stream.schema if field.name in SCHEMA.names):
+            raise ValueError("a column is of another type")
+        for batch in _joined(stream):
+            yield from _plain_rows(batch)
+
+
+def _joined(stream: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Texts were written one by one; read so, each costs more than its numbers."""
+    waiting: list[pa.RecordBatch] = []
+    size = 0
+    with suppress(pa.ArrowException, OSError):  # a stream that a killed session left open ends here
+        for batch in stream:
+            try:
+                # Offsets that point outside a damaged file would be followed.
+                batch.validate(full=True)
+            except pa.ArrowException:
+                raise ValueError("damaged") from None
+            waiting.append(batch)
+            size += batch.get_total_buffer_size()
+            if len(waiting) == _JOINED or size > _JOINED_BYTES:
+                yield pa.concat_batches(waiting)
+                waiting, size = [], 0
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

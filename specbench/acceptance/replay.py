@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ Counts32 = NDArray[np.int32]
 
 # Prompts walked side by side: bounds the memory, whatever the workload's size.
 CHUNK = 1024
+BLOCK_NUMBERS = ("proposed", "matched")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,26 +186,44 @@ def replay(texts: Sequence[Text], gamma: int, cutoff: float = 0.0) -> Expected:
 
 
 def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
-    """The loop's own rounds, text by text: nothing about a block is uncertain."""
-    rounds, accepted, rejections = (np.zeros(len(texts)) for _ in range(3))
-    reached, survived = np.zeros((len(texts), gamma)), np.zeros((len(texts), gamma))
-    catch_ups, idle = np.zeros(len(texts)), np.zeros(len(texts))
-    for row, text in enumerate(texts):
-        i = 1
-        while i < text.tokens:
-            k = min(gamma, text.limit - i - 1)
-            drafted, kept = text.at(i, k)
-            rounds[row] += 1
-            if text.proposed.ndim == 2:  # a model drafted k tokens of its own, whatever came of them
-                idle[row] += k - drafted
-                catch_ups[row] += k > 0
-            accepted[row] += kept
-            rejections[row] += kept < drafted
-            reached[row, :drafted] += 1
-            survived[row, :kept] += 1
-            i += kept + 1
-    nothing = np.zeros(len(texts))
-    return rounds, accepted, rejections, reached, survived, reached.sum(1), catch_ups, nothing, idle, catch_ups
+    """The loop's own rounds, of all texts side by side: nothing about a block is uncertain."""
+    count = len(texts)
+    size, limit = np.array([text.tokens for text in texts]), np.array([text.limit for text in texts])
+    first = np.cumsum(size - 1) - size  # of a text in the arrays of all, less the 1 that places begin at
+    proposed, matched = (np.concatenate([getattr(text, name) for text in texts]) for name in BLOCK_NUMBERS)
+    modelled = proposed.ndim == 2  # a model drafted k tokens of its own, whatever came of them
+    found: list[tuple[NDArray[np.int_], ...]] = []
+    row = np.flatnonzero(size > 1)
+    i = np.ones(len(row), dtype=int)
+    while len(row):
+        k = np.clip(limit[row] - i - 1, 0, gamma)
+        if modelled:
+            if k.max() > proposed.shape[1]:
+                raise ValueError(f"this draft was scored up to gamma {proposed.shape[1]}, not {k.max()}")
+            here = first[row] + i, np.maximum(k, 1) - 1
+            drafted, kept = np.where(k, proposed[here], 0), np.where(k, matched[here], 0)
+        else:
+            drafted = np.minimum(k, proposed[first[row] + i])
+            kept = np.minimum(drafted, matched[first[row] + i])
+        found.append((row, k, drafted, kept))
+        i = i + kept + 1
+        left = i < size[row]
+        row, i = row[left], i[left]
+    rows, k, drafted, kept = (np.concatenate([part[at] for part in found] or [row]) for at in range(4))
+
+    def total(of: NDArray[Any]) -> Floats:
+        return np.bincount(rows, of, count).astype(np.float64)
+
+    def reaching(tokens: NDArray[np.int_]) -> Floats:
+        """Rounds of each text that have at least j of `tokens` [texts, gamma]."""
+        by_tokens = np.bincount(rows * (gamma + 1) + tokens, minlength=count * (gamma + 1)).reshape(count, gamma + 1)
+        return np.asarray(by_tokens[:, :0:-1].cumsum(1)[:, ::-1], dtype=np.float64)
+
+    reached, survived, nothing = reaching(drafted), reaching(kept), np.zeros(count)
+    started = total(k > 0) if modelled else nothing
+    idle = total(k - drafted) if modelled else nothing
+    rounds, rejections = np.bincount(rows, minlength=count).astype(np.float64), total(kept < drafted)
+    return (rounds, total(kept), rejections, reached, survived, reached.sum(1), started, nothing, idle, started)
 
 
 def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats, ...]:

@@ -146,12 +146,15 @@ def recorded_drafts(
 def _chunks(texts: Iterable[Text]) -> Iterator[tuple[str, list[Text]]]:
     """Texts of one draft, as many as are replayed together."""
     waiting: dict[str, list[Text]] = {}
+    longest: dict[str, int] = {}
     for text in texts:
         mine = waiting.setdefault(text.draft, [])
-        longest = max([text.tokens, *(other.tokens for other in mine)])
-        if mine and (len(mine) == CHUNK or longest * (len(mine) + 1) > PLACES):
+        most = max(text.tokens, longest.get(text.draft, 0))
+        if mine and (len(mine) == CHUNK or most * (len(mine) + 1) > PLACES):
             yield text.draft, mine
             mine = waiting[text.draft] = []
+            most = text.tokens
+        longest[text.draft] = most
         mine.append(text)
     yield from ((draft, mine) for draft, mine in waiting.items() if mine)
 
@@ -208,14 +211,19 @@ class _Tally:
             begin = max(edge for edge in self._lengths if edge <= length)
             for key in (("all", ""), ("category", text.category or "all"), ("prompt", str(begin))):
                 groups.setdefault(key, []).append(row)
-        for key, rows in groups.items():
-            found = self._sums.setdefault(key, self._empty())
-            mine = columns[rows]
-            found.totals += mine.sum(0)
-            found.draws += np.einsum("tr,tgc->rgc", weights[rows], mine[:, :, DRAWN], optimize=True)
-            found.answers += len(rows)
-            found.tokens += sum(texts[row].tokens for row in rows)
-            found.note(names[row] for row in rows)
+        alike: dict[tuple[int, ...], list[tuple[str, str]]] = {}  # groups of the same texts are added up once
+        for key, members in groups.items():
+            alike.setdefault(tuple(members), []).append(key)
+        for rows, keys in alike.items():
+            mine, drawn = (columns, weights) if len(rows) == len(texts) else (columns[[*rows]], weights[[*rows]])
+            draws = np.einsum("tr,tgc->rgc", drawn, mine[:, :, DRAWN], optimize=True)
+            for key in keys:
+                found = self._sums.setdefault(key, self._empty())
+                found.totals += mine.sum(0)
+                found.draws += draws
+                found.answers += len(rows)
+                found.tokens += sum(texts[row].tokens for row in rows)
+                found.note(names[row] for row in rows)
         self._add_places(texts, weights, names)
         for text in texts:
             self._keep(text)
