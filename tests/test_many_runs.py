@@ -87,7 +87,9 @@ def test_an_interrupted_run_of_batches_goes_on(lab, tmp_path, batched):
 
 @pytest.mark.parametrize("draft", ["skip:layers=1", "cross:{near}", "ngram:n=2+{near}"])
 def test_drafts_without_a_form_for_batches_are_refused(lab, tmp_path, draft):
-    with pytest.raises(ConfigError, match="Batches take a draft model, a draft head that is no DFlash, or a look-up"):
+    with pytest.raises(
+        ConfigError, match="Batches take a draft model, a draft head that is no DFlash and no MTP of several layers"
+    ):
         sweep(lab, tmp_path, draft=[draft.format(near=lab.near)], batch_size=2)
 
 

@@ -164,8 +164,8 @@ def test_a_run_and_the_doctor_name_it_and_a_run_with_the_same_does_not(lab, tmp_
     plain = sweep(lab, tmp_path / "runs", **SMALL)
     assert not [each for each in plain.run.warnings if each.code == "generation-config"]
     found = findings(lab, target)
-    assert (found["generation-config"]["state"], found["date-in-prompt"]["state"]) == ("note", "ok")
-    assert "temperature 0.7" in found["generation-config"]["evidence"]
+    assert (found["generation-config"]["severity"], found["date-in-prompt"]["severity"]) == ("note", "ok")
+    assert "temperature 0.7" in found["generation-config"]["message"]
 
 
 @pytest.mark.full
@@ -208,7 +208,7 @@ def test_files_that_do_not_agree_on_ends_are_named(lab, tmp_path):
     assert "here they end at 3, 900, while the tokenizer names 256 and config.json names 256" in caution.message
     assert "never says 900" in caution.message
     found = findings(lab, tmp_path / "t")
-    assert found["end-tokens"]["state"] == "note" and "names 256" in found["end-tokens"]["evidence"]
+    assert found["end-tokens"]["severity"] == "note" and "names 256" in found["end-tokens"]["message"]
 
 
 # Tokens that should not be in a prompt
@@ -248,9 +248,9 @@ def test_ends_and_double_begins_in_prompts_are_named(lab, tmp_path, template, si
     ids = encode(loaded, PROMPT, None)
     assert {each.code for each in encoding_cautions(loaded, [ids, ids], frozenset({256}), Today())} == codes
     found = findings(lab, folder)
-    assert {code for code in ("end-in-prompt", "two-begins") if found[code]["state"] != "ok"} == codes
+    assert {code for code in ("end-in-prompt", "two-begins") if found[code]["severity"] != "ok"} == codes
     if "end-in-prompt" in codes:
-        assert found["end-in-prompt"]["state"] == ("broken" if template is None else "note")
+        assert found["end-in-prompt"]["severity"] == ("broken" if template is None else "note")
     stored = sweep(lab, tmp_path / "runs", target=str(folder), **SMALL)
     assert {each.code for each in stored.run.warnings} >= codes
 

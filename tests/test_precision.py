@@ -119,7 +119,7 @@ def test_a_run_says_its_precision_and_keeps_it(slow, saved, lab, tmp_path, monke
     assert read_run(folder).run.precision == "float32"
     # An explicit one wins, and is another run.
     given = CliRunner().invoke(app, [*command, "--dtype", "bfloat16"])
-    assert given.exit_code == 0 and "in bfloat16" in given.output, given.output
+    assert given.exit_code == 0 and "in bfloat16" in " ".join(given.output.split()), given.output
     assert len(list(out.iterdir())) == 2
 
 

@@ -299,7 +299,10 @@ SOURCES = {
 
 def test_no_source_runs_what_it_reads():
     assert len(SOURCES) > 100
-    assert {name: found for name, source in SOURCES.items() if (found := dangerous(source))} == {}
+    found = {name: lines for name, source in SOURCES.items() if (lines := dangerous(source))}
+    # What Ray hands over between our own workers, which it pickles as well.
+    assert [what for _, what in found.pop("specbench/run/workers.py")] == ["pickle"]
+    assert found == {}
 
 
 def test_programs_are_started_here_and_nowhere_else_from_lists_of_words():

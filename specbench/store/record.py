@@ -154,7 +154,7 @@ def trial_of(line: bytes, max_new_tokens: int | None = None) -> Trial:
     """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has, among them
     more tokens than the run allowed an answer where that is given."""
     trial = read_json(Trial, line, "the line")
-    if max_new_tokens is not None and trial.output_tokens > max_new_tokens * trial.sequences:
+    if max_new_tokens is not None and trial.output_tokens > max_new_tokens * max(trial.sequences, len(trial.turns)):
         raise ValueError("more tokens than max_new_tokens allows")
     _check_arm(trial.arm)
     times = trial.times
