@@ -152,9 +152,10 @@ _CLOCK_S = 1e-6  # by which parts of a time, rounded, may exceed the whole
 
 def trial_of(line: bytes, max_new_tokens: int | None = None) -> Trial:
     """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has, among them
-    more tokens than the run allowed an answer where that is given."""
+    more tokens than the run allowed an answer where that is given (a server is warmed up with its own number)."""
     trial = read_json(Trial, line, "the line")
-    if max_new_tokens is not None and trial.output_tokens > max_new_tokens * max(trial.sequences, len(trial.turns)):
+    most = None if max_new_tokens is None or trial.warmup else max_new_tokens * trial.sequences
+    if most is not None and trial.output_tokens > most:
         raise ValueError("more tokens than max_new_tokens allows")
     _check_arm(trial.arm)
     times = trial.times
