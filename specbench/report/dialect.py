@@ -36,7 +36,6 @@ from jinja2.bccache import Bucket
 from markupsafe import Markup, escape
 
 from specbench import text
-from specbench.decision.interval import MIN_PROMPTS
 from specbench.models.cache import cache_root
 from specbench.records import FEW_PROMPTS, Finding, Reason
 from specbench.report.schedule import ranges, sglang_schedule, tensorrt_schedule, vllm_schedule
@@ -245,7 +244,6 @@ def environment(dialect: Plain) -> Environment:
         "pair": pair,
         "pair_ms": lambda *seconds: pair(*(None if value is None else 1000 * value for value in seconds)),
         "UNKNOWN": text.UNKNOWN,
-        "least_prompts": MIN_PROMPTS,
     }
     found.globals["say"] = found.get_template("run.j2").module
     return found
