@@ -18,6 +18,7 @@ from canaries import heard_in, leaks
 from test_cli import call
 
 from specbench.acceptance.positions import iterate_positions
+from specbench.run import workers
 from specbench.store import read_run
 
 PYTHON = os.environ.get("SPECBENCH_RAY_PYTHON", sys.executable)
@@ -154,3 +155,18 @@ def test_no_cluster_at_the_address_is_one_line(alone, lab, tmp_path):
     process = started(words(lab, log, tmp_path / "runs", "--ray", "127.0.0.1:1"))
     _, said = process.communicate(timeout=1500)
     assert process.returncode == 2 and "Traceback" not in said and "--ray 127.0.0.1:1" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "home", None])
+def test_a_token_that_ray_would_find_is_found(place, tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    if place is not None:
+        token.write_text("made-up")
+    if place not in ("home", None):
+        token = token.rename(tmp_path / "elsewhere")
+        monkeypatch.setenv(place, str(token))
+    assert workers._has_token() is (place is not None)

@@ -257,6 +257,8 @@ def workers(
     where = config.ray or LOCAL
     # Nothing is reported to Ray's makers, and what a reader of ours need not know is not said.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+    if where != LOCAL and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` does so by itself, a driver does not
     require_ray()
     import ray
     import ray.data
@@ -288,6 +290,13 @@ def workers(
             ) from None
         finally:
             ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token here, which clusters ask for that were started where there was one."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").is_file()
 
 
 def _require_cluster(where: str) -> None:
