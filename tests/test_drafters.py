@@ -196,6 +196,38 @@ def test_look_up_before_a_model_replays_sampling_too():
     assert scatter < 0.1
 
 
+@st.composite
+def block_texts(draw, gamma=4):
+    """A few texts of blocks, all of one shape; a model drafts at most what it is asked for."""
+    wide, texts = draw(st.booleans()), []
+    for name in range(draw(st.integers(1, 4))):
+        n = draw(st.integers(0, 12))
+        widths = [min(j + 1, gamma) for j in range(gamma)] if wide else [gamma]
+        proposed = np.array([[draw(st.integers(0, w)) for w in widths] for _ in range(n)], np.int32).reshape(n, -1)
+        matched = np.minimum(proposed, draw(st.integers(0, gamma))).astype(np.int32)
+        shaped = (proposed, matched) if wide else (proposed[:, 0], matched[:, 0])
+        texts.append(Blocks(str(name), None, "d", 0, n + 1 + draw(st.integers(0, 3)), *shaped))
+    return texts
+
+
+@examples(60)
+@given(texts=block_texts(), gamma=st.integers(1, 4))
+def test_texts_side_by_side_are_walked_as_one_by_one(texts, gamma):
+    expected = replay(texts, gamma)
+    for row, text in enumerate(texts):
+        rounds, i = [], 1
+        while i < text.tokens:
+            rounds.append(text.at(i, max(0, min(text.limit - i - 1, gamma))))
+            i += rounds[-1][1] + 1
+        found = (expected.rounds[row], expected.accepted[row], expected.rejections[row], expected.drafted[row])
+        assert found == (
+            len(rounds),
+            sum(kept for _, kept in rounds),
+            sum(kept < drafted for drafted, kept in rounds),
+            sum(drafted for drafted, _ in rounds),
+        )
+
+
 def test_blocks_of_either_shape_come_back_from_disk(tmp_path):
     flat = Blocks("a", "c", "ngram", 0, 9, np.array([1, 2], np.int32), np.array([0, 2], np.int32))
     wide = Blocks("b", None, "x", 0, 9, np.array([[1, 2], [1, 1]], np.int32), np.array([[0, 2], [1, 1]], np.int32))
