@@ -91,7 +91,7 @@ def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):
         shutil.copytree(kept, tmp_path / "reports" / kept.name)
     monkeypatch.chdir(tmp_path)
     blocks = [block for block in BLOCKS if not needs_models(block)]
-    assert len(blocks) >= 7 and len(BLOCKS) - len(blocks) == 2
+    assert len(blocks) >= 7 and len(BLOCKS) - len(blocks) == 3
     names, shown = {}, 0
     for block in blocks:
         lines = block.splitlines()
@@ -117,7 +117,7 @@ def test_the_pages_calls_are_accepted(monkeypatch):
         for node in ast.walk(ast.parse(block))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("specbench.sweep", "specbench.measure")
     ]
-    assert len(calls) == 2
+    assert len(calls) == 3
     for node in calls:
         keys = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg != "quiet"}
         config = keys.pop("config", None)

@@ -203,7 +203,9 @@ def block_texts(draw, gamma=4):
     for name in range(draw(st.integers(1, 4))):
         n = draw(st.integers(0, 12))
         widths = [min(j + 1, gamma) for j in range(gamma)] if wide else [gamma]
-        proposed = np.array([[draw(st.integers(0, w)) for w in widths] for _ in range(n)], np.int32).reshape(n, len(widths))
+        proposed = np.array([[draw(st.integers(0, w)) for w in widths] for _ in range(n)], np.int32).reshape(
+            n, len(widths)
+        )
         matched = np.minimum(proposed, draw(st.integers(0, gamma))).astype(np.int32)
         shaped = (proposed, matched) if wide else (proposed[:, 0], matched[:, 0])
         texts.append(Blocks(str(name), None, "d", 0, n + 1 + draw(st.integers(0, 3)), *shaped))

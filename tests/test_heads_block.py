@@ -291,8 +291,8 @@ def test_a_batch_and_a_doctor(lab, pair, tmp_path):
     found = call("doctor", *lab.args(*options, draft=pair["draft"][0]), "--target", pair["target"])
     findings = {one["code"]: one for one in json.loads(found.stdout)["findings"]}
     assert {"head-agreement", "head-depth", "head-config", "loop-replay"} <= findings.keys()
-    assert findings["loop-replay"]["state"] == "ok"
-    assert findings["head-config"]["state"] == "ok"
+    assert findings["loop-replay"]["severity"] == "ok"
+    assert findings["head-config"]["severity"] == "ok"
 
 
 def test_a_mask_beyond_the_vocabulary_is_one_line(lab, pair, tmp_path):

@@ -158,8 +158,8 @@ def test_the_doctor_examines_a_head(lab, tmp_path):
     found = call("doctor", *lab.args(*options, draft=head), "--target", target)
     findings = {one["code"]: one for one in json.loads(found.stdout)["findings"]}
     assert {"head-agreement", "head-depth", "head-config", "loop-replay", "draft-sampling"} <= findings.keys()
-    assert [one for one in findings.values() if one["state"] == "broken"] == []
-    assert "float32" in findings["loop-replay"]["evidence"]
+    assert [one for one in findings.values() if one["severity"] == "broken"] == []
+    assert "float32" in findings["loop-replay"]["message"]
     greedily = call("doctor", *lab.args(*options, draft=f"{head},sample=greedy"), "--target", target)
     findings = {one["code"]: one for one in json.loads(greedily.stdout)["findings"]}
-    assert "one-hot" in findings["draft-sampling"]["evidence"]
+    assert "one-hot" in findings["draft-sampling"]["message"]

@@ -154,7 +154,8 @@ def trial_of(line: bytes, max_new_tokens: int | None = None) -> Trial:
     """The inverse of `asdict(trial)`; raises ValueError on anything else, and on numbers that no trial has, among them
     more tokens than the run allowed an answer where that is given (a server is warmed up with its own number)."""
     trial = read_json(Trial, line, "the line")
-    most = None if max_new_tokens is None or trial.warmup else max_new_tokens * trial.sequences
+    # A loop or server that drafts more than it was asked runs over by a round at most, and is named elsewhere.
+    most = None if max_new_tokens is None or trial.warmup else (max_new_tokens + MAX_GAMMA) * trial.sequences
     if most is not None and trial.output_tokens > most:
         raise ValueError("more tokens than max_new_tokens allows")
     _check_arm(trial.arm)
