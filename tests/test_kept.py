@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGINES = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
 KEPT = sorted(path.parent.name for path in ROOT.glob("reports/[a-z]*/run.json"))
 # None: recorded answers have none.
-VERDICTS = {"example": "GO", "drafters": "GO", "llamacpp": "NO-GO"}
+VERDICTS = {"example": "GO", "drafters": "GO", "llamacpp": "NO-GO", "hybrid": "NO-GO", "recorded": None}
 MIX = BRIEFS["mixed"][1]["mix"]
 WRITTEN = {name: made for name, made in BRIEFS.items() if made[0] in KEPT}
 
