@@ -7,7 +7,6 @@ specbench.errors. docs/api.md has examples and every column.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from specbench.errors import ConfigError, SpecbenchError, StoreError
 from specbench.records import Call, CostPoint, Policy
 from specbench.settings import Setting
 from specbench.store import StoredRun, read_run
+from specbench.text import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -219,8 +219,7 @@ class Run:
         from specbench.report.figures import draw
 
         if name not in self.figures:
-            near = difflib.get_close_matches(str(name), self.figures, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(self.figures)}."
+            hint = did_you_mean(str(name), self.figures, f"It has {', '.join(self.figures)}.", "{!r}")
             raise ConfigError(f"This run has no figure {name!r}", where=str(self.folder), hint=hint)
         return draw(name, self.summary)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from specbench.errors import ConfigError
 from specbench.kinds import PATH, Range
-from specbench.text import shown
+from specbench.text import did_you_mean, shown
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -149,8 +149,7 @@ def check_all(values: Mapping[Any, Any], settings: Mapping[str, Setting], where:
         if key not in settings:
             # Anything but a plain name may be a line of a prompt whose indentation went wrong.
             plain = isinstance(key, str) and _PLAIN_NAME.fullmatch(key) is not None
-            near = difflib.get_close_matches(key, settings, n=1) if plain else []
-            hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(settings)}."
+            hint = did_you_mean(key if plain else "", settings, f"Known keys: {', '.join(settings)}.", "`{}`")
             what = f"Unknown key `{key}`" if plain else "A key that is no plain word"
             raise ConfigError(what, where=where, hint=hint)
         try:

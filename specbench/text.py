@@ -30,6 +30,14 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, form: str = "{}") -> str:
+    """A hint that names the nearest of what is `known`, in that `form`; else `otherwise`."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {form.format(near[0])}?" if near else otherwise
+
+
 def ascii_text(text: str) -> str:
     """The text for a terminal that can show nothing else; "?" stands for what is lost."""
     return text.encode("ascii", "replace").decode("ascii")

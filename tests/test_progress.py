@@ -9,7 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 from test_metrics import served_trial
 
-from specbench.backends.base import Answer, Item, Job, Unit
+from specbench.backends.base import Item, Job, Unit, trial_of
 from specbench.records import Arm, Load, Prompt, Times
 from specbench.run.progress import RunProgress, TimeLeft, forecast_s
 
@@ -156,18 +156,19 @@ def test_without_a_plan_all_trials_have_one_pace():
 def answered(seconds, tokens, prompts=1):
     unit = Unit("u", "", None, tuple(Item(Prompt(str(i), "", "p"), [1] * 20) for i in range(prompts)))
     times = Times(2.0, 1.0, None, None, None, 3.0 + seconds)
-    return Answer(Job(unit, 0), [], "", 20 * prompts, tokens + prompts, "length", (), (), times)
+    told = {"drafted": (), "accepted": (), "output_sha256": "", "finish": "length", "times": times}
+    return unit, trial_of(Job(unit, 0), FAST, prompt_tokens=20 * prompts, output_tokens=tokens + prompts, **told)
 
 
 def test_how_long_it_takes_is_known_when_every_arm_has_warmed_up():
-    warmed = {FAST: answered(8.0, 8), SLOW: answered(16.0, 8)}
-    units = [answered(0, 0).job.unit]
+    (unit, fast), (_, slow) = answered(8.0, 8), answered(16.0, 8)
+    warmed, units = {FAST: fast, SLOW: slow}, [unit]
     # 3 s of prefills and 1 or 2 s a token
     assert forecast_s(warmed, {FAST: 10, SLOW: 5}, units, 33) == 10 * (3 + 32 * 1) + 5 * (3 + 32 * 2)
     assert forecast_s({FAST: warmed[FAST]}, {FAST: 10, SLOW: 5}, units, 33) is None
-    assert forecast_s({FAST: answered(0.0, 0)}, {FAST: 10}, units, 33) is None
-    four = answered(8.0, 8, prompts=4)
-    assert forecast_s({FAST: four}, {FAST: 10}, [four.job.unit], 33) == 10 * (3 + 4 * 32 * 1)
+    assert forecast_s({FAST: answered(0.0, 0)[1]}, {FAST: 10}, units, 33) is None
+    four, trial = answered(8.0, 8, prompts=4)
+    assert forecast_s({FAST: trial}, {FAST: 10}, [four], 33) == 10 * (3 + 4 * 32 * 1)
 
 
 def lines_of(progress):

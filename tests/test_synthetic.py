@@ -6,12 +6,11 @@ import random
 
 import pytest
 
-from specbench.backends.base import Answer, Job, Unit
 from specbench.backends.server.probing import _spent
 from specbench.cost.model import cost_variance, round_costs
 from specbench.cost.synthetic import Spent, round_points, round_seconds
 from specbench.errors import EngineError
-from specbench.records import Arm, ServerStats, Times
+from specbench.records import Arm, ServerStats, Times, Trial
 
 STEP_S = 0.010
 
@@ -75,13 +74,13 @@ def test_whole_rounds_are_what_a_prediction_takes():
     assert round_costs(points, "d", 500, 0.0, batch=2) is None
 
 
-def answered(tokens: int, drafted: tuple[int, ...], accepted: tuple[int, ...], told: ServerStats | None) -> Answer:
+def answered(tokens: int, drafted: tuple[int, ...], accepted: tuple[int, ...], told: ServerStats | None) -> Trial:
     """As a server answers that keeps drafts: a round of two takes 22 ms, a step without one 10."""
     plain = tokens - 1 - len(drafted) - sum(accepted)
     decode_s = len(drafted) * true_s(2) + plain * STEP_S
-    unit = Unit("p", "0", None, ())
     times = Times(0.1, None, None, None, None, 0.1 + decode_s)
-    return Answer(Job(unit, 0), "", "0", 9, tokens, "length", drafted, accepted, times, told=told)
+    arm = Arm("speculative", "ngram:n=3", 2)
+    return Trial("p", "0", None, arm, 0, 9, tokens, "0", "length", drafted, accepted, times, told=told)
 
 
 def test_rounds_that_a_server_lists_as_they_come_cost_what_they_cost():

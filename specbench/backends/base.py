@@ -6,26 +6,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import EngineError
-from specbench.records import (
-    Arm,
-    ClientLag,
-    Counters,
-    Divergence,
-    Finding,
-    Finish,
-    Omitted,
-    Prompt,
-    ReferenceCheck,
-    ServerStats,
-    Times,
-    Trial,
-    Turn,
-)
+from specbench.records import Arm, Divergence, Finding, Finish, Omitted, Prompt, ReferenceCheck, Trial, Window
 from specbench.run_record import Encoding, ModelFacts, ServedBy
 from specbench.store import RunWriter, TrialKey
 
@@ -117,52 +103,25 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one job gave in one arm; the fields are those of the Trial that run/session.py makes of it. `begun_s` is
-    when it was due, in seconds from the start of its window; `slices` in how many slices it was generated, where arms
-    took turns; `text` is there where texts are kept."""
+    """What one job gave in one arm: the texts, and their trial as far as the engine knows it. One that is a warm-up
+    counts nowhere."""
 
     job: Job
     output: Output
-    sha256: str
-    prompt_tokens: int
-    output_tokens: int
-    finish: Finish
-    drafted: tuple[int, ...]
-    accepted: tuple[int, ...]
-    times: Times
-    load_before: float | None = None
-    load_after: float | None = None
-    other_cores: float | None = None
-    told: ServerStats | None = None
-    begun_s: float | None = None
-    slices: int | None = None
-    text: str | None = None
-    turns: tuple[Turn, ...] = ()
+    trial: Trial
 
 
-@dataclass(frozen=True, slots=True)
-class WarmUp:
-    """An answer that counts nowhere, and the arm that was warmed with it."""
-
-    arm: Arm
-    answer: Answer
-
-
-@dataclass(frozen=True, slots=True)
-class WindowEnd:
-    """The end of an uninterrupted sequence of requests, as a Window of a run folder has it."""
-
-    requests: int
-    wall_s: float
-    counters: Counters | None
-    alone: bool
-    lag: ClientLag | None
+def trial_of(job: Job, arm: Arm, **told: Any) -> Trial:
+    """The trial of a job, with what was `told` of it by the names of Trial's fields."""
+    unit = job.unit
+    members = tuple(item.prompt.id for item in unit.items) if len(unit.items) > 1 else ()
+    return Trial(unit.id, unit.sha256, unit.category, arm, job.repeat, members=members, **told)
 
 
-# What sessions yield, as it comes; whoever stops listening closes it.
-Events = Generator[Answer | WarmUp | WindowEnd, None, None]
+# What sessions yield, as it comes; whoever stops listening closes it. A window, which comes at its end, gets its number
+# where it is stored.
+Events = Generator[Answer | Window, None, None]
 Answers = Generator[Answer, None, None]
-ArmAnswers = Generator[tuple[Arm, Answer], None, None]
 Texts = Generator[tuple[Item, TargetText], None, None]
 Scored = Generator[tuple[Item, Scores | BlockScores], None, None]
 
@@ -286,7 +245,7 @@ class Prober(Protocol):
 class CanWarm(Protocol):
     """A session whose engine pays for first calls, or has to be checked, before anything is measured."""
 
-    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
+    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[Answer]:
         """Every arm briefly."""
 
 
@@ -295,7 +254,7 @@ class CanSlice(Protocol):
     """A session that can leave a generation after any round and go on with it later. A server cannot be left: there
     the arms take turns request by request."""
 
-    def slices(self, job: Job, arms: Sequence[Arm]) -> ArmAnswers:
+    def slices(self, job: Job, arms: Sequence[Arm]) -> Answers:
         """The job once in each of `arms`, which take turns every few tokens. They have the same `other_cores`, and
         come when all are done. Raises DoesNotFitError."""
 

@@ -14,13 +14,13 @@ mtp                             the target's own multi-token-prediction layers
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from specbench.errors import ConfigError
 from specbench.records import Sampling
+from specbench.text import did_you_mean
 
 Kind = Literal["model", "skip", "cross", "mtp", "suffix"]
 
@@ -185,8 +185,7 @@ def _ngram(text: str, whole: str) -> NgramSpec:
     name, _, options = text.partition(":")
     way = name.removeprefix("ngram").removeprefix("-") or None
     if way is not None and way not in LOOK_UPS:
-        near = difflib.get_close_matches(way, LOOK_UPS, n=1)
-        hint = f"Did you mean ngram-{near[0]}?" if near else f"There are {', '.join(f'ngram-{w}' for w in LOOK_UPS)}."
+        hint = did_you_mean(way, LOOK_UPS, f"There are {', '.join(f'ngram-{w}' for w in LOOK_UPS)}.", "ngram-{}")
         raise ConfigError(f"No look-up is called {name!r}", where=text, hint=hint)
     for option in filter(None, options.split(",")):
         name, _, number = option.partition("=")

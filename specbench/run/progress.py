@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from specbench import text
-from specbench.backends.base import Answer, Unit
+from specbench.backends.base import Unit
 from specbench.decision.interval import Paired, speedup_bar
 from specbench.records import Arm, Trial
 
@@ -25,7 +25,7 @@ ARMS_SHOWN = 12
 
 
 def forecast_s(
-    warmed: Mapping[Arm, Answer], left: Mapping[Arm, int], units: Sequence[Unit], max_new_tokens: int
+    warmed: Mapping[Arm, Trial], left: Mapping[Arm, int], units: Sequence[Unit], max_new_tokens: int
 ) -> float | None:
     """How long the trials that are `left` take, seconds, at each arm's pace while it warmed up: answers that
     use all of `max_new_tokens`, prompts as long as those of `units`. None where an arm was not warmed, or too shortly
@@ -33,15 +33,14 @@ def forecast_s(
     lengths = [len(item.ids) for unit in units for item in unit.items if item.ids is not None]
     total_s = 0.0
     for arm, trials in left.items():
-        answer = warmed.get(arm)
-        sequences = 1 if answer is None else len(answer.job.unit.items)
-        decoded = 0 if answer is None else answer.output_tokens - sequences
-        if answer is None or decoded < 1:
+        trial = warmed.get(arm)
+        if trial is None or trial.decode_tokens < 1:
             return None
         # A server counts the prompts' tokens for itself: they are then taken to be like the warm-up's.
-        longer = sum(lengths) / len(units) / answer.prompt_tokens if lengths else 1.0
-        prefill_s = (answer.times.total_s - answer.times.decode_s) * longer
-        total_s += trials * (prefill_s + answer.times.decode_s / decoded * (max_new_tokens - 1) * sequences)
+        longer = sum(lengths) / len(units) / trial.prompt_tokens if lengths else 1.0
+        prefill_s = (trial.times.total_s - trial.times.decode_s) * longer
+        token_s = trial.times.decode_s / trial.decode_tokens
+        total_s += trials * (prefill_s + token_s * (max_new_tokens - 1) * trial.sequences)
     return total_s
 
 

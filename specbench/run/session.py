@@ -28,8 +28,6 @@ from specbench.backends.base import (
     Output,
     Session,
     Unit,
-    WarmUp,
-    WindowEnd,
 )
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, run_plan
@@ -182,11 +180,11 @@ class Measurement:
         early = EarlyStopping(self._writer, looked, arms, len(units), predicted=isinstance(session, CanProbe))
         asked = [unit for unit in units if unit.id not in losses.ids]
         budget = TimeBudget(self._writer, looked, len(units))
-        warmed: dict[Arm, Answer] = {}
+        warmed: dict[Arm, Trial] = {}
         if asked and isinstance(session, CanWarm):
             for warm_up in session.warm(asked, early.arms):
-                self._store_warm_up(warm_up)
-                warmed[warm_up.arm] = warm_up.answer
+                warmed[warm_up.trial.arm] = trial = self._trial_of(warm_up)
+                self._writer.append(trial)
         if isinstance(session, CanProbe):
             self._probe(session, units, reused)
         left = self._trials_left(asked, early.arms)
@@ -266,7 +264,7 @@ class Measurement:
         machine did, and one repeated alone would not."""
         while arms:
             with closing(session.slices(job, arms)) as answers:
-                trials = [self._stored(answer, arm, None) for arm, answer in answers]
+                trials = [self._stored(answer, None) for answer in answers]
             disturbed = [trial for trial in trials if trial.disturbed]
             arms = [trial.arm for trial in disturbed] if self._again(disturbed) else []
 
@@ -277,26 +275,25 @@ class Measurement:
             self._next_window += 1
             with closing(self._session.generate(jobs, arm)) as events:
                 for event in events:
-                    if isinstance(event, WarmUp):
-                        self._store_warm_up(event)
-                    elif isinstance(event, WindowEnd):
-                        end = (event.requests, event.wall_s, event.counters, event.alone, event.lag)
-                        self._writer.append_stretch(Window(number, arm, *end))
-                    elif self._trial(event, arm, number):
+                    if isinstance(event, Window):
+                        self._writer.append_stretch(replace(event, number=number))
+                    elif event.trial.warmup:
+                        self._writer.append(self._trial_of(event))
+                    elif self._trial(event, number):
                         disturbed.append(event.job)
             jobs = disturbed
 
-    def _trial(self, answer: Answer, arm: Arm, window: int) -> bool:
+    def _trial(self, answer: Answer, window: int) -> bool:
         """Store an answer; whether it is to be measured again."""
-        trial = self._stored(answer, arm, None if answer.begun_s is None else window)
+        trial = self._stored(answer, None if answer.trial.begun_s is None else window)
         return self._again([trial] if trial.disturbed else [])
 
-    def _stored(self, answer: Answer, arm: Arm, stretch: int | None) -> Trial:
-        key = answer.job.key(arm)
-        trial = replace(self._trial_of(answer, arm), attempt=self._attempts[key], stretch=stretch)
+    def _stored(self, answer: Answer, stretch: int | None) -> Trial:
+        key = trial_key(answer.trial)
+        trial = replace(self._trial_of(answer), attempt=self._attempts[key], stretch=stretch)
         self._writer.append(trial)
         self._attempts[key] += 1
-        self._outputs[key], self._hashes[key] = answer.output, answer.sha256
+        self._outputs[key], self._hashes[key] = answer.output, trial.output_sha256
         self._observer.trial(trial)
         return trial
 
@@ -317,36 +314,15 @@ class Measurement:
         self._repeats_left -= len(disturbed)
         return True
 
-    def _store_warm_up(self, event: WarmUp) -> None:
-        self._writer.append(replace(self._trial_of(event.answer, event.arm), warmup=True))
-
-    def _trial_of(self, answer: Answer, arm: Arm) -> Trial:
-        unit, others = answer.job.unit, answer.other_cores
-        prompts = [item.prompt for item in unit.items]
-        return Trial(
-            prompt_id=unit.id,
-            prompt_sha256=unit.sha256,
-            category=unit.category,
-            arm=arm,
-            repeat=answer.job.repeat,
-            prompt_tokens=answer.prompt_tokens,
-            output_tokens=answer.output_tokens,
-            output_sha256=answer.sha256,
-            finish=answer.finish,
-            drafted=answer.drafted if arm.draft else (),
-            accepted=answer.accepted if arm.draft else (),
-            times=answer.times,
-            load_before=answer.load_before,
-            load_after=answer.load_after,
-            other_cores=others,
-            disturbed=others is not None and others > self._config.max_other_cores,
+    def _trial_of(self, answer: Answer) -> Trial:
+        """With what the engine does not know of it."""
+        trial, prompts = answer.trial, (item.prompt for item in answer.job.unit.items)
+        return replace(
+            trial,
+            drafted=trial.drafted if trial.arm.draft else (),
+            accepted=trial.accepted if trial.arm.draft else (),
+            disturbed=trial.other_cores is not None and trial.other_cores > self._config.max_other_cores,
             prompt_text="\n\n".join(map(_asked, prompts)) if self._config.keep_text else None,
-            output_text=answer.text,
-            members=tuple(prompt.id for prompt in prompts) if len(prompts) > 1 else (),
-            told=answer.told,
-            begun_s=answer.begun_s,
-            slices=answer.slices,
-            turns=answer.turns,
         )
 
     def _divergences(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:
@@ -376,7 +352,7 @@ class Measurement:
             with closing(self._session.recall(jobs, arm)) as answers:
                 for answer in answers:
                     key = answer.job.key(arm)
-                    if not exactly or answer.sha256 == self._hashes.get(key):
+                    if not exactly or answer.trial.output_sha256 == self._hashes.get(key):
                         self._outputs[key] = answer.output
 
     def _scores(self, session: CanScore, block: Sequence[Unit]) -> None:

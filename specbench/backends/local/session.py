@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -15,7 +16,6 @@ from specbench.backends.base import (
     WARMUP_TOKENS,
     Answer,
     Answers,
-    ArmAnswers,
     DoesNotFitError,
     Item,
     Job,
@@ -25,7 +25,7 @@ from specbench.backends.base import (
     TargetText,
     Texts,
     Unit,
-    WarmUp,
+    trial_of,
 )
 from specbench.backends.local.batch import REPLAY_BATCH
 from specbench.backends.local.lanes import BatchLane, Lane, Lanes, Underway, take_turns
@@ -60,7 +60,7 @@ class LocalSession:
         self._folder = folder
         self._lanes: Lanes | None = None
 
-    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
+    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[Answer]:
         """Every shape once and every arm briefly, over the first unit."""
         job = Job(units[0], 0)
         # Caches have room for as many tokens as a trial has.
@@ -69,9 +69,10 @@ class LocalSession:
         self.engine.warm(job.unit.items[0].tokens, range(1, widest + 1))
         self._first_calls(job, arms, tokens)
         if self.config.slice_tokens:
-            yield from (WarmUp(arm, answer) for arm, answer in self._sliced(job, arms, tokens))
+            found: Iterable[Answer] = self._sliced(job, arms, tokens)
         else:
-            yield from (WarmUp(arm, self._answer(job, arm, tokens)) for arm in arms)
+            found = (self._answer(job, arm, tokens) for arm in arms)
+        yield from (replace(one, trial=replace(one.trial, warmup=True)) for one in found)
 
     @contextmanager
     def block(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[None]:
@@ -87,7 +88,7 @@ class LocalSession:
 
     recall = generate
 
-    def slices(self, job: Job, arms: Sequence[Arm]) -> ArmAnswers:
+    def slices(self, job: Job, arms: Sequence[Arm]) -> Answers:
         return self._sliced(job, arms, self.config.max_new_tokens)
 
     def divergence(self, unit: Unit, own: Output, other: Output) -> Divergence | None:
@@ -115,7 +116,7 @@ class LocalSession:
             for arm in arms:
                 self._generated(job, arm, tokens)
 
-    def _sliced(self, job: Job, arms: Sequence[Arm], max_new_tokens: int) -> ArmAnswers:
+    def _sliced(self, job: Job, arms: Sequence[Arm], max_new_tokens: int) -> Answers:
         """The job in each of `arms`, as many of them side by side as memory takes. Where memory runs out they are fewer
         from then on, unless the unit does not fit alone either."""
         if self._lanes is None:
@@ -132,7 +133,7 @@ class LocalSession:
                     self._lanes.most = before
                     raise
             if found is not None:
-                yield from zip(group, found, strict=True)
+                yield from found
                 left = left[len(group) :]
         if self._lanes.most < len(arms):
             self._say_fewer(self._lanes.most, len(arms))
@@ -198,12 +199,12 @@ class LocalSession:
         rows = [generation.tokens for generation in found]
         rounds = [r for generation in found for r in generation.rounds] if arm.draft else []
         items = job.unit.items
-        return Answer(
+        trial = trial_of(
             job,
-            rows,
-            sha256=hashlib.sha256(";".join(",".join(map(str, row)) for row in rows).encode()).hexdigest(),
+            arm,
             prompt_tokens=sum(len(item.tokens) for item in items) // len(items),
             output_tokens=sum(map(len, rows)),
+            output_sha256=hashlib.sha256(";".join(",".join(map(str, row)) for row in rows).encode()).hexdigest(),
             finish="eos" if all(generation.finish == "eos" for generation in found) else "length",
             drafted=tuple(r.drafted for r in rounds),
             accepted=tuple(r.accepted for r in rounds),
@@ -212,8 +213,9 @@ class LocalSession:
             load_after=load_average(),
             other_cores=others,
             slices=slices,
-            text="\n\n".join(map(self.engine.decode, rows)) if self.config.keep_text else None,
+            output_text="\n\n".join(map(self.engine.decode, rows)) if self.config.keep_text else None,
         )
+        return Answer(job, rows, trial)
 
     def _generated(self, job: Job, arm: Arm, max_new_tokens: int) -> list[Generation]:
         return self._start(job, arm, max_new_tokens, None).finish()

@@ -1,4 +1,4 @@
-"""What an engine's adapter is, and what comes back from servers with OpenAI's interface.
+"""What servers are asked, and what comes back from those with OpenAI's interface.
 
 Answers are read field by field: absent and null are None, fields that nobody here reads are not looked at. A value of
 another kind, a number beyond what any answer has and half a surrogate pair are AnswerError, which names the field and
@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,13 +24,13 @@ from specbench.records import (
     LARGEST,
     MOST_DRAFTED,
     Count,
-    Counters,
     Finish,
     FirstFault,
     Message,
     Prompt,
     Sampling,
     ServerStats,
+    Times,
 )
 from specbench.run_record import State as State
 from specbench.validation import read_value
@@ -375,6 +375,15 @@ class Completion:
     told: ServerStats
     pieces: int
 
+    def as_trial(self, waited_s: float = 0.0) -> dict[str, Any]:
+        """What a server decides of a trial, by the names of its fields, where the request was sent so late."""
+        names = ("output_tokens", "finish", "drafted", "accepted", "told")
+        times = Times(waited_s + self.first_s, None, None, None, None, waited_s + self.last_s)
+        return {name: getattr(self, name) for name in names} | {
+            "prompt_tokens": self.prompt_tokens or 0,
+            "times": times,
+        }
+
     @property
     def in_one_piece(self) -> bool:
         """Whether nobody can know when its tokens were written, as from a gateway that does not stream."""
@@ -389,24 +398,5 @@ class Completion:
 # GET a path: the page as text, or None where the server does not have it.
 Get = Callable[[str], Awaitable[str | None]]
 
-
-class Adapter(Protocol):
-    """One engine. `name` is how it is called in reports; `path` takes the requests, `metrics` is its page of counters
-    (None: it has none). `sources` says from which field each number comes, by the names of our records."""
-
-    name: str
-    path: str
-    metrics: str | None
-    sources: Mapping[str, str]
-
-    def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
-        """The JSON of a streamed request. `model` is the name under which the server knows its model."""
-
-    def read(self, chunks: Sequence[Chunk]) -> Completion:
-        """A streamed answer, whole. Raises ValueError for one that is not as this engine answers."""
-
-    def counters(self, page: str) -> Counters:
-        """The running counters of the metrics page."""
-
-    async def state(self, get: Get) -> State:
-        """What the server says of itself."""
+# POST a JSON body to a path: the JSON of the answer.
+Post = Callable[[str, dict[str, Any]], Awaitable[Json]]

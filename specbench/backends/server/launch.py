@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import os
@@ -25,6 +24,7 @@ from specbench.models.heads import kind_of
 from specbench.records import FirstFault
 from specbench.shipped import shipped
 from specbench.strict_yaml import YamlError, read_yaml
+from specbench.text import did_you_mean
 from specbench.validation import read_value
 
 Models = Literal["gguf", "directory", "name"]
@@ -121,8 +121,7 @@ def read_launch(path: Path) -> LaunchFile:
     values = _yaml(path)
     for key in values:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(_KEYS)}."
+            hint = did_you_mean(str(key), _KEYS, f"Known keys: {', '.join(_KEYS)}.", "`{}`")
             raise ConfigError(f"Unknown key `{key}`", where=str(path), hint=hint)
     try:
         file = read_value(LaunchFile, {**values, "path": path}, "the launch file")
@@ -135,8 +134,7 @@ def read_launch(path: Path) -> LaunchFile:
             _check(key, given.values() if key.endswith("env") else given, known, _NEEDED.get(key, ()), path)
     for way, parts in file.drafts.items():
         if way not in WAYS:
-            near = difflib.get_close_matches(way, WAYS, n=1)
-            hint = f"Did you mean `{near[0]}`?" if near else f"There are {', '.join(WAYS)}."
+            hint = did_you_mean(way, WAYS, f"There are {', '.join(WAYS)}.", "`{}`")
             raise ConfigError(f"`drafts` has an unknown way to draft, `{way}`", where=str(path), hint=hint)
         _check(f"drafts.{way}", parts, *WAYS[way], path)
     measuring = (*file.command, *(part for parts in file.drafts.values() for part in parts), *file.env)
@@ -157,8 +155,7 @@ def placeholders(parts: Iterable[str]) -> set[str]:
 def _check(key: str, parts: Iterable[str], known: set[str], needed: Iterable[set[str]], path: Path) -> None:
     named = placeholders(parts)
     for name in sorted(named - known):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean `{{{near[0]}}}`?" if near else f"Known here: {', '.join(sorted(known))}."
+        hint = did_you_mean(name, known, f"Known here: {', '.join(sorted(known))}.", "`{{{}}}`")
         raise ConfigError(f"`{key}` has no placeholder `{{{name}}}`", where=str(path), hint=hint)
     for any_of in needed:
         if not named & any_of:
@@ -216,8 +213,7 @@ def find_launch(name: str) -> LaunchFile:
     elif name in SHIPPED:
         found = read_launch(shipped(f"{FOLDER}/{name}.yaml"))
     else:
-        near = difflib.get_close_matches(name, SHIPPED, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(SHIPPED)}; else name a launch file."
+        hint = did_you_mean(name, SHIPPED, f"There are {', '.join(SHIPPED)}; else name a launch file.")
         raise ConfigError(f"No engine is called {name!r}", hint=hint)
     if found.needs is not None and not _present(found.needs):
         hint = f"Install it: {found.install}" if found.install else "Install it."

@@ -27,23 +27,20 @@ from specbench.backends.server.adapter import (
     Get,
     Json,
     Milliseconds,
+    Post,
     RefusedError,
     State,
     Text,
     TokenList,
     Tokens,
     as_word,
-    by_position,
     in_seconds,
     parsed,
-    samples,
-    total,
     word,
 )
-from specbench.backends.server.scoring import Post, Step
-from specbench.records import Count, Counters, Finish, LogProb, Number, Round, Sampling, ServerStats
+from specbench.backends.server.scoring import Step
+from specbench.records import Count, Finish, LogProb, Number, Round, Sampling, ServerStats
 
-_COUNTER = "llamacpp:spec_decode_num_"
 _COMPLETION = "/completion"
 
 # A draft's sampler keeps so many tokens, and --spec-draft-p-min is about the likeliest's share of them. Seen with build
@@ -144,12 +141,12 @@ class _Step(Fields):
     timings: Timings | None = None
 
 
-class LlamaCpp:
+class LlamaCpp(openai.OpenAI):
     """llama-server, or the same server inside a Python process (xllamacpp)."""
 
     name = "llama.cpp"
-    path = openai.CHAT
-    metrics: str | None = "/metrics"
+    metrics = "/metrics"
+    counted = openai.counted("llamacpp:", "tokens_predicted_total")
     sources: Mapping[str, str] = {
         **openai.SOURCES,
         "first_s": "arrival of the first chunk with timings.predicted_n, or with text",
@@ -160,7 +157,7 @@ class LlamaCpp:
         "told.decode_s": "timings.predicted_ms",
         "told.cached_tokens": "timings.cache_n",
         "speculating": "/slots [].speculative",
-        "counters": f"/metrics {_COUNTER}*, llamacpp:tokens_predicted_total",
+        "counters": "/metrics llamacpp:spec_decode_num_*, llamacpp:tokens_predicted_total",
     }
 
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
@@ -194,16 +191,6 @@ class LlamaCpp:
         # Of an answer that it parses (tools, a grammar) it holds the first tokens back, but not their timings.
         counted = [at_s for at_s, found in told if found is not None and (found.predicted_n or 0) >= 1]
         return replace(answer, first_s=min(answer.first_s, *counted))
-
-    def counters(self, page: str) -> Counters:
-        found = samples(page)
-        return Counters(
-            tokens=total(found, "llamacpp:tokens_predicted_total"),
-            rounds=total(found, f"{_COUNTER}drafts_total"),
-            drafted=total(found, f"{_COUNTER}draft_tokens_total"),
-            accepted=total(found, f"{_COUNTER}accepted_tokens_total"),
-            survived=by_position(found, f"{_COUNTER}accepted_tokens_per_pos_total"),
-        )
 
     async def state(self, get: Get) -> State:
         model = await openai.served(get)

@@ -191,16 +191,32 @@ def survivors(histogram: Sequence[int]) -> tuple[int, ...]:
     return tuple(accumulate(reversed(histogram[1:])))[::-1]
 
 
+def counted(prefix: str, tokens: str | None = None) -> dict[str, str]:
+    """What vLLM calls its counters, and other engines after it, by the names of Counters."""
+    own = f"{prefix}spec_decode_num_"
+    return ({} if tokens is None else {"tokens": f"{prefix}{tokens}"}) | {
+        "rounds": f"{own}drafts_total",
+        "drafted": f"{own}draft_tokens_total",
+        "accepted": f"{own}accepted_tokens_total",
+        "survived": f"{own}accepted_tokens_per_pos_total",
+    }
+
+
 class OpenAI:
-    """A server that tells no more than OpenAI's interface: text, tokens and times; nothing of speculation."""
+    """A server that tells no more than OpenAI's interface: text, tokens and times; nothing of speculation. The adapters
+    of engines add what theirs tells. `name` is how reports call it; `path` takes the requests; `metrics` is its page of
+    counters (None: it has none), which calls those of Counters as `counted` says. `sources` says from which field each
+    number comes, by the names of our records."""
 
     name = "openai"
     path = CHAT
     metrics: str | None = None
+    counted: Mapping[str, str] = {}
     sources: Mapping[str, str] = SOURCES
 
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
-        """Raises ValueError for what the interface does not have."""
+        """The JSON of a streamed request; `model` is the name under which the server knows its model. Raises ValueError
+        for what the interface does not have."""
         asked = ask.sampling
         for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
             if getattr(asked, name) != off:
@@ -208,11 +224,17 @@ class OpenAI:
         return chat_body(ask, model)
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
+        """A streamed answer, whole. Raises ValueError for one that is not as this engine answers."""
         return reading(events_of(chunks, Event))
 
     def counters(self, page: str) -> Counters:
-        """Nothing: such a server has no page of counters that we know."""
-        return Counters()
+        """The running counters of the metrics page. Raises ValueError for a page that is none."""
+        found = samples(page)
+        told: dict[str, Any] = {
+            name: by_position(found, counter) if name == "survived" else total(found, counter)
+            for name, counter in self.counted.items()
+        }
+        return Counters(**told)
 
     async def state(self, get: Get) -> State:
         """Its model, where it serves exactly one."""
@@ -226,6 +248,7 @@ class Counting(OpenAI):
 
     def __init__(self, name: str, metrics: str, prefix: str) -> None:
         self.name, self.metrics, self._prefix = name, metrics, prefix
+        self.counted = counted(prefix)
         self.sources = {**SOURCES, "counters": f"{metrics} {prefix}spec_decode_num_*"}
 
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
@@ -238,15 +261,6 @@ class Counting(OpenAI):
     async def counts(self, get: Get) -> bool:
         """Whether the server at hand has this engine's counters."""
         return self._prefix in (await get(self.metrics or "") or "")
-
-    def counters(self, page: str) -> Counters:
-        found, names = samples(page), f"{self._prefix}spec_decode_num_"
-        return Counters(
-            rounds=total(found, f"{names}drafts_total"),
-            drafted=total(found, f"{names}draft_tokens_total"),
-            accepted=total(found, f"{names}accepted_tokens_total"),
-            survived=by_position(found, f"{names}accepted_tokens_per_pos_total"),
-        )
 
 
 TENSORRT = partial(Counting, "TensorRT-LLM", "/prometheus/metrics", "trtllm_")

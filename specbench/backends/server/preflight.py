@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 
-from specbench.backends.server.adapter import Adapter, AnswerError, Completion, Get, Json, RefusedError, State, parsed
+from specbench.backends.server.adapter import AnswerError, Completion, Get, Json, RefusedError, State, parsed
 from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.openai import LMDEPLOY, TENSORRT, OpenAI, listed, models_of
 from specbench.backends.server.sglang import SGLang
@@ -15,11 +15,11 @@ from specbench.backends.server.vllm import VLLM
 from specbench.config import SERVED
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError, SpecbenchError
-from specbench.records import Arm, Finding, Times, Trial, warned
+from specbench.records import Arm, Finding, Trial, warned
 from specbench.store import check_trial
 from specbench.text import shown
 
-ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
+ADAPTERS: Mapping[str, Callable[[], OpenAI]] = {
     "llamacpp": LlamaCpp,
     "vllm": VLLM,
     "sglang": SGLang,
@@ -29,7 +29,7 @@ ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
 }
 
 
-async def detect(get: Get) -> Adapter:
+async def detect(get: Get) -> OpenAI:
     """The adapter of the engine that answers, by pages that only it has; the plain one where none is known. A proxy
     that hides these pages hides the engine: then the user names it."""
     if "build_info" in await _page(get, "/props"):
@@ -242,25 +242,6 @@ def require_plausible(answer: Completion, max_tokens: int) -> None:
     if answer.in_one_piece or answer.at_once:
         raise RefusedError("its answer comes in one piece, so that nobody knows when which token was written")
     try:
-        check_trial(_as_trial(answer))
+        check_trial(Trial("", "", None, Arm("baseline"), 0, output_sha256="", **answer.as_trial()))
     except ValueError as error:
         raise AnswerError(str(error)) from None
-
-
-def _as_trial(answer: Completion) -> Trial:
-    """What would be stored of it, as far as the server decides that."""
-    return Trial(
-        prompt_id="",
-        prompt_sha256="",
-        category=None,
-        arm=Arm("baseline"),
-        repeat=0,
-        prompt_tokens=answer.prompt_tokens or 0,
-        output_tokens=answer.output_tokens,
-        output_sha256="",
-        finish=answer.finish,
-        drafted=answer.drafted,
-        accepted=answer.accepted,
-        times=Times(answer.first_s, None, None, None, None, answer.last_s),
-        told=answer.told,
-    )

@@ -23,7 +23,7 @@ from specbench.cost.plan import Costs, ProbeRequest
 from specbench.cost.synthetic import Read, Spent, reading_points, round_points
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, EngineError
-from specbench.records import Arm, CostPoint, Finding, Load, Prompt, warned
+from specbench.records import Arm, CostPoint, Finding, Load, Prompt, Trial, warned
 from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 
@@ -86,16 +86,16 @@ class ServerProbe:
         self._say(f"Timing rounds of {draft} {which}, {self._passes} passes")
         with session.block(units, arms if self._provider.at_once else ()):
             for number, load, arm in self._turns(arms):
-                answers = self._answers(session, arm, load, number, units)
-                self._others += [each.other_cores for each in answers if each.other_cores is not None]
-                if answers:
-                    found = _spent(answers, arm, rejecting=self._rejecting)
+                trials = self._trials(session, arm, load, number, units)
+                self._others += [each.other_cores for each in trials if each.other_cores is not None]
+                if trials:
+                    found = _spent(trials, arm, rejecting=self._rejecting)
                     if found is None:
                         raise _untimeable(self._provider)
                     spent.setdefault(load, {}).setdefault(number, {})[arm.gamma or 0] = found
-                    lengths.setdefault(load, []).extend(a.prompt_tokens + a.output_tokens / 2 for a in answers)
+                    lengths.setdefault(load, []).extend(t.prompt_tokens + t.output_tokens / 2 for t in trials)
                 if load == Load():
-                    reads += [Read(number, arm.gamma or 0, a.prompt_tokens, a.times.prefill_s) for a in answers]
+                    reads += [Read(number, arm.gamma or 0, t.prompt_tokens, t.times.prefill_s) for t in trials]
         for load, passes in spent.items():
             yield from round_points(list(passes.values()), draft, round(median(lengths[load])), load.concurrency)
         readings = reading_points(spent.get(Load(), {}), reads, draft)
@@ -115,14 +115,12 @@ class ServerProbe:
                 order = [*arms[at:], *arms[:at]]
                 yield from ((number, load, arm) for arm in (order if number % 2 else reversed(order)))
 
-    def _answers(
-        self, session: ServerSession, arm: Arm, load: Load, number: int, units: Sequence[Unit]
-    ) -> list[Answer]:
+    def _trials(self, session: ServerSession, arm: Arm, load: Load, number: int, units: Sequence[Unit]) -> list[Trial]:
         """One text for each client, of the same prompts in every arm of a pass."""
         first = number * load.concurrency
         jobs = [Job(units[(first + client) % len(units)], number) for client in range(load.concurrency)]
         events = session.generate(jobs, replace(arm, load=load))
-        return [event for event in events if isinstance(event, Answer)]
+        return [event.trial for event in events if isinstance(event, Answer) and not event.trial.warmup]
 
 
 def _require_probable(config: RunConfig, request: ProbeRequest) -> None:
@@ -161,11 +159,11 @@ def _spread(prompts: Sequence[Prompt]) -> list[Unit]:
     return [Unit(p.id, p.sha256, p.category, (Item(p, None),)) for p in asked]
 
 
-def _spent(answers: Sequence[Answer], arm: Arm, *, rejecting: bool) -> Spent | None:
+def _spent(trials: Sequence[Trial], arm: Arm, *, rejecting: bool) -> Spent | None:
     """From when the prompts of all clients are read, which those that came first wait for. None where the server was
     not told to reject every draft and lists no rounds. Steps without a draft, which vLLM does not list, are rounds of
     0. Raises EngineError where a draft was accepted that was to be rejected."""
-    accepted = sum(sum(a.accepted) + (a.told.accepted or 0 if a.told else 0) for a in answers)
+    accepted = sum(sum(t.accepted) + (t.told.accepted or 0 if t.told else 0) for t in trials)
     if rejecting and accepted and arm.draft is not None:
         raise EngineError(
             "The server accepts drafts, though it was started to reject all of them",
@@ -174,11 +172,11 @@ def _spent(answers: Sequence[Answer], arm: Arm, *, rejecting: bool) -> Spent | N
         )
     rounds: Counter[int] = Counter()
     seconds = 0.0
-    begun_s = [(a.begun_s or 0.0) + a.times.prefill_s for a in answers]
-    for answer, own_s in zip(answers, begun_s, strict=True):
-        steps = answer.output_tokens - 1
-        if answer.drafted or (answer.told is not None and answer.told.rounds == 0):
-            each = (*answer.drafted, *[0] * max(0, steps - len(answer.drafted) - sum(answer.accepted)))
+    begun_s = [(t.begun_s or 0.0) + t.times.prefill_s for t in trials]
+    for trial, own_s in zip(trials, begun_s, strict=True):
+        steps = trial.output_tokens - 1
+        if trial.drafted or (trial.told is not None and trial.told.rounds == 0):
+            each = (*trial.drafted, *[0] * max(0, steps - len(trial.drafted) - sum(trial.accepted)))
         elif rejecting or arm.draft is None:
             each = (arm.gamma or 0,) * steps
         elif steps:
@@ -186,10 +184,10 @@ def _spent(answers: Sequence[Answer], arm: Arm, *, rejecting: bool) -> Spent | N
         else:
             continue
         # First tokens that come together are of one turn of the server, in which this text had a round.
-        apart_s = answer.times.decode_s / max(1, len(each)) / 2
+        apart_s = trial.times.decode_s / max(1, len(each)) / 2
         later = sorted(first_s for first_s in begun_s if first_s > own_s + apart_s)
         before = sum(1 for last, first in pairwise([own_s, *later]) if first > last + apart_s)
-        seconds += answer.times.decode_s - (later[-1] - own_s if later else 0.0)
+        seconds += trial.times.decode_s - (later[-1] - own_s if later else 0.0)
         rounds.update(each[before:])
     return Spent(seconds, rounds)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Protocol
 from urllib.parse import urlsplit
 
-from specbench.backends.server.adapter import Adapter, State
+from specbench.backends.server.adapter import State
 from specbench.backends.server.client import Client, is_local
 from specbench.backends.server.launch import (
     LaunchFile,
@@ -25,6 +25,7 @@ from specbench.backends.server.launch import (
     require_draft,
 )
 from specbench.backends.server.launched import Launched
+from specbench.backends.server.openai import OpenAI
 from specbench.backends.server.preflight import ADAPTERS, detect, model_name
 from specbench.backends.server.traffic import call
 from specbench.config import RunConfig
@@ -50,45 +51,40 @@ class ServerHandle:
     One with `shared` answers for several arms under several names, and may have to load what is asked for next."""
 
     url: str
-    adapter: Adapter
+    adapter: OpenAI
     pid: int | None = None
     model: str | None = None
     shared: bool = False
 
 
-class Provider(Protocol):
+class Provider(ABC):
     """`adapter` reads the answers. `prompts_per_start`: after how many prompts the next arm's server is due (None:
     after all); `at_once`: whether all arms' servers run side by side instead, and take turns after every `turn` jobs
-    (None: they do not). `models` are the facts of target and
-    drafts for run.json, `where` names the machine if it is not this one. `launch` is the launch file's name, `version`
-    what its own command says."""
+    (None: they do not). `models` are the facts of target and drafts for run.json, `where` names the machine if it is
+    not this one. `launch` is the launch file's name, `version` what its own command says."""
 
-    adapter: Adapter
-    prompts_per_start: int | None
-    at_once: bool
-    turn: int | None
+    adapter: OpenAI
     models: tuple[ModelFacts, dict[str, ModelFacts]]
-    where: str | None
-    launch: str | None
-    version: str | None
-    threads: int | None
-
-    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[ServerHandle]:
-        """A context manager of a server (Up) for the target alone (None) or a draft at one gamma."""
-
-    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[ServerHandle]:
-        """A context manager of a server for the target alone (None) or for a draft's model alone."""
-
-
-class Running:
-    """Two servers that run already, one with the target alone and one that speculates. The client's view of them is all
-    there is: neither their machine nor their models are known but by name."""
-
+    prompts_per_start: int | None
     at_once = False
     turn: int | None = None
+    where: str | None = None
     launch: str | None = None
     version: str | None = None
     threads: int | None = None
+
+    @abstractmethod
+    def up(self, draft: str | None, gamma: int | None, folder: Path) -> AbstractContextManager[ServerHandle]:
+        """A server for the target alone (None) or a draft at one gamma."""
+
+    @abstractmethod
+    def alone(self, draft: str | None, folder: Path) -> AbstractContextManager[ServerHandle]:
+        """A server for the target alone (None) or for a draft's model alone."""
+
+
+class Running(Provider):
+    """Two servers that run already, one with the target alone and one that speculates. The client's view of them is all
+    there is: neither their machine nor their models are known but by name."""
 
     def __init__(self, config: RunConfig, specs: dict[str, DraftSpec]) -> None:
         assert config.server is not None
@@ -115,7 +111,7 @@ class Running:
         host = urlsplit(config.server).hostname
         self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
 
-    def _met(self, url: str, wanted: str | None, guess: str | None, adapter: Adapter | None = None) -> ServerHandle:
+    def _met(self, url: str, wanted: str | None, guess: str | None, adapter: OpenAI | None = None) -> ServerHandle:
         """The server at an address: which engine answers there unless `adapter` says it, and what it calls the
         model."""
 
@@ -142,12 +138,10 @@ class Running:
         yield found
 
 
-class Starting:
+class Starting(Provider):
     """Starts one server at a time on this machine, as a launch file says. Raises ConfigError or ModelError before any
     is started where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served
     alone. Those that are `synthetic` reject every draft."""
-
-    where: str | None = None
 
     def __init__(
         self,
@@ -160,12 +154,8 @@ class Starting:
     ) -> None:
         self.file: LaunchFile = find_launch(config.launch or config.engine)
         self.adapter = ADAPTERS[self.file.engine]()
-        self.launch: str | None = self.file.path.name
-        self.version: str | None = engine_version(self.file)
-        self._config = config
-        self._threads = threads
-        self.threads: int | None = threads
-        self._specs = specs
+        self.launch, self.version, self.threads = self.file.path.name, engine_version(self.file), threads
+        self._config, self._specs, self._threads = config, specs, threads
         self._synthetic = synthetic
         for spec in specs.values() if gammas else ():
             require_draft(self.file, spec)

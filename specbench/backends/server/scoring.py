@@ -5,12 +5,12 @@ mean the same by the same ids.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from specbench.backends.base import TargetText
-from specbench.backends.server.adapter import AnswerError, Ask, Get, Json
+from specbench.backends.server.adapter import AnswerError, Ask, Get, Json, Post
 from specbench.errors import VocabularyError
 
 
@@ -99,10 +99,6 @@ def require_places(places: Sequence[object], ids: Sequence[int]) -> None:
     """Raises ValueError where an engine scored another number of places than the text has tokens."""
     if len(places) != len(ids):
         raise AnswerError(f"the server scored {len(places)} places of a text of {len(ids)} tokens")
-
-
-# POST a JSON body to a path: the JSON of the answer.
-Post = Callable[[str, dict[str, Any]], Awaitable[Json]]
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from specbench.backends.base import (
     WARMUP_TOKENS,
@@ -23,8 +24,7 @@ from specbench.backends.base import (
     Noticed,
     Output,
     Unit,
-    WarmUp,
-    WindowEnd,
+    trial_of,
 )
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import Ask, Completion, FailedError, RefusedError, State, ask_of
@@ -39,7 +39,7 @@ from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import EngineError
-from specbench.records import Arm, Counters, Divergence, Load, Prompt, Times
+from specbench.records import Arm, Counters, Divergence, Load, Prompt, Window
 from specbench.store import RunWriter
 
 WARM_UPS = 2
@@ -92,14 +92,14 @@ class ServerSession:
         self._patience = RetryPolicy(self.noticed.failures)
         self._servers = ExitStack()
         self._ups: dict[Arm, ServerHandle] = {}
-        self._warmed_with: list[WarmUp] = []  # not yet told
+        self._warmed_with: list[Answer] = []  # not yet told
         self._prompts: list[Prompt] = []  # of the block
         self._looked: dict[str, State] = {}
         # How many sequences a server has that runs already nobody says.
         self._slots = Slots(1 if provider.launch is None else max(config.concurrency))
         self._warm: set[str] = set()
 
-    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[WarmUp]:
+    def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[Answer]:
         """Every server once, before anything is measured: what is wrong with the last must not show after an hour.
         Servers that are started only once are checked as they come."""
         if self._provider.prompts_per_start is None and self._provider.launch is not None:
@@ -136,7 +136,7 @@ class ServerSession:
                 for job in self._open(jobs):
                     found = await self._answer(client, up, job, self._config.max_new_tokens, arm)
                     if found is not None:
-                        put(_answered(job, found[0], 0.0, self._config))
+                        put(_answered(job, arm, found[0], self._config))
 
         yield from stream(ask)
 
@@ -173,11 +173,11 @@ class ServerSession:
             self._ups[server] = up
         return self._ups[server]
 
-    def _warm_ups(self) -> Iterator[WarmUp]:
+    def _warm_ups(self) -> Iterator[Answer]:
         while self._warmed_with:
             yield self._warmed_with.pop(0)
 
-    def _checked(self, up: ServerHandle, server: Arm) -> list[WarmUp]:
+    def _checked(self, up: ServerHandle, server: Arm) -> list[Answer]:
         """Look at the server, warm it, and refuse one whose times would mean nothing."""
         label = _label(server)
         # One that runs already is looked at and warmed once, one that is started or may have to load, each time.
@@ -207,7 +207,7 @@ class ServerSession:
         self.noticed.cautions += found
         self._warm.add(label)
         arm = replace(server, load=self._config.loads[0])
-        return [WarmUp(arm, _answered(job, found, 0.0, self._config)) for job, found in answers]
+        return [_answered(job, arm, found, self._config, warmup=True) for job, found in answers]
 
     def _warmed(self, up: ServerHandle, server: Arm, count: int) -> list[tuple[Job, Sequence[Completion]]]:
         """Short answers, one after the other, to the first prompt that the server takes, with room for a whole round.
@@ -252,7 +252,7 @@ class ServerSession:
             return await self._asking.unread(client, up, asks)
 
     async def _window(
-        self, up: ServerHandle, arm: Arm, jobs: Sequence[Job], put: Callable[[Answer | WindowEnd], None]
+        self, up: ServerHandle, arm: Arm, jobs: Sequence[Job], put: Callable[[Answer | Window], None]
     ) -> None:
         """Every job once, under the arm's load; the server's counters before and after."""
         async with self._client(up) as client:
@@ -283,7 +283,9 @@ class ServerSession:
                 await _drained(client, up)
             after = await _counters(client, up)
         put(
-            WindowEnd(
+            Window(
+                number=0,
+                arm=arm,
                 requests=course.answered,
                 wall_s=course.ended_s - course.begun_s,
                 counters=None if before is None or after is None else after.since(before),
@@ -308,16 +310,20 @@ class ServerSession:
         if tries:  # its clock begins anew
             course.clean, due_s = False, sent_s
         others = meter.stop() if meter else None
-        found = _answered(job, readings, sent_s - due_s, self._config)
-        course.ended_s = max(course.ended_s, due_s + found.times.total_s)
-        course.answered += 1
-        return replace(
-            found,
+        found = _answered(
+            job,
+            arm,
+            readings,
+            self._config,
+            waited_s=sent_s - due_s,
             load_before=load_before,
             load_after=load_average(),
             other_cores=others,
             begun_s=due_s - course.begun_s,
         )
+        course.ended_s = max(course.ended_s, due_s + found.trial.times.total_s)
+        course.answered += 1
+        return found
 
     async def _answer(
         self, client: Client, up: ServerHandle, job: Job, max_tokens: int, arm: Arm
@@ -377,23 +383,21 @@ class ServerSession:
         return client_of(self._config, up.url)
 
 
-def _answered(job: Job, readings: Sequence[Completion], waited_s: float, config: RunConfig) -> Answer:
-    """`waited_s` passed between when it was due and when it was sent."""
+def _answered(
+    job: Job, arm: Arm, readings: Sequence[Completion], config: RunConfig, *, waited_s: float = 0.0, **more: Any
+) -> Answer:
+    """`waited_s` passed between when it was due and when it was sent; `more` is of its trial."""
     reading = joined(readings)
-    return Answer(
+    trial = trial_of(
         job,
-        reading.text,
-        sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
-        prompt_tokens=reading.prompt_tokens or 0,
-        output_tokens=reading.output_tokens,
-        finish=reading.finish,
-        drafted=reading.drafted,
-        accepted=reading.accepted,
-        times=Times(waited_s + reading.first_s, None, None, None, None, waited_s + reading.last_s),
-        told=reading.told,
-        text=reading.text.replace(BREAK, "\n\n") if config.keep_text else None,
+        arm,
+        **reading.as_trial(waited_s),
+        output_sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
+        output_text=reading.text.replace(BREAK, "\n\n") if config.keep_text else None,
         turns=as_turns(readings) if config.sessions else (),
+        **more,
     )
+    return Answer(job, reading.text, trial)
 
 
 async def _counters(client: Client, up: ServerHandle) -> Counters | None:

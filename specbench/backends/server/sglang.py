@@ -25,12 +25,10 @@ from specbench.backends.server.adapter import (
     Tokens,
     as_word,
     parsed,
-    samples,
-    total,
 )
-from specbench.backends.server.openai import CHAT, SOURCES, chat_body, events_of, reading, salted, served, survivors
+from specbench.backends.server.openai import SOURCES, OpenAI, chat_body, events_of, reading, salted, served, survivors
 from specbench.backends.server.scoring import Top, require_places
-from specbench.records import LARGEST, MOST_DRAFTED, Count, Counters, ServerStats
+from specbench.records import LARGEST, MOST_DRAFTED, Count, ServerStats
 
 _SPEC = "sglext.spec_tokens_details"
 
@@ -78,12 +76,16 @@ class _Scores(Fields):
     meta_info: _Meta | None = None
 
 
-class SGLang:
-    """SGLang's server with OpenAI's interface. Its page of counters needs --enable-metrics."""
+class SGLang(OpenAI):
+    """Its page of counters needs --enable-metrics, and adds a request when it ends; of drafted and accepted tokens it
+    has running means alone."""
 
     name = "SGLang"
-    path = CHAT
-    metrics: str | None = "/metrics"
+    metrics = "/metrics"
+    counted: Mapping[str, str] = {
+        "tokens": "sglang:generation_tokens_total",
+        "rounds": "sglang:spec_verify_calls_total",
+    }
     sources: Mapping[str, str] = {
         **SOURCES,
         "told.rounds": f"{_SPEC}.spec_verify_ct",
@@ -111,12 +113,6 @@ class SGLang:
         told = [event.sglext for _, event in events if event.sglext is not None]
         found = [ext.spec_tokens_details for ext in told if ext.spec_tokens_details is not None]
         return reading(events, told=_told(found[-1] if found else _Rounds()))
-
-    def counters(self, page: str) -> Counters:
-        """Tokens and rounds, added when a request ends; of drafted and accepted tokens it keeps running means alone."""
-        found = samples(page)
-        tokens, rounds = (total(found, f"sglang:{name}_total") for name in ("generation_tokens", "spec_verify_calls"))
-        return Counters(tokens=tokens, rounds=rounds)
 
     async def state(self, get: Get) -> State:
         model, info = await served(get), await server_info(get)

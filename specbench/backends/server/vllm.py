@@ -22,6 +22,7 @@ from specbench.backends.server.adapter import (
     Get,
     Json,
     Milliseconds,
+    Post,
     Samples,
     State,
     Text,
@@ -39,19 +40,20 @@ from specbench.backends.server.openai import (
     CHAT,
     FINISHES,
     SOURCES,
+    OpenAI,
     chat_body,
+    counted,
     events_of,
     reading,
     salted,
     served,
     survivors,
 )
-from specbench.backends.server.scoring import Post, Top, require_places
-from specbench.records import LARGEST, Count, Counters, LogProb, ServerStats
+from specbench.backends.server.scoring import Top, require_places
+from specbench.records import LARGEST, Count, LogProb, ServerStats
 
-_COUNTER = "vllm:spec_decode_num_"
-_POSITIONS = f"{_COUNTER}accepted_tokens_per_pos_total"
-_TOKENS = "vllm:generation_tokens_total"
+_COUNTED = counted("vllm:", "generation_tokens_total")
+_POSITIONS, _TOKENS, _COUNTER = _COUNTED["survived"], _COUNTED["tokens"], "vllm:spec_decode_num_"
 _SPEC = "metrics.speculative_decoding"
 
 
@@ -109,12 +111,10 @@ class _Scores(Fields):
     choices: list[_Places] | None = None
 
 
-class VLLM:
-    """vLLM's server with OpenAI's interface."""
-
+class VLLM(OpenAI):
     name = "vLLM"
-    path = CHAT
-    metrics: str | None = "/metrics"
+    metrics = "/metrics"
+    counted = _COUNTED
     sources: Mapping[str, str] = {
         **SOURCES,
         "drafted": f"{_SPEC}.per_step_drafted (level detailed)",
@@ -146,16 +146,6 @@ class VLLM:
         metrics = found[-1] if found else _Metrics()
         drafted, accepted = _rounds(metrics.speculative_decoding or _Rounds())
         return reading(events, drafted, accepted, _told(metrics))
-
-    def counters(self, page: str) -> Counters:
-        found = samples(page)
-        return Counters(
-            tokens=total(found, _TOKENS),
-            rounds=total(found, f"{_COUNTER}drafts_total"),
-            drafted=total(found, f"{_COUNTER}draft_tokens_total"),
-            accepted=total(found, f"{_COUNTER}accepted_tokens_total"),
-            survived=by_position(found, _POSITIONS),
-        )
 
     async def state(self, get: Get) -> State:
         """A server that speculates has the counters of speculation from its start, at 0; one that does not has none.

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from specbench.errors import ConfigError
+from specbench.text import did_you_mean
 
 # What no reader sees as prose: fenced blocks, code spans, the address of a link, HTML tags.
 _HIDDEN = re.compile(
@@ -66,14 +67,11 @@ def slug(term: Term | str) -> str:
 
 def find(word: str) -> Term:
     """The term of that name or spelling, in any case. Raises ConfigError with the nearest one where there is none."""
-    import difflib
-
     known = {spelling.lower(): term for term in terms().values() for spelling in term.spellings}
     asked = " ".join(word.lower().split())
     if asked in known:
         return known[asked]
-    near = difflib.get_close_matches(asked, known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else "docs/glossary.md lists all of them."
+    hint = did_you_mean(asked, known, "docs/glossary.md lists all of them.", "{!r}")
     raise ConfigError(f"No term {word!r} in the glossary", where="--term", hint=hint)
 
 
