@@ -45,13 +45,13 @@ def main(*, quick: bool = False) -> None:
     batches = [encoded[begin : begin + REPLAY_BATCH] for begin in range(0, len(encoded), REPLAY_BATCH)]
     spent = dict.fromkeys(("alone", "written", DRAFT, LOOK_UP), 0.0)
     alone_n = 0
-    engine.score_texts(batches[0][:1], engine.texts(batches[0][:1], 4, ""), DRAFT)  # warm-up, thrown away
+    engine.drafts[DRAFT].score_texts(batches[0][:1], engine.texts(batches[0][:1], 4, ""))  # warm-up, thrown away
     for batch in batches:
         marks = [time.perf_counter()]
         outputs = engine.texts(batch, n, "")
         marks.append(time.perf_counter())
         for draft in (DRAFT, LOOK_UP):
-            engine.score_texts(batch, outputs, draft)
+            engine.drafts[draft].score_texts(batch, outputs)
             marks.append(time.perf_counter())
         for ids in batch[:2]:
             engine.generate(ids, ARMS[0], max_new_tokens=n, seed_text="")

@@ -96,7 +96,7 @@ def side_by_side(engine: LocalEngine, prompts_n: int, n: int) -> tuple[float, fl
 def score_and_replay(engine: LocalEngine, config: RunConfig, prompt: Prompt, ids: list[int], tokens: list[int]) -> None:
     """What `sweep` adds to the target's text to know every gamma of every drafter."""
     for draft in DRAFTS:
-        text = text_of(Item(prompt, ids), draft, 0, config, engine.score(ids, tokens, draft))
+        text = text_of(Item(prompt, ids), draft, 0, config, engine.drafts[draft].score(ids, tokens))
         for gamma in GAMMAS:
             replay([text], gamma)
 

@@ -73,7 +73,7 @@ def test_every_panel_asks_for_counters_of_this_engine(summary):
     for adapter, counted in COUNTERS.items():
         shown = dashboard(watch_of(on(summary, adapter)), "brief")
         asked = " ".join(target["expr"] for panel in shown["panels"] for target in panel["targets"])
-        prefix = counted.tokens.partition(":")[0]
+        prefix = counted["tokens"].partition(":")[0]
         assert {part.partition(":")[0].rpartition("(")[2] for part in asked.split() if ":" in part} == {prefix}
         assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])
 
@@ -87,9 +87,9 @@ def test_a_draft_with_braces_is_no_template(summary):
 # Counters minute by minute, as a server that is scraped every minute shows them: start, step, times.
 def page(adapter: str, *, accepted: float, rounds: str | None = None, tokens: str = "0+600x120") -> list[dict]:
     counted = COUNTERS[adapter]
-    each = {counted.tokens: tokens, counted.rounds: rounds or "0+120x120"}
-    if counted.drafted:
-        each |= {counted.drafted: "0+480x120", counted.accepted: f"0+{480 * accepted:g}x120"}
+    each = {counted["tokens"]: tokens, counted["rounds"]: rounds or "0+120x120"}
+    if "drafted" in counted:
+        each |= {counted["drafted"]: "0+480x120", counted["accepted"]: f"0+{480 * accepted:g}x120"}
     return [{"series": f'{name}{{job="llm", instance="a"}}', "values": values} for name, values in each.items()]
 
 
@@ -130,7 +130,7 @@ def test_prometheus_fires_them_on_a_made_up_page(summary, tmp_path, adapter):
     ]
     for name, low in (("SpeculationBelowBreakEven", watch.break_even), ("SpeculationAcceptsLess", watch.break_even)):
         for share, fires in ((0.9 * low, True), (watch.measured, False)):
-            if COUNTERS[adapter].drafted:
+            if "drafted" in COUNTERS[adapter]:
                 series = page(adapter, accepted=share)
             else:
                 series = page(adapter, accepted=0.0, tokens=f"0+{120 * share:g}x120")

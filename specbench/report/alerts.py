@@ -17,7 +17,11 @@ import yaml
 
 from specbench import text
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
+from specbench.backends.server.llamacpp import LlamaCpp
+from specbench.backends.server.sglang import SGLang
+from specbench.backends.server.vllm import VLLM
 from specbench.errors import ConfigError
+from specbench.report.dialect import PLAIN, template
 from specbench.store import replace_file, unwritable
 
 RULES, DASHBOARD = "alerts.yml", "dashboard.json"
@@ -28,31 +32,8 @@ WINDOW, HOLDS, SEEN = "10m", "15m", "1d"
 LOST = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """What an engine counts, by the names of its metrics page; None is what it does not."""
-
-    tokens: str
-    rounds: str
-    drafted: str | None = None
-    accepted: str | None = None
-    by_position: str | None = None
-
-
-def _like_vllm(prefix: str, tokens: str) -> Counted:
-    name = f"{prefix}:spec_decode_num"
-    return Counted(
-        f"{prefix}:{tokens}", f"{name}_drafts_total", f"{name}_draft_tokens_total", f"{name}_accepted_tokens_total",
-        f"{name}_accepted_tokens_per_pos_total",
-    )  # fmt: skip
-
-
-# As backends/server/*.py read them; by the adapter's name.
-COUNTERS: Mapping[str, Counted] = {
-    "vLLM": _like_vllm("vllm", "generation_tokens_total"),
-    "llama.cpp": _like_vllm("llamacpp", "tokens_predicted_total"),
-    "SGLang": Counted("sglang:generation_tokens_total", "sglang:spec_verify_calls_total"),
-}
+# What engines count, by the adapter's name: the counters that are read of them.
+COUNTERS = {adapter.name: adapter.counted for adapter in (VLLM, LlamaCpp, SGLang)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +47,7 @@ class Watch:
     value: str
     break_even: float
     measured: float
-    counted: Counted
+    counted: Mapping[str, str]
 
 
 def watch_of(summary: Summary) -> Watch:
@@ -95,7 +76,7 @@ def watch_of(summary: Summary) -> Watch:
     return found
 
 
-def _watch(draft: DraftResult, row: GammaResult, counted: Counted) -> Watch:
+def _watch(draft: DraftResult, row: GammaResult, counted: Mapping[str, str]) -> Watch:
     tau, even = row.tokens_per_round, row.break_even
     if tau is None or even is None:
         raise ConfigError(
@@ -104,14 +85,14 @@ def _watch(draft: DraftResult, row: GammaResult, counted: Counted) -> Watch:
             hint="Start it with its metrics, and measure again.",
         )
     speedup = text.estimate(row.speedup, row.speedup_low, row.speedup_high)
-    if counted.drafted is None or counted.accepted is None:
-        value = f"{_rate(counted.tokens)} / {_rate(counted.rounds)}"
+    if "accepted" not in counted:
+        value = f"{_rate(counted['tokens'])} / {_rate(counted['rounds'])}"
         unit = "tokens per round"
         return Watch(draft.draft, row.gamma, speedup, unit, value, even.tokens_per_round, tau, counted)
     if not row.drafted or not row.rounds:
         raise ConfigError("It drafted nothing", where="--alerts")
     per_round = row.drafted / row.rounds
-    value = f"{_rate(counted.accepted)} / {_rate(counted.drafted)}"
+    value = f"{_rate(counted['accepted'])} / {_rate(counted['drafted'])}"
     shares = ((even.tokens_per_round - 1) / per_round, (tau - 1) / per_round)
     return Watch(draft.draft, row.gamma, speedup, "share of drafted tokens accepted", value, *shares, counted)
 
@@ -122,117 +103,32 @@ def _rate(counter: str) -> str:
 
 def rules(watch: Watch, source: str) -> dict[str, Any]:
     """The rule file as Prometheus reads it. `source` names the brief."""
-    counted, even, measured = watch.counted, watch.break_even, watch.measured
-    lost = measured - LOST * (measured - even)
-    # Prometheus reads two braces in an annotation as a template.
-    about = f"{watch.draft} at gamma {watch.gamma}, {source}".replace("{", "(").replace("}", ")")
-    said = f"Measured: {measured:.3f} {watch.unit}, {watch.speedup} of decoding; break-even {even:.3f}"
-    busy = f"{_rate(counted.tokens)} > 0"
-    alerts = [
-        (
-            "SpeculationBelowBreakEven",
-            f"{watch.value} < {even:.4f}",
-            HOLDS,
-            "critical",
-            "Speculation is slower than the target alone",
-            f"{said}. Switch it off, or measure again with today's prompts and load.",
-        ),
-        (
-            "SpeculationAcceptsLess",
-            f"{watch.value} < {lost:.4f}",
-            "1h",
-            "warning",
-            "Half of what acceptance gained is lost",
-            f"{said}. The prompts may be others than those measured: measure again.",
-        ),
-        (
-            "SpeculationStopped",
-            f"({_rate(counted.rounds)} == 0) and {busy}",
-            HOLDS,
-            "warning",
-            "The server writes tokens and drafts none",
-            "It may have started without its draft, or switched speculation off.",
-        ),
-        (
-            "SpeculationCountersVanished",
-            f"group by (job, instance) (present_over_time({counted.rounds}[{SEEN}])) "
-            f"unless group by (job, instance) ({counted.rounds})",
-            HOLDS,
-            "warning",
-            "The counters of speculation are gone",
-            "The server is down, started without speculation, or has other metrics after an update.",
-        ),
-    ]
-    return {
-        "groups": [
-            {
-                "name": "speculation",
-                "rules": [
-                    {"record": "specbench:speculation", "expr": watch.value, "labels": {"unit": watch.unit}},
-                    *(
-                        {
-                            "alert": name,
-                            "expr": expression,
-                            "for": holds,
-                            "labels": {"severity": severity},
-                            "annotations": {"summary": f"{summary} ({about})", "description": description},
-                        }
-                        for name, expression, holds, severity, summary, description in alerts
-                    ),
-                ],
-            }
-        ]
-    }
+    found: dict[str, Any] = _made(watch, source)["rules"]
+    return found
 
 
 def dashboard(watch: Watch, source: str) -> dict[str, Any]:
     """One Grafana dashboard, to be imported; the data source is chosen there."""
-    counted = watch.counted
-    panels = [
-        _panel(watch.unit, [(watch.value, "{{instance}}")], [(watch.break_even, "red"), (watch.measured, "green")]),
-        _panel("rounds per second", [(_rate(counted.rounds), "{{instance}}")]),
-        _panel("output tokens per second", [(_rate(counted.tokens), "{{instance}}")]),
-    ]
-    if counted.accepted is not None and counted.drafted is not None:
-        tau = f"1 + {_rate(counted.accepted)} / {_rate(counted.rounds)}"
-        panels.insert(1, _panel("tokens per round that drafts (tau)", [(tau, "{{instance}}")]))
-    if counted.by_position is not None:
-        survived = f"sum by (position) (rate({counted.by_position}[{WINDOW}]))"
-        share = f"{survived} / scalar(sum(rate({counted.rounds}[{WINDOW}])))"
-        panels.append(_panel("share of rounds in which a position was accepted", [(share, "position {{position}}")]))
-    for number, panel in enumerate(panels):
+    found: dict[str, Any] = _made(watch, source)["dashboard"]
+    for number, panel in enumerate(found["panels"]):
         panel |= {"id": number + 1, "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)}}
-    return {
-        "title": f"Speculative decoding: {watch.draft}",
-        "description": f"Gamma {watch.gamma}, {source}. Red: break-even, green: measured.",
-        "tags": ["specbench"],
-        "schemaVersion": 39,
-        "time": {"from": "now-24h", "to": "now"},
-        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]},
-        "panels": panels,
-    }
+    return found
 
 
-def _panel(title: str, series: list[tuple[str, str]], lines: list[tuple[float, str]] | None = None) -> dict[str, Any]:
-    source = {"type": "prometheus", "uid": "${datasource}"}
-    steps: list[dict[str, Any]] = [{"color": "transparent", "value": None}]
-    steps += [{"color": colour, "value": round(value, 4)} for value, colour in sorted(lines or [])]
-    return {
-        "type": "timeseries",
-        "title": title,
-        "datasource": source,
-        "targets": [
-            {"refId": chr(ord("A") + n), "datasource": source, "expr": expression, "legendFormat": legend}
-            for n, (expression, legend) in enumerate(series)
-        ],
-        "fieldConfig": {
-            "defaults": {
-                "thresholds": {"mode": "absolute", "steps": steps},
-                "custom": {"thresholdsStyle": {"mode": "line" if lines else "off"}},
-            },
-            "overrides": [],
-        },
-    }
+def _made(watch: Watch, source: str) -> Any:
+    page = template("alerts.yaml.j2", PLAIN).render(
+        w=watch,
+        c=watch.counted,
+        rate=_rate,
+        # Prometheus reads two braces in an annotation as a template.
+        about=f"{watch.draft} at gamma {watch.gamma}, {source}".replace("{", "(").replace("}", ")"),
+        lost=watch.measured - LOST * (watch.measured - watch.break_even),
+        source=source,
+        window=WINDOW,
+        holds=HOLDS,
+        seen=SEEN,
+    )
+    return yaml.safe_load(page)
 
 
 def write_alerts(summary: Summary, folder: Path) -> tuple[Path, Path]:

@@ -76,7 +76,7 @@ class LocalBackend:
         ids = [item.tokens for item in items]
         engine.cautions += cautions
         engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
-        engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
+        engine.settle(ids, {} if self._earlier is None else chosen_layers(self._earlier))
         if replay_only and not engine.writes_together:
             self._say("Writing texts one by one: the target would see padding")
         self._say("Comparing with transformers' generate")
@@ -102,7 +102,7 @@ class LocalBackend:
             yield LocalScoring(self._engine, self._config)
 
 
-def _layers(earlier: RunRecord) -> dict[str, int]:
+def chosen_layers(earlier: RunRecord) -> dict[str, int]:
     """Layers that an earlier session chose for its skip drafts."""
     return {spec: facts.layers for spec, facts in earlier.drafts.items() if facts.layers is not None}
 

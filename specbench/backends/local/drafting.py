@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
@@ -27,7 +26,7 @@ from specbench.drafters.around import (
 from specbench.drafters.cross import CrossDrafter
 from specbench.drafters.lookup import Corpus
 from specbench.drafters.many import ManyModelDrafter, SideBySide
-from specbench.drafters.model import ModelDrafter
+from specbench.drafters.model import DraftOptions, ModelDrafter
 from specbench.drafters.skip import SkipDrafter
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
@@ -129,18 +128,22 @@ class Draft:
                 draft_eos=end_tokens(loaded),
                 repetition_penalty=setting.sampling.repetition_penalty,
             )
-        options: dict[str, Any] = {
-            "vocab_size": setting.vocab_size,
-            "sampling": self.spec.sampling(setting.sampling),
-            "eos": setting.eos,
-            "cutoff": spec.cutoff,
-            "chained": chains(setting),
-        }
+        options = self._options(setting)
         if spec.kind == "skip":
             self.stepper = shared = setting.read.sharing(loaded.model)
             return SkipDrafter(shared, **options)
         drafter = ModelDrafter(self.reader, **options)
         return ReadableDrafter(drafter, self.reader.vocab_size) if self._knows_fewer else drafter
+
+    def _options(self, setting: Setting) -> DraftOptions:
+        return {
+            "vocab_size": setting.vocab_size,
+            "sampling": self.spec.sampling(setting.sampling),
+            "eos": setting.eos,
+            "cutoff": self.spec.cutoff,
+            # On a device that runs behind, drafts stay there.
+            "chained": setting.reader is not None and not setting.reader.device.startswith("cpu"),
+        }
 
     @property
     def _knows_fewer(self) -> bool:
@@ -159,14 +162,7 @@ class Draft:
 
             return SideBySide(alone)
         self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
-        drafter = ManyModelDrafter(
-            self.stepper,
-            vocab_size=setting.vocab_size,
-            sampling=self.spec.sampling(setting.sampling),
-            eos=setting.eos,
-            cutoff=self.spec.cutoff,
-            chained=chains(setting),
-        )
+        drafter = ManyModelDrafter(self.stepper, **self._options(setting))
         return ManyReadableDrafter(drafter, self.stepper.vocab_size) if self._knows_fewer else drafter
 
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores | BlockScores:
@@ -223,11 +219,6 @@ class Draft:
         if isinstance(self.drafter, CrossDrafter):
             return match_each_block(self.drafter, ids, output, self._setting.gamma)
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
-
-
-def chains(setting: Setting) -> bool:
-    """Whether drafts stay on a device that runs behind."""
-    return setting.reader is not None and not setting.reader.device.startswith("cpu")
 
 
 def _main_end(setting: Setting) -> int:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from specbench.acceptance.score import score, score_head
 from specbench.acceptance.scores import Scores, as_text
 from specbench.backends.local.cached import CachedModel, States
 from specbench.backends.local.dflash import BlockReader, DFlash, load_dflash
-from specbench.backends.local.drafting import Draft, Setting, chains
+from specbench.backends.local.drafting import Draft, Setting
 from specbench.backends.local.eagle3 import load_eagle
 from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
 from specbench.backends.local.mtp import Mtp, RowReader, load_mtp, load_written_mtp
@@ -90,15 +89,6 @@ class HeadDraft(Draft):
         self.states: States = self.target.states
         drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
         self.drafter = drafter if self._lookup is None else CombinedDrafter(self._lookup, drafter)
-
-    def _options(self, setting: Setting) -> dict[str, Any]:
-        return {
-            "vocab_size": setting.vocab_size,
-            "sampling": self.spec.sampling(setting.sampling),
-            "eos": setting.eos,
-            "cutoff": self.spec.cutoff,
-            "chained": chains(setting),
-        }
 
     def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
         self.many_target = target.keeping(self.head.reads)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -28,11 +28,12 @@ from specbench.models.memory import ModelMemoryError, is_out_of_memory
 COPY_AGAIN = "Copy the head again, with weights and config.json of the same one."
 
 
-class LayerKind:
+class LayerKind(NamedTuple):
     """transformers' classes for one family of decoder layers."""
 
-    def __init__(self, layer: Any, norm: Any, rotary: Any) -> None:
-        self.layer, self.norm, self.rotary = layer, norm, rotary
+    layer: Any
+    norm: Any
+    rotary: Any
 
 
 def kind_of_layer(config: Any) -> LayerKind:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
-import torch
-
 from specbench.acceptance.loop import Drafter, Generation, Steps, Target, rounds_of
-from specbench.acceptance.many import ManyDrafter, ManyTarget, rounds_of_many
+from specbench.acceptance.many import rounds_of_many
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting
 from specbench.backends.local.graphs import Recordable
@@ -25,53 +24,41 @@ from specbench.backends.local.ragged import WIDEST, RaggedModel
 from specbench.clock import Clock
 from specbench.records import Arm
 
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """Where an arm generates: the target over a cache of its own, and a drafter with its own memory."""
-
-    target: Target
-    drafter: Drafter | None
-
-    def steps(
-        self, prompts: Sequence[Sequence[int]], generators: Sequence[torch.Generator], **settings: Any
-    ) -> Steps[list[Generation]]:
-        """A generation after the one prompt, under `settings` of the loop."""
-        (prompt,), (generator,) = prompts, generators
-        return [(yield from rounds_of(self.target, self.drafter, prompt, generator=generator, **settings))]
+# Where an arm generates, a target and a drafter over caches of their own: begins a generation after each of several
+# prompts, under settings of the loop (`rounds_of_many`).
+Lane = Callable[..., Steps[list[Generation]]]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLane:
-    """The same for several sequences side by side."""
+def lane_of_one(target: Target, drafter: Drafter | None) -> Lane:
+    """For one prompt at a time."""
 
-    target: ManyTarget
-    drafter: ManyDrafter | None
+    def begin(prompts: Sequence[Sequence[int]], **settings: Any) -> Steps[list[Generation]]:
+        (prompt,), (generator,) = prompts, settings.pop("generators")
+        return [(yield from rounds_of(target, drafter, prompt, generator=generator, **settings))]
 
-    def steps(
-        self, prompts: Sequence[Sequence[int]], generators: Sequence[torch.Generator], **settings: Any
-    ) -> Steps[list[Generation]]:
-        return rounds_of_many(self.target, self.drafter, prompts, generators=generators, **settings)
+    return begin
 
 
 def open_lane(
     setting: Setting, draft: Draft | None, rows: int
-) -> tuple[Lane | BatchLane, CachedModel | RaggedModel, CachedModel | RaggedModel | None]:
+) -> tuple[Lane, CachedModel | RaggedModel, CachedModel | RaggedModel | None]:
     """New caches over the weights, with room for `rows` sequences as long as those of `setting.reader`; the reader of
     the target that is used, and that of a draft's steps."""
     reader = CachedModel(setting.target.model, setting.read.capacity)
     setting = replace(setting, reader=reader)
     many = RaggedModel(setting.target.model, reader.capacity + WIDEST, rows) if rows > 1 else None
     if draft is None:
-        return (Lane(reader, None), reader, None) if many is None else (BatchLane(many, None), many, None)
+        if many is None:
+            return lane_of_one(reader, None), reader, None
+        return partial(rounds_of_many, many, None), many, None
     own = draft.unopened()
     own.open(setting, reader.capacity)
     if many is None:
         target = own.target or reader
-        return Lane(target, own.drafter), target, own.stepper
+        return lane_of_one(target, own.drafter), target, own.stepper
     drafter = own.open_many(setting, many)
     judge = own.many_target or many
-    return BatchLane(judge, drafter), judge, own.stepper
+    return partial(rounds_of_many, judge, drafter), judge, own.stepper
 
 
 def passes(
@@ -124,12 +111,12 @@ class Lanes:
     """The lanes of a run, of which `most` may be there at a time. `make` gives one for a draft (None: the target
     alone), or none where it cannot be had."""
 
-    def __init__(self, make: Callable[[str | None], Lane | BatchLane | None], most: int) -> None:
+    def __init__(self, make: Callable[[str | None], Lane | None], most: int) -> None:
         self.most = most
         self._make = make
-        self._made: dict[tuple[str | None, int], Lane | BatchLane] = {}
+        self._made: dict[tuple[str | None, int], Lane] = {}
 
-    def of(self, arms: Sequence[Arm]) -> list[Lane | BatchLane] | None:
+    def of(self, arms: Sequence[Arm]) -> list[Lane] | None:
         """One for each of at most `most` arms. A lane serves any arm of its draft. None where one cannot be had."""
         drafts = [arm.draft for arm in arms]
         wanted = [(draft, drafts[:place].count(draft)) for place, draft in enumerate(drafts)]

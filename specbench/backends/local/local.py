@@ -12,16 +12,15 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Generation
-from specbench.acceptance.many import ManyDrafter
+from specbench.acceptance.many import ManyDrafter, rounds_of_many
 from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import margins
-from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting, facts
 from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches
 from specbench.backends.local.graphs import CudaRecorder, record_all
-from specbench.backends.local.lanes import BatchLane, Lane, Underway, open_lane, passes
+from specbench.backends.local.lanes import Lane, Underway, lane_of_one, open_lane, passes
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import WIDEST, RaggedModel
 from specbench.backends.local.reference import check_reference, failing_as_ours, require_rollback
@@ -249,7 +248,7 @@ class LocalEngine:
         heads = {draft.spec.reader: draft.head for draft in self.drafts.values() if isinstance(draft, HeadDraft)}
         return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling, heads=heads).run()
 
-    def new_lane(self, draft: str | None) -> Lane | BatchLane | None:
+    def new_lane(self, draft: str | None) -> Lane | None:
         """Caches of its own for an arm with `draft`. Where the engine's own passes are recorded, on CUDA, so are these;
         None where that fails."""
         lane, target, stepper = open_lane(self._setting, None if draft is None else self.drafts[draft], self.batch_size)
@@ -271,16 +270,16 @@ class LocalEngine:
         *,
         max_new_tokens: int,
         seed_texts: Sequence[str],
-        lane: Lane | BatchLane | None = None,
+        lane: Lane | None = None,
     ) -> Underway:
         """One trial, of a prompt or of a batch of them, on the caches of `lane`, else on the engine's own. The same
         seed text draws the same random numbers in the same arm; a row draws those that it would draw alone, up to its
         last round."""
         seeds = [self._seed(f"{arm.label}/{text}") for text in seed_texts]
         clock = self._clock()
-        steps = (lane or self._own_lane(arm.draft)).steps(
+        steps = (lane or self._own_lane(arm.draft))(
             prompts,
-            [torch.Generator(self.device).manual_seed(seed) for seed in seeds],
+            generators=[torch.Generator(self.device).manual_seed(seed) for seed in seeds],
             gamma=arm.gamma or 0,
             sampling=self.sampling,
             eos=self.eos,
@@ -293,17 +292,13 @@ class LocalEngine:
         """One trial of one prompt, at a stretch."""
         return self.start([ids], arm, max_new_tokens=max_new_tokens, seed_texts=[seed_text]).finish()[0]
 
-    def _own_lane(self, draft: str | None) -> Lane | BatchLane:
+    def _own_lane(self, draft: str | None) -> Lane:
         found = None if draft is None else self.drafts[draft]
         if self.batch_size == 1:
             target = None if found is None else found.target
-            return Lane(target or self._target, None if found is None else found.drafter)
+            return lane_of_one(target or self._target, None if found is None else found.drafter)
         many = None if found is None else found.many_target
-        return BatchLane(many or self._many, None if draft is None else self._many_drafters[draft])
-
-    def score(self, ids: Sequence[int], output: Sequence[int], draft: str) -> Scores | BlockScores:
-        """What `draft` would have said at every position of `output`, a text of the target alone after `ids`."""
-        return self.drafts[draft].score(ids, output)
+        return partial(rounds_of_many, many or self._many, None if draft is None else self._many_drafters[draft])
 
     def texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed_text: str) -> list[list[int]]:
         """Texts of the target alone for several prompts at once; not for timing."""
@@ -316,12 +311,6 @@ class LocalEngine:
             seed=self._seed(seed_text),
             together=self.writes_together,
         )
-
-    def score_texts(
-        self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], draft: str
-    ) -> Sequence[Scores | BlockScores]:
-        """`score` for several texts at once."""
-        return self.drafts[draft].score_texts(prompts, outputs)
 
     def release(self) -> None:
         """Give back what a pass that ran out of memory left behind. Caches stay: the next text begins them anew."""

@@ -24,7 +24,7 @@ from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import distribution
 from specbench.acceptance.score import CHUNK
 from specbench.backends.base import Admitted, Answered, Conditions, Item, Noticed, TargetText
-from specbench.backends.local.backend import in_process, require_memory
+from specbench.backends.local.backend import chosen_layers, in_process, require_memory
 from specbench.backends.local.batch import REPLAY_BATCH, score_batch
 from specbench.backends.local.precision import with_precision
 from specbench.backends.local.session import LocalScoring, answered
@@ -141,7 +141,7 @@ class RecordedBackend:
         engine.cautions += encoding_cautions(engine.target, ids, engine.eos, engine.today)
         engine.cautions += unwritten(engine.target, prompts, config.chat_template_kwargs)
         if any(draft.spec.kind == "skip" for draft in engine.drafts.values()):
-            engine.settle(ids, {} if self._earlier is None else _layers(self._earlier))
+            engine.settle(ids, {} if self._earlier is None else chosen_layers(self._earlier))
         if self._weights or models:
             self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, _REFERENCE_TOKENS, padded=True)
@@ -215,10 +215,6 @@ class RecordedBackend:
 def _longest(sample: Sequence[Recorded]) -> int:
     """At most so many tokens has an answer of the sample."""
     return max(len(one.reply.ids or one.reply.message.content.encode()) for one in sample) + _REFERENCE_TOKENS
-
-
-def _layers(earlier: RunRecord) -> dict[str, int]:
-    return {spec: facts.layers for spec, facts in earlier.drafts.items() if facts.layers is not None}
 
 
 # Of greedy answers at least this share of tokens is the target's likeliest: quantised weights and other kernels change

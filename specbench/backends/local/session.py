@@ -28,7 +28,7 @@ from specbench.backends.base import (
     trial_of,
 )
 from specbench.backends.local.batch import REPLAY_BATCH
-from specbench.backends.local.lanes import BatchLane, Lane, Lanes, Underway, take_turns
+from specbench.backends.local.lanes import Lane, Lanes, Underway, take_turns
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.cost.plan import Costs, ProbePlan
@@ -104,7 +104,7 @@ class LocalSession:
 
     def score(self, item: Item, output: Sequence[int], draft: str) -> Scores | BlockScores:
         unit = Unit(item.prompt.id, item.prompt.sha256, None, (item,))
-        return self._fitting(unit, partial(self.engine.score, item.tokens, output, draft))
+        return self._fitting(unit, partial(self.engine.drafts[draft].score, item.tokens, output))
 
     def probe(self, ids: Sequence[int], plan: ProbePlan) -> Costs:
         return self.engine.probe(ids, plan)
@@ -220,7 +220,7 @@ class LocalSession:
     def _generated(self, job: Job, arm: Arm, max_new_tokens: int) -> list[Generation]:
         return self._start(job, arm, max_new_tokens, None).finish()
 
-    def _start(self, job: Job, arm: Arm, max_new_tokens: int, lane: Lane | BatchLane | None) -> Underway:
+    def _start(self, job: Job, arm: Arm, max_new_tokens: int, lane: Lane | None) -> Underway:
         items = job.unit.items
         seeds = [f"{item.prompt.id}/{job.repeat}" for item in items]
         prompts = [item.tokens for item in items]
@@ -294,7 +294,8 @@ class LocalScoring:
 
         def scores(part: Sequence[Item]) -> Sequence[Scores | BlockScores]:
             found = [known[item.prompt.id] for item in part]
-            return self.engine.score_texts([text.prompt for text in found], [text.output for text in found], draft)
+            prompts, outputs = [text.prompt for text in found], [text.output for text in found]
+            return self.engine.drafts[draft].score_texts(prompts, outputs)
 
         return self._halved([item for item, _ in texts], scores)
 
