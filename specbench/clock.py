@@ -42,12 +42,10 @@ class Clock(ABC):
         """Seconds by name."""
 
     def seconds(self, name: str) -> float:
-        """Seconds charged to `name` so far; 0.0 where nothing was."""
         return self._spent().get(name, 0.0)
 
     @property
     def total_s(self) -> float:
-        """The sum of all names."""
         return sum(self._spent().values())
 
 

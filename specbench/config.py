@@ -308,12 +308,10 @@ class RunConfig:
 
     @property
     def recorded(self) -> bool:
-        """Whether answers are taken from a log."""
         return self.answers != WRITTEN
 
     @property
     def served(self) -> bool:
-        """Whether the target runs on a server, not in this process."""
         return self.engine != "local" or self.launch is not None or self.server is not None
 
     @property
@@ -331,7 +329,6 @@ class RunConfig:
         return (*(Load(count) for count in self.concurrency), *(Load(1, rate) for rate in self.rate))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as they are stored in run.json."""
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
@@ -343,7 +340,6 @@ class RunConfig:
         }
 
     def fingerprint(self) -> str:
-        """sha256 of `identity()`."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 

@@ -28,7 +28,6 @@ class SpecbenchError(Exception):
         super().__init__(self.line())
 
     def line(self) -> str:
-        """The error as one line of plain text."""
         place = f" ({self.where})" if self.where else ""
         hint = f" {self.hint}" if self.hint else ""
         # Two short sentences on one line: whatever came from a library may span several, and a path may hold anything.

@@ -129,8 +129,6 @@ def _drafts(value: Any) -> tuple[str, ...]:
 
 
 def _counts(what: str) -> Callable[[Any], tuple[int, ...]]:
-    """`1,2,4,8` -> whole numbers in the order given."""
-
     def parse(value: Any) -> tuple[int, ...]:
         parts = value if isinstance(value, list | tuple) else str(value).split(",")
         try:

@@ -245,7 +245,6 @@ class RunRecord:
 
     @property
     def on_server(self) -> bool:
-        """Whether the target ran on a server."""
         return self.served is not None or self.config.engine != "local"
 
     @property
@@ -257,7 +256,6 @@ class RunRecord:
 
     @property
     def spared(self) -> int:
-        """Trials of the plan that need not be run."""
         ruled_out = sum(one.planned - one.prompts for one in self.ruled_out) * self.config.repeats
         if self.ended_early is None or self.ended_early.why == "time" or not self.trials_planned:
             return ruled_out

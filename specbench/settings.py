@@ -66,22 +66,18 @@ class Setting:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """`--cutoff`, and its other names."""
         return tuple(f"--{name.replace('_', '-')}" for name in (self.key, *self.declared.also))
 
     @property
     def shipped(self) -> Any:
-        """The value in configs/default.yaml."""
         return self.default if self.declared.shipped is None else self.declared.shipped
 
     @property
     def bare(self) -> Any:
-        """The type without None and annotations."""
         return _bare(self.kind)[0]
 
     @property
     def repeated(self) -> bool:
-        """Whether its flag is given once for each value."""
         return bool(self.bare == tuple[str, ...])
 
     @property
@@ -120,7 +116,6 @@ class Setting:
 
 
 def settings_of(kind: type) -> dict[str, Setting]:
-    """The settings that a dataclass declares, by key."""
     hints = get_type_hints(kind, include_extras=True)
     return {
         each.name: Setting(each.name, hints[each.name], each.default, each.metadata["declared"])

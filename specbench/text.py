@@ -125,12 +125,10 @@ def join(items: Iterable[str]) -> str:
 
 
 def whole(number: int | None) -> str:
-    """`1,755`."""
     return UNKNOWN if number is None else f"{number:,}"
 
 
 def digits(value: float | None) -> str:
-    """Two digits, or the mark for what is not known."""
     return UNKNOWN if value is None else f"{value:.2f}"
 
 

@@ -178,7 +178,6 @@ def accept(logits: Tensor, d: Proposal, sampling: Sampling, generator: torch.Gen
 
 
 def times_of(clock: Clock) -> Times:
-    """The spans of a trial."""
     return Times(
         prefill_s=clock.seconds("prefill"),
         draft_prefill_s=clock.seconds("draft_prefill"),

@@ -60,7 +60,6 @@ class Positions:
 
     @property
     def tokens(self) -> int:
-        """Output tokens of the text."""
         return len(self.accept) + 1
 
     @property
@@ -95,7 +94,6 @@ class Blocks:
 
     @property
     def tokens(self) -> int:
-        """Output tokens of the text."""
         return len(self.matched) + 1
 
     @property
@@ -158,7 +156,6 @@ class Expected:
 
     @property
     def alpha(self) -> float | None:
-        """A / (A + R) pooled over the texts."""
         judged = float(self.accepted.sum() + self.rejections.sum())
         return float(self.accepted.sum()) / judged if judged else None
 

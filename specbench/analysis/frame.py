@@ -60,7 +60,6 @@ def loads_of(stored: StoredRun) -> list[Load]:
 
 
 def at_load(trials: Iterable[Trial], load: Load) -> list[Trial]:
-    """The counted trials of one load."""
     return [trial for trial in counted(trials) if trial.arm.load == load]
 
 
@@ -104,7 +103,6 @@ class ArmRows:
 
 
 def shared_prompts(arms: Iterable[ArmRows]) -> list[str]:
-    """Ids of the prompts that all of these arms have, sorted."""
     return sorted(set.intersection(*(set(rows.prompt_id) for rows in arms)))
 
 
@@ -227,7 +225,6 @@ class DraftView:
         return pooled([one for prompt in np.arange(len(self.prompts))[chosen] for one in self._counts[gamma][prompt]])
 
     def by_prompt_counts(self, gamma: int) -> list[Counts]:
-        """The same prompt by prompt, in order."""
         return [pooled(each) for each in self._counts[gamma]]
 
     def counted_share(self, gamma: int) -> float:
@@ -236,7 +233,6 @@ class DraftView:
         return len(basis(each)) / len(each)
 
     def by_prompt(self, values: Floats) -> Floats:
-        """Sums over the texts of each prompt, or of each batch."""
         sums = np.bincount(self._owner, weights=values, minlength=len(self.prompts))
         return np.asarray(sums, dtype=np.float64)
 
@@ -262,7 +258,6 @@ def traffic_weights(categories: Sequence[str], mix: Mapping[str, float] | None) 
 
 
 def arm_of(arms: Mapping[Arm, ArmRows], kind: ArmKind) -> ArmRows:
-    """An arm that is not a draft's; no rows where it was not measured."""
     return next((rows for arm, rows in arms.items() if arm.kind == kind), NO_ROWS)
 
 

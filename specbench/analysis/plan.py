@@ -432,7 +432,6 @@ class _Planner:
         return tuple(rows)
 
     def _together(self, needs: Sequence[Need], cost: Cost) -> Need:
-        """All of `needs` in one run, which is set up once."""
         columns = list(zip(*(astuple(need) for need in needs), strict=True))
         sums = [None if None in column else sum(column) for column in columns]
         again = (len(needs) - 1) * self._minutes(cost, 0)

@@ -165,7 +165,6 @@ class Predictor:
         return RoundTime(*(float(s.sum() / rounds) for s in (spent.draft_s, spent.verify_s, spent.other_s)))
 
     def curve(self) -> tuple[PredictedGamma, ...]:
-        """Every gamma that the probe's widest pass allows, from 1."""
         costs = self._costs()
         found, before = [], 1.0
         for gamma in range(1, len(costs.verify_s) if costs else 0):

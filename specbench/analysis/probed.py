@@ -56,8 +56,6 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A whole prompt in each sequence of a batch."""
-
     batch: int
     tokens: int
     prefill_s: float
@@ -118,7 +116,6 @@ class ProbeSummary:
 
 
 def probed(stored: StoredRun) -> ProbeSummary:
-    """Of a folder that `specbench probe` made."""
     run = stored.run
     origin, points, memory = run.provenance, run.probe or (), run.bandwidth
     models = [] if memory is None else _models(run, points, memory)

@@ -144,7 +144,6 @@ def recorded_drafts(
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[tuple[str, list[Text]]]:
-    """Texts of one draft, as many as are replayed together."""
     waiting: dict[str, list[Text]] = {}
     longest: dict[str, int] = {}
     for text in texts:
@@ -183,8 +182,6 @@ class _Sums:
 
 
 class _Tally:
-    """The sums of one draft."""
-
     def __init__(
         self, draft: str, gammas: Sequence[int], cutoff: float, costs: RoundCosts | None, lengths: Sequence[int]
     ) -> None:

@@ -191,7 +191,6 @@ class Judged:
         return replace(row, missing_term=missing_term(row, expected, self.predictor.step_s, 1 / view.rate))
 
     def _lengths(self) -> tuple[LengthResult, ...]:
-        """Prompts by length, where the policy asks for that; also lengths of which none was measured."""
         lengths = self.view.base.prompt_tokens
         edges = self.policy.by_length
         if edges == THIRDS:

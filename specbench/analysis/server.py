@@ -68,7 +68,6 @@ def _pairs(stretch: Window, trials: Sequence[Trial]) -> dict[str, tuple[int, int
 
 
 def total_drafted(trial: Trial) -> int | None:
-    """Tokens drafted in a trial, listed or told."""
     return _total(trial, "drafted")
 
 
@@ -109,7 +108,6 @@ def check_clocks(trials: Iterable[Trial]) -> tuple[ClockCheck, ...]:
 
 
 def check_turns(trials: Iterable[Trial]) -> tuple[TurnCheck, ...]:
-    """Turn by turn in every arm; nothing where no conversation was asked."""
     asked: dict[tuple[str, int], list[Turn]] = {}
     for trial in trials:
         for number, turn in enumerate(trial.turns, 1):
@@ -162,7 +160,6 @@ def server_cautions(server: Server, trials: Sequence[Trial], stretches: Sequence
 
 
 def _disagreeing(server: Server) -> Iterator[Finding]:
-    """Counters and clocks."""
     if (found := server.counters) is not None and found.agreeing != found.compared:
         off = [number for number in found.numbers if number.ours != number.theirs]
         yield warning(

@@ -48,7 +48,6 @@ class Found:
 
 
 def read_evidence(stored: StoredRun, summary: Summary, plan: Plan) -> Evidence:
-    """The pilot of `plan`, draft by draft."""
     pilots = {}
     for draft in summary.drafts:
         alone = replace(stored.run, config=replace(stored.run.config, draft=(draft.draft,)))

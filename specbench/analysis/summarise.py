@@ -93,7 +93,6 @@ def summarise(stored: StoredRun) -> Summary:
 
 
 def _timed(stored: StoredRun) -> None:
-    """Refuse a run without trials."""
     refused = {
         "replay": (
             "This run measured acceptance only, no wall clock: there is no verdict without a measurement",

@@ -91,13 +91,10 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One unit to be generated once."""
-
     unit: Unit
     repeat: int
 
     def key(self, arm: Arm) -> TrialKey:
-        """Its trials in that arm."""
         return self.unit.id, arm, self.repeat
 
 

@@ -30,8 +30,6 @@ class StdoutError(Exception):
 
 
 class Stream:
-    """A stream, and what is done where it takes nothing."""
-
     def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
         self._stream = stream
         self._failed = failed

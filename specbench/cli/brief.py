@@ -183,7 +183,6 @@ def _several(
 
 
 def _shown(path: Path, shown: str, call: str, open_: bool) -> None:
-    """The page itself where it is asked for, and where it lies."""
     html = path.with_suffix(".html")
     if shown == "terminal":
         typer.echo(f"\nThe brief: {html} (--open shows it), {path.name}")

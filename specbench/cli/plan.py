@@ -202,7 +202,6 @@ def probe(
 
 
 def _numbers(text: str, flag: str, low: int, high: int) -> tuple[int, ...]:
-    """`128,512` as ascending numbers, each once."""
     try:
         numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:

@@ -139,7 +139,6 @@ def run_folder(named: Path | None, out: Path, *, timed: bool = False) -> Path:
 
 
 def sayer(quiet: bool) -> Callable[[str], None]:
-    """Progress in lines on stderr, or nowhere."""
     return (lambda _: None) if quiet else (lambda line: typer.echo(line, err=True))
 
 

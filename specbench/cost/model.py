@@ -70,7 +70,6 @@ class RoundCosts:
 
     @property
     def each_s(self) -> float:
-        """Each later one: what a longer draft phase takes more."""
         longer = len(self.phase_s) - 1
         return max(0.0, self.phase_s[-1] - self.phase_s[0]) / longer if longer > 0 else self.draft_s
 

@@ -146,7 +146,6 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _step_tasks(name: str | None, probed: Probed, rows: Rows, generator: torch.Generator) -> Iterator[Task]:
-    """Read the context, and list what is to be timed after it."""
     context = len(rows[0])
     restore = partial(probed.model.rewind, context)
     if probed.drafter is not None and len(rows) == 1:

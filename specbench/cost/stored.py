@@ -92,7 +92,6 @@ def require_probe(folder: Path) -> RunRecord:
 
 
 def _lacking(record: RunRecord) -> str | None:
-    """What a probe's record must hold beside what every run's does."""
     origin = record.provenance
     if record.served is not None:
         needed: dict[str, object] = {"probe": record.probe, "provenance.hardware.line": origin.hardware.line}

@@ -19,15 +19,11 @@ from specbench.drafters.spec import DraftSpec
 
 
 class NgramDrafter(NgramLookUp):
-    """A look-up that drafts."""
-
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
         return Proposal(self.find(x, k))
 
 
 class SuffixDrafter(SuffixLookUp):
-    """The same of the longest suffix."""
-
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator | None = None) -> Proposal:
         return Proposal(self.find(x, k))
 

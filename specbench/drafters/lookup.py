@@ -26,7 +26,6 @@ class NgramLookUp:
         self._eos = frozenset(eos)
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Read a new prompt."""
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token that first followed it
         self._indexed = 0
         self._index(prompt)
@@ -143,7 +142,6 @@ class SuffixLookUp:
         self._corpus, self._eos = corpus, frozenset(eos)
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Read a new prompt."""
         self._text = Automaton()
         self._seen, self._state, self._length = 0, 0, 0
         self._read(prompt)

@@ -115,7 +115,6 @@ class Drafted:
         self.q: list[Tensor] = []
 
     def proposal(self) -> Proposal:
-        """The round's drafts."""
         return Proposal(self.tokens, torch.cat(self.q) if self.q else None)
 
 

@@ -63,7 +63,6 @@ class DraftSpec:
 
     @property
     def look_up(self) -> bool:
-        """Whether a look-up drafts, alone or first."""
         return self.ngram is not None or self.suffix is not None
 
     @property

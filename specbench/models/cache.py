@@ -190,7 +190,6 @@ class Notice:
         self._told_at = time.monotonic()
 
     def step(self, text: str, total_bytes: int | None = None) -> None:
-        """Begin a step. Without a total the bar only shows that something goes on."""
         self._total = total_bytes
         if self._bar is None or self._task is None:
             self.say(text)
@@ -198,7 +197,6 @@ class Notice:
             self._bar.reset(self._task, total=total_bytes, description=f"{self._title}: {text}", amount="")
 
     def at(self, done_bytes: int) -> None:
-        """How far the present step is."""
         total = "" if self._total is None else f" of {self._total / 1e6:.0f}"
         amount = f"{done_bytes / 1e6:.0f}{total} MB"
         if self._bar is not None and self._task is not None:
@@ -207,7 +205,6 @@ class Notice:
             self.say(amount)
 
     def say(self, text: str) -> None:
-        """A line that stays on the screen."""
         self._told_at = time.monotonic()
         # Paths hold brackets and digits, which rich would take for markup; a wrapped path cannot be copied.
         self._console.print(f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True)

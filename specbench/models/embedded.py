@@ -53,12 +53,10 @@ class DemoModel:
 
     @property
     def packaged(self) -> bool:
-        """Whether the GGUF lies beside this file."""
         return not self.parts
 
     @property
     def download_bytes(self) -> int:
-        """Of all wheels together."""
         return sum(part.size_bytes for part in self.parts)
 
 

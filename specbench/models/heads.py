@@ -68,7 +68,6 @@ def find_head(name: str) -> Head | None:
 
 
 def heads_of(names: Collection[str | None]) -> dict[str, Head]:
-    """The heads among these names."""
     found = {name: find_head(name) for name in dict.fromkeys(names) if name is not None}
     return {name: head for name, head in found.items() if head is not None}
 

@@ -197,7 +197,6 @@ def require_memory(model: Any, name: str, context: int, device: str) -> None:
 
 
 def shape_cautions(loaded: LoadedModel) -> list[Finding]:
-    """What the costs of random weights do not say."""
     config = loaded.model.config
     found = [
         warned(

@@ -124,7 +124,6 @@ def write_pages(folder: Path, page: str, html: str) -> Path:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes the folder; what goes wrong there is said in one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -268,7 +267,6 @@ def figures_of(summary: Summary) -> list[Figure]:
 
 
 def _pairs(first: str, second: str, rows: dict[str, str], name: Any) -> list[Column]:
-    """Two columns of names."""
     if not rows:
         return []
     cells = [(name(key), name(value)) for key, value in rows.items()]
@@ -279,7 +277,6 @@ def _pairs(first: str, second: str, rows: dict[str, str], name: Any) -> list[Col
 
 
 def _settings(s: Summary) -> dict[str, str]:
-    """What the server said of itself in each arm."""
     assert s.server is not None
     return {
         arm: ", ".join(f"{key} {value}" for key, value in asdict(state).items() if value is not None)

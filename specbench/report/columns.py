@@ -12,7 +12,6 @@ from specbench.report.dialect import PLAIN, Column, Plain, columns
 
 
 def known(columns: Iterable[Column]) -> list[Column]:
-    """Without those that no row can fill."""
     return [column for column in columns if any(cell != text.UNKNOWN for cell in column.cells)]
 
 

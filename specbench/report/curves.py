@@ -144,7 +144,6 @@ def _lines(summary: Summary, policy: Policy) -> list[list[LoadResult]]:
 
 
 def _best(rows: list[LoadResult], policy: Policy) -> list[int]:
-    """The best gamma at each concurrency."""
     counts = {row.concurrency for row in rows}
     return [
         max((row for row in rows if row.concurrency == count), key=lambda row: metric_of(row, policy)[0]).gamma
@@ -220,5 +219,4 @@ def draw_runs(runs: Sequence[Run]) -> Figure:
 
 
 def write_runs_figure(runs: Sequence[Run], folder: Path) -> None:
-    """`runs.svg` and `runs.png`."""
     save(draw_runs(runs), folder, RUNS)

@@ -60,7 +60,6 @@ class Column:
 
     @property
     def title(self) -> str:
-        """The header on one line, for a page."""
         line = self.header.replace("-\n", "").replace("\n", " ")
         return type(self.header)(line)
 
@@ -347,7 +346,6 @@ def _tables() -> Mapping[str, Mapping[str, Any]]:
 
 
 def _table_source(table: str) -> Iterator[str]:
-    """A macro for each part of each column."""
     for at, (name, spec) in enumerate(_tables()[table].items()):
         for part, written in ({"head": name, "cell": f"row.{name}"} | spec).items():
             if part in ("head", "cell", "short", "short_cell"):
@@ -405,7 +403,6 @@ def sentence_of(name: str, dialect: Plain, *about: Any, **more: Any) -> str:
 
 
 def say(dialect: Plain) -> Any:
-    """The macros of run.j2."""
     return environment(dialect).globals["say"]
 
 
@@ -439,7 +436,6 @@ def blocks(name: str, dialect: Plain, page: Any) -> Any:
 
 
 def entries(kind: str) -> Mapping[str, Any]:
-    """A part of words.yaml as it is."""
     found: Mapping[str, Any] = _catalogue()[kind]
     return found
 

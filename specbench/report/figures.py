@@ -47,7 +47,6 @@ _DODGE = 0.13
 
 
 def available(summary: Summary) -> tuple[str, ...]:
-    """File stems of the figures that this Summary has data for."""
     rows = [row for draft in summary.drafts for row in draft.gammas]
     has = {
         SPEEDUP: bool(rows),
@@ -60,7 +59,6 @@ def available(summary: Summary) -> tuple[str, ...]:
 
 
 def draw(stem: str, summary: Summary) -> Figure:
-    """One of the `available` figures, bound to no window."""
     known = {
         SPEEDUP: draw_speedup,
         SURVIVAL: draw_survival,
@@ -72,7 +70,6 @@ def draw(stem: str, summary: Summary) -> Figure:
 
 
 def write_figures(summary: Summary, folder: Path) -> None:
-    """Write every figure that has data to `folder`."""
     for stem in available(summary):
         save(draw(stem, summary), folder, stem)
 

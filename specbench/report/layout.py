@@ -97,7 +97,6 @@ class Terminal:
         return ""
 
     def verdict(self, word: str, above: str = "\n", *, caller: Callable[[], str]) -> str:
-        """A word in its colour, and what it is said of."""
         line = Text(above)
         line.append(word, _COLOURS[word])
         line.append("  " + self.readable(squash(caller())))
@@ -149,13 +148,11 @@ class Terminal:
 
     @property
     def hidden(self) -> str:
-        """`Not shown at this width: rounds, survival.`, or nothing."""
         gone = [column.title for column in self._all if column.name not in self.shown]
         between = "; " if any("," in title for title in gone) else ", "
         return f"Not shown at this width: {between.join(gone)}." if gone else ""
 
     def warnings(self, found: Sequence[Finding], gap: bool = True) -> str:
-        """Each with its hint."""
         if found and gap:
             self.gap()
         for warning in found:

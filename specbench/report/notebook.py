@@ -89,7 +89,6 @@ _TIMES = {field.name for field in fields(TrialRow)} & {field.name for field in f
 
 
 def trial_rows(trials: Iterable[Trial]) -> Iterator[TrialRow]:
-    """A row for each of these `counted` trials."""
     for trial in trials:
         arm, times = trial.arm, trial.times
         counts = None if arm.gamma is None else trial_counts(trial, max([arm.gamma, *trial.drafted]))
@@ -112,7 +111,6 @@ def trial_rows(trials: Iterable[Trial]) -> Iterator[TrialRow]:
 
 
 def round_rows(trials: Iterable[Trial]) -> Iterator[RoundRow]:
-    """A row for each round of these `counted` trials; none of a trial whose server lists no rounds."""
     for trial in trials:
         arm = trial.arm
         if arm.draft is None or arm.gamma is None:

@@ -100,7 +100,6 @@ def _description(runs: Sequence[Run]) -> str:
 
 
 def _link(brief: Path, folder: Path) -> str:
-    """From the page to a run's own brief, where there is one."""
     return Path(os.path.relpath(brief.resolve(), folder.resolve())).as_posix() if brief.is_file() else ""
 
 
@@ -158,7 +157,6 @@ def _few() -> Finding:
 
 
 def _side_by_side(runs: Sequence[Run], d: Plain) -> list[Column]:
-    """What each run measured: one line a number, one column a run."""
     rows = [run.draft.best for run in runs]
     heads = [(run.head.speedup, run.head.speedup_low, run.head.speedup_high) for run in runs]
     facts = [run.summary.facts for run in runs]

@@ -65,12 +65,10 @@ def workload_tables(workload: Workload, profile: WorkloadProfile) -> list[Render
 
 
 def check_tables(found: Checked) -> list[RenderableType]:
-    """What `check` prints."""
     return page("checked", found=found)
 
 
 def doctor_tables(found: Examination) -> list[RenderableType]:
-    """What `doctor` prints."""
     return page("examined", found=found)
 
 
@@ -80,12 +78,10 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
 
 
 def comparison_tables(found: Comparison) -> list[RenderableType]:
-    """What `compare` prints."""
     return [laid_out(lambda b, d: template("compare.j2", d).render(b=b, **_compared(found)))]
 
 
 def comparison_markdown(found: Comparison) -> str:
-    """The same as a page."""
     from specbench.report.dialect import UNLINKED
     from specbench.report.page import markdown
 

@@ -96,7 +96,6 @@ def look(stored: StoredRun, texts: Sequence[Text], planned: int) -> tuple[RuledO
 
 
 def _categories(stored: StoredRun) -> set[str]:
-    """Of the prompts that are measured; a batch mixes them."""
     if stored.run.config.batch_size > 1:
         return {"all"}
     counts = stored.run.workload.categories
@@ -143,7 +142,6 @@ class TimeBudget:
 
 
 def ruled_out_line(one: RuledOut) -> str:
-    """Said while the sweep runs."""
     ratio = text.estimate(one.ratio, one.ratio_low, one.ratio_high)
     return (
         f"{one.draft} gamma {one.gamma} is stopped after {one.prompts:,} of {one.planned:,}: {ratio} of "
@@ -152,6 +150,5 @@ def ruled_out_line(one: RuledOut) -> str:
 
 
 def ended_line(end: EndedEarly) -> str:
-    """Said where a time budget ends a run."""
     why = "the time is up" if end.why == "time" else f"{end.why} is sure"
     return f"Stopped after {end.prompts:,} of {end.planned:,}: {why}"

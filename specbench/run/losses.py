@@ -32,7 +32,6 @@ class Losses:
         self.ids = {one.id for one in writer.run.workload.skipped} - set(at_load)
 
     def fitted(self) -> None:
-        """A prompt was measured in every arm."""
         self._any_fitted = True
         self._store_waiting()
 

@@ -59,7 +59,6 @@ class TimeLeft:
         self._scored = True
 
     def plan(self, trials: Mapping[Arm, int], units: int) -> None:
-        """What remains, told between two prompts."""
         if not self._scored:
             self._add(None)
         self._scored, self._mark_s = True, self._clock()

@@ -136,7 +136,6 @@ def marked(writer: RunWriter) -> Iterator[None]:
 
 
 def ended(provenance: Provenance) -> Provenance:
-    """With the time and the load at the end, which is now."""
     return replace(provenance, finished=datetime.now(UTC).isoformat(timespec="seconds"), load_at_end=load_average())
 
 

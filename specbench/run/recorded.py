@@ -76,8 +76,6 @@ def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observe
 
 
 class _Here:
-    """This process."""
-
     def __init__(
         self, config: RunConfig, log: AnswerLog, earlier: StoredRun | None, say: Callable[[str], None]
     ) -> None:
@@ -118,7 +116,6 @@ class _Here:
 
 
 def surveyed(config: RunConfig) -> tuple[AnswerLog, Survey, Counter[str]]:
-    """The log, what is in it, and how many answers of each category are wanted."""
     log = AnswerLog.of(config)
     survey, labels = log.survey()
     return log, survey, _choose(log, labels, config)

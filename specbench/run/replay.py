@@ -68,7 +68,6 @@ def texts_of(
 def _left(
     batch: Sequence[Item], draft: str, repeat: int, scored: set[ScoreKey], losses: Losses, scoring: Scoring
 ) -> list[Item]:
-    """Items of a batch about which a draft has not been asked."""
     lost = losses.ids | set(scoring.noticed.refused)
     return [item for item in batch if item.prompt.id not in lost and (item.prompt.id, draft, repeat) not in scored]
 
@@ -97,5 +96,4 @@ def text_of(item: Item, draft: str, repeat: int, config: RunConfig, scores: Scor
 
 
 def scored_texts(folder: Path) -> set[ScoreKey]:
-    """The texts whose positions are on disk."""
     return set(read_keys(folder))

@@ -219,7 +219,6 @@ class Measurement:
         losses.require_any(any_measured, [unit.id for unit in asked], session.noticed)
 
     def _probe(self, session: CanProbe, units: Sequence[Unit], reused: Costs | None) -> None:
-        """What the models cost alone, once in a run."""
         if self._writer.run.probe is not None:
             return
         if reused is None:
@@ -356,7 +355,6 @@ class Measurement:
                         self._outputs[key] = answer.output
 
     def _scores(self, session: CanScore, block: Sequence[Unit]) -> None:
-        """What the drafts would have said at every position of the target's own texts, untimed."""
         for unit in block:
             for repeat in range(1 if self._config.sampling.greedy else self._config.repeats):
                 job = Job(unit, repeat)

@@ -194,7 +194,6 @@ def dry_run(task: Task) -> DryRun:
 
 
 def _answers(config: RunConfig) -> tuple[int, int]:
-    """Answers in the log, and those that are wanted."""
     from specbench.run.recorded import surveyed
 
     _, survey, categories = surveyed(config)

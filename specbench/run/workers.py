@@ -146,8 +146,6 @@ def _opened(found: bytes) -> Any:
 
 
 class Workers:
-    """Ray, up. What it scored is in `noticed` and `facts` as one process would have it."""
-
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self.noticed = Noticed()
         self.facts = AnswerFacts()
@@ -174,7 +172,6 @@ class Workers:
         losses: Losses,
         observer: Observer,
     ) -> None:
-        """Every block once; texts that an earlier session `scored` are dropped."""
         import ray.data
 
         self._job.record = run
@@ -218,7 +215,6 @@ class Workers:
         return _opened(ray.get(ray.remote(**self._each)(function).remote(*args)))
 
     def _count(self) -> int:
-        """As many as there are GPUs for, or processors."""
         import ray
 
         there = ray.cluster_resources()

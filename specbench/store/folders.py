@@ -117,7 +117,6 @@ def hold(folder: Path, timeout_s: float = 1.0) -> BaseFileLock:
 
 
 def release(lock: BaseFileLock) -> None:
-    """Remove the lock's file and let it go."""
     # Still held: who waits for a file that is gone by then tries again, and two cannot hold two of them.
     with suppress(OSError):
         Path(lock.lock_file).unlink()
@@ -151,7 +150,6 @@ def in_use(folder: Path) -> bool:
 
 
 def busy(folder: Path) -> StoreError:
-    """What is said of a folder to which another process writes."""
     return StoreError(
         "Another specbench is writing to this run folder",
         where=str(folder),

@@ -107,7 +107,6 @@ def _checked(data: bytes, plain: Mapping[str, Any]) -> RunRecord:
 
 
 def left_out(run: RunRecord) -> set[str]:
-    """Ids of the prompts on which memory ran out."""
     return {one.id for one in run.workload.skipped if one.reason.startswith(OUT_OF_MEMORY)}
 
 

@@ -133,17 +133,14 @@ class RunWriter:
         self._unlock()
 
     def append(self, trial: Trial) -> None:
-        """Put one trial on disk, whole, before returning."""
         self._append(TRIALS_FILE, asdict(trial), trial_of)
 
     def append_divergence(self, key: TrialKey, divergence: Divergence) -> None:
-        """Note where a trial's greedy text left that of the target alone."""
         prompt_id, arm, repeat = key
         row = {"prompt_id": prompt_id, "arm": asdict(arm), "repeat": repeat}
         self._append(DIVERGENCES_FILE, row | asdict(divergence), divergence_of)
 
     def append_stretch(self, stretch: Window) -> None:
-        """Note what a server counted over a sequence of requests."""
         self._append(STRETCHES_FILE, asdict(stretch), stretch_of)
 
     def _append(self, name: str, row: dict[str, Any], read: Callable[[bytes], object]) -> None:

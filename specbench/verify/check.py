@@ -99,7 +99,6 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
 def _draft(
     stored: StoredRun, spec: DraftSpec, comparer: Comparer, trials: Sequence[Trial], asked: Asked, observer: Observer
 ) -> CheckedDraft:
-    """One draft at every gamma."""
     loaded = None
     if spec.model is not None:
         observer.say(f"Loading {spec.model}")
@@ -153,7 +152,6 @@ def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None)
 
 
 def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
-    """The trials with a draft that count."""
     if stored.run.served is not None:
         raise StoreError(
             "This run's rounds are a server's, which transformers does not repeat",

@@ -20,7 +20,6 @@ LOOK_S = 1.0
 
 
 def quiet_cores(max_other_cores: float, look_s: float = LOOK_S) -> Finding:
-    """How many cores others keep busy now."""
     meter = OthersMeter()
     meter.start()
     time.sleep(look_s)
@@ -34,7 +33,6 @@ def quiet_cores(max_other_cores: float, look_s: float = LOOK_S) -> Finding:
 
 
 def thread_count(threads: int, device: str) -> Finding:
-    """Threads against cores."""
     cores = psutil.cpu_count(logical=False) or 1
     evidence = (
         f"{threads} thread{'' if threads == 1 else 's'} on {cores} physical core{'' if cores == 1 else 's'} ({device})"

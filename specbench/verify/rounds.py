@@ -188,7 +188,6 @@ def _cache(code: str, bed: Setup, loaded: LoadedModel, reader: Target, draft: st
 def _read(
     reader: Target, prompt: Sequence[int], first: int, taken_back: Sequence[int], rest: Sequence[int]
 ) -> torch.Tensor:
-    """Logits after each of `rest`; widths are the same with and without `taken_back`."""
     reader.rewind(0)
     reader.forward(prompt, keep=1)
     reader.forward([first], keep=1)

@@ -79,7 +79,6 @@ class Setup:
 
     @cached_property
     def alone(self) -> list[list[int]]:
-        """The target's own texts."""
         return [self.run(None, ids).tokens for ids in self.prompts]
 
     def with_draft(self, draft: Draft) -> list[tuple[Generation, list[Turn]]]:
@@ -112,7 +111,6 @@ class Setup:
         drafter_of(draft).begin(x[:-1])
 
     def generator(self) -> torch.Generator:
-        """The same random numbers each time."""
         return torch.Generator(self.loaded.model.device).manual_seed(0)
 
     def _text(self, draft: Draft, i: int) -> Text:
@@ -123,16 +121,12 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a drafter saw and said at the start of one round."""
-
     x: list[int]
     k: int
     tokens: list[int]
 
 
 class Recorder:
-    """A drafter that notes what another proposes."""
-
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
         self.turns: list[Turn] = []
@@ -147,7 +141,6 @@ class Recorder:
 
 
 def drafter_of(draft: Draft) -> Drafter:
-    """The drafter of an open draft."""
     assert draft.drafter is not None
     return draft.drafter
 

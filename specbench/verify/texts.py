@@ -239,7 +239,6 @@ _CHECKS: dict[str, tuple[Severity, str]] = {
 
 
 def own_files(target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence[int]], today: Today) -> list[Finding]:
-    """One finding for each check; `encoded` are the prompts as token ids, written `today`."""
     cautions = {each.code: each for each in own_cautions(target, config, encoded, end_tokens(target), today)}
     found = []
     for code, (state, sound) in _CHECKS.items():

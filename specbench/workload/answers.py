@@ -120,7 +120,6 @@ class AnswerLog:
                 yield one
 
     def blocks(self) -> Iterator[list[Recorded]]:
-        """The answers, BLOCK at a time."""
         answers = iter(self)
         while block := list(islice(answers, BLOCK)):
             yield block
@@ -130,7 +129,6 @@ class AnswerLog:
         return [one for number, one in enumerate(islice(self, max(numbers) + 1)) if number in numbers]
 
     def _read(self, found: Survey) -> Iterator[tuple[str, Recorded]]:
-        """Every answer with its source; what is left out goes into `found`."""
         for place, row, source, exchanges in self._exchanges():
             count = 0
             try:

@@ -67,7 +67,6 @@ def _saved(folder: Path) -> Iterator[Any]:
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `datasets` saved this folder."""
     names = ("state.json", "dataset_info.json")
     return all((folder / name).is_file() for name in names) or (folder / _SPLITS).is_file()
 

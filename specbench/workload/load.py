@@ -38,7 +38,6 @@ class Skipped:
 
     @property
     def name(self) -> str:
-        """`line 12`, or `line 12 (t-17)`."""
         return self.where if self.id is None else f"{self.where} ({self.id})"
 
 

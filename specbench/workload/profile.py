@@ -124,7 +124,6 @@ class Outline:
 
 
 def outlines(prompts: Iterable[Prompt]) -> Iterator[Outline]:
-    """One for each prompt, in order."""
     for number, prompt in enumerate(prompts, start=1):
         roles = [message.role for message in prompt.messages]
         yield Outline(
@@ -138,7 +137,6 @@ def outlines(prompts: Iterable[Prompt]) -> Iterator[Outline]:
 
 
 def outline_lines(prompts: Iterable[Prompt]) -> str:
-    """The outlines as JSON lines."""
     return "".join(json.dumps(asdict(outline)) + "\n" for outline in outlines(prompts))
 
 

@@ -226,7 +226,6 @@ class _Open:
 
 
 def is_log(path: Path) -> bool:
-    """Whether a file is named as logs are."""
     return any(suffix in (".log", ".out") for suffix in path.suffixes)
 
 

@@ -250,12 +250,10 @@ class _Document:
                 return ""
 
     def array(self, name: str) -> Iterator[Row]:
-        """The rows of the array that begins here."""
         for number, _ in enumerate(self._items("[", "]"), start=1):
             yield f"row {number}{name}", self.value()
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that begins here; whoever takes one reads its value."""
         for _ in self._items("{", "}"):
             if self.peek() != '"':
                 self._fail("Expecting property name enclosed in double quotes", self._at)
@@ -267,7 +265,6 @@ class _Document:
             yield key
 
     def value(self) -> object:
-        """The value that begins here, or the MalformedRowError of one whose end is known all the same."""
         self.peek()
         while True:
             try:

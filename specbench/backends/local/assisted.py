@@ -276,7 +276,6 @@ class Comparer:
         return None
 
     def pair(self, trial: Trial, spec: DraftSpec, draft: LoadedModel | None, gamma: int) -> Pair:
-        """The trial's prompt again."""
         ids = self._prompts[trial.prompt_id]
         seen = self._assisted.text(
             ids,

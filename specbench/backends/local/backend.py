@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 
 def in_process(device: str) -> str:
-    """How the engine of this process is called."""
     return f"transformers models in process, specbench loop ({device})"
 
 
@@ -103,7 +102,6 @@ class LocalBackend:
 
 
 def chosen_layers(earlier: RunRecord) -> dict[str, int]:
-    """Layers that an earlier session chose for its skip drafts."""
     return {spec: facts.layers for spec, facts in earlier.drafts.items() if facts.layers is not None}
 
 

@@ -47,7 +47,6 @@ class RewindableLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers ha
         self.take_room(key_states, value_states, key_states.shape[0])
 
     def take_room(self, key_states: torch.Tensor, value_states: torch.Tensor, batch: int) -> None:
-        """Room for `batch` sequences of such keys and values."""
         heads, width = key_states.shape[1], key_states.shape[-1]
         # Zeros and not whatever was there: a masked NaN is still a NaN.
         if key_states.shape == value_states.shape:
@@ -115,15 +114,12 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
         )
 
     def cut(self, tokens: int) -> None:
-        """Take them back."""
         for at, seen in self.past.items():
             state = self.conv_states[at]
             state.copy_(seen[..., -state.shape[-1] - tokens : -tokens])
 
 
 class HybridLayer(StateLayer, RewindableLayer):
-    """States beside keys and values."""
-
     is_compileable = False
 
     def __init__(self, capacity: int, number_of_states: int) -> None:

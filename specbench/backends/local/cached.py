@@ -139,7 +139,6 @@ class CachedModel:
         return done
 
     def forget(self) -> None:
-        """Run plainly again."""
         self._graphs = None
 
     @property
@@ -197,7 +196,6 @@ class Pass:
 
 
 def pass_of(model: Any) -> Pass:
-    """How to run a model."""
     text = model.config.get_text_config(decoder=True)
     forward = type(model).forward
     told = text is not model.config or (bool(unlike_keys(text)) and takes(forward, "position_ids"))
@@ -256,7 +254,6 @@ class States:
         return self._kept[rows, at]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these sequences only."""
         if self._kept is not None:
             self._kept[: len(rows)] = self._kept[rows]
 

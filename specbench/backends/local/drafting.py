@@ -50,12 +50,10 @@ class Setting:
 
     @property
     def vocab_size(self) -> int:
-        """Token ids that the target gives a logit."""
         return int(self.target.model.config.get_text_config(decoder=True).vocab_size)
 
     @property
     def read(self) -> CachedModel:
-        """The reader where there has to be one."""
         assert self.reader is not None
         return self.reader
 
@@ -79,7 +77,6 @@ class Draft:
         self._corpus: Corpus | None = None
 
     def unopened(self) -> Draft:
-        """The same draft, to be opened anew."""
         other = Draft(self.spec, self.loaded)
         other._corpus = self._corpus
         return other
@@ -184,7 +181,6 @@ class Draft:
     def score_texts(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
     ) -> Sequence[Scores | BlockScores]:
-        """`score` for several texts at once."""
         setting = self._setting
         if self.loaded is None or self.spec.kind == "cross":
             return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]

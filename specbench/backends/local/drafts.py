@@ -57,7 +57,6 @@ class HeadDraft(Draft):
 
     @property
     def setting(self) -> Setting:
-        """What it was opened in."""
         return self._setting
 
     @property
@@ -127,7 +126,6 @@ def load_head(head: Head, target: LoadedModel) -> Network:
 
 
 def reader_of(network: Network, capacity: int) -> HeadReader | BlockReader:
-    """A head with a memory of one text of so many tokens."""
     if isinstance(network, DFlash):
         return BlockReader(network, capacity)
     if isinstance(network, Mtp) and network.count > 1:

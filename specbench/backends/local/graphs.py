@@ -83,7 +83,6 @@ class Graphs:
         return True
 
     def has(self, batch: int, n: int, keep: int) -> bool:
-        """Whether such a pass was recorded."""
         return (batch, n, keep, self.rooms[0]) in self._recorded
 
     def read(self, ids: Tensor, at: Tensor, keep: int, end: int) -> Tensor:

@@ -140,7 +140,6 @@ class Network(ABC):
 
     @property
     def at_once(self) -> bool:
-        """Whether one pass drafts all tokens of a round."""
         return self.masked is not None
 
     @property
@@ -199,7 +198,6 @@ class Reader(ABC):
 
     @property
     def pairs(self) -> int:
-        """How many were read."""
         return int(self.cache.get_seq_length())
 
     @abstractmethod
@@ -217,7 +215,6 @@ class Reader(ABC):
         [depths, n] were drafted; logits [n, V] of each depth. Memory keeps nothing of it."""
 
     def rewind(self, pairs: int) -> None:
-        """Keep only so many pairs."""
         self.cache.rewind(pairs)
 
 
@@ -291,7 +288,6 @@ class ManyHeadReader:
         self._own = torch.empty(0)  # output of each row's last pair [batch, 1, hidden]
 
     def begin(self, batch: int) -> None:
-        """Start anew with `batch` empty sequences."""
         self._cache.lengths = [0] * batch
 
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
@@ -307,7 +303,6 @@ class ManyHeadReader:
 
     @property
     def at_once(self) -> bool:
-        """Whether one pass drafts all tokens of a round."""
         return self.head.at_once
 
     def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
@@ -331,7 +326,6 @@ class ManyHeadReader:
         return self._run(ids[:, None], self._own, self._at(1), None, counts)
 
     def rewind(self, pairs: Sequence[int]) -> None:
-        """Keep only so many pairs of each sequence."""
         self._cache.lengths = list(pairs)
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -93,7 +93,6 @@ class Underway:
         return True
 
     def finish(self) -> list[Generation]:
-        """All of it at a stretch."""
         self.advance(sys.maxsize)
         return self.found
 

@@ -125,7 +125,6 @@ class LocalEngine:
 
     @property
     def vocab_size(self) -> int:
-        """Token ids that the target gives a logit."""
         return self._setting.vocab_size
 
     @property
@@ -150,7 +149,6 @@ class LocalEngine:
             return ignores_padding(self.target.model)
 
     def describe(self) -> tuple[ModelFacts, dict[str, ModelFacts]]:
-        """The target that was loaded, and every draft."""
         target = facts(self.target) if self.weights else ModelFacts(self.target.name, self.target.revision)
         return replace(target, end_tokens=tuple(sorted(self.eos))), {
             text: draft.facts() for text, draft in self.drafts.items()
@@ -167,11 +165,9 @@ class LocalEngine:
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Output token ids as text."""
         return str(self.target.tokenizer.decode(tokens))
 
     def reserve(self, capacity: int) -> None:
-        """Make room in every KV cache for sequences of `capacity` tokens."""
         reader = CachedModel(self.target.model, capacity) if self.weights else None
         if reader is not None:
             self._target = reader
@@ -257,7 +253,6 @@ class LocalEngine:
         return lane if recorded else None
 
     def lane_bytes(self, draft: str | None) -> int:
-        """Memory of the caches of a new lane."""
         config, element = self.target.model.config, next(self.target.model.parameters()).element_size()
         capacity = self._target.capacity + (WIDEST if self.batch_size > 1 else 0)
         added = 0 if draft is None else self.drafts[draft].facts().cache_bytes_per_token or 0
@@ -289,7 +284,6 @@ class LocalEngine:
         return Underway(arm, steps, clock)
 
     def generate(self, ids: Sequence[int], arm: Arm, *, max_new_tokens: int, seed_text: str) -> Generation:
-        """One trial of one prompt, at a stretch."""
         return self.start([ids], arm, max_new_tokens=max_new_tokens, seed_texts=[seed_text]).finish()[0]
 
     def _own_lane(self, draft: str | None) -> Lane:

@@ -218,7 +218,6 @@ def _told(model: Any, head: OwnHead, folder: Path) -> Iterator[None]:
 
 
 def _names(folder: Path, target: str) -> Iterator[str]:
-    """Of all tensors in the weight files."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(str(file), framework="numpy") as weights:

@@ -93,8 +93,6 @@ class _Pairs:
 
 
 class _ManyPairs:
-    """The same in several sequences at once."""
-
     def __init__(self, head: Network, width: int, capacity: int, batch: int) -> None:
         states = States((0,), capacity, batch)
         at = torch.zeros(batch, 1, dtype=torch.long, device=head.device)
@@ -227,7 +225,6 @@ class Prober:
         return needed <= SHARE * available_bytes(self._device)
 
     def _bench(self, batch: int) -> Bench:
-        """Caches of every model and head."""
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
         target = readers.get(None)
         wanted = {} if target is None else self._heads

@@ -84,7 +84,6 @@ class LocalProbe:
         return Admitted([], [], self.setting, _facts(subjects.target), drafts, cautions=cautions)
 
     def probe(self, writer: RunWriter) -> Costs:
-        """Every model alone, at every batch size."""
         from specbench.backends.local.prober import Prober
 
         config, subjects = self._config, self._subjects
@@ -178,7 +177,6 @@ def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:
 def _plan(
     config: RunConfig, request: ProbeRequest, subjects: Subjects, prompts_of: Callable[[], Sequence[Prompt]]
 ) -> tuple[list[int], ProbePlan]:
-    """Token ids to read, and how much of them."""
     prompts = [] if subjects.target.tokenizer is None else _encoded(config, subjects.target, prompts_of())
     vocabulary = min(int(loaded.model.config.get_text_config().vocab_size) for loaded in subjects.every)
     if prompts:

@@ -160,7 +160,6 @@ class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
         return max(self.lengths, default=0)
 
     def keep(self, rows: Sequence[int], device: str) -> None:
-        """Only these rows, in this order."""
         self.lengths = [self.lengths[row] for row in rows]
         chosen, used = queued(rows, device), self.get_seq_length()
         for layer in self.layers:
@@ -192,7 +191,6 @@ class RaggedModel:
         packed_head(model)
 
     def begin(self, batch: int) -> None:
-        """Start anew with `batch` empty sequences."""
         if batch > self._cache.places.batch:
             raise ValueError(f"{batch} sequences, and room for {self._cache.places.batch}")
         self._cache.lengths = [0] * batch
@@ -243,11 +241,9 @@ class RaggedModel:
         return seen_from(at, self._spots[: self._cache.places.end])
 
     def rewind(self, lengths: Sequence[int]) -> None:
-        """Keep only so many tokens of each sequence."""
         self._cache.lengths = list(lengths)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences only."""
         self._cache.keep(rows, self.device)
         if self.states is not None:
             self.states.keep(queued(rows, self.device))
@@ -291,7 +287,6 @@ class RaggedModel:
         return self.states.placed(self._spots[: len(at), None], at)
 
     def forget(self) -> None:
-        """Run plainly again."""
         self._graphs = None
 
     def _recorded(self, rows: int, width: int) -> int | None:

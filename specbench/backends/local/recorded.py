@@ -182,7 +182,6 @@ class RecordedBackend:
         return items
 
     def verify(self, answers: Sequence[Recorded]) -> AnswersVerified:
-        """Hold a few answers against the target."""
         from specbench.backends.local.recorded import verify
 
         facts = self.facts
@@ -213,7 +212,6 @@ class RecordedBackend:
 
 
 def _longest(sample: Sequence[Recorded]) -> int:
-    """At most so many tokens has an answer of the sample."""
     return max(len(one.reply.ids or one.reply.message.content.encode()) for one in sample) + _REFERENCE_TOKENS
 
 
@@ -230,7 +228,6 @@ _MOST = 20.0
 
 
 def verify(engine: LocalEngine, items: Sequence[Item]) -> AnswersVerified:
-    """Hold answers against the target, which is loaded; over the whole run's sampling."""
     return _greedy(engine, items) if engine.sampling.greedy else _sampled(engine, items)
 
 

@@ -46,8 +46,6 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A prompt and what transformers writes after it."""
-
     prompt: list[int]
     output: list[int]
 

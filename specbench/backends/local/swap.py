@@ -84,7 +84,6 @@ def _passes(model: Any) -> list[_Pass]:
 
 
 def _through(layer: Any, passes: Sequence[_Pass], config: Any) -> list[Tensor]:
-    """What a layer makes of each pass, one after the other over one cache."""
     cache = RewindableCache(config, sum(_PASSES))
     return [
         layer(

@@ -67,7 +67,6 @@ class RefusedError(Exception):
         super().__init__(str(problem))
 
     def said(self, who: str) -> str:
-        """The reason for which a prompt is left out."""
         return f"{who} refuses it: {self}" if self.problem else f"{who}: {self}"
 
 
@@ -160,8 +159,6 @@ class Fields(BaseModel):
 
 
 class Function(Fields):
-    """A call of a tool."""
-
     name: Text | None = None
     arguments: Text | None = None
 

@@ -28,7 +28,6 @@ class Asking:
         return _NEWER if self._limit.get((up.url, up.model)) == _NEWER else None
 
     def body(self, up: ServerHandle, ask: Ask) -> dict[str, Any]:
-        """The JSON of a streamed request."""
         body = up.adapter.body(ask, up.model)
         return {_NEWER if key == _USUAL and self.limit_field(up) else key: value for key, value in body.items()}
 

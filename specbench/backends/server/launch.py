@@ -148,7 +148,6 @@ def read_launch(path: Path) -> LaunchFile:
 
 
 def placeholders(parts: Iterable[str]) -> set[str]:
-    """The placeholders in some arguments."""
     return {name for part in parts for name in PLACEHOLDER.findall(part)}
 
 

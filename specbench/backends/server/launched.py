@@ -125,7 +125,6 @@ class Launched:
 
     @property
     def url(self) -> str:
-        """Where it answers, such as http://127.0.0.1:40123."""
         return f"http://{self._setting.host}:{self._port}"
 
     @property
@@ -134,7 +133,6 @@ class Launched:
         return self._pid
 
     def alive(self) -> bool:
-        """Whether it still runs."""
         return self._keeper is not None and self._keeper.poll() is None
 
     def ended(self) -> bool:
@@ -168,7 +166,6 @@ class Launched:
         return reason, hint
 
     def _start(self) -> None:
-        """Start it under its keeper, and note where its output begins in the log."""
         self._pid, self._exit_code = 0, None
         line = command(self._file, self._setting, self._port)
         env = environment(self._file, self._setting, self._port)

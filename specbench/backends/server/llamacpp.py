@@ -235,16 +235,13 @@ class LlamaCpp(openai.OpenAI):
         return TargetText(ids, output, finish)
 
     async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
-        """See `Tokenizing`."""
         return await _tokenize(post, {"content": text, "add_special": False, "parse_special": True})
 
     async def end_ids(self, get: Get, post: Post, model: str | None) -> frozenset[int]:
-        """See `Writer`."""
         end = _Props.of(parsed(await get("/props"))).eos_token
         return frozenset(await self.token_ids(post, end, model) if end else ())
 
     def step_request(self, ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
-        """See `StepScorer`."""
         return _COMPLETION, {
             "prompt": list(ids),
             "n_predict": 1,

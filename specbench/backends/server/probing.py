@@ -59,7 +59,6 @@ class ServerProbe:
         self.setting = Conditions(engine_name(provider, None), None, None, provider.threads, provider.where)
 
     def admit(self) -> Admitted:
-        """Nothing is started yet."""
         adapter = self._provider.adapter
         served = ServedBy(adapter.name, self._provider.launch, dict(adapter.sources))
         return Admitted([], [], self.setting, *self._provider.models, served=served)

@@ -268,7 +268,6 @@ def _facts(name: str, path: str | None) -> ModelFacts:
 
 
 def _slug(draft: str | None, gamma: int | None) -> str:
-    """A file name for one arm's log."""
     name = "target" if draft is None else f"{draft}-alone" if gamma is None else f"{draft}-gamma-{gamma}"
     return re.sub(r"[^A-Za-z0-9.=+-]+", "-", name)[-100:]
 

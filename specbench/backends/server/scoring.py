@@ -132,7 +132,6 @@ Ids = list[tuple[int, ...]]
 
 
 async def probed(adapter: Tokenizing, post: Post, model: str | None) -> Ids:
-    """The token ids of every probe."""
     return [await adapter.token_ids(post, text, model) for text in PROBES]
 
 

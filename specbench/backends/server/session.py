@@ -246,7 +246,6 @@ class ServerSession:
             return await self._asking.look(client, up)
 
     async def _unread(self, up: ServerHandle) -> set[str]:
-        """What prompts have in vain beside their messages."""
         asks = [self._ask_prompt(prompt, 0) for prompt in self._prompts if prompt.id not in self.noticed.refused]
         async with self._client(up) as client:
             return await self._asking.unread(client, up, asks)

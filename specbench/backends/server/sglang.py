@@ -108,7 +108,6 @@ class SGLang(OpenAI):
         return chat_body(ask, model) | said | salted(ask) | {"return_spec_tokens_details": True}
 
     def read(self, chunks: Sequence[Chunk]) -> Completion:
-        """It lists no rounds."""
         events = events_of(chunks, _Event)
         told = [event.sglext for _, event in events if event.sglext is not None]
         found = [ext.spec_tokens_details for ext in told if ext.spec_tokens_details is not None]

@@ -168,7 +168,6 @@ class VLLM(OpenAI):
         return _written(await post(CHAT, body | {"stream": False, "return_token_ids": True}))
 
     async def token_ids(self, post: Post, text: str, model: str | None) -> tuple[int, ...]:
-        """See `Tokenizing`."""
         body = {"prompt": text, "add_special_tokens": False}
         return TokenList.of(await post("/tokenize", body if model is None else {"model": model, **body})).ids()
 
@@ -177,7 +176,6 @@ class VLLM(OpenAI):
         return frozenset()
 
     def score_request(self, ids: Sequence[int], model: str | None = None) -> tuple[str, dict[str, Any]]:
-        """See `Scorer`."""
         body = {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
         return "/v1/completions", body if model is None else {"model": model, **body}
 

@@ -26,7 +26,6 @@ LOOK_UPS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until a signal ends the process."""
     given = _flags().parse_args(arguments)
     if given.version:
         from importlib.metadata import version

@@ -32,7 +32,6 @@ class Explanation:
 
 
 def explain(level: Level) -> Explanation:
-    """Speculative decoding as such."""
     return with_words(level, None, _page(f"explain_{level}.md"))
 
 

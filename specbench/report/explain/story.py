@@ -45,12 +45,10 @@ class Story:
 
     @property
     def ended(self) -> int:
-        """Texts that ended inside a draft, where the target adds no token."""
         return (self.row.accepted or 0) + (self.row.rounds or 0) - self.row.emitted
 
     @property
     def quotient(self) -> float:
-        """Tokens per round over the cost of a round."""
         return (self.row.tokens_per_round or 0.0) / (self.steps or 1.0)
 
     @property

@@ -60,7 +60,6 @@ class Settings:
 
     @property
     def draft(self) -> str:
-        """As `--draft` has it."""
         return self.plan.spec.text
 
     @property

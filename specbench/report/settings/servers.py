@@ -264,7 +264,6 @@ def python(plan: Plan) -> Given | Reason:
 
 
 def _loaded(model: Named, precision: str | None = None) -> str:
-    """The arguments of `from_pretrained`."""
     found = [repr(model.name)]
     if model.revision is not None:
         found.append(f"revision={model.revision!r}")
