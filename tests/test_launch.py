@@ -19,7 +19,6 @@ from specbench.backends.server.launch import (
     engine_version,
     environment,
     find_launch,
-    model_file,
     read_launch,
     require_draft,
 )
@@ -27,6 +26,7 @@ from specbench.backends.server.provider import Starting
 from specbench.config import RunConfig
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, ModelError
+from specbench.models.load import model_file
 
 ENGINES = Path(__file__).parents[1] / "configs" / "engines"
 

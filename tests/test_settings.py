@@ -35,10 +35,11 @@ from transformers import GenerationConfig
 from specbench.analysis.contract import Choice, Rival, Server, Summary
 from specbench.analysis.facts import Facts, read_facts
 from specbench.backends.local.assisted import watched
-from specbench.backends.server.launch import LaunchFile, Setting, command, model_file, read_launch, require_draft
+from specbench.backends.server.launch import LaunchFile, Setting, command, read_launch, require_draft
 from specbench.drafters import parse_draft
 from specbench.errors import ConfigError
 from specbench.models import load_model
+from specbench.models.load import model_file
 from specbench.records import Sampling
 from specbench.report.dialect import UNLINKED, worded
 from specbench.report.page import markdown

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from specbench.backends.server import xllama
-from specbench.backends.server.launch import Setting, engine_version, model_file, read_launch
+from specbench.backends.server.launch import Setting, engine_version, read_launch
 from specbench.backends.server.launched import Launched
 from specbench.drafters.spec import parse_draft
 from specbench.errors import EngineError
+from specbench.models.load import model_file
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("xllamacpp")

@@ -18,7 +18,7 @@ from specbench.models.directory import (
     require_safetensors,
     require_tokenizer,
 )
-from specbench.models.embedded import PREFIX, find, folder_of, prepare
+from specbench.models.embedded import PREFIX, find, folder_of, gguf_path, packaged_head, prepare
 from specbench.models.family import attention_of, loader_of, require_family
 from specbench.models.hub import HubState, described, loading, look_up, no_conversion_service
 
@@ -214,3 +214,55 @@ def _weights(place: Place, dtype: str, device: str, config: Any) -> Any:
             hint="Copy or download the model again, with weights and config.json of the same model.",
         )
     return model.eval().requires_grad_(False)
+
+
+# How an engine takes models: files of one kind, directories, or names that it looks up itself.
+Form = Literal["gguf", "directory", "name"]
+
+
+def model_file(name: str, form: Form) -> str:
+    """What {target} and {draft} of a launch file become. Embedded models are fetched and converted on first use.
+
+    gguf: the path of a .gguf file. directory: a local directory, or a hub id as it is. name: as written. Raises
+    ModelError where `name` is no such thing."""
+    if form == "name":
+        return name
+    if name.startswith(PREFIX):
+        head = packaged_head(name) if form == "directory" else None
+        return str(gguf_path(name) if form == "gguf" else prepare(name) if head is None else head.folder)
+    path = Path(name).expanduser()
+    return _gguf(path, name) if form == "gguf" else _directory(path, name)
+
+
+def _gguf(path: Path, name: str) -> str:
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"{name} is no GGUF file", hint="This engine reads files that end in .gguf.")
+        return str(path.absolute())
+    if not path.is_dir():
+        raise ModelError(
+            f"{name} is no file here, and this engine reads GGUF files", hint="Download the model's .gguf and name it."
+        )
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
+    if not found:
+        raise ModelError(
+            f"{name} has no .gguf file, and this engine reads nothing else",
+            hint="Convert it with llama.cpp's convert_hf_to_gguf.py and name the file.",
+        )
+    if len(found) > 1:
+        raise ModelError(f"{name} has {len(found)} .gguf files", hint=f"Name one of them, such as {found[0]}.")
+    return str(found[0].absolute())
+
+
+def _directory(path: Path, name: str) -> str:
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"{name} is a GGUF file, and this engine reads directories", hint="Name the original model.")
+    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        require_config(path, name)
+        return str(path.absolute())
+    if "@" in name:
+        raise ModelError(
+            f"{name}: a server takes no revision with the name",
+            hint="Leave it out, and pass the engine's own flag in the launch file.",
+        )
+    return name

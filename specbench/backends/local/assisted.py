@@ -65,61 +65,6 @@ class Reconciled:
     touched: dict[str, int]
 
 
-class Assisted:
-    """Generation in transformers for one target. Models given to it lose their own generation settings, which our loop
-    does not have either: a repetition penalty there would make another text. The run's own reaches the draft with the
-    target's processors, and is applied there once."""
-
-    def __init__(self, target: LoadedModel, *, eos: Collection[int], sampling: Sampling) -> None:
-        self._target = target.model
-        self._target.generation_config = GenerationConfig()
-        self._eos, self._sampling = sorted(eos), sampling
-
-    def text(
-        self,
-        ids: Sequence[int],
-        spec: DraftSpec,
-        draft: LoadedModel | None,
-        gamma: int,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        after_first: bool = True,
-    ) -> SeenText:
-        """One text after the prompt `ids`. With `after_first` drafting begins where ours does: after the first token,
-        which the target gives alone."""
-        torch.manual_seed(seed)
-        end = len(ids) + max_new_tokens
-        x = list(ids)
-        if after_first:
-            x = self._generate(x, 1, {}, {})
-            if x[-1] in self._eos or max_new_tokens == 1:
-                return SeenText(x[len(ids) :], [], True, end)
-        rounds: list[SeenRound] = []
-        settings, assistant = _lookup(spec, gamma), {}
-        if draft is not None:
-            draft.model.generation_config = _constant(gamma)
-            settings, assistant = {}, {"assistant_model": draft.model}
-        with watched(rounds):
-            x = self._generate(x, end - len(x), settings, assistant)
-        return SeenText(x[len(ids) :], rounds, after_first, end)
-
-    def _generate(self, x: list[int], new: int, settings: dict[str, Any], assistant: dict[str, Any]) -> list[int]:
-        prompt = torch.tensor([x], device=self._target.device)
-        with torch.inference_mode(), quiet_transformers():
-            config = GenerationConfig(
-                max_new_tokens=new,
-                eos_token_id=self._eos,
-                pad_token_id=NO_PADDING,
-                **settings,
-                **generation_settings(self._sampling),
-            )
-            out = self._target.generate(
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=config, **assistant
-            )
-        return list(map(int, out[0]))
-
-
 def _constant(gamma: int) -> GenerationConfig:
     """Of an assistant: the only place from which transformers reads gamma; by default it also cuts unsure drafts."""
     return GenerationConfig(
@@ -249,7 +194,11 @@ def placed(rounds: Iterable[Round]) -> set[tuple[int, Round]]:
 
 
 class Comparer:
-    """Repeats trials of one run in transformers. `prompts` are token ids by prompt id; `rules` as in `reconcile`."""
+    """Repeats trials of one run in transformers. `prompts` are token ids by prompt id; `rules` as in `reconcile`.
+
+    Models given to it lose their own generation settings, which our loop does not have either: a repetition penalty
+    there would make another text. The run's own reaches the draft with the target's processors, and is applied there
+    once."""
 
     def __init__(
         self,
@@ -266,7 +215,7 @@ class Comparer:
         self._max_new_tokens, self._rules = max_new_tokens, rules
         self.sampling, self.precision = sampling, precision
         self._eos = end_tokens(target)
-        self._assisted = Assisted(target, eos=self._eos, sampling=sampling)
+        target.model.generation_config = GenerationConfig()
 
     def misfit(self, draft: LoadedModel) -> str | None:
         """Why transformers cannot draft with this model for this target, or None."""
@@ -277,15 +226,8 @@ class Comparer:
 
     def pair(self, trial: Trial, spec: DraftSpec, draft: LoadedModel | None, gamma: int) -> Pair:
         ids = self._prompts[trial.prompt_id]
-        seen = self._assisted.text(
-            ids,
-            spec,
-            draft,
-            gamma,
-            max_new_tokens=self._max_new_tokens,
-            seed=_seed(f"again/{self._seed}/{trial.arm.label}/{trial.prompt_id}/{trial.repeat}"),
-            after_first="first-token" in self._rules,
-        )
+        torch.manual_seed(_seed(f"again/{self._seed}/{trial.arm.label}/{trial.prompt_id}/{trial.repeat}"))
+        seen = self._text(ids, spec, draft, gamma)
         found = reconcile(seen, prompt_tokens=len(ids), eos=self._eos, rules=self._rules)
         same = trial.output_sha256 == hashlib.sha256(",".join(map(str, seen.tokens)).encode()).hexdigest()
         near_tie = None
@@ -295,6 +237,38 @@ class Comparer:
             near_tie = draft is not None and self._draft_tied(ids, seen, trial.rounds, found.rounds, draft.model)
         theirs = tuple(Round(r.drafted, r.accepted) for r in seen.rounds)
         return Pair(trial, len(seen.tokens), same, theirs, tuple(found.rounds), found.touched, near_tie)
+
+    def _text(self, ids: Sequence[int], spec: DraftSpec, draft: LoadedModel | None, gamma: int) -> SeenText:
+        """One text after the prompt `ids`. By the rule `first-token` drafting begins where ours does: after the first
+        token, which the target gives alone."""
+        end, x = len(ids) + self._max_new_tokens, list(ids)
+        after_first = "first-token" in self._rules
+        if after_first:
+            x = self._generate(x, 1, {}, {})
+            if x[-1] in self._eos or self._max_new_tokens == 1:
+                return SeenText(x[len(ids) :], [], True, end)
+        rounds: list[SeenRound] = []
+        settings, assistant = _lookup(spec, gamma), {}
+        if draft is not None:
+            draft.model.generation_config = _constant(gamma)
+            settings, assistant = {}, {"assistant_model": draft.model}
+        with watched(rounds):
+            x = self._generate(x, end - len(x), settings, assistant)
+        return SeenText(x[len(ids) :], rounds, after_first, end)
+
+    def _generate(self, x: list[int], new: int, settings: dict[str, Any], assistant: dict[str, Any]) -> list[int]:
+        model = self._target.model
+        prompt = torch.tensor([x], device=model.device)
+        with torch.inference_mode(), quiet_transformers():
+            config = GenerationConfig(
+                max_new_tokens=new,
+                eos_token_id=sorted(self._eos),
+                pad_token_id=NO_PADDING,
+                **settings,
+                **generation_settings(self.sampling),
+            )
+            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, **assistant)
+        return list(map(int, out[0]))
 
     def _near(self, gap: float) -> bool:
         return is_near_tie(gap, self.precision)

@@ -128,10 +128,9 @@ def _one_by_one(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos
     from transformers import GenerationConfig
 
     model, found = loaded.model, []
+    settings = {"max_new_tokens": new, "eos_token_id": eos or None, "pad_token_id": NO_PADDING}
     with quiet_transformers():
-        config = GenerationConfig(
-            max_new_tokens=new, eos_token_id=eos or None, pad_token_id=NO_PADDING, **generation_settings(Sampling())
-        )
+        config = GenerationConfig(**settings, **generation_settings(Sampling()))
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
         with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from specbench.backends.base import Noticed
 from specbench.backends.server.adapter import LIMITS, AnswerError, Ask, Chunk, FailedError, RefusedError, State
 from specbench.backends.server.client import Client
 from specbench.backends.server.provider import ServerHandle
@@ -106,21 +107,28 @@ T = TypeVar("T")
 
 
 class RetryPolicy:
-    """Adds to `failures` the requests that failed for good, each with what it was and how it failed."""
+    """Adds to what is `noticed` the requests that failed for good, each with what it was and how it failed, and those
+    that were refused."""
 
-    def __init__(self, failures: list[dict[str, str]]) -> None:
-        self._failures = failures
+    def __init__(self, noticed: Noticed) -> None:
+        self._noticed = noticed
         self._in_a_row: defaultdict[str, int] = defaultdict(int)  # by address
 
     async def insist(
-        self, attempt: Callable[[], Awaitable[T]], up: ServerHandle, *, prompt: str, arm: str
+        self, attempt: Callable[[], Awaitable[T]], up: ServerHandle, *, prompt: str, arm: str, who: str | None = None
     ) -> tuple[T, int] | None:
-        """What `attempt` gives, and after how many failures; None where it keeps failing. An answer that the engine
-        cannot mean (ValueError) is a failure too. Raises EngineError after too many in a row; RefusedError passes."""
+        """What `attempt` gives, and after how many failures; None where it keeps failing, or `who` is asked refuses
+        (None: RefusedError passes). An answer that the engine cannot mean (ValueError) is a failure too. Raises
+        EngineError after too many in a row."""
         kind, look = "", "See the server's log"
         for tries in range(TRIES):
             try:
                 found = await attempt()
+            except RefusedError as refused:
+                if who is None:
+                    raise
+                self._noticed.refused[prompt] = refused.said(who)
+                return None
             except FailedError as failed:
                 kind = failed.kind
             except AnswerError as odd:
@@ -133,7 +141,7 @@ class RetryPolicy:
                 return found, tries
             await asyncio.sleep(PAUSE_S * 2**tries)
         self._in_a_row[up.url] += 1
-        self._failures.append({"prompt": prompt, "arm": arm, "kind": kind})
+        self._noticed.failures.append({"prompt": prompt, "arm": arm, "kind": kind})
         if self._in_a_row[up.url] >= GIVE_UP:
             raise EngineError(
                 f"{GIVE_UP} requests in a row failed, each {TRIES} times; the last: {kind}",

@@ -17,17 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from specbench.drafters.spec import DraftSpec
-from specbench.errors import ConfigError, ModelError
-from specbench.models.directory import require_config
-from specbench.models.embedded import PREFIX, gguf_path, packaged_head, prepare
+from specbench.errors import ConfigError
 from specbench.models.heads import kind_of
+from specbench.models.load import Form
 from specbench.records import FirstFault
 from specbench.shipped import shipped
 from specbench.strict_yaml import YamlError, read_yaml
 from specbench.text import did_you_mean
 from specbench.validation import read_value
-
-Models = Literal["gguf", "directory", "name"]
 
 # The braces of JSON in an argument stay as they are: only a bare name between braces is a placeholder.
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
@@ -84,7 +81,7 @@ class LaunchFile:
     several at once the values of the flag `joined` are joined by commas (None: the engine drafts in one way at a time).
     `synthetic` and `synthetic_env` make a server reject every draft, whatever the
     target says, which shows what a round costs. `models` is what {target} and {draft} become, see
-    `launch.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
+    `models.load.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
     `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
     together, for runs of up to `at_once_clients` clients, and lets them take turns: prompt by prompt, or with several
     clients window by window. `greedy_only`: above temperature 0 its drafts change the texts. `version` is a command
@@ -93,7 +90,7 @@ class LaunchFile:
     path: Path
     engine: Literal["llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
     command: Words
-    models: Models
+    models: Form
     drafts: dict[str, Words] = field(default_factory=dict)
     joined: Word | None = None
     synthetic: Words | None = None
@@ -177,8 +174,6 @@ def _yaml(path: Path) -> dict[Any, Any]:
         raise ConfigError("A launch file is a mapping of keys to values", where=str(path), hint="Write `key: value`.")
     return values
 
-
-__all__ = ["LaunchFile", "Setting", "command", "engine_version", "environment", "find_launch", "require_draft"]
 
 FOLDER = "configs/engines"
 SHIPPED = ("llamacpp", "lmdeploy", "sglang", "tensorrt", "vllm", "vllm-cpu", "xllamacpp")
@@ -377,51 +372,3 @@ def _importable(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
         return False
-
-
-def model_file(name: str, kind: Literal["gguf", "directory", "name"]) -> str:
-    """What {target} and {draft} of a launch file become. Embedded models are fetched and converted on first use.
-
-    gguf: the path of a .gguf file. directory: a local directory, or a hub id as it is. name: as written. Raises
-    ModelError where `name` is no such thing."""
-    if kind == "name":
-        return name
-    if name.startswith(PREFIX):
-        head = packaged_head(name) if kind == "directory" else None
-        return str(gguf_path(name) if kind == "gguf" else prepare(name) if head is None else head.folder)
-    path = Path(name).expanduser()
-    return _gguf(path, name) if kind == "gguf" else _directory(path, name)
-
-
-def _gguf(path: Path, name: str) -> str:
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{name} is no GGUF file", hint="This engine reads files that end in .gguf.")
-        return str(path.absolute())
-    if not path.is_dir():
-        raise ModelError(
-            f"{name} is no file here, and this engine reads GGUF files", hint="Download the model's .gguf and name it."
-        )
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
-    if not found:
-        raise ModelError(
-            f"{name} has no .gguf file, and this engine reads nothing else",
-            hint="Convert it with llama.cpp's convert_hf_to_gguf.py and name the file.",
-        )
-    if len(found) > 1:
-        raise ModelError(f"{name} has {len(found)} .gguf files", hint=f"Name one of them, such as {found[0]}.")
-    return str(found[0].absolute())
-
-
-def _directory(path: Path, name: str) -> str:
-    if path.suffix.lower() == ".gguf":
-        raise ModelError(f"{name} is a GGUF file, and this engine reads directories", hint="Name the original model.")
-    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        require_config(path, name)
-        return str(path.absolute())
-    if "@" in name:
-        raise ModelError(
-            f"{name}: a server takes no revision with the name",
-            hint="Leave it out, and pass the engine's own flag in the launch file.",
-        )
-    return name

@@ -21,7 +21,6 @@ from specbench.backends.server.launch import (
     engine_version,
     environment,
     find_launch,
-    model_file,
     require_draft,
 )
 from specbench.backends.server.launched import Launched
@@ -32,6 +31,7 @@ from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError, StoreError
 from specbench.models.heads import kind_of
+from specbench.models.load import model_file
 from specbench.run_record import ModelFacts, ServedBy
 from specbench.store import RunWriter
 from specbench.text import clean

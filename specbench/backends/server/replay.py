@@ -113,7 +113,7 @@ class ServerScoring:
         self._writer = writer
         self._say = say
         self._asking = Asking()
-        self._patience = RetryPolicy(self.noticed.failures)
+        self._patience = RetryPolicy(self.noticed)
         self._unread: set[str] | None = None
         self._read_again = 0
         self._ends: frozenset[int] = frozenset((writer.run.served or ServedBy()).ends)
@@ -255,11 +255,7 @@ class ServerScoring:
 
     async def _tried(self, attempt: Callable[[], Awaitable[T]], up: ServerHandle, item: Item, who: str) -> T | None:
         """What `attempt` gives; None where the server refuses the prompt or keeps failing."""
-        try:
-            found = await self._patience.insist(attempt, up, prompt=item.prompt.id, arm=who)
-        except RefusedError as refused:
-            self.noticed.refused[item.prompt.id] = refused.said(who)
-            return None
+        found = await self._patience.insist(attempt, up, prompt=item.prompt.id, arm=who, who=who)
         return None if found is None else found[0]
 
     def _looked_up(self, spec: DraftSpec, text: TargetText) -> BlockScores:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from specbench.backends.base import (
     WARMUP_TOKENS,
@@ -24,7 +23,6 @@ from specbench.backends.base import (
     Noticed,
     Output,
     Unit,
-    trial_of,
 )
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import Ask, Completion, FailedError, RefusedError, State, ask_of
@@ -34,7 +32,7 @@ from specbench.backends.server.openai import divergence, logprobs_body
 from specbench.backends.server.preflight import require_plausible
 from specbench.backends.server.provider import Provider, ServerHandle, client_of, engine_name, note_server
 from specbench.backends.server.traffic import LagMeter, call, drive, stream
-from specbench.backends.server.turns import BREAK, Slots, as_turns, caches, joined
+from specbench.backends.server.turns import BREAK, Slots, answered, caches
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.drafters.spec import DraftSpec
@@ -89,7 +87,7 @@ class ServerSession:
         self._writer = writer
         self._say = say
         self._asking = Asking()
-        self._patience = RetryPolicy(self.noticed.failures)
+        self._patience = RetryPolicy(self.noticed)
         self._servers = ExitStack()
         self._ups: dict[Arm, ServerHandle] = {}
         self._warmed_with: list[Answer] = []  # not yet told
@@ -136,7 +134,7 @@ class ServerSession:
                 for job in self._open(jobs):
                     found = await self._answer(client, up, job, self._config.max_new_tokens, arm)
                     if found is not None:
-                        put(_answered(job, arm, found[0], self._config))
+                        put(answered(job, arm, found[0], self._config))
 
         yield from stream(ask)
 
@@ -207,7 +205,7 @@ class ServerSession:
         self.noticed.cautions += found
         self._warm.add(label)
         arm = replace(server, load=self._config.loads[0])
-        return [_answered(job, arm, found, self._config, warmup=True) for job, found in answers]
+        return [answered(job, arm, found, self._config, warmup=True) for job, found in answers]
 
     def _warmed(self, up: ServerHandle, server: Arm, count: int) -> list[tuple[Job, Sequence[Completion]]]:
         """Short answers, one after the other, to the first prompt that the server takes, with room for a whole round.
@@ -309,7 +307,7 @@ class ServerSession:
         if tries:  # its clock begins anew
             course.clean, due_s = False, sent_s
         others = meter.stop() if meter else None
-        found = _answered(
+        found = answered(
             job,
             arm,
             readings,
@@ -360,11 +358,7 @@ class ServerSession:
             require_plausible(reading, ask.max_tokens)
             return reading, sent_s
 
-        try:
-            found = await self._patience.insist(attempt, up, prompt=job.unit.id, arm=arm.label)
-        except RefusedError as refused:
-            self.noticed.refused[job.unit.id] = refused.said("the server")
-            return None
+        found = await self._patience.insist(attempt, up, prompt=job.unit.id, arm=arm.label, who="the server")
         return None if found is None else (*found[0], found[1])
 
     def _asks(self, job: Job, slot: int | None = None) -> list[Ask]:
@@ -380,23 +374,6 @@ class ServerSession:
 
     def _client(self, up: ServerHandle) -> Client:
         return client_of(self._config, up.url)
-
-
-def _answered(
-    job: Job, arm: Arm, readings: Sequence[Completion], config: RunConfig, *, waited_s: float = 0.0, **more: Any
-) -> Answer:
-    """`waited_s` passed between when it was due and when it was sent; `more` is of its trial."""
-    reading = joined(readings)
-    trial = trial_of(
-        job,
-        arm,
-        **reading.as_trial(waited_s),
-        output_sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
-        output_text=reading.text.replace(BREAK, "\n\n") if config.keep_text else None,
-        turns=as_turns(readings) if config.sessions else (),
-        **more,
-    )
-    return Answer(job, reading.text, trial)
 
 
 async def _counters(client: Client, up: ServerHandle) -> Counters | None:

@@ -7,12 +7,16 @@ same prompts, whatever it writes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from secrets import token_hex
+from typing import Any
 
+from specbench.backends.base import Answer, Job, trial_of
 from specbench.backends.server.adapter import Cache, Completion
-from specbench.records import ServerStats, Turn
+from specbench.config import RunConfig
+from specbench.records import Arm, ServerStats, Turn
 
 # Between the texts of turns while they are compared; no server writes it.
 BREAK = "\0"
@@ -80,3 +84,20 @@ def _told(told: Sequence[ServerStats]) -> ServerStats:
         **{name: None if None in found else sum(found) for name, found in values.items()},
         survived=tuple(map(sum, zip(*filled, strict=True))) if len(survived) == len(told) else None,
     )
+
+
+def answered(
+    job: Job, arm: Arm, readings: Sequence[Completion], config: RunConfig, *, waited_s: float = 0.0, **more: Any
+) -> Answer:
+    """`waited_s` passed between when it was due and when it was sent; `more` is of its trial."""
+    reading = joined(readings)
+    trial = trial_of(
+        job,
+        arm,
+        **reading.as_trial(waited_s),
+        output_sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
+        output_text=reading.text.replace(BREAK, "\n\n") if config.keep_text else None,
+        turns=as_turns(readings) if config.sessions else (),
+        **more,
+    )
+    return Answer(job, reading.text, trial)
