@@ -25,8 +25,7 @@ from scipy import stats
 
 from benchmarks.calibration_page import print_tables, write_page
 from benchmarks.fake_traffic import Machine, Pool, Traffic, draw, make_pool
-from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import RESAMPLES, Floats, Paired, excess_variance, speedup_interval
+from specbench.decision.interval import RESAMPLES, Floats, Paired, choose_gamma, excess_variance, speedup_interval
 from specbench.decision.verdict import Gates, judge
 from specbench.records import Interval, Policy
 

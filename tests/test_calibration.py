@@ -16,8 +16,7 @@ from benchmarks.calibration import QUESTIONS, Question, ask_fixed, ask_widened, 
 from benchmarks.calibration_page import HEAD, draw_figure, every_row, tables, wilson
 from benchmarks.fake_traffic import GAMMAS, Machine, count_rounds, draw, make_pool
 from specbench.decision import interval
-from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, speedup_interval
+from specbench.decision.interval import Paired, choose_gamma, speedup_interval
 
 FIXED = QUESTIONS["fixed gamma"]
 PAGE = Path(__file__).parent.parent / "docs" / "calibration.md"

@@ -7,12 +7,12 @@ import pytest
 from scipy import stats
 
 from specbench.decision import interval
-from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import (
     MANY,
     MIN_PROMPTS,
     ONE_PAIR,
     Paired,
+    choose_gamma,
     excess_variance,
     reach,
     share_bar,

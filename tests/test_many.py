@@ -14,8 +14,7 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.clock import Stopwatch
 from specbench.drafters import NgramSpec
-from specbench.drafters.around import NgramDrafter
-from specbench.drafters.many import ManyModelDrafter, SideBySide
+from specbench.drafters.around import ManyModelDrafter, NgramDrafter, SideBySide
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ModelError
 from specbench.records import Sampling

@@ -28,17 +28,15 @@ from transformers import GenerationConfig, MinPLogitsWarper, RepetitionPenaltyLo
 from specbench.acceptance import loop, score
 from specbench.acceptance.loop import generate
 from specbench.acceptance.many import generate_many
-from specbench.acceptance.penalty import RepetitionPenalty, penalised
 from specbench.acceptance.replay import replay
-from specbench.acceptance.rules import distribution
+from specbench.acceptance.rules import RepetitionPenalty, distribution, penalised
 from specbench.analysis.summarise import summarise
 from specbench.backends.local.batch import generate_batch, score_batch
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.config import load_config
 from specbench.drafters import NgramSpec
-from specbench.drafters.around import CombinedDrafter, NgramDrafter
-from specbench.drafters.many import ManyModelDrafter
+from specbench.drafters.around import CombinedDrafter, ManyModelDrafter, NgramDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ConfigError
 from specbench.records import Round, Sampling
@@ -328,7 +326,7 @@ def test_nothing_is_done_where_the_penalty_is_off(function, monkeypatch):
     def never(*_: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("specbench.acceptance.penalty.penalised", never)
+    monkeypatch.setattr("specbench.acceptance.rules.penalised", never)
     drafter = drafter_of("near", Sampling(0.7), cached(TARGET))
     if function is generate:
         assert run(TARGET, drafter, [3, 1], sampling=Sampling(0.7)).tokens

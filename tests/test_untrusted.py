@@ -311,7 +311,7 @@ def test_programs_are_started_here_and_nowhere_else_from_lists_of_words():
     # Benchmarks, which are not installed, time whole commands.
     assert {name for name in places if name.startswith("specbench/")} == {
         "specbench/models/wheel.py",  # pip, for the embedded models
-        "specbench/run/provenance.py",  # git, nvidia-smi
+        "specbench/run/record.py",  # git, nvidia-smi
         "specbench/backends/server/keeper.py",  # the command of a launch file
         "specbench/backends/server/launch.py",  # its version command
         "specbench/backends/server/launched.py",  # the keeper

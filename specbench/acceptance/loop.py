@@ -17,8 +17,8 @@ from typing import ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from specbench.acceptance.penalty import RepetitionPenalty
 from specbench.acceptance.rules import (
+    RepetitionPenalty,
     accept_greedy,
     accept_sampled,
     distribution,

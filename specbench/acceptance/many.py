@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Generation, Proposal, Steps, accept, at_once, times_of
-from specbench.acceptance.penalty import RepetitionPenalty, apply_many
-from specbench.acceptance.rules import best, distribution, judged_sampled, kept_of, queued
+from specbench.acceptance.rules import (
+    RepetitionPenalty,
+    apply_many,
+    best,
+    distribution,
+    judged_sampled,
+    kept_of,
+    queued,
+)
 from specbench.clock import Clock
 from specbench.records import Round, Sampling
 

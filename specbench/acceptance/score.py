@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Target
-from specbench.acceptance.penalty import RepetitionPenalty, penalised
-from specbench.acceptance.rules import align, distribution, queued
+from specbench.acceptance.rules import RepetitionPenalty, align, distribution, penalised, queued
 from specbench.acceptance.scores import BlockScores, Scores, agreed
 from specbench.records import Sampling
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from specbench.analysis.facts import Cost, cost_of
 from specbench.analysis.frame import ArmRows, arm_of, by_arm, kept_arms, main_trials, paired, shared_prompts
-from specbench.decision.holdout import choose_gamma
+from specbench.decision.interval import choose_gamma
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
 from specbench.records import Arm, Policy

@@ -15,7 +15,6 @@ import numpy as np
 from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.frame import DraftView
-from specbench.cost.clients import decoding_seconds
 from specbench.cost.model import (
     RoundCosts,
     RoundSeconds,
@@ -25,6 +24,7 @@ from specbench.cost.model import (
     prefill_seconds,
     round_costs,
 )
+from specbench.cost.synthetic import decoding_seconds
 from specbench.decision.interval import Floats, Paired, ends, speedup_interval
 from specbench.records import CostPoint, Interval
 

@@ -11,8 +11,7 @@ import numpy as np
 from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
 from specbench.cost.stored import require_probe
-from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, ends, share_interval, speedup_interval
+from specbench.decision.interval import Paired, choose_gamma, ends, share_interval, speedup_interval
 from specbench.drafters import parse_draft, reader_of
 from specbench.records import CostPoint, Finding, Interval
 from specbench.run_record import RunRecord

@@ -29,8 +29,7 @@ from specbench.analysis.facts import differing
 from specbench.analysis.frame import ArmRows, DraftView, Steady, arm_of, paired, rate, shared_prompts
 from specbench.analysis.predict import Predictor, missing_term, stops_paying
 from specbench.cost.model import break_even_alpha, break_even_draft, closed_form
-from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Floats, Paired, ends, share_bar, share_interval, speedup_interval
+from specbench.decision.interval import Floats, Paired, choose_gamma, ends, share_bar, share_interval, speedup_interval
 from specbench.decision.plan import spread_to_settle
 from specbench.decision.verdict import Gates, judge, least_share
 from specbench.kinds import THIRDS

@@ -16,8 +16,7 @@ from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, co
 from specbench.analysis.loads import load_results, schedule_of, with_loads
 from specbench.analysis.results import Judged, stopped_gammas, texts_of
 from specbench.analysis.server import server_cautions, server_of
-from specbench.decision.holdout import choose_gamma
-from specbench.decision.interval import Paired, difference, ends, speedup_interval
+from specbench.decision.interval import Paired, choose_gamma, difference, ends, speedup_interval
 from specbench.errors import ConfigError, SpecbenchError, StoreError
 from specbench.records import Arm, Call, Interval, Policy
 from specbench.run_record import ModelFacts

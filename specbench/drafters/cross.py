@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.penalty import penalised
-from specbench.acceptance.rules import best, queued
+from specbench.acceptance.rules import best, penalised, queued
 from specbench.acceptance.scores import until_end
 from specbench.drafters.model import agreeing
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal
-from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import RepetitionPenalty
 from specbench.acceptance.scores import until_end
 from specbench.drafters.model import Drafted, DraftOptions, DraftRule
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.acceptance.rules import align, best, confidence, distribution
+from specbench.acceptance.rules import RepetitionPenalty, align, best, confidence, distribution
 from specbench.records import Sampling
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from specbench.acceptance.loop import Proposal, Target
-from specbench.acceptance.penalty import RepetitionPenalty
+from specbench.acceptance.rules import RepetitionPenalty
 from specbench.drafters.model import Drafted, DraftOptions, DraftRule
 from specbench.errors import ConfigError
 from specbench.models.family import cache_layers, memory_of

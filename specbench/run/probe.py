@@ -9,8 +9,7 @@ from pathlib import Path
 from specbench.backends import prober_of
 from specbench.config import RunConfig
 from specbench.cost.plan import ProbeRequest
-from specbench.run.provenance import provenance
-from specbench.run.record import ended, prompts_of
+from specbench.run.record import ended, prompts_of, provenance
 from specbench.run_record import RunRecord
 from specbench.store import RunWriter, new_folder
 

@@ -1,24 +1,32 @@
-"""run.json: how it begins, whether an earlier session's may be continued, and how it ends."""
+"""run.json: how it begins, whether an earlier session's may be continued, and how it ends; and what a verdict holds
+for: the command, versions, commit, hardware, precision and load.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
+import subprocess
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specbench.backends.base import Admitted
+import psutil
+
+from specbench import __version__
+from specbench.backends.base import Admitted, Conditions
 from specbench.config import RunConfig
 from specbench.cost.load import load_average
 from specbench.errors import ConfigError, StoreError
 from specbench.records import Finding, Omitted, Prompt, warned
-from specbench.run.provenance import provenance
-from specbench.run_record import CategoryCount, Command, Provenance, RunRecord, WorkloadFacts
+from specbench.run_record import CategoryCount, Command, Machine, Provenance, RunRecord, WorkloadFacts
 from specbench.shipped import workload_source
 from specbench.store import RUN_FILE, RunWriter, busy, find_runs, in_use, one_at_a_time, read_record
 from specbench.workload import Workload, load_workload, select
@@ -166,3 +174,82 @@ def _note(writer: RunWriter, **changes: Any) -> None:
     note it still counts as unfinished."""
     with suppress(StoreError):
         writer.update(**changes)
+
+
+def hardware(device: str | None) -> Machine:
+    """The machine as it is. The accelerator is named only where `device` uses one, or a server may."""
+    accelerator = _nvidia() if device is None else None
+    if device == "cuda":
+        import torch
+
+        accelerator = torch.cuda.get_device_name()
+    elif device == "mps":
+        accelerator = f"Apple GPU ({platform.machine()})"
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    cpu, memory = _cpu_name(), psutil.virtual_memory().total
+    line = f"{accelerator or f'{cpu}, {cores} cores'}, {memory / 2**30:.0f} GiB"
+    return Machine(cpu, cores, memory, accelerator, line)
+
+
+def provenance(setting: Conditions, argv: Sequence[str]) -> Provenance:
+    """Everything needed to judge whether another measurement is comparable. `argv` is the command, without private
+    texts."""
+    machine = hardware(setting.device)
+    return Provenance(
+        argv=tuple(argv),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"specbench": __version__, "python": platform.python_version()} | _versions(),
+        commit=_commit(),
+        platform=platform.platform(),
+        hardware=machine if setting.where is None else replace(machine, line=setting.where),
+        engine=setting.engine,
+        device=setting.device,
+        precision=setting.precision,
+        threads=setting.threads,
+        load_at_start=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    )
+
+
+def _nvidia() -> str | None:
+    """The GPUs that the driver's own tool names; torch is too heavy for a client."""
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    names = found.stdout.split("\n")[:-1] if found.returncode == 0 else []
+    return " + ".join(names) or None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "transformers", "tokenizers", "numpy", "scipy", "pandas"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the specbench that ran, where it runs from a checkout of its own."""
+    here = Path(__file__).resolve().parent.parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -16,8 +16,7 @@ from specbench.cost.load import free_cores
 from specbench.errors import StoreError
 from specbench.models.prompts import changed_encoding
 from specbench.records import Arm, Trial, warned
-from specbench.run.provenance import hardware
-from specbench.run.record import HASHED, hashed, stored_config
+from specbench.run.record import HASHED, hardware, hashed, stored_config
 from specbench.run_record import ModelFacts, RunRecord, SessionFacts
 from specbench.store import (
     RUN_FILE,

@@ -12,8 +12,7 @@ import torch
 from specbench.acceptance.loop import Target
 from specbench.acceptance.lossless import NEAR_TIE, is_near_tie
 from specbench.acceptance.metrics import Counts, count, pooled
-from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.acceptance.rules import margins
+from specbench.acceptance.rules import RepetitionPenalty, margins
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft
 from specbench.drafters.model import ModelDrafter

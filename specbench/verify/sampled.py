@@ -11,8 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from specbench.acceptance.loop import Proposal, generate
-from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.acceptance.rules import align, distribution, draw
+from specbench.acceptance.rules import RepetitionPenalty, align, distribution, draw
 from specbench.backends.local.drafting import Draft
 from specbench.clock import Stopwatch
 from specbench.records import Finding, Sampling

@@ -22,8 +22,7 @@ from transformers.generation.candidate_generator import (
 )
 
 from specbench.acceptance.lossless import is_near_tie
-from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.acceptance.rules import margins
+from specbench.acceptance.rules import RepetitionPenalty, margins
 from specbench.acceptance.scores import until_end
 from specbench.backends.local.batch import NO_PADDING, generation_settings
 from specbench.drafters import DraftSpec

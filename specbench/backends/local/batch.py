@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specbench.acceptance.penalty import penalised
-from specbench.acceptance.rules import align
+from specbench.acceptance.rules import align, penalised
 from specbench.acceptance.score import as_scores, reduce
 from specbench.acceptance.scores import Scores, until_end
 from specbench.backends.local.cache import RewindableCache, rewindable

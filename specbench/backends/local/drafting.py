@@ -17,15 +17,16 @@ from specbench.drafters import DraftSpec
 from specbench.drafters.around import (
     CombinedDrafter,
     LookUpDrafter,
+    ManyModelDrafter,
     ManyReadableDrafter,
     ReadableDrafter,
+    SideBySide,
     look_up,
     readable,
     silent_after,
 )
 from specbench.drafters.cross import CrossDrafter
 from specbench.drafters.lookup import Corpus
-from specbench.drafters.many import ManyModelDrafter, SideBySide
 from specbench.drafters.model import DraftOptions, ModelDrafter
 from specbench.drafters.skip import SkipDrafter
 from specbench.kinds import MAX_GAMMA

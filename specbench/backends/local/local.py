@@ -13,8 +13,7 @@ import torch
 
 from specbench.acceptance.loop import Generation
 from specbench.acceptance.many import ManyDrafter, rounds_of_many
-from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.acceptance.rules import margins
+from specbench.acceptance.rules import RepetitionPenalty, margins
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting, facts

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from specbench.acceptance.penalty import RepetitionPenalty
-from specbench.acceptance.rules import distribution
+from specbench.acceptance.rules import RepetitionPenalty, distribution
 from specbench.acceptance.score import CHUNK
 from specbench.backends.base import Admitted, Answered, Conditions, Item, Noticed, TargetText
 from specbench.backends.local.backend import chosen_layers, in_process, require_memory

@@ -26,13 +26,12 @@ from specbench.backends.base import (
 )
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import Ask, Completion, FailedError, RefusedError, State, ask_of
-from specbench.backends.server.asking import PAUSE_S, TRIES, Asking, RetryPolicy
+from specbench.backends.server.asking import BREAK, PAUSE_S, TRIES, Asking, RetryPolicy, Slots, answered, caches
 from specbench.backends.server.client import Client
 from specbench.backends.server.openai import divergence, logprobs_body
 from specbench.backends.server.preflight import require_plausible
 from specbench.backends.server.provider import Provider, ServerHandle, client_of, engine_name, note_server
 from specbench.backends.server.traffic import LagMeter, call, drive, stream
-from specbench.backends.server.turns import BREAK, Slots, answered, caches
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.drafters.spec import DraftSpec
