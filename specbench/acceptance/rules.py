@@ -171,8 +171,12 @@ def judged_sampled(p: Tensor, q: Tensor | None, drafts: Tensor, generator: torch
 
 
 class RepetitionPenalty:
-    """The penalty over one text that only grows. Its tokens are kept where the logits are: to bring a long text there
-    anew in every step would take longer than the penalty."""
+    """The repetition penalty (Keskar et al. 2019, arXiv 1909.05858) over one text that only grows. Every position is
+    penalised by what stands before it: prompt, emitted tokens, and the drafts of the round before it. So the i-th draft
+    is judged by the p that the target has after the drafts before it, and the text stays the target's own.
+
+    Its tokens are kept where the logits are: to bring a long text there anew in every step would take longer than the
+    penalty."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._penalty = float(sampling.repetition_penalty)
