@@ -132,7 +132,7 @@ def test_usage_may_come_anywhere(where):
 
 def test_running_usage_counts_by_its_last():
     events = [said("a", usage={"completion_tokens": 1}), said("b", "stop", usage={"completion_tokens": 3})]
-    assert usage_of(read(*events)).output_tokens == 3
+    assert usage_of(read(*events)).completion_tokens == 3
 
 
 def test_an_end_of_sequence_alone_is_a_token():

@@ -7,6 +7,8 @@ import time
 
 import psutil
 
+from specbench.records import Finding, warned
+
 
 def load_average() -> float | None:
     """The 1-minute load average; None where the system has none."""
@@ -29,6 +31,12 @@ class OthersMeter:
         if wall_s - self._wall_s < 0.1:
             return None
         return max(0.0, ((busy_s - self._busy_s) - (own_s - self._own_s)) / (wall_s - self._wall_s))
+
+
+def busy_machine(others: float, meanwhile: str) -> Finding:
+    """That other processes kept so many cores busy, and what that means for what was done `meanwhile`."""
+    what = f"other processes kept {others:.1f} cores busy while {meanwhile}"
+    return warned("busy-machine", what, "Probe again on a quiet machine.")
 
 
 def free_cores(look_s: float = 0.5) -> int:

@@ -36,7 +36,7 @@ from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
 from specbench.models.headconfig import BlockHead, EagleHead, Head, OwnHead
 from specbench.models.heads import heads_of
-from specbench.models.memory import cache_bytes_per_token
+from specbench.models.memory import cache_bytes_per_token, weight_bytes, weights
 from specbench.run_record import ModelFacts
 
 # Drafts of a round that a head is scored for, at least: replays of longer rounds need a run that names them.
@@ -160,13 +160,20 @@ def load_drafts(specs: Sequence[DraftSpec], target: LoadedModel, load: Callable[
             drafts.append(HeadDraft(spec, heads[spec.reader]))
             continue
         if spec.kind == "skip" and spec.layers is not None:
-            loaded = replace(target, name=spec.text, model=first_layers(target.model, spec.layers))
+            loaded = _cut(target, spec.text, spec.layers)
         elif spec.model is not None:
             if spec.model not in models:
                 models[spec.model] = load(spec.model)
             loaded = models[spec.model]
         drafts.append(Draft(spec, loaded))
     return drafts
+
+
+def _cut(target: LoadedModel, name: str, layers: int) -> LoadedModel:
+    """The target's own first layers, which need no loading."""
+    model = first_layers(target.model, layers)
+    parameters = sum(weight.numel() for weight in weights(model))
+    return replace(target, name=name, model=model, parameters=parameters, weight_bytes=weight_bytes(model))
 
 
 # Texts to look at, how much of a prompt and how many tokens of each, and how many numbers of layers are tried.

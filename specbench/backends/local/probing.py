@@ -12,12 +12,12 @@ from specbench.backends.base import Admitted, Conditions
 from specbench.backends.local.backend import in_process
 from specbench.backends.local.precision import with_precision
 from specbench.config import RunConfig
-from specbench.cost.load import OthersMeter, free_cores
+from specbench.cost.load import OthersMeter, busy_machine, free_cores
 from specbench.cost.plan import Costs, ProbePlan, ProbeRequest, run_plan
-from specbench.drafters import DraftSpec, parse_draft, require_in_process
+from specbench.drafters import parse_draft, require_in_process
 from specbench.errors import ConfigError
 from specbench.models import resolve_device
-from specbench.records import Bandwidth, Finding, Prompt, warned
+from specbench.records import Bandwidth, Prompt
 from specbench.run_record import ModelFacts
 from specbench.store import RunWriter
 
@@ -103,7 +103,10 @@ class LocalProbe:
         meter.start()
         costs = replace(prober.run(), bandwidth=self._bandwidth)
         others = meter.stop() or 0.0
-        return costs if others <= config.max_other_cores else replace(costs, cautions=(*costs.cautions, _busy(others)))
+        if others <= config.max_other_cores:
+            return costs
+        busy = busy_machine(others, "the models were timed: costs are too high")
+        return replace(costs, cautions=(*costs.cautions, busy))
 
 
 def _facts(loaded: LoadedModel) -> ModelFacts:
@@ -113,20 +116,12 @@ def _facts(loaded: LoadedModel) -> ModelFacts:
     return replace(facts(loaded), step_bytes=step_bytes(loaded.model))
 
 
-def _busy(others: float) -> Finding:
-    return warned(
-        "busy-machine",
-        f"other processes kept {others:.1f} cores busy while the models were timed: costs are too high",
-        "Probe again on a quiet machine.",
-    )
-
-
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
     from specbench.backends.local.drafts import HeadDraft, load_drafts
     from specbench.backends.local.reference import require_rollback
     from specbench.backends.local.swap import make_lean
     from specbench.models import load_model
-    from specbench.models.heads import find_head
+    from specbench.models.heads import heads_of
     from specbench.models.shapes import load_shape
 
     longest = max(request.contexts or (DEFAULT_CONTEXT,)) + max(config.gamma) + 1
@@ -145,33 +140,18 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
         require_rollback(loaded)
         return loaded
 
-    target = real(config.target) if request.target_config is None else shape(request.target_config)
-    drafts, heads = {}, {}
-    for spec in map(parse_draft, config.draft):
+    specs = [parse_draft(text) for text in config.draft]
+    for spec in specs:
         require_in_process(spec)
-        if spec.kind == "skip":
-            drafts[spec.reader] = _first_layers(target, spec)
-        elif spec.kind == "mtp" or (spec.model is not None and find_head(spec.model) is not None):
-            say(f"Loading {spec.reader}")
-            (head,) = load_drafts([spec], target, real)
-            assert isinstance(head, HeadDraft)
-            heads[spec.reader] = head
-        elif spec.model is not None:
-            drafts[spec.reader] = real(spec.model)
-    return Subjects(target, drafts | {str(path): shape(path) for path in request.draft_configs}, heads)
-
-
-def _first_layers(target: LoadedModel, spec: DraftSpec) -> LoadedModel:
-    """The target's own first layers, which need no loading."""
-    from specbench.drafters.skip import first_layers
-    from specbench.models.memory import weight_bytes, weights
-
-    if spec.layers is None:
-        raise ConfigError("A probe does not look for layers", where=spec.text, hint="Write skip:layers=8.")
-    model = first_layers(target.model, spec.layers)
-    parameters = sum(weight.numel() for weight in weights(model))
-    # With the target's tokenizer or none, and its revision: it is a part of it.
-    return replace(target, name=spec.text, model=model, parameters=parameters, weight_bytes=weight_bytes(model))
+        if spec.kind == "skip" and spec.layers is None:
+            raise ConfigError("A probe does not look for layers", where=spec.text, hint="Write skip:layers=8.")
+    target = real(config.target) if request.target_config is None else shape(request.target_config)
+    for name in (*heads_of([spec.model for spec in specs]), *(spec.reader for spec in specs if spec.kind == "mtp")):
+        say(f"Loading {name}")
+    found = load_drafts(specs, target, real)
+    drafts = {draft.spec.reader: draft.loaded for draft in found if draft.loaded is not None}
+    drafts |= {str(path): shape(path) for path in request.draft_configs}
+    return Subjects(target, drafts, {draft.spec.reader: draft for draft in found if isinstance(draft, HeadDraft)})
 
 
 def _plan(

@@ -201,9 +201,16 @@ class PromptDetails(Fields):
 
 
 class UsageFields(Fields):
+    """Tokens of a request as the server counts them, those that were written with the end of sequence."""
+
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     prompt_tokens_details: PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Of the prompt, not computed again."""
+        return None if self.prompt_tokens_details is None else self.prompt_tokens_details.cached_tokens
 
 
 class Event(Fields):

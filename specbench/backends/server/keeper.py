@@ -56,18 +56,18 @@ def _told_to_end(wakened: int) -> bool:
 def _end(server: subprocess.Popen[bytes], stop_s: float) -> int:
     """The server's exit code, once nothing of its group is left."""
     if server.poll() is None:
-        _signal_group(server.pid, signal.SIGTERM)
+        signal_group(server.pid, signal.SIGTERM)
         try:
             server.wait(stop_s)
         except subprocess.TimeoutExpired:
-            _signal_group(server.pid, signal.SIGKILL)
+            signal_group(server.pid, signal.SIGKILL)
     code = server.wait()
     # Workers that their parent left behind keep memory, a GPU or the port.
-    _signal_group(server.pid, signal.SIGKILL)
+    signal_group(server.pid, signal.SIGKILL)
     return code
 
 
-def _signal_group(group: int, number: int) -> None:
+def signal_group(group: int, number: int) -> None:
     try:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):

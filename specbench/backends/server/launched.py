@@ -219,17 +219,10 @@ class Launched:
         if told:
             self._exit_code = int(told[-1])
         elif self._pid:
-            _kill_group(self._pid)
+            keeper.signal_group(self._pid, signal.SIGKILL)
             self._exit_code = -signal.SIGKILL
         else:
             self._exit_code = watcher.returncode
-
-
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def _answers(host: str, port: int) -> bool:

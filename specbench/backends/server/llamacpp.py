@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from specbench.backends.base import TargetText
 from specbench.backends.server import openai
@@ -78,22 +78,14 @@ class _Event(Event):
     timings: Timings | None = None
 
 
-class _Sampling(Fields):
-    """What it was started with, of what changes texts."""
-
-    repeat_penalty: Number | None = None
-    presence_penalty: Number | None = None
-    frequency_penalty: Number | None = None
-    dry_multiplier: Number | None = None
-    xtc_probability: Number | None = None
-    typical_p: Number | None = None
-    top_n_sigma: Number | None = None
-    mirostat: Number | None = None
-    dynatemp_range: Number | None = None
+_NUMBERS: Any = dict.fromkeys(_OFF, (Number | None, None))
+_Sampling: type[Fields] = create_model("_Sampling", __base__=Fields, **_NUMBERS)
 
 
 class _Defaults(Fields):
-    params: _Sampling | None = None
+    """What it was started with: `params` of those that change texts (`_OFF`)."""
+
+    params: dict[str, Any] | None = None
 
 
 class _Props(Fields):
@@ -212,7 +204,7 @@ class LlamaCpp(openai.OpenAI):
 
     def _defaults(self, found: _Defaults) -> dict[str, float] | None:
         asked = self.body(Ask((), 1, Sampling(), 0), None)
-        told = (found.params or _Sampling()).model_dump(exclude_none=True)
+        told = _Sampling.of(found.params or {}).model_dump(exclude_none=True)
         return {key: value for key, value in told.items() if key not in asked and value != _OFF[key]} or None
 
     async def write(self, post: Post, ask: Ask, model: str | None) -> TargetText:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, takewhile
 from typing import Any, TypeAlias, TypeVar
@@ -22,6 +22,7 @@ from specbench.backends.server.adapter import (
     State,
     Text,
     Tokens,
+    UsageFields,
     as_word,
     by_position,
     error_word,
@@ -46,16 +47,6 @@ SOURCES: Mapping[str, str] = {
     "told.cached_tokens": "usage.prompt_tokens_details.cached_tokens",
 }
 FINISHES: Mapping[str, Finish] = {"stop": "eos", "tool_calls": "eos", "function_call": "eos", "length": "length"}
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of a request as the server counts them; `output_tokens` with the end of sequence, `cached_tokens` of the
-    prompt were not computed again."""
-
-    prompt_tokens: int | None
-    output_tokens: int
-    cached_tokens: int | None
 
 
 def chat_body(ask: Ask, model: str | None) -> dict[str, Any]:
@@ -117,7 +108,7 @@ def finish_of(events: Events) -> Finish:
     return FINISHES[reasons[-1]]
 
 
-def usage_of(events: Events) -> Usage:
+def usage_of(events: Events) -> UsageFields:
     """The last counts in the stream: some servers repeat running counts in every chunk. Raises ValueError where there
     are none."""
     told = [event.usage for _, event in events if event.usage is not None]
@@ -126,9 +117,7 @@ def usage_of(events: Events) -> Usage:
             "no usage.completion_tokens, which we ask for by stream_options.include_usage (some servers and gateways "
             "send it only where a setting of theirs says so)"
         )
-    last = told[-1]
-    cached_tokens = None if last.prompt_tokens_details is None else last.prompt_tokens_details.cached_tokens
-    return Usage(last.prompt_tokens, told[-1].completion_tokens, cached_tokens)
+    return told[-1]
 
 
 def reading(
@@ -140,7 +129,7 @@ def reading(
     """The answer, with what an engine tells beyond OpenAI's fields. Raises ValueError for one that is not whole."""
     finish, usage, said = finish_of(events), usage_of(events), text_of(events)
     first_s, last_s = stream_times(events)
-    if said and not usage.output_tokens:
+    if said and not usage.completion_tokens:
         raise AnswerError("usage.completion_tokens is 0, and there is a text")
     if len(said) > MOST_TEXT:
         raise AnswerError("its text is longer than any answer's")
@@ -149,7 +138,7 @@ def reading(
         text=said,
         finish=finish,
         prompt_tokens=usage.prompt_tokens,
-        output_tokens=usage.output_tokens or 1,  # the end of sequence, which some servers do not count
+        output_tokens=usage.completion_tokens or 1,  # the end of sequence, which some servers do not count
         first_s=first_s,
         last_s=last_s,
         drafted=drafted,

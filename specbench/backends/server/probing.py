@@ -18,12 +18,12 @@ from specbench.backends.base import Admitted, Answer, Conditions, Item, Job, Uni
 from specbench.backends.server.provider import Starting, engine_name
 from specbench.backends.server.session import ServerSession
 from specbench.config import RunConfig
-from specbench.cost.load import free_cores
+from specbench.cost.load import busy_machine, free_cores
 from specbench.cost.plan import Costs, ProbeRequest
 from specbench.cost.synthetic import Read, Spent, reading_points, round_points
 from specbench.drafters.spec import parse_draft
 from specbench.errors import ConfigError, EngineError
-from specbench.records import Arm, CostPoint, Finding, Load, Prompt, Trial, warned
+from specbench.records import Arm, CostPoint, Load, Prompt, Trial
 from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 
@@ -73,7 +73,8 @@ class ServerProbe:
         cautions = list(session.noticed.cautions)
         others = median(self._others) if self._others else 0.0
         if others > self._config.max_other_cores:
-            cautions.append(_busy(others))
+            said = "rounds were timed: their ratios to a step stand, their seconds are too high"
+            cautions.append(busy_machine(others, said))
         return Costs(tuple(points), tuple(cautions))
 
     def _draft(self, session: ServerSession, draft: str, units: Sequence[Unit]) -> Iterator[CostPoint]:
@@ -189,12 +190,3 @@ def _spent(trials: Sequence[Trial], arm: Arm, *, rejecting: bool) -> Spent | Non
         seconds += trial.times.decode_s - (later[-1] - own_s if later else 0.0)
         rounds.update(each[before:])
     return Spent(seconds, rounds)
-
-
-def _busy(others: float) -> Finding:
-    return warned(
-        "busy-machine",
-        f"other processes kept {others:.1f} cores busy while rounds were timed: their ratios to a step stand, their "
-        "seconds are too high",
-        "Probe again on a quiet machine.",
-    )
