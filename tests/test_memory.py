@@ -21,6 +21,7 @@ from specbench.acceptance.positions import read_positions
 from specbench.analysis.summarise import summarise
 from specbench.backends.local import backend, local
 from specbench.backends.local.cache import RewindableCache
+from specbench.backends.local.drafting import Draft
 from specbench.backends.local.lean import LeanDecoder
 from specbench.backends.local.ragged import RaggedCache
 from specbench.errors import EngineError, ModelError, StoreError
@@ -358,15 +359,15 @@ def test_no_cache_outlives_its_trial(lab, tmp_path, batch_size):
 @pytest.mark.full
 def test_a_prompt_that_fails_when_it_is_scored_counts_in_no_arm(lab, tmp_path, monkeypatch):
     """Its trials are on disk by then."""
-    score, calls = local.LocalEngine.score, []
+    score, calls = Draft.score, []
 
-    def refuse(self, ids, output, draft):
+    def refuse(self, ids, output):
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError(CPU_SAYS)
-        return score(self, ids, output, draft)
+        return score(self, ids, output)
 
-    monkeypatch.setattr(local.LocalEngine, "score", refuse)
+    monkeypatch.setattr(Draft, "score", refuse)
     stored = sweep(lab, tmp_path, gammas=(2,), probe_batch_sizes="1", max_new_tokens=6)
     (lost,) = stored.run.workload.skipped
     row = summarise(stored).drafts[0].gammas[0]

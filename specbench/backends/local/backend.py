@@ -11,29 +11,27 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.local.batch import REPLAY_BATCH
+from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.precision import with_precision
 from specbench.backends.local.ragged import WIDEST
 from specbench.backends.local.session import LocalScoring, LocalSession
 from specbench.config import RunConfig
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ModelError, WorkloadError
-from specbench.models import resolve_device
+from specbench.models import LoadedModel, load_tokenizer, resolve_device
 from specbench.models.defaults import own_cautions
 from specbench.models.heads import heads_of
 from specbench.models.memory import available_bytes, cache_bytes, memory_errors, pass_bytes
-from specbench.models.prompts import encoded_record, today_of
+from specbench.models.prompts import encode_all, encoded_record, today_of
 from specbench.models.shapes import ELEMENT_BYTES, ModelSize, head_size, size_of
 from specbench.records import Omitted, Prompt
 from specbench.run_record import RunRecord
 from specbench.store import RunWriter
 from specbench.text import gigabytes
-
-if TYPE_CHECKING:
-    from specbench.backends.local.local import LocalEngine
 
 
 def in_process(device: str) -> str:
@@ -64,8 +62,6 @@ class LocalBackend:
         (config, cautions), replay_only = with_precision(self._config, was), self._replay_only
         self._config, threads = config, self._threads()
         require_memory(config, prompts, resolve_device(config.device), replay_only=replay_only)
-        from specbench.backends.local.local import LocalEngine
-
         self._say(f"Loading {', '.join((config.target, *config.draft))} in {config.dtype}")
         engine = self._engine = LocalEngine(config, threads)
         engine.today = today_of(None if self._earlier is None else self._earlier.workload.encoded)
@@ -259,9 +255,6 @@ def _json_bytes(value: Any) -> int:
 
 
 def _token_lengths(config: RunConfig, prompts: Sequence[Prompt], trusted: Collection[str]) -> list[int]:
-    from specbench.models import LoadedModel, load_tokenizer
-    from specbench.models.prompts import encode_all
-
     tokenizer = load_tokenizer(config.target, trust_remote_code=trusted)
     unloaded = LoadedModel(config.target, None, tokenizer, None, 0, 0, None)
     return [len(ids) for _, ids in encode_all(unloaded, prompts, config.chat_template_kwargs).encoded]

@@ -6,24 +6,32 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from specbench.backends.base import Admitted, Conditions
 from specbench.backends.local.backend import in_process
+from specbench.backends.local.drafting import facts
+from specbench.backends.local.drafts import HeadDraft, load_drafts
 from specbench.backends.local.precision import with_precision
+from specbench.backends.local.prober import Prober
+from specbench.backends.local.reference import require_rollback
+from specbench.backends.local.swap import make_lean
+from specbench.clock import device_sync
 from specbench.config import RunConfig
+from specbench.cost.bandwidth import memory_bandwidth
 from specbench.cost.load import OthersMeter, busy_machine, free_cores
 from specbench.cost.plan import Costs, ProbePlan, ProbeRequest, run_plan
 from specbench.drafters import parse_draft, require_in_process
 from specbench.errors import ConfigError
-from specbench.models import resolve_device
+from specbench.models import LoadedModel, load_model, resolve_device
+from specbench.models.heads import heads_of
+from specbench.models.memory import available_bytes, step_bytes
+from specbench.models.prompts import encode_all
+from specbench.models.shapes import load_shape, shape_cautions, shape_format
 from specbench.records import Bandwidth, Prompt
 from specbench.run_record import ModelFacts
 from specbench.store import RunWriter
-
-if TYPE_CHECKING:
-    from specbench.backends.local.drafts import HeadDraft
-    from specbench.models import LoadedModel
 
 # Where no tokenizer says how long the prompts of a workload are.
 DEFAULT_CONTEXT = 512
@@ -50,7 +58,6 @@ class LocalProbe:
     def __init__(
         self, config: RunConfig, request: ProbeRequest, prompts: Callable[[], Sequence[Prompt]], say: Say
     ) -> None:
-        from specbench.models.shapes import shape_format
 
         own = None if request.target_config is None else shape_format(request.target_config)
         config, self._cautions = with_precision(config, own=own)
@@ -63,12 +70,6 @@ class LocalProbe:
 
     def admit(self) -> Admitted:
         """Load everything; memory is timed before, while there is some."""
-        import torch
-
-        from specbench.clock import device_sync
-        from specbench.cost.bandwidth import memory_bandwidth
-        from specbench.models.memory import available_bytes
-        from specbench.models.shapes import shape_cautions
 
         torch.set_num_threads(self._threads)
         self._say("Timing the memory")
@@ -84,7 +85,6 @@ class LocalProbe:
         return Admitted([], [], self.setting, _facts(subjects.target), drafts, cautions=cautions)
 
     def probe(self, writer: RunWriter) -> Costs:
-        from specbench.backends.local.prober import Prober
 
         config, subjects = self._config, self._subjects
         ids, plan = _plan(config, self._request, subjects, self._prompts)
@@ -110,19 +110,11 @@ class LocalProbe:
 
 
 def _facts(loaded: LoadedModel) -> ModelFacts:
-    from specbench.backends.local.drafting import facts
-    from specbench.models.memory import step_bytes
 
     return replace(facts(loaded), step_bytes=step_bytes(loaded.model))
 
 
 def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Subjects:
-    from specbench.backends.local.drafts import HeadDraft, load_drafts
-    from specbench.backends.local.reference import require_rollback
-    from specbench.backends.local.swap import make_lean
-    from specbench.models import load_model
-    from specbench.models.heads import heads_of
-    from specbench.models.shapes import load_shape
 
     longest = max(request.contexts or (DEFAULT_CONTEXT,)) + max(config.gamma) + 1
 
@@ -180,7 +172,6 @@ def _plan(
 
 def _encoded(config: RunConfig, target: LoadedModel, prompts: Sequence[Prompt]) -> list[list[int]]:
     """The prompts that a run would use, as token ids; none that it would leave out."""
-    from specbench.models.prompts import encode_all
 
     found = encode_all(target, prompts, config.chat_template_kwargs)
     longest = (target.max_context or 2**62) - config.max_new_tokens - max(config.gamma) - 1

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from specbench.acceptance.score import CHUNK
 from specbench.backends.base import Admitted, Answered, Conditions, Item, Noticed, TargetText
 from specbench.backends.local.backend import chosen_layers, in_process, require_memory
 from specbench.backends.local.batch import REPLAY_BATCH, score_batch
+from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.precision import with_precision
 from specbench.backends.local.session import LocalScoring, answered
 from specbench.config import NO_TARGET, RunConfig
@@ -40,10 +40,6 @@ from specbench.models.prompts import encoded_record, encoding_cautions, today_of
 from specbench.records import Sampling
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
 from specbench.workload.replies import Recorded
-
-if TYPE_CHECKING:
-    from specbench.backends.local.local import LocalEngine
-
 
 # Answers of which is looked whether another tokenization would cut them elsewhere.
 ROUND_TRIPS = 2000
@@ -118,8 +114,6 @@ class RecordedBackend:
         if self._weights:
             room = replace(config, max_new_tokens=min(config.max_new_tokens, _longest(sample)))
             require_memory(room, prompts, resolve_device(config.device), replay_only=True)
-        from specbench.backends.local.local import LocalEngine
-
         models = [draft.model for draft in map(parse_draft, config.draft) if draft.model is not None]
         loaded = (name if self._weights else f"the tokenizer of {name}", *models)
         self._say(f"Loading {', '.join(loaded)}")
@@ -181,8 +175,6 @@ class RecordedBackend:
         return items
 
     def verify(self, answers: Sequence[Recorded]) -> AnswersVerified:
-        from specbench.backends.local.recorded import verify
-
         facts = self.facts
         items = self.read(answers)
         self.facts = facts  # they are read again

@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from specbench.acceptance.loop import Generation
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.base import (
     WARMUP_TOKENS,
@@ -29,16 +30,13 @@ from specbench.backends.base import (
 )
 from specbench.backends.local.batch import REPLAY_BATCH
 from specbench.backends.local.lanes import Lane, Lanes, Underway, take_turns
+from specbench.backends.local.local import LocalEngine
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import EngineError
 from specbench.models.memory import available_bytes, is_out_of_memory
 from specbench.records import Arm, Divergence, warned
-
-if TYPE_CHECKING:
-    from specbench.acceptance.loop import Generation
-    from specbench.backends.local.local import LocalEngine
 
 T = TypeVar("T")
 
