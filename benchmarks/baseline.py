@@ -80,7 +80,7 @@ class Ours:
 
     def reserve(self, capacity: int) -> None:
         self.engine.reserve(capacity)
-        self.engine.settle([], {})
+        self.engine.settle([])
 
     def __call__(self, ids: list[int], arm: Arm, n: int) -> Run:
         start_s = time.perf_counter()

@@ -139,7 +139,7 @@ def main(*, quick: bool = False) -> None:
     shortest = sorted(map(engine.encode, chosen), key=len)[:limit]
     prompts = Random(0).sample(shortest, len(shortest))
     engine.reserve(max(map(len, prompts)) + n + 4)
-    engine.settle(prompts, {})
+    engine.settle(prompts)
     alone, again = Arm("baseline"), Arm("baseline-again")
     arms = [alone, again, *(Arm("speculative", draft, 2) for draft in DRAFTS.values())]
     for arm in arms:

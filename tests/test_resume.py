@@ -22,7 +22,7 @@ from test_run import FakeObserver, config_for, sweep
 
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
-from specbench.run import provenance, record
+from specbench.run import record
 from specbench.run.record import stored_config
 from specbench.run.resume import differences, same_setting, unfinished
 from specbench.store import RunWriter, find_runs, folders, in_use, new_folder, read_run, trial_key
@@ -336,7 +336,7 @@ def test_a_clock_that_goes_backwards_changes_neither_order_nor_durations(lab, tm
         def now(cls, tz=None):
             return datetime(2026, 11, 1, 12, tzinfo=tz) - timedelta(minutes=next(ticks))
 
-    for module in (folders, record, provenance):
+    for module in (folders, record):
         monkeypatch.setattr(module, "datetime", Backwards)
     names = []
     for number in range(3):

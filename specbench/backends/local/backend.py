@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from specbench.backends.base import Admitted, Conditions, Item
+from specbench.backends.base import Admitted, Item
 from specbench.backends.local.batch import REPLAY_BATCH
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.precision import with_precision
@@ -26,16 +26,12 @@ from specbench.models import LoadedModel, load_tokenizer, resolve_device
 from specbench.models.defaults import own_cautions
 from specbench.models.heads import heads_of
 from specbench.models.memory import available_bytes, cache_bytes, memory_errors, pass_bytes
-from specbench.models.prompts import encode_all, encoded_record, today_of
+from specbench.models.prompts import encode_all
 from specbench.models.shapes import ELEMENT_BYTES, ModelSize, head_size, size_of
 from specbench.records import Omitted, Prompt
 from specbench.run_record import RunRecord
 from specbench.store import RunWriter
 from specbench.text import gigabytes
-
-
-def in_process(device: str) -> str:
-    return f"transformers models in process, specbench loop ({device})"
 
 
 class LocalBackend:
@@ -63,28 +59,19 @@ class LocalBackend:
         self._config, threads = config, self._threads()
         require_memory(config, prompts, resolve_device(config.device), replay_only=replay_only)
         self._say(f"Loading {', '.join((config.target, *config.draft))} in {config.dtype}")
-        engine = self._engine = LocalEngine(config, threads)
-        engine.today = today_of(None if self._earlier is None else self._earlier.workload.encoded)
+        engine = self._engine = LocalEngine(config, threads, earlier=self._earlier)
         if engine.today.at.date() != datetime.now().date():
             self._say(f"The chat template writes the date: prompts keep that of the run, {engine.today.at:%Y-%m-%d}")
         items, skipped = _fit(engine, prompts, config, batched=replay_only or config.batch_size > 1)
         ids = [item.tokens for item in items]
         engine.cautions += cautions
         engine.cautions += own_cautions(engine.target, config, ids, engine.eos, engine.today)
-        engine.settle(ids, {} if self._earlier is None else chosen_layers(self._earlier))
+        engine.settle(ids)
         if replay_only and not engine.writes_together:
             self._say("Writing texts one by one: the target would see padding")
         self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, config.max_new_tokens, padded=replay_only)
-        return Admitted(
-            items,
-            skipped,
-            Conditions(in_process(engine.device), engine.device, config.dtype, threads),
-            *engine.describe(),
-            cautions=engine.cautions,
-            encoded=encoded_record(engine.target, [(item.prompt.sha256, item.tokens) for item in items], engine.today),
-            reference=tuple(reference),
-        )
+        return engine.admitted(items, skipped, reference, hashes=True)
 
     @contextmanager
     def session(self, writer: RunWriter) -> Iterator[LocalSession]:
@@ -95,10 +82,6 @@ class LocalBackend:
     def scoring(self, writer: RunWriter) -> Iterator[LocalScoring]:
         with memory_errors():
             yield LocalScoring(self._engine, self._config)
-
-
-def chosen_layers(earlier: RunRecord) -> dict[str, int]:
-    return {spec: facts.layers for spec, facts in earlier.drafts.items() if facts.layers is not None}
 
 
 def _fit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from specbench.acceptance.loop import Generation
 from specbench.acceptance.many import ManyDrafter, rounds_of_many
 from specbench.acceptance.rules import RepetitionPenalty, margins
+from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting, facts
@@ -36,10 +37,10 @@ from specbench.models.headconfig import Head
 from specbench.models.heads import heads_of, require_fit, require_own
 from specbench.models.load import load_files, read_config
 from specbench.models.memory import cache_bytes
-from specbench.models.prompts import EncodedPrompts, Today, encode, encode_all, end_tokens
+from specbench.models.prompts import EncodedPrompts, encode, encode_all, encoded_record, end_tokens, today_of
 from specbench.models.vocabulary import check_vocabularies
-from specbench.records import Arm, Finding, Prompt, ReferenceCheck, Sampling, warned
-from specbench.run_record import ModelFacts
+from specbench.records import Arm, Finding, Omitted, Prompt, ReferenceCheck, Sampling, warned
+from specbench.run_record import ModelFacts, RunRecord
 
 NO_GRAPHS = warned(
     "no-cuda-graphs",
@@ -68,12 +69,20 @@ def _rereads(name: str) -> Finding:
     )
 
 
+def in_process(device: str) -> str:
+    return f"transformers models in process, specbench loop ({device})"
+
+
 class LocalEngine:
     """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`. Without
-    the `weights` of the target there are only the scores of drafts that say one token each."""
+    the `weights` of the target there are only the scores of drafts that say one token each. What the session of
+    run.json `earlier` chose and wrote stays: the layers of skip drafts, and the date."""
 
-    def __init__(self, config: RunConfig, threads: int, *, weights: bool = True) -> None:
+    def __init__(
+        self, config: RunConfig, threads: int, *, weights: bool = True, earlier: RunRecord | None = None
+    ) -> None:
         torch.set_num_threads(threads)
+        self._threads = threads
         self.device = resolve_device(config.device)
         self.sampling: Sampling = config.sampling
         self.seed = config.seed
@@ -104,7 +113,9 @@ class LocalEngine:
             )
             self.cautions += report.cautions
         self.eos = end_tokens(self.target)
-        self.today = Today()
+        self.today = today_of(None if earlier is None else earlier.workload.encoded)
+        drafted = {} if earlier is None else earlier.drafts
+        self._known = {text: facts.layers for text, facts in drafted.items() if facts.layers is not None}
         self._recorder: CudaRecorder | None = None  # once all passes were recorded
 
     def _load(self, config: RunConfig, name: str) -> LoadedModel:
@@ -147,11 +158,22 @@ class LocalEngine:
         with failing_as_ours(self.target):
             return ignores_padding(self.target.model)
 
-    def describe(self) -> tuple[ModelFacts, dict[str, ModelFacts]]:
+    def admitted(
+        self, items: Sequence[Item], skipped: Sequence[Omitted], reference: Sequence[ReferenceCheck], hashes: bool
+    ) -> Admitted:
+        """What run.json says of all that; with the `hashes` of the items' ids where these are prompts."""
         target = facts(self.target) if self.weights else ModelFacts(self.target.name, self.target.revision)
-        return replace(target, end_tokens=tuple(sorted(self.eos))), {
-            text: draft.facts() for text, draft in self.drafts.items()
-        }
+        ids = [(item.prompt.sha256, item.tokens) for item in items] if hashes else []
+        return Admitted(
+            list(items),
+            list(skipped),
+            Conditions(in_process(self.device), self.device, self._dtype, self._threads),
+            replace(target, end_tokens=tuple(sorted(self.eos))),
+            {text: draft.facts() for text, draft in self.drafts.items()},
+            cautions=self.cautions,
+            encoded=encoded_record(self.target, ids, self.today),
+            reference=tuple(reference),
+        )
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, through the target's chat template where it has one, written `today`."""
@@ -180,12 +202,12 @@ class LocalEngine:
             if self.batch_size > 1:
                 self._many_drafters[draft.spec.text] = draft.open_many(self._setting, self._many)
 
-    def settle(self, prompts: Sequence[Sequence[int]], known: Mapping[str, int]) -> None:
-        """Choose the layers of `skip:auto` drafts over a few prompts, or take those `known` from an earlier session; on
-        CUDA, record the passes of every model. After `reserve`."""
+    def settle(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Choose the layers of `skip:auto` drafts over a few prompts, or take those of the earlier session; on CUDA,
+        record the passes of every model. After `reserve`."""
         for text, draft in list(self.drafts.items()):
             if draft.spec.kind == "skip" and draft.spec.layers is None:
-                layers = known.get(text) or choose_layers(self._setting, prompts, self.gammas)
+                layers = self._known.get(text) or choose_layers(self._setting, prompts, self.gammas)
                 (settled,) = load_drafts([replace(draft.spec, layers=layers)], self.target, lambda name: self.target)
                 settled.open(self._setting, self._target.capacity)
                 self.drafts[text] = settled

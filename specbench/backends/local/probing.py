@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from specbench.backends.base import Admitted, Conditions
-from specbench.backends.local.backend import in_process
 from specbench.backends.local.drafting import facts
 from specbench.backends.local.drafts import HeadDraft, load_drafts
+from specbench.backends.local.local import in_process
 from specbench.backends.local.precision import with_precision
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.reference import require_rollback

@@ -21,8 +21,8 @@ import torch
 
 from specbench.acceptance.rules import RepetitionPenalty, distribution
 from specbench.acceptance.score import CHUNK
-from specbench.backends.base import Admitted, Answered, Conditions, Item, Noticed, TargetText
-from specbench.backends.local.backend import chosen_layers, in_process, require_memory
+from specbench.backends.base import Admitted, Answered, Item, Noticed, TargetText
+from specbench.backends.local.backend import require_memory
 from specbench.backends.local.batch import REPLAY_BATCH, score_batch
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.precision import with_precision
@@ -36,7 +36,7 @@ from specbench.models.answers import AnswerEncoder, UnwrittenAnswerError
 from specbench.models.defaults import unwritten
 from specbench.models.heads import heads_of
 from specbench.models.memory import memory_errors
-from specbench.models.prompts import encoded_record, encoding_cautions, today_of
+from specbench.models.prompts import encoding_cautions
 from specbench.records import Sampling
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
 from specbench.workload.replies import Recorded
@@ -117,8 +117,7 @@ class RecordedBackend:
         models = [draft.model for draft in map(parse_draft, config.draft) if draft.model is not None]
         loaded = (name if self._weights else f"the tokenizer of {name}", *models)
         self._say(f"Loading {', '.join(loaded)}")
-        engine = self._engine = LocalEngine(config, threads, weights=self._weights)
-        engine.today = today_of(None if self._earlier is None else self._earlier.workload.encoded)
+        engine = self._engine = LocalEngine(config, threads, weights=self._weights, earlier=self._earlier)
         self._encoder = AnswerEncoder(
             engine.target, config.chat_template_kwargs, engine.today, engine.eos, config.max_new_tokens
         )
@@ -134,19 +133,11 @@ class RecordedBackend:
         engine.cautions += encoding_cautions(engine.target, ids, engine.eos, engine.today)
         engine.cautions += unwritten(engine.target, prompts, config.chat_template_kwargs)
         if any(draft.spec.kind == "skip" for draft in engine.drafts.values()):
-            engine.settle(ids, {} if self._earlier is None else chosen_layers(self._earlier))
+            engine.settle(ids)
         if self._weights or models:
             self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, _REFERENCE_TOKENS, padded=True)
-        return Admitted(
-            items,
-            [],
-            Conditions(in_process(engine.device), engine.device, config.dtype, threads),
-            *engine.describe(),
-            cautions=engine.cautions,
-            encoded=encoded_record(engine.target, [], engine.today),
-            reference=tuple(reference),
-        )
+        return engine.admitted(items, [], reference, hashes=False)
 
     def read(self, block: Sequence[Recorded], before: int = 0) -> list[Item]:
         """The answers as token ids, with room for the longest; those that cannot be had so are refused. In the log
