@@ -31,6 +31,7 @@ from specbench.drafters import NgramSpec
 from specbench.kinds import HEADS
 from specbench.models.defaults import measured
 from specbench.records import Reason
+from specbench.report.dialect import PLAIN, template
 from specbench.report.settings.plan import (
     Given,
     Named,
@@ -46,10 +47,6 @@ from specbench.report.settings.plan import (
 
 # `from_pretrained` takes these by name; a server may have told another word.
 _DTYPES = ("float32", "bfloat16", "float16")
-
-# Where gamma and the cut-off of assisted generation are read from: the assistant's own settings, which by default cut
-# unsure drafts.
-_GAMMA = "num_assistant_tokens"
 
 
 def vllm(plan: Plan) -> Given | Reason:
@@ -247,20 +244,11 @@ def python(plan: Plan) -> Given | Reason:
         return Reason("transformers-layers")
     target = directory(plan, "target")
     draft = directory(plan, "draft") if spec.model is not None else None
-    lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
-        "",
-        f"tokenizer = AutoTokenizer.from_pretrained({_loaded(target)})",
-        f"target = AutoModelForCausalLM.from_pretrained({_loaded(target, plan.precision)})",
-    ]
-    if draft is not None:
-        lines.append(f"draft = AutoModelForCausalLM.from_pretrained({_loaded(draft, plan.precision)})")
-    if spec.kind == "cross" and draft is not None:
-        lines.append(f"draft_tokenizer = AutoTokenizer.from_pretrained({_loaded(draft)})")
-    lines += [*_speculation(plan), *_inputs(plan)]
-    lines.append(f"output = target.generate(**inputs, **speculation, {_sampling(plan)})")
+    code = template("transformers.py.j2", PLAIN).render(
+        plan=plan, target=target, draft=draft, loaded=_loaded, sampling=_sampling(plan)
+    )
     models = [each for each in (target, draft) if each is not None]
-    return given("\n".join(lines), _differs(plan), models, language="python")
+    return given(code.rstrip("\n"), _differs(plan), models, language="python")
 
 
 def _loaded(model: Named, precision: str | None = None) -> str:
@@ -270,38 +258,6 @@ def _loaded(model: Named, precision: str | None = None) -> str:
     if precision in _DTYPES:
         found.append(f"dtype={precision!r}")
     return ", ".join(found)
-
-
-def _speculation(plan: Plan) -> list[str]:
-    """Fresh settings for both models: a `generation_config.json` may have penalties, forced tokens and the like, which
-    `generate` would take for whatever it is not given; so it does with the draft's."""
-    spec = plan.spec
-    ends = f"eos_token_id={list(plan.ends) if plan.ends else 'target.generation_config.eos_token_id'}"
-    if spec.ngram is not None:
-        n = f'"max_matching_ngram_size": {spec.ngram.n}'
-        return [
-            f"target.generation_config = GenerationConfig({ends})",
-            f'speculation = {{"prompt_lookup_num_tokens": {plan.proposed}, {n}}}',
-        ]
-    gamma = f'{_GAMMA}={plan.gamma}, {_GAMMA}_schedule="constant", assistant_confidence_threshold={spec.cutoff}'
-    given = f'"assistant_early_exit": {spec.layers}' if spec.kind == "skip" else '"assistant_model": draft'
-    if spec.kind == "cross":
-        given += ', "tokenizer": tokenizer, "assistant_tokenizer": draft_tokenizer'
-    own = [f"target.generation_config = GenerationConfig({ends}{f', {gamma}' if spec.kind == 'skip' else ''})"]
-    if spec.kind != "skip":
-        own.append(f"draft.generation_config = GenerationConfig({gamma})")
-    return [*own, f"speculation = {{{given}}}"]
-
-
-def _inputs(plan: Plan) -> list[str]:
-    if not plan.templated:
-        return ['inputs = tokenizer("Your prompt", return_tensors="pt")']
-    return [
-        'messages = [{"role": "user", "content": "Your prompt"}]',
-        "inputs = tokenizer.apply_chat_template(",
-        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-        ")",
-    ]
 
 
 def _sampling(plan: Plan) -> str:
