@@ -138,9 +138,7 @@ def level_lines(axes: Axes, levels: Sequence[tuple[float, str, str]]) -> None:
         places.append(level if not places else max(level, places[-1] + apart))
     for (level, label, dash), place in zip(sorted(levels), places, strict=True):
         axes.axhline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1)
-        axes.annotate(
-            label, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8.5, annotation_clip=False
-        )
+        beside(axes, place, label, 8.5)
 
 
 def levels(policy: Policy) -> list[tuple[float, str, str]]:
@@ -149,6 +147,25 @@ def levels(policy: Policy) -> list[tuple[float, str, str]]:
         return [(1.0, "break-even and\npolicy minimum", "-")]
     what = "policy minimum" if policy.metric == "decode" else "policy minimum\n(end to end)"
     return [(1.0, "break-even\n1.00x", "-"), (policy.min_speedup, f"{what}\n{text.speedup(policy.min_speedup)}", "--")]
+
+
+def lined_up(axes: Axes, names: Sequence[str], policy: Policy, speedups: Sequence[float], label: str) -> None:
+    """Axes of one line a name, from the top down, with speedups to the right and the lines that decide."""
+    axes.set_xlim(*padded([1.0, policy.min_speedup, *speedups]))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    for level, words, dash in levels(policy):
+        axes.axvline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1, label=words.replace("\n", " "))
+    axes.set_yticks(range(len(names)), [name(each) for each in names])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+    legend_above(axes, 2)
+
+
+def beside(axes: Axes, place: float, note: str, size: float = 8) -> None:
+    """Words in the right margin, at that height."""
+    at = axes.get_yaxis_transform()
+    axes.annotate(note, (1.01, place), xycoords=at, va="center", fontsize=size, annotation_clip=False)
 
 
 def thinned(places: Sequence[int], most: int = 12) -> list[int]:

@@ -14,13 +14,14 @@ from specbench.analysis.loads import metric_of
 from specbench.records import Policy
 from specbench.report.canvas import (
     COLOURS,
-    INK,
     MARKERS,
     bars_mean,
+    beside,
     legend_above,
     lengths,
     level_lines,
     levels,
+    lined_up,
     name,
     padded,
     page,
@@ -201,20 +202,11 @@ def draw_runs(runs: Sequence[Run]) -> Figure:
             )
             seen.add(run.name)
             note = f"gamma {row.gamma}, n = {row.prompts:,}" + ("" if known else ", no interval")
-            axes.annotate(
-                note, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8, annotation_clip=False
-            )
+            beside(axes, place, note)
         policy = runs[0].summary.policy
         ends = [v for _, _, row in lines for v in (row.speedup, row.speedup_low, row.speedup_high) if v is not None]
-        axes.set_xlim(*padded([1.0, policy.min_speedup, *ends]))
-        axes.set_ylim(len(lines) - 0.4, -0.6)
-        for level, label, dash in levels(policy):
-            axes.axvline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1, label=label.replace("\n", " "))
-        axes.set_yticks(range(len(lines)), [name(draft.draft) for _, draft, _ in lines])
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("decode speedup over target alone (x)")
-        axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
-        legend_above(axes, 2)
+        drafts = [draft.draft for _, draft, _ in lines]
+        lined_up(axes, drafts, policy, ends, "decode speedup over target alone (x)")
     return figure
 
 

@@ -20,10 +20,12 @@ from specbench.report.canvas import (
     INK,
     MARKERS,
     bars_mean,
+    beside,
     legend_above,
     lengths,
     level_lines,
     levels,
+    lined_up,
     name,
     padded,
     page,
@@ -213,16 +215,8 @@ def draw_categories(summary: Summary) -> Figure:
             if policy.metric == "decode":
                 _category_predictions(axes, draft, rows, shift)
         known = [value for draft in drafts for row in draft.categories for value in _values(row)]
-        axes.set_xlim(*padded([1.0, policy.min_speedup, *known]))
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        for level, label, dash in levels(policy):
-            axes.axvline(level, color=INK, linewidth=0.9, linestyle=dash, zorder=1, label=label.replace("\n", " "))
-        axes.set_yticks(range(len(rows)), [name(row) for row in rows])
-        axes.tick_params(axis="y", length=0)
         bars = any(row.speedup_low is not None for draft in drafts for row in draft.categories)
-        axes.set_xlabel("speedup over target alone (x)" + bars_mean(policy, bars))
-        axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
-        legend_above(axes, 2)
+        lined_up(axes, rows, policy, known, "speedup over target alone (x)" + bars_mean(policy, bars))
     return figure
 
 
@@ -244,9 +238,7 @@ def _category_points(axes: Axes, draft: DraftResult, rows: list[str], index: int
             label=name(draft.draft) if position == 0 else None,
         )
         label = f"gamma {category.best_gamma}, n = {category.prompts:,}" + ("" if known else ", no interval")
-        axes.annotate(
-            label, (1.01, place), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8, annotation_clip=False
-        )
+        beside(axes, place, label)
 
 
 def _category_predictions(axes: Axes, draft: DraftResult, rows: list[str], shift: float) -> None:
