@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,29 +28,45 @@ from specbench.models.family import CACHE_NAMES, require_family, takes, unlike_k
 from specbench.models.memory import ModelMemoryError, is_out_of_memory
 
 
-class CachedModel:
-    """A causal language model and its KV cache with room for `capacity` tokens in each of `batch` sequences.
+class ModelReader:
+    """A causal language model that reads `batch` sequences of up to `capacity` tokens each. Raises ModelError for
+    models whose memory cannot be rewound."""
 
-    Raises ModelError for models whose memory cannot be rewound, and ModelMemoryError where a pass does not fit.
-    """
+    def __init__(self, model: Any, capacity: int, batch: int) -> None:
+        require_family(model.config, type(model).__name__)
+        self.config = model.config.get_text_config(decoder=True)
+        self.model, self.capacity, self.batch = model, capacity, batch
+        self.device = str(model.device)
+        self.vocab_size = int(self.config.vocab_size)
+        self.states: States | None = None
+        self._lean = decoder_of(model)
+        self._graphs: Graphs | None = None
+        packed_head(model)
+
+    def keeping(self, layers: Sequence[int]) -> Self:
+        """This model, over the same cache, which also keeps the hidden states that these layers are given: `states` of
+        every token it reads. A pass of it costs what the copies cost; one of this model costs nothing more."""
+        twin = copy.copy(self)
+        twin._graphs = None
+        twin.states = States(layers, self.capacity, self.batch)
+        return twin
+
+    def forget(self) -> None:
+        """Run plainly again."""
+        self._graphs = None
+
+
+class CachedModel(ModelReader):
+    """The model with a KV cache whose sequences are of one length. Raises ModelMemoryError where a pass does not
+    fit."""
 
     def __init__(self, model: Any, capacity: int, batch: int = 1) -> None:
-        require_family(model.config, type(model).__name__)
-        config = model.config.get_text_config(decoder=True)
-        self.model = model
-        self.batch = batch
-        self.capacity = capacity
-        self.device = str(model.device)
-        self.vocab_size = int(config.vocab_size)
-        self.cache = rewindable(config, capacity)
+        super().__init__(model, capacity, batch)
+        self.cache = rewindable(self.config, capacity)
         self._snapshots = Snapshots(self.cache.states) if self.cache.states else None
         self._lender: CachedModel | None = None
         self._pass = pass_of(model)
-        self._lean = decoder_of(model)
-        self._graphs: Graphs | None = None
-        self.states: States | None = None
         self.length = 0
-        packed_head(model)
 
     def forward(self, ids: Sequence[int] | Tensor, keep: int) -> Tensor:
         """Read `ids`, return logits [keep, V] after the last `keep` of them. For a batch of one. Ids that are a tensor
@@ -138,9 +154,6 @@ class CachedModel:
         self.rewind(0)
         return done
 
-    def forget(self) -> None:
-        self._graphs = None
-
     @property
     def rereads(self) -> bool:
         """Whether the next pass after a rejection reads the kept tokens again; known after a first pass."""
@@ -154,14 +167,6 @@ class CachedModel:
         twin.cache = self.cache.first(len(cut.get_decoder().layers))
         if self._snapshots is not None:
             twin._snapshots, twin._lender = Snapshots(twin.cache.states), self
-        return twin
-
-    def keeping(self, layers: Sequence[int]) -> CachedModel:
-        """This model, over the same cache, which also keeps the hidden states that these layers are given: `states` of
-        every token it reads. A pass of it costs what the copies cost; one of this model costs nothing more."""
-        twin = copy.copy(self)
-        twin._graphs = None
-        twin.states = States(layers, self.capacity, self.batch)
         return twin
 
     def rewind(self, length: int) -> None:

@@ -13,7 +13,6 @@ positions: nothing of it is taken from a configuration.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,11 +26,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from specbench.acceptance.rules import queued
 from specbench.backends.local.cache import RewindableLayer, layers_for
-from specbench.backends.local.cached import States, packed_head, watched
+from specbench.backends.local.cached import ModelReader, watched
 from specbench.backends.local.graphs import Graphs, Recorder
-from specbench.backends.local.lean import Taps, Update, decoder_of, seen_from
+from specbench.backends.local.lean import Taps, Update, seen_from
 from specbench.kinds import MAX_GAMMA
-from specbench.models.family import Memory, keeps_nothing, require_batches, require_family
+from specbench.models.family import Memory, keeps_nothing, require_batches
 
 # From numbers of row, head, query position and key position to whether the one sees the other.
 Sees = Callable[..., Tensor]
@@ -170,25 +169,15 @@ class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
                     kept[: len(rows), :, :used] = kept[chosen, :, :used]
 
 
-class RaggedModel:
-    """A causal language model over up to `batch` sequences, each with room for `capacity` tokens, padding included.
-    Raises ModelError for models that cannot be told each row's positions."""
+class RaggedModel(ModelReader):
+    """The model over sequences that each have a length of their own, padding included in their room. Raises ModelError
+    for models that cannot be told each row's positions."""
 
     def __init__(self, model: Any, capacity: int, batch: int) -> None:
-        require_family(model.config, type(model).__name__)
+        super().__init__(model, capacity, batch)
         require_batches(model.config, type(model).__name__)
-        config = model.config.get_text_config(decoder=True)
-        self.model = model
-        self.capacity = capacity
-        self.batch = batch
-        self.device = str(model.device)
-        self.vocab_size = int(config.vocab_size)
-        self._cache = RaggedCache(config, capacity, batch)
+        self._cache = RaggedCache(self.config, capacity, batch)
         self._spots = torch.arange(max(capacity, batch), device=self.device)
-        self._lean = decoder_of(model)
-        self._graphs: Graphs | None = None
-        self.states: States | None = None
-        packed_head(model)
 
     def begin(self, batch: int) -> None:
         if batch > self._cache.places.batch:
@@ -248,14 +237,6 @@ class RaggedModel:
         if self.states is not None:
             self.states.keep(queued(rows, self.device))
 
-    def keeping(self, layers: Sequence[int]) -> RaggedModel:
-        """This model, over the same cache, which also keeps the hidden states that these layers are given, as
-        `CachedModel.keeping`."""
-        twin = copy.copy(self)
-        twin._graphs = None
-        twin.states = States(layers, self.capacity, self.batch)
-        return twin
-
     @torch.inference_mode()
     def record(self, widths: Sequence[int], every: bool, recorder: Recorder) -> bool:
         """Record passes over so many tokens in 1, 2, 4 .. rows, up to all; whether all were. Leaves no sequence."""
@@ -285,9 +266,6 @@ class RaggedModel:
     def _placed(self, at: Tensor) -> Taps:
         assert self.states is not None
         return self.states.placed(self._spots[: len(at), None], at)
-
-    def forget(self) -> None:
-        self._graphs = None
 
     def _recorded(self, rows: int, width: int) -> int | None:
         """Rows of the smallest recorded pass that takes so many; None where there is none."""
