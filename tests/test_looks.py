@@ -37,9 +37,11 @@ def planted_times(monkeypatch):
 
     def planted(self, job, arm, *found):
         answer = honest(self, job, arm, *found)
-        drafted = answer.drafted if arm.draft else (0,) * (answer.output_tokens - len(answer.output))
+        trial = answer.trial
+        drafted = trial.drafted if arm.draft else (0,) * (trial.output_tokens - len(answer.output))
         draft_s, verify_s = DRAFT_S * sum(drafted), sum(STEP_S + TOKEN_S * n for n in drafted)
-        return replace(answer, times=Times(0.001, 0.001, draft_s, verify_s, 0.0, 0.002 + draft_s + verify_s))
+        times = Times(0.001, 0.001, draft_s, verify_s, 0.0, 0.002 + draft_s + verify_s)
+        return replace(answer, trial=replace(trial, times=times))
 
     def probe(self, ids, plan):
         costs = {(None, n): STEP_S + TOKEN_S * (n - 1) for n in range(1, max(GAMMAS) + 2)}
