@@ -214,8 +214,8 @@ class Trial:
     to round i; both are empty where a server lists no rounds, and `told` is what it says. `output_tokens` includes the
     first token, which no round emits. `other_cores` were kept busy by others, too many where it is `disturbed`;
     `attempt` counts from 0. `identical` and `diverged` compare greedy text with the target alone, filled in when a run
-    is read. `begun_s` is when a request was due, from the start of its `stretch` (an uninterrupted sequence of requests
-    of one arm); `slices` how many turns the trial took among the arms of its prompt, None at a stretch."""
+    is read. `begun_s` is when a request was due, from the start of its `stretch`; `slices` how many turns the trial
+    took among the arms of its prompt, None at a stretch."""
 
     prompt_id: str
     prompt_sha256: str
