@@ -13,8 +13,8 @@ from specbench.acceptance.positions import PositionWriter
 from specbench.acceptance.replay import Positions
 from specbench.analysis.probed import probed
 from specbench.analysis.summarise import summarise
+from specbench.cost.model import decoding_seconds
 from specbench.cost.stored import served_costs
-from specbench.cost.synthetic import decoding_seconds
 from specbench.errors import ConfigError, StoreError
 from specbench.records import CostPoint
 from specbench.run.task import task_of

@@ -199,7 +199,7 @@ def refusing(monkeypatch, most):
         if alive >= most:
             raise RuntimeError(CPU_SAYS)
         lane = new_lane(self, draft)
-        made.append(weakref.ref(lane.target))
+        made.append(weakref.ref(lane))
         return lane
 
     monkeypatch.setattr(LocalEngine, "new_lane", few)

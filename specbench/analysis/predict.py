@@ -20,11 +20,11 @@ from specbench.cost.model import (
     RoundSeconds,
     at_end,
     cost_variance,
+    decoding_seconds,
     predicted_rounds,
     prefill_seconds,
     round_costs,
 )
-from specbench.cost.synthetic import decoding_seconds
 from specbench.decision.interval import Floats, Paired, ends, speedup_interval
 from specbench.records import CostPoint, Interval
 
