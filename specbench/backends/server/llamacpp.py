@@ -25,7 +25,6 @@ from specbench.backends.server.adapter import (
     Event,
     Fields,
     Get,
-    Json,
     Milliseconds,
     Post,
     RefusedError,
@@ -38,7 +37,7 @@ from specbench.backends.server.adapter import (
     parsed,
     word,
 )
-from specbench.backends.server.scoring import Step
+from specbench.backends.server.scoring import Scored, Top
 from specbench.records import Count, Finish, LogProb, Number, Round, Sampling, ServerStats
 
 _COMPLETION = "/completion"
@@ -118,13 +117,13 @@ class _Completion(Fields):
     stop_type: Text | None = None
 
 
-class _Top(Fields):
+class _Likely(Fields):
     id: Count | None = None
     logprob: LogProb | None = None
 
 
 class _Place(Fields):
-    top_logprobs: list[_Top] | None = None
+    top_logprobs: list[_Likely] | None = None
 
 
 class _Step(Fields):
@@ -233,29 +232,32 @@ class LlamaCpp(openai.OpenAI):
         end = _Props.of(parsed(await get("/props"))).eos_token
         return frozenset(await self.token_ids(post, end, model) if end else ())
 
-    def step_request(self, ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
-        return _COMPLETION, {
-            "prompt": list(ids),
-            "n_predict": 1,
-            "temperature": 0.0,
-            "n_probs": DRAFT_TOP_K,
-            "cache_prompt": True,
-        }
-
-    def read_step(self, payload: Json, ids: Sequence[int]) -> Step:
+    async def score_steps(self, post: Post, prompt: Sequence[int], output: Sequence[int]) -> Scored:
         """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler; the confidence is that
         among the likeliest few, which is what a draft's p-min is compared with."""
-        answer = _Step.of(payload)
-        if answer.tokens_evaluated != len(ids):
-            raise AnswerError(f"the answer is about {as_word(answer.tokens_evaluated)} tokens, not {len(ids)}")
-        places = answer.completion_probabilities
-        tops = (places[0].top_logprobs or []) if places else []
-        token, logprobs = tops[0].id if tops else None, [each.logprob for each in tops]
-        told = [math.exp(each) for each in logprobs if each is not None]
-        if token is None or logprobs[0] is None:
-            raise AnswerError("the answer has no completion_probabilities[0].top_logprobs[0]")
-        read = None if answer.timings is None else answer.timings.prompt_n
-        return Step(token, logprobs[0], told[0] / (sum(told) or 1.0), read)
+        ids, tops, read_again = [*prompt, *output], list[Top](), 0
+        asked = {"n_predict": 1, "temperature": 0.0, "n_probs": DRAFT_TOP_K, "cache_prompt": True}
+        for end in range(len(prompt) + 1, len(ids)):
+            answer = _Step.of(await post(_COMPLETION, {"prompt": ids[:end], **asked}))
+            token, logprob, confidence = _likeliest(answer, end)
+            if tops and answer.timings is not None:
+                read_again += (answer.timings.prompt_n or 1) - 1
+            tops.append(Top(ids[end], token, logprob, confidence))
+        return Scored(tops, read_again)
+
+
+def _likeliest(answer: _Step, tokens: int) -> tuple[int, float, float]:
+    """The likeliest token after a text of so many, its log-probability in nats, and its share among the likeliest few.
+    Raises AnswerError for an answer that is about another text."""
+    if answer.tokens_evaluated != tokens:
+        raise AnswerError(f"the answer is about {as_word(answer.tokens_evaluated)} tokens, not {tokens}")
+    places = answer.completion_probabilities
+    tops = (places[0].top_logprobs or []) if places else []
+    token, logprobs = tops[0].id if tops else None, [each.logprob for each in tops]
+    told = [math.exp(each) for each in logprobs if each is not None]
+    if token is None or logprobs[0] is None:
+        raise AnswerError("the answer has no completion_probabilities[0].top_logprobs[0]")
+    return token, logprobs[0], told[0] / (sum(told) or 1.0)
 
 
 def rounds_of(timings: Sequence[Timings]) -> list[Round] | None:

@@ -44,29 +44,6 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What comes next after a text: the likeliest token with its log-probability in nats, its probability as the engine
-    holds it against its cut-off, and how many tokens the server had to read for it (None: it does not tell)."""
-
-    top: int
-    top_logprob: float
-    confidence: float
-    read: int | None
-
-
-@runtime_checkable
-class StepScorer(Protocol):
-    """An adapter whose engine tells only what comes next. Asked token by token, each request one token longer than the
-    one before, it reads one token a request: its own cache has the rest."""
-
-    def step_request(self, ids: Sequence[int]) -> tuple[str, dict[str, Any]]:
-        """Path and JSON body of the request for what follows token ids; the answer is not streamed."""
-
-    def read_step(self, payload: Json, ids: Sequence[int]) -> Step:
-        """The answer. Raises ValueError for one that is not about these ids."""
-
-
-@dataclass(frozen=True, slots=True)
 class Scored:
     """The places of an output from its second token on, [n] for n + 1 tokens, and how many tokens the server read that
     it had read before."""
@@ -75,24 +52,26 @@ class Scored:
     read_again: int = 0
 
 
+@runtime_checkable
+class StepScorer(Protocol):
+    """An adapter whose engine tells only what comes next. Asked token by token, each request one token longer than the
+    one before, it reads one token a request: its own cache has the rest."""
+
+    async def score_steps(self, post: Post, prompt: Sequence[int], output: Sequence[int]) -> Scored:
+        """As `score_output`. Raises ValueError for an answer that is not about these ids."""
+
+
 async def score_output(
     adapter: Scorer | StepScorer, post: Post, prompt: Sequence[int], output: Sequence[int], model: str | None
 ) -> Scored:
     """What the server's model would have said in place of each token of `output` but the first."""
     if len(output) < 2:
         return Scored([])
+    if isinstance(adapter, StepScorer):
+        return await adapter.score_steps(post, prompt, output)
     ids = [*prompt, *output]
-    if isinstance(adapter, Scorer):
-        path, body = adapter.score_request(ids, model)
-        return Scored(adapter.read_scores(await post(path, body), ids)[len(prompt) :])
-    tops, read_again = [], 0
-    for end in range(len(prompt) + 1, len(ids)):
-        path, body = adapter.step_request(ids[:end])
-        step = adapter.read_step(await post(path, body), ids[:end])
-        tops.append(Top(ids[end], step.top, step.top_logprob, step.confidence))
-        if len(tops) > 1:
-            read_again += (step.read or 1) - 1
-    return Scored(tops, read_again)
+    path, body = adapter.score_request(ids, model)
+    return Scored(adapter.read_scores(await post(path, body), ids)[len(prompt) :])
 
 
 def require_places(places: Sequence[object], ids: Sequence[int]) -> None:
