@@ -180,7 +180,7 @@ class Run:
     @property
     def loads(self) -> pd.DataFrame:
         """One row for each load, draft and gamma of a run on a server; none of a run in process."""
-        from specbench.analysis.contract import LoadResult
+        from specbench.analysis.served import LoadResult
         from specbench.report.notebook import frame
 
         return frame(LoadResult, self.summary.loads)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -233,7 +234,7 @@ def compared(a: StoredRun, b: StoredRun) -> Comparison:
         only_a=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[0] if (draft, gamma) not in arms[1]),
         only_b=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[1] if (draft, gamma) not in arms[0]),
         slower=_slower(drafts, sides[0].summary),
-        warnings=tuple(_warnings(a, b, sides)),
+        warnings=tuple(_warnings(sides)),
     )
 
 
@@ -408,61 +409,43 @@ def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
     return f"{other} of {len(shared)} prompts have another number of tokens: {why}"
 
 
-def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Finding]:
+_HINTS = {
+    "other-prompts": "Run the second on the first one's workload.",
+    "other-token-ids": "Run the second with the first one's target, tokenizer and chat template, and where that writes "
+    "the date, on one day.",
+    "other-weights": "Run both with the same weights before crediting an engine.",
+    "other-sampling": "Run the second with the first one's sampling: acceptance depends on it.",
+    "other-template-arguments": "Run the second with the first one's --chat-template-kwargs: the answers are others.",
+    "other-limit": "Run the second with the first one's --max-new-tokens.",
+    "other-load": "Run the second with the first one's first --concurrency.",
+}
+
+
+def _warnings(runs: tuple[_Run, _Run]) -> list[Finding]:
     """Where the two do not answer the same question."""
-    first, second = a.run.config, b.run.config
-    formats, loads = [weights(stored.run) for stored in (a, b)], [run.load or "1 at a time" for run in runs]
-    changed = _other_tokens(a, b)
-    sampled = asdict(first.sampling), asdict(second.sampling)
-    other = [(key, value, sampled[1][key]) for key, value in sampled[0].items() if value != sampled[1][key]]
-    unknown = formats == [None, None] and _engine(a) != _engine(b)
-    kwargs = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
-    limits = [first.max_new_tokens, second.max_new_tokens]
-    return [
-        *_differs(
-            "other-prompts",
-            a.run.workload.sha256 != b.run.workload.sha256,
-            hint="Run the second on the first one's workload.",
-        ),
-        *_differs(
-            "other-token-ids",
-            changed is not None,
-            changed=changed,
-            hint="Run the second with the first one's target, tokenizer and chat template, and where that writes the "
-            "date, on one day.",
-        ),
-        *_differs(
-            "other-weights",
-            formats[0] != formats[1] or unknown,
-            both=formats,
-            hint="Run both with the same weights before crediting an engine.",
-        ),
-        *_differs(
-            "other-sampling",
-            bool(other),
-            changed=other,
-            hint="Run the second with the first one's sampling: acceptance depends on it.",
-        ),
-        *_differs(
-            "other-template-arguments",
-            kwargs[0] != kwargs[1],
-            both=kwargs,
-            hint="Run the second with the first one's --chat-template-kwargs: the answers are others.",
-        ),
-        *_differs(
-            "other-limit",
-            limits[0] != limits[1],
-            both=limits,
-            hint="Run the second with the first one's --max-new-tokens.",
-        ),
-        *_differs(
-            "other-load",
-            loads[0] != loads[1],
-            both=loads,
-            hint="Run the second with the first one's first --concurrency.",
-        ),
-    ]
-
-
-def _differs(code: str, differs: bool, *, hint: str, **values: object) -> list[Finding]:
-    return [Finding(code, "warning", values, hint)] if differs else []
+    a, b = (run.stored for run in runs)
+    configs = a.run.config, b.run.config
+    sampled = [asdict(each.sampling) for each in configs]
+    formats, engines = [weights(each.run) for each in (a, b)], [_engine(each) for each in (a, b)]
+    both: dict[str, Sequence[object]] = {
+        "other-prompts": [each.run.workload.sha256 for each in (a, b)],
+        "other-token-ids": [None, _other_tokens(a, b)],
+        "other-weights": formats,
+        "other-sampling": sampled,
+        "other-template-arguments": [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in configs],
+        "other-limit": [each.max_new_tokens for each in configs],
+        "other-load": [run.load or "1 at a time" for run in runs],
+    }
+    values: dict[str, dict[str, object]] = {
+        "other-prompts": {},
+        "other-token-ids": {"changed": both["other-token-ids"][1]},
+        "other-sampling": {
+            "changed": [
+                (key, x, y) for (key, x), y in zip(sampled[0].items(), sampled[1].values(), strict=True) if x != y
+            ]
+        },
+    }
+    # Of two engines that do not tell it nobody knows that their weights are the same.
+    unknown = {"other-weights"} if formats == [None, None] and engines[0] != engines[1] else set()
+    differ = [code for code, (one, other) in both.items() if one != other or code in unknown]
+    return [Finding(code, "warning", values.get(code, {"both": both[code]}), _HINTS[code]) for code in differ]

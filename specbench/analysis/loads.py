@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specbench.acceptance.replay import Text
-from specbench.analysis.contract import DraftResult, LoadResult, Money, Percentiles, Schedule, ScheduleStep
+from specbench.analysis.contract import DraftResult, Money
 from specbench.analysis.frame import ArmRows, DraftView, a_a, by_arm
 from specbench.analysis.predict import Predictor
 from specbench.analysis.results import Judged
+from specbench.analysis.served import LoadResult, Percentiles, Schedule, ScheduleStep
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, ends, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial

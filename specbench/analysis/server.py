@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from specbench.analysis.cautions import drafting, warning
-from specbench.analysis.contract import ClockCheck, CounterCheck, NumberCheck, Server, TurnCheck
+from specbench.analysis.served import ClockCheck, CounterCheck, NumberCheck, Server, TurnCheck
 from specbench.records import Arm, Finding, Load, Trial, Turn, Window
 from specbench.run_record import ServedBy, State
 from specbench.store import StoredRun
