@@ -85,7 +85,7 @@ class Policy:
         0.95, "Of intervals and verdicts.", "decision", (*RUNS, "brief", "plan")
     )
     slower_than: Annotated[float, Range(0, 1)] = setting(
-        0.95, "A prompt is slower below this speedup, of which no more may be than max_slower_share.", "decision"
+        0.95, "Below this speedup a prompt counts as slower.", "decision"
     )
     max_slower_share: Annotated[float, Range(0, 1)] = setting(
         0.25, "Largest share of prompts that may be slower.", "decision"
@@ -99,7 +99,7 @@ class Policy:
     )
     by_length: Lengths = setting(
         (),
-        "Verdicts by prompt length in tokens: 1k,4k,16k, or quantiles for thirds of the prompts.",
+        "Verdicts by prompt length in tokens: 1k,4k,16k, or quantiles (thirds).",
         "decision",
         (*RUNS, "brief"),
         metavar="TOKENS",
@@ -235,7 +235,7 @@ class RunConfig:
         measured=False,
     )
     max_other_cores: Annotated[float, Range(0, 4096, above=True)] = setting(
-        0.5, "A trial is repeated when other processes kept more cores than this busy.", "drafts"
+        0.5, "Repeat a trial when other processes kept more cores busy.", "drafts"
     )
     slice_tokens: Annotated[int, Range(0, 1_000_000)] = setting(
         4, "Arms take turns within a prompt, every so many tokens; 0: whole trials. In process.", "drafts", RUNS

@@ -189,9 +189,9 @@ class ServerStats:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where greedy speculative text first differs from the target alone: index in output tokens, and the distance of
-    the target's two best tokens there: `margin` over the magnitude of its top logit, of a server `gap` in nats. A
-    near-tie is rounding, a wide one a bug."""
+    """Where greedy text first differs from the target alone: index in output tokens, and the distance of the target's
+    two best tokens there: `margin` over the magnitude of its top logit, of a server `gap` in nats. A near-tie is
+    rounding, a wide one a bug."""
 
     index: Count
     margin: Number | None
@@ -214,13 +214,12 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One prompt generated once by one arm; in a batch the whole batch: `members` are its prompts' ids, and tokens,
-    rounds and times those of all. Of a conversation they are its `turns`, one after the other, and sums of
-    theirs. `drafted[i]`, `accepted[i]` belong to round i; both are empty where a server lists no
-    rounds, and `told` is what it says itself. `output_tokens` includes the first token, which no round emits.
-    `other_cores` were kept busy by others meanwhile, too many where it is `disturbed`; `attempt` counts from 0.
-    `identical` and `diverged` compare greedy text with the target alone, filled in when a run is read. `begun_s` is
-    when a request was due, seconds from the start of its `stretch` (an uninterrupted sequence of requests of one arm);
-    `slices` how many turns the trial took among the arms of its prompt, None at a stretch."""
+    rounds and times those of all. Of a conversation they are sums over its `turns`. `drafted[i]`, `accepted[i]` belong
+    to round i; both are empty where a server lists no rounds, and `told` is what it says. `output_tokens` includes the
+    first token, which no round emits. `other_cores` were kept busy by others, too many where it is `disturbed`;
+    `attempt` counts from 0. `identical` and `diverged` compare greedy text with the target alone, filled in when a run
+    is read. `begun_s` is when a request was due, from the start of its `stretch`; `slices` how many turns the trial
+    took among the arms of its prompt, None at a stretch."""
 
     prompt_id: str
     prompt_sha256: str
@@ -295,8 +294,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class ClientLag:
-    """How late we were ourselves over a stretch: how long an answer that had arrived waited until it was read (mean and
-    99th percentile), and how many cores our process used."""
+    """How late we were over a stretch: how long an answer that had arrived waited until it was read (mean and 99th
+    percentile), and how many cores our process used."""
 
     mean_s: Number
     p99_s: Number
@@ -306,8 +305,8 @@ class ClientLag:
 @dataclass(frozen=True, slots=True)
 class Window:
     """An uninterrupted sequence of requests of one arm on a server. `counters` is what it counted meanwhile, None where
-    it does not or started anew; `alone` says that we sent nothing but the counted requests, so that sums over the
-    trials must equal it unless somebody else sent some. `lag` is None where the stretch was too short to tell."""
+    it does not or started anew; where `alone` we sent nothing but the counted requests, so that the trials' sums must
+    equal it unless others sent some. `lag` is None where the stretch was too short to tell."""
 
     number: Count
     arm: Arm
@@ -320,14 +319,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class CostPoint:
-    """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others, in
-    each of `batch` sequences at once: median over `passes` with an interval of about 95 % from order statistics. With
-    `context` 0 it is a prefill. `phase` is "read" for a forward pass, "draft" for a whole draft phase of so many
-    tokens, "reread" for a pass over those that a model with recurrent states keeps after a rejection. Of a draft head
-    "read" is over emitted tokens beside the target's states, "step" over one that it drafted beside its own, "block"
-    over an emitted one that drafts so many at once, and "states" a pass of the target that keeps the states for it.
-    "round" is a whole round of a server that keeps no draft, in which the target reads those drafted and one more; its
-    ends are those of its ratio to a step, and `batch` are the clients at once."""
+    """Seconds for `model` (None: the target, else a draft's name) to read `tokens` tokens after `context` others (0: a
+    prefill), in each of `batch` sequences at once: median over `passes` with an interval of about 95 %. `phase` is
+    "read" for a forward pass, "draft" for a whole draft phase, "reread" for a pass over the tokens that a model with
+    recurrent states keeps after a rejection. Of a draft head "read" is over emitted tokens beside the target's states,
+    "step" over one that it drafted beside its own, "block" over an emitted one that drafts so many at once, and
+    "states" a pass of the target that keeps the states for it. "round" is a whole round of a server that keeps no
+    draft: `tokens` are those drafted and one more, the ends those of its ratio to a step, `batch` the clients at once.
+    """
 
     model: str | None
     context: Count
@@ -415,8 +414,8 @@ Severity = Literal["ok", "note", "warning", "broken", "not checked"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that the reader should know: a code that stays, how bad it is, the values of its sentence, and what to
-    do about it ("" for nothing). Where it was noticed in words they are the value `said`."""
+    """What the reader should know: a code that stays, how bad it is, the values of its sentence (what was noticed in
+    words is `said`), and what to do about it ("" for nothing)."""
 
     code: str
     severity: Severity = "warning"

@@ -94,7 +94,7 @@ def leaned(model: Any) -> Any:
 def test_every_family_gives_the_logits_of_transformers(name):
     model = family(name)
     twin = leaned(model)
-    assert forward_of(twin) == "lean" and forward_of(model) == "transformers"
+    assert forward_of(twin).startswith("lean") and forward_of(model) == "transformers"
     cached = CachedModel(twin, 64)
     text = [(7 * i) % 96 for i in range(20)]
     with torch.inference_mode():
@@ -187,10 +187,10 @@ def test_in_bfloat16_no_further_from_float32_than_transformers(name):
     assert far["ours"] < 0.05 * truth.norm()
 
 
-@needs_packing
-def test_weights_are_counted_once_however_they_lie():
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_packing)])
+def test_weights_are_counted_once_however_they_lie(dtype):
     for name in ("llama", "llama tied, biases"):
-        plain = family(name).to(torch.bfloat16)
+        plain = family(name).to(dtype)
         twin = leaned(plain)
         assert weight_bytes(twin) == weight_bytes(plain)
         assert step_bytes(twin) == step_bytes(plain)
@@ -248,7 +248,7 @@ def test_another_scale_of_attention_is_taken_over():
     scaled(model)
     twin = leaned(model)
     text = torch.tensor([[3, 1, 4, 1, 5, 9]])
-    assert forward_of(twin) == "lean"
+    assert forward_of(twin).startswith("lean")
     torch.testing.assert_close(twin(text).logits, model(text).logits, atol=2e-4, rtol=1e-3)
 
 

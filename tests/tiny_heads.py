@@ -53,7 +53,7 @@ def head_tensors(
         layer + "mlp.up_proj.weight": torch.zeros(8, HIDDEN),
         layer + "mlp.down_proj.weight": torch.zeros(HIDDEN, 8),
         "norm.weight": target.model.norm.weight.clone(),
-        "lm_head.weight": target.lm_head.weight[ids].clone(),
+        "lm_head.weight": target.lm_head.weight.to_dense()[ids].clone(),
     }
     if noise:  # of the states most: what is drafted then depends on where a round began
         for name, weight in tensors.items():

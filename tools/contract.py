@@ -7,7 +7,6 @@ import ast
 import re
 from dataclasses import fields
 from importlib import import_module
-from itertools import groupby
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,16 +28,18 @@ def page() -> str:
 
 
 def keys(module: str, name: str) -> str:
-    """What a record says of itself, then its keys with their types."""
+    """What a record says of itself, then its keys, those of one type together."""
     record = getattr(import_module(f"specbench.{module}"), name)
     hints = get_type_hints(record, include_extras=True)
     said = re.sub(r"\bNone\b", "null", " ".join((record.__doc__ or "").split()))
     kinds = {each.name: kind(hints[each.name]) for each in fields(record)}
     ends = {re.sub(r"((?:_s)?)$", rf"_{end}\1", key): key for key in kinds for end in ("low", "high")}
     ended = {key for end, key in ends.items() if end in kinds}
-    runs = groupby((key for key in kinds if key not in ends), key=kinds.__getitem__)
-    named = ((name, ", ".join(f"`{key}`{'±' if key in ended else ''}" for key in run)) for name, run in runs)
-    return f"{said}\n\n{'; '.join(f'{keys} {name}' for name, keys in named)}."
+    alike: dict[str, list[str]] = {}
+    for key in (key for key in kinds if key not in ends):
+        alike.setdefault(kinds[key], []).append(f"`{key}`{'±' if key in ended else ''}")
+    named = [f"{', '.join(keys)} {name}" for name, keys in alike.items()]
+    return f"{said}\n\n{'; '.join(named)}."
 
 
 def kind(hint: Any) -> str:

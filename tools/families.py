@@ -14,10 +14,9 @@ _HEAD = """\
 # Which families run in process
 
 Every family of causal language models in transformers {version}, built tiny and random in float32. One that runs writes
-the texts of transformers' own `generate`, is lossless with a draft model and replays as it ran. Written by `make docs`
-from `{table}`, which `make test-all` holds row by row; what stands after a colon is another
-configuration of the same family. What is not here is found out when a model is loaded
-([measuring.md](measuring.md#12-models-that-remember-otherwise)).
+the texts of transformers' own `generate`, is lossless with a draft model and replays as it ran (`{table}`, which
+`make test-all` holds row by row). What stands after a colon is another configuration of the same family. Others are
+tried when they are [loaded](measuring.md#12-models-that-remember-otherwise).
 
 | rolled back by | a rejection costs | `--batch-size` above 1 | families |
 |---|---|---|---|

@@ -10,11 +10,6 @@ _HEAD = """\
 
 Words that papers and engines have other names for. `specbench explain --term tau` prints any word of the output and of
 these pages, with its formula, unit and neighbours; [measuring.md](measuring.md) defines what is counted.
-
-In formulas D, A and E are tokens drafted, accepted and emitted, s is the number of rounds, R of those that ended in a
-rejection, s_j survival to position j, p the target's distribution of the next token and q the draft's. t_dec is the
-time of the target alone for one token, t_draft of drafting, t_verify(n) of the target's pass over n tokens; h is what a
-round takes outside both models. S is the speedup.
 """
 
 
@@ -25,10 +20,9 @@ def page() -> str:
 
 
 def _section(term: Term) -> str:
-    """One paragraph below a heading; `explain --term` has units and neighbours as well."""
+    """One paragraph below a heading; `explain --term` has formulas, units and neighbours as well."""
     facts = (
         term.plain,
-        f"`{term.formula}`." if term.formula else "",
         f"Also {', '.join(term.also)}." if term.also else "",
         f"Elsewhere {_ended(term.elsewhere)}" if term.elsewhere else "",
         f"Not {_ended(term.confused)}" if term.confused else "",

@@ -61,8 +61,7 @@ def reference(program: TyperGroup, notes: Notes, settings: Mapping[str, Setting]
     parts = [
         "# Reference",
         "<!-- Written by `make docs` from the command line, specbench/config.py and docs/reference.yaml. -->",
-        "Every command and option, and every key of the configuration. [contract.md](contract.md) has what `--json` "
-        "prints and what the exit codes mean.",
+        "[contract.md](contract.md) has what `--json` prints and what the exit codes mean.",
         "Every command takes `--help`, and many of them these:",
         _list(_row(param, notes.every, None) for param in [*_params(program), *shared.values()]),
     ]
@@ -209,9 +208,9 @@ def _settings(settings: Mapping[str, Setting], notes: Notes) -> str:
     parts = [
         "## settings",
         "The keys of a file for `--config`, and their values in `configs/default.yaml`, which is used without one. "
-        "Flags go before the file. A key that your file leaves out has the same value, unless it says "
-        "otherwise here; an unknown key is an error, with a suggestion. The flag of `max_new_tokens` is "
-        "`--max-new-tokens`, and so on. Keys of the decision stand under `policy`. Python takes all of them.",
+        "Flags go before the file: that of `max_new_tokens` is `--max-new-tokens`, and so on. A key that your file "
+        "leaves out has the same value, unless it says otherwise here; an unknown key is an error. Keys of the "
+        "decision stand under `policy`.",
     ]
     sweep = notes.every | notes.commands.get("sweep", CommandNotes()).options
     for group in GROUPS:

@@ -42,9 +42,9 @@ class Reconciliation:
 
 @dataclass(frozen=True, slots=True)
 class CheckedGamma:
-    """One draft at one gamma. `ours`, `theirs` and `reconciled` (theirs, counted as we count) are over the texts that
-    were compared: `texts` less `other_texts`. Of those `different_rounds`, in `different_texts`, are not the same;
-    `rounding_texts` of all that differ are explained by a near-tie."""
+    """`ours`, `theirs` and `reconciled` (theirs, counted as we count) are over the texts that were compared: `texts`
+    less `other_texts`. Of those `different_rounds`, in `different_texts`, are not the same; `rounding_texts` of all
+    that differ are explained by a near-tie."""
 
     gamma: int
     texts: int

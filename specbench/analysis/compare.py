@@ -90,8 +90,8 @@ class ComparedCategory:
 @dataclass(frozen=True, slots=True)
 class ComparedGamma:
     """One draft at one gamma in both runs, decoding. `ratio` and `difference` are as for a category, `rate` is tokens
-    per second with the draft, B over A. `moved` is the term of the speedup, tokens per round over the cost of a round,
-    whose logarithm changed more; None where one is not known or no difference is resolved."""
+    per second with the draft, B over A. `moved` is the term of the speedup, tau or the cost of a round, whose logarithm
+    changed more; None where one is not known or no difference resolved."""
 
     gamma: int
     prompts: int
@@ -111,8 +111,8 @@ class ComparedGamma:
 
 @dataclass(frozen=True, slots=True)
 class ComparedDraft:
-    """One draft that both runs have. `gamma` is the one to look at: A's best, where B has it too. The verdicts are
-    those of the whole runs."""
+    """A draft that both runs have. `gamma` is the one to look at: A's best, where B has it. The verdicts are on the
+    whole runs."""
 
     draft: str
     gamma: int
@@ -127,8 +127,8 @@ class ComparedDraft:
 
 @dataclass(frozen=True, slots=True)
 class Slower:
-    """How much fewer tokens per second B decodes with the draft and gamma that A chose: 0.03 is 3 % slower, below 0 is
-    faster. `low` and `high` are the ends of its interval."""
+    """How many fewer tokens per second B decodes with A's choice of draft and gamma: 0.03 is 3 % slower, below 0 is
+    faster. `low` and `high` are its interval."""
 
     draft: str
     gamma: int

@@ -31,10 +31,10 @@ class RoundTime:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """What would have to change for 1.0x at one gamma, all else as measured, and (`minimum_*`) for the policy's
-    minimum. `tokens_per_round` is also the round's time in target steps; `alpha` the acceptance that gives it, None
-    where not even 1 does; `draft_steps` the most that drafting a token may cost, in target steps, None where even 0 is
-    too much or `measured_draft_steps`, what it does cost, is not known."""
+    """What would give 1.0x at one gamma, all else as measured, and (`minimum_*`) the policy's minimum.
+    `tokens_per_round` is also the round's time in target steps; `alpha` the acceptance, None where not even 1 is
+    enough; `draft_steps` the most that drafting a token may cost, in target steps, None where even 0 is too much or
+    `measured_draft_steps`, its cost, is not known."""
 
     tokens_per_round: float
     alpha: float | None
@@ -47,9 +47,9 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Greedy texts that differ from the target's own, one for each prompt and gamma: `ties` where rounding explains it,
-    `wide` where it does not, `unknown` where the distance of the two best tokens was not recorded. The widest of those
-    that are `wide`: `margin` over the top logit, `gap` in nats."""
+    """Greedy texts that differ from the target's own, one for each prompt and gamma: `ties` by rounding, `wide` by
+    more, `unknown` where the distance of the two best tokens was not recorded. The widest of the `wide`: `margin` over
+    the top logit, `gap` in nats."""
 
     differing: int
     ties: int
@@ -62,7 +62,7 @@ class Texts:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A mean answer, prompt included, over the prompts that both arms have: `tokens` of the target's own, and seconds
-    by the target alone and with the draft."""
+    without and with the draft."""
 
     tokens: float
     baseline_s: float
@@ -71,13 +71,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class GammaResult:
-    """One draft at one gamma over all prompts, whatever the policy's metric. `survival[j-1]` is s_j: P(first j drafts
-    accepted), over rounds that drafted at least j. `speedup` is of decoding, `speedup_e2e` with both prefills, ratios
-    of totals per token. `identical_prompts` have the target's own greedy text, token for token; None when sampling. A
-    server may not tell rounds, drafts or the parts of a round's time. `round_s` is a whole round, `round_steps` the
-    same in steps of the target alone. `counted_share` of the texts tell the counts. `predicted_*` come from replayed
-    rounds and costs of the models timed alone; `missing_term` names the term of the prediction that is furthest from
-    the measured one, where they differ by more than 5 %."""
+    """One draft at one gamma over all prompts, whatever the policy's metric. `survival[j-1]` is s_j. `speedup` is of
+    decoding, `speedup_e2e` with both prefills, ratios of totals per token. `identical_prompts` have the target's own
+    greedy text; None when sampling. A server may not tell rounds, drafts or the parts of a round's time;
+    `counted_share` of the texts tell the counts. `round_s` is a whole round, `round_steps` the same in steps of the
+    target alone. `predicted_*` come from replayed rounds and costs of the models timed alone; `missing_term` is the
+    term that is furthest off, where the prediction misses by more than 5 %."""
 
     gamma: int
     rounds: int | None
@@ -114,8 +113,8 @@ class GammaResult:
 
 @dataclass(frozen=True, slots=True)
 class StoppedGamma:
-    """One gamma that the sweep stopped measuring after `prompts` of `planned` prompts, surely not the best of its
-    draft. `speedup` is of decoding, over those; the rest is what it was ruled out by, as in run.json."""
+    """A gamma that was stopped after `prompts` of `planned` prompts, surely not the best of its draft. `speedup` is of
+    decoding, over those; the rest is what ruled it out, as in run.json."""
 
     gamma: int
     prompts: int
@@ -148,7 +147,7 @@ class CategoryGamma:
 @dataclass(frozen=True, slots=True)
 class PredictedGamma:
     """One gamma by replay and cost model, measured or not. The interval holds what the timing does not know. `gain` is
-    what the last drafted token adds: this speedup over that of gamma - 1 (1.0 at gamma 1), less 1."""
+    this speedup over that of gamma - 1 (1.0 at gamma 1), less 1: what the last drafted token adds."""
 
     gamma: int
     tokens_per_round: float
@@ -161,7 +160,7 @@ class PredictedGamma:
 
 @dataclass(frozen=True, slots=True)
 class PredictedBatch:
-    """One batch size at the gamma that is predicted best there, by costs probed at that batch."""
+    """The gamma that is predicted best at one batch size, by costs probed there."""
 
     batch: int
     gamma: int
@@ -174,8 +173,8 @@ class PredictedBatch:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the draft adds: weights, its KV cache for one token of one sequence, `state_bytes` that it keeps however
-    long that is, and in all for `context`, the longest text of the run in tokens."""
+    """What the draft adds: weights, its KV cache for a token of one sequence, `state_bytes` however long that is, and
+    all of it for `context`, the longest text of the run in tokens."""
 
     weight_bytes: int
     cache_bytes_per_token: int
@@ -186,9 +185,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class HeadCosts:
-    """What a draft head costs, timed alone: `first_s` the first draft of a round, `step_s` each later one (of a head
-    that drafts at once, what each adds), `states_s` what keeping the states that it reads adds to the target's pass at
-    the best gamma, which timer noise may put below 0."""
+    """What a draft head costs, timed alone: `first_s` a round's first draft, `step_s` each later one (of a head that
+    drafts at once, what each adds), `states_s` what keeping its states adds to the target's pass at the best gamma
+    (timer noise may put it below 0)."""
 
     first_s: float
     step_s: float
@@ -197,8 +196,8 @@ class HeadCosts:
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """Price of a million output tokens, prompts included, in the currency of the policy's price per hour: the target
-    alone and with the draft at its best gamma, one sequence at a time, on a server at the load of the verdict."""
+    """Price of a million output tokens, prompts included, in the currency of the price per hour: the target alone, and
+    with the draft at its best gamma; one sequence at a time, on a server at the verdict's load."""
 
     baseline_per_million: float
     per_million: float
@@ -206,8 +205,8 @@ class Money:
 
 @dataclass(frozen=True, slots=True)
 class CategoryResult:
-    """One category at its own best gamma. `baseline_ratio` is the target alone over itself where two measurements of
-    it differ by more than chance; the interval is wider for it."""
+    """One category at its own best gamma. `baseline_ratio` is the target alone over itself where two measurements of it
+    differ by more than chance; it widens the interval."""
 
     category: str
     verdict: Call
@@ -230,7 +229,7 @@ class CategoryResult:
 @dataclass(frozen=True, slots=True)
 class LengthResult:
     """Prompts of `low` tokens and more, below `high` (None: any longer), at their own best gamma; `shortest` and
-    `longest` that were measured, None where none was. `round_steps` is a round in steps of the target alone."""
+    `longest` of those measured. `round_steps` is a round in steps of the target alone."""
 
     low: int
     high: int | None
@@ -251,8 +250,7 @@ class LengthResult:
 @dataclass(frozen=True, slots=True)
 class DraftResult:
     """One draft: the verdict, and the evidence by gamma and by category. `speedup` is what the verdict rests on: with
-    several gammas cross-fitted (gamma chosen on other prompts than those reported), so it may lie below the best row.
-    `slower_share` of prompts are slower than the policy has it. `gammas` were measured on every prompt; `stopped` were
+    several gammas cross-fitted, so it may lie below the best row. `gammas` were measured on every prompt, `stopped`
     ruled out on the way."""
 
     draft: str
@@ -312,7 +310,7 @@ class Rival:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The draft and gamma to run with, chosen among all, and the verdict on the whole run, cross-fitted over drafts and
-    gammas alike, on the `prompts` that every draft has."""
+    gammas, on the `prompts` that every draft has."""
 
     draft: str
     gamma: int
@@ -328,12 +326,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A whole run under a `policy`: what was measured, and the `facts` beside it. `noise_floor` is the half-width of
-    the A/A arm's interval around 1.0: how far two measurements of the same thing lie apart here. `choice` is None where
-    no prompt was measured with every draft. With a `batch_size` above 1 a whole batch is what tables call a prompt, and
-    the unit of intervals. `server` and `loads` are of a run on a server; all but `loads` is then about the first load.
-    `trials_run` trials count, `trials_spared` were not run, since their gamma was ruled out, `trials_disturbed` shared
-    the machine. `baseline_texts` are texts that the target alone did not repeat; `pace` is what a run takes."""
+    """A whole run under a `policy`, with its `facts`. `noise_floor` is the half-width of the A/A arm's interval around
+    1.0. `choice` is None where no prompt was measured with every draft. With a `batch_size` above 1 a prompt, and the
+    unit of intervals, is a whole batch. On a server all but `loads` is about the first load. `trials_run` trials count,
+    `trials_spared` had a gamma that was ruled out, `trials_disturbed` shared the machine. `baseline_texts` are those
+    that the target alone did not repeat."""
 
     run: str
     schema: int

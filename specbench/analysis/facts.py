@@ -48,10 +48,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The run beside its numbers. `done` of `planned` trials are stored, `spared` need not be run, since their gamma
-    was ruled out; `prefill_share` is of the wall clock of the target alone, `cut_share` of its outputs those that the
-    token limit ended, both at the first of the `loads`. `measured_twice` is whether the target was measured again
-    (A/A), `sliced` whether arms took turns within a prompt. `prompt_tokens` are the shortest and the longest prompt."""
+    """`done` of `planned` trials are stored, `spared` had a gamma that was ruled out. `prefill_share` is of the wall
+    clock of the target alone, `cut_share` of its outputs that the token limit ended, both at the first of the `loads`.
+    `measured_twice` is whether there is an A/A arm, `sliced` whether arms took turns within a prompt. `prompt_tokens`
+    are the shortest and the longest prompt."""
 
     status: str
     argv: tuple[str, ...]

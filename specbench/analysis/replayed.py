@@ -37,8 +37,8 @@ class ReplayGamma:
 
 @dataclass(frozen=True, slots=True)
 class ReplayDraft:
-    """One draft. `alpha` is the mean over positions of sum min(p, q). Drafting stops below the confidence `cutoff`: the
-    draft's own, or a higher one that was asked for. `best` is there where it was asked for and can be known."""
+    """`alpha` is the mean over positions of sum min(p, q). Drafting stops below the confidence `cutoff`: the draft's
+    own, or a higher one that was asked for. `best` is there where asked for and known."""
 
     draft: str
     cutoff: float

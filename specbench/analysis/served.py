@@ -21,11 +21,11 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """One draft at one gamma under one load, against the target alone under the same: so many requests at once
-    (`concurrency`) or a second (`rate`). `speedup` is of decoding time per output token, `speedup_e2e` of a request's
-    whole time, as a client sees them; `predicted_speedup` of decoding, from rounds probed at this concurrency. The
-    verdict follows the policy's metric. `throughput` is output tokens per second of all clients, None where an open
-    loop's clock was not kept; `ttft` the time to the first token, `tpot` decoding time per output token."""
+    """One draft at one gamma under one load (`concurrency` requests at once, or `rate` a second), against the target
+    alone under the same. `speedup` is of decoding time per output token, `speedup_e2e` of a request's whole time, as
+    clients see them; the verdict follows the policy's metric. `predicted_speedup` is of decoding, from rounds probed at
+    this concurrency. `throughput` is output tokens per second of all clients, None where an open loop's clock was not
+    kept; `ttft` the time to the first token, `tpot` decoding time per output token."""
 
     load: str
     concurrency: int | None
@@ -65,8 +65,8 @@ class ScheduleStep:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How many tokens to draft with so many clients at once. `gain` is how much faster than `fixed_gamma`, the best
-    single one, all concurrencies together are, each with as much to do."""
+    """How many tokens to draft with so many clients at once. `gain` is over `fixed_gamma`, the best single one, with
+    each concurrency having as much to do."""
 
     steps: tuple[ScheduleStep, ...]
     fixed_gamma: int
@@ -77,7 +77,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class NumberCheck:
-    """One number, over the stretches that tell it: as we added it up, and as the server counted."""
+    """One number, over the stretches that tell it: our sum and the server's count."""
 
     name: str
     ours: int
@@ -87,8 +87,8 @@ class NumberCheck:
 
 @dataclass(frozen=True, slots=True)
 class CounterCheck:
-    """Our sums against the server's counters, by stretch: an uninterrupted sequence of requests of one arm. In
-    `agreeing` of `compared` every number is equal; `not_comparable` have no counters or hold requests of others."""
+    """Our sums against the server's counters, by stretch. In `agreeing` of `compared` every number is equal;
+    `not_comparable` have no counters or hold requests of others."""
 
     compared: int
     agreeing: int
@@ -98,8 +98,8 @@ class CounterCheck:
 
 @dataclass(frozen=True, slots=True)
 class ClockCheck:
-    """Seconds of decoding of one arm by the client's clock and by the server's, over the requests of which it tells;
-    `server_less` is the share by which the server's are less."""
+    """Seconds of decoding of one arm by the client's clock and by the server's, over the requests of which it tells.
+    The server's are less by the share `server_less`."""
 
     arm: str
     requests: int
@@ -125,9 +125,9 @@ class TurnCheck:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server, as far as it tells. `launch` is the file that it was started from, None where it was running; `load`
-    that of the verdict; `sources` the field that each number comes from, `settings` what it said of itself by arm;
-    `turns` are there of conversations."""
+    """What the server tells of itself. `launch` is the file that it was started from, None where it was running; `load`
+    that of the verdict; `sources` the field that each number comes from, `settings` by arm; `turns` those of
+    conversations."""
 
     adapter: str
     launch: str | None

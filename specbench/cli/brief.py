@@ -67,7 +67,7 @@ def brief(
     as_json: Annotated[bool, option("output", "One JSON object on stdout; nothing is written.", "--json")] = False,
     open_page: Annotated[bool, option("output", "Open the HTML page in a browser.", "--open")] = False,
     alerts: Annotated[
-        bool, option("output", "Beside it alert rules for Prometheus and a Grafana dashboard, of one run on a server.")
+        bool, option("output", "Also alert rules for Prometheus and a Grafana dashboard, of one run on a server.")
     ] = False,
     strict: Strict = False,
 ) -> None:
@@ -200,9 +200,9 @@ def explain(
     run: Annotated[
         Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest; the subject itself where none is]")
     ] = None,
-    basics: Annotated[bool, typer.Option("--basics", help="The subject itself, of no run.")] = False,
+    basics: Annotated[bool, typer.Option("--basics", help="Speculative decoding itself, of no run.")] = False,
     level: Annotated[str, typer.Option(help="For whom: manager (no formulas) or engineer.")] = "manager",
-    term: Annotated[str | None, typer.Option(help="Only what this word means, such as tau.")] = None,
+    term: Annotated[str | None, typer.Option(help="What this word means, such as tau.")] = None,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
 ) -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from specbench.run.task import Command, Task
 
 RUN_HELP = {
-    "measure": "Time the target alone and with a draft, at one gamma. Arms take turns prompt by prompt.",
-    "sweep": "The same at every gamma, and find the best.",
+    "measure": "Time the target alone and with drafts, at one gamma.",
+    "sweep": "Time the target alone and with drafts, at several gammas, and find the best.",
 }
 
 

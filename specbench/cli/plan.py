@@ -58,7 +58,7 @@ def plan(
         float | None, option("decision", "Assume this spread between prompts (about 0.2 to 0.4), without a pilot.")
     ] = None,
     seconds_per_prompt: Annotated[
-        float | None, option("decision", "Assume that the target alone takes so long for a prompt.")
+        float | None, option("decision", "Assume that the target alone takes this long for a prompt.")
     ] = None,
     speedup: Annotated[float | None, option("decision", "Assume this true speedup.")] = None,
     out: RunsIn = Path("reports"),
@@ -155,11 +155,13 @@ def probe(
     draft_config: Annotated[list[Path] | None, option("models", "The same for a draft; repeatable.")] = None,
     context: Annotated[
         str | None,
-        option("drafts", "Tokens read before: 128,512.  [default: the workload's, or 512 without a tokenizer]"),
+        option("drafts", "Context lengths in tokens: 128,512.  [default: the workload's, or 512 without a tokenizer]"),
     ] = None,
     passes: Annotated[
         int | None,
-        option("drafts", "Times everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill; 9 on a server]"),
+        option(
+            "drafts", "How often everything is timed.  [default: 15; 7 above batch 1; 5 for a prefill; 9 on a server]"
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -88,14 +88,14 @@ def show_run(
 def replay(
     keys: Keys,
     run: Annotated[Path | None, typer.Argument(help="Run folder, or @1.  [default: the newest]")] = None,
-    best: Annotated[bool, option("drafts", "Look for the best pair of draft length and cut-off.", "--best")] = False,
+    best: Annotated[bool, option("drafts", "Find the draft length and cut-off predicted fastest.", "--best")] = False,
     costs: Annotated[
         Path | None, option("drafts", "Probe folder to predict speedups with.  [default: the run's]")
     ] = None,
     out: RunsIn = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
-    """Acceptance at any draft length, from a stored run. And at any cut-off, without a model."""
+    """Acceptance at any draft length and cut-off, from a stored run. No model is loaded."""
     wanted = given(keys)
     show_replay(run_folder(run, out), wanted["gamma"], wanted["cutoff"], as_json, best=best, costs=costs)
 
@@ -106,7 +106,7 @@ def workload_profile(
     keys: Keys,
     file: Annotated[str, typer.Argument(help="Prompt file, or hub:ID for a data set.")],
     anonymise: Annotated[
-        bool, option("output", "Categories and lengths alone, a JSON line a prompt, to share.", "--anonymise")
+        bool, option("output", "To share: categories and lengths alone, a JSON line a prompt.", "--anonymise")
     ] = False,
     out: Annotated[Path | None, option("output", "New file for these lines.  [default: stdout]")] = None,
     as_json: AsJson = False,

@@ -7,10 +7,23 @@ depends on who ends when, so the loop is walked from one end of a text to the ne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from specbench.acceptance.replay import Floats
+
+
+@dataclass(slots=True)
+class _Client:
+    """Asks for one text after the other. When none is left it goes on asking, from its own place in the window on, so
+    that the others keep their load; such answers do not count."""
+
+    place: int
+    text: int
+    counts: bool = True
+    left: float = 0.0  # turns until its answer is there; 0 while its prompt is not read
+    began_s: float = 0.0
 
 
 def decoding_seconds(
@@ -25,41 +38,38 @@ def decoding_seconds(
     sizes = list(turn_s)
     spent, asked = np.zeros(len(turns)), np.zeros(len(turns))
 
-    def turn(running: Sequence[int]) -> float:
-        return float(np.interp(len(running), sizes, [turn_s[size][running].mean() for size in sizes]))
+    def turn(running: Sequence[_Client]) -> float:
+        texts = [client.text for client in running]
+        return float(np.interp(len(texts), sizes, [turn_s[size][texts].mean() for size in sizes]))
 
     for window in windows:
-        count = min(clients, len(window))
-        waiting = [*window[count:]]  # texts that no client has asked for yet
-        text = dict(enumerate(window[:count]))  # of each client
-        counts = dict.fromkeys(text, True)
-        left: dict[int, float] = {}
-        began_s: dict[int, float] = {}
-        now_s = 0.0
+        everyone = [_Client(place, text) for place, text in enumerate(window[:clients])]
+        waiting, open_texts = [*window[clients:]], len(window)
         # The first request is read at once, the others come meanwhile; what comes during a turn is read in the next.
-        due, coming, open_texts = [0], list(text)[1:], len(window)
-        fills = {client: client for client in text}
+        due, coming = everyone[:1], everyone[1:]
+        now_s = 0.0
         while open_texts:
-            running = sorted(left)
-            if due or not running:
-                reading, due, coming, whole = due or coming, coming if due else [], [], 1.0
-            else:
-                reading, due, coming = [], coming, []
-                whole = 1.0 if due else min(left.values())
-            now_s += whole * (turn([text[each] for each in running]) if running else 0.0)
-            now_s += sum(float(read_s[text[each]]) for each in reading)
+            running = [client for client in everyone if client.left]
+            reading = due or ([] if running else coming)
+            due = coming if due or running else []
+            # Until a prompt is to be read, nothing changes before the first of the answers ends.
+            whole = 1.0 if reading or due else min(client.left for client in running)
+            now_s += whole * turn(running) if running else 0.0
+            now_s += sum(float(read_s[client.text]) for client in reading)
+            coming = []
             for client in running:
-                left[client] -= whole
-                if left[client] < 0.5:  # expected turns are no whole numbers
-                    del left[client]
-                    if counts[client]:
-                        spent[text[client]] += now_s - began_s[client]
-                        asked[text[client]] += 1
-                        open_texts -= 1
-                    counts[client] = bool(waiting)
-                    text[client] = waiting.pop(0) if waiting else window[fills[client] % len(window)]
-                    fills[client] += 0 if counts[client] else clients
-                    coming.append(client)
+                client.left -= whole
+                if client.left >= 0.5:  # expected turns are no whole numbers
+                    continue
+                client.left = 0.0
+                coming.append(client)
+                if client.counts:
+                    spent[client.text] += now_s - client.began_s
+                    asked[client.text] += 1
+                    open_texts -= 1
+                client.counts = bool(waiting)
+                client.text = waiting.pop(0) if waiting else window[client.place % len(window)]
+                client.place += 0 if client.counts else clients
             for client in reading:
-                began_s[client], left[client] = now_s, max(1.0, float(turns[text[client]]))
+                client.began_s, client.left = now_s, max(1.0, float(turns[client.text]))
     return spent / np.maximum(asked, 1.0)

@@ -6,9 +6,9 @@ and up another, and the query heads that share keys are rows of one attention. T
 layer is held against the one it replaces when the model is loaded, and a model of another make, or one whose layers do
 not agree, stays as it is.
 
-A pass over one token reads every weight once and does little with it. In the order of the file a CPU's oneDNN reads
-bfloat16 at about half the speed that it reaches in its own blocked order, so weights are rearranged once, at load
-(`Packed`). They are the same: only the order of the sums differs.
+A pass over a few tokens reads every weight once and does little with it. In the order of the file a CPU reads bfloat16
+at about half the speed that oneDNN reaches in its own blocked order, and float32 once for each of two or three tokens,
+so weights are rearranged once, at load (`Packed`). They are the same: only the order of the sums differs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from torch.nn import functional
 
 from specbench.backends.local.cache import RewindableCache
 
-# Kernels are chosen for this many tokens at once; the same weights serve any other number.
-_TOKENS = 1
+# Kernels are chosen for so many tokens at once; the same weights serve any other number. For one of float32 oneDNN
+# keeps the order of the file.
+_TOKENS = {torch.bfloat16: 1, torch.float16: 1, torch.float32: 2}
 
 
 class Packed(nn.Module):
@@ -32,7 +33,7 @@ class Packed(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, copies: bool = False) -> None:
         super().__init__()
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _TOKENS)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _TOKENS[weight.dtype])
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.copies = copies
@@ -69,13 +70,14 @@ class Plain(nn.Module):
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether this torch and this CPU have kernels for such a weight in blocked order, and gain by it: in float32 plain
-    order is as fast."""
-    known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    names = ("_reorder_linear_weight", "_linear_pointwise", known.get(weight.dtype, ""))
-    if weight.device.type != "cpu" or not names[-1] or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+    """Whether this torch and this CPU have kernels for such a weight in blocked order, and gain by it."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    if weight.device.type != "cpu" or not all(hasattr(torch.ops.mkldnn, name) for name in names):
         return False
-    return bool(getattr(torch.ops.mkldnn, names[-1])())
+    if weight.dtype == torch.float32:
+        return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(weight.dtype)
+    return known is not None and hasattr(torch.ops.mkldnn, known) and bool(getattr(torch.ops.mkldnn, known)())
 
 
 def joined(linears: list[nn.Linear]) -> Packed | Plain:
