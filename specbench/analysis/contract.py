@@ -250,8 +250,8 @@ class LengthResult:
 @dataclass(frozen=True, slots=True)
 class DraftResult:
     """One draft: the verdict, and the evidence by gamma and by category. `speedup` is what the verdict rests on: with
-    several gammas cross-fitted, so it may lie below the best row. `gammas` were measured on every prompt, `stopped`
-    ruled out on the way."""
+    several gammas cross-fitted, so it may lie below the best row. `slower_share` of prompts run below the policy's
+    `slower_than`. `gammas` were measured on every prompt, `stopped` ruled out on the way."""
 
     draft: str
     verdict: Call

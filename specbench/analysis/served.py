@@ -110,9 +110,9 @@ class ClockCheck:
 
 @dataclass(frozen=True, slots=True)
 class TurnCheck:
-    """One turn of all conversations in one arm, at the load that the verdict is about: tokens of its prompts, those of
-    them that the server had from earlier turns (None: it does not tell), the median time to its first token, and the
-    mean of every token after it."""
+    """One turn of all conversations in one arm, at the verdict's load: tokens of its prompts, those that the server had
+    from earlier turns (None: it does not tell), the median time to its first token, and the mean of every token after
+    it."""
 
     arm: str
     turn: int
