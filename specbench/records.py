@@ -196,9 +196,8 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation that was asked turn by turn: tokens of its prompt, those of them that the server had
-    from the turns before (None: it does not tell), and the arrival of its first and of its last token, in seconds after
-    it was asked."""
+    """One turn of a conversation: the server had `cached_tokens` of its prompt from the turns before (None: it does not
+    tell); its first and last token arrived `first_s` and `last_s` after it was asked."""
 
     prompt_tokens: Count
     cached_tokens: Count | None

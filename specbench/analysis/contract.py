@@ -115,9 +115,9 @@ class ClockCheck:
 
 @dataclass(frozen=True, slots=True)
 class TurnCheck:
-    """One turn of all conversations in one arm, at the load that the verdict is about: tokens of its prompts, those of
-    them that the server had from earlier turns (None: it does not tell), the median time to its first token, and the
-    mean of every token after it."""
+    """One turn of all conversations in one arm, at the verdict's load: tokens of its prompts, those that the server had
+    from earlier turns (None: it does not tell), the median time to its first token, and the mean of every token after
+    it."""
 
     arm: str
     turn: int
@@ -382,8 +382,8 @@ class LengthResult:
 @dataclass(frozen=True, slots=True)
 class DraftResult:
     """One draft: the verdict, and the evidence by gamma and by category. `speedup` is what the verdict rests on: with
-    several gammas cross-fitted, so it may lie below the best row. `gammas` were measured on every prompt, `stopped`
-    ruled out on the way."""
+    several gammas cross-fitted, so it may lie below the best row. `slower_share` of prompts run below the policy's
+    `slower_than`. `gammas` were measured on every prompt, `stopped` ruled out on the way."""
 
     draft: str
     verdict: Call
