@@ -287,8 +287,8 @@ def logprobs_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def divergence(answer: Json, own: str, other: str) -> Divergence | None:
-    """Where `other` leaves `own`, the target's text that `answer` repeats; None where it does not repeat it, or does not
-    tell all its tokens. Raises ValueError for what is not such an answer."""
+    """Where `other` leaves `own`, the target's text that `answer` repeats; None where it does not repeat it or does
+    not tell all its tokens. Raises ValueError for what is not such an answer."""
     choice = (_Answer.of(answer).choices or [_Choice()])[0]
     if choice.message is None or choice.message.content != own:
         return None
