@@ -60,9 +60,9 @@ def test_the_kept_mixed_brief_is_another_traffic_under_a_stricter_policy(monkeyp
     assert "| code-edit | GO |" in run.brief().split("## Evidence")[0]
 
 
-def test_the_kept_server_run_does_not_call_a_slow_minute_a_speedup():
+def test_a_server_run_does_not_call_a_slow_minute_a_speedup():
     """Over its code edits the target alone is 10 % faster the second time: 1.26x against the first is no GO."""
-    rows = specbench.load_run(ROOT / "reports/llamacpp").summary.drafts[1].categories
+    rows = specbench.load_run(ROOT / "tests/runs/llamacpp").summary.drafts[1].categories
     (edits,) = (row for row in rows if row.category == "code-edit")
     assert edits.verdict == "UNCLEAR" and edits.baseline_ratio == pytest.approx(1.10, abs=0.01)
     assert [row.category for row in rows if row.baseline_ratio is not None] == ["code-edit"]
