@@ -21,7 +21,7 @@ help:
 	@echo "make test-heads  tests of draft heads against speculators (installs 1.2 GB; or a Python in SPECBENCH_SPECULATORS_PYTHON)"
 	@echo "make test-ray  tests of recorded answers on workers of Ray (an environment of its own; or name a Python in SPECBENCH_RAY_PYTHON)"
 	@echo "make check  formatting, lint, types, dependencies, imports"
-	@echo "make docs   write docs/reference.md, docs/glossary.md and configs/default.yaml anew from the code"
+	@echo "make docs   write the generated pages of docs/ and configs/default.yaml anew from the code"
 	@echo "make kept   write the briefs under reports/ anew; make measure-kept measures their runs anew first"
 	@echo "make bench  performance as ratios against named peers"
 	@echo "make bench-gpu  the same for the engine on a CUDA device"

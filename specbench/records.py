@@ -144,6 +144,10 @@ class Arm:
     gamma: Count | None = None
     load: Load = Load()
 
+    def __hash__(self) -> int:
+        """Of what nearly always tells arms apart: every trial is looked up by its arm, again and again."""
+        return hash((self.kind, self.draft, self.gamma))
+
     @property
     def label(self) -> str:
         name = self.kind if self.gamma is None else f"{self.draft} gamma {self.gamma}"
@@ -196,9 +200,8 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation that was asked turn by turn: tokens of its prompt, those of them that the server had
-    from the turns before (None: it does not tell), and the arrival of its first and of its last token, in seconds after
-    it was asked."""
+    """One turn of a conversation: the server had `cached_tokens` of its prompt from the turns before (None: it does not
+    tell); its first and last token arrived `first_s` and `last_s` after it was asked."""
 
     prompt_tokens: Count
     cached_tokens: Count | None

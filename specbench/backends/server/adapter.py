@@ -381,12 +381,9 @@ class Completion:
 
     def as_trial(self, waited_s: float = 0.0) -> dict[str, Any]:
         """What a server decides of a trial, by the names of its fields, where the request was sent so late."""
-        names = ("output_tokens", "finish", "drafted", "accepted", "told")
+        told = {name: getattr(self, name) for name in ("output_tokens", "finish", "drafted", "accepted", "told")}
         times = Times(waited_s + self.first_s, None, None, None, None, waited_s + self.last_s)
-        return {name: getattr(self, name) for name in names} | {
-            "prompt_tokens": self.prompt_tokens or 0,
-            "times": times,
-        }
+        return told | {"prompt_tokens": self.prompt_tokens or 0, "times": times}
 
     @property
     def in_one_piece(self) -> bool:
@@ -399,8 +396,6 @@ class Completion:
         return self.output_tokens > 1 and self.last_s <= self.first_s
 
 
-# GET a path: the page as text, or None where the server does not have it.
+# GET a path: the page as text, or None where the server does not have it. POST a JSON body to a path: the JSON answer.
 Get = Callable[[str], Awaitable[str | None]]
-
-# POST a JSON body to a path: the JSON of the answer.
 Post = Callable[[str, dict[str, Any]], Awaitable[Json]]

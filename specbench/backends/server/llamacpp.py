@@ -236,7 +236,10 @@ class LlamaCpp(openai.OpenAI):
         """See `StepScorer`. The log-probability is of the whole vocabulary, before any sampler; the confidence is that
         among the likeliest few, which is what a draft's p-min is compared with."""
         ids, tops, read_again = [*prompt, *output], list[Top](), 0
-        asked = {"n_predict": 1, "temperature": 0.0, "n_probs": DRAFT_TOP_K, "cache_prompt": True}
+        asked: dict[str, Any] = {"n_predict": 1, "temperature": 0.0, "n_probs": DRAFT_TOP_K, "cache_prompt": True}
+        # It tells no probabilities of a token that begins a character and does not end it, so a whole one is made to be
+        # written. Those told are of the model, before any bias.
+        asked |= {"logit_bias": [["a", 1000.0]]}
         for end in range(len(prompt) + 1, len(ids)):
             answer = _Step.of(await post(_COMPLETION, {"prompt": ids[:end], **asked}))
             token, logprob, confidence = _likeliest(answer, end)
