@@ -214,8 +214,6 @@ class UsageFields(Fields):
 
 
 class Event(Fields):
-    """One event of a streamed answer."""
-
     choices: list[Choice] | None = None
     usage: UsageFields | None = None
     error: Any = None
