@@ -79,7 +79,8 @@ def brief(
         )
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
     if len(folders) == 1 and (stored := _recorded(folders[0], keys)) is not None:
-        _acceptance(stored, to, shown, as_json, strict, open_page)
+        _refuse_for_acceptance(strict, alerts, shown)
+        _acceptance(stored, to, shown, as_json, open_page)
         return
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -119,10 +120,17 @@ def _recorded(folder: Path, asked: Mapping[str, object]) -> StoredRun | None:
     return None if read_record(folder).answers is None else load_run(folder, **asked).stored
 
 
-def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, strict: bool, open_: bool) -> None:
+def _refuse_for_acceptance(strict: bool, alerts: bool, shown: str) -> None:
+    """What a page without a verdict cannot give."""
+    for asked, where in ((strict, "--strict"), (alerts, "--alerts"), (shown == "github", "--format github")):
+        if asked:
+            raise ConfigError(
+                "Recorded answers have no verdict", where=where, hint="Leave it out, or measure one: specbench sweep."
+            )
+
+
+def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, open_: bool) -> None:
     """Of recorded answers there is acceptance, and no verdict."""
-    if strict:
-        raise ConfigError("Recorded answers have no verdict", where="--strict", hint="Measure one: specbench sweep.")
     from specbench.api import recorded_acceptance
 
     found = recorded_acceptance(stored, stored.run.config.gamma)
@@ -131,6 +139,11 @@ def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, s
         return
     from specbench.report.brief import write_acceptance_brief
 
+    if shown == "terminal":
+        from specbench.cli.show import print_parts
+        from specbench.report.tables import recorded_tables
+
+        print_parts(recorded_tables(found))
     _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
 
 
