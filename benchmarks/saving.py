@@ -18,7 +18,6 @@ from pathlib import Path
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
-from specbench.analysis.frame import counted
 from specbench.analysis.summarise import summarise
 from specbench.config import load_config
 from specbench.decision.ruling import look_sizes
@@ -50,15 +49,15 @@ def compare(name: str, whole: StoredRun) -> None:
     swept = as_swept(whole, read_positions(whole.folder))
     print(f"\n{name}")
     for what, stored in (("every gamma", whole), ("swept", swept)):
-        trials, choice = counted(stored.trials), summarise(stored).choice
+        trials, choice = stored.counted, summarise(stored).choice
         spent = sum(trial.times.total_s for trial in trials)
         said = "no choice"
         if choice is not None:
             said = f"{choice.verdict}, {choice.draft} at gamma {choice.gamma}, {choice.speedup:.3f}x"
             said += "" if choice.speedup_low is None else f" [{choice.speedup_low:.3f}, {choice.speedup_high:.3f}]"
         print(f"  {what:12} {len(trials):6,} trials {spent:8.1f} s   {said}")
-    seconds = [sum(trial.times.total_s for trial in counted(stored.trials)) for stored in (swept, whole)]
-    print(f"  saved {1 - len(counted(swept.trials)) / len(counted(whole.trials)):.1%} of the trials", end="")
+    seconds = [sum(trial.times.total_s for trial in stored.counted) for stored in (swept, whole)]
+    print(f"  saved {1 - len(swept.counted) / len(whole.counted):.1%} of the trials", end="")
     print(f", {1 - seconds[0] / seconds[1]:.1%} of their seconds")
     for one in swept.run.ruled_out:
         print(f"  {ruled_out_line(one)}")

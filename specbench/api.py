@@ -145,18 +145,16 @@ class Run:
     @property
     def trials(self) -> pd.DataFrame:
         """One row for each trial that counts, at every load."""
-        from specbench.analysis.frame import counted
         from specbench.report.notebook import TrialRow, frame, trial_rows
 
-        return frame(TrialRow, trial_rows(counted(self.stored.trials)))
+        return frame(TrialRow, trial_rows(self.stored.counted))
 
     @property
     def rounds(self) -> pd.DataFrame:
         """One row for each round of these trials."""
-        from specbench.analysis.frame import counted
         from specbench.report.notebook import RoundRow, frame, round_rows
 
-        return frame(RoundRow, round_rows(counted(self.stored.trials)))
+        return frame(RoundRow, round_rows(self.stored.counted))
 
     @property
     def gammas(self) -> pd.DataFrame:
@@ -182,7 +180,7 @@ class Run:
     @property
     def loads(self) -> pd.DataFrame:
         """One row for each load, draft and gamma of a run on a server; none of a run in process."""
-        from specbench.analysis.contract import LoadResult
+        from specbench.analysis.served import LoadResult
         from specbench.report.notebook import frame
 
         return frame(LoadResult, self.summary.loads)

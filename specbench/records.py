@@ -144,6 +144,10 @@ class Arm:
     gamma: Count | None = None
     load: Load = Load()
 
+    def __hash__(self) -> int:
+        """Of what nearly always tells arms apart: every trial is looked up by its arm, again and again."""
+        return hash((self.kind, self.draft, self.gamma))
+
     @property
     def label(self) -> str:
         name = self.kind if self.gamma is None else f"{self.draft} gamma {self.gamma}"

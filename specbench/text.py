@@ -40,6 +40,21 @@ def speedup(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.2f}x"
 
 
+def asked(minimum: float) -> str:
+    """`1.10x`, or `1.125x`: a threshold as it was asked for, not rounded."""
+    return speedup(minimum) if round(minimum, 2) == minimum else f"{minimum:.10g}x"
+
+
+def exactly(share: float) -> str:
+    """`2.5%`: the same of a share."""
+    return f"{100 * share:.10g}%"
+
+
+def fine(share: float) -> str:
+    """`3.125%`, `0.000048%`: also what is far below a percent, without an exponent."""
+    return f"{100 * share:.6f}".rstrip("0").rstrip(".") + "%"
+
+
 def interval(low: float | None, high: float | None) -> str:
     """`[1.10, 1.35]`, or `(no interval)`."""
     return NO_INTERVAL if low is None or high is None else f"[{low:.2f}, {high:.2f}]"

@@ -148,7 +148,7 @@ def case(name: str) -> Case:
     """`kept:example`, `served:rounds` or one of FAKES."""
     kind, _, rest = name.partition(":")
     if kind == "kept":
-        stored = read_run(ROOT / "reports" / rest)
+        stored = read_run(ROOT / "tests/runs" / rest)
     elif kind == "served":
         server, options = SERVED[rest]
         stored = fake_served(_folder() / rest, server, **options)

@@ -25,7 +25,6 @@ from specbench.analysis.contract import (
     Texts,
 )
 from specbench.analysis.facts import read_facts
-from specbench.analysis.frame import main_trials
 from specbench.analysis.results import texts_of
 from specbench.config import RunConfig
 from specbench.decision.verdict import Gates, judge
@@ -44,7 +43,7 @@ HARDWARE = "Example CPU 3000, 2 cores, 8 GiB"
 
 def of_run(stored: StoredRun, summary: Summary) -> Summary:
     """A Summary whose numbers were made up, with what summarise would say of the run beside them."""
-    run, trials = stored.run, main_trials(stored) if stored.trials else []
+    run, trials = stored.run, stored.main
     greedy = run.config.sampling.greedy
 
     def texts(draft: str, gamma: int | None) -> Texts | None:

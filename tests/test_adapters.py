@@ -12,7 +12,16 @@ import pytest
 
 from specbench.backends.server.adapter import Ask, Chunk, Event
 from specbench.backends.server.llamacpp import LlamaCpp
-from specbench.backends.server.openai import OpenAI, events_of, finish_of, stream_times, survivors, text_of, usage_of
+from specbench.backends.server.openai import (
+    OpenAI,
+    divergence,
+    events_of,
+    finish_of,
+    stream_times,
+    survivors,
+    text_of,
+    usage_of,
+)
 from specbench.backends.server.preflight import ADAPTERS, check_defaults, detect
 from specbench.backends.server.scoring import Scorer, Top
 from specbench.backends.server.sglang import SGLang
@@ -570,3 +579,16 @@ def test_llamacpp_tells_what_it_does_to_texts_unasked(own, said):
     found = check_defaults(told)
     assert [each.code for each in found] == ([] if said is None else ["server-defaults"])
     assert said is None or "dry_multiplier 0.8, mirostat 2" in found[0].message
+
+
+def test_where_texts_part_is_not_said_where_tokens_are_not_told():
+    """llama.cpp leaves out of its log-probabilities a token that begins a character and does not end it."""
+
+    def answer(*pieces):
+        best = [{"logprob": -0.25}, {"logprob": -1.0}]
+        content = [{"token": piece, "bytes": list(piece.encode()), "top_logprobs": best} for piece in pieces]
+        return {"choices": [{"message": {"content": "ab é cd"}, "logprobs": {"content": content}}]}
+
+    told = divergence(answer("ab", " ", "é", " c", "d"), "ab é cd", "ab é xx")
+    assert (told.index, told.gap) == (3, 0.75)
+    assert divergence(answer("ab", " ", " c", "d"), "ab é cd", "ab é xx") is None

@@ -35,7 +35,7 @@ from specbench.run.task import command_line, task_of
 from specbench.store import find_runs, read_run, trial_key
 
 ROOT = Path(__file__).parent.parent
-EXAMPLE = ROOT / "reports" / "example"
+EXAMPLE = ROOT / "tests/runs/example"
 
 
 def call(*args):

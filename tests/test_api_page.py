@@ -87,7 +87,7 @@ def needs_models(block):
 
 
 def test_the_pages_examples_run(tmp_path, monkeypatch, capsys):
-    for kept in (EXAMPLE, ROOT / "reports" / "drafters", ROOT / "reports" / "llamacpp"):
+    for kept in (EXAMPLE, EXAMPLE.parent / "drafters", EXAMPLE.parent / "llamacpp"):
         shutil.copytree(kept, tmp_path / "reports" / kept.name)
     monkeypatch.chdir(tmp_path)
     blocks = [block for block in BLOCKS if not needs_models(block)]

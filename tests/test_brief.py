@@ -73,7 +73,7 @@ def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Summary]:
         "open": rich(folder / "open", Policy(min_speedup=1.32)),
         "served": fake_served(folder / "served"),
         "mute": fake_served(folder / "mute", FakeServer(tells="nothing")),
-        **{name: read_run(ROOT / "reports" / name) for name in KEPT},
+        **{name: read_run(ROOT / "tests/runs" / name) for name in KEPT},
     }
     return found | {name: summarise(stored) for name, stored in runs.items()}
 

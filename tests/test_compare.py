@@ -11,7 +11,7 @@ from test_cli import call
 from test_serving import served, speculating
 
 STEP_S = 0.004
-KEPT = Path(__file__).parent.parent / "reports"
+KEPT = Path(__file__).parent / "runs"
 
 
 @pytest.fixture(scope="module")

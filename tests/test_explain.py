@@ -256,7 +256,7 @@ def test_json_has_the_text_and_the_words() -> None:
 
 
 def test_a_run_is_explained_from_its_folder() -> None:
-    folder = ROOT / "reports" / "llamacpp"
+    folder = ROOT / "tests/runs/llamacpp"
     result = call("explain", folder)
     assert result.exit_code == 0 and result.stderr == ""
     assert result.stdout == explained("kept:llamacpp", "manager").text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from specbench.analysis.frame import by_arm, counted, shared_prompts
+from specbench.analysis.frame import by_arm, shared_prompts
 from specbench.records import Arm, Times, Trial
+from specbench.store import StoredRun
 
 FIRST = Trial(
     "p", "0", None, Arm("baseline"), 0, 9, 5, "0", "length", (), (), Times(0.5, 0.0, 0.0, 1.0, 0.25, 1.75)
@@ -22,7 +24,7 @@ FIRST = Trial(
 def test_of_several_attempts_the_last_undisturbed_counts_or_the_last(disturbed, kept):
     attempts = [replace(FIRST, attempt=number, disturbed=was) for number, was in enumerate(disturbed)]
     warm = replace(FIRST, warmup=True)
-    assert counted([warm, *attempts]) == [attempts[kept]]
+    assert StoredRun(Path(), None, (warm, *attempts), torn=False).counted == (attempts[kept],)
 
 
 def test_repeats_are_added_and_what_one_was_not_told_is_missing():

@@ -221,7 +221,7 @@ def test_a_cell_shows_the_verdict_and_no_name_breaks_it(example):
 
 
 def test_two_runs_lie_side_by_side():
-    both = specbench.compare(Path("reports/drafters"), specbench.load_run("reports/llamacpp"))
+    both = specbench.compare(EXAMPLE.parent / "drafters", specbench.load_run(SERVED))
     frame = both.gammas
     rows = [row for draft in both.comparison.drafts for row in draft.gammas]
     assert list(frame["ratio"]) == [row.ratio for row in rows] and "a_speedup" in frame

@@ -10,9 +10,11 @@ import pytest
 from fake_page import ALL, PWN, REPORTS, RUNS, html_of
 from justhtml import JustHTML
 
+from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
 from specbench.report.canvas import COLOURS, GREY, INK
 from specbench.report.page import Page
+from specbench.store import read_run
 
 CSS = Path(__file__).parent.parent / "specbench" / "report" / "templates" / "page.css"
 
@@ -69,10 +71,12 @@ def test_names_stay_words() -> None:
 
 
 def test_verdicts_are_marked_by_their_word() -> None:
-    for name, call in (("drafters", "go"), ("llamacpp", "no-go"), ("hostile", "unclear")):
-        assert values(html_of(name), "p.verdict", "class") == [f"verdict {call}"]
-    (description,) = values(html_of("drafters"), 'meta[name="description"]', "content")
-    assert description.startswith("GO: turn ngram:n=3+demo:draft on, at gamma 3. Best estimate: decoding runs 1.28x")
+    assert values(html_of("hostile"), "p.verdict", "class") == ["verdict unclear"]
+    for name in RUNS:
+        call = summarise(read_run(REPORTS / name)).verdict
+        assert values(html_of(name), "p.verdict", "class") == [f"verdict {call.lower()}"]
+        (description,) = values(html_of(name), 'meta[name="description"]', "content")
+        assert re.match(rf"{call}: .+\. Best estimate: decoding runs \d\.\d\dx", description)
 
 
 def test_marks_lead_to_their_entries() -> None:

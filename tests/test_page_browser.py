@@ -112,6 +112,18 @@ def test_words_stand_out_by_day_and_night(browser: Browser, name: str, scheme: s
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(26, 26, 26)"}[scheme]
 
 
+CUT_TABLES = """
+return [...document.querySelectorAll('.panel .scroll')].filter(e => e.scrollWidth > e.clientWidth)
+  .map(e => [e.ariaLabel, e.scrollWidth, e.clientWidth]);
+"""
+
+
+@pytest.mark.parametrize("name", ["drafters", "llamacpp"])
+def test_the_tables_of_the_first_page_fit_a_phone(browser: Browser, name: str) -> None:
+    browser.show(html_of(name), width=420)
+    assert browser.ask(CUT_TABLES) == []
+
+
 @pytest.mark.parametrize("name", ["hostile", "drafters"])
 def test_a_narrow_screen_scrolls_down_only(browser: Browser, name: str) -> None:
     browser.show(html_of(name), width=360)

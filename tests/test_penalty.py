@@ -350,7 +350,7 @@ def test_a_brief_names_what_is_on(sampling, words):
 
 
 def test_a_stored_configuration_that_does_not_say_has_them_off():
-    kept = Path(__file__).parent.parent / "reports" / "example"
+    kept = Path(__file__).parent / "runs" / "example"
     config = json.loads((kept / "run.json").read_text())["config"]
     assert "min_p" not in config and "repetition_penalty" not in config
     assert read_run(kept).run.config.sampling == Sampling()

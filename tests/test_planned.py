@@ -20,7 +20,7 @@ from specbench.records import Policy
 from specbench.report.dialect import part
 from specbench.store import read_run
 
-EXAMPLE = Path(__file__).parent.parent / "reports" / "example"
+EXAMPLE = Path(__file__).parent / "runs" / "example"
 
 
 def test_minutes_grow_with_arms_repeats_and_prompts():

@@ -91,6 +91,27 @@ def test_time_left_is_by_arm_and_with_scoring():
     assert left.seconds() == 9 * 1 + 8 * 4 + 9 * 0.5
 
 
+def test_a_load_that_has_not_come_is_taken_to_be_as_slow_as_the_one_before():
+    clock = FakeClock()
+    left = TimeLeft(clock)
+    left.plan({FAST: 10, replace(FAST, load=Load(4)): 10}, 10)
+    unit(left, clock, {FAST: 1})
+    left.plan({FAST: 9, replace(FAST, load=Load(4)): 10}, 10)
+    assert left.seconds() == 9 * 1 + 10 * 1 + 10 * 0.5
+    left.plan({FAST: 9, replace(SLOW, load=Load(4)): 10}, 10)
+    assert left.seconds() is None
+
+
+def test_a_line_ends_where_nothing_is_known():
+    progress = RunProgress(quiet=False, clock=(clock := FakeClock()))
+    progress.console = Console(file=(said := io.StringIO()))
+    progress.begin(20, 0)
+    progress.left({FAST: 10, SLOW: 10}, 10)
+    clock.now_s += 100
+    progress.trial(replace(served_trial(11), arm=FAST))
+    assert said.getvalue().splitlines()[-1] == "1/20"
+
+
 def test_what_is_stopped_takes_no_time():
     clock = FakeClock()
     left = TimeLeft(clock)

@@ -14,10 +14,10 @@ from fake_served import FakeServer, fake_served
 from rich.cells import cell_len
 from rich.console import Console
 
-from specbench.analysis.compare import Comparison, compared
+from specbench.analysis.compare import ComparedDraft, Comparison, compared
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
-from specbench.report.dialect import json_of, said
+from specbench.report.dialect import PLAIN, json_of, said, sentence_of
 from specbench.report.tables import comparison_markdown, comparison_tables
 from specbench.run_record import ModelFacts, WorkloadFacts
 from specbench.store import StoredRun
@@ -33,6 +33,10 @@ def shown(found: Comparison, width: int = 80, encoding: str = "utf-8") -> str:
         console.print(part)
     file.seek(0)
     return file.read()
+
+
+def reason_of(draft: ComparedDraft) -> str:
+    return sentence_of("compared", PLAIN, draft)
 
 
 @pytest.fixture
@@ -55,9 +59,9 @@ def test_a_dearer_round_is_what_moved(engines: tuple[StoredRun, StoredRun]) -> N
     assert row.ratio == pytest.approx(row.b.speedup / row.a.speedup)
     assert row.ratio_low < row.ratio < row.ratio_high < 1
     assert (row.moved, row.difference) == ("cost of a round", "slower")
-    assert draft.reason.startswith("The target's step is 4.9x faster on B, llama.cpp (9.4 ms against 4")
-    assert "a round only 2.2x, so a round costs 2.9" in draft.reason
-    assert "at much the same tau (2.27 against 2.27): GO becomes NO-GO." in draft.reason
+    assert reason_of(draft).startswith("The target's step is 4.9x faster on B, llama.cpp (9.4 ms against 4")
+    assert "a round only 2.2x, so a round costs 2.9" in reason_of(draft)
+    assert "at much the same tau (2.27 against 2.27): GO becomes NO-GO." in reason_of(draft)
     assert row.a.tokens_per_round == row.b.tokens_per_round  # over the prompts that both have
 
 
@@ -66,8 +70,8 @@ def test_acceptance_is_what_moved(tmp_path: Path) -> None:
     b = fake_served(tmp_path / "b", FakeServer(alpha=0.2, round_s=0.014))
     draft = compared(a, b).drafts[0]
     assert {row.moved for row in draft.gammas} == {"acceptance"}
-    assert draft.reason.startswith("Acceptance moved most: a round gives 1.2")
-    assert "tokens on B" in draft.reason
+    assert reason_of(draft).startswith("Acceptance moved most: a round gives 1.2")
+    assert "tokens on B" in reason_of(draft)
 
 
 def test_pairing_takes_out_what_belongs_to_the_prompt(tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_pairing_takes_out_what_belongs_to_the_prompt(tmp_path: Path) -> None:
     stranger = fake_served(tmp_path / "c", FakeServer(round_s=0.0136), seed=5)
     apart = compared(a, stranger)
     assert apart.drafts[0].gammas[1].difference == "not resolved"
-    assert re.search(r"Not resolved, \d+% slower to \d+% faster: a round costs", apart.drafts[0].reason)
+    assert re.search(r"Not resolved, \d+% slower to \d+% faster: a round costs", reason_of(apart.drafts[0]))
     assert "nothing is resolved" in " ".join(shown(apart).split())
 
 
@@ -90,7 +94,7 @@ def test_the_same_again_is_the_same(tmp_path: Path) -> None:
     a, b = (fake_served(tmp_path / str(seed), prompts=30, noise_seed=seed) for seed in (0, 1))
     found = compared(a, b)
     assert all(row.difference == "same" and row.moved is None for row in found.drafts[0].gammas)
-    assert found.drafts[0].reason.startswith("The same to within 5%: a round costs 1.30 target steps against 1.30")
+    assert reason_of(found.drafts[0]).startswith("The same to within 5%: a round costs 1.30 target steps against 1.30")
     assert '"same": the whole interval is within 5% of 1' in shown(found)
     assert found.warnings == ()
 
@@ -117,7 +121,7 @@ def test_rounds_that_one_side_does_not_tell(tmp_path: Path) -> None:
     found = compared(a, b)
     row = found.drafts[0].gammas[0]
     assert row.b.tokens_per_round is None and row.moved is None and row.difference == "slower"
-    assert "what a round gives and costs is not known in both" in row.reason
+    assert "what a round gives and costs is not known in both" in reason_of(found.drafts[0])
     assert "1.94 / -" in shown(found, 200) and "None" not in comparison_markdown(found)
 
 
@@ -153,7 +157,7 @@ def test_weights_in_another_format_are_named_and_the_engine_gets_no_credit_alone
     found = compared(a, b)
     (warning,) = (one for one in found.warnings if one.code == "other-weights")
     assert "in AWQ on A and Q4_1 on B" in said(warning)
-    assert "on B, llama.cpp in Q4_1 (9.4 ms" in found.drafts[0].reason
+    assert "on B, llama.cpp in Q4_1 (9.4 ms" in reason_of(found.drafts[0])
     # one engine and one format: nothing to tell apart
     assert not [one for one in compared(a, a).warnings if one.code == "other-weights"]
     assert compared(a, a).a.name == "A"
@@ -186,7 +190,7 @@ def test_slower_only_where_the_interval_says_so(tmp_path: Path) -> None:
     few = [fake_served(tmp_path / f"few{s}", FakeServer(round_s=s / 1000), prompts=6) for s in (13, 26)]
     found = compared(*few)
     assert found.slower.by > 0.4 and not found.slower.surely_above(0.03)
-    assert found.drafts[0].reason.startswith("Too few prompts to tell the two apart")
+    assert reason_of(found.drafts[0]).startswith("Too few prompts to tell the two apart")
 
 
 def test_nothing_is_slower_where_the_first_runs_choice_is_not_in_the_second(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specbench.analysis.contract import Summary
-from specbench.analysis.frame import loads_of, main_trials
 from specbench.analysis.loads import percentiles, stops_paying_at, throughput
 from specbench.analysis.pilot import read_pilot
 from specbench.analysis.summarise import summarise
@@ -39,8 +38,8 @@ def test_the_verdict_is_about_the_first_load_alone(tmp_path: Path) -> None:
     both = fake_served(tmp_path / "a", BUSY, concurrency=(16, 1))
     alone = summarise(fake_served(tmp_path / "b", replace(BUSY), concurrency=(1,)))
     found = summarise(both)
-    assert [load.label for load in loads_of(both)] == ["16 at a time", "1 at a time"]
-    assert {trial.arm.load for trial in main_trials(both)} == {Load(16)}
+    assert [load.label for load in both.loads] == ["16 at a time", "1 at a time"]
+    assert {trial.arm.load for trial in both.main} == {Load(16)}
     assert found.drafts[0].verdict == "NO-GO" and alone.drafts[0].verdict == "GO"
     assert found.drafts[0].gammas[0].prompts == 24
     assert found.server is not None and found.server.load == "16 at a time"

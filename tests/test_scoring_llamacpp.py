@@ -57,6 +57,24 @@ def test_llama_cpp_writes_as_it_chats_and_reads_each_token_once(tmp_path):
     assert own.read_again == judged.read_again == 0
 
 
+def test_tokens_of_parts_of_characters_are_told_too(tmp_path):
+    """llama.cpp gives no probabilities of a token that it writes and that begins a character without ending it."""
+    text = "I am happy " + "\N{HUGGING FACE}" * 10
+
+    async def look(url):
+        adapter = LlamaCpp()
+        async with Client(url, key=None, timeout_s=60) as client:
+            ids = await adapter.token_ids(client.post, text, None)
+            return ids, await score_output(adapter, client.post, ids[:4], ids[4:], None)
+
+    with Launched(FILE, setting(), log=tmp_path / "log") as server:
+        ids, scored = asyncio.run(look(server.url))
+    assert len(ids) > 25 and len(scored.tops) == len(ids) - 5
+    # Three tokens a face, each of which the model expects after some.
+    assert [top.top for top in scored.tops[-9:]] == list(ids[-9:])
+    assert scored.read_again == 0
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     """Positions of three texts, from real servers of the embedded pair that do not speculate, and their prompts."""

@@ -116,6 +116,18 @@ def test_the_interval_of_a_prediction_holds_what_is_uncertain_in_the_costs(tmp_p
     assert widths[1] > np.log(1.1) > widths[0]
 
 
+def test_the_interval_of_a_prediction_holds_how_the_machine_moved_since_the_probe(tmp_path):
+    """All costs 20 % higher then: the same speedup, and who knows whether all of them moved alike."""
+    slower = [replace(p, **{k: 1.2 * getattr(p, k) for k in ("median_s", "low_s", "high_s")}) for p in points()]
+    same, moved = (
+        summarise(planted(tmp_path / name, tuple(probe))).loads[0]
+        for name, probe in (("same", points()), ("moved", slower))
+    )
+    assert moved.predicted_speedup == pytest.approx(same.predicted_speedup)
+    wide, narrow = (np.log(row.predicted_speedup_high / row.predicted_speedup_low) for row in (moved, same))
+    assert wide > 2 * 1.9 * np.log(1.2) > 5 * narrow
+
+
 @pytest.mark.full
 def test_a_load_that_was_not_probed_has_no_prediction_and_one_that_was_only_probed_is_in_the_schedule(tmp_path):
     summary = summarise(planted(tmp_path / "one", points(clients=(1,))))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -348,7 +349,7 @@ def test_no_text_is_kept_unless_asked(lab, tmp_path):
     [("check", "which transformers does not repeat"), ("replay", "sweep --replay-only on the same server")],
 )
 def test_commands_about_runs_in_process_say_what_to_do_with_others(command, says):
-    result = call(command, "reports/llamacpp")
+    result = call(command, Path(__file__).parent / "runs" / "llamacpp")
     assert result.exit_code == 2
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

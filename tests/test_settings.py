@@ -32,8 +32,9 @@ from tiny import run as loop
 from tiny import save_with_byte_tokenizer, tiny_llama
 from transformers import GenerationConfig
 
-from specbench.analysis.contract import Choice, Rival, Server, Summary
+from specbench.analysis.contract import Choice, Rival, Summary
 from specbench.analysis.facts import Facts, read_facts
+from specbench.analysis.served import Server
 from specbench.backends.local.assisted import watched
 from specbench.backends.server.launch import LaunchFile, Setting, command, model_file, read_launch, require_draft
 from specbench.drafters import parse_draft

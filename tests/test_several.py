@@ -20,7 +20,7 @@ from specbench.report.several import render_several, runs_of, write_several
 from specbench.store import read_run
 
 ROOT = Path(__file__).parent.parent
-KEPT = [ROOT / "reports" / name for name in ("drafters", "llamacpp")]
+KEPT = [ROOT / "tests/runs" / name for name in ("drafters", "llamacpp")]
 
 
 @pytest.fixture(scope="module")

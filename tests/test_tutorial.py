@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
         (home / name).write_text(text, encoding="utf-8")
     for number, (name, kept) in enumerate(RUNS.items()):
         copy = home / f"reports/20260102T03040{number}Z-{name}"
-        shutil.copytree(ROOT / "reports" / kept, copy, ignore=shutil.ignore_patterns("figures", "brief.*"))
+        shutil.copytree(ROOT / "tests/runs" / kept, copy, ignore=shutil.ignore_patterns("figures", "brief.*"))
         shorten(copy / "trials.jsonl")
     return home
 

@@ -199,6 +199,7 @@ def write() -> None:
 def quote() -> None:
     """What README and docs show of kept runs."""
     from specbench.analysis.compare import compared
+    from specbench.report.dialect import PLAIN, sentence_of
     from specbench.store import read_run
 
     words = [sys.executable, "-m", "specbench", "show", "reports/example"]
@@ -209,7 +210,7 @@ def quote() -> None:
     table = "\n".join(line.rstrip() for line in lines)
     _between("README.md", "<!-- example:table -->\n", "<!-- /example:table -->", f"```text\n{table}\n```\n")
     found = compared(read_run(REPORTS / "drafters"), read_run(REPORTS / "llamacpp"))
-    reasons = "\n>\n".join(f"> `{draft.draft}`: **{draft.reason}**" for draft in found.drafts)
+    reasons = "\n>\n".join(f"> `{draft.draft}`: **{sentence_of('compared', PLAIN, draft)}**" for draft in found.drafts)
     _between("docs/engines.md", "reports/llamacpp`:\n\n", "\n\nThe weights differ", reasons)
 
 

@@ -160,7 +160,7 @@ def _plain_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
             numbers = _numbers(column.values)
             if column.values.null_count:
                 raise ValueError("a number is missing")
-            ends, valid = column.offsets.to_pylist(), column.is_valid().to_pylist()
+            ends, valid = column.offsets.to_pylist(), [each.is_valid for each in column]
             columns[name] = [
                 numbers[begin:end] if there else None for begin, end, there in zip(ends, ends[1:], valid, strict=False)
             ]

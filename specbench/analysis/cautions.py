@@ -11,7 +11,7 @@ from statistics import median
 import numpy as np
 
 from specbench.analysis.contract import DraftResult
-from specbench.analysis.frame import DraftView, loads_of
+from specbench.analysis.frame import DraftView
 from specbench.analysis.predict import EXPLAINED
 from specbench.cost.model import RoundCosts, round_costs
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, speedup_interval
@@ -56,8 +56,7 @@ def run_cautions(
     gaps: Sequence[ReplayGap] = (),
 ) -> list[Finding]:
     """Everything the numbers themselves give away. `trials` are the counted ones, at every load."""
-    first = loads_of(stored)[0]
-    main = [trial for trial in trials if trial.arm.load == first]
+    main = stored.main
     return [
         *_unfinished(stored, len(trials)),
         *_of_trials(trials),

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from specbench import text
 from specbench.analysis.cautions import GAP_CONFIDENCE
 from specbench.decision.interval import Paired, ends, speedup_interval
-from specbench.records import Interval, Round
+from specbench.records import Interval, Reason, Round
 
 if TYPE_CHECKING:
     from specbench.backends.local.assisted import Pair
 
-SCHEMA = 1
+SCHEMA = 2
 TINY = 1e-9  # without any scatter the interval is a point, give or take a rounding
 
 Agreement = Literal["same", "rounding", "differs", "undecided"]
@@ -61,7 +60,7 @@ class CheckedGamma:
     ratio_low: float | None
     ratio_high: float | None
     agreement: Agreement
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def checked_gamma(gamma: int, pairs: Sequence[Pair], *, greedy: bool, precision:
     compared = [pair for pair in pairs if pair.same_text or not greedy]
     touched = {name: sum(pair.touched[name] for pair in compared) for name in (pairs[0].touched if pairs else {})}
     ratio = None if greedy else _ratio(compared)
-    agreement, reason = _greedy(pairs, precision) if greedy else _sampled(ratio, compared)
+    agreement, reason = _greedy(pairs, precision) if greedy else _sampled(ratio)
     different = [pair for pair in compared if pair.different_rounds]
     return CheckedGamma(
         gamma=gamma,
@@ -118,48 +117,44 @@ def worst(drafts: Sequence[CheckedDraft]) -> Agreement:
     return next((word for word in order if word in found), "undecided")
 
 
-def _greedy(pairs: Sequence[Pair], precision: str) -> tuple[Agreement, str]:
+def _greedy(pairs: Sequence[Pair], precision: str) -> tuple[Agreement, Reason]:
     compared = [pair for pair in pairs if pair.same_text]
     different = [pair for pair in compared if pair.different_rounds]
-    others = [pair for pair in pairs if not pair.same_text]
-    left_out = ""
-    if others:
-        verb = "is another there and was" if len(others) == 1 else "are others there and were"
-        left_out = f"; {text.count(len(others), 'text')} {verb} left out"
-    where = f"in {len(different)} of {text.count(len(compared), 'text')}"
-    rounds = sum(len(pair.trial.rounds) for pair in compared)
-    wide = [pair for pair in different if not pair.near_tie]
-    if wide or any(not pair.near_tie for pair in others):
-        by = _difference(compared) if different else "the text"
-        unexplained = len(wide) + sum(not pair.near_tie for pair in others)
-        return "differs", f"differs by {by} {where}{left_out}; {unexplained} not explained by rounding in {precision}"
+    unexplained = sum(not pair.near_tie for pair in pairs if not pair.same_text or pair.different_rounds)
+    values = {
+        "texts": len(compared),
+        "others": len(pairs) - len(compared),
+        "different": len(different),
+        "rounds": sum(len(pair.trial.rounds) for pair in compared),
+    }
+    if unexplained:
+        gaps = _gaps(compared) if different else {}
+        return "differs", Reason(
+            "check-differs", values | {"gaps": gaps, "unexplained": unexplained, "precision": precision}
+        )
     if not compared:
-        return "undecided", "no text is the same in both"
+        return "undecided", Reason("check-no-text")
     if different:
-        count = sum(pair.different_rounds for pair in different)
-        return "rounding", f"the same but for {count} of {rounds:,} rounds {where}, at near-ties of the draft{left_out}"
-    return "same", f"the same: no difference in {rounds:,} rounds of {text.count(len(compared), 'text')}{left_out}"
+        differ = sum(pair.different_rounds for pair in different)
+        return "rounding", Reason("check-rounding", values | {"differ": differ})
+    return "same", Reason("check-same", values)
 
 
-def _difference(pairs: Sequence[Pair]) -> str:
+def _gaps(pairs: Sequence[Pair]) -> dict[str, int]:
     ours, theirs = _tally(r for p in pairs for r in p.trial.rounds), _tally(r for p in pairs for r in p.reconciled)
-    gaps = {name: getattr(ours, name) - getattr(theirs, name) for name in ("rounds", "drafted", "accepted")}
-    return text.join(f"{gap:+d} {name}" for name, gap in gaps.items())
+    return {name: getattr(ours, name) - getattr(theirs, name) for name in ("rounds", "drafted", "accepted")}
 
 
-def _sampled(ratio: Interval | None, pairs: Sequence[Pair]) -> tuple[Agreement, str]:
+def _sampled(ratio: Interval | None) -> tuple[Agreement, Reason]:
     if ratio is None:
-        return "undecided", "no round to compare"
-    value, low, high = ratio.value, ratio.low, ratio.high
-    found = f"rounds per token are {value:.3f} times ours"
+        return "undecided", Reason("check-no-round")
+    low, high = ratio.low, ratio.high
     if low is None or high is None:
-        return "undecided", f"{found}; an interval needs 10 prompts: raise --limit"
-    words = f"{found}, {GAP_CONFIDENCE:.1%} interval [{low:.3f}, {high:.3f}]"
-    return (
-        ("same", f"the same within sampling error: {words}")
-        if low - TINY <= 1 <= high + TINY
-        else ("differs", f"differs: {words}")
-    )
+        return "undecided", Reason("check-few-prompts", {"ratio": ratio.value})
+    values = {"ratio": ratio.value, "low": low, "high": high, "confidence": GAP_CONFIDENCE}
+    if low - TINY <= 1 <= high + TINY:
+        return "same", Reason("check-sampled-same", values)
+    return "differs", Reason("check-sampled-differs", values)
 
 
 def _ratio(pairs: Sequence[Pair]) -> Interval | None:

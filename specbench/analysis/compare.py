@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench import text
 from specbench.analysis.contract import Summary
-from specbench.analysis.frame import DraftView, Steady, by_arm, kept_arms, main_trials
+from specbench.analysis.frame import DraftView, Steady, by_arm, kept_arms
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import (
     EQUIVALENT,
@@ -30,12 +30,12 @@ from specbench.decision.interval import (
 )
 from specbench.errors import StoreError
 from specbench.models.prompts import changed_encoding
-from specbench.records import Call, Finding, Interval
+from specbench.records import Call, Finding, Interval, Reason
 from specbench.run_record import RunRecord
 from specbench.store import StoredRun
 from specbench.text import template_kwargs
 
-SCHEMA = 2
+SCHEMA = 3
 
 Moved = Literal["acceptance", "cost of a round"]
 
@@ -105,21 +105,24 @@ class ComparedGamma:
     rate_low: float | None
     rate_high: float | None
     moved: Moved | None
-    reason: str
+    reasons: tuple[Reason, ...]
     categories: tuple[ComparedCategory, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedDraft:
-    """A draft that both runs have. `gamma` is the one that `reason` speaks of: A's best, where B has it. The verdicts
-    are on the whole runs."""
+    """A draft that both runs have. `gamma` is the one to look at: A's best, where B has it. The verdicts are on the
+    whole runs."""
 
     draft: str
     gamma: int
     a_verdict: Call
     b_verdict: Call
-    reason: str
     gammas: tuple[ComparedGamma, ...]
+
+    @property
+    def shown(self) -> ComparedGamma:
+        return next(row for row in self.gammas if row.gamma == self.gamma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,68 +170,38 @@ def term_that_moved(a: ComparedSide, b: ComparedSide) -> Moved | None:
     return "acceptance" if tau > abs(math.log(b.round_steps / a.round_steps)) else "cost of a round"
 
 
-def reason(
+def reasons(
     a: ComparedSide, b: ComparedSide, ratio: Interval, found: Difference, moved: Moved | None, names: tuple[str, str]
-) -> str:
-    """The sentence without its end: what became of the speedup comes after it. Numbers of the second run first."""
+) -> tuple[Reason, ...]:
+    """Whether the two can be told apart where they cannot surely, then the terms behind it. Pairs of values are A's and
+    B's; a factor is B over A, 1.0 where the two are near."""
     idle = [name for name, side in zip(names, (a, b), strict=True) if side.drafted == 0]
     if idle:
-        return f"Nothing was drafted on {text.join(idle)}: there the target alone was measured against itself"
-    head = ""
-    if found == "same":
-        head = f"The same to within {text.percent(EQUIVALENT)}: "
-    elif ratio.low is None or ratio.high is None:
-        head = "Too few prompts to tell the two apart: "
+        return (Reason("nothing-drafted", {"on": idle}),)
+    head = []
+    if ratio.low is None or ratio.high is None:
+        head = [Reason("too-few-to-tell")]
+    elif found == "same":
+        head = [Reason("same", {"margin": EQUIVALENT})]
     elif found == "not resolved":
-        head = f"Not resolved, {text.spread(ratio.low, ratio.high)}: "
-    taus, costs = (b.tokens_per_round, a.tokens_per_round), (b.round_steps, a.round_steps)
-    if None in taus or None in costs or a.round_s is None or b.round_s is None:
-        return (
-            f"{head}{'the' if head else 'The'} target alone decodes {b.baseline_tokens_per_s:.1f} tokens/s on "
-            f"{names[1]} and {a.baseline_tokens_per_s:.1f} on {names[0]}; what a round gives and costs is not known in "
-            "both"
-        )
-    tau = f"{taus[0]:.2f} against {taus[1]:.2f}"
-    cost = f"{costs[0]:.2f} target steps against {costs[1]:.2f}"
+        head = [Reason("not-resolved", {"low": ratio.low, "high": ratio.high})]
+    rates = a.baseline_tokens_per_s, b.baseline_tokens_per_s
+    taus, costs = (a.tokens_per_round, b.tokens_per_round), (a.round_steps, b.round_steps)
+    if None in (*taus, *costs) or a.round_s is None or b.round_s is None:
+        return (*head, Reason("rounds-untold", {"names": names, "rates": rates}))
+    values = {"on": names[1], "taus": taus, "costs": costs}
     if head:
-        return f"{head}a round costs {cost} and gives {tau} tokens"
+        return (*head, Reason("rounds-beside", values))
     if moved == "acceptance":
-        return f"Acceptance moved most: a round gives {tau} tokens on {names[1]}, while it costs {cost}"
-    step_a, step_b = 1 / a.baseline_tokens_per_s, 1 / b.baseline_tokens_per_s
-    steps = f"({text.milliseconds(step_b)} against {text.milliseconds(step_a)})"
-    return (
-        f"The target's step is {_faster(step_a / step_b)} on {names[1]} {steps}, a round "
-        f"{_beside(step_a / step_b, a.round_s / b.round_s)}, so a round costs {costs[0]:.2f} target steps rather than "
-        f"{costs[1]:.2f}, at {_tau(b, a)} tau ({tau})"
-    )
+        return (Reason("acceptance-moved", values),)
+    steps_s = tuple(1 / rate for rate in rates)
+    factors = {"step": _factor(*rates), "round": _factor(b.round_s, a.round_s), "tau": _factor(*taus)}
+    return (Reason("cost-moved", values | {"steps_s": steps_s} | factors),)
 
 
-def verdicts(words: str, a: Call, b: Call) -> str:
-    """The sentence with its end."""
-    return f"{words}: {a} becomes {b}." if a != b else f"{words}. Both runs say {a}."
-
-
-def _faster(times: float) -> str:
-    if abs(math.log(times)) < _NEAR:
-        return "as fast"
-    return f"{_times(times)} faster" if times > 1 else f"{_times(1 / times)} slower"
-
-
-def _beside(step: float, whole: float) -> str:
-    """The round's factor after the step's: shorter where both go one way."""
-    if abs(math.log(whole)) < _NEAR or abs(math.log(step)) < _NEAR or (step > 1) != (whole > 1):
-        return f"is {_faster(whole)}"
-    less = abs(math.log(whole)) < abs(math.log(step))
-    return f"{'only' if less else 'even'} {_times(max(whole, 1 / whole))}"
-
-
-def _times(factor: float) -> str:
-    return f"{factor:.0f}x" if factor >= 10 else f"{factor:.1f}x"
-
-
-def _tau(b: ComparedSide, a: ComparedSide) -> str:
-    gone = math.log((b.tokens_per_round or 1) / (a.tokens_per_round or 1))
-    return "much the same" if abs(gone) < _NEAR else "a higher" if gone > 0 else "a lower"
+def _factor(a: float | None, b: float | None) -> float:
+    times = (b or 1) / (a or 1)
+    return 1.0 if abs(math.log(times)) < _NEAR else times
 
 
 Rows = NDArray[np.int64]
@@ -261,7 +234,7 @@ def compared(a: StoredRun, b: StoredRun) -> Comparison:
         only_a=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[0] if (draft, gamma) not in arms[1]),
         only_b=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[1] if (draft, gamma) not in arms[0]),
         slower=_slower(drafts, sides[0].summary),
-        warnings=tuple(_warnings(a, b, sides)),
+        warnings=tuple(_warnings(sides)),
     )
 
 
@@ -273,7 +246,7 @@ class _Run:
         self.summary = summarise(stored)
         self.load = None if self.summary.server is None else self.summary.server.load
         self.policy = replace(stored.run.config.policy, mix=None)
-        trials = main_trials(stored)
+        trials = stored.main
         arms = kept_arms(by_arm(trials), stored.run)
         self.steady = Steady(arms, replace(self.policy, metric="decode"))
         specs = [draft.draft for draft in self.summary.drafts]
@@ -322,16 +295,9 @@ def _draft(spec: str, runs: tuple[_Run, _Run], names: tuple[str, str]) -> Compar
     if not len(rows[0]) or not gammas:
         return None
     found = tuple(_gamma(spec, gamma, runs, rows, names) for gamma in gammas)
-    own = [next(draft for draft in run.summary.drafts if draft.draft == spec) for run in runs]
-    shown = next((row for row in found if row.gamma == own[0].best_gamma), found[0])
-    return ComparedDraft(
-        draft=spec,
-        gamma=shown.gamma,
-        a_verdict=own[0].verdict,
-        b_verdict=own[1].verdict,
-        reason=verdicts(shown.reason, own[0].verdict, own[1].verdict),
-        gammas=found,
-    )
+    a, b = (next(draft for draft in run.summary.drafts if draft.draft == spec) for run in runs)
+    gamma = a.best_gamma if a.best_gamma in gammas else gammas[0]
+    return ComparedDraft(spec, gamma, a.verdict, b.verdict, found)
 
 
 def _shared(a: DraftView, b: DraftView) -> tuple[Rows, Rows]:
@@ -373,7 +339,7 @@ def _gamma(
         difference=found,
         **ends("rate", speedup_interval(Paired(*columns), confidence, excess)),
         moved=moved,
-        reason=reason(a, b, ratio, found, moved, names),
+        reasons=reasons(a, b, ratio, found, moved, names),
         categories=_categories(runs, spec, pairs, rows, confidence),
     )
 
@@ -435,7 +401,7 @@ def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
     before, after = (stored.run.workload.encoded for stored in (a, b))
     if before is not None and after is not None:
         return changed_encoding(before, after)
-    then, now = ({trial.prompt_sha256: trial.prompt_tokens for trial in main_trials(stored)} for stored in (a, b))
+    then, now = ({trial.prompt_sha256: trial.prompt_tokens for trial in stored.main} for stored in (a, b))
     shared = then.keys() & now.keys()
     if not (other := sum(then[sha] != now[sha] for sha in shared)):
         return None
@@ -443,61 +409,43 @@ def _other_tokens(a: StoredRun, b: StoredRun) -> str | None:
     return f"{other} of {len(shared)} prompts have another number of tokens: {why}"
 
 
-def _warnings(a: StoredRun, b: StoredRun, runs: tuple[_Run, _Run]) -> list[Finding]:
+_HINTS = {
+    "other-prompts": "Run the second on the first one's workload.",
+    "other-token-ids": "Run the second with the first one's target, tokenizer and chat template, and where that writes "
+    "the date, on one day.",
+    "other-weights": "Run both with the same weights before crediting an engine.",
+    "other-sampling": "Run the second with the first one's sampling: acceptance depends on it.",
+    "other-template-arguments": "Run the second with the first one's --chat-template-kwargs: the answers are others.",
+    "other-limit": "Run the second with the first one's --max-new-tokens.",
+    "other-load": "Run the second with the first one's first --concurrency.",
+}
+
+
+def _warnings(runs: tuple[_Run, _Run]) -> list[Finding]:
     """Where the two do not answer the same question."""
-    first, second = a.run.config, b.run.config
-    formats, loads = [weights(stored.run) for stored in (a, b)], [run.load or "1 at a time" for run in runs]
-    changed = _other_tokens(a, b)
-    sampled = asdict(first.sampling), asdict(second.sampling)
-    other = [(key, value, sampled[1][key]) for key, value in sampled[0].items() if value != sampled[1][key]]
-    unknown = formats == [None, None] and _engine(a) != _engine(b)
-    kwargs = [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in (first, second)]
-    limits = [first.max_new_tokens, second.max_new_tokens]
-    return [
-        *_differs(
-            "other-prompts",
-            a.run.workload.sha256 != b.run.workload.sha256,
-            hint="Run the second on the first one's workload.",
-        ),
-        *_differs(
-            "other-token-ids",
-            changed is not None,
-            changed=changed,
-            hint="Run the second with the first one's target, tokenizer and chat template, and where that writes the "
-            "date, on one day.",
-        ),
-        *_differs(
-            "other-weights",
-            formats[0] != formats[1] or unknown,
-            both=formats,
-            hint="Run both with the same weights before crediting an engine.",
-        ),
-        *_differs(
-            "other-sampling",
-            bool(other),
-            changed=other,
-            hint="Run the second with the first one's sampling: acceptance depends on it.",
-        ),
-        *_differs(
-            "other-template-arguments",
-            kwargs[0] != kwargs[1],
-            both=kwargs,
-            hint="Run the second with the first one's --chat-template-kwargs: the answers are others.",
-        ),
-        *_differs(
-            "other-limit",
-            limits[0] != limits[1],
-            both=limits,
-            hint="Run the second with the first one's --max-new-tokens.",
-        ),
-        *_differs(
-            "other-load",
-            loads[0] != loads[1],
-            both=loads,
-            hint="Run the second with the first one's first --concurrency.",
-        ),
-    ]
-
-
-def _differs(code: str, differs: bool, *, hint: str, **values: object) -> list[Finding]:
-    return [Finding(code, "warning", values, hint)] if differs else []
+    a, b = (run.stored for run in runs)
+    configs = a.run.config, b.run.config
+    sampled = [asdict(each.sampling) for each in configs]
+    formats, engines = [weights(each.run) for each in (a, b)], [_engine(each) for each in (a, b)]
+    both: dict[str, Sequence[object]] = {
+        "other-prompts": [each.run.workload.sha256 for each in (a, b)],
+        "other-token-ids": [None, _other_tokens(a, b)],
+        "other-weights": formats,
+        "other-sampling": sampled,
+        "other-template-arguments": [template_kwargs(each.chat_template_kwargs or {}) or "nothing" for each in configs],
+        "other-limit": [each.max_new_tokens for each in configs],
+        "other-load": [run.load or "1 at a time" for run in runs],
+    }
+    values: dict[str, dict[str, object]] = {
+        "other-prompts": {},
+        "other-token-ids": {"changed": both["other-token-ids"][1]},
+        "other-sampling": {
+            "changed": [
+                (key, x, y) for (key, x), y in zip(sampled[0].items(), sampled[1].values(), strict=True) if x != y
+            ]
+        },
+    }
+    # Of two engines that do not tell it nobody knows that their weights are the same.
+    unknown = {"other-weights"} if formats == [None, None] and engines[0] != engines[1] else set()
+    differ = [code for code, (one, other) in both.items() if one != other or code in unknown]
+    return [Finding(code, "warning", values.get(code, {"both": both[code]}), _HINTS[code]) for code in differ]

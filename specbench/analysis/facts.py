@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from specbench import text
-from specbench.analysis.frame import counted, loads_of
 from specbench.records import Divergence, Load, ReferenceCheck, Sampling, Trial
 from specbench.run_record import ModelFacts, Provenance, RunRecord
 from specbench.store import StoredRun
@@ -88,9 +87,7 @@ def read_facts(stored: StoredRun) -> Facts:
     """Everything but the measured results, which are the Summary's."""
     run = stored.run
     config, provenance = run.config, run.provenance
-    loads = loads_of(stored)
-    done = counted(stored.trials)
-    main = [trial for trial in done if trial.arm.load == loads[0]]
+    main = stored.main
     lengths = [trial.prompt_tokens for trial in main]
     alone = [trial for trial in main if trial.arm.kind == "baseline"]
     alone_s = sum(trial.times.total_s for trial in alone)
@@ -107,14 +104,14 @@ def read_facts(stored: StoredRun) -> Facts:
         workload=_workload(run),
         planned=run.trials_planned,
         spared=run.spared,
-        done=len(done),
+        done=len(stored.counted),
         prefill_share=sum(trial.times.prefill_s for trial in alone) / alone_s if alone_s > 0 else None,
         cut_share=sum(trial.finish == "length" for trial in alone) / len(alone) if alone else None,
         provenance=provenance,
         fingerprint=run.fingerprint,
         served=run.on_server,
         sliced=any(trial.slices for trial in main),
-        loads=tuple(loads),
+        loads=stored.loads,
         reference=run.reference_check,
         template_kwargs=config.chat_template_kwargs or {},
         prompt_tokens=(min(lengths), max(lengths)) if lengths else None,
@@ -206,18 +203,18 @@ def pace_of(stored: StoredRun) -> Pace | None:
 
 def cost_of(stored: StoredRun, prompts: set[str]) -> Cost:
     """Means over the trials of `prompts`; what happens once is that of the whole run."""
-    load = loads_of(stored)[0]
-    trials = [trial for trial in stored.trials if not trial.warmup and trial.arm.load == load]
-    mine = [trial for trial in trials if trial.prompt_id in prompts]
+    main = stored.main
+    tries = sum(not trial.warmup and trial.arm.load == stored.loads[0] for trial in stored.trials)
+    mine = [trial for trial in main if trial.prompt_id in prompts]
     drafted: dict[int, list[float]] = {}
-    for trial in counted(mine):
+    for trial in mine:
         if trial.arm.gamma is not None:
             drafted.setdefault(trial.arm.gamma, []).append(trial.times.total_s)
     probe_s = sum(point.median_s * (point.passes + 1) for point in stored.run.probe or ())
     return Cost(
-        base_s=_mean_s(trial for trial in counted(mine) if trial.arm.gamma is None),
+        base_s=_mean_s(trial for trial in mine if trial.arm.gamma is None),
         draft_s={gamma: fmean(spent) for gamma, spent in drafted.items()},
-        retries=min(MAX_RETRIES, len(trials) / max(len(counted(trials)), 1)),
+        retries=min(MAX_RETRIES, tries / max(len(main), 1)),
         untimed_s=_untimed_s(stored, probe_s),
         warm_up_s=_mean_s(trial for trial in stored.trials if trial.warmup),
         probe_s=probe_s,

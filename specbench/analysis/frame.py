@@ -22,51 +22,12 @@ from specbench.decision.interval import Floats, Paired, excess_variance, speedup
 from specbench.drafters import parse_draft, reader_of
 from specbench.records import Arm, ArmKind, Load, Policy, Trial
 from specbench.run_record import ModelFacts, RunRecord
-from specbench.store import StoredRun, TrialKey, trial_key
+from specbench.store import StoredRun
 
 Objects = NDArray[np.object_]
 
 SUMMED = ("decode_s", "total_s", "draft_s", "verify_s", "other_s", "decode_tokens", "output_tokens")
 _TIMES = attrgetter(*SUMMED[:5])
-
-
-def counted(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials that count: no warm-ups, and of several attempts at one thing the last undisturbed one, or the
-    last if all were disturbed."""
-    best: dict[TrialKey, Trial] = {}
-    for trial in trials:
-        if trial.warmup:
-            continue
-        key = trial_key(trial)
-        before = best.setdefault(key, trial)
-        if before is not trial and (before.disturbed or not trial.disturbed):
-            best[key] = trial
-    return list(best.values())
-
-
-def loads_of(stored: StoredRun) -> list[Load]:
-    """The loads that trials were measured at, in the order in which they were asked for: the first is the one that the
-    verdict is about. Every run in process has the one load."""
-    config = stored.run.config
-    measured = list(dict.fromkeys(trial.arm.load for trial in stored.trials if not trial.warmup))
-    asked: list[tuple[float | None, int | None]] = [(None, many) for many in config.concurrency]
-    asked += [(rate, None) for rate in config.rate]
-
-    def place(load: Load) -> int:
-        key = (load.rate, None if load.rate is not None else load.concurrency)
-        return asked.index(key) if key in asked else len(asked)
-
-    return sorted(measured, key=place) or [Load()]
-
-
-def at_load(trials: Iterable[Trial], load: Load) -> list[Trial]:
-    """The counted trials of one load."""
-    return [trial for trial in counted(trials) if trial.arm.load == load]
-
-
-def main_trials(stored: StoredRun) -> list[Trial]:
-    """The counted trials at the run's first load, which the verdict and every table but that of loads are about."""
-    return at_load(stored.trials, loads_of(stored)[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specbench.acceptance.replay import Text
-from specbench.analysis.contract import DraftResult, LoadResult, Money, Percentiles, Schedule, ScheduleStep
-from specbench.analysis.frame import ArmRows, DraftView, a_a, at_load, by_arm, loads_of
+from specbench.analysis.contract import DraftResult, Money
+from specbench.analysis.frame import ArmRows, DraftView, a_a, by_arm
 from specbench.analysis.predict import Predictor
 from specbench.analysis.results import Judged
+from specbench.analysis.served import LoadResult, Percentiles, Schedule, ScheduleStep
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, ends, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
 from specbench.records import Arm, Interval, Load, Policy, Trial
@@ -25,8 +26,8 @@ _NEEDED = {50: 2, 95: 20, 99: 100}
 def load_results(stored: StoredRun, policy: Policy, texts: Sequence[Text] = ()) -> tuple[LoadResult, ...]:
     """One for each load, draft and gamma that was measured beside the target alone, in the order of the run."""
     found: list[LoadResult] = []
-    for load in loads_of(stored):
-        trials = at_load(stored.trials, load)
+    for load in stored.loads:
+        trials = stored.at_load(load)
         arms = by_arm(trials)
         if not any(arm.kind == "baseline" for arm in arms):
             continue
@@ -165,7 +166,7 @@ def schedule_of(stored: StoredRun, spec: str, policy: Policy, texts: Sequence[Te
     prompts: list[str] | None = None
     for clients in sorted({*loads, *(p.batch for p in stored.run.probe or () if p.phase == "round")}):
         load = loads.get(clients, next(iter(loads.values()), Load()))
-        trials = at_load(stored.trials, load)
+        trials = stored.at_load(load)
         view = DraftView(by_arm(trials), spec, trials, texts, stored, policy)
         if not view.complete or (prompts is not None and list(view.prompts) != prompts):
             continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specbench.analysis.facts import Cost, cost_of
-from specbench.analysis.frame import ArmRows, arm_of, by_arm, kept_arms, main_trials, paired, shared_prompts
+from specbench.analysis.frame import ArmRows, arm_of, by_arm, kept_arms, paired, shared_prompts
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
@@ -53,7 +53,7 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
             where=str(stored.folder),
             hint="Measure a few prompts first: specbench sweep --limit 16.",
         )
-    measured, specs = kept_arms(by_arm(main_trials(stored)), stored.run), stored.run.config.draft
+    measured, specs = kept_arms(by_arm(stored.main), stored.run), stored.run.config.draft
     found = [pilot for spec in specs if (pilot := _pilot(stored, measured, spec, policy, gammas)) is not None]
     if not found:
         raise StoreError(

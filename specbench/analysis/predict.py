@@ -1,7 +1,8 @@
 """What replay and cost model say of one draft: every gamma up to the widest probed, and every batch size probed.
 
 Nothing of the timed trials enters a prediction: rounds come from the replay of the target's own texts, costs from the
-models timed alone, and what a round spends outside them from the warm-up.
+models timed alone, and what a round spends outside them from the warm-up. Into its interval goes, on a server, how far
+the target alone has moved since the probe.
 """
 
 from __future__ import annotations
@@ -214,8 +215,18 @@ class Predictor:
         """Of the log of a predicted speedup, from what is uncertain in the costs."""
         if not self._served:
             return self._unsure(gamma, batch)
-        rounds = cost_variance(self._view.points, self._view.reader, gamma, batch)
+        rounds = cost_variance(self._view.points, self._view.reader, gamma, batch) + self._since()
         return rounds + (self._moved(gamma, batch, lambda point: not point.context) if batch > 1 else 0.0)
+
+    def _since(self) -> float:
+        """A server is probed in a command of its own, at another time. How far the target alone then lies from what it
+        takes in this run is one observation of what that does to a ratio: its squared log."""
+        gamma = next(iter(self._view.arms))
+        then, now = self.paired(gamma), self._view.paired(gamma, "decode")
+        if then is None or not then.decoded or not now.decoded:
+            return 0.0
+        per_token_s = [float(pair.base_s.sum() / pair.base_tokens.sum()) for pair in (then, now)]
+        return math.log(per_token_s[0] / per_token_s[1]) ** 2
 
     def head(self, gamma: int) -> HeadCosts | None:
         """What a draft head costs alone; None for any other draft, and where it was not timed."""

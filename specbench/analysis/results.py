@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,7 @@ class Judged:
 
     def verdict(self, paired: Paired, speedup: Interval, gates: Gates, category: str | None = None) -> Verdict:
         """By the rule, with how many prompts would settle it where it is open."""
-        spread = None
-        if speedup.low is not None:
-            spread = spread_to_settle(paired, self.policy.confidence, self._excess(category))
+        spread = partial(spread_to_settle, paired, self.policy.confidence, self._excess(category))
         return judge(speedup, self.policy, gates, spread)
 
     def _excess(self, category: str | None) -> float:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from specbench.analysis.cautions import drafting, warning
-from specbench.analysis.contract import ClockCheck, CounterCheck, NumberCheck, Server, TurnCheck
-from specbench.analysis.frame import counted, loads_of, main_trials
+from specbench.analysis.served import ClockCheck, CounterCheck, NumberCheck, Server, TurnCheck
 from specbench.records import Arm, Finding, Load, Trial, Turn, Window
 from specbench.run_record import ServedBy, State
 from specbench.store import StoredRun
@@ -24,12 +23,12 @@ def server_of(stored: StoredRun) -> Server | None:
     return Server(
         adapter=told.adapter or stored.run.config.engine,
         launch=told.launch,
-        load=loads_of(stored)[0].label,
+        load=stored.loads[0].label,
         counters=check_counters(stored),
-        clocks=check_clocks(counted(stored.trials)),
+        clocks=check_clocks(stored.counted),
         sources=told.sources,
         settings=told.settings,
-        turns=check_turns(main_trials(stored)),
+        turns=check_turns(stored.main),
     )
 
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.cautions import replay_gap, run_cautions
-from specbench.analysis.contract import SCHEMA, Choice, LoadResult, Rival, Summary
+from specbench.analysis.contract import SCHEMA, Choice, Rival, Summary
 from specbench.analysis.facts import pace_of, read_facts
-from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, counted, kept_arms, loads_of
+from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, kept_arms
 from specbench.analysis.loads import load_results, schedule_of, with_loads
 from specbench.analysis.results import Judged, stopped_gammas, texts_of
+from specbench.analysis.served import LoadResult
 from specbench.analysis.server import server_cautions, server_of
 from specbench.decision.holdout import choose_gamma
 from specbench.decision.interval import Paired, difference, ends, speedup_interval
@@ -30,8 +31,7 @@ def summarise(stored: StoredRun) -> Summary:
     load that was asked for."""
     policy = stored.run.config.policy
     _timed(stored)
-    every, first = counted(stored.trials), loads_of(stored)[0]
-    trials = [trial for trial in every if trial.arm.load == first]
+    every, trials = stored.counted, stored.main
     texts = read_positions(stored.folder)
     every_arm = by_arm(trials)
     arms = kept_arms(every_arm, stored.run)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +33,7 @@ from specbench.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from specbench.analysis.contract import Summary
+    from specbench.api import Run
     from specbench.records import Call
     from specbench.report.explain.explain import Explanation, Level
     from specbench.store import StoredRun
@@ -78,21 +79,21 @@ def brief(
             "Alerts are written beside the brief of one run", where="--alerts", hint="Name the run, without --json."
         )
     folders = [run_folder(each, out, timed=True) for each in run or (None,)]
-    if len(folders) == 1 and (stored := _recorded(folders[0], keys)) is not None:
-        _refuse_for_acceptance(strict, alerts, shown)
-        _acceptance(stored, to, shown, as_json, open_page)
-        return
     if "numpy" not in sys.modules:  # its matrices here are not worth several threads, which wait for each other busily
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if len(folders) == 1:
-        call = _one(folders[0], keys, to, shown, as_json, open_page)
-    else:
-        call = _several(folders, keys, to, out, shown, as_json, open_page)
-    if alerts:
-        from specbench.api import load_run
+    from specbench.api import load_run
 
-        decided = load_run(folders[0], **keys)
-        rules, dashboard = decided.write_alerts(to or decided.folder)
+    runs = [load_run(folder, **keys) for folder in folders]
+    if len(runs) == 1 and runs[0].stored.run.answers is not None:
+        _refuse_for_acceptance(strict, alerts, shown)
+        _acceptance(runs[0].stored, to, shown, as_json, open_page)
+        return
+    if len(runs) == 1:
+        call = _one(runs[0], to, shown, as_json, open_page)
+    else:
+        call = _several([each.stored for each in runs], to, out, shown, as_json, open_page)
+    if alerts:
+        rules, dashboard = runs[0].write_alerts(to)
         typer.echo(
             f"Alert rules in {rules}, for `rule_files` of Prometheus; {dashboard.name} is to import in Grafana",
             err=True,
@@ -110,14 +111,6 @@ def _format(asked: str | None, as_json: bool) -> str:
     if as_json:
         raise ConfigError("Only one can be on stdout", where="--json and --format", hint="Leave one out.")
     return asked
-
-
-def _recorded(folder: Path, asked: Mapping[str, object]) -> StoredRun | None:
-    """The run under the policy that is asked for, where it is one over recorded answers."""
-    from specbench.api import load_run
-    from specbench.store import read_record
-
-    return None if read_record(folder).answers is None else load_run(folder, **asked).stored
 
 
 def _refuse_for_acceptance(strict: bool, alerts: bool, shown: str) -> None:
@@ -147,12 +140,10 @@ def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, o
     _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
 
 
-def _one(folder: Path, asked: Mapping[str, object], to: Path | None, shown: str, as_json: bool, open_: bool) -> Call:
+def _one(run: Run, to: Path | None, shown: str, as_json: bool, open_: bool) -> Call:
     """Write, or print, the brief of one run; the verdict on the whole run."""
-    from specbench.api import load_run
     from specbench.report import brief as pages
 
-    run = load_run(folder, **asked)
     if as_json:
         print_json(run.summary, break_evens=_break_evens(run.summary))
         return run.verdict
@@ -165,23 +156,13 @@ def _one(folder: Path, asked: Mapping[str, object], to: Path | None, shown: str,
     return run.verdict
 
 
-def _several(
-    folders: Sequence[Path],
-    asked: Mapping[str, object],
-    to: Path | None,
-    out: Path,
-    shown: str,
-    as_json: bool,
-    open_: bool,
-) -> Call:
+def _several(stored: Sequence[StoredRun], to: Path | None, out: Path, shown: str, as_json: bool, open_: bool) -> Call:
     """The same of several runs; the verdict is that of the first run on a server, or of the first."""
-    from specbench.api import load_run
     from specbench.report.dialect import json_of
     from specbench.report.several import in_short, runs_of, write_several
 
     if shown == "github":
         raise ConfigError("A pull request gets one run", where="--format github", hint="Name one run.")
-    stored = [load_run(folder, **asked).stored for folder in folders]
     if as_json:
         runs = runs_of(stored)
         print_json(

@@ -7,6 +7,7 @@ UNCLEAR: everything else, and always without an interval.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from specbench.decision.interval import MIN_PROMPTS
@@ -30,9 +31,9 @@ class Gates:
     idle: Reason | None = None
 
 
-def judge(speedup: Interval, policy: Policy, gates: Gates, spread: float | None = None) -> Verdict:
-    """The verdict on one speedup, decode-only or end to end as `policy.metric` says. `spread` is that of its prompts,
-    as `decision.plan` has it; without it, what the interval's width tells of it."""
+def judge(speedup: Interval, policy: Policy, gates: Gates, spread: Callable[[], float | None] | None = None) -> Verdict:
+    """The verdict on one speedup, decode-only or end to end as `policy.metric` says. Where it is open, `spread` gives
+    that of its prompts, as `decision.plan` has it; without it, what the interval's width tells of it."""
     for closed in (gates.lossy, gates.memory, gates.idle):
         if closed is not None:
             return Verdict("NO-GO", (closed,))
@@ -50,7 +51,7 @@ def judge(speedup: Interval, policy: Policy, gates: Gates, spread: float | None 
         return Verdict("UNCLEAR", (chance, odds), probability)
     if probability >= policy.confidence:
         return Verdict("GO", (odds,), probability)
-    return Verdict("UNCLEAR", (odds, _more(speedup, policy, spread)), probability)
+    return Verdict("UNCLEAR", (odds, _more(speedup, policy, spread() if spread else None)), probability)
 
 
 def least_share(share: float, prompts: float, confidence: float) -> float:

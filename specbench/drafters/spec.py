@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from specbench.errors import ConfigError
@@ -31,12 +31,14 @@ LOOK_UPS = ("simple", "map-k", "map-k4v", "mod", "cache")
 @dataclass(frozen=True, slots=True)
 class NgramSpec:
     """`ngram:n=3,min=1,max=8`: match the last `n` tokens, else fewer, down to `shortest`; propose at most `longest`
-    (None: as gamma allows). `way` is one of LOOK_UPS, None for the look-up that we do ourselves."""
+    (None: as gamma allows). `way` is one of LOOK_UPS, None for the look-up that we do ourselves. `stated`: the shortest
+    match is written, and not left to whoever looks up."""
 
     n: int = 3
     shortest: int = 1
     longest: int | None = None
     way: str | None = None
+    stated: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +201,6 @@ def _ngram(text: str, whole: str) -> NgramSpec:
         values[name] = int(number)
     if values["min"] > values["n"]:
         raise ConfigError("min is above n", where=whole, hint="Write ngram:n=4,min=2.")
-    return NgramSpec(values["n"], values["min"], values["max"] or None, way)
+    return NgramSpec(
+        values["n"], values["min"], values["max"] or None, way, re.search("(^|,)min=", options) is not None
+    )

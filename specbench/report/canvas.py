@@ -93,7 +93,7 @@ def save(figure: Figure, folder: Path, stem: str) -> None:
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # type: ignore[no-untyped-call]
         figure.set_layout_engine("none")  # it has been laid out, and would be once more
         figure.set_dpi(_DPI)
-        FigureCanvasAgg(figure).print_png(png)  # type: ignore[no-untyped-call]
+        FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 1})  # type: ignore[no-untyped-call]
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, drawn in (("svg", svg), ("png", png)):
         replace_file(folder / f"{stem}.{suffix}", drawn.getvalue())

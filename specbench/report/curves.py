@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench import text
-from specbench.analysis.contract import DraftResult, GammaResult, LoadResult, Summary
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.analysis.loads import metric_of
+from specbench.analysis.served import LoadResult
 from specbench.records import Policy
 from specbench.report.canvas import (
     COLOURS,

@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from specbench.analysis.contract import Schedule
+    from specbench.analysis.served import Schedule
 
 # From a concurrency, to another (None: from there on), so many tokens.
 Range = tuple[int, int | None, int]

@@ -13,7 +13,7 @@ from typing import Literal
 from specbench import text
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Text
-from specbench.analysis.frame import DraftView, Steady, a_a, by_arm, kept_arms, main_trials
+from specbench.analysis.frame import DraftView, Steady, a_a, by_arm, kept_arms
 from specbench.analysis.predict import Predictor
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import excess_variance
@@ -70,7 +70,7 @@ class EarlyStopping:
 def look(stored: StoredRun, texts: Sequence[Text], planned: int) -> tuple[RuledOut, ...]:
     """What is ruled out by the prompts measured so far, of `planned`. Nothing hangs on the policy, which may change
     when all is measured: decoding alone is judged, within a draft, where both metrics have one order."""
-    trials = main_trials(stored)
+    trials = stored.main
     arms = kept_arms(by_arm(trials), stored.run)
     config = stored.run.config
     again = a_a(arms, "decode")
@@ -134,7 +134,7 @@ class TimeBudget:
         """A verdict that is sure, and that a report of the run as it is now gives too, gates and all."""
         stored = self._looked.at(units)
         policy = stored.run.config.policy
-        trials = main_trials(stored)
+        trials = stored.main
         arms = kept_arms(by_arm(trials), stored.run)
         views = [DraftView(arms, spec, trials, (), stored, policy) for spec in stored.run.config.draft]
         pairs = [view.paired(gamma, policy.metric) for view in views if view.complete for gamma in view.arms]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -79,12 +80,23 @@ class TimeLeft:
         self._mark_s = now
 
     def seconds(self) -> float | None:
-        """None until everything that remains has been done once."""
+        """None until everything that remains has been done once, an arm under any load."""
         todo: dict[Arm | None, int] = {arm: n for arm, n in self._trials.items() if n > 0} | {None: self._units}
-        spent = [(n, *self._spent[what]) for what, n in todo.items() if n]
-        if any(not times for _, _, times in spent):
-            return None
-        return sum(n * seconds / times for n, seconds, times in spent)
+        paces = [(n, self._pace_s(what)) for what, n in todo.items() if n]
+        return None if any(pace is None for _, pace in paces) else sum(n * (pace or 0.0) for n, pace in paces)
+
+    def _pace_s(self, what: Arm | None) -> float | None:
+        """Seconds a time; those of the same arm under other loads where it has not run under this one."""
+        seconds, times = self._spent[what]
+        if not times and what is not None:
+            alike = [spent for arm, spent in self._spent.items() if arm is not None and _alike(arm, what)]
+            seconds, times = sum(s for s, _ in alike), sum(n for _, n in alike)
+        return seconds / times if times else None
+
+
+def _alike(one: Arm, other: Arm) -> bool:
+    """But for the load."""
+    return replace(one, load=other.load) == other
 
 
 class RunProgress:
@@ -149,7 +161,7 @@ class RunProgress:
         self._line = line
         if self._live is None and (self._clock() - self._said_s > PLAIN_EVERY_S or self._done == self._total):
             self._said_s = self._clock()
-            self.say(f"{self._done}/{self._total}, {line}")
+            self.say(f"{self._done}/{self._total}" + (f", {line}" if line else ""))
 
     def _view(self) -> RenderableType:
         """What a terminal shows at its foot: while nothing is measured yet, that time passes."""

@@ -381,20 +381,24 @@ class Measurement:
 
     def _scores(self, session: CanScore, block: Sequence[Unit]) -> None:
         """What the drafts would have said at every position of the target's own texts, untimed."""
-        for unit in block:
-            for repeat in range(1 if self._config.sampling.greedy else self._config.repeats):
-                job = Job(unit, repeat)
-                own = job.key(Arm("baseline"))
-                for draft in self._config.draft:
-                    for row, item in enumerate(unit.items):
-                        if (item.prompt.id, draft, repeat) in self._scored:
-                            continue
-                        self._recall({own: job}, exactly=False)
-                        if own in self._outputs:
-                            rows = self._outputs[own]
-                            assert isinstance(rows, list)
-                            scores = session.score(item, rows[row], draft)
-                            self._positions.append(text_of(item, draft, repeat, self._config, scores))
+        left = [
+            (Job(unit, repeat), row, draft)
+            for unit in block
+            for repeat in range(1 if self._config.sampling.greedy else self._config.repeats)
+            for draft in self._config.draft
+            for row, item in enumerate(unit.items)
+            if (item.prompt.id, draft, repeat) not in self._scored
+        ]
+        if len(block) > 1 and left:
+            self._observer.say(f"Asking what drafts say to {len(left)} texts")
+        for job, row, draft in left:
+            own = job.key(Arm("baseline"))
+            self._recall({own: job}, exactly=False)
+            if own in self._outputs:
+                rows, item = self._outputs[own], job.unit.items[row]
+                assert isinstance(rows, list)
+                scores = session.score(item, rows[row], draft)
+                self._positions.append(text_of(item, draft, job.repeat, self._config, scores))
 
     def _trials_left(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Counter[Arm]:
         jobs = [Job(unit, repeat) for unit in units for repeat in range(self._config.repeats)]

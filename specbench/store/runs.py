@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
 from specbench.errors import EngineError, StoreError
-from specbench.records import Arm, Divergence, Trial, Window
+from specbench.records import Arm, Divergence, Load, Trial, Window
 from specbench.run_record import RunRecord
 from specbench.store.folders import (
     cut_torn_line,
@@ -49,7 +49,7 @@ _BEFORE = attrgetter(*_NAMES[: _NAMES.index("identical")])
 _AFTER = attrgetter(*_NAMES[_NAMES.index("diverged") + 1 :])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredRun:
     """A run as it lies on disk. `run` is run.json; `torn` says that the last line of trials.jsonl was unusable.
     `stretches` are those of a run on a server."""
@@ -63,6 +63,43 @@ class StoredRun:
     @property
     def status(self) -> str:
         return self.run.status
+
+    @cached_property
+    def counted(self) -> tuple[Trial, ...]:
+        """The trials that count: no warm-ups, and of several attempts at one thing the last undisturbed one, or the
+        last if all were disturbed."""
+        best: dict[TrialKey, Trial] = {}
+        for trial in self.trials:
+            if trial.warmup:
+                continue
+            key = trial_key(trial)
+            before = best.setdefault(key, trial)
+            if before is not trial and (before.disturbed or not trial.disturbed):
+                best[key] = trial
+        return tuple(best.values())
+
+    @cached_property
+    def loads(self) -> tuple[Load, ...]:
+        """The loads that trials were measured at, in the order in which they were asked for: the first is the one that
+        the verdict is about. Every run in process has the one load."""
+        config = self.run.config
+        asked: list[tuple[float | None, int | None]] = [(None, many) for many in config.concurrency]
+        asked += [(rate, None) for rate in config.rate]
+
+        def place(load: Load) -> int:
+            key = (load.rate, None if load.rate is not None else load.concurrency)
+            return asked.index(key) if key in asked else len(asked)
+
+        return tuple(sorted(dict.fromkeys(trial.arm.load for trial in self.counted), key=place)) or (Load(),)
+
+    def at_load(self, load: Load) -> list[Trial]:
+        """The counted trials of one load."""
+        return [trial for trial in self.counted if trial.arm.load == load]
+
+    @property
+    def main(self) -> list[Trial]:
+        """The counted trials at the run's first load, which the verdict and every table but that of loads are about."""
+        return self.at_load(self.loads[0])
 
 
 def read_run(folder: Path) -> StoredRun:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbench.analysis.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, worst
-from specbench.analysis.frame import counted
 from specbench.backends.base import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
@@ -172,7 +171,7 @@ def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
             where=str(stored.folder),
             hint="Run specbench sweep --batch-size 1 and check that.",
         )
-    trials = [trial for trial in counted(stored.trials) if trial.arm.kind == "speculative"]
+    trials = [trial for trial in stored.counted if trial.arm.kind == "speculative"]
     known = sorted({trial.arm.gamma for trial in trials if trial.arm.gamma is not None})
     if not known:
         raise StoreError("No trial with a draft yet", where=str(stored.folder), hint="Finish the run first.")

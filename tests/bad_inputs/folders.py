@@ -15,7 +15,7 @@ import pyarrow as pa
 from bad_inputs.judging import CANARY
 from pyarrow import ipc
 
-EXAMPLE = Path(__file__).parent.parent.parent / "reports" / "example"
+EXAMPLE = Path(__file__).parent.parent / "runs" / "example"
 
 
 def small(folder: Path) -> Path:

@@ -357,8 +357,11 @@ def _refusal(file: LaunchFile, spec: DraftSpec, ways: Sequence[str]) -> tuple[st
     if spec.ngram is None:
         return None
     # `ngram:n=3` leaves the shortest match to the engine; who writes min= means it.
-    written = re.search(r"[:,]min=", spec.text) is not None or spec.ngram.shortest != 1
-    if written and spec.ngram.shortest != spec.ngram.n and not placeholders(parts) & {"min"}:
+    if (
+        (spec.ngram.stated or spec.ngram.shortest != 1)
+        and spec.ngram.shortest != spec.ngram.n
+        and not placeholders(parts) & {"min"}
+    ):
         return "it matches n tokens and no fewer", f"Write ngram:n={spec.ngram.n}."
     if spec.ngram.longest is not None:
         return "gamma alone limits what it proposes", "Leave max out."

@@ -264,6 +264,9 @@ class LlamaCpp:
             "temperature": 0.0,
             "n_probs": DRAFT_TOP_K,
             "cache_prompt": True,
+            # It tells no probabilities of a token that begins a character and does not end it, so a whole one is made
+            # to be written. Those told are of the model, before any bias.
+            "logit_bias": [["a", 1000.0]],
         }
 
     def read_step(self, payload: Json, ids: Sequence[int]) -> Step:

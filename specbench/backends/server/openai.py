@@ -287,16 +287,18 @@ def logprobs_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def divergence(answer: Json, own: str, other: str) -> Divergence | None:
-    """Where `other` leaves `own`, the target's text that `answer` repeats; None where it does not repeat it or has no
-    log-probabilities. Raises ValueError for what is not such an answer."""
+    """Where `other` leaves `own`, the target's text that `answer` repeats; None where it does not repeat it or does
+    not tell all its tokens. Raises ValueError for what is not such an answer."""
     choice = (_Answer.of(answer).choices or [_Choice()])[0]
     if choice.message is None or choice.message.content != own:
         return None
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own.encode(), other.encode(), strict=False)))
-    read = 0
+    whole = own.encode()
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(whole, other.encode(), strict=False)))
     tokens = (choice.logprobs and choice.logprobs.content) or []
-    for index, token in enumerate(tokens):
-        read += len(token.bytes or (token.token or "").encode())
+    sizes = [len(token.bytes or (token.token or "").encode()) for token in tokens]
+    if sum(sizes) < len(whole):
+        return None  # llama.cpp leaves out tokens that begin a character and do not end it
+    for index, (token, read) in enumerate(zip(tokens, accumulate(sizes), strict=True)):
         # The last token may be an end of sequence, which has no text.
         if read > same or index == len(tokens) - 1:
             best = [top.logprob for top in token.top_logprobs or ()]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from specbench import text
-from specbench.analysis.plan import Plan, minutes_for
+from specbench.analysis.collect import minutes_for
+from specbench.analysis.plan import Plan
 from specbench.config import RUN_SETTINGS, SETTINGS
 from specbench.records import Policy, Reason
 from specbench.run.task import command_line

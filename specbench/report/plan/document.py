@@ -8,17 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from specbench import text
+from specbench.analysis.collect import amounts, minutes_for
 from specbench.analysis.facts import MANY_CUT, Facts
-from specbench.analysis.plan import OWN_SPREAD, Plan, amounts, minutes_for
-from specbench.analysis.stops import (
-    TOO_FEW,
-    any_time,
-    before_the_sweep,
-    exactly,
-    read_evidence,
-    speedup,
-    too_few,
-)
+from specbench.analysis.plan import OWN_SPREAD, Plan
+from specbench.analysis.stops import STATES, any_time, before_the_sweep, read_evidence, too_few
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
@@ -54,19 +47,18 @@ def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -
         "requests": requests,
         "early": [*any_time(plan, pilot), too_few(plan, found.prompts, pilot)],
         "late": list(before_the_sweep(plan, policy, pilot)),
-        # A pilot's own file is meant to be small: that it is too small for the sweep stops nobody.
-        "too_few": TOO_FEW,
+        "states": STATES,
         "steps": steps(plan, policy, stored, requests),
         "assumed": _assumed(plan, facts),
         "file": FILE,
-        "exactly": exactly,
-        "speedup": speedup,
+        "exactly": text.exactly,
+        "speedup": text.asked,
         "minutes_for": minutes_for,
         "least": MIN_PROMPTS,
         "most": MAX_PROMPTS,
         "own_spread": OWN_SPREAD,
         "many_cut": MANY_CUT,
-        "repeated": exactly(TOLERATED_SHARE),
+        "repeated": text.exactly(TOLERATED_SHARE),
     }
     return markdown("plan.j2", values, UNLINKED)
 
@@ -92,7 +84,7 @@ def _assumed(plan: Plan, facts: Facts | None) -> list[tuple[str, str]]:
     rows = [(full_stop(upper_first(part(a, "claim", UNLINKED))), part(a, "change", UNLINKED)) for a in plan.assumed]
     rows.append(
         (
-            f"A run of the planned size gets what it is for in {exactly(plan.chance)} of cases.",
+            f"A run of the planned size gets what it is for in {text.exactly(plan.chance)} of cases.",
             "More prompts: the upper end of each range.",
         )
     )

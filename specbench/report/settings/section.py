@@ -9,7 +9,6 @@ github.com/ggml-org/llama.cpp (issue 23052, closed; xllamacpp 2026.10 was seen t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -185,9 +184,10 @@ def _as_before(plan: Plan, facts: Facts) -> list[list[str]]:
 
 def _startable(plan: Plan) -> bool:
     """Whether a launch file of ours has this draft, whatever the engine: see servers.launch."""
-    if plan.spec.ngram is None:
-        return plan.spec.kind == "model" and plan.spec.suffix is None
-    return plan.spec.kind is None and re.search(r"[:,](min|max)=", plan.spec.text) is None
+    spec, ngram = plan.spec, plan.spec.ngram
+    if ngram is None:
+        return spec.kind == "model" and spec.suffix is None
+    return spec.kind is None and not ngram.stated and ngram.longest is None
 
 
 def _instead(summary: Summary, plan: Plan, call: Call, refusing: Sequence[str]) -> tuple[Rival, tuple[str, ...]] | None:
