@@ -328,15 +328,16 @@ def recorded_acceptance(
     stored: StoredRun, gammas: Sequence[int], cutoff: float = 0.0, costs: Path | None = None
 ) -> RecordedAcceptance:
     """What drafts would have got on the answers of a log. `costs` is the folder of a probe, whose timings predict a
-    speedup. Raises StoreError where nothing was scored."""
+    speedup; None: the run's own, where it has one. Raises StoreError where nothing was scored, and where the probe has
+    not timed a draft."""
     from specbench.acceptance.positions import iterate_positions
     from specbench.analysis.contract import SCHEMA
     from specbench.analysis.recorded import PROMPTS, RecordedAcceptance, recorded_drafts
-    from specbench.analysis.replayed import prices_of
+    from specbench.analysis.replayed import cost_cautions, priced, prices_of
     from specbench.kinds import THIRDS
 
-    run = stored.run
-    readers, points = prices_of(run, costs)
+    run = priced(stored.run, costs)
+    readers, points = prices_of(run)
     texts = iterate_positions(stored.folder)
     policy = run.config.policy
     lengths = PROMPTS if policy.by_length in ((), THIRDS) else (0, *policy.by_length)
@@ -351,8 +352,8 @@ def recorded_acceptance(
         cutoff=cutoff,
         answers=run.answers,
         drafts=drafts,
-        costs=None if costs is None else str(costs),
-        warnings=run.warnings,
+        costs=run.probe_from if points else None,
+        warnings=(*run.warnings, *(cost_cautions(drafts, points) if points else ())),
     )
 
 

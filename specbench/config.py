@@ -257,7 +257,7 @@ class RunConfig:
     server: Address | None = setting(None, "Address of a running server, the target alone.", "server", RUNS)
     spec_server: Address | None = setting(None, "Address of a running server that speculates.", "server", RUNS)
     draft_server: Address | None = setting(
-        None, "Address of a running server of the draft alone, for --replay-only.", "server", RUNS
+        None, "Address of a running server of the draft alone, for --replay-only and recorded answers.", "server", RUNS
     )
     served_model_name: ModelNames | None = setting(
         None, "What the server calls the model, where it lists several; NAME,NAME for two.", "server", RUNS
@@ -384,13 +384,14 @@ def _one_engine(config: RunConfig, where: str) -> None:
         raise ConfigError(
             "A server that speculates needs one that does not beside it", where="--spec-server", hint="Add --server."
         )
-    if config.draft_server is not None and config.server is None:
+    if config.draft_server is not None and config.server is None and not config.recorded:
         raise ConfigError(
             "A server of the draft needs one of the target beside it", where="--draft-server", hint="Add --server."
         )
-    if not config.served and config.served_model_name is not None:
+    asked = config.served or config.draft_server is not None
+    if not asked and config.served_model_name is not None:
         raise ConfigError("Only a server has names", where="--served-model-name", hint="Name a --server or --engine.")
-    if not config.served and (config.concurrency != (1,) or config.rate):
+    if not asked and (config.concurrency != (1,) or config.rate):
         raise ConfigError(
             "Only a server takes several requests at once",
             where="--concurrency" if config.concurrency != (1,) else "--rate",

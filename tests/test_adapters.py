@@ -371,8 +371,8 @@ def test_vllm_scores_a_text():
     assert "model" not in VLLM().score_request(ids)[1]
     tops = VLLM().read_scores(json.loads(capture("vllm_prompt_logprobs.json")), ids)
     assert [top.token for top in tops] == ids[1:]
-    assert tops[0] == Top(9690, 29, -0.9800835251808167)
-    assert tops[1] == Top(198, 198, -1.0396019220352173)
+    assert tops[0] == Top(9690, 29, -0.9800835251808167, own_logprob=-7.790428161621094)
+    assert tops[1] == Top(198, 198, -1.0396019220352173, own_logprob=-1.0396019220352173)
     # The answer was greedy: from its first token on, what stands there is the likeliest.
     assert all(top.top == top.token for top in tops[43:])
     assert not all(top.top == top.token for top in tops[:43])
@@ -491,7 +491,10 @@ def test_sglang_scores_a_text():
         0,
         1,
     )
-    assert SGLang().read_scores(SGLANG_SCORES, [5, 7, 9]) == [Top(7, 7, -0.5), Top(9, 8, -0.25)]
+    assert SGLang().read_scores(SGLANG_SCORES, [5, 7, 9]) == [
+        Top(7, 7, -0.5, own_logprob=-0.5),
+        Top(9, 8, -0.25, own_logprob=-2.0),
+    ]
 
 
 @pytest.mark.parametrize(

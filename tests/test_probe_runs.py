@@ -8,15 +8,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from answer_logs import lines
 from conftest import full
 from test_cli import call
 from test_run import FakeObserver, config_for
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
+from specbench.analysis.replayed import middle_costs
 from specbench.analysis.summarise import summarise
 from specbench.cost import bandwidth
 from specbench.cost import probe as cost_probe
+from specbench.cost.model import predicted_speedup
 from specbench.errors import ModelError, StoreError
 from specbench.models import shapes
 from specbench.run.session import run
@@ -225,3 +228,44 @@ def test_an_interrupted_probe_leaves_nothing_behind(lab, tmp_path, quick, monkey
         "specbench: interrupted. Run the same command again: a run continues where it stopped.\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_recorded_answers_are_priced_by_a_real_probe(probed_lab, lab, tmp_path):
+    """What the sweep says, the brief and the replay say; the best gamma is that of the speedups by hand."""
+    costs, _ = probed_lab
+    log, out = tmp_path / "log.jsonl", tmp_path / "runs"
+    rows = [{"instruction": f"{n} ab{n % 5}", "output": f"{n % 7} is {n % 7} is {n % 5} or so " * 2} for n in range(16)]
+    log.write_text(lines(*rows))
+    words = ["sweep", "--answers", "recorded", "--workload", log, "--target", "none", "--tokenizer", lab.target]
+    words += ["--draft", lab.near, "--draft", "ngram:n=2", "--dtype", "float32", "--threads", 1, "--out", out]
+    said = call(*words, "--gamma", "1..5", "--costs", costs, "--json")
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert found["costs"] == str(costs) and found["verdict"] is None
+    (folder,) = find_runs(out)
+    stored = read_run(folder)
+    assert {(p.model, p.tokens, p.median_s) for p in stored.run.probe} == {
+        (p.model, p.tokens, p.median_s) for p in read_run(costs).run.probe
+    }
+    texts = read_positions(folder)
+    for draft, reader in zip(found["drafts"], (str(lab.near), "ngram:n=2"), strict=True):
+        mine = [text for text in texts if text.draft == draft["draft"]]
+        prices = middle_costs(stored.run.probe, reader)
+        assert (prices.draft_s == 0) == (reader == "ngram:n=2")
+        decoded = sum(text.tokens - 1 for text in mine)
+        by_hand = {gamma: predicted_speedup(replay(mine, gamma, 0.0), decoded, prices) for gamma in (1, 2, 3)}
+        rows = {row["gamma"]: row["predicted_speedup"] for row in draft["gammas"]}
+        assert [rows[gamma]["value"] for gamma in by_hand] == pytest.approx([*by_hand.values()])
+        assert all(rows[gamma]["low"] < rows[gamma]["value"] < rows[gamma]["high"] for gamma in by_hand)
+        assert draft["best_gamma"] == max(by_hand, key=by_hand.get)
+        assert (rows[4]["value"], rows[5]["value"]) == (None, None)  # the probe ends at gamma 3
+        assert (draft["best"] is None) == (reader == "ngram:n=2")
+    assert "rounds-not-probed" in {warning["code"] for warning in found["warnings"]}
+    assert json.loads(call("brief", folder, "--json").stdout) == found
+    assert json.loads(call("replay", folder, "--gamma", "1..5", "--costs", costs, "--json").stdout) == found
+    page = call("brief", folder).stdout
+    assert "predicted speedup" in page and "Best by the costs given: gamma" in page and "by the costs of" in page
+    # A draft that the probe did not time would look as if it cost nothing.
+    said = call(*words, "--draft", lab.far, "--gamma", "1..3", "--costs", costs, "--fresh")
+    assert said.exit_code == 2 and f"did not time {lab.far}" in said.stderr.splitlines()[-1]
+    assert find_runs(out) == [folder]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -15,11 +16,13 @@ import psutil
 import pytest
 from answer_logs import ANSWER, QUESTION, lines
 from canaries import heard_in, leaks
+from fake_ray import FakeRay
 from test_cli import call
 
-from specbench.acceptance.positions import iterate_positions
-from specbench.run import workers
+from specbench.acceptance.positions import iterate_positions, read_keys
+from specbench.run import recorded, workers
 from specbench.store import read_run
+from specbench.workload import answers
 
 PYTHON = os.environ.get("SPECBENCH_RAY_PYTHON", sys.executable)
 needs_ray = pytest.mark.skipif("SPECBENCH_TEST_RAY" not in os.environ, reason="set SPECBENCH_TEST_RAY=1")
@@ -44,10 +47,10 @@ def words(lab, log, out, *more):
     return [str(one) for one in ("sweep", "--answers", "recorded", "--workload", log, *models, *more)]
 
 
-def started(given):
-    return subprocess.Popen(
-        [PYTHON, "-m", "specbench", *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def started(given, **more):
+    command = [PYTHON, "-m", "specbench", *given]
+    env = {**os.environ, **more}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def ended(process):
@@ -93,6 +96,85 @@ def test_workers_are_for_recorded_answers(lab):
     assert said.exit_code == 2 and "--answers recorded" in said.stderr
 
 
+@pytest.fixture
+def few(lab, tmp_path, monkeypatch):
+    """A log of three blocks, and how to score it by Ray in this process, or without."""
+    log = log_in(tmp_path, 20)
+    for module in (workers, recorded, answers):
+        monkeypatch.setattr(module, "BLOCK", 8)
+
+    def scored(out, *more, ray=None):
+        if ray is not None:
+            ray.install(monkeypatch)
+        said = call(*words(lab, log, tmp_path / out, *more, *(("--ray", "local") if ray else ())))
+        return said, tmp_path / out
+
+    return scored
+
+
+def test_blocks_in_any_order_are_what_one_process_reads(few):
+    assert few("alone")[0].exit_code == 0
+    for number, order in enumerate((list, lambda rows: rows[::-1])):
+        said, out = few(f"ray{number}", ray=FakeRay(order))
+        assert said.exit_code == 0, said.output
+        rows, facts, tables = found_in(out)
+        alone, counted, shown = found_in(out.parent / "alone")
+        assert (facts, facts.answers) == (counted, 20)
+        if order is list:
+            assert (rows, tables) == (alone, shown)
+
+
+def test_a_block_that_ray_gives_twice_or_not_at_all_is_refused(few):
+    said, out = few("twice", ray=FakeRay(lambda rows: [*rows, rows[1]]))
+    assert said.exit_code == 1 and "Ray gave block 1 twice" in said.stderr.splitlines()[-1]
+    keys = list(read_keys(next(out.iterdir())))
+    assert len(keys) == len({*keys}) == 40
+    # The same again finds all of it scored, and counts each answer once.
+    said, out = few("twice", ray=FakeRay())
+    assert said.exit_code == 0, said.output
+    assert found_in(out)[1].answers == 20 and [*read_keys(next(out.iterdir()))] == keys
+    said, _ = few("lost", ray=FakeRay(lambda rows: rows[:-1]))
+    assert said.exit_code == 1 and "Ray lost 1 blocks" in said.stderr.splitlines()[-1]
+
+
+def test_two_blocks_with_the_same_answer_count_it_once(few, monkeypatch):
+    """The planted fault: blocks begin one answer too early."""
+    honest = workers.Worker._block
+    monkeypatch.setattr(
+        workers.Worker, "_block", lambda self, n: [*(honest(self, n - 1)[-1:] if n else ()), *honest(self, n)]
+    )
+    _, out = few("overlapping", ray=FakeRay())
+    keys = list(read_keys(next(out.iterdir())))
+    assert len(keys) == len({*keys}) == 40
+
+
+def test_nothing_that_passes_through_ray_holds_a_text(few):
+    ray = FakeRay()
+    assert few("runs", ray=ray)[0].exit_code == 0
+    assert len(ray.passed) > 6 and heard_in(b"".join(ray.passed)) == set()
+    assert heard_in(pickle.dumps(QUESTION))  # a text would be seen
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_ray_gets_a_token_where_there_is_none_and_writes_none(few, tmp_path, monkeypatch, there):
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    if there:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("made-up")
+    ray = FakeRay()
+    assert few("runs", ray=ray)[0].exit_code == 0
+    assert ray.tokens == [None if there else workers._TOKEN] and "RAY_AUTH_TOKEN" not in os.environ
+
+
+def test_an_error_of_a_worker_comes_without_its_message():
+    def fails():
+        raise ValueError(QUESTION)
+
+    assert heard_in(workers._guarded(fails)) == set()
+
+
 @needs_ray
 def test_two_workers_find_what_one_process_finds_and_no_text_is_in_what_ray_writes(alone, lab, tmp_path):
     log, expected = alone
@@ -111,8 +193,10 @@ def test_two_workers_find_what_one_process_finds_and_no_text_is_in_what_ray_writ
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    home = tmp_path / "home"
+    home.mkdir()
     try:
-        said = ended(started(words(lab, log, out, "--ray", "local")))
+        said = ended(started(words(lab, log, out, "--ray", "local"), HOME=str(home)))
     finally:
         over.set()
         watcher.join()
@@ -120,6 +204,7 @@ def test_two_workers_find_what_one_process_finds_and_no_text_is_in_what_ray_writ
     assert any(name.startswith("worker-") for name in seen) and "raylet.out" in seen
     assert heard == set() and heard_in("".join(said).encode()) == set()
     assert leaks(out) == {} and not list(out.glob(".ray-*"))
+    assert not (home / ".ray").exists()  # no token of ours stays
 
 
 @needs_ray
@@ -139,6 +224,21 @@ def test_a_killed_worker_loses_nothing(alone, lab, tmp_path):
     ended(process)
     assert killed is not None
     assert found_in(tmp_path / "runs") == expected
+
+
+@needs_ray
+def test_a_run_that_was_killed_goes_on_and_counts_every_answer_once(alone, lab, tmp_path):
+    log, expected = alone
+    given = words(lab, log, tmp_path / "runs", "--ray", "local")
+    process = started(given)
+    while process.poll() is None and not list((tmp_path / "runs").glob("*/positions-0.arrow")):
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert process.returncode != 0
+    ended(started(given))
+    rows, facts, tables = found_in(tmp_path / "runs")
+    assert (sorted(rows), facts, tables) == (sorted(expected[0]), *expected[1:])
 
 
 @needs_ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,11 @@ from test_run import FakeObserver, config_for, sweep
 
 from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import Blocks, replay
+from specbench.api import load_run, recorded_acceptance
 from specbench.backends.local import local
 from specbench.backends.local.local import LocalEngine
 from specbench.config import load_config
-from specbench.errors import ConfigError
+from specbench.errors import ConfigError, StoreError
 from specbench.records import Arm
 from specbench.run import recorded
 from specbench.run.session import run
@@ -183,6 +185,9 @@ def test_an_interrupted_run_over_a_log_continues(lab, tmp_path, monkeypatch):
     stored = read_run(folder)
     assert (stored.status, len(read_positions(folder)), stored.run.workload.prompts_used) == ("finished", 24, 12)
     whole = over(config.workload, config, tmp_path / "whole", max_new_tokens=12)
+    # Read in both sessions, counted once: in the facts, and in the table.
+    assert stored.run.answers == read_run(whole).run.answers and stored.run.answers.answers == 12
+    assert [one.answers for one in recorded_acceptance(stored, GAMMAS).drafts] == [12, 12]
     for one, other in zip(_sorted(folder), _sorted(whole), strict=True):
         np.testing.assert_array_equal(
             one.accept if hasattr(one, "accept") else one.matched,
@@ -262,3 +267,35 @@ def test_heads_and_skip_drafts_read_the_answers_with_the_target(lab, tmp_path):
     assert require_equal_rounds(live, scored, lab.workload) > 100
     with pytest.raises(ConfigError, match="This draft needs the target"):
         over(log, live.run.config, tmp_path / "none", target="none", tokenizer=folder)
+
+
+# Flags that a run over recorded answers refuses, or has no use for.
+NOT_OF_LOGS = {"--engine", "--launch", "--server", "--spec-server", "--batch-size", "--repeats", "--column"}
+NOT_OF_LOGS |= {"--replay-only", "--min-speedup", "--time-budget", "--all-gammas", "--concurrency"}
+
+
+def test_what_a_run_over_a_log_says_can_be_done_with_a_log(lab, tmp_path):
+    log = tmp_path / "log.jsonl"
+    good = [{"instruction": f"{QUESTION} {n}", "output": ANSWER} for n in range(4)]
+    call_of_a_tool = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "f", "arguments": {}}}],
+    }
+    tool = {"messages": [{"role": "user", "content": QUESTION}, call_of_a_tool]}
+    log.write_text(lines(*good, {"instruction": QUESTION, "output": ""}, tool))
+    config = config_for(lab, tmp_path, draft=["ngram:n=2"])
+    folder = over(log, config, tmp_path / "runs", target="none", tokenizer=str(lab.target))
+    stored = read_run(folder)
+    codes = {warning.code: warning for warning in stored.run.warnings}
+    assert {"rows-left-out", "skipped-answers"} <= {*codes}
+    for warning in codes.values():
+        assert not NOT_OF_LOGS & {*re.findall(r"--[a-z-]+", warning.hint)}, warning
+    with pytest.raises(StoreError, match=r"Recorded answers .* specbench brief, .* without --answers"):
+        _ = load_run(folder).verdict
+    for asked in (("--strict",), ("--alerts",), ("--format", "github")):
+        said = call("brief", folder, *asked)
+        assert said.exit_code == 2 and asked[0] in said.stderr and "no verdict" in said.stderr
+    said = call("replay", folder, "--best")
+    assert said.exit_code == 2 and "--costs" in said.stderr
+    assert f"specbench replay {folder} --costs PROBE" in call("brief", folder).stdout

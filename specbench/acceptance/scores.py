@@ -75,6 +75,18 @@ def greedy_scores(
     return Scores(accept, accept, confidence, unknown, log_q, np.isin(top, sorted(eos)), blocks)
 
 
+def own_token_scores(
+    log_p: Sequence[float], log_q: Sequence[float], confidence: Sequence[float], blocks: BlockScores | None = None
+) -> Scores:
+    """Scores of a text of n + 1 output tokens that was drawn from p, from the log-probabilities in nats that target and
+    draft find for its own tokens but the first [n each]. A draft that samples from q is accepted with
+    min(1, q(x) / p(x)), given the text; that is sum min(p, q) in the mean over x from p, so that it stands for the
+    overlap, which needs whole distributions."""
+    p, q, sure = (np.array(each, dtype=np.float32) for each in (log_p, log_q, confidence))
+    accept = np.exp(np.minimum(0, q - p)).astype(np.float32)
+    return Scores(accept, accept, sure, p, q, np.zeros(len(p), dtype=bool), blocks)
+
+
 def agreed(tokens: Sequence[int], output: Sequence[int], i: int) -> int:
     """How many of the first of `tokens`, proposed when `i` tokens of `output` are out, are the text's own."""
     same = 0

@@ -17,8 +17,10 @@ from specbench.acceptance.replay import Expected
 from specbench.analysis.contract import GammaResult, HeadCosts, PredictedBatch, PredictedGamma, RoundTime
 from specbench.analysis.frame import DraftView
 from specbench.cost.model import (
+    PROBED_REACH,
     RoundCosts,
     RoundSeconds,
+    apart,
     at_end,
     cost_variance,
     decoding_seconds,
@@ -28,9 +30,6 @@ from specbench.cost.model import (
 )
 from specbench.decision.interval import Floats, Paired, ends, speedup_interval
 from specbench.records import CostPoint, Interval
-
-# The probe's intervals are of about 95 %: so many standard errors to either side.
-PROBED_REACH = 1.96
 
 # Below this a difference between prediction and measurement needs no explanation.
 EXPLAINED = 0.05
@@ -59,15 +58,8 @@ class Predictor:
         return self._pairs[gamma, batch]
 
     def _unsure(self, gamma: int, batch: int | None = None) -> float:
-        """Variance of the log of a predicted speedup that comes of the probe's own intervals: the target's single step,
-        its wider passes and the draft err apart, and each in itself together."""
-        reader = self._view.reader
-        groups: tuple[Callable[[CostPoint], bool], ...] = (
-            lambda point: point.model is None and point.tokens == 1,
-            lambda point: point.model is None and point.tokens > 1,
-            lambda point: point.model is not None and point.model == reader and point.phase != "states",
-        )
-        return sum(self._moved(gamma, batch, chosen) for chosen in groups)
+        """Variance of the log of a predicted speedup that comes of the probe's own intervals."""
+        return sum(self._moved(gamma, batch, chosen) for chosen in apart(self._view.reader))
 
     def _moved(self, gamma: int, batch: int | None, chosen: Callable[[CostPoint], bool]) -> float:
         """Variance of the log of a predicted speedup from the intervals of the `chosen` points, which err together."""

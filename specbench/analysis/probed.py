@@ -56,6 +56,8 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
+    """A whole prompt in each sequence of a batch."""
+
     batch: int
     tokens: int
     prefill_s: float

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from specbench.acceptance.replay import Blocks, Floats, Positions, Text, replay
 from specbench.analysis.replayed import BestPair, best_pair, middle_costs
-from specbench.cost.model import RoundCosts, predicted_rounds
+from specbench.cost.model import PROBED_REACH, apart, at_end, cost_variance, predicted_rounds
 from specbench.decision.interval import MANY, MIN_PROMPTS, reach
 from specbench.drafters import parse_draft
 from specbench.records import CostPoint, Finding
@@ -72,8 +72,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class RecordedDraft:
-    """One draft. `alpha` is the mean over places of sum min(p, q), where a draft proposes everywhere; `best_gamma` and
-    `best` are there where costs were given."""
+    """One draft. `alpha` is the mean over places of sum min(p, q), where a draft proposes everywhere; `context` is how
+    many tokens stand before a token of these answers, in the mean; `best_gamma` and `best` are there where costs were
+    given."""
 
     draft: str
     answers: int
@@ -83,6 +84,7 @@ class RecordedDraft:
     categories: tuple[Group, ...]
     prompt_lengths: tuple[Group, ...]
     places: tuple[Place, ...]
+    context: float = 0.0
     best_gamma: int | None = None
     best: BestPair | None = None
 
@@ -134,13 +136,10 @@ def recorded_drafts(
     tallies: dict[str, _Tally] = {}
     for draft, chunk in _chunks(texts):
         if draft not in tallies:
-            costs = None if readers is None else middle_costs(points, readers[draft])
-            tallies[draft] = _Tally(draft, gammas, cutoff or parse_draft(draft).cutoff, costs, lengths)
+            reader = None if readers is None else readers[draft]
+            tallies[draft] = _Tally(draft, gammas, cutoff or parse_draft(draft).cutoff, reader, points, lengths)
         tallies[draft].add(chunk)
-    return tuple(
-        tally.result(confidence, None if readers is None else points, None if readers is None else readers[tally.draft])
-        for tally in tallies.values()
-    )
+    return tuple(tally.result(confidence) for tally in tallies.values())
 
 
 def _chunks(texts: Iterable[Text]) -> Iterator[tuple[str, list[Text]]]:
@@ -183,12 +182,26 @@ class _Sums:
 
 class _Tally:
     def __init__(
-        self, draft: str, gammas: Sequence[int], cutoff: float, costs: RoundCosts | None, lengths: Sequence[int]
+        self,
+        draft: str,
+        gammas: Sequence[int],
+        cutoff: float,
+        reader: str | None,
+        points: Sequence[CostPoint],
+        lengths: Sequence[int],
     ) -> None:
         self.draft = draft
         self._gammas = tuple(gammas)
         self._cutoff = cutoff
-        self._costs = costs
+        self._reader, self._points = reader, points
+        self._costs = None if reader is None else middle_costs(points, reader)
+        # The costs at both ends of what errs by itself in them, and the seconds that they make of all texts.
+        self._ends = [
+            tuple(middle_costs(at_end(points, end, chosen), str(reader)) for end in ("low", "high"))
+            for chosen in (apart(reader) if self._costs is not None else ())
+        ]
+        self._seconds = np.zeros((len(gammas), len(self._ends), 2))
+        self._before = 0.0
         self._lengths = tuple(lengths)
         self._sums: dict[tuple[str, str], _Sums] = {}
         self._survived = [np.zeros((2, gamma)) for gamma in gammas]
@@ -223,6 +236,7 @@ class _Tally:
                 found.note(names[row] for row in rows)
         self._add_places(texts, weights, names)
         for text in texts:
+            self._before += text.tokens * ((text.prompt_tokens or 0) + text.tokens / 2)
             self._keep(text)
 
     def _empty(self) -> _Sums:
@@ -237,6 +251,8 @@ class _Tally:
         seconds = np.full(len(texts), np.nan)
         if self._costs is not None and self._gammas[index] < len(self._costs.verify_s):
             seconds = predicted_rounds(found, self._costs).total_s
+            for row, pair in enumerate(self._ends):
+                self._seconds[index, row] += [predicted_rounds(found, c).total_s.sum() if c else 0.0 for c in pair]
         numbers = (found.rounds, found.accepted, found.rejections, found.drafted_low, found.drafted, decoded, seconds)
         return np.stack(numbers, axis=1)
 
@@ -267,13 +283,21 @@ class _Tally:
         elif (place := self._random.randrange(self._seen)) < SEARCHED:
             self._sample[place] = text
 
-    def result(self, confidence: float, points: Sequence[CostPoint] | None, reader: str | None) -> RecordedDraft:
+    def _variance(self, index: int) -> float:
+        """Of the log of a predicted speedup, from what is uncertain in the costs."""
+        if any(point.phase == "round" for point in self._points):
+            return cost_variance(self._points, self._reader, self._gammas[index], 1)
+        step_s = np.array([[costs.step_s if costs else 1.0 for costs in pair] for pair in self._ends])
+        logs = np.log(step_s / self._seconds[index])
+        return float((((logs[:, 0] - logs[:, 1]) / (2 * PROBED_REACH)) ** 2).sum())
+
+    def result(self, confidence: float) -> RecordedDraft:
         whole = self._sums["all", ""]
         gammas = self._rows(whole, confidence, survival=True)
         priced = [row for row in gammas if row.predicted_speedup.value is not None]
         best = None
-        if points is not None and reader is not None and self._sample:
-            best = best_pair(self._sample, points, self._gammas, confidence, reader)
+        if self._reader is not None and self._sample:
+            best = best_pair(self._sample, self._points, self._gammas, confidence, self._reader)
         overlap = self._overlap
         return RecordedDraft(
             draft=self.draft,
@@ -288,6 +312,7 @@ class _Tally:
                 for index, (begin, (hits, count)) in enumerate(zip(ANSWERS, self._places.totals, strict=True))
                 if count
             ),
+            context=self._before / max(whole.tokens, 1),
             best_gamma=max(priced, key=lambda row: row.predicted_speedup.value or 0.0).gamma if priced else None,
             best=best,
         )
@@ -321,7 +346,16 @@ class _Tally:
                     else (),
                     predicted_speedup=Estimate()
                     if step_s is None or np.isnan(total[SECONDS])
-                    else _estimate(sums, index, total[DECODED] * step_s, total[SECONDS], (2, 3), confidence, step_s),
+                    else _estimate(
+                        sums,
+                        index,
+                        total[DECODED] * step_s,
+                        total[SECONDS],
+                        (2, 3),
+                        confidence,
+                        step_s,
+                        self._variance(index),
+                    ),
                 )
             )
         return tuple(rows)
@@ -346,10 +380,11 @@ def _estimate(
     columns: tuple[int, int],
     confidence: float,
     scale: float = 1.0,
+    variance: float = 0.0,
 ) -> Estimate:
     """above / below, and an interval on its logarithm: the spread over resamples, and Student's t with as many degrees
     of freedom as there are conversations, less one. `columns` are those of the draws; -1 is rounds and accepted
-    together, the tokens that rounds emit."""
+    together, the tokens that rounds emit. `variance` is that of the logarithm from elsewhere."""
     if not below:
         return Estimate()
     value, n = above / below, len(sums.conversations)
@@ -360,5 +395,5 @@ def _estimate(
     if n < MIN_PROMPTS or not usable.any() or value <= 0:
         return Estimate(float(value))
     spread = float(np.std(np.log(tops[usable] / bottoms[usable]))) * np.sqrt(n / (n - 1))
-    width = reach(n - 1, confidence) * spread
+    width = reach(n - 1, confidence) * float(np.sqrt(spread**2 + variance))
     return Estimate(float(value), float(value * np.exp(-width)), float(value * np.exp(width)))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from specbench.acceptance.replay import Expected, Positions, Text, replay
 from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
-from specbench.cost.stored import require_probe
+from specbench.cost.stored import replay_costs
 from specbench.decision.interval import Paired, choose_gamma, ends, share_interval, speedup_interval
 from specbench.drafters import parse_draft, reader_of
-from specbench.records import CostPoint, Finding, Interval
+from specbench.records import CostPoint, Finding, Interval, warned
 from specbench.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from specbench.analysis.recorded import RecordedDraft
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,62 @@ def overlap_interval(texts: Sequence[Text], confidence: float) -> Interval | Non
     return share_interval(accepted, rejected, confidence) if accepted.sum() + rejected.sum() else None
 
 
-def prices_of(run: RunRecord, costs: Path | None = None) -> tuple[dict[str, str], tuple[CostPoint, ...]]:
-    """The names under which the drafts' models were timed, and what was, in the run itself or in the probe of folder
-    `costs`; nothing where nothing was."""
-    points = run.probe if costs is None else require_probe(costs).probe
-    return {spec: reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}, points or ()
+class Prices(NamedTuple):
+    """The names under which the drafts' models were timed, and what was."""
+
+    readers: dict[str, str]
+    points: tuple[CostPoint, ...]
+
+
+def prices_of(run: RunRecord) -> Prices:
+    """What the run has; nothing where nothing was timed."""
+    points = tuple(run.probe or ())
+    whole = any(point.phase == "round" for point in points)  # a server's rounds go by the draft
+    return Prices(
+        {spec: spec if whole else reader_of(spec, facts.layers) for spec, facts in run.drafts.items()}, points
+    )
+
+
+def priced(run: RunRecord, costs: Path | None) -> RunRecord:
+    """The run with the costs of the probe in folder `costs`, and what there is to say of them."""
+    if costs is None:
+        return run
+    found = replay_costs(costs, run)
+    warnings = {one.code: one for one in (*run.warnings, *found.cautions)}
+    return replace(run, probe=found.points, probe_from=found.source, warnings=tuple(warnings.values()))
+
+
+# Contexts further than this factor outside those of a probe are worth a caution.
+_REACH = 1.5
+
+
+def cost_cautions(drafts: Sequence[RecordedDraft], points: Sequence[CostPoint]) -> list[Finding]:
+    """What a prediction from cost `points` lacks, or stretches."""
+    found = []
+    lacking = [
+        f"{one.draft} at gamma {row.gamma}" for one in drafts for row in one.gammas if not row.predicted_speedup.value
+    ]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        found.append(
+            warned(
+                "rounds-not-probed",
+                f"there is no prediction of {lacking[0]}{more}: the probe did not time as wide a pass",
+                "Run specbench probe up to the largest --gamma.",
+            )
+        )
+    contexts = [point.context for point in points if point.context > 0 and point.batch == 1]
+    means = [one.context for one in drafts]
+    if contexts and (min(means) * _REACH < min(contexts) or max(means) > max(contexts) * _REACH):
+        found.append(
+            warned(
+                "probe-contexts",
+                f"the models were timed after {min(contexts):,} to {max(contexts):,} tokens, tokens of these answers "
+                f"stand after {round(max(means)):,} in the mean",
+                f"Run specbench probe --context {round(max(means))}.",
+            )
+        )
+    return found
 
 
 def _by_category(texts: Sequence[Text]) -> dict[str, list[Text]]:

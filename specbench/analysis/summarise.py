@@ -102,7 +102,11 @@ def _timed(stored: StoredRun) -> None:
             "Run specbench sweep; --costs takes these timings.",
         ),
     }
-    if (why := refused.get(stored.run.command)) is not None:
+    recorded = (
+        "Recorded answers were scored here, no wall clock: there is no verdict without a measurement",
+        "See it with specbench brief, or time a --target of yours: specbench sweep without --answers.",
+    )
+    if (why := recorded if stored.run.answers is not None else refused.get(stored.run.command)) is not None:
         raise StoreError(why[0], where=str(stored.folder), hint=why[1])
 
 

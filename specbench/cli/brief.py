@@ -85,7 +85,8 @@ def brief(
 
     runs = [load_run(folder, **keys) for folder in folders]
     if len(runs) == 1 and runs[0].stored.run.answers is not None:
-        _acceptance(runs[0].stored, to, shown, as_json, strict, open_page)
+        _refuse_for_acceptance(strict, alerts, shown)
+        _acceptance(runs[0].stored, to, shown, as_json, open_page)
         return
     if len(runs) == 1:
         call = _one(runs[0], to, shown, as_json, open_page)
@@ -112,10 +113,17 @@ def _format(asked: str | None, as_json: bool) -> str:
     return asked
 
 
-def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, strict: bool, open_: bool) -> None:
+def _refuse_for_acceptance(strict: bool, alerts: bool, shown: str) -> None:
+    """What a page without a verdict cannot give."""
+    for asked, where in ((strict, "--strict"), (alerts, "--alerts"), (shown == "github", "--format github")):
+        if asked:
+            raise ConfigError(
+                "Recorded answers have no verdict", where=where, hint="Leave it out, or measure one: specbench sweep."
+            )
+
+
+def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, open_: bool) -> None:
     """Of recorded answers there is acceptance, and no verdict."""
-    if strict:
-        raise ConfigError("Recorded answers have no verdict", where="--strict", hint="Measure one: specbench sweep.")
     from specbench.api import recorded_acceptance
 
     found = recorded_acceptance(stored, stored.run.config.gamma)
@@ -124,6 +132,11 @@ def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, s
         return
     from specbench.report.brief import write_acceptance_brief
 
+    if shown == "terminal":
+        from specbench.cli.show import print_parts
+        from specbench.report.tables import recorded_tables
+
+        print_parts(recorded_tables(found))
     _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
 
 

@@ -68,7 +68,7 @@ def measure_or_sweep(
         return
     folder = carry_out(task, quiet=quiet)
     if task.replay_only:
-        show_replay(folder, task.gammas, 0.0, as_json, costs=task.costs)
+        show_replay(folder, task.gammas, 0.0, as_json)
         return
     from specbench.analysis.summarise import summarise
     from specbench.store import read_run

@@ -170,22 +170,23 @@ def show_replay(
 ) -> None:
     """Print the replay of a stored run, priced by the run's own probe or by that of the folder `costs`, where there is
     one; with `best` also the search over cut-offs."""
-    from specbench.analysis.replayed import prices_of, replayed
+    from specbench.analysis.replayed import priced, prices_of, replayed
     from specbench.api import texts_of
     from specbench.store import read_run
 
     stored = read_run(folder)
-    if stored.run.answers is not None:
-        show_recorded(stored, gammas, cutoff, as_json, costs)
-        return
-    texts = texts_of(stored, gammas)
-    readers, points = prices_of(stored.run, costs)
+    stored = replace(stored, run=priced(stored.run, costs))
+    readers, points = prices_of(stored.run)
     if best and not points:
         raise StoreError(
             "This run did not time the models, so no pair can be called best",
             where=str(folder),
             hint="Give --costs the folder of a specbench probe.",
         )
+    if stored.run.answers is not None:
+        show_recorded(stored, gammas, cutoff, as_json)
+        return
+    texts = texts_of(stored, gammas)
     confidence = stored.run.config.policy.confidence
     found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points, best=best)
     found = replace(found, warnings=stored.run.warnings)
@@ -197,11 +198,11 @@ def show_replay(
     print_parts(replay_tables(found), folder)
 
 
-def show_recorded(stored: StoredRun, gammas: Sequence[int], cutoff: float, as_json: bool, costs: Path | None) -> None:
-    """Print what drafts would have got on recorded answers; with the folder of a probe also what it predicts."""
+def show_recorded(stored: StoredRun, gammas: Sequence[int], cutoff: float, as_json: bool) -> None:
+    """Print what drafts would have got on recorded answers; with costs also what they predict."""
     from specbench.api import recorded_acceptance
 
-    found = recorded_acceptance(stored, gammas, cutoff, costs)
+    found = recorded_acceptance(stored, gammas, cutoff)
     if as_json:
         print_json(found)
         return

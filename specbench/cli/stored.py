@@ -74,7 +74,7 @@ def show_run(
 
     stored = read_run(run_folder(run, out, timed=True))
     if stored.run.answers is not None and not strict:
-        show_recorded(stored, stored.run.config.gamma, 0.0, as_json, None)
+        show_recorded(stored, stored.run.config.gamma, 0.0, as_json)
         return
     show(summarise(stored), as_json, strict)
 

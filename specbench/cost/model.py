@@ -19,6 +19,9 @@ import numpy as np
 from specbench.acceptance.replay import Expected, Floats
 from specbench.records import CostPoint
 
+# A probe's intervals are of about 95 %: so many standard errors to either side.
+PROBED_REACH = 1.96
+
 
 @dataclass(frozen=True, slots=True)
 class RoundCosts:
@@ -138,6 +141,16 @@ def at_end(
     return [replace(point, median_s=getattr(point, name)) if chosen(point) else point for point in points]
 
 
+def apart(draft: str | None) -> tuple[Callable[[CostPoint], bool], ...]:
+    """What of a probe errs by itself: the target's single step, its wider passes, the draft; each in itself
+    together."""
+    return (
+        lambda point: point.model is None and point.tokens == 1,
+        lambda point: point.model is None and point.tokens > 1,
+        lambda point: point.model is not None and point.model == draft and point.phase != "states",
+    )
+
+
 def cost_variance(points: Sequence[CostPoint], draft: str | None, gamma: int, batch: int) -> float:
     """Variance of the log of a predicted speedup that comes from the costs of whole rounds: of the probed gamma next to
     this one, half the width of its interval being 1.96 standard errors. 0 where passes were timed alone."""
@@ -145,7 +158,7 @@ def cost_variance(points: Sequence[CostPoint], draft: str | None, gamma: int, ba
     if not rounds:
         return 0.0
     near = min(rounds, key=lambda p: (abs(p.tokens - 1 - gamma), p.tokens))
-    return float((np.log(near.high_s / near.low_s) / (2 * 1.96)) ** 2)
+    return float((np.log(near.high_s / near.low_s) / (2 * PROBED_REACH)) ** 2)
 
 
 def _states_s(points: Sequence[CostPoint], draft: str | None) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from specbench.config import NO_TARGET
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import StoreError
 from specbench.records import CostPoint, Finding, warned
@@ -69,6 +70,41 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
     }
     few = [f"{draft} beyond gamma {reached[draft]}" for draft in config.draft if reached[draft] < widest]
     return Costs(points, (*probed.warnings, *([_not_seen(few)] if few else [])), str(folder))
+
+
+def replay_costs(folder: Path, record: RunRecord) -> Costs:
+    """The points of a probe for drafts that the run `record` replayed, on whatever machine: it is the probe's machine
+    that they speak of. Drafts are called as in the run. Raises StoreError where the folder is no probe, and where a
+    draft of the run was not timed: taken for one that costs nothing it would look best."""
+    probed = require_probe(folder)
+    names: dict[str | None, str | None]
+    if probed.served is not None:
+        names = {draft: draft for draft in record.drafts if draft in probed.drafts}
+        lacking = [draft for draft in record.drafts if draft not in names]
+    else:
+        names = _same_drafts(probed.drafts, record.drafts)
+        lacking = [reader for reader in _readers(record) if reader not in names.values()]
+    if lacking:
+        raise StoreError(
+            f"The probe did not time {', '.join(lacking)}",
+            where=str(folder),
+            hint="Run specbench probe with every --draft of this run.",
+        )
+    names[None] = None
+    points = tuple(replace(p, model=names[p.model]) for p in probed.probe or () if p.model in names)
+    timed, ours = probed.target, record.target
+    same = record.config.target in (NO_TARGET, timed.name) or (ours.revision and ours.revision == timed.revision)
+    cautions = [] if same else [_another_target(str(timed.name), record.config.target)]
+    return Costs(points, (*cautions, *probed.warnings), str(folder))
+
+
+def _another_target(timed: str, ours: str) -> Finding:
+    return warned(
+        "costs-of-another-target",
+        f"the probe timed {timed}, and the run is of {ours}: predicted speedups are those of acceptance as here at the "
+        "costs of the other",
+        "Give --costs a probe of this target.",
+    )
 
 
 def _not_seen(few: Sequence[str]) -> Finding:

@@ -53,8 +53,8 @@ class Losses:
         return EngineError(
             what,
             where=f"at {min(lengths):,} to {max(lengths):,} tokens",
-            hint="What was measured is kept. Free memory and run the same command again, or use shorter prompts or a "
-            "smaller model.",
+            hint="What is done is kept. Free memory and run the same command again, or use shorter texts or a smaller "
+            "model.",
         )
 
     def _store_waiting(self) -> None:
@@ -65,9 +65,10 @@ class Losses:
         self.ids |= {one.id for one in self._waiting}
         self._waiting.clear()
         lengths = _lengths(skipped)
+        what, arms = ("answer", "") if self._writer.run.config.recorded else ("prompt", " of every arm")
         warning = warned(
             "out-of-memory",
-            f"{len(lengths)} prompt{'s were' if len(lengths) > 1 else ' was'} left out of every arm because memory ran "
+            f"{len(lengths)} {what}{'s were' if len(lengths) > 1 else ' was'} left out{arms} because memory ran "
             f"out, at {min(lengths):,} tokens and more, answers included: no number here is about prompts as long",
             "Free memory, or use a smaller model or --dtype bfloat16, and run again with --fresh.",
         )
@@ -91,7 +92,9 @@ class Losses:
         if new:
             skipped = (*run.workload.skipped, *new)
             changes["workload"] = replace(run.workload, skipped=skipped)
-            said.append(skipped_prompts(skipped))
+            recorded = run.config.recorded  # all are read again in every session
+            told = [Omitted(*one) for one in noticed.refused.items()] if recorded else skipped
+            said.append(skipped_prompts(told, recorded=recorded))
         if noticed.failures:
             said.append(_failed(noticed.failures))
             changes["status"] = "interrupted"  # the same command asks again

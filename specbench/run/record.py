@@ -29,6 +29,7 @@ from specbench.records import Finding, Omitted, Prompt, warned
 from specbench.run_record import CategoryCount, Command, Machine, Provenance, RunRecord, WorkloadFacts
 from specbench.shipped import workload_source
 from specbench.store import RUN_FILE, RunWriter, busy, find_runs, in_use, one_at_a_time, read_record
+from specbench.text import count
 from specbench.workload import Workload, load_workload, select
 
 # How a stored system prompt begins of which only the hash was kept.
@@ -70,7 +71,9 @@ def run_record(
     without = {one.id for one in unused}
     used = [item.prompt for item in admitted.items if item.prompt.id not in without]
     left_out = (*(Omitted(each.name, each.reason) for each in workload.skipped), *admitted.skipped, *unused)
-    warnings = (*workload.cautions, *admitted.cautions, *([skipped_prompts(left_out)] if left_out else []))
+    # Of a log survey_cautions says how much is left out: the list ends somewhere.
+    skipped = [] if config.recorded or not left_out else [skipped_prompts(left_out)]
+    warnings = (*workload.cautions, *admitted.cautions, *skipped)
     return RunRecord(
         status="started",
         command=command,
@@ -96,9 +99,16 @@ def run_record(
     )
 
 
-def skipped_prompts(left_out: Sequence[Omitted]) -> Finding:
-    """What to say of prompts that were not measured."""
+def skipped_prompts(left_out: Sequence[Omitted], *, recorded: bool = False) -> Finding:
+    """What to say of prompts that were not measured, or of recorded answers that were not scored."""
     first = left_out[0]
+    if recorded:
+        return warned(
+            "skipped-answers",
+            f"{count(len(left_out), 'row')} of the log gave no answer that could be scored, the first: {first.id}, "
+            f"{first.reason}",
+            "Mend these rows, or leave them out; run.json lists them.",
+        )
     return warned(
         "skipped-prompts",
         f"{len(left_out)} prompt{'s were' if len(left_out) > 1 else ' was'} left out, the first: {first.id}, "

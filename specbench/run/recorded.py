@@ -15,13 +15,15 @@ from typing import NamedTuple
 from specbench.acceptance.positions import PositionWriter
 from specbench.backends.base import Admitted, Noticed, Observer
 from specbench.config import RunConfig
+from specbench.cost.plan import Costs
+from specbench.cost.stored import replay_costs
 from specbench.errors import StoreError
 from specbench.records import Finding, warned
 from specbench.run.losses import Losses
 from specbench.run.record import marked, run_record
 from specbench.run.replay import ScoreKey, replay_texts, scored_texts
 from specbench.run.resume import opened, threads_of
-from specbench.run.workers import added_up, require_ray, workers
+from specbench.run.workers import require_ray, with_counts, workers
 from specbench.run_record import AnswerFacts, AnswersVerified, CategoryCount, RunRecord
 from specbench.store import RunWriter, StoredRun
 from specbench.workload import Workload, select
@@ -29,8 +31,11 @@ from specbench.workload.answers import BLOCK, SAMPLE, AnswerLog, Survey, survey_
 from specbench.workload.replies import Recorded
 
 
-def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observer, argv: Sequence[str]) -> Path:
-    """Score the drafts on the answers of a log; returns the run folder. What an earlier session scored is skipped."""
+def run_recorded(
+    config: RunConfig, earlier: StoredRun | None, observer: Observer, costs: Path | None, argv: Sequence[str]
+) -> Path:
+    """Score the drafts on the answers of a log; returns the run folder. What an earlier session scored is skipped.
+    `costs` is the folder of a probe, from which speedups are predicted."""
     if config.ray is not None:
         require_ray()
     log, survey, categories = surveyed(config)
@@ -57,18 +62,21 @@ def run_recorded(config: RunConfig, earlier: StoredRun | None, observer: Observe
                 argv=argv,
             ),
         )
+        found = None if costs is None else replay_costs(costs, record)
         folder, record = opened(config, record, earlier, observer)
         known = [one.id for one in record.workload.skipped]
         with RunWriter(folder, record) as writer, marked(writer), PositionWriter(folder) as positions:
+            if found is not None:
+                _note_costs(writer, found)
             losses, scored = Losses(writer, known, None), scored_texts(folder)
             if config.verify_answers and (writer.run.answers is None or writer.run.answers.verified is None):
                 few = random.Random(config.seed).sample(range(total), min(config.verify_answers, total))
                 observer.say(f"Holding {len(few)} answers against the target")
                 _note_verified(writer, backend.verify(few))
-            blocks = _left(log, config.draft, scored)
+            blocks = _blocks(log, config.draft, scored)
             with losses.noting(backend.noticed):
                 try:
-                    backend.score(blocks, writer.run, total, scored, positions, losses, observer)
+                    backend.score(blocks, writer, total, scored, positions, losses, observer)
                 finally:
                     with suppress(StoreError):
                         _note(writer, backend.facts)
@@ -102,16 +110,16 @@ class _Here:
 
     def score(
         self,
-        blocks: Iterable[tuple[int, list[Recorded]]],
-        run: RunRecord,
+        blocks: Iterable[tuple[int, list[Recorded], bool]],
+        writer: RunWriter,
         total: int,
         scored: set[ScoreKey],
         positions: PositionWriter,
         losses: Losses,
         observer: Observer,
     ) -> None:
-        items = (self._backend.read(block, number * BLOCK) for number, block in blocks)
-        with self._backend.scoring() as scoring:
+        items = (self._backend.read(block, number * BLOCK) for number, block, _ in blocks)
+        with self._backend.scoring(writer) as scoring:
             replay_texts(scoring, items, total, self._config, scored, positions, losses, observer)
 
 
@@ -151,11 +159,16 @@ def _record(
     return replace(record, workload=workload, answers=facts)
 
 
-def _left(log: AnswerLog, drafts: Sequence[str], scored: set[ScoreKey]) -> Iterator[tuple[int, list[Recorded]]]:
-    """The blocks, with their numbers, of which something is left to score."""
+def _blocks(log: AnswerLog, drafts: Sequence[str], scored: set[ScoreKey]) -> Iterator[tuple[int, list[Recorded], bool]]:
+    """Every block with its number, and whether anything of it is left to score. Those that an earlier session scored
+    are read again: what it had counted when it was stopped is not what it had scored."""
     for number, block in enumerate(log.blocks()):
-        if any((one.prompt.id, draft, 0) not in scored for one in block for draft in drafts):
-            yield number, block
+        yield number, block, any((one.prompt.id, draft, 0) not in scored for one in block for draft in drafts)
+
+
+def _note_costs(writer: RunWriter, found: Costs) -> None:
+    kept = [one for one in writer.run.warnings if one.code not in {each.code for each in found.cautions}]
+    writer.update(probe=found.points, probe_from=found.source, warnings=(*kept, *found.cautions))
 
 
 def _note_verified(writer: RunWriter, found: AnswersVerified) -> None:
@@ -179,8 +192,8 @@ def _note_verified(writer: RunWriter, found: AnswersVerified) -> None:
 
 
 def _note(writer: RunWriter, found: AnswerFacts) -> None:
-    """What was counted while answers were read, added to what earlier sessions counted."""
-    facts = added_up(writer.run.answers or AnswerFacts(), found)
+    """What was counted while answers were read, in this session."""
+    facts = with_counts(writer.run.answers or AnswerFacts(), found)
     cautions = {caution.code: caution for caution in answer_cautions(facts, writer.run.config)}
     kept = [one for one in writer.run.warnings if one.code not in cautions]
     writer.update(answers=facts, warnings=(*kept, *cautions.values()))

@@ -76,7 +76,7 @@ def run(
     kind: Command = "replay" if replay_only else command
     earlier = unfinished(config, kind, mode)
     if config.recorded:
-        return run_recorded(config, earlier, observer, argv)
+        return run_recorded(config, earlier, observer, costs, argv)
     asked = partial(backend_of, threads=partial(threads_of, config, earlier), say=observer.say)
     # A server's rounds are probed as a whole; what its drafts would get is asked of it without speculation.
     replaying = None

@@ -96,11 +96,18 @@ def task_of(
 def _require_recordable(settings: RunConfig) -> None:
     """Raises ConfigError for what a run over recorded answers has not."""
     refused = (
-        (settings.served, "Recorded answers are scored in process", "--engine or --server", "Leave it out."),
+        (settings.launch is not None or (settings.engine != "local" and settings.draft_server is None),
+         "No server is started for recorded answers", "--engine or --launch",
+         "Leave it out, or name a running one of the draft: --draft-server."),
+        (settings.target == SERVED, "The target's tokenizer reads the answers", "--target", "Name the model itself."),
+        (settings.ray is not None and settings.draft_server is not None,
+         "Workers load their models, and ask no server", "--ray", "Leave it out, or --draft-server."),
+        (settings.spec_server is not None, "Nothing speculates over recorded answers", "--spec-server",
+         "Leave it out."),
         (settings.batch_size > 1, "Nothing is timed, so batches have no size", "--batch-size", "Leave it out."),
         (settings.repeats > 1, "An answer is there once", "--repeats", "Leave it out."),
         (settings.column is not None, "A log is known by its form", "--column", "Leave it out."),
-    )
+    )  # fmt: skip
     for wrong, what, where, hint in refused:
         if wrong:
             raise ConfigError(what, where=where, hint=hint)

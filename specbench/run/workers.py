@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import secrets
 import socket
 import tempfile
 import traceback
@@ -33,10 +34,14 @@ from specbench.errors import ConfigError, EngineError, SpecbenchError
 from specbench.run.losses import Losses
 from specbench.run.replay import ScoreKey, texts_of
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
+from specbench.store import RunWriter
 from specbench.workload.answers import BLOCK, SAMPLE, AnswerLog
 from specbench.workload.replies import Recorded
 
 LOCAL = "local"
+
+# Of Ray on this machine; one a process, which Ray remembers.
+_TOKEN = secrets.token_hex(32)
 
 # Of results that wait to be stored; what is more lies in the private folder.
 _STORE_BYTES = 512 << 20
@@ -74,9 +79,9 @@ class Worker:
         self._next = -1
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
-        return {"found": _guarded(lambda: self._scored(int(row["number"])))}
+        return {"found": _guarded(lambda: self._scored(int(row["number"]), bool(row["left"])))}
 
-    def _scored(self, number: int) -> Block:
+    def _scored(self, number: int, left: bool) -> Block:
         config = self._job.config
         if self._backend is None:
             self._backend, _ = _loaded(self._job)
@@ -84,9 +89,10 @@ class Worker:
         backend.noticed, backend.facts = Noticed(), AnswerFacts()
         items = backend.read(self._block(number), number * BLOCK)
         texts: list[Text] = []
-        with backend.scoring() as scoring:
-            for batch in scoring.batches(items):
-                texts += texts_of(scoring, batch, dict.fromkeys(config.draft, batch), 0, config)
+        if left:
+            with backend.scoring() as scoring:
+                for batch in scoring.batches(items):
+                    texts += texts_of(scoring, batch, dict.fromkeys(config.draft, batch), 0, config)
         return Block(number, texts, backend.facts, backend.noticed)
 
     def _block(self, number: int) -> list[Recorded]:
@@ -164,24 +170,25 @@ class Workers:
 
     def score(
         self,
-        blocks: Iterable[tuple[int, object]],
-        run: RunRecord,
+        blocks: Iterable[tuple[int, object, bool]],
+        writer: RunWriter,
         total: int,
         scored: set[ScoreKey],
         positions: PositionWriter,
         losses: Losses,
         observer: Observer,
     ) -> None:
+        """Every block once; texts that are `scored`, in an earlier session or another block, are dropped."""
         import ray.data
 
-        self._job.record = run
-        left = [number for number, _ in blocks]
+        self._job.record = writer.run
+        every = [{"number": number, "left": left} for number, _, left in blocks]
         observer.begin(total * len(self._job.config.draft), len(scored))
         done, stored = len(scored), set[int]()
-        if left:
-            rows = ray.data.from_items([{"number": number} for number in left], override_num_blocks=len(left))
-            count = min(self._count(), len(left))
-            self._say(f"{len(left):,} blocks of up to {BLOCK} answers, {count} worker{'s' if count > 1 else ''}")
+        if every:
+            rows = ray.data.from_items(every, override_num_blocks=len(every))
+            count = min(self._count(), len(every))
+            self._say(f"{len(every):,} blocks of up to {BLOCK} answers, {count} worker{'s' if count > 1 else ''}")
             found = rows.map(Worker, fn_constructor_args=(self._job,), concurrency=count, **self._each)
             for row in found.iter_rows():
                 block: Block = _opened(row["found"])
@@ -189,25 +196,29 @@ class Workers:
                     raise EngineError(f"Ray gave block {block.number} twice", where="--ray", hint="Run again.")
                 stored.add(block.number)
                 done += self._stored(block, scored, positions, losses, observer)
-        if len(stored) < len(left):
-            raise EngineError(f"Ray lost {len(left) - len(stored)} blocks", where="--ray", hint="Run the same again.")
+        if len(stored) < len(every):
+            raise EngineError(f"Ray lost {len(every) - len(stored)} blocks", where="--ray", hint="Run the same again.")
         losses.end()
         losses.require_any(done > 0, list(self.noticed.refused), self.noticed)
 
     def _stored(
         self, block: Block, scored: set[ScoreKey], positions: PositionWriter, losses: Losses, observer: Observer
     ) -> int:
-        self.facts = added_up(self.facts, block.added)
+        self.facts = with_counts(self.facts, block.added, self.facts)
         self.noticed.refused |= block.noticed.refused
         self.noticed.cautions += block.noticed.cautions
-        new = [text for text in block.texts if (text.prompt_id, text.draft, text.repeat) not in scored]
-        for text in new:
-            positions.append(text)
-            losses.fitted()
-        observer.advance(len(new))
+        before = len(scored)
+        for text in block.texts:
+            key = text.prompt_id, text.draft, text.repeat
+            if key not in scored:
+                scored.add(key)
+                positions.append(text)
+                losses.fitted()
+        new = len(scored) - before
+        observer.advance(new)
         for name, tokens in block.noticed.too_long.items():
             losses.too_long(name, tokens)
-        return len(new)
+        return new
 
     def _asked(self, function: Callable[..., bytes], *args: object) -> Any:
         import ray
@@ -231,10 +242,10 @@ def _resources(job: Job) -> dict[str, float]:
     return {"num_cpus": job.threads}
 
 
-def added_up(was: AnswerFacts, more: AnswerFacts) -> AnswerFacts:
-    """What was counted while answers were read, together."""
+def with_counts(was: AnswerFacts, *counted: AnswerFacts) -> AnswerFacts:
+    """The facts with what was counted while answers were read, added up."""
     names = ("answers", "tokens", "from_log", "unended", "round_trips", "round_trip_tokens", "changed_tokens")
-    return replace(was, **{name: getattr(was, name) + getattr(more, name) for name in names})
+    return replace(was, **{name: sum(getattr(one, name) for one in counted) for name in names})
 
 
 def require_ray() -> None:
@@ -265,7 +276,7 @@ def workers(
     said: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "include_dashboard": False}
     if where != LOCAL:
         _require_cluster(where)
-    with _folder(Path(config.out)) as folder:
+    with _folder(Path(config.out)) as folder, _token_for(where):
         say("Starting Ray" if where == LOCAL else f"Joining Ray at {where}")
         here = {"_temp_dir": str(folder), "object_store_memory": _STORE_BYTES} if where == LOCAL else {"address": where}
         try:
@@ -293,6 +304,19 @@ def _has_token() -> bool:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").is_file()
+
+
+@contextmanager
+def _token_for(where: str) -> Iterator[None]:
+    """A token for Ray on this machine where it finds none: it would write one into the home and leave it there."""
+    if where != LOCAL or _has_token():
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_AUTH_TOKEN", None)
 
 
 def _require_cluster(where: str) -> None:

@@ -215,7 +215,10 @@ def _id_of(row: Mapping[str, Any]) -> Any:
 
 def survey_cautions(found: Survey) -> list[Finding]:
     """What keeps these answers from standing for the target's: rows and fields left out."""
-    if 2 * found.left_out <= found.answers + found.left_out:
+    if not found.left_out:
         return []
-    said = f"{found.left_out:,} rows give no answer and are left out, {found.answers:,} answers are taken"
-    return [warned("rows-left-out", said, "Look at the reasons in run.json: the file may have another form.")]
+    first = "".join(f"; the first, {one.where}: {one.reason}" for one in found.skipped[:1])
+    said = f"{found.left_out:,} rows give no answer and are left out, {found.answers:,} answers are taken{first}"
+    most = 2 * found.left_out > found.answers + found.left_out
+    hint = "the file may have another form" if most else "mend these rows, or leave them out"
+    return [warned("rows-left-out", said, f"See the reasons in run.json: {hint}.")]

@@ -21,12 +21,13 @@ import torch
 
 from specbench.acceptance.rules import RepetitionPenalty, distribution
 from specbench.acceptance.score import CHUNK
-from specbench.backends.base import Admitted, Answered, Item, Noticed, TargetText
+from specbench.backends.base import Admitted, Answered, Item, Noticed, Scoring, TargetText
 from specbench.backends.local.backend import require_memory
 from specbench.backends.local.batch import REPLAY_BATCH, score_batch
 from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.precision import with_precision
 from specbench.backends.local.session import LocalScoring, answered
+from specbench.backends.server.recorded import RecordedScoring, facts_of, on_server
 from specbench.config import NO_TARGET, RunConfig
 from specbench.decision.interval import reach
 from specbench.drafters import DraftSpec, parse_draft
@@ -39,10 +40,14 @@ from specbench.models.memory import memory_errors
 from specbench.models.prompts import encoding_cautions
 from specbench.records import Sampling
 from specbench.run_record import AnswerFacts, AnswersVerified, RunRecord
+from specbench.store import RunWriter
 from specbench.workload.replies import Recorded
 
 # Answers of which is looked whether another tokenization would cut them elsewhere.
 ROUND_TRIPS = 2000
+
+# Cautions about a wall clock, of which nothing is here.
+OF_TIMES = ("no-sdpa", "rereads", "no-cuda-graphs", "slow-precision")
 
 # Of a text of transformers' own, against which the models are held.
 _REFERENCE_TOKENS = 32
@@ -58,7 +63,9 @@ def needs_target(spec: DraftSpec, config: RunConfig, heads: Sequence[str]) -> bo
 def require_recordable(config: RunConfig) -> bool:
     """Whether the target has to be loaded. Raises ConfigError where it has to and there is none, and where nothing says
     how texts are cut into tokens."""
-    specs = [parse_draft(text) for text in config.draft]
+    every = {text: parse_draft(text) for text in config.draft}
+    served = on_server(config, every)
+    specs = [spec for text, spec in every.items() if text not in served]
     heads = list(heads_of([spec.model for spec in specs if spec.kind == "model"]))
     needing = [spec for spec in specs if needs_target(spec, config, heads)]
     if config.target != NO_TARGET:
@@ -94,8 +101,11 @@ class RecordedBackend:
         earlier: RunRecord | None,
         say: Callable[[str], None],
     ) -> None:
-        self._config = config
         self._weights = require_recordable(config)
+        self._asked = config
+        self._served = on_server(config, {text: parse_draft(text) for text in config.draft})
+        # What is read in this process.
+        self._config = replace(config, draft=tuple(text for text in config.draft if text not in self._served))
         self._threads = threads
         self._earlier = earlier
         self._say = say
@@ -125,19 +135,29 @@ class RecordedBackend:
         if not items:
             reasons = [*self.noticed.refused.values()]
             raise WorkloadError(
-                f"no answer can be had as tokens, the first: {reasons[0]}", where=config.workload, hint="See the log."
+                f"no answer can be had as tokens, the first: {reasons[0]}",
+                where=config.workload,
+                hint="Mend these rows, or name the target whose template and tokenizer wrote them.",
             )
         self.facts, self.noticed = AnswerFacts(), Noticed()  # they are read again
         ids = [item.tokens for item in items]
         engine.cautions += cautions
         engine.cautions += encoding_cautions(engine.target, ids, engine.eos, engine.today)
-        engine.cautions += unwritten(engine.target, prompts, config.chat_template_kwargs)
+        # What only a server understands was done when the answers were written.
+        asked = [replace(prompt, request={}) for prompt in prompts]
+        engine.cautions += unwritten(engine.target, asked, config.chat_template_kwargs)
         if any(draft.spec.kind == "skip" for draft in engine.drafts.values()):
             engine.settle(ids)
         if self._weights or models:
             self._say("Comparing with transformers' generate")
         reference = engine.check_reference(ids, _REFERENCE_TOKENS, padded=True)
-        return engine.admitted(items, [], reference, hashes=False)
+        found = engine.admitted(items, [], reference, hashes=False)
+        every = {**found.drafts, **{text: facts_of(spec) for text, spec in self._served.items()}}
+        return replace(
+            found,
+            drafts={text: every[text] for text in self._asked.draft},
+            cautions=[one for one in found.cautions if one.code not in OF_TIMES],
+        )
 
     def read(self, block: Sequence[Recorded], before: int = 0) -> list[Item]:
         """The answers as token ids, with room for the longest; those that cannot be had so are refused. In the log
@@ -186,11 +206,18 @@ class RecordedBackend:
         )
 
     @contextmanager
-    def scoring(self) -> Iterator[LocalScoring]:
+    def scoring(self, writer: RunWriter | None = None) -> Iterator[Scoring]:
+        """Be ready to score; `writer` is of the run, where servers are asked."""
         with memory_errors():
             scoring = LocalScoring(self._engine, self._config)
             scoring.noticed = self.noticed
-            yield scoring
+            if not self._served or writer is None:
+                yield scoring
+                return
+            engine = self._engine
+            yield RecordedScoring(
+                scoring, self._asked, self._served, engine.target.tokenizer, engine.eos, writer, self._say
+            )
 
 
 def _longest(sample: Sequence[Recorded]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from specbench.acceptance.scores import BlockScores, Scores, greedy_scores, match_blocks
+from specbench.acceptance.scores import BlockScores, greedy_scores, match_blocks
 from specbench.backends.base import Item, Noticed, Scored, TargetText, Texts
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import RefusedError, ask_of
@@ -24,6 +24,7 @@ from specbench.backends.server.scoring import (
     Scorer,
     StepScorer,
     Tokenizing,
+    Top,
     Writer,
     probed,
     require_same,
@@ -105,8 +106,9 @@ class ServerScoring:
         provider: Provider,
         writer: RunWriter,
         say: Callable[[str], None],
+        noticed: Noticed | None = None,
     ) -> None:
-        self.noticed = Noticed()
+        self.noticed = Noticed() if noticed is None else noticed
         self._config = config
         self._specs = specs
         self._provider = provider
@@ -118,6 +120,11 @@ class ServerScoring:
         self._read_again = 0
         self._ends: frozenset[int] = frozenset((writer.run.served or ServedBy()).ends)
         self._ids: dict[str | None, Ids | None] = {}  # of PROBES, by draft
+
+    def reads_as(self, probes: Ids, ends: frozenset[int]) -> None:
+        """How the texts were cut into token ids that servers are asked about (PROBES), and which of them end texts."""
+        self._ids[None] = probes
+        self._ends |= ends
 
     def batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         size = BLOCK if self._provider.launch is None else len(items)
@@ -172,17 +179,19 @@ class ServerScoring:
                 yield item, self._looked_up(spec, text)
         elif texts:
             with self._provider.alone(draft, self._writer.folder) as up:
-                yield from stream(partial(self._asked, up, texts, draft))
+                for item, text, tops in stream(partial(self._asked, up, texts, draft)):
+                    judged = [(place.top, place.top_logprob, place.sure) for place in tops]
+                    blocks = self._looked_up(spec, text) if spec.look_up else None
+                    yield item, greedy_scores(text.output, judged, self._ends, blocks)
 
     async def _asked(
         self,
         up: ServerHandle,
         texts: Sequence[tuple[Item, TargetText]],
         draft: str,
-        put: Callable[[tuple[Item, Scores | BlockScores]], None],
+        put: Callable[[tuple[Item, TargetText, list[Top]]], None],
     ) -> None:
         """What a draft's server would have said, text by text."""
-        spec = self._specs[draft]
         async with self._session(up, draft) as (client, there):
             scorer = there.adapter
             assert isinstance(scorer, Scorer | StepScorer)
@@ -193,9 +202,7 @@ class ServerScoring:
                 found = await self._tried(attempt, there, item, f"the server of {draft}")
                 if found is not None:
                     self._read_again += found.read_again
-                    judged = [(place.top, place.top_logprob, place.sure) for place in found.tops]
-                    blocks = self._looked_up(spec, text) if spec.look_up else None
-                    put((item, greedy_scores(text.output, judged, self._ends, blocks)))
+                    put((item, text, found.tops))
 
             await each(texts, self._config.concurrency[0], score)
         if self._read_again:

@@ -18,12 +18,14 @@ from specbench.errors import VocabularyError
 class Top:
     """One place of a text: the `token` that stands there, and the token `top` that the model finds likeliest after all
     before it, with its log-probability in nats. They are equal where greedy decoding would have gone on so.
-    `confidence` is what the engine holds against its cut-off where that is not the probability itself."""
+    `confidence` is what the engine holds against its cut-off where that is not the probability itself, `own_logprob`
+    the log-probability of `token`, where the engine tells it."""
 
     token: int
     top: int
     top_logprob: float
     confidence: float | None = None
+    own_logprob: float | None = None
 
     @property
     def sure(self) -> float:

@@ -149,7 +149,8 @@ class SGLang(OpenAI):
         # It shows the last id of the vocabulary as 0.
         if any(_scored(entry)[1] not in (token, 0) for entry, token in zip(sent, ids, strict=True)):
             raise AnswerError("the server scored another text than it was sent")
-        return [_top(place, token) for place, token in zip(best[1:], ids[1:], strict=True)]
+        own = [_scored(entry)[0] for entry in sent]
+        return [_top(*each) for each in zip(best[1:], ids[1:], own[1:], strict=True)]
 
 
 async def server_info(get: Get) -> ServerInfo:
@@ -187,11 +188,11 @@ def _busy(loads: Sequence[_Scheduler]) -> int | None:
     return sum(n or 0 for n in told) if any(n is not None for n in told) else None
 
 
-def _top(place: object, token: int) -> Top:
+def _top(place: object, token: int, own: float | None) -> Top:
     logprob, top = _scored(place[0] if isinstance(place, list) and place else None)
     if logprob is None:
         raise AnswerError("the server does not tell the likeliest token at every place")
-    return Top(token, top, logprob)
+    return Top(token, top, logprob, own_logprob=own)
 
 
 def _scored(entry: object) -> tuple[float | None, int]:

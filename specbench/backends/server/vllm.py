@@ -242,4 +242,5 @@ def _top(place: Mapping[str, _Scored | None] | None, token: int) -> Top:
     name, logprob = firsts[0] if len(firsts) == 1 else ("", None)
     if logprob is None or not name.isdecimal() or len(name) > len(str(LARGEST)):
         raise AnswerError("the server does not tell the likeliest token at every place")
-    return Top(token, int(name), logprob)
+    own = place[str(token)]
+    return Top(token, int(name), logprob, own_logprob=None if own is None else own.logprob)
