@@ -29,9 +29,8 @@ Briefs = Mapping[str, tuple[str, Mapping[str, Any]]]
 # Folder under reports/ -> run and policy that its brief is written from.
 BRIEFS: Briefs = {
     "example": ("example", {}),
-    "drafters": ("drafters", {}),
     "llamacpp": ("llamacpp", {}),
-    "mixed": ("drafters", {"mix": {"code-edit": 0.6, "chat": 0.4}, "min_speedup": 1.25}),
+    "mixed": ("example", {"mix": {"code-edit": 0.6, "chat": 0.4}}),
     "unclear": ("example", {"min_speedup": 1.15}),
     "hybrid": ("hybrid", {}),
     "recorded": ("recorded", {}),
@@ -101,21 +100,13 @@ def log_of_answers(work: Path, limit: int) -> None:
 
 
 FOUR = "--draft demo:draft --draft ngram:n=3 --draft ngram:n=3+demo:draft --draft demo:eagle3"
-SERVER = "--engine llamacpp --draft demo:draft --draft ngram:n=3 --gamma 1,3 --max-new-tokens 16"
+SERVER = "--engine llamacpp --draft demo:draft --draft ngram:n=3 --gamma 1,2 --max-new-tokens 16"
 
 RUNS: Mapping[str, Measured] = {
-    "example": Measured(12, 115, (f"sweep --name mixed {FOUR} --gamma 2 --max-new-tokens 24",)),
-    "drafters": Measured(
-        8,
-        80,
-        (
-            "sweep --name drafters --draft demo:draft --draft ngram:n=3 --draft ngram:n=3+demo:draft --gamma 1,3 "
-            "--max-new-tokens 16",
-        ),
-    ),
+    "example": Measured(15, 115, (f"sweep --name mixed {FOUR} --gamma 2 --max-new-tokens 16",)),
     "llamacpp": Measured(
-        5,
-        80,
+        10,
+        40,
         (f"probe {SERVER} --concurrency 1,2", f"sweep --name llamacpp {SERVER} --costs {{before}}"),
     ),
     "hybrid": Measured(
@@ -209,7 +200,7 @@ def quote() -> None:
     lines = shown.split("\nMeasured wall clock")[0].strip().splitlines()
     table = "\n".join(line.rstrip() for line in lines)
     _between("README.md", "<!-- example:table -->\n", "<!-- /example:table -->", f"```text\n{table}\n```\n")
-    found = compared(read_run(REPORTS / "drafters"), read_run(REPORTS / "llamacpp"))
+    found = compared(read_run(REPORTS / "example"), read_run(REPORTS / "llamacpp"))
     reasons = "\n>\n".join(f"> `{draft.draft}`: **{sentence_of('compared', PLAIN, draft)}**" for draft in found.drafts)
     _between("docs/engines.md", "reports/llamacpp`:\n\n", "\n\nThe weights differ", reasons)
 
