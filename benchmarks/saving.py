@@ -26,7 +26,7 @@ from specbench.run.early_stopping import look, ruled_out_line
 from specbench.run.progress import RunProgress
 from specbench.store import StoredRun, read_run
 
-KEPT = ("reports/example", "reports/drafters")
+KEPT = ("tests/runs/example", "tests/runs/drafters")
 
 
 def as_swept(stored: StoredRun, texts: Sequence[Text], order: Sequence[str] | None = None) -> StoredRun:

@@ -16,7 +16,7 @@ from specbench.report.brief import render_page
 from specbench.store import read_run
 
 REPORTS = Path(__file__).parent.parent / "reports"
-RUNS = ("example", "llamacpp", "drafters")
+RUNS = ("example", "llamacpp", "hybrid")
 LONG = "x" * 120
 PWN = '<script>document.title="pwned"</script>'
 

@@ -103,7 +103,7 @@ return [...document.querySelectorAll('.scroll:has(.form)')].filter(e => e.scroll
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["drafters", "llamacpp", "hostile"])
+@pytest.mark.parametrize("name", ["example", "llamacpp", "hostile"])
 def test_words_stand_out_by_day_and_night(browser: Browser, name: str, scheme: str) -> None:
     browser.show(html_of(name), scheme=scheme)
     count, (worst, words), paper = browser.ask(CONTRASTS)
@@ -118,13 +118,13 @@ return [...document.querySelectorAll('.panel .scroll')].filter(e => e.scrollWidt
 """
 
 
-@pytest.mark.parametrize("name", ["drafters", "llamacpp"])
+@pytest.mark.parametrize("name", ["example", "llamacpp"])
 def test_the_tables_of_the_first_page_fit_a_phone(browser: Browser, name: str) -> None:
     browser.show(html_of(name), width=420)
     assert browser.ask(CUT_TABLES) == []
 
 
-@pytest.mark.parametrize("name", ["hostile", "drafters"])
+@pytest.mark.parametrize("name", ["hostile", "example"])
 def test_a_narrow_screen_scrolls_down_only(browser: Browser, name: str) -> None:
     browser.show(html_of(name), width=360)
     assert browser.ask(STICKING_OUT) == [0, []]
@@ -137,7 +137,7 @@ def test_a_narrow_screen_scrolls_down_only(browser: Browser, name: str) -> None:
 
 @pytest.mark.parametrize(("width", "columns"), [(1600, 2), (700, 1)])
 def test_the_first_page_uses_the_width_of_the_screen(browser: Browser, width: int, columns: int) -> None:
-    browser.show(html_of("drafters"), width=width)
+    browser.show(html_of("example"), width=width)
     lefts = "return [...document.querySelectorAll('.panel')].map(e => Math.round(e.getBoundingClientRect().left))"
     assert len(set(browser.ask(lefts))) == columns
     assert browser.ask("return document.querySelector('.front').getBoundingClientRect().width") > 0.9 * width - 50
@@ -150,7 +150,7 @@ def test_a_long_name_leaves_room_for_the_numbers(browser: Browser) -> None:
     assert 200 < browser.ask(f"return Math.max(...{cells}.map(e => e.clientWidth))") <= 330
 
 
-@pytest.mark.parametrize("name", ["example", "drafters", "llamacpp"])
+@pytest.mark.parametrize("name", ["example", "hybrid", "llamacpp"])
 def test_page_one_prints_on_one_sheet_and_the_evidence_begins_another(browser: Browser, name: str) -> None:
     reader = shutil.which("pdftotext")
     if reader is None:

@@ -105,8 +105,8 @@ SERVER = "--engine llamacpp --draft demo:draft --draft ngram:n=3 --gamma 1,2 --m
 RUNS: Mapping[str, Measured] = {
     "example": Measured(15, 115, (f"sweep --name mixed {FOUR} --gamma 2 --max-new-tokens 16",)),
     "llamacpp": Measured(
-        10,
-        40,
+        8,
+        30,
         (f"probe {SERVER} --concurrency 1,2", f"sweep --name llamacpp {SERVER} --costs {{before}}"),
     ),
     "hybrid": Measured(
@@ -189,6 +189,7 @@ def write() -> None:
 
 def quote() -> None:
     """What README and docs show of kept runs."""
+    from specbench import load_run
     from specbench.analysis.compare import compared
     from specbench.report.dialect import PLAIN, sentence_of
     from specbench.store import read_run
@@ -197,12 +198,21 @@ def quote() -> None:
     shown = subprocess.run(
         words, env={**os.environ, "COLUMNS": "80"}, check=True, capture_output=True, text=True
     ).stdout
-    lines = shown.split("\nMeasured wall clock")[0].strip().splitlines()
-    table = "\n".join(line.rstrip() for line in lines)
+    choice = load_run("reports/example").summary.choice
+    assert choice is not None, "the README shows a run of several drafts"
+    table = of_the_choice(shown, choice.draft)
     _between("README.md", "<!-- example:table -->\n", "<!-- /example:table -->", f"```text\n{table}\n```\n")
     found = compared(read_run(REPORTS / "example"), read_run(REPORTS / "llamacpp"))
     reasons = "\n>\n".join(f"> `{draft.draft}`: **{sentence_of('compared', PLAIN, draft)}**" for draft in found.drafts)
     _between("docs/engines.md", "reports/llamacpp`:\n\n", "\n\nThe weights differ", reasons)
+
+
+def of_the_choice(shown: str, draft: str) -> str:
+    """Of what `specbench show` prints, what all drafts have in common and the first table of one of them."""
+    common, rest = shown.split("\n\n", 2)[:2], shown.split(f"  {draft}: ", 1)
+    word = rest[0].rsplit("\n", 1)[1]
+    lines = [*"\n\n".join(common).split("\n"), "", f"{word}  {draft}: " + rest[1].split("\nMeasured wall clock")[0]]
+    return "\n".join(line.rstrip() for line in "\n".join(lines).strip().splitlines())
 
 
 def _between(page: str, begin: str, end: str, text: str) -> None:

@@ -50,11 +50,13 @@ def cautions_of(
     """By what was counted while reading: `suspects` of the prompts look random, `id_clashes` had to be renamed;
     `left_out` of the `rows` cannot be read; `unused` fields would change a prompt or its answer, `sampling` ones are a
     run's own, each with its number of rows."""
-    total = len(prompts)
-    of_all = f"of {total} prompts"
-    repeats = total - len({prompt.sha256 for prompt in prompts})
-    turns_as_text = sum(_TURNS_AS_TEXT.match(question(prompt)) is not None for prompt in prompts)
-    special = sum(any(_SPECIAL.search(message.content) for message in prompt.messages) for prompt in prompts)
+    yield from _of_rows(len(prompts), left_out, rows, unused, sampling)
+    yield from _of_texts(prompts, suspects, id_clashes)
+
+
+def _of_rows(
+    total: int, left_out: int, rows: int, unused: Mapping[str, int], sampling: Mapping[str, int]
+) -> Iterator[Finding]:
     if 2 * left_out > rows:
         yield warned(
             "rows-left-out",
@@ -74,6 +76,14 @@ def cautions_of(
             f"rows have settings of generation, and a run has its own: {_counted(sampling)}",
             "Give the run those that your traffic has: --temperature, --top-p, --max-new-tokens and so on.",
         )
+
+
+def _of_texts(prompts: Sequence[Prompt], suspects: int, id_clashes: int) -> Iterator[Finding]:
+    total = len(prompts)
+    of_all = f"of {total} prompts"
+    repeats = total - len({prompt.sha256 for prompt in prompts})
+    turns_as_text = sum(_TURNS_AS_TEXT.match(question(prompt)) is not None for prompt in prompts)
+    special = sum(any(_SPECIAL.search(message.content) for message in prompt.messages) for prompt in prompts)
     if turns_as_text > 0:
         yield warned(
             "turns-as-text",
