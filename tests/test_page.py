@@ -126,7 +126,7 @@ def test_only_figures_of_the_folder_get_inside(tmp_path: Path) -> None:
 def test_code_keeps_its_words_and_names_its_language() -> None:
     html = html_of("example")
     assert set(values(html, "pre > code", "class")) <= {"language-sh", "language-python"}
-    assert any(words.startswith("vllm serve ") for words in texts(html, "pre > code"))
+    assert any(words.startswith("llama-server ") for words in texts(html, "pre > code"))
     flags = [words for words in texts(html, "p code span, li code span") if words.startswith("--")]
     assert "--probe-batch-sizes" in flags
 

@@ -30,8 +30,8 @@ Briefs = Mapping[str, tuple[str, Mapping[str, Any]]]
 BRIEFS: Briefs = {
     "example": ("example", {}),
     "llamacpp": ("llamacpp", {}),
-    "mixed": ("example", {"mix": {"code-edit": 0.6, "chat": 0.4}}),
-    "unclear": ("example", {"min_speedup": 1.15}),
+    "mixed": ("example", {"mix": {"code-edit": 0.6, "chat": 0.4}, "min_speedup": 1.25}),
+    "unclear": ("example", {"min_speedup": 1.2}),
     "hybrid": ("hybrid", {}),
     "recorded": ("recorded", {}),
 }
@@ -209,10 +209,10 @@ def quote() -> None:
 
 def of_the_choice(shown: str, draft: str) -> str:
     """Of what `specbench show` prints, what all drafts have in common and the first table of one of them."""
-    common, rest = shown.split("\n\n", 2)[:2], shown.split(f"  {draft}: ", 1)
-    word = rest[0].rsplit("\n", 1)[1]
-    lines = [*"\n\n".join(common).split("\n"), "", f"{word}  {draft}: " + rest[1].split("\nMeasured wall clock")[0]]
-    return "\n".join(line.rstrip() for line in "\n".join(lines).strip().splitlines())
+    common = "\n\n".join(shown.split("\n\n", 2)[:2])
+    own = shown.split(f"  {draft}: ", 1)[1].split("\nMeasured wall clock")[0].splitlines()
+    head = next(number for number, line in enumerate(own) if line.startswith("gamma"))
+    return "\n".join(line.rstrip() for line in [*common.strip().splitlines(), "", *own[head - 1 :]])
 
 
 def _between(page: str, begin: str, end: str, text: str) -> None:
