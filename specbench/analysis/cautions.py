@@ -60,13 +60,15 @@ def run_cautions(
 ) -> list[Finding]:
     """Everything the numbers themselves give away. `trials` are the counted ones, at every load."""
     main = stored.main
+    # What a server never drafted is said by itself.
+    silent = {(draft.draft, row.gamma) for draft in drafts for row in draft.gammas if row.drafted == 0}
     return [
         *_unfinished(stored, len(trials)),
         *_of_trials(trials),
         *_floor(stored, drafts, floor, policy),
         *(caution for draft in drafts for caution in _broken(draft)),
         *_dominant(main),
-        *_replay(stored, gaps),
+        *_replay(stored, [gap for gap in gaps if (gap.draft, gap.gamma) not in silent]),
         *_gamma(stored, main),
         *timing_cautions(stored, main),
     ]
@@ -112,8 +114,12 @@ def _floor(
         yield warning("noise-floor", hint, value=floor.value, low=floor.low, high=floor.high)
     elif near:
         yield warning("below-noise-floor", "Quiet the machine, or take more repeats.", drafts=near, floor=width)
-    steps = [p for p in stored.run.probe or () if p.model is None and p.context and p.phase == "read"]
-    probed = median((p.high_s - p.low_s) / 2 / p.median_s for p in steps) if steps else 0.0
+    points = stored.run.probe or ()
+    # On a server a round is known by its ratio to a step of the same pass, whatever all of it took.
+    alone = [p for p in points if p.phase == "round" and p.tokens > 1] or [
+        p for p in points if p.model is None and p.context and p.phase == "read"
+    ]
+    probed = median((p.high_s - p.low_s) / 2 / p.median_s for p in alone) if alone else 0.0
     if any(draft.predicted for draft in drafts) and max(width, probed) > EXPLAINED:
         hint = "Read the measured speedups; judge predictions on a quiet machine."
         yield warning("prediction-unjudged", hint, measured=width, probed=probed)

@@ -57,7 +57,7 @@ _STYLE: Any = {
 _DPI = 160
 _NAME_WIDTH = 30
 # Characters that fit beside each other above the narrowest figure.
-_LEGEND_WIDTH = 90
+_LEGEND_WIDTH = 78
 _CAPTION_WIDTH = 120
 
 
