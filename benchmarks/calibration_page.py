@@ -124,7 +124,7 @@ def share(hits: int, of: int) -> str:
 def _over_truths(name: str, rows: Sequence[Cell]) -> str:
     held = [100 * row.covered / row.workloads for row in rows]
     most = [
-        100 * max(count / row.workloads for count, row in zip(counts, rows, strict=True))
+        max(100 * count / row.workloads for count, row in zip(counts, rows, strict=True))
         for counts in ([row.wrong_go for row in rows], [row.wrong_no_go for row in rows])
     ]
     unclear = " ".join(f"{100 * row.unclear / row.workloads:.0f}" for row in rows)
