@@ -12,8 +12,8 @@ RAY := .venv-ray
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   install into $(VENV), sweep the embedded pair, write a decision brief (under 6 minutes)"
-	@echo "make test   install into $(VENV), run the checks and the quick tests (under 4 minutes on 2 cores)"
+	@echo "make demo   install into $(VENV), sweep the embedded pair, write a decision brief (about 6 minutes)"
+	@echo "make test   install into $(VENV), run the checks and the quick tests (about 4 minutes on 2 cores)"
 	@echo "make test-all  the same with every test that this machine can run (fetches 238 MB once)"
 	@echo "make test-gemma  tests of the real cross-tokenizer pair alone (fetches the same)"
 	@echo "make test-gpu  tests of passes on a CUDA device (where there is one)"
