@@ -260,7 +260,7 @@ def test_recorded_answers_are_priced_by_a_real_probe(probed_lab, lab, tmp_path):
         assert draft["best_gamma"] == max(by_hand, key=by_hand.get)
         assert (rows[4]["value"], rows[5]["value"]) == (None, None)  # the probe ends at gamma 3
         assert (draft["best"] is None) == (reader == "ngram:n=2")
-    assert "rounds-not-probed" in {warning["code"] for warning in found["warnings"]}
+    assert "passes-not-probed" in {warning["code"] for warning in found["warnings"]}
     assert json.loads(call("brief", folder, "--json").stdout) == found
     assert json.loads(call("replay", folder, "--gamma", "1..5", "--costs", costs, "--json").stdout) == found
     page = call("brief", folder).stdout

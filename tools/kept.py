@@ -100,10 +100,10 @@ def log_of_answers(work: Path, limit: int) -> None:
 
 
 FOUR = "--draft demo:draft --draft ngram:n=3 --draft ngram:n=3+demo:draft --draft demo:eagle3"
-SERVER = "--engine llamacpp --draft demo:draft --draft ngram:n=3 --gamma 1,2 --max-new-tokens 16"
+SERVER = "--engine llamacpp --draft demo:draft --draft ngram:n=3 --gamma 1,3 --max-new-tokens 16"
 
 RUNS: Mapping[str, Measured] = {
-    "example": Measured(15, 115, (f"sweep --name mixed {FOUR} --gamma 2 --max-new-tokens 16",)),
+    "example": Measured(15, 115, (f"sweep --name mixed {FOUR} --gamma 1..3 --max-new-tokens 16",)),
     "llamacpp": Measured(
         8,
         30,

@@ -157,7 +157,7 @@ def cost_cautions(drafts: Sequence[RecordedDraft], points: Sequence[CostPoint]) 
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         found.append(
             warned(
-                "rounds-not-probed",
+                "passes-not-probed",
                 f"there is no prediction of {lacking[0]}{more}: the probe did not time as wide a pass",
                 "Run specbench probe up to the largest --gamma.",
             )
