@@ -259,6 +259,13 @@ def test_a_run_without_trials_has_no_verdict(tmp_path):
             summarise(with_run(stored, command=command))
 
 
+def test_a_run_cut_before_any_prompt_met_both_has_nothing_to_judge_yet(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD})
+    cut = tuple(t for t in stored.trials if (t.prompt_id == "p0") is (t.arm.kind == "baseline"))
+    with pytest.raises(StoreError, match="No prompt was measured with and without a draft yet"):
+        summarise(replace(stored, trials=cut))
+
+
 def test_a_policy_with_everything_still_reads_well(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD}, machine=FakeMachine(batch={1: 1.0, 4: 1.1}))
     policy = {"mix": {"code": 0.7, "chat": 0.3}, "price_per_hour": 2.0, "max_added_gb": 1.0}

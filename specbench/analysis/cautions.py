@@ -210,21 +210,21 @@ def _dominant(trials: Sequence[Trial]) -> Iterator[Finding]:
 
 
 def replay_gap(view: DraftView, gamma: int) -> ReplayGap | None:
-    """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing can be compared."""
+    """Live against replayed rounds per token at one gamma, over the prompts whose rounds are known; None where nothing
+    can be compared."""
     found, rows = view.replayed(gamma), view.arms[gamma]
     if found is None:
         return None
     replayed = view.by_prompt(found.rounds)
-    live = np.array([sum(len(trial.drafted) for trial in trials) for trials in rows.trials], dtype=float)
+    live = view.rounds(gamma)
     tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
-    same_text = np.array([value is True for value in rows.identical])
+    known = ~np.isnan(live)
+    same_text = np.array([value is True for value in rows.identical]) & known
     unequal = int((live[same_text] != replayed[same_text]).sum())
-    paired = Paired(replayed, tokens, live, rows.decode_tokens)
-    if view.greedy:
-        # A text that left the target's own at a near-tie is another text, with other rounds.
-        paired = paired.take(same_text)
-        if not paired.base_s.sum():
-            return None
+    # A greedy text that left the target's own at a near-tie is another text, with other rounds.
+    paired = Paired(replayed, tokens, live, rows.decode_tokens).take(same_text if view.greedy else known)
+    if not paired.decoded:
+        return None
     return ReplayGap(view.spec, gamma, speedup_interval(paired, GAP_CONFIDENCE), unequal, int(same_text.sum()))
 
 

@@ -186,6 +186,11 @@ class DraftView:
         """What the loop or the server counted at `gamma`, over the `chosen` prompts."""
         return pooled([one for prompt in np.arange(len(self.prompts))[chosen] for one in self._counts[gamma][prompt]])
 
+    def rounds(self, gamma: int) -> Floats:
+        """Rounds at `gamma` of each prompt, NaN where a server does not tell them."""
+        told = [[one.rounds for one in prompt] for prompt in self._counts[gamma]]
+        return np.array([math.nan if None in each else sum(filter(None, each)) for each in told], dtype=float)
+
     def by_prompt_counts(self, gamma: int) -> list[Counts]:
         return [pooled(each) for each in self._counts[gamma]]
 
@@ -206,7 +211,7 @@ class DraftView:
 
 def _by_trial(rows: ArmRows, gamma: int) -> list[list[Counts]]:
     """Counts of every trial of each prompt. A server may draft more than `gamma` tokens, whatever it was told."""
-    width = max(gamma, *(max(trial.drafted, default=0) for trials in rows.trials for trial in trials))
+    width = max([gamma, *(max(trial.drafted, default=0) for trials in rows.trials for trial in trials)])
     return [[trial_counts(trial, width) for trial in trials] for trials in rows.trials]
 
 
