@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,8 +16,8 @@ from specbench.analysis.predict import stops_paying
 from specbench.analysis.summarise import summarise
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
-from specbench.records import Policy
-from specbench.report.dialect import because
+from specbench.records import Policy, Times
+from specbench.report.dialect import because, json_of, said
 
 GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
 
@@ -264,6 +265,60 @@ def test_a_run_cut_before_any_prompt_met_both_has_nothing_to_judge_yet(tmp_path)
     cut = tuple(t for t in stored.trials if (t.prompt_id == "p0") is (t.arm.kind == "baseline"))
     with pytest.raises(StoreError, match="No prompt was measured with and without a draft yet"):
         summarise(replace(stored, trials=cut))
+
+
+class TestAnswersOfOneToken:
+    """Nothing is decoded in them: there is no speedup, and none is made up."""
+
+    def stored(self, folder, chosen, **policy):
+        stored = fake_run(folder, {"d": GOOD}, prompts={"code": 24, "chat": 12})
+        trials = tuple(
+            replace(
+                t, output_tokens=1, drafted=(), accepted=(), times=Times(t.times.prefill_s, 0, 0, 0, 0, t.times.total_s)
+            )
+            if chosen(t)
+            else t
+            for t in stored.trials
+        )
+        times = (replace(t.times, total_s=t.times.prefill_s) if chosen(t) else t.times for t in trials)
+        found = tuple(replace(t, times=each) for t, each in zip(trials, times, strict=True))
+        return with_policy(replace(stored, trials=found), **policy)
+
+    def test_a_category_and_a_length_of_them_are_left_out_by_name(self, tmp_path):
+        stored = self.stored(tmp_path / "r", lambda t: t.category == "chat")
+        found = summarise(stored)
+        json.dumps(json_of(found), allow_nan=False)
+        assert [each.category for each in found.drafts[0].categories] == ["code"]
+        assert found.drafts[0].speedup > 1
+        warned = {one.code: said(one) for one in found.warnings}
+        assert warned["no-decode"] == "chat: no verdict, for nothing was decoded in answers of one token"
+        assert "nanx" not in render_brief(stored, found)
+        (draft,) = compared(stored, stored).drafts
+        assert [each.category for each in draft.shown.categories] == ["code"]
+        assert [one.code for one in compared(stored, stored).warnings] == ["no-decode"]
+        short = self.stored(tmp_path / "s", lambda t: t.prompt_tokens < 60, by_length=(60,))
+        low, high = summarise(short).drafts[0].lengths
+        assert (low.prompts, low.verdict, low.speedup) == (8, None, None) and high.speedup > 1
+        assert said(summarise(short).warnings[0]).startswith("prompts of 0 to 59 tokens: no verdict")
+
+    def test_a_run_or_a_mix_of_them_is_not_decoded_yet(self, tmp_path):
+        for name, chosen, policy in (("a", lambda t: True, {}), ("m", lambda t: t.category == "chat", {"chat": 1.0})):
+            with pytest.raises(StoreError, match="No trial has decoded anything yet"):
+                summarise(self.stored(tmp_path / name, chosen, mix=policy or None))
+
+
+def test_a_mix_is_not_judged_on_some_of_its_categories(tmp_path):
+    stored = fake_run(tmp_path / "r", {"a": GOOD, "b": GOOD})
+    mixed = with_policy(stored, mix={"code": 0.2, "chat": 0.8})
+
+    def without(*specs):
+        return replace(mixed, trials=tuple(t for t in mixed.trials if t.arm.draft not in specs or t.category == "code"))
+
+    found = summarise(without("b"))
+    assert [draft.draft for draft in found.drafts] == ["a"]
+    assert [said(w) for w in found.warnings] == ["b is not judged: too little was measured with and without it"]
+    with pytest.raises(StoreError, match="No prompt of chat, which the traffic mix names, was measured with and"):
+        summarise(without("a", "b"))
 
 
 def test_a_policy_with_everything_still_reads_well(tmp_path):

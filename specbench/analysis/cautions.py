@@ -64,6 +64,7 @@ def run_cautions(
     silent = {(draft.draft, row.gamma) for draft in drafts for row in draft.gammas if row.drafted == 0}
     return [
         *_unfinished(stored, len(trials)),
+        *_left_out(stored, drafts, policy),
         *_of_trials(trials),
         *_floor(stored, drafts, floor, policy),
         *(caution for draft in drafts for caution in _broken(draft)),
@@ -89,6 +90,22 @@ def _unfinished(stored: StoredRun, done: int) -> Iterator[Finding]:
         yield warning("unfinished-run", again, status=stored.status, **numbers)
     if stored.torn:
         yield warning("torn-line", "Run the same command again.")
+
+
+def _left_out(stored: StoredRun, drafts: Sequence[DraftResult], policy: Policy) -> Iterator[Finding]:
+    """Drafts without a verdict, and parts of the prompts without a speedup."""
+    if lacking := [spec for spec in stored.run.config.draft if spec not in {draft.draft for draft in drafts}]:
+        hint = "Continue the run, or measure more prompts of every category."
+        yield warning("draft-left-out", hint, drafts=lacking)
+    tokens: defaultdict[tuple[str, Arm], int] = defaultdict(int)
+    for trial in stored.main:
+        tokens[trial.category or "all", trial.arm] += trial.decode_tokens
+    judged = set.intersection(*({each.category for each in draft.categories} for draft in drafts))
+    mute = {category for (category, _), decoded in tokens.items() if not decoded} - judged
+    categories = sorted(mute & set(policy.mix) if policy.mix else mute)
+    lengths = list(dict.fromkeys((r.low, r.high) for d in drafts for r in d.lengths if r.prompts and r.speedup is None))
+    if categories or lengths:
+        yield warning("no-decode", "Use prompts that get longer answers.", categories=categories, lengths=lengths)
 
 
 def _of_trials(trials: Sequence[Trial]) -> Iterator[Finding]:

@@ -111,7 +111,8 @@ class DraftView:
     """The prompts that every gamma of one draft and the target alone have finished, in one order.
 
     Every speedup of the view weighs prompts by the policy's traffic mix where there is one; prompts of a category
-    outside the mix are left out.
+    outside the mix are left out, and of those in it `missing` have no prompt here. A view is `complete` where none is
+    missing and every arm decoded something: else there is no speedup to speak of.
     """
 
     def __init__(
@@ -130,10 +131,12 @@ class DraftView:
         own = {arm.gamma: arms[arm] for arm in sorted(asked, key=lambda arm: arm.gamma or 0)}
         base = _of_categories(arm_of(arms, "baseline"), set(policy.mix) if policy.mix else None)
         self.prompts = shared_prompts([base, *own.values()])
-        self.complete = len(self.prompts) > 0
         self.base = base.of(self.prompts)
         self.arms = {gamma: rows.of(self.prompts) for gamma, rows in own.items() if gamma is not None}
         self.weights = traffic_weights(list(self.base.category), policy.mix)
+        self.missing = sorted(set(policy.mix or {}) - set(self.base.category))
+        decoded = (self.paired(gamma, "decode").decoded for gamma in self.arms)
+        self.complete = bool(self.prompts) and not self.missing and all(decoded)
         self.greedy = config.sampling.greedy
         # Greedy repeats are one and the same text, scored once.
         self.repeats = config.repeats
@@ -237,7 +240,7 @@ def a_a(
     arms: Mapping[Arm, ArmRows], metric: str, mix: Mapping[str, float] | None = None, category: str | None = None
 ) -> Paired | None:
     """The target alone against itself, over the prompts that a speedup under `mix` is over and weighed as they are, or
-    over one category's; None without a second arm."""
+    over one category's; None without a second arm, and where nothing was decoded."""
     kept = {category} if category is not None else set(mix) if mix else None
     base, again = (_of_categories(arm_of(arms, kind), kept) for kind in _BASELINES)
     shared = shared_prompts([base, again])
@@ -245,7 +248,8 @@ def a_a(
         return None
     base = base.of(shared)
     weights = 1.0 if category is not None else traffic_weights(list(base.category), mix)
-    return paired(base, again.of(shared), metric, weights)
+    found = paired(base, again.of(shared), metric, weights)
+    return found if found.decoded else None
 
 
 _BASELINES: tuple[ArmKind, ArmKind] = ("baseline", "baseline-again")

@@ -35,8 +35,7 @@ def load_results(stored: StoredRun, policy: Policy, texts: Sequence[Text] = ()) 
             view = DraftView(arms, spec, trials, texts, stored, policy)
             if view.complete:
                 judged = Judged(view, policy, None, stored.run.drafts.get(spec, ModelFacts()))
-                decoded = [gamma for gamma in view.arms if view.paired(gamma, "decode").decoded]
-                found += [_at(stored, load, judged, gamma, arms) for gamma in decoded]
+                found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms]
     return tuple(found)
 
 
@@ -203,6 +202,8 @@ def best_schedule(cells: Mapping[int, Mapping[int, Cell]], confidence: float) ->
         return None
     rng = np.random.default_rng(0)
     halves = np.array_split(rng.permutation(n), 2)
+    if not all(cells[c][gamma].paired.take(half).decoded for c in counts for gamma in gammas for half in halves):
+        return None
     ones = [np.ones((1, len(half))) for half in halves]
     drawn = [rng.multinomial(len(half), np.full(len(half), 1 / len(half)), size=RESAMPLES) for half in halves]
     whole = _speedups(cells, counts, gammas, np.arange(n), np.ones((1, n)))[0]
@@ -211,7 +212,7 @@ def best_schedule(cells: Mapping[int, Mapping[int, Cell]], confidence: float) ->
     noise = np.sqrt([[0.0, *(cells[count][gamma].variance for gamma in gammas)] for count in counts])
     factors = np.exp(rng.normal(0, 1, (RESAMPLES, *noise.shape)) * noise)  # one for both halves: costs are shared
     gains = _gains([each * factors for each in sampled])
-    low, high = np.quantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.nanquantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
     known = (0, *gammas)
     best = whole.argmax(1)
     steps = []
@@ -235,8 +236,9 @@ def _speedups(
     for row, count in enumerate(counts):
         for column, gamma in enumerate(gammas, 1):
             p = cells[count][gamma].paired
-            base = (weights @ p.base_s[rows]) / (weights @ p.base_tokens[rows])
-            found[:, row, column] = base / ((weights @ p.spec_s[rows]) / (weights @ p.spec_tokens[rows]))
+            with np.errstate(divide="ignore", invalid="ignore"):  # a resample in which nothing was decoded is NaN
+                base = (weights @ p.base_s[rows]) / (weights @ p.base_tokens[rows])
+                found[:, row, column] = base / ((weights @ p.spec_s[rows]) / (weights @ p.spec_tokens[rows]))
     return found
 
 

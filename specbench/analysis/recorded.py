@@ -345,7 +345,7 @@ class _Tally:
                     if survival
                     else (),
                     predicted_speedup=Estimate()
-                    if step_s is None or np.isnan(total[SECONDS])
+                    if step_s is None or not total[SECONDS] > 0  # NaN, or nothing was decoded
                     else _estimate(
                         sums,
                         index,

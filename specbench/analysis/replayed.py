@@ -249,9 +249,9 @@ def best_pair(
         return None
     costs = middle_costs(points, reader)
     usable = [gamma for gamma in gammas if costs is not None and gamma < len(costs.verify_s)]
-    if costs is None or not usable:
-        return None
     tokens = np.array([text.tokens - 1.0 for text in texts])
+    if costs is None or not usable or not tokens.any():
+        return None
     pairs = {(gamma, cutoff): replay(texts, gamma, cutoff) for cutoff in cutoffs for gamma in usable}
     priced = {
         key: Paired(tokens * costs.step_s, tokens, predicted_rounds(found, costs).total_s, tokens)

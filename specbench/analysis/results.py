@@ -88,6 +88,7 @@ class Judged:
             categories=tuple(
                 self._part(name, np.array(view.base.category == name, dtype=bool), name)
                 for name in sorted(set(view.base.category))
+                if self._decoded(np.array(view.base.category == name, dtype=bool))
             ),
             lengths=self._lengths(),
             predicted=self.predictor.curve(),
@@ -202,6 +203,9 @@ class Judged:
         mine = (lengths >= low) & (lengths < (math.inf if high is None else high))
         if not mine.any():
             return LengthResult(low, high, 0)
+        shortest, longest = int(lengths[mine].min()), int(lengths[mine].max())
+        if not self._decoded(mine):
+            return LengthResult(low, high, int(mine.sum()), shortest, longest)
         found = self._part("", mine, None)
         row = next(row for row in found.gammas if row.gamma == found.best_gamma)
         decode = self.view.paired(found.best_gamma, "decode").take(mine).speedup
@@ -209,13 +213,17 @@ class Judged:
         return LengthResult(
             low=low,
             high=high,
-            shortest=int(lengths[mine].min()),
-            longest=int(lengths[mine].max()),
+            shortest=shortest,
+            longest=longest,
             **{name: getattr(found, name) for name in same},
             tokens_per_round=row.tokens_per_round,
             acceptance_rate=row.acceptance_rate,
             round_steps=None if row.tokens_per_round is None else row.tokens_per_round / decode,
         )
+
+    def _decoded(self, mine: NDArray[np.bool_]) -> bool:
+        """Whether every arm decoded anything of some of the prompts: answers of one token have no speedup."""
+        return all(self.view.paired(gamma, "decode").take(mine).decoded for gamma in self.view.arms)
 
     def _part(self, name: str, mine: NDArray[np.bool_], category: str | None) -> CategoryResult:
         """Some of the prompts, at their own best gamma; the noise is that of one `category`, or of all (None)."""

@@ -34,10 +34,6 @@ def summarise(stored: StoredRun) -> Summary:
     texts = read_positions(stored.folder)
     every_arm = by_arm(trials)
     arms = kept_arms(every_arm, stored.run)
-    if not any(rows.decode_tokens.sum() for rows in arms.values()):
-        raise StoreError(
-            "No trial has decoded anything yet", where=str(stored.folder), hint="Use prompts that get longer answers."
-        )
     _mix_fits(policy, arms)
     specs = [spec for spec in stored.run.config.draft if any(arm.draft == spec for arm in arms)]
     steady = Steady(arms, policy)
@@ -46,11 +42,7 @@ def summarise(stored: StoredRun) -> Summary:
         Judged(view, policy, steady, stored.run.drafts.get(view.spec, ModelFacts())) for view in views if view.complete
     ]
     if not judged:
-        raise StoreError(
-            "No prompt was measured with and without a draft yet",
-            where=str(stored.folder),
-            hint="Run the same command again: it continues where it stopped.",
-        )
+        raise _nothing_judged(views, str(stored.folder))
     results = tuple(
         replace(one.result(), stopped=stopped_gammas(every_arm, one.view.spec, stored.run, policy, steady.excess))
         for one in judged
@@ -119,6 +111,15 @@ def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
             where="mix",
             hint=f"The run's categories are {', '.join(known)}.",
         )
+
+
+def _nothing_judged(views: Sequence[DraftView], where: str) -> StoreError:
+    if any(view.prompts and not view.missing for view in views):
+        return StoreError("No trial has decoded anything yet", where=where, hint="Use prompts that get longer answers.")
+    missing = sorted({name for view in views for name in view.missing if view.prompts})
+    of = f" of {', '.join(missing)}, which the traffic mix names," if missing else ""
+    hint = "Run the same command again: it continues where it stopped."
+    return StoreError(f"No prompt{of} was measured with and without a draft yet", where=where, hint=hint)
 
 
 def _half_width(floor: Interval | None) -> float | None:
