@@ -16,7 +16,7 @@ from specbench.analysis.predict import stops_paying
 from specbench.analysis.summarise import summarise
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
-from specbench.records import Policy, Times
+from specbench.records import Policy, Times, warned
 from specbench.report.dialect import because, json_of, said
 
 GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
@@ -153,6 +153,18 @@ def test_the_same_draft_twice_is_not_called_better(tmp_path):
     assert twice.choice.rivals[0].difference in ("same", "not resolved")
     # choosing between equals must not look better than either
     assert twice.choice.speedup <= max(draft.speedup for draft in twice.drafts)
+
+
+def test_what_is_true_of_two_drafts_is_said_of_both(tmp_path):
+    none = FakeDraft({"code": 0.0, "chat": 0.0})
+    stored = fake_run(tmp_path / "r", {"a": none, "b": none})
+    probing = warned("busy-machine", "others were busy while the models were timed", "Stop other work.")
+    disturbed = (replace(stored.trials[0], disturbed=True, other_cores=1.0), *stored.trials[1:])
+    found = summarise(with_run(replace(stored, trials=disturbed), warnings=(probing,)))
+    assert [one.values["draft"] for one in found.warnings if one.code == "nothing-accepted"] == ["a", "b"]
+    assert [one.message for one in found.warnings if one.code == "busy-machine"] == ["", probing.message]
+    page = render_brief(stored, found)
+    assert all(said(one)[1:] in page for one in found.warnings)
 
 
 def test_an_a_a_arm_that_disagrees_widens_the_verdicts_interval(tmp_path):

@@ -139,8 +139,9 @@ def priced(run: RunRecord, costs: Path | None) -> RunRecord:
     if costs is None:
         return run
     found = replay_costs(costs, run)
-    warnings = {one.code: one for one in (*run.warnings, *found.cautions)}
-    return replace(run, probe=found.points, probe_from=found.source, warnings=tuple(warnings.values()))
+    codes = {one.code for one in found.cautions}  # what the run's own probe raised is of other costs
+    warnings = (*(one for one in run.warnings if one.code not in codes), *found.cautions)
+    return replace(run, probe=found.points, probe_from=found.source, warnings=warnings)
 
 
 # Contexts further than this factor outside those of a probe are worth a caution.

@@ -59,7 +59,9 @@ def summarise(stored: StoredRun) -> Summary:
             replace(with_loads(one, loads, policy), schedule=schedule_of(stored, one.draft, policy, texts))
             for one in results
         )
-        cautions += server_cautions(server, every, stored.stretches)
+        seen = server_cautions(server, every, stored.stretches)
+        # What the trials show of the server goes before what its first answers did.
+        cautions = [*(one for one in cautions if one.code not in {each.code for each in seen}), *seen]
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,
@@ -70,7 +72,7 @@ def summarise(stored: StoredRun) -> Summary:
         facts=read_facts(stored),
         noise_floor=_half_width(floor),
         drafts=results,
-        warnings=tuple({caution.code: caution for caution in cautions}.values()),
+        warnings=tuple(dict.fromkeys(cautions)),
         choice=choose(judged, policy),
         batch_size=stored.run.config.batch_size,
         server=server,
