@@ -402,6 +402,22 @@ def test_slower_prompts_of_a_draft_are_those_that_its_verdict_rests_on(tmp_path)
     )
 
 
+def test_slower_prompts_forbid_a_go_also_where_the_drafts_do_not_share_every_prompt(tmp_path):
+    uneven = {"code": 0.95, "chat": 0.0}
+    machine = FakeMachine(verify=(1.0, 1.1, 1.2, 1.3, 1.4))
+    stored = fake_run(
+        tmp_path / "r", {"a": FakeDraft(uneven), "b": FakeDraft(dict.fromkeys(uneven, 0.1))}, machine=machine
+    )
+    fewer = tuple(t for t in stored.trials if (t.arm.draft, t.prompt_id) != ("b", "p29"))
+    stored = with_policy(replace(stored, trials=fewer), min_speedup=1.05)
+    choice = summarise(stored).choice
+    assert (choice.draft, choice.prompts, choice.verdict) == ("a", 29, "NO-GO")
+    assert choice.reasons[0].code == "slower-prompts" and choice.reasons[0].values["share"] == pytest.approx(14 / 29)
+    # and a mix weighs the prompts that they share
+    even = summarise(with_policy(stored, mix={"code": 0.5, "chat": 0.5})).choice
+    assert even.reasons[0].values["share"] == pytest.approx(0.5)
+
+
 def test_the_answer_at_a_glance_is_over_the_prompts_of_the_mix(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD})
     long = tuple(

@@ -128,14 +128,16 @@ class Judged:
         tokens, before_s, after_s = (float(c.sum()) / texts for c in (base.output_tokens, base.total_s, own.total_s))
         return Answer(tokens / self.view.batch, before_s, after_s)
 
-    def with_slower(self, paired: Paired) -> Gates:
-        """The gates with the share of slower prompts, and how large it surely is."""
-        share = slower_share(paired, self.view, self.policy)
+    def with_slower(self, paired: Paired, weights: Floats | None = None) -> Gates:
+        """The gates with the share of slower prompts, and how large it surely is; `weights` where the prompts are not
+        those of the view."""
+        weights = self.view.weights if weights is None else weights
+        share = slower_share(paired, weights, self.policy)
         if share is None:
             return self.gates
         if share <= self.policy.max_slower_share:
             return replace(self.gates, slower_share=share)
-        weights = _decoded_weights(paired, self.view)
+        weights = _decoded_weights(paired, weights)
         effective = weights.sum() ** 2 / (weights**2).sum()  # Kish: so many equally weighed prompts tell as much
         return replace(self.gates, slower_share=share, slower_low=least_share(share, effective, self.policy.confidence))
 
@@ -174,7 +176,7 @@ class Judged:
             predicted_speedup=None if predicted is None else predicted.speedup,
             identical_prompts=sum(compared) if compared else None,
             prompts=len(rows),
-            slower_share=slower_share(decode, view, self.policy) or 0.0,
+            slower_share=slower_share(decode, view.weights, self.policy) or 0.0,
             round_time=spent,
             predicted_speedup_e2e=self.predictor.end_to_end(gamma),
             predicted_round_time=expected,
@@ -277,15 +279,15 @@ class Judged:
         return share_interval(accepted, rejected, self.policy.confidence)
 
 
-def slower_share(paired: Paired, view: DraftView, policy: Policy) -> float | None:
+def slower_share(paired: Paired, weights: Floats, policy: Policy) -> float | None:
     """Share of prompts (of traffic, under a mix) that the draft makes slower than the policy's `slower_than`."""
-    weights = _decoded_weights(paired, view)
+    weights = _decoded_weights(paired, weights)
     return float(np.average(paired.by_prompt < policy.slower_than, weights=weights)) if len(weights) else None
 
 
-def _decoded_weights(paired: Paired, view: DraftView) -> Floats:
+def _decoded_weights(paired: Paired, weights: Floats) -> Floats:
     """Of the prompts in which both arms decoded anything."""
-    return view.weights[(paired.base_tokens > 0) & (paired.spec_tokens > 0)]
+    return weights[(paired.base_tokens > 0) & (paired.spec_tokens > 0)]
 
 
 def _round_time(rows: ArmRows, counts: Counts) -> RoundTime | None:

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.cautions import replay_gap, run_cautions
 from specbench.analysis.contract import SCHEMA, Choice, Rival, Summary
 from specbench.analysis.facts import pace_of, read_facts
-from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, kept_arms
+from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, kept_arms, paired, traffic_weights
 from specbench.analysis.loads import load_results, schedule_of, with_loads
 from specbench.analysis.results import Judged, stopped_gammas, texts_of
 from specbench.analysis.served import LoadResult
@@ -132,22 +130,27 @@ def _half_width(floor: Interval | None) -> float | None:
 
 def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     """The best of all drafts and gammas over the prompts that all of them have measured. Random halves choose among
-    drafts as they choose among gammas, so that many drafts do not look better than few. None without such prompts."""
-    shared = set.intersection(*(set(one.view.prompts) for one in judged))
-    if not shared:
+    drafts as they choose among gammas, so that many drafts do not look better than few. None without such prompts, of
+    every category of a mix."""
+    shared = sorted(set.intersection(*(set(one.view.prompts) for one in judged)))
+    base = judged[0].view.base.of(shared)
+    if set(policy.mix or {}) - set(base.category):
         return None
+    weights = traffic_weights(list(base.category), policy.mix)
     pairs: dict[tuple[int, int], Paired] = {}  # (draft's index, gamma)
     for index, one in enumerate(judged):
-        kept = np.array([prompt in shared for prompt in one.view.prompts])
         if one.gates.idle is None or all(each.gates.idle for each in judged):
-            pairs |= {(index, gamma): one.view.paired(gamma, policy.metric).take(kept) for gamma in one.choosable}
+            rows = {gamma: one.view.arms[gamma].of(shared) for gamma in one.choosable}
+            own = {(index, gamma): paired(base, arm, policy.metric, weights) for gamma, arm in rows.items()}
+            pairs |= {key: pair for key, pair in own.items() if pair.decoded}
+    if not pairs:
+        return None
     keys = list(pairs)
     found = choose_gamma({number: pairs[key] for number, key in enumerate(keys)})
     index, gamma = keys[found.best]
     best = judged[index]
     speedup = best.interval(found.paired, excess=found.excess)
-    gates = best.with_slower(found.paired) if len(shared) == len(best.view.prompts) else best.gates
-    verdict = best.verdict(found.paired, speedup, gates)
+    verdict = best.verdict(found.paired, speedup, best.with_slower(found.paired, weights))
     return Choice(
         draft=best.view.spec,
         gamma=gamma,
@@ -165,7 +168,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
 
 
 def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chosen: Paired, policy: Policy) -> Rival:
-    own = {gamma: paired for (index, gamma), paired in pairs.items() if index == number}
+    own = {gamma: pair for (index, gamma), pair in pairs.items() if index == number}
     gamma = max(own, key=lambda g: own[g].speedup)
     ratio = one.interval(Paired(own[gamma].spec_s, own[gamma].spec_tokens, chosen.spec_s, chosen.spec_tokens))
     found = difference(ratio.low, ratio.high)
