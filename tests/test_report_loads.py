@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specbench.analysis.contract import Summary
+from specbench.analysis.facts import pace_of
 from specbench.analysis.loads import percentiles, stops_paying_at, throughput
 from specbench.analysis.pilot import read_pilot
 from specbench.analysis.summarise import summarise
@@ -146,3 +147,11 @@ def test_throughput_does_not_count_the_seconds_of_requests_that_only_keep_up_the
     arm = Arm("baseline", load=Load(16))
     longer = replace(stored, stretches=tuple(replace(s, wall_s=3 * s.wall_s) for s in stored.stretches))
     assert throughput(longer, arm) == throughput(stored, arm)
+
+
+def test_a_run_takes_the_time_of_every_load_which_clients_share(tmp_path: Path) -> None:
+    for loads in ({"concurrency": (8,)}, {"concurrency": (1, 8)}, {"rate": (2.0,)}):
+        stored = fake_served(tmp_path / str(loads), FakeServer(slower={8: 3.0}, spec_slower={8: 4.0}), **loads)
+        took_s = sum(stretch.wall_s for stretch in stored.stretches)
+        pace = pace_of(stored)
+        assert pace is not None and pace.prompt_s * 24 == pytest.approx(took_s)
