@@ -62,8 +62,8 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
         baseline_throughput=alone,
         throughput=with_draft,
         throughput_ratio=with_draft / alone if with_draft is not None and alone else None,
-        baseline_ttft=percentiles(trial.times.prefill_s for trial in base),
-        ttft=percentiles(trial.times.prefill_s for trial in spec),
+        baseline_ttft=percentiles(first_s for trial in base for first_s in trial.first_s),
+        ttft=percentiles(first_s for trial in spec for first_s in trial.first_s),
         baseline_tpot=percentiles(_per_token(base)),
         tpot=percentiles(_per_token(spec)),
         **ends("predicted_speedup", judged.predictor.interval(gamma)),
@@ -75,9 +75,13 @@ def _interval(paired: Paired, again: Paired | None, policy: Policy) -> Interval:
 
 
 def _per_token(trials: Sequence[Trial]) -> list[float]:
-    """Seconds per output token after the first, request by request: never the gaps between chunks, of which one may
-    carry a whole round."""
-    return [trial.times.decode_s / trial.decode_tokens for trial in trials if trial.decode_tokens > 0]
+    """Seconds per output token after the first, request by request (of a conversation turn by turn): never the gaps
+    between chunks, of which one may carry a whole round."""
+    spent: list[tuple[float, int]] = []
+    for trial in trials:
+        turns = [(turn.last_s - turn.first_s, turn.output_tokens - 1) for turn in trial.turns]
+        spent += turns or [(trial.times.decode_s, trial.decode_tokens)]
+    return [seconds / tokens for seconds, tokens in spent if tokens > 0]
 
 
 def percentiles(seconds: Iterable[float]) -> Percentiles:
