@@ -342,6 +342,7 @@ def test_a_policy_with_everything_still_reads_well(tmp_path):
         "**Memory.** The draft adds 30.2 MB",
         "**Money.** One sequence at a time, a million output tokens cost",
         "## At larger batches",
+        "Rounds, their costs and what they would give are over the prompts as they are, not weighed by the mix.",
         "It pays up to batch 4, the largest probed ([predicted](#larger-batches))",
     ):
         assert part in page
