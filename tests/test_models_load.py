@@ -115,7 +115,7 @@ def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("a/b/c", "a/b/c does not exist. Name a directory"),
         (__file__, f"{__file__} is a file, not a model directory. Name a directory"),
         (" ", "the model has no name. Name a directory, a hub id, or demo:target."),
-        ("~nobody/model", "no such home directory (~nobody/model). Write the path in full."),
+        ("~no-such-user/model", "no such home directory (~no-such-user/model). Write the path in full."),
     ],
 )
 def test_names_of_nothing(name: str, line: str) -> None:
@@ -125,13 +125,13 @@ def test_names_of_nothing(name: str, line: str) -> None:
 
 
 def test_the_home_directory_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPECBENCH_CACHE", "~nobody/cache")
-    assert kind_of("~nobody/model") is None
+    monkeypatch.setenv("SPECBENCH_CACHE", "~no-such-user/cache")
+    assert kind_of("~no-such-user/model") is None
     for read in (
-        lambda: find_head("~nobody/model"),
-        lambda: model_file("~nobody/model", "directory"),
-        lambda: find_launch("~nobody/vllm.yaml"),
-        lambda: AnswerLog("~nobody/vllm.log").survey(),
+        lambda: find_head("~no-such-user/model"),
+        lambda: model_file("~no-such-user/model", "directory"),
+        lambda: find_launch("~no-such-user/vllm.yaml"),
+        lambda: AnswerLog("~no-such-user/vllm.log").survey(),
         cache_root,
     ):
         with pytest.raises(UsageError, match="no such home directory"):

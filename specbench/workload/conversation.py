@@ -72,8 +72,8 @@ def _part(part: object, place: str) -> Content:
         return Content(calls=(part,))
     if kind == "tool_result":
         own = part.get("tool_use_id")
-        text = read_content(_as_text(part.get("content")), place).text or ""
-        return Content(results=(Result(own if isinstance(own, str) else None, text),))
+        said = read_content(_as_text(part.get("content")), place)
+        return Content(results=(Result(own if isinstance(own, str) else None, said.text or ""),))
     if kind == "refusal":
         return Content(require_text(part.get("refusal"), f"{place}.refusal"))
     if kind in _THOUGHT:
