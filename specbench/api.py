@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -313,23 +313,28 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
         served = stored.run.served is not None
         hint = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
         raise StoreError("Nothing to replay in this run yet", where=where, hint=hint)
+    return list(_scored(texts, max(gammas), where))
+
+
+def _scored(texts: Iterable[Text], gamma: int, where: str) -> Iterator[Text]:
+    """The same texts. Raises StoreError at one that was not scored up to `gamma`."""
     for text in texts:
         scored = text.longest
-        if scored is not None and scored < max(gammas):
+        if scored is not None and scored < gamma:
             raise StoreError(
                 f"{text.draft} was scored up to gamma {scored} alone",
                 where=where,
                 hint=f"Name gammas up to {scored}, or measure a larger one.",
             )
-    return texts
+        yield text
 
 
 def recorded_acceptance(
     stored: StoredRun, gammas: Sequence[int], cutoff: float = 0.0, costs: Path | None = None
 ) -> RecordedAcceptance:
     """What drafts would have got on the answers of a log. `costs` is the folder of a probe, whose timings predict a
-    speedup; None: the run's own, where it has one. Raises StoreError where nothing was scored, and where the probe has
-    not timed a draft."""
+    speedup; None: the run's own, where it has one. Raises StoreError where nothing was scored, or not up to the largest
+    of `gammas`, and where the probe has not timed a draft."""
     from specbench.acceptance.positions import iterate_positions
     from specbench.analysis.contract import SCHEMA
     from specbench.analysis.recorded import PROMPTS, RecordedAcceptance, recorded_drafts
@@ -338,7 +343,7 @@ def recorded_acceptance(
 
     run = priced(stored.run, costs)
     readers, points = prices_of(run)
-    texts = iterate_positions(stored.folder)
+    texts = _scored(iterate_positions(stored.folder), max(gammas), str(stored.folder))
     policy = run.config.policy
     lengths = PROMPTS if policy.by_length in ((), THIRDS) else (0, *policy.by_length)
     drafts = recorded_drafts(texts, gammas, cutoff, policy.confidence, readers if points else None, points, lengths)

@@ -254,6 +254,11 @@ class Trial:
         return [Round(d, a) for d, a in zip(self.drafted, self.accepted, strict=True)]
 
     @property
+    def first_s(self) -> tuple[float, ...]:
+        """Seconds to the first token of each request: of a conversation, of every turn."""
+        return tuple(turn.first_s for turn in self.turns) or (self.times.prefill_s,)
+
+    @property
     def decode_tokens(self) -> int:
         """Tokens that decoding emitted: all but the one that prefill gave each sequence."""
         return self.output_tokens - self.sequences

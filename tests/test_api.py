@@ -23,6 +23,7 @@ from test_imports import FILES, command, loaded
 from typer.testing import CliRunner
 
 import specbench
+from specbench.api import recorded_acceptance
 from specbench.backends.server import traffic
 from specbench.cli import app
 from specbench.config import SETTINGS
@@ -253,6 +254,12 @@ def test_a_model_and_a_folder_that_are_not_there(lab, tmp_path):
         specbench.load_run(tmp_path / "none")
     with pytest.raises(ConfigError, match="Did you mean `min_speedup`"):
         specbench.load_run(EXAMPLE, min_speadup=2)
+
+
+def test_recorded_answers_are_replayed_as_far_as_they_were_scored():
+    log = specbench.load_run(ROOT / "reports/recorded")
+    with pytest.raises(StoreError, match=r"was scored up to gamma \d+ alone .* Name gammas up to"):
+        recorded_acceptance(log.stored, range(1, 17))
 
 
 # --- servers, and the event loop of a notebook

@@ -43,6 +43,12 @@ def test_prompts_that_decode_nothing_have_no_speedup_of_their_own():
     assert paired.speedup == 2.0
 
 
+def test_an_arm_that_decoded_nothing_is_not_chosen():
+    ones, none = np.ones(4), np.zeros(4)
+    arms = {1: Paired(ones, ones, none, none), 2: Paired(ones, ones, ones, ones)}
+    assert choose_gamma(arms).best == 2
+
+
 def test_few_prompts_give_a_value_without_an_interval():
     rng = np.random.default_rng(0)
     few = speedup_interval(fake_prompts(rng, MIN_PROMPTS - 1, 1.5), 0.95)

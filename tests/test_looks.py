@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from fake_run import FakeDraft, fake_run, with_config, with_policy
 from fake_summary import render_brief
 from test_cli import call
 from test_run import FakeObserver, config_for
@@ -208,12 +210,12 @@ def test_batches_are_looked_at_as_prompts_are(lab, tmp_path):
 
 
 def test_the_first_prompts_are_of_every_category():
-    from types import SimpleNamespace as Fake
-
     from specbench.config import RunConfig
 
     names = ["a"] * 40 + ["b"] * 20 + ["c"] * 20
-    encoded = [Fake(prompt=Fake(id=str(n), sha256=str(n), category=c)) for n, c in enumerate(names)]
+    encoded = [
+        SimpleNamespace(prompt=SimpleNamespace(id=str(n), sha256=str(n), category=c)) for n, c in enumerate(names)
+    ]
     for seed in range(20):
         order = [unit.category for unit in plan_units(encoded, RunConfig(seed=seed))[0]]
         for n in (8, 16, 40, 60):
@@ -243,6 +245,20 @@ def test_a_verdict_that_is_not_sure_goes_on_to_the_last_prompt(lab, tmp_path):
     stored = sweep(lab, tmp_path / "b", gammas=(1, 2), time_budget_s=1e6, min_speedup=near)
     assert counts(stored) == {1: 12, 2: 12}
     assert stored.run.ended_early is None
+
+
+def test_a_mix_of_which_a_category_is_not_measured_yet_is_no_verdict_and_no_error(tmp_path):
+    stored = with_config(
+        fake_run(tmp_path / "r", {"d": FakeDraft({"code": 0.9})}, prompts={"code": 20}), time_budget_s=9.0
+    )
+    for mix, ends in ((None, "GO"), ({"code": 0.9, "rare": 0.1}, None)):
+        looked = with_policy(stored, mix=mix)
+        writer = SimpleNamespace(run=looked.run, update=lambda **changes: None)
+        budget = early_stopping.TimeBudget(
+            writer, SimpleNamespace(at=lambda units, found=looked: found), 40, lambda: 0.0
+        )
+        found = budget.ends(20)
+        assert (found and found.why) == ends
 
 
 def test_when_the_time_is_up_the_run_ends_with_its_prompt_and_the_same_command_goes_on(lab, tmp_path):

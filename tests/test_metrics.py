@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from specbench.acceptance.metrics import count, pooled, trial_counts
-from specbench.records import Arm, Round, ServerStats, Times, Trial
+from specbench.records import Arm, Round, ServerStats, Times, Trial, Turn
 
 
 def test_the_llama_cpp_log():
@@ -75,6 +75,17 @@ def test_what_was_accepted_beyond_the_end_of_a_text_is_not_in_it():
     assert trial_counts(replace(trial, accepted=(1, 1), finish="eos"), 4).accepted == 2
     whole = trial_counts(replace(trial, drafted=(4, 4), accepted=(0, 2)), 4)
     assert (whole.rounds, whole.accepted, whole.rejections) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(("tokens", "finish", "accepted"), [((5, 5, 5), "eos", 9), ((5, 5, 7), "length", 10)])
+def test_every_turn_of_a_conversation_may_accept_its_own_end(tokens, finish, accepted):
+    """Two rounds a turn: of the first two 1 + 1 and 1 + 2 with the end, the third was cut or ends as they do."""
+    more = {"members": ("p#1", "p#2", "p#3"), "turns": tuple(Turn(9, None, n, 0.1, 1.0) for n in tokens)}
+    trial = replace(served_trial(sum(tokens)), finish=finish, **more)
+    listed = replace(trial, drafted=(4,) * 6, accepted=(1, 2, 1, 2, 1, accepted - 7))
+    told = replace(trial, told=ServerStats(rounds=6, drafted=24, accepted=accepted))
+    assert [trial_counts(each, 4).accepted for each in (listed, told)] == [accepted, accepted]
+    assert [trial_counts(each, 4).rounds for each in (listed, told)] == [6, 6]
 
 
 def served_trial(tokens: int) -> Trial:

@@ -101,8 +101,23 @@ def test_a_draft_with_a_cut_off_of_its_own_is_replayed_with_it():
     plain, own = recorded_drafts([*texts, *mine], (4,), 0.0, 0.95)
     (asked,) = recorded_drafts(texts, (4,), 0.5, 0.95)
     assert own.gammas == asked.gammas != plain.gammas
+    for cutoff, same in ((0.1, own), (0.7, recorded_drafts(texts, (4,), 0.7, 0.95)[0])):  # the higher one
+        assert recorded_drafts(mine, (4,), cutoff, 0.95)[0].gammas == same.gammas
 
 
 def test_few_conversations_have_no_interval():
     (found,) = recorded_drafts(conversations(9, 4, 3), (1,), 0.0, 0.95)
     assert (found.gammas[0].tokens_per_round.low, found.alpha.low) == (None, None)
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.97])
+def test_intervals_end_where_the_numbers_do(chance):
+    """A share is one of 1, and a round of gamma drafts emits 1 to gamma + 1 tokens."""
+    rng = np.random.default_rng(5)
+    texts = [text(rng.random(16) < (chance if n else 0.5), str(n), rng_name(n, 5)) for n in range(10)]
+    (found,) = recorded_drafts(texts, (1, 4), 0.0, 0.95)
+    for share in (found.alpha, found.places[0].accepted):
+        assert 0 <= share.low < share.value < share.high <= 1
+    for row in found.gammas:
+        tau = row.tokens_per_round
+        assert 1 <= tau.low < tau.value < tau.high <= row.gamma + 1

@@ -15,10 +15,12 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specbench.analysis.contract import Summary
+from specbench.analysis.facts import pace_of
 from specbench.analysis.loads import percentiles, stops_paying_at, throughput
 from specbench.analysis.pilot import read_pilot
+from specbench.analysis.served import Percentiles
 from specbench.analysis.summarise import summarise
-from specbench.records import Arm, Load, Policy
+from specbench.records import Arm, ClientLag, Load, Policy, Times, Turn
 from specbench.report.figures import available, write_figures
 from specbench.report.tables import sweep_tables
 
@@ -76,6 +78,22 @@ def test_a_percentile_takes_enough_requests() -> None:
     assert few.p50 == 9.0 and few.p95 is None and few.p99 is None
     assert percentiles(np.arange(20.0)).p95 is not None and percentiles(np.arange(99.0)).p99 is None
     assert percentiles(np.arange(101.0)).p99 == pytest.approx(99.0)
+
+
+def test_of_conversations_every_turn_is_a_request(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r")
+    turns = (Turn(9, 0, 32, 0.010, 0.320), Turn(50, 9, 34, 0.040, 0.700))
+    times = Times(0.050, None, None, None, None, 0.050 + 0.310 + 0.660)
+    trials = tuple(replace(t, members=("a", "b"), output_tokens=66, turns=turns, times=times) for t in stored.trials)
+    late = ClientLag(0.006, 0.006, 1.0)
+    stretches = tuple(replace(each, lag=late) for each in stored.stretches)
+    found = summarise(replace(stored, trials=trials, stretches=stretches))
+    row = found.loads[0]
+    for first, each in ((row.ttft, row.tpot), (row.baseline_ttft, row.baseline_tpot)):
+        assert first == Percentiles(48, pytest.approx(0.025), pytest.approx(0.040), None)
+        assert each == Percentiles(48, pytest.approx(0.015), pytest.approx(0.020), None)
+    (warned,) = [one for one in found.warnings if one.code == "client-late"]
+    assert warned.values["share"] == pytest.approx(0.006 / 0.025)
 
 
 def test_where_it_stops_paying_is_found_and_backed_by_its_interval(tmp_path: Path) -> None:
@@ -146,3 +164,11 @@ def test_throughput_does_not_count_the_seconds_of_requests_that_only_keep_up_the
     arm = Arm("baseline", load=Load(16))
     longer = replace(stored, stretches=tuple(replace(s, wall_s=3 * s.wall_s) for s in stored.stretches))
     assert throughput(longer, arm) == throughput(stored, arm)
+
+
+def test_a_run_takes_the_time_of_every_load_which_clients_share(tmp_path: Path) -> None:
+    for loads in ({"concurrency": (8,)}, {"concurrency": (1, 8)}, {"rate": (2.0,)}):
+        stored = fake_served(tmp_path / str(loads), FakeServer(slower={8: 3.0}, spec_slower={8: 4.0}), **loads)
+        took_s = sum(stretch.wall_s for stretch in stored.stretches)
+        pace = pace_of(stored)
+        assert pace is not None and pace.prompt_s * 24 == pytest.approx(took_s)

@@ -66,6 +66,21 @@ def test_one_load_or_few_prompts_make_no_schedule():
     assert best_schedule(cells(prompts=19), 0.95) is None
 
 
+def test_prompts_that_decode_nothing_make_no_number_of_nothing():
+    """In some resamples, or in a half, not a token is decoded."""
+    for some in (4, 1):
+        few = (np.arange(60) < some).astype(float)[np.random.default_rng(2).permutation(60)]
+        thin = {
+            count: {
+                g: Cell(Paired(*(getattr(c.paired, n) * few for n in Paired.__slots__)), True) for g, c in row.items()
+            }
+            for count, row in cells().items()
+        }
+        found = best_schedule(thin, 0.95)
+        assert found is None or np.isfinite([found.gain, found.gain_low, found.gain_high]).all()
+    assert found is None
+
+
 def lookup(schedule: list[list[int]], batch: int) -> int:
     """What vLLM makes of it: ranges from 1 on, and a K goes on where no range begins."""
     assert schedule[0][0] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,18 @@ def test_blocks_and_unpriced_drafts_have_no_best_pair():
     assert best_pair([flat], POINTS, (1,), 0.95, "n") is None
     assert best_pair(texts(True, n=2), [], (1,), 0.95, "d") is None
     assert best_pair(texts(True, n=2), POINTS, (5, 6), 0.95, "d") is None  # beyond the widest pass probed
+
+
+def test_repeats_of_a_prompt_and_answers_of_a_conversation_are_one_unit():
+    few = texts(True, n=6)
+    repeats = [replace(one, repeat=n) for one in few for n in range(3)]
+    (*rest, first), (second, *_) = texts(True, n=11), texts(True, n=1, seed=1)
+    talks = [*rest, replace(first, conversation="a"), replace(second, conversation="a")]
+    found = best_pair(repeats, POINTS, (1, 2), 0.95, "d")
+    assert found.speedup_low is None
+    assert (found.cutoff, found.gamma) == ((one := best_pair(few, POINTS, (1, 2), 0.95, "d")).cutoff, one.gamma)
+    assert best_pair(talks[2:], POINTS, (1, 2), 0.95, "d").speedup_low is None
+    assert best_pair(talks[1:], POINTS, (1, 2), 0.95, "d").speedup_low is not None
 
 
 def test_a_default_cut_off_is_for_drafts_with_a_confidence_of_their_own():

@@ -37,9 +37,9 @@ def points(*, wide: float = 1.0, clients=(1, 4), gammas=range(9)) -> tuple[CostP
     return (*found, CostPoint(SPEC, 0, 50, 1e-6, 1e-6, 1e-6, 9))
 
 
-def planted(folder, probe: tuple[CostPoint, ...], **changes) -> StoredRun:
+def planted(folder, probe: tuple[CostPoint, ...], server: FakeServer = SERVER, **changes) -> StoredRun:
     """A run with loads 1 and 4, the target's texts scored and the rounds of `probe`."""
-    stored = fake_served(folder, SERVER, gammas=(2, 4), concurrency=(1, 4), prompts=PROMPTS, **changes)
+    stored = fake_served(folder, server, gammas=(2, 4), concurrency=(1, 4), prompts=PROMPTS, **changes)
     rng = random.Random(0)
     with PositionWriter(stored.folder) as writer:
         for p in range(PROMPTS):
@@ -80,6 +80,20 @@ def test_every_gamma_at_every_load_is_predicted_as_it_is_measured(tmp_path):
     assert [row.gamma for row in draft.predicted] == list(range(1, 9))
     assert [row.batch for row in draft.batches] == [1, 4] and min(row.gamma for row in draft.batches) > 4
     assert draft.batches[1].speedup < draft.batches[0].speedup
+
+
+@pytest.mark.parametrize("tells", ["rounds", "totals", "drafts"])
+def test_a_replay_is_held_against_the_rounds_that_the_server_told_and_no_others(tmp_path, tells):
+    stored = planted(tmp_path / "run", (), replace(SERVER, tells=tells))
+    if tells == "rounds":  # of one text it told nothing
+        last = replace(stored.trials[-1], drafted=(), accepted=(), told=None)
+        stored = replace(stored, trials=(*stored.trials[:-1], last))
+    assert "replay-disagrees" not in [one.code for one in summarise(stored).warnings]
+    if tells == "totals":
+        more = [t.told and t.arm.gamma == 4 and replace(t.told, rounds=t.told.rounds + 3) for t in stored.trials]
+        trials = tuple(replace(t, told=told or t.told) for t, told in zip(stored.trials, more, strict=True))
+        (found,) = [one for one in summarise(replace(stored, trials=trials)).warnings if one.code == "replay-disagrees"]
+        assert [(gap["gamma"], gap["prompts"]) for gap in found.values["gaps"]] == [(4, PROMPTS)]
 
 
 @pytest.mark.parametrize("clients", [1, 2, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,8 +16,8 @@ from specbench.analysis.predict import stops_paying
 from specbench.analysis.summarise import summarise
 from specbench.cost.model import break_even_alpha, tokens_per_round
 from specbench.errors import ConfigError, StoreError
-from specbench.records import Policy
-from specbench.report.dialect import because
+from specbench.records import Policy, Times, warned
+from specbench.report.dialect import because, json_of, said
 
 GOOD = FakeDraft({"code": 0.8, "chat": 0.4})
 
@@ -154,6 +155,18 @@ def test_the_same_draft_twice_is_not_called_better(tmp_path):
     assert twice.choice.speedup <= max(draft.speedup for draft in twice.drafts)
 
 
+def test_what_is_true_of_two_drafts_is_said_of_both(tmp_path):
+    none = FakeDraft({"code": 0.0, "chat": 0.0})
+    stored = fake_run(tmp_path / "r", {"a": none, "b": none})
+    probing = warned("busy-machine", "others were busy while the models were timed", "Stop other work.")
+    disturbed = (replace(stored.trials[0], disturbed=True, other_cores=1.0), *stored.trials[1:])
+    found = summarise(with_run(replace(stored, trials=disturbed), warnings=(probing,)))
+    assert [one.values["draft"] for one in found.warnings if one.code == "nothing-accepted"] == ["a", "b"]
+    assert [one.message for one in found.warnings if one.code == "busy-machine"] == ["", probing.message]
+    page = render_brief(stored, found)
+    assert all(said(one)[1:] in page for one in found.warnings)
+
+
 def test_an_a_a_arm_that_disagrees_widens_the_verdicts_interval(tmp_path):
     def width(a_a):
         machine = FakeMachine(noise=0.01, a_a=a_a)
@@ -259,6 +272,67 @@ def test_a_run_without_trials_has_no_verdict(tmp_path):
             summarise(with_run(stored, command=command))
 
 
+def test_a_run_cut_before_any_prompt_met_both_has_nothing_to_judge_yet(tmp_path):
+    stored = fake_run(tmp_path / "r", {"d": GOOD})
+    cut = tuple(t for t in stored.trials if (t.prompt_id == "p0") is (t.arm.kind == "baseline"))
+    with pytest.raises(StoreError, match="No prompt was measured with and without a draft yet"):
+        summarise(replace(stored, trials=cut))
+
+
+class TestAnswersOfOneToken:
+    """Nothing is decoded in them: there is no speedup, and none is made up."""
+
+    def stored(self, folder, chosen, **policy):
+        stored = fake_run(folder, {"d": GOOD}, prompts={"code": 24, "chat": 12})
+        trials = tuple(
+            replace(
+                t, output_tokens=1, drafted=(), accepted=(), times=Times(t.times.prefill_s, 0, 0, 0, 0, t.times.total_s)
+            )
+            if chosen(t)
+            else t
+            for t in stored.trials
+        )
+        times = (replace(t.times, total_s=t.times.prefill_s) if chosen(t) else t.times for t in trials)
+        found = tuple(replace(t, times=each) for t, each in zip(trials, times, strict=True))
+        return with_policy(replace(stored, trials=found), **policy)
+
+    def test_a_category_and_a_length_of_them_are_left_out_by_name(self, tmp_path):
+        stored = self.stored(tmp_path / "r", lambda t: t.category == "chat")
+        found = summarise(stored)
+        json.dumps(json_of(found), allow_nan=False)
+        assert [each.category for each in found.drafts[0].categories] == ["code"]
+        assert found.drafts[0].speedup > 1
+        warned = {one.code: said(one) for one in found.warnings}
+        assert warned["no-decode"] == "chat: no verdict, for nothing was decoded in answers of one token"
+        assert "nanx" not in render_brief(stored, found)
+        (draft,) = compared(stored, stored).drafts
+        assert [each.category for each in draft.shown.categories] == ["code"]
+        assert [one.code for one in compared(stored, stored).warnings] == ["no-decode"]
+        short = self.stored(tmp_path / "s", lambda t: t.prompt_tokens < 60, by_length=(60,))
+        low, high = summarise(short).drafts[0].lengths
+        assert (low.prompts, low.verdict, low.speedup) == (8, None, None) and high.speedup > 1
+        assert said(summarise(short).warnings[0]).startswith("prompts of 0 to 59 tokens: no verdict")
+
+    def test_a_run_or_a_mix_of_them_is_not_decoded_yet(self, tmp_path):
+        for name, chosen, policy in (("a", lambda t: True, {}), ("m", lambda t: t.category == "chat", {"chat": 1.0})):
+            with pytest.raises(StoreError, match="No trial has decoded anything yet"):
+                summarise(self.stored(tmp_path / name, chosen, mix=policy or None))
+
+
+def test_a_mix_is_not_judged_on_some_of_its_categories(tmp_path):
+    stored = fake_run(tmp_path / "r", {"a": GOOD, "b": GOOD})
+    mixed = with_policy(stored, mix={"code": 0.2, "chat": 0.8})
+
+    def without(*specs):
+        return replace(mixed, trials=tuple(t for t in mixed.trials if t.arm.draft not in specs or t.category == "code"))
+
+    found = summarise(without("b"))
+    assert [draft.draft for draft in found.drafts] == ["a"]
+    assert [said(w) for w in found.warnings] == ["b is not judged: too little was measured with and without it"]
+    with pytest.raises(StoreError, match="No prompt of chat, which the traffic mix names, was measured with and"):
+        summarise(without("a", "b"))
+
+
 def test_a_policy_with_everything_still_reads_well(tmp_path):
     stored = fake_run(tmp_path / "r", {"d": GOOD}, machine=FakeMachine(batch={1: 1.0, 4: 1.1}))
     policy = {"mix": {"code": 0.7, "chat": 0.3}, "price_per_hour": 2.0, "max_added_gb": 1.0}
@@ -268,6 +342,7 @@ def test_a_policy_with_everything_still_reads_well(tmp_path):
         "**Memory.** The draft adds 30.2 MB",
         "**Money.** One sequence at a time, a million output tokens cost",
         "## At larger batches",
+        "Rounds, their costs and what they would give are over the prompts as they are, not weighed by the mix.",
         "It pays up to batch 4, the largest probed ([predicted](#larger-batches))",
     ):
         assert part in page
@@ -326,6 +401,22 @@ def test_slower_prompts_of_a_draft_are_those_that_its_verdict_rests_on(tmp_path)
         with_policy(stored, mix={"code": 0.1, "chat": 0.9}),
         summarise(with_policy(stored, mix={"code": 0.1, "chat": 0.9})),
     )
+
+
+def test_slower_prompts_forbid_a_go_also_where_the_drafts_do_not_share_every_prompt(tmp_path):
+    uneven = {"code": 0.95, "chat": 0.0}
+    machine = FakeMachine(verify=(1.0, 1.1, 1.2, 1.3, 1.4))
+    stored = fake_run(
+        tmp_path / "r", {"a": FakeDraft(uneven), "b": FakeDraft(dict.fromkeys(uneven, 0.1))}, machine=machine
+    )
+    fewer = tuple(t for t in stored.trials if (t.arm.draft, t.prompt_id) != ("b", "p29"))
+    stored = with_policy(replace(stored, trials=fewer), min_speedup=1.05)
+    choice = summarise(stored).choice
+    assert (choice.draft, choice.prompts, choice.verdict) == ("a", 29, "NO-GO")
+    assert choice.reasons[0].code == "slower-prompts" and choice.reasons[0].values["share"] == pytest.approx(14 / 29)
+    # and a mix weighs the prompts that they share
+    even = summarise(with_policy(stored, mix={"code": 0.5, "chat": 0.5})).choice
+    assert even.reasons[0].values["share"] == pytest.approx(0.5)
 
 
 def test_the_answer_at_a_glance_is_over_the_prompts_of_the_mix(tmp_path):

@@ -112,8 +112,12 @@ def trial_counts(trial: Trial, width: int) -> Counts:
 
 
 def _room(trial: Trial) -> int:
-    """Tokens that rounds write, each one and what it accepts; the one that accepts the end of a text adds none."""
-    return trial.decode_tokens + (trial.finish == "eos")
+    """Tokens that rounds write, each one and what it accepts; the one that accepts the end of a text, or of a turn,
+    adds none. Of turns that did not all end by themselves the longest was cut."""
+    if trial.finish == "eos":
+        return trial.decode_tokens + max(1, len(trial.turns))
+    longest = max((turn.output_tokens for turn in trial.turns), default=0)
+    return trial.decode_tokens + sum(turn.output_tokens < longest for turn in trial.turns)
 
 
 def _written(trial: Trial, width: int) -> Counts:

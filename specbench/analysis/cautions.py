@@ -64,6 +64,7 @@ def run_cautions(
     silent = {(draft.draft, row.gamma) for draft in drafts for row in draft.gammas if row.drafted == 0}
     return [
         *_unfinished(stored, len(trials)),
+        *_left_out(stored, drafts, policy),
         *_of_trials(trials),
         *_floor(stored, drafts, floor, policy),
         *(caution for draft in drafts for caution in _broken(draft)),
@@ -89,6 +90,22 @@ def _unfinished(stored: StoredRun, done: int) -> Iterator[Finding]:
         yield warning("unfinished-run", again, status=stored.status, **numbers)
     if stored.torn:
         yield warning("torn-line", "Run the same command again.")
+
+
+def _left_out(stored: StoredRun, drafts: Sequence[DraftResult], policy: Policy) -> Iterator[Finding]:
+    """Drafts without a verdict, and parts of the prompts without a speedup."""
+    if lacking := [spec for spec in stored.run.config.draft if spec not in {draft.draft for draft in drafts}]:
+        hint = "Continue the run, or measure more prompts of every category."
+        yield warning("draft-left-out", hint, drafts=lacking)
+    tokens: defaultdict[tuple[str, Arm], int] = defaultdict(int)
+    for trial in stored.main:
+        tokens[trial.category or "all", trial.arm] += trial.decode_tokens
+    judged = set.intersection(*({each.category for each in draft.categories} for draft in drafts))
+    mute = {category for (category, _), decoded in tokens.items() if not decoded} - judged
+    categories = sorted(mute & set(policy.mix) if policy.mix else mute)
+    lengths = list(dict.fromkeys((r.low, r.high) for d in drafts for r in d.lengths if r.prompts and r.speedup is None))
+    if categories or lengths:
+        yield warning("no-decode", "Use prompts that get longer answers.", categories=categories, lengths=lengths)
 
 
 def _of_trials(trials: Sequence[Trial]) -> Iterator[Finding]:
@@ -210,21 +227,21 @@ def _dominant(trials: Sequence[Trial]) -> Iterator[Finding]:
 
 
 def replay_gap(view: DraftView, gamma: int) -> ReplayGap | None:
-    """Live against replayed rounds per token at one gamma, prompt by prompt; None where nothing can be compared."""
+    """Live against replayed rounds per token at one gamma, over the prompts whose rounds are known; None where nothing
+    can be compared."""
     found, rows = view.replayed(gamma), view.arms[gamma]
     if found is None:
         return None
     replayed = view.by_prompt(found.rounds)
-    live = np.array([sum(len(trial.drafted) for trial in trials) for trials in rows.trials], dtype=float)
+    live = view.rounds(gamma)
     tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
-    same_text = np.array([value is True for value in rows.identical])
+    known = ~np.isnan(live)
+    same_text = np.array([value is True for value in rows.identical]) & known
     unequal = int((live[same_text] != replayed[same_text]).sum())
-    paired = Paired(replayed, tokens, live, rows.decode_tokens)
-    if view.greedy:
-        # A text that left the target's own at a near-tie is another text, with other rounds.
-        paired = paired.take(same_text)
-        if not paired.base_s.sum():
-            return None
+    # A greedy text that left the target's own at a near-tie is another text, with other rounds.
+    paired = Paired(replayed, tokens, live, rows.decode_tokens).take(same_text if view.greedy else known)
+    if not paired.decoded:
+        return None
     return ReplayGap(view.spec, gamma, speedup_interval(paired, GAP_CONFIDENCE), unequal, int(same_text.sum()))
 
 

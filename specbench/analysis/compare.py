@@ -234,7 +234,10 @@ def compared(a: StoredRun, b: StoredRun) -> Comparison:
         only_a=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[0] if (draft, gamma) not in arms[1]),
         only_b=tuple(f"{draft} gamma {gamma}" for draft, gamma in arms[1] if (draft, gamma) not in arms[0]),
         slower=_slower(drafts, sides[0].summary),
-        warnings=tuple(_warnings(sides)),
+        warnings=(
+            *_warnings(sides),
+            *dict.fromkeys(w for each in sides for w in each.summary.warnings if w.code == "no-decode"),
+        ),
     )
 
 
@@ -291,13 +294,18 @@ def _engine(stored: StoredRun) -> str:
 def _draft(spec: str, runs: tuple[_Run, _Run], names: tuple[str, str]) -> ComparedDraft | None:
     views = [run.views[spec] for run in runs]
     rows = _shared(*views)
-    gammas = [gamma for gamma in views[0].arms if gamma in views[1].arms]
-    if not len(rows[0]) or not gammas:
+    shared = [gamma for gamma in views[0].arms if gamma in views[1].arms]
+    gammas = [gamma for gamma in shared if all(each.decoded for each in _pairs(spec, gamma, runs, rows))]
+    if not gammas:
         return None
     found = tuple(_gamma(spec, gamma, runs, rows, names) for gamma in gammas)
     a, b = (next(draft for draft in run.summary.drafts if draft.draft == spec) for run in runs)
     gamma = a.best_gamma if a.best_gamma in gammas else gammas[0]
     return ComparedDraft(spec, gamma, a.verdict, b.verdict, found)
+
+
+def _pairs(spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows]) -> list[Paired]:
+    return [run.views[spec].paired(gamma, "decode").take(kept) for run, kept in zip(runs, rows, strict=True)]
 
 
 def _shared(a: DraftView, b: DraftView) -> tuple[Rows, Rows]:
@@ -320,7 +328,7 @@ def _keys(view: DraftView) -> list[PromptKey]:
 def _gamma(
     spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows], names: tuple[str, str]
 ) -> ComparedGamma:
-    pairs = [run.views[spec].paired(gamma, "decode").take(kept) for run, kept in zip(runs, rows, strict=True)]
+    pairs = _pairs(spec, gamma, runs, rows)
     confidence, excess = runs[0].policy.confidence, runs[0].steady.excess + runs[1].steady.excess
     a, b = (
         _side(run, run.views[spec], gamma, paired, kept, confidence)
@@ -364,11 +372,13 @@ def _side(run: _Run, view: DraftView, gamma: int, paired: Paired, rows: Rows, co
 def _categories(
     runs: tuple[_Run, _Run], spec: str, pairs: list[Paired], rows: tuple[Rows, Rows], confidence: float
 ) -> tuple[ComparedCategory, ...]:
-    """By the first run's categories; empty where its prompts carry none."""
+    """By the first run's categories, where both runs decoded anything; empty where its prompts carry none."""
     names = runs[0].views[spec].base.category[rows[0]]
     found = []
     for name in sorted(set(names) - {"all"}):
         a, b = (paired.take(names == name) for paired in pairs)
+        if not (a.decoded and b.decoded):
+            continue
         excess = [run.steady.excess_of(str(name)) for run in runs]
         ratio = _ratio(a, b, confidence, sum(excess))
         first, second = (speedup_interval(p, confidence, e) for p, e in zip((a, b), excess, strict=True))

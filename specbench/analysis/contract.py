@@ -31,10 +31,10 @@ class RoundTime:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """What would give 1.0x at one gamma, all else as measured, and (`minimum_*`) the policy's minimum.
-    `tokens_per_round` is also the round's time in target steps; `alpha` the acceptance, None where not even 1 is
-    enough; `draft_steps` the most that drafting a token may cost, in target steps, None where even 0 is too much or
-    `measured_draft_steps`, its cost, is not known."""
+    """What would give 1.0x at one gamma, all else as measured, and (`minimum_*`) the policy's minimum; over the prompts
+    as they are, whatever the mix. `tokens_per_round` is also the round's time in target steps; `alpha` the acceptance,
+    None where not even 1 is enough; `draft_steps` the most that drafting a token may cost, in target steps, None where
+    even 0 is too much or `measured_draft_steps`, its cost, is not known."""
 
     tokens_per_round: float
     alpha: float | None

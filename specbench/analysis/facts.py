@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean
@@ -202,28 +202,38 @@ def pace_of(stored: StoredRun) -> Pace | None:
 
 
 def cost_of(stored: StoredRun, prompts: set[str]) -> Cost:
-    """Means over the trials of `prompts`; what happens once is that of the whole run."""
-    main = stored.main
-    tries = sum(not trial.warmup and trial.arm.load == stored.loads[0] for trial in stored.trials)
-    mine = [trial for trial in main if trial.prompt_id in prompts]
-    drafted: dict[int, list[float]] = {}
-    for trial in mine:
-        if trial.arm.gamma is not None:
-            drafted.setdefault(trial.arm.gamma, []).append(trial.times.total_s)
+    """Means over the trials of `prompts`, every load's added up; what happens once is that of the whole run."""
+    counted, clock_s = stored.counted, _clock_s(stored)
+    tries = sum(not trial.warmup for trial in stored.trials)
+    spent: dict[int | None, dict[Load, list[float]]] = {}
+    for trial in counted:
+        if trial.prompt_id in prompts:
+            spent.setdefault(trial.arm.gamma, {}).setdefault(trial.arm.load, []).append(clock_s(trial))
+    means = {gamma: sum(map(fmean, by_load.values())) for gamma, by_load in spent.items()}
+    warm = [trial.times.total_s for trial in stored.trials if trial.warmup]
     probe_s = sum(point.median_s * (point.passes + 1) for point in stored.run.probe or ())
     return Cost(
-        base_s=_mean_s(trial for trial in mine if trial.arm.gamma is None),
-        draft_s={gamma: fmean(spent) for gamma, spent in drafted.items()},
-        retries=min(MAX_RETRIES, tries / max(len(main), 1)),
+        base_s=means.get(None, 0.0),
+        draft_s={gamma: seconds for gamma, seconds in means.items() if gamma is not None},
+        retries=min(MAX_RETRIES, tries / max(len(counted), 1)),
         untimed_s=_untimed_s(stored, probe_s),
-        warm_up_s=_mean_s(trial for trial in stored.trials if trial.warmup),
+        warm_up_s=fmean(warm) if warm else 0.0,
         probe_s=probe_s,
     )
 
 
-def _mean_s(trials: Iterable[Trial]) -> float:
-    spent = [trial.times.total_s for trial in trials]
-    return fmean(spent) if spent else 0.0
+def _clock_s(stored: StoredRun) -> Callable[[Trial], float]:
+    """What a trial adds to the run's own time: clients share theirs, and requests that arrive at a rate their
+    stretch's."""
+    shares: dict[int | None, float] = {each.number: each.wall_s / max(each.requests, 1) for each in stored.stretches}
+
+    def seconds(trial: Trial) -> float:
+        load = trial.arm.load
+        if load.rate and not trial.warmup:
+            return shares.get(trial.stretch, 1 / load.rate)
+        return trial.times.total_s / (1 if trial.warmup else load.concurrency)
+
+    return seconds
 
 
 def _untimed_s(stored: StoredRun, probe_s: float) -> float:
@@ -234,7 +244,7 @@ def _untimed_s(stored: StoredRun, probe_s: float) -> float:
         return 0.0
     started, finished = (datetime.fromisoformat(str(stamp)) for stamp in stamps)
     elapsed_s = (finished - started).total_seconds()
-    timed_s = sum(trial.times.total_s for trial in stored.trials) + probe_s
+    timed_s = sum(map(_clock_s(stored), stored.trials)) + probe_s
     prompts = len({trial.prompt_id for trial in stored.trials if not trial.warmup})
     # As much again as the trials would be a suspended machine, not scoring.
     return (elapsed_s - timed_s) / prompts if 0 < elapsed_s - timed_s < timed_s else 0.0

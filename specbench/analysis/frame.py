@@ -111,7 +111,8 @@ class DraftView:
     """The prompts that every gamma of one draft and the target alone have finished, in one order.
 
     Every speedup of the view weighs prompts by the policy's traffic mix where there is one; prompts of a category
-    outside the mix are left out.
+    outside the mix are left out, and of those in it `missing` have no prompt here. A view is `complete` where none is
+    missing and every arm decoded something: else there is no speedup to speak of.
     """
 
     def __init__(
@@ -130,10 +131,12 @@ class DraftView:
         own = {arm.gamma: arms[arm] for arm in sorted(asked, key=lambda arm: arm.gamma or 0)}
         base = _of_categories(arm_of(arms, "baseline"), set(policy.mix) if policy.mix else None)
         self.prompts = shared_prompts([base, *own.values()])
-        self.complete = len(self.prompts) > 0
         self.base = base.of(self.prompts)
         self.arms = {gamma: rows.of(self.prompts) for gamma, rows in own.items() if gamma is not None}
         self.weights = traffic_weights(list(self.base.category), policy.mix)
+        self.missing = sorted(set(policy.mix or {}) - set(self.base.category))
+        decoded = (self.paired(gamma, "decode").decoded for gamma in self.arms)
+        self.complete = bool(self.prompts) and not self.missing and all(decoded)
         self.greedy = config.sampling.greedy
         # Greedy repeats are one and the same text, scored once.
         self.repeats = config.repeats
@@ -186,6 +189,11 @@ class DraftView:
         """What the loop or the server counted at `gamma`, over the `chosen` prompts."""
         return pooled([one for prompt in np.arange(len(self.prompts))[chosen] for one in self._counts[gamma][prompt]])
 
+    def rounds(self, gamma: int) -> Floats:
+        """Rounds at `gamma` of each prompt, NaN where a server does not tell them."""
+        told = [[one.rounds for one in prompt] for prompt in self._counts[gamma]]
+        return np.array([math.nan if None in each else sum(filter(None, each)) for each in told], dtype=float)
+
     def by_prompt_counts(self, gamma: int) -> list[Counts]:
         return [pooled(each) for each in self._counts[gamma]]
 
@@ -206,7 +214,7 @@ class DraftView:
 
 def _by_trial(rows: ArmRows, gamma: int) -> list[list[Counts]]:
     """Counts of every trial of each prompt. A server may draft more than `gamma` tokens, whatever it was told."""
-    width = max(gamma, *(max(trial.drafted, default=0) for trials in rows.trials for trial in trials))
+    width = max([gamma, *(max(trial.drafted, default=0) for trials in rows.trials for trial in trials)])
     return [[trial_counts(trial, width) for trial in trials] for trials in rows.trials]
 
 
@@ -232,7 +240,7 @@ def a_a(
     arms: Mapping[Arm, ArmRows], metric: str, mix: Mapping[str, float] | None = None, category: str | None = None
 ) -> Paired | None:
     """The target alone against itself, over the prompts that a speedup under `mix` is over and weighed as they are, or
-    over one category's; None without a second arm."""
+    over one category's; None without a second arm, and where nothing was decoded."""
     kept = {category} if category is not None else set(mix) if mix else None
     base, again = (_of_categories(arm_of(arms, kind), kept) for kind in _BASELINES)
     shared = shared_prompts([base, again])
@@ -240,7 +248,8 @@ def a_a(
         return None
     base = base.of(shared)
     weights = 1.0 if category is not None else traffic_weights(list(base.category), mix)
-    return paired(base, again.of(shared), metric, weights)
+    found = paired(base, again.of(shared), metric, weights)
+    return found if found.decoded else None
 
 
 _BASELINES: tuple[ArmKind, ArmKind] = ("baseline", "baseline-again")

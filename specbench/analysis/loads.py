@@ -35,8 +35,7 @@ def load_results(stored: StoredRun, policy: Policy, texts: Sequence[Text] = ()) 
             view = DraftView(arms, spec, trials, texts, stored, policy)
             if view.complete:
                 judged = Judged(view, policy, None, stored.run.drafts.get(spec, ModelFacts()))
-                decoded = [gamma for gamma in view.arms if view.paired(gamma, "decode").decoded]
-                found += [_at(stored, load, judged, gamma, arms) for gamma in decoded]
+                found += [_at(stored, load, judged, gamma, arms) for gamma in view.arms]
     return tuple(found)
 
 
@@ -63,8 +62,8 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
         baseline_throughput=alone,
         throughput=with_draft,
         throughput_ratio=with_draft / alone if with_draft is not None and alone else None,
-        baseline_ttft=percentiles(trial.times.prefill_s for trial in base),
-        ttft=percentiles(trial.times.prefill_s for trial in spec),
+        baseline_ttft=percentiles(first_s for trial in base for first_s in trial.first_s),
+        ttft=percentiles(first_s for trial in spec for first_s in trial.first_s),
         baseline_tpot=percentiles(_per_token(base)),
         tpot=percentiles(_per_token(spec)),
         **ends("predicted_speedup", judged.predictor.interval(gamma)),
@@ -76,9 +75,13 @@ def _interval(paired: Paired, again: Paired | None, policy: Policy) -> Interval:
 
 
 def _per_token(trials: Sequence[Trial]) -> list[float]:
-    """Seconds per output token after the first, request by request: never the gaps between chunks, of which one may
-    carry a whole round."""
-    return [trial.times.decode_s / trial.decode_tokens for trial in trials if trial.decode_tokens > 0]
+    """Seconds per output token after the first, request by request (of a conversation turn by turn): never the gaps
+    between chunks, of which one may carry a whole round."""
+    spent: list[tuple[float, int]] = []
+    for trial in trials:
+        turns = [(turn.last_s - turn.first_s, turn.output_tokens - 1) for turn in trial.turns]
+        spent += turns or [(trial.times.decode_s, trial.decode_tokens)]
+    return [seconds / tokens for seconds, tokens in spent if tokens > 0]
 
 
 def percentiles(seconds: Iterable[float]) -> Percentiles:
@@ -203,6 +206,8 @@ def best_schedule(cells: Mapping[int, Mapping[int, Cell]], confidence: float) ->
         return None
     rng = np.random.default_rng(0)
     halves = np.array_split(rng.permutation(n), 2)
+    if not all(cells[c][gamma].paired.take(half).decoded for c in counts for gamma in gammas for half in halves):
+        return None
     ones = [np.ones((1, len(half))) for half in halves]
     drawn = [rng.multinomial(len(half), np.full(len(half), 1 / len(half)), size=RESAMPLES) for half in halves]
     whole = _speedups(cells, counts, gammas, np.arange(n), np.ones((1, n)))[0]
@@ -211,7 +216,7 @@ def best_schedule(cells: Mapping[int, Mapping[int, Cell]], confidence: float) ->
     noise = np.sqrt([[0.0, *(cells[count][gamma].variance for gamma in gammas)] for count in counts])
     factors = np.exp(rng.normal(0, 1, (RESAMPLES, *noise.shape)) * noise)  # one for both halves: costs are shared
     gains = _gains([each * factors for each in sampled])
-    low, high = np.quantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.nanquantile(gains, [(1 - confidence) / 2, (1 + confidence) / 2])
     known = (0, *gammas)
     best = whole.argmax(1)
     steps = []
@@ -235,8 +240,9 @@ def _speedups(
     for row, count in enumerate(counts):
         for column, gamma in enumerate(gammas, 1):
             p = cells[count][gamma].paired
-            base = (weights @ p.base_s[rows]) / (weights @ p.base_tokens[rows])
-            found[:, row, column] = base / ((weights @ p.spec_s[rows]) / (weights @ p.spec_tokens[rows]))
+            with np.errstate(divide="ignore", invalid="ignore"):  # a resample in which nothing was decoded is NaN
+                base = (weights @ p.base_s[rows]) / (weights @ p.base_tokens[rows])
+                found[:, row, column] = base / ((weights @ p.spec_s[rows]) / (weights @ p.spec_tokens[rows]))
     return found
 
 

@@ -8,6 +8,7 @@ without anybody having to collect them (the Poisson bootstrap; Chamandy et al. 2
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,14 +131,14 @@ def recorded_drafts(
     points: Sequence[CostPoint] = (),
     lengths: Sequence[int] = PROMPTS,
 ) -> tuple[RecordedDraft, ...]:
-    """Every draft at every gamma, under `cutoff` or its own; buckets of prompts begin at `lengths`, in tokens, the
-    first at 0. With cost `points`, and the names under which the drafts' models were timed (`readers`), also what
-    speedup they predict."""
+    """Every draft at every gamma, under `cutoff` or its own, the higher; buckets of prompts begin at `lengths`, in
+    tokens, the first at 0. With cost `points`, and the names under which the drafts' models were timed (`readers`),
+    also what speedup they predict."""
     tallies: dict[str, _Tally] = {}
     for draft, chunk in _chunks(texts):
         if draft not in tallies:
             reader = None if readers is None else readers[draft]
-            tallies[draft] = _Tally(draft, gammas, cutoff or parse_draft(draft).cutoff, reader, points, lengths)
+            tallies[draft] = _Tally(draft, gammas, max(cutoff, parse_draft(draft).cutoff), reader, points, lengths)
         tallies[draft].add(chunk)
     return tuple(tally.result(confidence) for tally in tallies.values())
 
@@ -303,12 +304,12 @@ class _Tally:
             draft=self.draft,
             answers=whole.answers,
             tokens=whole.tokens,
-            alpha=_estimate(overlap, 0, overlap.totals[0, 0], overlap.totals[0, 1], (0, 1), confidence),
+            alpha=_estimate(overlap, 0, overlap.totals[0, 0], overlap.totals[0, 1], (0, 1), confidence, within=(0, 1)),
             gammas=gammas,
             categories=self._groups("category", confidence),
             prompt_lengths=self._groups("prompt", confidence),
             places=tuple(
-                Place(begin, int(count), _estimate(self._places, index, hits, count, (0, 1), confidence))
+                Place(begin, int(count), _estimate(self._places, index, hits, count, (0, 1), confidence, within=(0, 1)))
                 for index, (begin, (hits, count)) in enumerate(zip(ANSWERS, self._places.totals, strict=True))
                 if count
             ),
@@ -339,13 +340,15 @@ class _Tally:
                     accepted=total[ACCEPTED],
                     drafted_low=total[LOW],
                     drafted_high=total[HIGH],
-                    tokens_per_round=_estimate(sums, index, emitted, total[ROUNDS], (-1, 0), confidence),
+                    tokens_per_round=_estimate(
+                        sums, index, emitted, total[ROUNDS], (-1, 0), confidence, within=(1, gamma + 1)
+                    ),
                     alpha=total[ACCEPTED] / judged if judged else None,
                     survival=tuple(float(s / r) if r else None for s, r in zip(survived, reached, strict=True))
                     if survival
                     else (),
                     predicted_speedup=Estimate()
-                    if step_s is None or np.isnan(total[SECONDS])
+                    if step_s is None or not total[SECONDS] > 0  # NaN, or nothing was decoded
                     else _estimate(
                         sums,
                         index,
@@ -381,10 +384,12 @@ def _estimate(
     confidence: float,
     scale: float = 1.0,
     variance: float = 0.0,
+    within: tuple[float, float] = (0.0, math.inf),
 ) -> Estimate:
     """above / below, and an interval on its logarithm: the spread over resamples, and Student's t with as many degrees
-    of freedom as there are conversations, less one. `columns` are those of the draws; -1 is rounds and accepted
-    together, the tokens that rounds emit. `variance` is that of the logarithm from elsewhere."""
+    of freedom as there are conversations, less one, cut to what is possible (`within`). `columns` are those of the
+    draws; -1 is rounds and accepted together, the tokens that rounds emit. `variance` is that of the logarithm from
+    elsewhere."""
     if not below:
         return Estimate()
     value, n = above / below, len(sums.conversations)
@@ -396,4 +401,5 @@ def _estimate(
         return Estimate(float(value))
     spread = float(np.std(np.log(tops[usable] / bottoms[usable]))) * np.sqrt(n / (n - 1))
     width = reach(n - 1, confidence) * float(np.sqrt(spread**2 + variance))
-    return Estimate(float(value), float(value * np.exp(-width)), float(value * np.exp(width)))
+    low, high = np.clip(value * np.exp([-width, width]), *within)
+    return Estimate(float(value), float(low), float(high))

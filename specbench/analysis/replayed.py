@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from specbench.acceptance.replay import Expected, Positions, Text, replay
+from specbench.acceptance.replay import Expected, Floats, Positions, Text, replay
 from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
 from specbench.cost.stored import replay_costs
 from specbench.decision.interval import Paired, choose_gamma, ends, share_interval, speedup_interval
@@ -139,8 +139,9 @@ def priced(run: RunRecord, costs: Path | None) -> RunRecord:
     if costs is None:
         return run
     found = replay_costs(costs, run)
-    warnings = {one.code: one for one in (*run.warnings, *found.cautions)}
-    return replace(run, probe=found.points, probe_from=found.source, warnings=tuple(warnings.values()))
+    codes = {one.code for one in found.cautions}  # what the run's own probe raised is of other costs
+    warnings = (*(one for one in run.warnings if one.code not in codes), *found.cautions)
+    return replace(run, probe=found.points, probe_from=found.source, warnings=warnings)
 
 
 # Contexts further than this factor outside those of a probe are worth a caution.
@@ -242,19 +243,26 @@ def best_pair(
     reader: str,
     cutoffs: Sequence[float] = CUTOFFS,
 ) -> BestPair | None:
-    """Over the texts of one draft. What a round spends outside the models is taken as nothing, for all pairs alike.
-    None without costs, or for a draft that has no confidence to cut at. Gammas beyond the widest pass probed are left
-    out."""
+    """Over the texts of one draft, with prompts or conversations as the unit. What a round spends outside the models is
+    taken as nothing, for all pairs alike. None without costs, or for a draft that has no confidence to cut at. Gammas
+    beyond the widest pass probed are left out."""
     if not texts or not isinstance(texts[0], Positions):
         return None
     costs = middle_costs(points, reader)
     usable = [gamma for gamma in gammas if costs is not None and gamma < len(costs.verify_s)]
-    if costs is None or not usable:
-        return None
     tokens = np.array([text.tokens - 1.0 for text in texts])
+    if costs is None or not usable or not tokens.any():
+        return None
+    places: dict[str, int] = {}
+    units = [places.setdefault(text.conversation or text.prompt_id, len(places)) for text in texts]
+
+    def by_unit(values: Floats) -> Floats:
+        return np.asarray(np.bincount(units, values), dtype=np.float64)
+
+    tokens = by_unit(tokens)
     pairs = {(gamma, cutoff): replay(texts, gamma, cutoff) for cutoff in cutoffs for gamma in usable}
     priced = {
-        key: Paired(tokens * costs.step_s, tokens, predicted_rounds(found, costs).total_s, tokens)
+        key: Paired(tokens * costs.step_s, tokens, by_unit(predicted_rounds(found, costs).total_s), tokens)
         for key, found in pairs.items()
     }
     keys = list(pairs)

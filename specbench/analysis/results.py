@@ -88,6 +88,7 @@ class Judged:
             categories=tuple(
                 self._part(name, np.array(view.base.category == name, dtype=bool), name)
                 for name in sorted(set(view.base.category))
+                if self._decoded(np.array(view.base.category == name, dtype=bool))
             ),
             lengths=self._lengths(),
             predicted=self.predictor.curve(),
@@ -127,14 +128,16 @@ class Judged:
         tokens, before_s, after_s = (float(c.sum()) / texts for c in (base.output_tokens, base.total_s, own.total_s))
         return Answer(tokens / self.view.batch, before_s, after_s)
 
-    def with_slower(self, paired: Paired) -> Gates:
-        """The gates with the share of slower prompts, and how large it surely is."""
-        share = slower_share(paired, self.view, self.policy)
+    def with_slower(self, paired: Paired, weights: Floats | None = None) -> Gates:
+        """The gates with the share of slower prompts, and how large it surely is; `weights` where the prompts are not
+        those of the view."""
+        weights = self.view.weights if weights is None else weights
+        share = slower_share(paired, weights, self.policy)
         if share is None:
             return self.gates
         if share <= self.policy.max_slower_share:
             return replace(self.gates, slower_share=share)
-        weights = _decoded_weights(paired, self.view)
+        weights = _decoded_weights(paired, weights)
         effective = weights.sum() ** 2 / (weights**2).sum()  # Kish: so many equally weighed prompts tell as much
         return replace(self.gates, slower_share=share, slower_low=least_share(share, effective, self.policy.confidence))
 
@@ -173,7 +176,7 @@ class Judged:
             predicted_speedup=None if predicted is None else predicted.speedup,
             identical_prompts=sum(compared) if compared else None,
             prompts=len(rows),
-            slower_share=slower_share(decode, view, self.policy) or 0.0,
+            slower_share=slower_share(decode, view.weights, self.policy) or 0.0,
             round_time=spent,
             predicted_speedup_e2e=self.predictor.end_to_end(gamma),
             predicted_round_time=expected,
@@ -202,6 +205,9 @@ class Judged:
         mine = (lengths >= low) & (lengths < (math.inf if high is None else high))
         if not mine.any():
             return LengthResult(low, high, 0)
+        shortest, longest = int(lengths[mine].min()), int(lengths[mine].max())
+        if not self._decoded(mine):
+            return LengthResult(low, high, int(mine.sum()), shortest, longest)
         found = self._part("", mine, None)
         row = next(row for row in found.gammas if row.gamma == found.best_gamma)
         decode = self.view.paired(found.best_gamma, "decode").take(mine).speedup
@@ -209,13 +215,17 @@ class Judged:
         return LengthResult(
             low=low,
             high=high,
-            shortest=int(lengths[mine].min()),
-            longest=int(lengths[mine].max()),
+            shortest=shortest,
+            longest=longest,
             **{name: getattr(found, name) for name in same},
             tokens_per_round=row.tokens_per_round,
             acceptance_rate=row.acceptance_rate,
             round_steps=None if row.tokens_per_round is None else row.tokens_per_round / decode,
         )
+
+    def _decoded(self, mine: NDArray[np.bool_]) -> bool:
+        """Whether every arm decoded anything of some of the prompts: answers of one token have no speedup."""
+        return all(self.view.paired(gamma, "decode").take(mine).decoded for gamma in self.view.arms)
 
     def _part(self, name: str, mine: NDArray[np.bool_], category: str | None) -> CategoryResult:
         """Some of the prompts, at their own best gamma; the noise is that of one `category`, or of all (None)."""
@@ -269,15 +279,15 @@ class Judged:
         return share_interval(accepted, rejected, self.policy.confidence)
 
 
-def slower_share(paired: Paired, view: DraftView, policy: Policy) -> float | None:
+def slower_share(paired: Paired, weights: Floats, policy: Policy) -> float | None:
     """Share of prompts (of traffic, under a mix) that the draft makes slower than the policy's `slower_than`."""
-    weights = _decoded_weights(paired, view)
+    weights = _decoded_weights(paired, weights)
     return float(np.average(paired.by_prompt < policy.slower_than, weights=weights)) if len(weights) else None
 
 
-def _decoded_weights(paired: Paired, view: DraftView) -> Floats:
+def _decoded_weights(paired: Paired, weights: Floats) -> Floats:
     """Of the prompts in which both arms decoded anything."""
-    return view.weights[(paired.base_tokens > 0) & (paired.spec_tokens > 0)]
+    return weights[(paired.base_tokens > 0) & (paired.spec_tokens > 0)]
 
 
 def _round_time(rows: ArmRows, counts: Counts) -> RoundTime | None:

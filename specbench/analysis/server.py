@@ -183,7 +183,7 @@ def _late(trials: Sequence[Trial], stretches: Iterable[Window]) -> Iterator[Find
             late.setdefault(stretch.arm.load, []).append((stretch.lag.mean_s, stretch.wall_s))
     shares: list[tuple[float, float, Load]] = []
     for load, found in late.items():
-        waits = [trial.times.prefill_s for trial in trials if trial.arm.load == load]
+        waits = [first_s for trial in trials if trial.arm.load == load for first_s in trial.first_s]
         seconds = sum(wall_s for _, wall_s in found)
         if waits and seconds > 0 and (first_s := median(waits)) > 0:
             late_s = sum(mean_s * wall_s for mean_s, wall_s in found) / seconds

@@ -138,7 +138,7 @@ def _stop(
 
 
 def _broken(pilot: Evidence) -> list[Found]:
-    said = [warning.code for warning in pilot.summary.warnings if warning.code in BROKEN]
+    said = list(dict.fromkeys(warning.code for warning in pilot.summary.warnings if warning.code in BROKEN))
     return [Found("met", "raised", {"raised": said}) if said else Found("not met", "none")]
 
 

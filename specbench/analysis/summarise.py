@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from specbench.acceptance.positions import read_positions
 from specbench.analysis.cautions import replay_gap, run_cautions
 from specbench.analysis.contract import SCHEMA, Choice, Rival, Summary
 from specbench.analysis.facts import pace_of, read_facts
-from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, kept_arms
+from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, kept_arms, paired, traffic_weights
 from specbench.analysis.loads import load_results, schedule_of, with_loads
 from specbench.analysis.results import Judged, stopped_gammas, texts_of
 from specbench.analysis.served import LoadResult
@@ -34,10 +32,6 @@ def summarise(stored: StoredRun) -> Summary:
     texts = read_positions(stored.folder)
     every_arm = by_arm(trials)
     arms = kept_arms(every_arm, stored.run)
-    if not any(rows.decode_tokens.sum() for rows in arms.values()):
-        raise StoreError(
-            "No trial has decoded anything yet", where=str(stored.folder), hint="Use prompts that get longer answers."
-        )
     _mix_fits(policy, arms)
     specs = [spec for spec in stored.run.config.draft if any(arm.draft == spec for arm in arms)]
     steady = Steady(arms, policy)
@@ -46,11 +40,7 @@ def summarise(stored: StoredRun) -> Summary:
         Judged(view, policy, steady, stored.run.drafts.get(view.spec, ModelFacts())) for view in views if view.complete
     ]
     if not judged:
-        raise StoreError(
-            "No prompt was measured with and without a draft yet",
-            where=str(stored.folder),
-            hint="Run the same command again: it continues where it stopped.",
-        )
+        raise _nothing_judged(views, str(stored.folder))
     results = tuple(
         replace(one.result(), stopped=stopped_gammas(every_arm, one.view.spec, stored.run, policy, steady.excess))
         for one in judged
@@ -67,7 +57,9 @@ def summarise(stored: StoredRun) -> Summary:
             replace(with_loads(one, loads, policy), schedule=schedule_of(stored, one.draft, policy, texts))
             for one in results
         )
-        cautions += server_cautions(server, every, stored.stretches)
+        seen = server_cautions(server, every, stored.stretches)
+        # What the trials show of the server goes before what its first answers did.
+        cautions = [*(one for one in cautions if one.code not in {each.code for each in seen}), *seen]
     return Summary(
         run=str(stored.folder),
         schema=SCHEMA,
@@ -78,7 +70,7 @@ def summarise(stored: StoredRun) -> Summary:
         facts=read_facts(stored),
         noise_floor=_half_width(floor),
         drafts=results,
-        warnings=tuple({caution.code: caution for caution in cautions}.values()),
+        warnings=tuple(dict.fromkeys(cautions)),
         choice=choose(judged, policy),
         batch_size=stored.run.config.batch_size,
         server=server,
@@ -121,6 +113,15 @@ def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
         )
 
 
+def _nothing_judged(views: Sequence[DraftView], where: str) -> StoreError:
+    if any(view.prompts and not view.missing for view in views):
+        return StoreError("No trial has decoded anything yet", where=where, hint="Use prompts that get longer answers.")
+    missing = sorted({name for view in views for name in view.missing if view.prompts})
+    of = f" of {', '.join(missing)}, which the traffic mix names," if missing else ""
+    hint = "Run the same command again: it continues where it stopped."
+    return StoreError(f"No prompt{of} was measured with and without a draft yet", where=where, hint=hint)
+
+
 def _half_width(floor: Interval | None) -> float | None:
     if floor is None or floor.low is None or floor.high is None:
         return None
@@ -129,22 +130,27 @@ def _half_width(floor: Interval | None) -> float | None:
 
 def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     """The best of all drafts and gammas over the prompts that all of them have measured. Random halves choose among
-    drafts as they choose among gammas, so that many drafts do not look better than few. None without such prompts."""
-    shared = set.intersection(*(set(one.view.prompts) for one in judged))
-    if not shared:
+    drafts as they choose among gammas, so that many drafts do not look better than few. None without such prompts, of
+    every category of a mix."""
+    shared = sorted(set.intersection(*(set(one.view.prompts) for one in judged)))
+    base = judged[0].view.base.of(shared)
+    if set(policy.mix or {}) - set(base.category):
         return None
+    weights = traffic_weights(list(base.category), policy.mix)
     pairs: dict[tuple[int, int], Paired] = {}  # (draft's index, gamma)
     for index, one in enumerate(judged):
-        kept = np.array([prompt in shared for prompt in one.view.prompts])
         if one.gates.idle is None or all(each.gates.idle for each in judged):
-            pairs |= {(index, gamma): one.view.paired(gamma, policy.metric).take(kept) for gamma in one.choosable}
+            rows = {gamma: one.view.arms[gamma].of(shared) for gamma in one.choosable}
+            own = {(index, gamma): paired(base, arm, policy.metric, weights) for gamma, arm in rows.items()}
+            pairs |= {key: pair for key, pair in own.items() if pair.decoded}
+    if not pairs:
+        return None
     keys = list(pairs)
     found = choose_gamma({number: pairs[key] for number, key in enumerate(keys)})
     index, gamma = keys[found.best]
     best = judged[index]
     speedup = best.interval(found.paired, excess=found.excess)
-    gates = best.with_slower(found.paired) if len(shared) == len(best.view.prompts) else best.gates
-    verdict = best.verdict(found.paired, speedup, gates)
+    verdict = best.verdict(found.paired, speedup, best.with_slower(found.paired, weights))
     return Choice(
         draft=best.view.spec,
         gamma=gamma,
@@ -162,7 +168,7 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
 
 
 def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chosen: Paired, policy: Policy) -> Rival:
-    own = {gamma: paired for (index, gamma), paired in pairs.items() if index == number}
+    own = {gamma: pair for (index, gamma), pair in pairs.items() if index == number}
     gamma = max(own, key=lambda g: own[g].speedup)
     ratio = one.interval(Paired(own[gamma].spec_s, own[gamma].spec_tokens, chosen.spec_s, chosen.spec_tokens))
     found = difference(ratio.low, ratio.high)

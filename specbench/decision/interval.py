@@ -299,7 +299,8 @@ def choose_gamma(by_gamma: Mapping[int, Paired]) -> Choice:
     gammas = sorted(by_gamma)
     spec_s = np.stack([by_gamma[g].spec_s for g in gammas])  # [gammas, n]
     spec_tokens = np.stack([by_gamma[g].spec_tokens for g in gammas])
-    best = gammas[int(np.argmin(spec_s.sum(1) / spec_tokens.sum(1)))]
+    spent_s, tokens = spec_s.sum(1), spec_tokens.sum(1)
+    best = gammas[int(np.argmin(np.divide(spent_s, tokens, out=np.full(len(gammas), np.inf), where=tokens > 0)))]
     first = by_gamma[gammas[0]]
     if len(gammas) == 1 or first.n < 2:
         return Choice(best, by_gamma[best])
