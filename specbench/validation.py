@@ -10,11 +10,14 @@ import json
 import math
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
+
+    from specbench.errors import UsageError
 
 Kind = TypeVar("Kind")
 
@@ -52,6 +55,14 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 def kind_of(value: object) -> str:
     """What a JSON value is, in words: "text", "a number", "a list"."""
     return _KINDS.get(type(value), f"of type {type(value).__name__}")
+
+
+def expanded(path: str, error: type[UsageError]) -> Path:
+    """The path, `~` written out. Raises this `error` for the home directory of nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise error("no such home directory", where=path, hint="Write the path in full.") from None
 
 
 def read_json(kind: type[Kind], data: bytes, noun: str) -> Kind:

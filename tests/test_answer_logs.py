@@ -11,7 +11,10 @@ from answer_logs import ANSWER, JOINED, QUESTION, REFUSED, SAMPLES, SYSTEM, line
 from specbench.errors import WorkloadError
 from specbench.workload.answers import AnswerLog
 from specbench.workload.faults import MalformedRowError, SkipRowError
+from specbench.workload.replies import is_log
 from specbench.workload.sources import exchanges_in
+
+ASK = {"role": "user", "content": "x"}
 
 
 def read(folder, name, text, answers=None):
@@ -83,6 +86,101 @@ def test_how_an_answer_ended_and_what_it_was_asked_with(tmp_path):
         tmp_path, "b.jsonl", lines({"request": {"messages": [{"role": "user", "content": "x"}]}, "response": stopped})
     )
     assert one.reply.finish == "length"  # no end of sequence was written
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"text": "hi", "n": 1}',
+        '["a", "b"]',
+        '{"content": "hello", "tags": []}',
+        '{"name": "x"}',
+        "{}",
+        "[1, 2]",
+        '{"choices": [{"text": "Leeds"}, {"text": "York"}]}',
+        '{"error": "none"}',
+    ],
+)
+def test_an_answer_that_is_json_stays_as_it_was_written(said):
+    message = {"role": "assistant", "content": said}
+    for row in (
+        {"instruction": "x", "output": said},
+        {"request": {"messages": [ASK]}, "response": said},
+        {"traceId": "t", "input": "x", "output": said},
+        {"run_type": "llm", "inputs": {"messages": [ASK]}, "outputs": {"generations": [[{"text": said}]]}},
+        {"traceId": "t", "input": "x", "output": json.dumps(message)},
+        {"messages": [ASK], "response": json.dumps({"choices": [{"message": message}]})},
+        {"messages": [ASK], "response": json.dumps([message])},
+    ):
+        (one,) = exchanges_in(row)[1]
+        assert one.reply.message.content == said
+
+
+TALK = [ASK, {"role": "assistant", "content": "y"}, ASK]
+
+
+@pytest.mark.parametrize("key", ["response", "completion", "output", "answer"])
+@pytest.mark.parametrize(
+    "asked",
+    [{"messages": TALK}, {"request": {"messages": TALK}}, {"conversations": json.dumps(TALK)}, {"body": TALK}],
+)
+def test_a_text_beside_a_conversation_is_its_reply(tmp_path, asked, key):
+    (one,) = exchanges_in({"system": "s", **asked, key: "final"})[1]
+    assert (one.reply.message.content, len(one.asked.messages)) == ("final", 4 if {*asked} - {"request", "body"} else 3)
+    _, (joined,) = read(tmp_path, "a.jsonl", lines({"id": 1, **asked}), lines({"id": 1, key: "final"}))
+    assert joined.reply.message.content == "final"
+    done = {"messages": TALK[:2], key: "y"}
+    assert [each.reply.message.content for each in exchanges_in(done)[1]] == ["y"]
+
+
+CUT = {"role": "assistant", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASK], "response": {"index": 0, "message": CUT, "finish_reason": "length"}},
+        {"messages": [ASK], "response": {"text": "x", "finish_reason": "length"}},
+        {"messages": [ASK], "response": {"message": CUT, "done_reason": "length"}},
+        {"messages": [ASK], "response": {**CUT, "type": "message", "stop_reason": "max_tokens"}},
+        {"messages": [ASK], "response": "x", "finish_reason": "length"},
+        {"prompt": "x", "completion": "x", "finish_reason": "length"},
+        {"messages": [ASK, CUT], "finish_reason": "length"},
+        {
+            "run_type": "llm",
+            "inputs": {"messages": [ASK]},
+            "outputs": {"generations": [[{"text": "x", "generation_info": {"done_reason": "length"}}]]},
+        },
+    ],
+)
+def test_the_end_is_said_beside_the_answer(row):
+    (one,) = exchanges_in(row)[1]
+    assert one.reply.finish == "length"
+    ended = json.dumps(row).replace("length", "stop").replace("max_tokens", "end_turn")
+    (one,) = exchanges_in(json.loads(ended))[1]
+    assert one.reply.finish == "eos"
+
+
+def test_rows_that_are_called_after_a_log_are_rows(tmp_path):
+    for name in ("server.log.jsonl", "server.log.jsonl.gz"):
+        assert not is_log(tmp_path / name)
+    for name in ("vllm.log", "vllm.LOG", "vllm.log.1", "vllm.log.gz", "vllm.out"):
+        assert is_log(tmp_path / name)
+
+
+def test_what_is_absent_gives_way():
+    nan = float("nan")
+    for more in ({"input": nan}, {"instruction": nan}, {"messages": nan}, {"messages": []}, {"system": nan}):
+        (one,) = exchanges_in({"prompt": "x", "output": "y", **more})[1]
+        assert (one.asked.messages[-1].content, one.asked.unused, one.reply.finish) == ("x", (), None)
+    (one,) = exchanges_in({"prompt": "x", "instruction": "Say it in French.", "output": "y"})[1]
+    assert one.asked.unused == ("instruction",)
+    deep = "x"
+    for _ in range(600):
+        deep = {"message": deep}
+    assert [each.reply.message.content for each in exchanges_in({"messages": [ASK], "response": "x"})[1]] == ["x"]
+    with suppress(MalformedRowError):
+        list(exchanges_in({"messages": [ASK], "response": deep})[1])
 
 
 def test_token_ids_of_a_log_are_taken(tmp_path):

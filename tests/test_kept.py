@@ -26,7 +26,6 @@ ENGINES = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
 KEPT = sorted(path.parent.name for path in ROOT.glob("reports/[a-z]*/run.json"))
 # None: recorded answers have none.
 VERDICTS = {"example": "GO", "llamacpp": "NO-GO", "hybrid": "NO-GO", "recorded": None}
-MIX = BRIEFS["mixed"][1]["mix"]
 WRITTEN = {name: made for name, made in BRIEFS.items() if made[0] in KEPT}
 
 
@@ -49,12 +48,12 @@ def test_a_kept_brief_is_what_the_code_writes(name, monkeypatch):
 
 
 def test_the_kept_mixed_brief_is_another_traffic_under_a_stricter_policy(monkeypatch):
-    """Else: specbench brief reports/example --min-speedup 1.25 --mix code-edit=0.6,chat=0.4 --to reports/mixed"""
+    """Else: make kept"""
     monkeypatch.chdir(ROOT)
-    run = specbench.load_run("reports/example", mix=MIX, min_speedup=1.25)
+    run = specbench.load_run("reports/example", **BRIEFS["mixed"][1])
     assert run.brief() == Path("reports/mixed/brief.md").read_text(encoding="utf-8")
     chosen = next(draft for draft in run.summary.drafts if draft.draft == run.summary.choice.draft)
-    assert {row.category: row.verdict for row in chosen.categories} == {"code-edit": "GO", "chat": "NO-GO"}
+    assert {row.category: row.verdict for row in chosen.categories} == {"code-edit": "GO", "chat": "UNCLEAR"}
     svg = Path("reports/mixed/figures/speedup.svg").read_text(encoding="utf-8")
     assert "weighed by a mix of traffic<" in svg and "115 prompts" not in svg  # 28 of them are shown
     assert "| code-edit | GO |" in run.brief().split("## Evidence")[0]
@@ -69,9 +68,9 @@ def test_a_server_run_does_not_call_a_slow_minute_a_speedup():
 
 
 def test_the_kept_unclear_brief_is_the_example_under_a_stricter_policy(monkeypatch):
-    """Else: specbench brief reports/example --min-speedup 1.2 --to reports/unclear"""
+    """Else: make kept"""
     monkeypatch.chdir(ROOT)
-    run = specbench.load_run("reports/example", min_speedup=1.2)
+    run = specbench.load_run("reports/example", **BRIEFS["unclear"][1])
     assert run.verdict == "UNCLEAR"
     assert run.brief() == Path("reports/unclear/brief.md").read_text(encoding="utf-8")
 

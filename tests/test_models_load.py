@@ -17,8 +17,14 @@ from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specbench.errors import ConfigError, ModelError
+from specbench.backends.server.launch import find_launch
+from specbench.errors import ConfigError, ModelError, UsageError
 from specbench.models import ModelSource, load_model, load_tokenizer, resolve, resolve_device
+from specbench.models.cache import cache_root
+from specbench.models.directory import require_tokenizer
+from specbench.models.heads import find_head, kind_of
+from specbench.models.load import model_file
+from specbench.workload.answers import AnswerLog
 
 # Embedding (tied with the head), then per layer: q and o, k and v (half as wide), three of feed-forward, two norms.
 PARAMETERS = 264 * 16 + 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32 + 2 * 16) + 16
@@ -109,12 +115,27 @@ def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("a/b/c", "a/b/c does not exist. Name a directory"),
         (__file__, f"{__file__} is a file, not a model directory. Name a directory"),
         (" ", "the model has no name. Name a directory, a hub id, or demo:target."),
+        ("~no-such-user/model", "no such home directory (~no-such-user/model). Write the path in full."),
     ],
 )
 def test_names_of_nothing(name: str, line: str) -> None:
     with pytest.raises(ModelError) as caught:
         resolve(name)
     assert str(caught.value).startswith(line)
+
+
+def test_the_home_directory_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECBENCH_CACHE", "~no-such-user/cache")
+    assert kind_of("~no-such-user/model") is None
+    for read in (
+        lambda: find_head("~no-such-user/model"),
+        lambda: model_file("~no-such-user/model", "directory"),
+        lambda: find_launch("~no-such-user/vllm.yaml"),
+        lambda: AnswerLog("~no-such-user/vllm.log").survey(),
+        cache_root,
+    ):
+        with pytest.raises(UsageError, match="no such home directory"):
+            read()
 
 
 def cut_weights(folder: Path) -> None:
@@ -126,6 +147,11 @@ def drop_weight(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def lead_nowhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "blobs" / "gone")
 
 
 def only_pickle(folder: Path) -> None:
@@ -141,6 +167,7 @@ def only_pickle(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").unlink(), "{f} has no weights: no *.safetensors file"),
         (only_pickle, "{f} has its weights in pytorch_model.bin only"),
         (lambda f: (f / "model.safetensors").rename(f / "m.gguf"), "{f} has its weights in GGUF only"),
+        (lead_nowhere, "a file of the model cannot be read: No such file or directory"),
         (cut_weights, "the weights of {f} are truncated or damaged"),
         (drop_weight, "1 of the weights of {f} are missing, model.layers.1.mlp.up_proj.weight first"),
         (lambda f: set_config(f, vocab_size=300), "the weights of {f} do not fit its config.json"),
@@ -154,6 +181,14 @@ def test_what_can_be_wrong_with_a_directory(folder: Path, damage: Callable[[Path
         load_model(str(folder), dtype="float32", device="cpu")
     assert caught.value.what.startswith(what.format(f=folder))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tiktoken.model", "sentencepiece.bpe.model"])
+def test_files_of_tokenizers(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        require_tokenizer(tmp_path)
+    (tmp_path / name).touch()
+    require_tokenizer(tmp_path)
 
 
 def test_own_code_runs_only_when_allowed_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from bad_inputs.judging import outcome
 from conftest import Lab
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 import specbench
 from specbench.config import load_config
-from specbench.errors import ConfigError, TemplateError
+from specbench.errors import ConfigError, ModelError, TemplateError
 from specbench.models import LoadedModel
+from specbench.models.answers import AnswerEncoder, UnwrittenAnswerError
 from specbench.models.defaults import unwritten
-from specbench.models.prompts import encode, encode_all
+from specbench.models.prompts import Today, encode, encode_all
 from specbench.records import Message, Omitted, Prompt
 from specbench.store import find_runs, read_run
 from specbench.verify.texts import special_tokens
 from specbench.workload import load_workload
+from specbench.workload.replies import Recorded, Reply
 
 PLAIN = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
@@ -35,6 +38,12 @@ WHOLE = (
     "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{{ today }}"
 )
 ALTERNATING = "{% if messages|length > 1 %}{{ raise_exception('No: ' + messages[0]['content']) }}{% endif %}" + PLAIN
+# Of models for images: a text is one of several parts, and a string has none.
+PARTS = (
+    "{% for m in messages %}{{ m['role'] + ': ' }}{% for part in m['content'] %}{% if part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 ROWS: list[dict[str, Any]] = [
     {"id": "plain", "prompt": "hi"},
     {
@@ -89,6 +98,42 @@ def test_all_that_is_asked_goes_to_the_template(lab: Lab, prompts: dict[str, Pro
     assert said(loaded, prompts) == {
         "request-fields-not-used": "only a server understands tool_choice (1 prompt): not used in process"
     }
+
+
+def test_a_template_that_writes_parts_alone_gets_parts(lab: Lab, prompts: dict[str, Prompt]) -> None:
+    loaded = model(lab, PARTS)
+    assert text(loaded, prompts["plain"]) == "user: hi\nassistant: "
+    dropped = said(loaded, {"plain": prompts["plain"], "agent": prompts["agent"]})["template-drops"]
+    assert "a user turn" not in dropped and "a system message" not in dropped and "tools (1 prompt)" in dropped
+    # Parts would be written too, and the template may treat them otherwise.
+    either = "{% if messages[0]['content'] is string %}" + PLAIN + "{% else %}" + PARTS + "{% endif %}"
+    assert text(model(lab, either), prompts["plain"]) == "user: hi\nassistant: "
+
+
+def test_a_question_that_no_template_writes_is_named(lab: Lab, prompts: dict[str, Prompt]) -> None:
+    dropped = said(model(lab, "{% for m in messages %}{{ m['role'] }}{% endfor %}"), {"plain": prompts["plain"]})
+    assert "does not write a user turn (1 prompt)" in dropped["template-drops"]
+
+
+def test_a_prompt_with_a_token_that_the_model_does_not_have_is_one_prompt_less(
+    lab: Lab, prompts: dict[str, Prompt]
+) -> None:
+    tokenizer = model(lab, PLAIN).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    size = tokenizer.convert_tokens_to_ids("<image_soft_token>")
+    loaded = LoadedModel("t", SimpleNamespace(config=LlamaConfig(vocab_size=size)), tokenizer, None, 0, 0, None)
+    image = Prompt("image", (Message("user", "See <image_soft_token>."),), "s")
+    found = encode_all(loaded, [prompts["plain"], image], None)
+    assert [prompt.id for prompt, _ in found.encoded] == ["plain"]
+    assert found.refused == [Omitted("image", f"holds token {size}, and the model has {size:,} tokens")]
+    with pytest.raises(ModelError, match="t can read no prompt: the first holds token"):
+        encode_all(loaded, [image], None)
+    answers = AnswerEncoder(loaded, None, Today(), {0}, 9)
+    asked = {"form": "chat", "limit": None, "temperature": None, "conversation": "0"}
+    for prompt, answer in ((prompts["plain"], (size,)), (image, (1,))):
+        with pytest.raises(UnwrittenAnswerError, match="holds token"):
+            answers.encode(Recorded(prompt, Reply(Message("assistant", ""), ids=answer), **asked))
+    assert answers.encode(Recorded(prompts["plain"], Reply(Message("assistant", ""), ids=(1,)), **asked)).output == [1]
 
 
 def test_arguments_of_the_row_go_before_those_of_the_run(lab: Lab, prompts: dict[str, Prompt]) -> None:

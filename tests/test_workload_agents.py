@@ -117,9 +117,14 @@ def test_sharegpt_turns_of_agents_get_ids() -> None:
 
 
 def test_a_legacy_function_call_and_its_answer() -> None:
-    entry = {"role": "assistant", "content": None, "function_call": {"name": "track", "arguments": '{"number": "7"}'}}
-    found = turns(USER, entry, {"role": "function", "name": "track", "content": "Leeds"})
-    assert found[1:] == (called("call00001"), Message("tool", "Leeds", {"tool_call_id": "call00001", "name": "track"}))
+    legacy = {"name": "track", "arguments": '{"number": "7"}'}
+    for entry in (
+        {"role": "assistant", "content": None, "function_call": legacy},
+        {"role": "assistant", "content": "", "function_call": json.dumps(legacy)},
+    ):
+        found = turns(USER, entry, {"role": "function", "name": "track", "content": "Leeds"})
+        answer = Message("tool", "Leeds", {"tool_call_id": "call00001", "name": "track"})
+        assert found[1:] == (called("call00001"), answer)
 
 
 ROLES = [
@@ -157,8 +162,20 @@ def test_contents() -> None:
     ):
         assert turns(USER, {"role": "assistant", **said}, USER)[1] == thought
     assert turns(USER, CALLS[0][1], {"role": "tool", "content": None})[-1] == Message("tool", "", {"tool_call_id": "x"})
-    found = turns(USER, CALLS[0][1], {"role": "tool", "content": {"seen": "Leeds"}})
-    assert found[-1].content == '{"seen": "Leeds"}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"seen": "Leeds"}, [{"title": "A", "text": "B"}], [{"id": 1}], [{"text": "a"}, 7], [1.5], 42, True, [None, 1]],
+)
+def test_what_a_tool_gave_and_nobody_made_a_text_is_json(data: Any) -> None:
+    for answer in (
+        {"role": "tool", "content": data},
+        {"role": "user", "content": [{"type": "tool_result", "content": data}]},
+    ):
+        assert turns(USER, CALLS[0][1], answer)[-1].content == json.dumps(data)
+    parts = [{"text": "a"}, {"type": "text", "text": "b"}, "c"]
+    assert turns(USER, CALLS[0][1], {"role": "tool", "content": parts})[-1].content == "a\nb\nc"
 
 
 def test_what_the_user_says_beside_the_answer_of_a_tool_comes_after_it() -> None:
@@ -184,6 +201,7 @@ BROKEN: list[Any] = [
     {"role": "assistant", "content": "", "tool_calls": 3},
     {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": "{}"}}]},
     {"role": "assistant", "content": 3},
+    {"role": "assistant", "content": "", "function_call": "track"},
     {"role": "user"},
     "Where?",
     None,

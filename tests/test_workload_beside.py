@@ -39,7 +39,9 @@ SHAPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("row", SHAPES, ids=[next(iter(row)) for row in SHAPES])
-@pytest.mark.parametrize("key", ["system", "system_prompt", "system_message", "system_instruction"])
+@pytest.mark.parametrize(
+    "key", ["system", "system_prompt", "system_message", "system_instruction", "systemPrompt", "systemInstruction"]
+)
 def test_a_system_text_beside_any_shape_opens_the_conversation(row: dict[str, Any], key: str) -> None:
     for text in (
         "Be terse.",
@@ -93,6 +95,15 @@ def test_an_instruction_takes_its_input_by_all_its_names() -> None:
         found = asked_in({"prompt": "do", name: "this"})
         assert found.messages == (Message("user", "do"),) and found.unused == (name,)
         assert asked_in({"prompt": "do this", name: "this"}).unused == ()
+
+
+def test_an_instruction_beside_the_prompt_is_said() -> None:
+    for name in ("instruction", "instructions", "question"):
+        assert asked_in({"prompt": "Hello", name: "Translate to French"}).unused == (name,)
+        assert asked_in({"prompt": "Translate to French: Hello", name: "Translate to French"}).unused == ()
+    gemini = {"systemInstruction": {"parts": [{"text": "Be terse."}]}, "contents": [{"parts": [{"text": "hi"}]}]}
+    gemini["contents"][0]["role"] = "user"  # type: ignore[index]
+    assert asked_in(gemini, "contents").messages == (SYSTEM, HI)
 
 
 TOOLS: list[tuple[str, Any]] = [

@@ -247,6 +247,21 @@ def test_an_arrow_file_cut_short(write: Callable[[pa.Table, Path], str], tmp_pat
     assert "not an Arrow file, or damaged or cut short" in failure(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", b"id,prompt,,\n1,hi,,\n2,two,,\n"),
+        ("a.csv", b",prompt\n0,hi\n1,two\n"),
+        ("a.csv", b",,prompt\n0,a,hi\n1,b,two\n"),
+        ("a.json", b'{"prompt": ["hi", "two"]}'),
+        ("a.json", b'{"model": "m", "conversations": [{"prompt": "hi"}, {"prompt": "two"}]}'),
+    ],
+)
+def test_columns_without_a_name_and_lists_of_rows_are_known(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert [prompt.messages[-1].content for prompt in load_workload(str(tmp_path / name)).prompts] == ["hi", "two"]
+
+
 def test_a_file_whose_name_has_an_at_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "a@b.txt").write_text("hi")
     assert len(load_workload(str(tmp_path / "a@b.txt")).prompts) == 1

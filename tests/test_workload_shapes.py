@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -73,6 +74,21 @@ def test_shapes_are_tried_in_order_and_null_counts_as_absent() -> None:
         messages_of(row)
 
 
+def test_what_data_frames_write_for_absent_is_absent() -> None:
+    nan = float("nan")
+    for row in (
+        {"messages": nan, "prompt": "hi"},
+        {"messages": [], "prompt": "hi"},
+        {"prompt": "", "instruction": "hi"},
+        {"instruction": "hi", "input": nan},
+        {"prompt": "hi", "system": nan, "history": nan, "tools": nan, "stop": nan},
+    ):
+        found = asked_in(row)
+        assert (found.messages, found.unused, found.request) == (said("u:hi"), (), {})
+    with pytest.raises(SkipRowError, match="empty prompt"):
+        asked_in({"q": nan}, "q")
+
+
 def test_column_wins_over_every_shape_and_takes_text_or_messages() -> None:
     row = {"prompt": "no", "q": "yes", "chat": chat("u:1", "a:2"), "turns": ["a", "b"], "messages": chat("u:no")}
     assert messages_of(row, "q") == said("u:yes")
@@ -131,6 +147,7 @@ MALFORMED: list[tuple[Any, str | None, str]] = [
     ({"messages": [{"role": "user", "txt": SECRET}]}, None, r"messages\[0\] has no content; its keys: role, txt"),
     ({"messages": [{"role": "user", "content": 5}]}, None, r"messages\[0\].content is a number, not text"),
     ({"messages": [{"role": "user", "content": [7]}]}, None, r"messages\[0\].content\[0\] is a number"),
+    ({"messages": [{"role": "user", "content": json.loads("[" * 600 + "]" * 600)}]}, None, "nested too deeply"),
     ({"body": {"input": SECRET}}, None, "holds neither messages nor prompt; its keys: input"),
     ({"instruction": "do", "input": ["x"]}, None, "input is a list, not text"),
     ({"question": SECRET, "answer": SECRET}, None, "no prompt found in the row; its columns: question, answer"),

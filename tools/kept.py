@@ -30,8 +30,8 @@ Briefs = Mapping[str, tuple[str, Mapping[str, Any]]]
 BRIEFS: Briefs = {
     "example": ("example", {}),
     "llamacpp": ("llamacpp", {}),
-    "mixed": ("example", {"mix": {"code-edit": 0.6, "chat": 0.4}, "min_speedup": 1.25}),
-    "unclear": ("example", {"min_speedup": 1.2}),
+    "mixed": ("example", {"mix": {"code-edit": 0.6, "chat": 0.4}, "min_speedup": 1.4}),
+    "unclear": ("example", {"min_speedup": 1.5}),
     "hybrid": ("hybrid", {}),
     "recorded": ("recorded", {}),
 }

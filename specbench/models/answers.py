@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from specbench.models.load import LoadedModel
-from specbench.models.prompts import Kwargs, Today, encode, template_arguments
+from specbench.models.prompts import Kwargs, Today, beyond, encode, render, template_arguments, vocabulary_of
 from specbench.records import Finish
 from specbench.workload.replies import Recorded
 
@@ -42,11 +42,12 @@ class AnswerEncoder:
         self._today = today
         self._ends = frozenset(ends)
         self._longest = longest
+        self._size = vocabulary_of(loaded)
         self._end = _turn_end(loaded, self._ends)
 
     def encode(self, one: Recorded) -> EncodedAnswer:
         """Raises TemplateError for a prompt that the template refuses, UnwrittenAnswerError for an answer that it does
-        not write as it was."""
+        not write as it was, and for tokens that the model does not have."""
         ids = one.reply.ids
         output = list(ids) if ids is not None else self._written(one)
         finish = one.reply.finish
@@ -61,7 +62,10 @@ class AnswerEncoder:
             raise UnwrittenAnswerError("the answer has no tokens")
         cut = finish == "length"
         limit = len(output) if cut else max(len(output), min(one.limit or NO_LIMIT, self._longest))
-        return EncodedAnswer(self._prompt(one), output, "length" if cut else "eos", limit, ids is not None)
+        prompt = self._prompt(one)
+        if (strange := beyond([*prompt, *output], self._size)) is not None:
+            raise UnwrittenAnswerError(strange)
+        return EncodedAnswer(prompt, output, "length" if cut else "eos", limit, ids is not None)
 
     def changed_tokens(self, output: Sequence[int]) -> int:
         """How many tokens of an answer another tokenization of its own text would not have."""
@@ -102,13 +106,12 @@ class AnswerEncoder:
         given = template_arguments(one.prompt, self._kwargs)
         alone = replace(one.prompt, messages=(message,), tools=(), template_kwargs={})
         answer = template_arguments(alone, None)["conversation"]
-        with self._today.held(tokenizer):
-            try:
-                before = tokenizer.apply_chat_template(**given, add_generation_prompt=True, tokenize=False)
-                given["conversation"] = [*given["conversation"], *answer]
-                whole = tokenizer.apply_chat_template(**given, add_generation_prompt=False, tokenize=False)
-            except Exception:  # a template may raise anything, and its message may quote the text
-                raise UnwrittenAnswerError("the chat template refuses the answer") from None
+        try:
+            before = render(tokenizer, given, self._today, tokenize=False)
+            given["conversation"] = [*given["conversation"], *answer]
+            whole = render(tokenizer, given, self._today, add_generation_prompt=False, tokenize=False)
+        except Exception:  # a template may raise anything, and its message may quote the text
+            raise UnwrittenAnswerError("the chat template refuses the answer") from None
         said = whole[len(before) :]
         calls = message.fields.get("tool_calls", ())
         wanted = [message.content, message.fields.get("reasoning_content", ""), *(c["function"]["name"] for c in calls)]
@@ -129,7 +132,7 @@ def _turn_end(loaded: LoadedModel, ends: frozenset[int]) -> int:
     if tokenizer.chat_template is not None:
         turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
         try:
-            text = str(tokenizer.apply_chat_template(conversation=turns, tokenize=False))
+            text = str(render(tokenizer, {"conversation": turns}, add_generation_prompt=False, tokenize=False))
         except Exception:  # a template may raise anything; then it says nothing of ends
             text = ""
         found = next((token for token in _ids(tokenizer, text.rpartition(mark)[2]) if token in ends), None)

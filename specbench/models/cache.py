@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.errors import ModelError
+from specbench.errors import ConfigError, ModelError
+from specbench.validation import expanded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +37,7 @@ def cache_root() -> Path:
     """`SPECBENCH_CACHE` where it is set, else the platform's user cache folder. It need not exist yet."""
     chosen = os.environ.get("SPECBENCH_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen, ConfigError).absolute()
     import platformdirs
 
     return platformdirs.user_cache_path("specbench")

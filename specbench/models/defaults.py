@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbench.config import RunConfig
@@ -21,9 +20,10 @@ from specbench.models.directory import generation_settings, is_local
 from specbench.models.embedded import PREFIX, folder_of
 from specbench.models.hub import cached_folder
 from specbench.models.load import LoadedModel
-from specbench.models.prompts import Kwargs, Today, encoding_cautions, template_arguments
+from specbench.models.prompts import Kwargs, Today, encoding_cautions, render, template_arguments
 from specbench.records import Finding, Prompt, Sampling, warned
 from specbench.text import shown
+from specbench.validation import expanded
 
 if TYPE_CHECKING:
     from specbench.models.load import LoadedModel
@@ -67,7 +67,7 @@ def own_settings(name: str) -> tuple[str, dict[str, Any]] | None:
     if name.startswith(PREFIX):
         folder = folder_of(name)
     elif is_local(name):
-        folder = Path(name).expanduser()
+        folder = expanded(name, ModelError)
     else:
         found = cached_folder(*name.partition("@")[::2])
         if found is None:
@@ -226,8 +226,6 @@ def _dropped(tokenizer: Any, prompt: Prompt, kwargs: Kwargs) -> Iterator[str]:
     given = template_arguments(prompt, kwargs)
     turns = given["conversation"]
     names = [name for name in given if name not in ("conversation", "tools")]
-    if not prompt.tools and not names and [turn.keys() for turn in turns] == [{"role", "content"}]:
-        return  # a question alone, of which the doctor looks whether it is written
     text = _rendered(tokenizer, given)
     if prompt.tools and not _matters(tokenizer, text, [_without(given, "tools")]):
         yield "tools"
@@ -259,7 +257,7 @@ def _rendered(tokenizer: Any, given: Mapping[str, Any]) -> str | None:
     if _bare(tokenizer):
         return "\n\n".join(turn["content"] for turn in given["conversation"])
     try:
-        return str(tokenizer.apply_chat_template(**given, add_generation_prompt=True, tokenize=False))
+        return str(render(tokenizer, given, tokenize=False))
     except Exception:  # a template may raise anything
         return None
 

@@ -12,7 +12,10 @@ from specbench.errors import ModelError
 from specbench.text import shown
 
 # Any one of these is enough for transformers to build a tokenizer.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json"),
+    *("tiktoken.model", "sentencepiece.bpe.model"),
+)
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 INDEX = ".safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -38,7 +41,7 @@ def require_config(folder: Path, name: str) -> None:
 def is_local(name: str) -> bool:
     """Whether a model's name is a path, of something that is there or not."""
     path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
-    return path or Path(name).expanduser().exists()
+    return path or Path(name).exists()
 
 
 def generation_settings(folder: Path, name: str) -> tuple[str, dict[str, Any]] | None:
@@ -144,14 +147,22 @@ def content_revision(folder: Path) -> str:
     """`content:` and 16 hex digits that change when the model is trained on or replaced, in milliseconds.
 
     Hashes config.json, and of each weight file its name, size, first and last MiB: training moves every tensor, so
-    reading all of a large model would tell no more.
+    reading all of a large model would tell no more. Raises ModelError where one cannot be read.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(file.read())
+    digest = hashlib.sha256()
+    try:
+        digest.update((folder / "config.json").read_bytes())
+        for path in sorted(folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_SAMPLE_BYTES))
+                file.seek(max(0, size - _SAMPLE_BYTES))
+                digest.update(file.read())
+    except OSError as error:
+        raise ModelError(
+            f"a file of the model cannot be read: {error.strerror or type(error).__name__}",
+            where=str(error.filename or folder),
+            hint="A link may lead nowhere, or permissions be missing: copy the model again.",
+        ) from None
     return f"content:{digest.hexdigest()[:16]}"

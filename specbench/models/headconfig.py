@@ -305,7 +305,14 @@ def _layer_config(name: str, values: dict[str, Any], known: tuple[str, ...] = _L
         raise ModelError(f"{name} is made of {shown(kind)} layers, and heads of {', '.join(known)} layers are "
                          "known here", hint=_HINT)  # fmt: skip
     values.pop("architectures", None)
-    layer = AutoConfig.for_model(kind, **values)
+    try:
+        layer = AutoConfig.for_model(kind, **values)
+    except Exception as error:  # what transformers checks is of many types, and not all of its words are one line
+        said = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise ModelError(
+            f"transformers does not take the layers in config.json of {name}: {said}",
+            hint="Copy the head again, with the config.json that it came with.",
+        ) from None
     if known is _OWN_LAYERS:  # what stands before the last is the target's
         return layer
     windows = [one for one in getattr(layer, "layer_types", None) or [] if one != "full_attention"]

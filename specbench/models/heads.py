@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX, packaged_head
 from specbench.models.headconfig import OTHERS, Head, OwnHead, kind_in, of_own_layers, read_head, require_known
 from specbench.models.hub import described, explain, look_up, quiet_transformers
+from specbench.validation import expanded
 
 # The type of a text in a GGUF file.
 _STRING = 8
@@ -25,8 +27,10 @@ def kind_of(name: str) -> str | None:
     if name.lower().endswith(".gguf"):
         kind = _architecture(Path(name))
         return kind if kind in (*HEADS, *OTHERS) else None
-    found = _read_config(name)
-    return None if found is None else kind_in(found[0])
+    with suppress(ModelError):
+        found = _read_config(name)
+        return None if found is None else kind_in(found[0])
+    return None
 
 
 def _architecture(path: Path) -> str | None:
@@ -187,8 +191,8 @@ def _config_file(name: str) -> tuple[Path, bool, str | None] | None:
     if name.startswith(PREFIX):
         packaged = packaged_head(name)
         return None if packaged is None else (packaged.folder, False, f"sha256:{packaged.sha256}")
-    folder = Path(name).expanduser()
     if is_local(name):
+        folder = expanded(name, ModelError)
         return (folder, False, content_revision(folder)) if (folder / "config.json").is_file() else None
     repo, _, revision = name.partition("@")
     try:

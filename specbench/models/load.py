@@ -21,6 +21,7 @@ from specbench.models.directory import (
 from specbench.models.embedded import PREFIX, find, folder_of, gguf_path, packaged_head, prepare
 from specbench.models.family import attention_of, loader_of, require_family
 from specbench.models.hub import HubState, described, loading, look_up, no_conversion_service
+from specbench.validation import expanded
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -62,8 +63,8 @@ def resolve(name: str) -> ModelSource:
         raise ModelError("the model has no name", hint="Name a directory, a hub id, or demo:target.")
     if name.startswith(PREFIX):
         return ModelSource(name, str(folder_of(name)), f"sha256:{find(name).sha256}", "embedded")
-    path = Path(name).expanduser()
     if is_local(name):
+        path = expanded(name, ModelError)
         require_config(path, name)
         return ModelSource(name, str(path), content_revision(path), "directory")
     repo, _, revision = name.partition("@")
@@ -230,7 +231,7 @@ def model_file(name: str, form: Form) -> str:
     if name.startswith(PREFIX):
         head = packaged_head(name) if form == "directory" else None
         return str(gguf_path(name) if form == "gguf" else prepare(name) if head is None else head.folder)
-    path = Path(name).expanduser()
+    path = expanded(name, ModelError)
     return _gguf(path, name) if form == "gguf" else _directory(path, name)
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from json import loads
 from typing import TYPE_CHECKING, Any
 
-from specbench.errors import ConfigError, TemplateError
+from specbench.errors import ConfigError, ModelError, TemplateError
 from specbench.models.load import LoadedModel
 from specbench.records import Finding, Message, Omitted, Prompt, warned
 from specbench.run_record import Encoding
@@ -180,8 +180,7 @@ def encode(loaded: LoadedModel, prompt: Prompt, kwargs: Kwargs, today: Today | N
         return ids or [next(iter(end_tokens(loaded)))]
     given = template_arguments(prompt, kwargs)
     try:
-        with (today or Today()).held(tokenizer):
-            encoded = tokenizer.apply_chat_template(**given, add_generation_prompt=True, return_dict=True)
+        encoded = render(tokenizer, given, today, return_dict=True)
     except Exception as error:  # a template may raise anything, and its message may quote the prompt
         raise _refused(loaded, error) from None
     return list(encoded["input_ids"])
@@ -189,7 +188,8 @@ def encode(loaded: LoadedModel, prompt: Prompt, kwargs: Kwargs, today: Today | N
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompts:
-    """Prompts with their token ids, and those that the chat template refuses, as run.json lists them."""
+    """Prompts with their token ids, and those that the chat template refuses, or of which the model cannot read a
+    token, as run.json lists them."""
 
     encoded: list[tuple[Prompt, list[int]]]
     refused: list[Omitted]
@@ -198,16 +198,62 @@ class EncodedPrompts:
 def encode_all(
     loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs, today: Today | None = None
 ) -> EncodedPrompts:
-    """A prompt that the template refuses is one prompt less. Raises TemplateError where it refuses all."""
+    """A prompt that the template refuses, or that spells a token which the model does not have, is one prompt less.
+    Raises ModelError where none is left."""
     found = EncodedPrompts([], [])
+    size = vocabulary_of(loaded)
+    error: ModelError | None = None
     for prompt in prompts:
         try:
-            found.encoded.append((prompt, encode(loaded, prompt, kwargs, today)))
-        except TemplateError as error:
-            found.refused.append(Omitted(prompt.id, f"the chat template refuses it ({error.kind})"))
-            if len(found.refused) == len(prompts):
-                raise
+            ids = encode(loaded, prompt, kwargs, today)
+            why = beyond(ids, size)
+        except TemplateError as refused:
+            error, why = refused, f"the chat template refuses it ({refused.kind})"
+        if why is None:
+            found.encoded.append((prompt, ids))
+        else:
+            found.refused.append(Omitted(prompt.id, why))
+    if found.refused and not found.encoded:
+        hint = "Take out of prompts what spells tokens of images and their like."
+        raise error or ModelError(f"{loaded.name} can read no prompt: the first {found.refused[0].reason}", hint=hint)
     return found
+
+
+def vocabulary_of(loaded: LoadedModel) -> int | None:
+    """How many tokens the model reads; None without one."""
+    config = getattr(loaded.model, "config", None)
+    return None if config is None else int(config.get_text_config(decoder=True).vocab_size)
+
+
+def beyond(ids: Sequence[int], size: int | None) -> str | None:
+    """Why a model that reads `size` tokens cannot read these ids; None where it can. A tokenizer may know more tokens
+    than the model, such as those of images."""
+    most = max(ids, default=0)
+    return None if size is None or most < size else f"holds token {most}, and the model has {size:,} tokens"
+
+
+def render(tokenizer: Any, given: Mapping[str, Any], today: Today | None = None, **options: Any) -> Any:
+    """What the chat template makes of `given`, as `template_arguments` has it, up to the next answer, written `today`
+    (None: now). Texts are given as parts where it writes no others, as those for images do; vLLM does the same."""
+    if _takes_parts(tokenizer):
+        turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in given["conversation"]]
+        given = {**given, "conversation": turns}
+    with (today or Today()).held(tokenizer):
+        return tokenizer.apply_chat_template(**({"add_generation_prompt": True} | {**given} | options))
+
+
+def _takes_parts(tokenizer: Any) -> bool:
+    if "type" not in json.dumps(tokenizer.chat_template):  # it knows no parts
+        return False
+    mark = "zq0zq"
+    return mark not in _written(tokenizer, mark) and mark in _written(tokenizer, [{"type": "text", "text": mark}])
+
+
+def _written(tokenizer: Any, content: Any) -> str:
+    turns = [{"role": "user", "content": content}]
+    with suppress(Exception):  # a template may raise anything
+        return str(tokenizer.apply_chat_template(conversation=turns, add_generation_prompt=True, tokenize=False))
+    return ""
 
 
 def template_arguments(prompt: Prompt, kwargs: Kwargs) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from specbench.backends.local.drafting import Draft
 from specbench.config import RunConfig
 from specbench.models import LoadedModel
 from specbench.models.defaults import CODE, own_cautions
-from specbench.models.prompts import Today, end_tokens
+from specbench.models.prompts import Today, end_tokens, render
 from specbench.records import Finding, Prompt, Severity
 from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup, bare_logits
@@ -144,7 +144,7 @@ def _marker(name: str) -> str:
 
 
 def _rendered(tokenizer: Any, with_header: bool) -> str:
-    return str(tokenizer.apply_chat_template(_TURNS, tokenize=False, add_generation_prompt=with_header))
+    return str(render(tokenizer, {"conversation": _TURNS}, tokenize=False, add_generation_prompt=with_header))
 
 
 def _question_lost(rendered: str) -> bool:

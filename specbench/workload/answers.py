@@ -14,6 +14,7 @@ from typing import Any
 from specbench.config import RECORDED, RunConfig
 from specbench.errors import WorkloadError
 from specbench.records import Finding, Message, Prompt, warned
+from specbench.validation import expanded
 from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.files import PREFIX
 from specbench.workload.load import (
@@ -146,9 +147,8 @@ class AnswerLog:
                     found.skipped.append(Skipped(place, str(fault), shown_id(row)))
 
     def _exchanges(self) -> Iterator[tuple[str, object, str, Iterator[Any]]]:
-        path = Path(self.source)
-        if not self.source.startswith(PREFIX) and is_log(path):
-            for place, each in logged_exchanges(path.expanduser()):
+        if not self.source.startswith(PREFIX) and is_log(Path(self.source)):
+            for place, each in logged_exchanges(expanded(self.source, WorkloadError)):
                 yield place, {}, NAME, iter([each])
             return
         for place, row in rows_of(self.source):

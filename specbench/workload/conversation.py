@@ -72,11 +72,8 @@ def _part(part: object, place: str) -> Content:
         return Content(calls=(part,))
     if kind == "tool_result":
         own = part.get("tool_use_id")
-        return Content(
-            results=(
-                Result(own if isinstance(own, str) else None, read_content(part.get("content"), place).text or ""),
-            )
-        )
+        said = read_content(_as_text(part.get("content")), place)
+        return Content(results=(Result(own if isinstance(own, str) else None, said.text or ""),))
     if kind == "refusal":
         return Content(require_text(part.get("refusal"), f"{place}.refusal"))
     if kind in _THOUGHT:
@@ -86,6 +83,18 @@ def _part(part: object, place: str) -> Content:
         text = part.get("text")
         return Content(require_text(text.get("value") if isinstance(text, dict) else text, f"{place}.text"))
     raise SkipRowError(f"not text: a content part of type {list_names([kind])}")
+
+
+def _as_text(content: object) -> object:
+    """What a tool gave, as JSON where nobody made it a text or a list of parts."""
+    parts = content if isinstance(content, list) else []
+    data = any(
+        "type" not in part and part.keys() != {"text"} if isinstance(part, dict) else isinstance(part, int | float)
+        for part in parts
+    )
+    if data or isinstance(content, int | float) or (isinstance(content, dict) and "type" not in content):
+        return json.dumps(content, ensure_ascii=False)
+    return content
 
 
 def require_text(value: object, place: str) -> str:
@@ -133,8 +142,17 @@ def looks_like_turns(value: object) -> bool:
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         return False
     entries = [_flat(entry) for entry in value]
-    said = all(_name(entry) is not None and (_has_content(entry) or entry.get("tool_calls")) for entry in entries)
+    said = all(
+        _name(entry) is not None and (_has_content(entry) or entry.get("tool_calls") or entry.get("function_call"))
+        for entry in entries
+    )
     return said and any(_role_of(entry) is not None for entry in entries)
+
+
+def ends_answered(value: object) -> bool:
+    """Whether the last of what looks like turns is the assistant's."""
+    turns = unpacked(value)
+    return isinstance(turns, list) and _role_of(_flat(turns[-1])) in ("assistant", "call")
 
 
 def conversation(value: object, key: str) -> Messages:
@@ -303,9 +321,7 @@ def _said(entry: Mapping[str, Any], role: Turn, place: str) -> Content:
     content = next((entry[key] for key in found if entry[key] is not None), None)
     if content is None and isinstance(entry.get("refusal"), str):
         content = entry["refusal"]
-    if role == "tool" and isinstance(content, dict) and "type" not in content:
-        content = json.dumps(content, ensure_ascii=False)  # an answer of a tool that was not made a text
-    return read_content(content, f"{place}.content")
+    return read_content(_as_text(content) if role == "tool" else content, f"{place}.content")
 
 
 def _calls(entry: Mapping[str, Any], place: str) -> list[Any]:
@@ -319,8 +335,8 @@ def _calls(entry: Mapping[str, Any], place: str) -> list[Any]:
                     f"{place}.tool_calls is {kind_of(calls)}, not a list", "See OpenAI's tool_calls."
                 )
             return calls
-        if isinstance(where.get("function_call"), dict):
-            return [where["function_call"]]
+        if call := unpacked(where.get("function_call")):
+            return [call]
     return []
 
 

@@ -196,15 +196,20 @@ def read_rows(path: Path) -> Iterator[Row]:
     return read(path)
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
+def format_of(path: Path) -> str:
+    """The extension, without that of packing."""
     packed = path.suffix.lower() in PACKED
-    suffix = Path(path.stem if packed else path.name).suffix.lower()
-    read = _READERS.get(suffix)
-    if read is None or (packed and suffix in _BINARY):
+    return Path(path.stem if packed else path.name).suffix.lower()
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
+    suffix = format_of(path)
+    read = READERS.get(suffix)
+    if read is None or (suffix in _BINARY and path.suffix.lower() in PACKED):
         raise WorkloadError(
             f"unknown workload format {''.join(path.suffixes[-2:]) or '(no extension)'}",
             where=str(path),
-            hint=f"Known extensions: {', '.join(_READERS)}; all but {' and '.join(_BINARY)} also with "
+            hint=f"Known extensions: {', '.join(READERS)}; all but {' and '.join(_BINARY)} also with "
             f"{' or '.join(PACKED)}.",
         )
     return read
@@ -224,7 +229,16 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
     line = 1
     try:
         header = next((cells for cells in reader if cells), [])
-        two_alike(header, f"{path}, line {reader.line_num}")
+        where = f"{path}, line {reader.line_num}"
+        if len(header) == 1 and (
+            other := next((one for one in _DELIMITERS if one != delimiter and one in header[0]), None)
+        ):
+            raise WorkloadError(
+                f"the header has one column and holds {_DELIMITERS[other]}",
+                where=where,
+                hint="Save it as .csv with commas, or as .tsv with tabs.",
+            )
+        two_alike([name for name in header if name], where)
         while True:
             line = reader.line_num + 1  # where the row starts: a quoted cell may span lines
             cells = next(reader, None)
@@ -246,12 +260,18 @@ def _csv_row(header: list[str], cells: list[str]) -> dict[str, str | None] | Mal
             f"the row has {len(cells)} cells, the header {len(header)}",
             "Quote cells that hold commas or line breaks.",
         )
+    named = list(map(bool, header))
+    # In front is a data frame's index; elsewhere a cell may be what follows a comma of a prompt.
+    first = named.index(True) if any(named) else len(named)
+    if any(cell and not name for name, cell in zip(header[first:], cells[first:], strict=True)):
+        return MalformedRowError("a cell stands under a column without a name", "Name the column, or quote the cells.")
     # CSV cannot tell empty from absent; absent is None, as in the other formats.
-    return {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    return {name: cell or None for name, cell in zip(header, cells, strict=True) if name}
 
 
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _BINARY = (".parquet", ".arrow")
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": jsonl_rows,
     ".ndjson": jsonl_rows,
     ".json": json_rows,

@@ -8,11 +8,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from specbench.errors import WorkloadError
 from specbench.records import Finding, Message, Prompt
-from specbench.validation import kind_of
+from specbench.validation import expanded, kind_of
 from specbench.workload.cautions import cautions_of, looks_random, question
 from specbench.workload.faults import MalformedRowError, SkipRowError, list_names
 from specbench.workload.files import PREFIX, read_hub, read_rows
@@ -133,11 +132,7 @@ def fingerprint(prompts: Iterable[Prompt]) -> str:
 def rows_of(source: str) -> Iterator[tuple[str, object]]:
     if source.startswith(PREFIX):
         return read_hub(source)
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError:  # ~nobody
-        raise WorkloadError("no such home directory", where=source, hint="Write the path in full.") from None
-    return read_rows(path)
+    return read_rows(expanded(source, WorkloadError))
 
 
 def nothing_usable(

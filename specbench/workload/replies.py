@@ -10,15 +10,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from specbench.errors import WorkloadError
 from specbench.records import Finish, Message, Prompt
 from specbench.validation import kind_of
-from specbench.workload.conversation import earlier_turns, text_prompt, unpacked
+from specbench.workload.conversation import earlier_turns, looks_like_turns, text_prompt, unpacked
 from specbench.workload.faults import MalformedRowError, SkipRowError, list_names
+from specbench.workload.files import READERS, format_of
 from specbench.workload.shapes import Asked
 from specbench.workload.text import text_lines
 
@@ -68,24 +69,52 @@ class Recorded:
 _CURE = "See the formats of recorded answers in docs/recorded.md."
 _ENDED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "tool_calls", "function_call", "tool_use")
 _TOKEN_ID = re.compile(r"token_id:(\d+)")
+_INNER = ("message", "body", "text", "output", "generation")
 
 
 def reply_of(value: object, place: str) -> Reply:
     """A response of OpenAI's interface, a message, a list that ends with one, or a text. Raises SkipRowError and
     MalformedRowError."""
-    value = unpacked(value)
     if isinstance(value, str):
-        return Reply(Message("assistant", _some(value)))
+        held = unpacked(value)
+        if not _is_reply(held):
+            return Reply(Message("assistant", _some(value)))
+        value = held
     if isinstance(value, list) and value:
         return reply_of(value[-1], place)
     if not isinstance(value, dict):
         raise MalformedRowError(f"{place} is {kind_of(value)}, not an answer", _CURE)
     if isinstance(value.get("choices"), list):
         return _response(value, place)
-    for key in ("message", "body", "text", "output", "generation"):
+    for key in _INNER:
         if "content" not in value and value.get(key) is not None:
-            return reply_of(value[key], f"{place}.{key}")
-    return Reply(message_of(value, place), finish=finish_of(value.get("finish_reason")))
+            inner = reply_of(value[key], f"{place}.{key}")
+            return replace(inner, finish=inner.finish or finish_in(value))
+    return Reply(message_of(value, place), finish=finish_in(value))
+
+
+def _is_reply(held: object) -> bool:
+    """Whether what a text holds as JSON is a response or a message; else the JSON is what the model wrote."""
+    if not isinstance(held, dict):
+        return looks_like_turns(held)
+    return any(_is_one(one) for one in (held, *(held.get(key) for key in _INNER)))
+
+
+def _is_one(held: object) -> bool:
+    if not isinstance(held, dict):
+        return looks_like_turns(held)
+    choices = held.get("choices")
+    if isinstance(choices, list):
+        return all(map(_is_choice, choices))
+    named = held.get("role") == "assistant" or isinstance(held.get("kwargs"), dict)  # LangChain's
+    return named and looks_like_turns([held])
+
+
+def _is_choice(held: object) -> bool:
+    """A quiz has choices with a text as well."""
+    if not isinstance(held, dict):
+        return False
+    return isinstance(held.get("message"), dict) or {"text", "finish_reason"} <= held.keys()
 
 
 def message_of(value: Mapping[str, Any], place: str) -> Message:
@@ -107,6 +136,16 @@ def finish_of(reason: object, stop: object = None) -> Finish | None:
         return None
     ended = reason.lower() in _ENDED and not isinstance(stop, str) and reason != "stop_sequence"
     return "eos" if ended else "length"
+
+
+def finish_in(value: object) -> Finish | None:
+    """What a row, a response or a message says of its end, under the names of OpenAI, Anthropic, Ollama and LangChain;
+    None where it says nothing."""
+    if not isinstance(value, dict):
+        return None
+    stop = value.get("stop_reason")  # Anthropic's reason, or the string at which vLLM stopped
+    own = finish_of(value.get("finish_reason"), stop) or finish_of(stop) or finish_of(value.get("done_reason"))
+    return own or finish_in(value.get("response_metadata")) or finish_in(value.get("kwargs"))
 
 
 def joined_chunks(chunks: Iterable[str], place: str) -> Reply:
@@ -226,7 +265,8 @@ class _Open:
 
 
 def is_log(path: Path) -> bool:
-    return any(suffix in (".log", ".out") for suffix in path.suffixes)
+    """Also where it was rotated, as vllm.log.1; rows that are called after a log are rows."""
+    return format_of(path) not in READERS and any(suffix.lower() in (".log", ".out") for suffix in path.suffixes)
 
 
 def logged_exchanges(path: Path) -> Iterator[tuple[str, Exchange | SkipRowError | MalformedRowError]]:

@@ -6,6 +6,7 @@ present wins. Of the fields beside a prompt that change it or its answer, those 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,7 +33,10 @@ def _names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
+SYSTEM = (
+    *("system", "system_prompt", "system_message", "system_instruction"),
+    *("systemPrompt", "systemMessage", "systemInstruction"),
+)
 _TOOLS = ("tools", "functions")
 _SWITCH = {"true": True, "false": False}
 _KWARGS = ("enable_thinking", "documents")  # names of template arguments that also stand by themselves
@@ -50,7 +54,7 @@ _SAMPLING = _names(
     "presence_penalty frequency_penalty repetition_penalty length_penalty ignore_eos do_sample"
 )
 # Beside a prompt they may be a part of it, or may not: known data sets have both.
-_TEXTS = ("input", "query", "context", "history")
+_TEXTS = ("input", "query", "context", "history", "instruction", "instructions", "question")
 _OTHERS = ("image", "images", "video", "videos", "audio", "audios", "chat_template", "suffix")
 # Of a request: who asks, how the answer is sent, and what is told about it.
 _BOOKKEEPING = _names(
@@ -193,15 +197,24 @@ def asked_in(row: object, column: str | None = None) -> Asked:
         return Asked(text_prompt(row))
     if not isinstance(row, dict):
         raise MalformedRowError(f"the row is {kind_of(row)}, not an object", "Give one object or one string a row.")
+    row = without_nan(row)
     key = _key_of(row, column)
     if row[key] is None:
         raise SkipRowError("empty prompt")
     request = _request_in(key, row[key])
-    if request is not None:
-        # What stands beside the whole request is bookkeeping, but for a system text and tools.
-        outer = {name: row[name] for name in (*SYSTEM, "tools") if name in row and name != key}
-        return _request({**outer, **request}, key)
-    return together(SHAPES.get(key, _text_or_conversation), row, key, key, request=False)
+    try:
+        if request is not None:
+            # What stands beside the whole request is bookkeeping, but for a system text and tools.
+            outer = {name: row[name] for name in (*SYSTEM, "tools") if name in row and name != key}
+            return _request({**outer, **request}, key)
+        return together(SHAPES.get(key, _text_or_conversation), row, key, key, request=False)
+    except RecursionError:
+        raise MalformedRowError("the row is nested too deeply", "Correct the row or name --column NAME.") from None
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Data frames write NaN for "absent"."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
 def _key_of(row: Mapping[str, Any], column: str | None) -> str:
@@ -209,11 +222,13 @@ def _key_of(row: Mapping[str, Any], column: str | None) -> str:
         if column not in row:
             raise MalformedRowError(f"no column {column}; found: {list_names(row)}", "Correct --column NAME.")
         return column
-    for key in SHAPES:
-        # Parquet and data frames fill the shapes a row lacks with null. `body` is a batch line only as an object:
-        # elsewhere the word names the text of a mail.
-        if row.get(key) is not None and (key != "body" or isinstance(unpacked(row[key]), dict)):
-            return key
+    # Parquet and data frames fill the shapes a row lacks with null. `body` is a batch line only as an object: elsewhere
+    # the word names the text of a mail.
+    found = [
+        key for key in SHAPES if row.get(key) is not None and (key != "body" or isinstance(unpacked(row[key]), dict))
+    ]
+    if found:
+        return next((key for key in found if row[key] not in ([], "")), found[0])
     if any(key in row for key in SHAPES if key != "body"):
         raise SkipRowError("empty prompt")
     # A body that is there was no batch line, and naming it again would help nobody.

@@ -12,18 +12,18 @@ from typing import Any, TypeAlias
 
 from specbench.records import Message
 from specbench.validation import kind_of
-from specbench.workload.conversation import earlier_turns, looks_like_turns, text_prompt, unpacked
+from specbench.workload.conversation import earlier_turns, ends_answered, looks_like_turns, text_prompt, unpacked
 from specbench.workload.faults import MalformedRowError, SkipRowError, list_names
-from specbench.workload.replies import Exchange, Form, Reply, finish_of, joined_chunks, message_of, reply_of
-from specbench.workload.shapes import SHAPES, Asked, together
+from specbench.workload.replies import Exchange, Form, Reply, finish_in, joined_chunks, message_of, reply_of
+from specbench.workload.shapes import SHAPES, Asked, together, without_nan
 
 Row: TypeAlias = Mapping[str, Any]
 Exchanges: TypeAlias = Iterator[Exchange]
 
 _REQUESTS = ("request", "request_body", "body", "kwargs", "input")
-_RESPONSES = ("response", "response_body", "completion", "output")
+_RESPONSES = ("response", "response_body", "completion", "output", "answer")
 _CHATS = ("messages", "conversations", "conversation")
-_QUESTIONS = ("instruction", "prompt", "question")
+_QUESTIONS = ("prompt", "instruction", "question")
 _TEXT_ANSWERS = ("output", "response", "completion", "answer")
 _SESSIONS = ("session_id", "sessionId", "conversation_id", "conversationId", "thread_id", "chat_id")
 
@@ -42,6 +42,7 @@ def exchanges_in(row: object) -> tuple[str, Exchanges]:
     is read."""
     if not isinstance(row, dict):
         raise MalformedRowError(f"the row is {kind_of(row)}: a prompt without an answer", _KNOWN)
+    row = without_nan(row)
     for source in SOURCES:
         if source.is_one(row):
             return source.name, _formed(source, row)
@@ -52,7 +53,7 @@ def _formed(source: Source, row: Row) -> Exchanges:
     """A log may hold anything at any place: readers take its form for granted."""
     try:
         yield from source.read(row)
-    except (AttributeError, LookupError, OverflowError, TypeError, ValueError):
+    except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError):
         raise MalformedRowError(f"a row of {source.name} is not of its form", _KNOWN) from None
 
 
@@ -66,29 +67,37 @@ def _turns(asked: Asked, conversation: str | None) -> Exchanges:
 
 
 def _chat(row: Row) -> Exchanges:
-    key = next(key for key in _CHATS if looks_like_turns(unpacked(row.get(key))))
+    key = _turns_key(row)
+    assert key is not None
     asked = together(lambda value, place, _: earlier_turns(value, place), row, key, key, request=False)
     found = list(_turns(asked, _session(row)))
     if not found:
         raise SkipRowError("no turn of an assistant in the conversation")
-    yield from found
+    *before, last = found
+    yield from before
+    yield replace(last, reply=_ended(last.reply, row)) if last.reply.message is asked.messages[-1] else last
 
 
-def _is_chat(row: Row) -> bool:
-    return any(looks_like_turns(unpacked(row.get(key))) for key in _CHATS)
+def _turns_key(row: Row) -> str | None:
+    return next((key for key in _CHATS if looks_like_turns(unpacked(row.get(key)))), None)
 
 
 def _instruction(row: Row) -> Exchanges:
     """Alpaca's rows and their like: the answer is a text beside the prompt."""
-    key = next(key for key in _QUESTIONS if row.get(key) is not None)
+    key = next(key for key in _QUESTIONS if isinstance(row.get(key), str))
     answer = next(name for name in _TEXT_ANSWERS if isinstance(row.get(name), str))
     rest = {name: value for name, value in row.items() if name != answer}
     read = SHAPES.get(key, lambda value, place, _: text_prompt(value))
-    yield Exchange(together(read, rest, key, key, request=False), reply_of(row[answer], answer))
+    yield Exchange(together(read, rest, key, key, request=False), _ended(reply_of(row[answer], answer), row))
 
 
 def _is_instruction(row: Row) -> bool:
     return all(any(isinstance(row.get(key), str) for key in keys) for keys in (_QUESTIONS, _TEXT_ANSWERS))
+
+
+def _ended(reply: Reply, told: object) -> Reply:
+    """What stands beside an answer may say how it ended."""
+    return replace(reply, finish=reply.finish or finish_in(told))
 
 
 def asked_by(request: object, place: str, *, whole: bool = True) -> tuple[Asked, Form]:
@@ -101,12 +110,13 @@ def asked_by(request: object, place: str, *, whole: bool = True) -> tuple[Asked,
         return Asked(text_prompt(request)), "text"
     if not isinstance(request, dict):
         raise MalformedRowError(f"{place} is {kind_of(request)}, not a request", _KNOWN)
-    if request.get("messages") is not None:
+    key = _turns_key(request) or ("messages" if request.get("messages") is not None else None)
+    if key is not None:
         # LangChain has a list of conversations.
-        turns: Any = unpacked(request["messages"])
+        turns: Any = unpacked(request[key])
         nested = isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], list)
-        fields = {**request, "messages": turns[0] if nested else turns}
-        asked = together(lambda v, p, _: earlier_turns(v, p), fields, "messages", f"{place}.messages", request=whole)
+        fields = {**request, key: turns[0] if nested else turns}
+        asked = together(lambda v, p, _: earlier_turns(v, p), fields, key, f"{place}.{key}", request=whole)
         if not asked.messages or asked.messages[-1].role == "assistant":
             raise SkipRowError("the request ends with a turn of the assistant, which the answer goes on with")
         return asked, "chat"
@@ -132,18 +142,36 @@ def exchange(request: object, reply: Reply, place: str, row: Row) -> Exchange:
 def _logged(row: Row) -> Exchanges:
     """Request and response side by side, under whatever names a proxy or a logger gives them."""
     place, request = _request_of(row)
-    key = next(key for key in _RESPONSES if row.get(key) is not None)
+    key = _answer_of(row)
+    assert key is not None
     answer = unpacked(row[key])
-    if isinstance(answer, dict):
-        status = answer.get("status_code")
-        if row.get("error") or answer.get("error") or (isinstance(status, int) and status >= 400):
-            raise SkipRowError("the request failed")
-    yield exchange(request, reply_of(answer, key), place, row)
+    told = answer if isinstance(answer, dict) else {}
+    error, status = told.get("error"), told.get("status_code")
+    refused = isinstance(status, int) and status >= 400
+    # A model may write JSON of errors itself, though hardly a server's.
+    served = isinstance(error, dict) or told.get("object") == "error" or (refused and "body" in told)
+    if row.get("error") or served or ((error or refused) and answer is row[key]):
+        raise SkipRowError("the request failed")
+    yield exchange(request, _ended(reply_of(row[key], key), row), place, row)
+
+
+def _answer_of(row: Row) -> str | None:
+    """The key of the answer beside a request; one that is empty gives way."""
+    given = [key for key in _RESPONSES if row.get(key) is not None]
+    return next((key for key in given if row[key] != ""), given[0] if given else None)
 
 
 def _is_logged(row: Row) -> bool:
-    answers = any(isinstance(unpacked(row.get(key)), dict) for key in _RESPONSES)
-    return answers and _request_of(row)[1] is not None
+    (place, request), key = _request_of(row), _answer_of(row)
+    if request is None or key is None:
+        return False
+    answer = row[key]
+    if not isinstance(answer, str):
+        return key != "answer" and (isinstance(answer, dict) or looks_like_turns(answer))
+    if request is row:  # its turns may hold the answers themselves
+        return answer != "" and not ends_answered(row[_turns_key(row) or ""])
+    # Alpaca's input may be JSON.
+    return place != "input" or not any(row.get(name) for name in _QUESTIONS)
 
 
 def _request_of(row: Row) -> tuple[str, object]:
@@ -155,7 +183,7 @@ def _request_of(row: Row) -> tuple[str, object]:
             return "request.body", held["body"]
         if looks_like_turns(held):
             return key, held
-    return ("messages", row) if looks_like_turns(unpacked(row.get("messages"))) else ("", None)
+    return ("row", row) if _turns_key(row) else ("", None)
 
 
 def _judged(row: Row) -> Exchanges:
@@ -188,7 +216,7 @@ def _aiperf(row: Row) -> Exchanges:
         packets = response.get("packets") or ()
         chunks += [p["value"] for p in packets if p.get("name") == "data" and isinstance(p.get("value"), str)]
     streamed = any(response.get("packets") for response in row["responses"])
-    reply = joined_chunks(chunks, "responses") if streamed else reply_of(chunks[-1], "responses")
+    reply = joined_chunks(chunks, "responses") if streamed else reply_of(unpacked(chunks[-1]), "responses")
     yield exchange(row["payload"], reply, "payload", row.get("metadata") or {})
 
 
@@ -245,8 +273,7 @@ def _langsmith(row: Row) -> Exchanges:
     if isinstance(generations, list) and generations:
         first = generations[0][0] if isinstance(generations[0], list) else generations[0]
         reply = reply_of(first.get("message") or first.get("text"), f"{place}.generations")
-        told = first.get("generation_info") or {}
-        reply = replace(reply, finish=finish_of(told.get("finish_reason")))
+        reply = _ended(reply, first.get("generation_info"))
     else:
         reply = reply_of(answer.get("messages") or answer, place)
     kept = {key: called[key] for key in ("temperature", "max_tokens", "tools") if key in called}
@@ -305,7 +332,7 @@ SOURCES = (
         lambda row: "custom_id" in row and "body" in row,
         _refused("a batch input holds prompts without their answers", "Name the batch output with --answers."),
     ),
-    Source("chat rows", _is_chat, _chat),
+    Source("chat rows", lambda row: _turns_key(row) is not None, _chat),
     Source("instruction rows", _is_instruction, _instruction),
 )
 

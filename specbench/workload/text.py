@@ -17,6 +17,7 @@ from typing import IO, Any, NoReturn, TypeAlias
 
 from specbench.errors import WorkloadError
 from specbench.validation import kind_of
+from specbench.workload.conversation import looks_like_turns
 from specbench.workload.faults import MalformedRowError, list_names
 
 # A prompt of a million tokens is some 4 MiB. Beyond these a file is broken, or would not fit into memory.
@@ -144,6 +145,8 @@ Row: TypeAlias = tuple[str, object]  # "line 12" or "row 12", and the parsed val
 
 _LINES = "One JSON object a line; a JSON document over several lines belongs in a .json file."
 _DOCUMENT = "Mend the JSON, or use .jsonl for one object a line."
+# What a row has and no list of rows stands under, or beside.
+_TURNS, _TEXTS = ("messages", "conversations", "turns"), ("prompt", "instruction")
 _DIGITS = 4300  # Python refuses integers of more
 
 
@@ -183,17 +186,27 @@ def json_rows(path: Path) -> Iterator[Row]:
             f"the JSON document is {kind_of(value)}, not rows", where=str(path), hint="Give an array of rows."
         )
     keys: list[str] = []
-    lists = 0
+    lists, asked = 0, False
+    lone = WorkloadError(
+        "the JSON document is one row, not rows", where=str(path), hint="Put it in [ ], an array of one row."
+    )
     for key in document.members():
         if key in keys:
             raise WorkloadError("a key is there twice in one object", where=str(path), hint=_DOCUMENT)
         keys.append(key)
         if document.peek() == "[":
             lists += 1
-            yield from document.array(f" of {list_names([key])}")
+            if asked:
+                raise lone
+            for place, row in document.array(f" of {list_names([key])}"):
+                if key in _TURNS and (looks_like_turns([row]) or (key == "turns" and isinstance(row, str))):
+                    raise lone
+                yield place, row
         else:
-            document.value()
+            asked |= isinstance(document.value(), str) and key in _TEXTS
     document.end()
+    if asked:
+        raise lone
     if lists != 1:
         raise WorkloadError(
             f"the JSON object holds {lists or 'no'} lists, so which one is the rows? Its keys: {list_names(keys)}",

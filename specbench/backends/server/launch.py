@@ -24,7 +24,7 @@ from specbench.records import FirstFault
 from specbench.shipped import shipped
 from specbench.strict_yaml import YamlError, read_yaml
 from specbench.text import did_you_mean
-from specbench.validation import read_value
+from specbench.validation import expanded, read_value
 
 # The braces of JSON in an argument stay as they are: only a bare name between braces is a placeholder.
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
@@ -201,7 +201,7 @@ def find_launch(name: str) -> LaunchFile:
     """The launch file of an engine (`llamacpp`, `vllm`, ...), or the one at a path. `llamacpp` is the Python package
     where it is installed, else the program llama-server. Raises ConfigError, also where `needs` is not installed."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        found = read_launch(Path(name).expanduser())
+        found = read_launch(expanded(name, ConfigError))
     elif name == "llamacpp" and _present("xllamacpp"):
         found = read_launch(shipped(f"{FOLDER}/xllamacpp.yaml"))
     elif name in SHIPPED:

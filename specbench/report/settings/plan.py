@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -153,7 +154,8 @@ def _legend(code: str, place: str, name: str, title: str | None) -> Reason:
 def _path(name: str) -> str:
     """As it is, but no engine would expand `~`, and a leading dash would be read as an option."""
     if name.startswith("~"):
-        return str(Path(name).expanduser())
+        with suppress(RuntimeError):  # a server may know a home directory that is not here
+            return str(Path(name).expanduser())
     return f"./{name}" if name.startswith("-") else name
 
 
