@@ -6,6 +6,7 @@ Unknown is "-". Nothing here rounds a doubt away: a share just under 1 reads ">9
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,9 +44,19 @@ def ascii_text(text: str) -> str:
     return text.encode("ascii", "replace").decode("ascii")
 
 
-def speedup(value: float | None) -> str:
-    """`1.23x`: how many times as fast as the target alone."""
-    return UNKNOWN if value is None else f"{value:.2f}x"
+def apart(value: float, limit: float | None, digits: int) -> int:
+    """Decimals, at least so many, with which `value` reads as the `limit` where it is that, and only there."""
+    if limit is None:
+        return digits
+    same = math.isclose(value, limit, rel_tol=1e-9)
+    while round(limit, digits) != round(limit, 9) if same else round(value, digits) == round(limit, digits):
+        digits += 1
+    return digits
+
+
+def speedup(value: float | None, limit: float | None = None) -> str:
+    """`1.23x`: how many times as fast as the target alone; beside a limit `1.097x`, where 1.10x would be the limit."""
+    return UNKNOWN if value is None else f"{value:.{apart(value, limit, 2)}f}x"
 
 
 def asked(minimum: float) -> str:
@@ -63,14 +74,16 @@ def fine(share: float) -> str:
     return f"{100 * share:.6f}".rstrip("0").rstrip(".") + "%"
 
 
-def interval(low: float | None, high: float | None) -> str:
+def interval(low: float | None, high: float | None, limit: float | None = None) -> str:
     """`[1.10, 1.35]`, or `(no interval)`."""
-    return NO_INTERVAL if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
+    if low is None or high is None:
+        return NO_INTERVAL
+    return f"[{low:.{apart(low, limit, 2)}f}, {high:.{apart(high, limit, 2)}f}]"
 
 
-def estimate(value: float, low: float | None, high: float | None) -> str:
+def estimate(value: float, low: float | None, high: float | None, limit: float | None = None) -> str:
     """`1.23x [1.10, 1.35]`, or `1.23x (no interval)`."""
-    return f"{speedup(value)} {interval(low, high)}"
+    return f"{speedup(value, limit)} {interval(low, high, limit)}"
 
 
 def spread(low: float, high: float) -> str:
@@ -79,22 +92,31 @@ def spread(low: float, high: float) -> str:
     return " to ".join(ends)
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, limit: float | None = None) -> str:
     """`63%` of a share in 0..1; the ends are kept for exactly none and exactly all."""
     if share is None:
         return UNKNOWN
-    if 0 < share < 0.01:
+    if 0 < share < 0.01 <= (limit or 1):
         return "<1%"
-    if 0.99 < share < 1:
+    if 1 > share > 0.99 >= (limit or 0):
         return ">99%"
-    return f"{share:.0%}"
+    return _percent(share, limit)
 
 
-def chance(probability: float) -> str:
-    """A percent for a probability from a bootstrap, which can never show certainty."""
-    if probability < 0.01:
-        return "below 1%"
-    return "above 99%" if probability > 0.99 else f"{probability:.0%}"
+def _percent(share: float, *limits: float | None) -> str:
+    digits = max(apart(100 * share, None if limit is None else 100 * limit, 0) for limit in limits)
+    return f"{100 * share:.{digits}f}%"
+
+
+def chance(probability: float, confidence: float = 0.95) -> str:
+    """A percent for a probability from a bootstrap, which can never show certainty; on its own side of what a verdict
+    with that confidence takes."""
+    unlikely, sure = 1 - confidence, confidence
+    if probability < (low := min(0.01, unlikely)):
+        return f"below {exactly(low)}"
+    if probability > (high := max(0.99, sure)):
+        return f"above {exactly(high)}"
+    return _percent(probability, unlikely, sure)
 
 
 def milliseconds(seconds: float) -> str:
@@ -112,14 +134,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def size(count: float | None, unit: str) -> str | None:
+def size(count: float | None, unit: str, limit: float | None = None) -> str | None:
     """`134.5 M parameters`, `269 MB`: a large count in thousands, millions or billions; None if unknown."""
     if count is None:
         return None
     names = (("B" if unit != "B" else "G", 1e9), ("M", 1e6), ("k", 1e3))
     prefix, scale = next(((name, scale) for name, scale in names if count >= scale), ("", 1.0))
     value = count / scale
-    number = f"{value:.0f}" if value >= 100 or scale == 1 else f"{value:.1f}"
+    digits = 0 if value >= 100 or scale == 1 else 1
+    number = f"{value:.{apart(value, None if limit is None else limit / scale, digits)}f}"
     return f"{number} {prefix}{unit}" if unit == "B" else f"{number} {prefix} {unit}".replace("  ", " ")
 
 
@@ -143,8 +166,8 @@ def whole(number: int | None) -> str:
     return UNKNOWN if number is None else f"{number:,}"
 
 
-def digits(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.2f}"
+def digits(value: float | None, limit: float | None = None) -> str:
+    return UNKNOWN if value is None else f"{value:.{apart(value, limit, 2)}f}"
 
 
 def out_of(part: int | None, whole: int) -> str:
@@ -176,8 +199,9 @@ def code(text: object) -> str:
 
 
 def escape(text: object) -> str:
-    """Markdown prose from a user's name: nothing in it can start markup, a link or a table cell."""
-    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", clean(text))
+    """Markdown prose from a user's name: nothing in it can start markup, a link or a table cell. Between letters a `_`
+    starts none."""
+    return re.sub(r"([\\`*\[\]<>|&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", clean(text))
 
 
 def cell(markdown: str) -> str:

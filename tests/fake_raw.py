@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 @dataclass
 class FakeRaw:
     """`say` gives the pieces of an answer to the head of a request; a number among them is a pause in seconds. `heads`
-    are those that came, and `connections` how many were made. With `context` it speaks TLS, as a `tunnel` after it was
-    asked for one in plain text; `greeting` is sent before anything is asked."""
+    are those that came, and `connections` how many were made. With `context` it speaks TLS; with `tunnel` only after it
+    was asked for one in plain text, and gave that head; `greeting` is sent before anything is asked."""
 
     say: Callable[[str], Iterator[bytes | float]]
     context: ssl.SSLContext | None = None
-    tunnel: bool = False
+    tunnel: str = ""
     greeting: bytes = b""
     heads: list[str] = field(default_factory=list)
     connections: int = 0
@@ -55,7 +55,7 @@ class FakeRaw:
                 connection.sendall(self.greeting)
             if self.tunnel:
                 self.heads.append(_request(connection))
-                connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                connection.sendall(f"{self.tunnel}\r\n\r\n".encode())
             if self.context is not None:
                 connection = self.context.wrap_socket(connection, server_side=True)
             with connection:

@@ -43,7 +43,8 @@ class FakeServer:
     port: int = 0
     certificate: tuple[Path, Path] | None = None  # and its key: then it speaks https
     fault_on: str | None = None  # a word: every prompt with it gets a 400
-    missing: int = 404  # the status of a page that it does not have
+    missing: int = 404  # the status of a page that it does not have, and what it says there
+    missing_page: str = "{}"
     paths: list[str] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
 
@@ -188,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             page = fake.pages()[self.path]
             self._whole(200, page if isinstance(page, str) else json.dumps(page))
         else:
-            self._whole(fake.missing, "{}")
+            self._whole(fake.missing, fake.missing_page)
 
     def do_POST(self) -> None:
         fake = self.server_of

@@ -156,7 +156,7 @@ def with_second_draft(summary: Summary, name: str = "ngram:n=3") -> Summary:
         draft,
         draft=name,
         verdict="NO-GO",
-        reasons=(Reason("odds", {"minimum": 1.10, "probability": 0.0}),),
+        reasons=(Reason("odds", {"minimum": 1.10, "confidence": 0.95, "probability": 0.0}),),
         probability=0.0,
         speedup=draft.speedup - 0.4,
         speedup_low=None if draft.speedup_low is None else draft.speedup_low - 0.4,

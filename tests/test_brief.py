@@ -14,18 +14,21 @@ from fake_served import FakeServer, fake_served
 from fake_summary import of_run, render_brief, stored_of, summary_of, with_second_draft, write_brief
 from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 from justhtml import JustHTML
+from test_report_served import shown
 
-from specbench.analysis.contract import Summary
+from specbench.analysis.contract import PredictedGamma, Summary
 from specbench.analysis.doubts import doubts
+from specbench.analysis.facts import changed_command, limited_command
 from specbench.analysis.pilot import read_pilot
 from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.config import RunConfig
 from specbench.errors import StoreError
-from specbench.records import Finding, Policy, warned
+from specbench.records import Finding, Policy, Trial, warned
 from specbench.report import brief
 from specbench.report.dialect import kind_of, part
+from specbench.report.explain.explain import explain_run
 from specbench.run_record import Provenance, RunRecord
 from specbench.store import StoredRun, read_run
 
@@ -63,6 +66,26 @@ def rich(folder: Path, policy: Policy) -> StoredRun:
     return fake_run(folder, {"demo:draft": FakeDraft({"code": 0.8, "chat": 0.3})}, machine=machine, policy=policy)
 
 
+def idle(stored: StoredRun, draft: str) -> StoredRun:
+    """The same with a draft that never drafted."""
+
+    def none(trial: Trial) -> Trial:
+        rounds = (0,) * len(trial.drafted)
+        return replace(trial, drafted=rounds, accepted=rounds) if trial.arm.draft == draft else trial
+
+    return replace(stored, trials=tuple(map(none, stored.trials)))
+
+
+def with_idle(folder: Path) -> StoredRun:
+    drafts = {name: FakeDraft({"code": 0.1, "chat": 0.1}) for name in ("demo:draft", "ngram:n=3")}
+    return idle(fake_run(folder, drafts), "ngram:n=3")
+
+
+def in_batches(stored: StoredRun, batch: int, **work: int) -> StoredRun:
+    workload = replace(stored.run.workload, **work)
+    return with_run(with_config(stored, batch_size=batch), workload=workload)
+
+
 @pytest.fixture(scope="module")
 def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Summary]:
     """Runs of every sort."""
@@ -73,9 +96,22 @@ def summaries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Summary]:
         "open": rich(folder / "open", Policy(min_speedup=1.32)),
         "served": fake_served(folder / "served"),
         "mute": fake_served(folder / "mute", FakeServer(tells="nothing")),
+        "idle": with_idle(folder / "idle"),
+        "lengths": fake_run(
+            folder / "lengths",
+            {"demo:draft": FakeDraft({"all": 0.8})},
+            prompts={"all": 40},
+            policy=Policy(by_length=(70,)),
+        ),
         **{name: read_run(ROOT / "tests/runs" / name) for name in KEPT},
     }
-    return found | {name: summarise(stored) for name, stored in runs.items()}
+    found |= {name: summarise(stored) for name, stored in runs.items()}
+    # The verdict on the whole is open, that of no draft alone; and at one batch, the only one, it does not pay.
+    choice, decided = found["open"].choice, tuple(replace(each, reasons=()) for each in found["open"].drafts)
+    assert choice is not None and "more-prompts" in [reason.code for reason in choice.reasons]
+    lost = (replace(found["served"].drafts[0], stops_paying_at_batch=1),)
+    found |= {"chosen": replace(found["open"], drafts=decided), "lost": replace(found["served"], drafts=lost)}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +157,38 @@ def test_the_estimate_of_the_verdict_stands_for_the_run(summaries: dict[str, Sum
         assert slower == [f"{draft.slower_share:.0%}"]
 
 
+def test_a_draft_that_never_drafted_is_no_candidate(summaries: dict[str, Summary], pages: dict[str, str]) -> None:
+    summary, text = summaries["idle"], pages["idle"]
+    assert [draft.draft for draft in summary.among] == ["demo:draft"] and summary.tried == 3
+    said = "leave speculation off; `demo:draft` is the only draft that drafted."
+    assert said in front(text) and "choosing among the 3." in front(text)
+    assert "the only draft that drafted: demo:draft" in shown(summary)
+    assert "the best of 3 gammas looks better" in explain_run(summary, "engineer").text
+    costs = section(text, "What a round costs, and what limits it").partition("### `ngram:n=3`")[2]
+    assert costs.startswith("\n\nAt gamma ") and "no round drafted anything, so what a round" in costs
+    assert not re.search(r"What limits it|every draft accepted|Break-even|target steps", costs)
+    assert text.count("The replayed tau") == 1
+    alone = summarise(idle(fake_run(Path(summary.run + "-alone"), {"d": FakeDraft({"code": 0.5, "chat": 0.5})}), "d"))
+    assert [step.code for step in next_steps(alone, most=9)] == ["never-drafts"] and alone.tried == 3
+
+
+def test_predictions_that_cannot_be_judged_are_not_and_come_late() -> None:
+    summary = of_run(stored_of(MIXED, HERE), summary_of(MIXED))
+    off = Finding("prediction-unjudged", "warning", {"measured": 0.06, "probed": 0.01}, "Quiet it.")
+    late = warned("rounds-not-probed", "in the probe x drafted nothing", "Probe it.")
+    silent = Finding("not-speculating", "warning", {"arms": ["x gamma 2"]}, "Look at its log.")
+    (draft,) = summary.drafts
+    rows = tuple(replace(row, missing_term="drafting") for row in draft.gammas)
+    predicted = (PredictedGamma(1, 1.5, 1.2, 1.1, 1.3, None, 0.2),)
+    wrong = replace(summary, drafts=(replace(draft, gammas=rows, predicted=predicted),))
+    assert "is off by more than 5%" in brief.render_brief(wrong)
+    text = brief.render_brief(replace(wrong, warnings=(off, late, *summary.warnings, silent)))
+    assert "is off by more than 5%" not in text
+    codes = re.findall(r"^- (?:<a [^>]*></a>\*\*|`)([a-z-]+)", text.split("## What to distrust most")[1], re.MULTILINE)
+    assert codes[:3] == ["not-speculating", "target-only-tokens", "few-prompts"]
+    assert codes[3:5] == ["prediction-unjudged", "rounds-not-probed"]
+
+
 def test_what_is_missing_is_counted_once(tmp_path: Path) -> None:
     """By the verdict's reason, its step, and a plan that has the run for its pilot."""
     stored = rich(tmp_path / "r", Policy(min_speedup=1.32))
@@ -130,7 +198,47 @@ def test_what_is_missing_is_counted_once(tmp_path: Path) -> None:
     plan = plan_of(Wanted(summary.policy, 0.05), read_pilot(stored, summary.policy, None))
     assert plan.verdict is not None
     assert reason.values["needed"] == step.values["needed"] == plan.verdict.need.prompts
-    assert f"{reason.values['needed']:,} in all" in brief.render_brief(summary)
+    text = brief.render_brief(summary)
+    more, needed = reason.values["more"], reason.values["needed"]
+    assert f"bout {more:,} more prompts like these, {needed:,} in all" in text and more + 30 == needed
+    assert f"**Add {more:,} prompts to the workload" in text
+
+
+def test_batches_are_counted_in_prompts_where_prompts_are_asked_for(tmp_path: Path) -> None:
+    stored = in_batches(rich(tmp_path / "r", Policy(min_speedup=1.32)), 4, prompts_available=9000, prompts_used=120)
+    summary = summarise(stored)
+    assert summary.pace is not None and summary.choice is not None
+    needed = next(each.values["needed"] for each in summary.choice.reasons if each.code == "more-prompts")
+    (step,) = (each for each in next_steps(summary) if each.code == "more-prompts")
+    assert step.hint.endswith(f"--limit {4 * needed}")
+    assert step.values["minutes"] == pytest.approx(summary.pace.minutes(needed))
+    text = brief.render_brief(summary)
+    assert f"**Measure {4 * needed:,} of the workload's 9,000 prompts, not 120.**" in text
+    assert f"bout {needed - 30:,} more batches of 4 prompts like these, {needed:,} in all" in text
+    assert "the output of 30 of 30 batches of 4 prompts is identical" in text and "| batches slower than" not in text
+    assert "rest on fewer than 30 batches of 4 prompts." in text and "| batches (" in text
+    few = in_batches(fake_run(tmp_path / "few", {"d": FakeDraft({"all": 0.8})}, prompts={"all": 6}), 4)
+    assert "6 batches of 4 prompts are too few for an interval" in brief.render_brief(summarise(few))
+    assert "6 batches of 4 prompts give no interval" in brief.render_brief(summarise(few))
+
+
+def test_a_mix_holds_for_the_prompts_of_its_categories(tmp_path: Path) -> None:
+    prompts = {"code": 20, "chat": 14, "maths": 13}
+    drafts = {"demo:draft": FakeDraft(dict.fromkeys(prompts, 0.8))}
+    stored = fake_run(tmp_path / "r", drafts, prompts=prompts, policy=Policy(mix={"code": 0.6, "chat": 0.4}))
+
+    def longer(trial: Trial) -> Trial:
+        odd = replace(trial, prompt_tokens=900, finish="eos", times=replace(trial.times, prefill_s=9, total_s=10))
+        return odd if trial.category == "maths" else trial
+
+    work = replace(stored.run.workload, prompts_available=47, prompts_used=47)
+    whole = with_run(replace(stored, trials=tuple(map(longer, stored.trials))), workload=work)
+    facts = summarise(whole).facts
+    assert facts.prompt_tokens == (50, 90) and facts.cut_share == 1.0
+    assert facts.prefill_share is not None and facts.prefill_share < 0.05
+    text = brief.render_brief(summarise(whole))
+    assert "\n- prompts: 34 of 47 in `" in text
+    assert len(re.findall(r"34 of 47 in `\S+`, of 50 to 90 tokens, weighed as traffic of", text)) == 2
 
 
 def test_every_mark_leads_to_an_entry_and_no_entry_is_made_up(pages: dict[str, str]) -> None:
@@ -163,11 +271,50 @@ def test_every_doubt_and_step_has_its_words(summaries: dict[str, Summary]) -> No
         (MIXED, ["more-prompts", "by-category"]),
         (FEW, ["more-prompts", "larger-gamma"]),
         (replace(MIXED, margins=(0.002, 0.4)), ["texts-differ", "by-category"]),
+        (replace(NO_GO, alpha=0.05, draft_step_s=0.03), ["agree-more"]),
     ],
     ids=lambda value: value.name if isinstance(value, World) else "",
 )
 def test_next_steps_come_from_the_runs_own_numbers(world: World, steps: list[str]) -> None:
     assert [step.code for step in next_steps(of_run(stored_of(world, HERE), summary_of(world)))] == steps
+
+
+def test_a_step_that_cannot_be_enough_says_so() -> None:
+    for world, code, said in (
+        (
+            replace(NO_GO, alpha=0.05, draft_step_s=0.03),
+            "agree-more",
+            "Every draft accepted, at this cost, would give no more than 0.89x",
+        ),
+        (replace(NO_GO, alpha=0.2, draft_step_s=0.03), "cheaper-draft", "1.14x"),
+        (
+            replace(NO_GO, alpha=0.2, verify_extra=0.4),
+            "cheaper-verify",
+            "At the price of one step it would give no more than",
+        ),
+    ):
+        (step,) = (
+            each for each in next_steps(of_run(stored_of(world, HERE), summary_of(world)), 9) if each.code == code
+        )
+        assert said in part(step, "why") and (step.values["most"] < 1.1) is (
+            re.search("no more than|not enough", part(step, "why")) is not None
+        )
+        assert code != "agree-more" or "agrees with the target more and costs less as well." in part(step, "do")
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        ("sweep --gamma 1,2 --costs p --limit 9", "sweep --limit 9 --fresh --gamma 2..4"),
+        ("measure --gamma 2 --limit 9", "sweep --limit 9 --fresh --gamma 2..4"),
+        ("measure --gamma 2 --server http://a --spec-server http://b", ""),
+    ],
+)
+def test_another_gamma_is_asked_of_a_command_that_takes_it(argv: str, command: str) -> None:
+    stored = with_provenance(stored_of(GO, HERE), argv=("specbench", *argv.split()))
+    facts = of_run(stored, summary_of(GO)).facts
+    assert changed_command(facts, gamma="2..4") == (f"specbench {command}" if command else "")
+    assert "--costs" not in changed_command(facts) + (limited_command(facts, 20) or "")
 
 
 def steps_of(stored: StoredRun, summary: Summary) -> list[Finding]:
@@ -228,7 +375,7 @@ def test_few_prompts_get_no_certainty() -> None:
     text = page(FEW)
     assert "so this is what happened on them, not what to expect of others." in front(text)
     assert "> Too few prompts: 6 prompts are too few for an interval." in front(text)
-    assert "the chance of that is" not in text
+    assert "the chance of that is" not in text and "as the whole, on its own prompts.\n" in text
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "started"])
@@ -250,7 +397,25 @@ def test_end_to_end_policy_is_named() -> None:
     stored = with_config(stored_of(GO, HERE), policy=Policy(metric="e2e", min_speedup=1.5))
     text = render_brief(stored, summary_of(GO))
     assert "whole answers, prompt included, run **" in text and "You asked for 1.50x or more" in text
+    assert "the end-to-end speedups in the tables by gamma have no interval" in text
     assert "| category | verdict | speedup, end to end [95% interval] |" in text
+
+
+def test_what_was_asked_for_is_not_rounded() -> None:
+    asked = Policy(min_speedup=1.125, confidence=0.975, slower_than=0.975, max_slower_share=0.125, max_added_gb=1.25)
+    stored = with_config(stored_of(MIXED, HERE), policy=asked)
+    text = render_brief(stored, summary_of(MIXED)) + shown(of_run(stored, summary_of(MIXED)))
+    text += explain_run(of_run(stored, summary_of(MIXED)), "manager").text
+    for said in ("1.125x", "97.5% interval", "97.5% confidence", "0.975x", "12.5% of prompts", "1.25 GB"):
+        assert said in text
+    assert not re.search(r"1\.1[23]x or more|98%|(?:than|below) 0\.9[78]x|1\.[23] GB", text)
+
+
+def test_an_interval_just_below_1_shows_it() -> None:
+    summary = summary_of(NO_GO)
+    draft = replace(summary.drafts[0], speedup_high=0.997)
+    text = render_brief(stored_of(NO_GO, HERE), replace(summary, drafts=(draft,)))
+    assert "The whole interval, up to 0.997x, lies below 1.00x" in text
 
 
 def test_several_drafts_stand_side_by_side_and_each_has_its_evidence() -> None:
@@ -329,6 +494,12 @@ def test_checks_repeat_the_command() -> None:
     assert "specbench sweep --limit=40 --workload 'my file|x.jsonl' --fresh\n" in text
     assert "specbench sweep --workload 'my file|x.jsonl' --fresh --limit 200\n" in text
     assert "--fresh --dtype float32\n" in text
+    assert "Drafted and accepted tokens, counted again" in text
+    facts = stored.run.drafts["demo:draft"]
+    for others, told in (({"skip:layers=3": facts}, "tokens of `demo:draft`, counted"), ({}, "")):
+        drafts = others | ({"demo:draft": facts} if others else {"suffix": facts})
+        text = render_brief(with_run(stored, drafts=drafts), summary_of(NO_GO))
+        assert told in text and ("specbench check" in text) is bool(told)
 
 
 def test_a_warning_in_other_words_is_shown_as_it_was_noticed() -> None:

@@ -16,14 +16,14 @@ from tokenizers import pre_tokenizers
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from typer.testing import CliRunner
 
-from specbench.analysis.checked import checked_gamma
+from specbench.analysis.checked import checked_gamma, unsupported
 from specbench.backends.local.assisted import RULES, Pair, SeenRound, SeenText, placed, reconcile, watched
 from specbench.cli import app
 from specbench.drafters import parse_draft
 from specbench.records import Arm, Message, Prompt, Round, Sampling, Times, Trial
 from specbench.report.dialect import codes
 from specbench.store import read_run
-from specbench.verify.check import Asked, check, comparable, unsupported
+from specbench.verify.check import Asked, check, comparable
 
 GAMMAS = (1, 5)
 

@@ -132,6 +132,10 @@ def test_the_verdict_on_the_whole_run_decides_the_exit_code(verdict, code):
         (("--dtype", "int8"), "`dtype`: 'int8' is none of auto, float32, bfloat16, float16"),
         (("--resume",), "No unfinished run with this configuration"),
         (("--draft", "ngram:n=x"), "'n=x' is no option of an n-gram draft (ngram:n=x). Write ngram:n=3"),
+        (
+            ("--time-budget", "1m", "--replay-only"),
+            "Only what is timed ends early (--time-budget). Leave it out, or use --limit.",
+        ),
         (("--strict", "--replay-only"), "There is no verdict without a wall clock (--strict). Leave it out."),
     ],
 )

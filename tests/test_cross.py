@@ -18,6 +18,8 @@ from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, replay
 from specbench.acceptance.score import match_each_block
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.local import LocalEngine
+from specbench.config import load_config
 from specbench.drafters.cross import CrossDrafter
 from specbench.records import Sampling
 
@@ -158,6 +160,17 @@ def test_a_text_that_outgrows_the_drafts_memory_is_read_from_its_end(tokenizers,
     found = match_each_block(drafter(capacity), prompt, alone.tokens, 3)
     again = replay([Blocks("p", None, "d", 0, 36, found.proposed, found.matched)], 3)
     assert (again.rounds[0], again.accepted[0]) == (len(live.rounds), sum(r.accepted for r in live.rounds))
+
+
+def test_a_prompt_longer_than_the_draft_can_read_is_not_left_out(lab, tmp_path):
+    """And what the draft reads is held against transformers all the same."""
+    small = save_with_byte_tokenizer(tiny_llama(257, seed=7, max_position_embeddings=64), tmp_path / "small")
+    keys = {"target": str(lab.target), "draft": [f"cross:{small}"], "dtype": "float32", "device": "cpu"}
+    engine = LocalEngine(load_config(None, keys), 1)
+    assert engine.max_context == 512
+    engine.reserve(200)
+    checks = engine.check_reference([list(range(3, 153))], 16, padded=False)
+    assert [(one.model, one.tokens) for one in checks] == [(str(lab.target), 16), (str(small), 16)]
 
 
 def spaced_tokenizer():

@@ -23,9 +23,13 @@ from specbench.acceptance.score import score_head
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.dflash import BlockReader
 from specbench.backends.local.drafts import HeadDraft, load_head
+from specbench.backends.local.prober import Prober
+from specbench.backends.local.probing import _load
+from specbench.config import load_config
+from specbench.cost.plan import ProbePlan, ProbeRequest
 from specbench.drafters import parse_draft
 from specbench.drafters.head import HeadDrafter
-from specbench.errors import ModelError
+from specbench.errors import ConfigError, ModelError
 from specbench.models.heads import find_head
 from specbench.records import Sampling
 from specbench.verify.rounds import loop_and_replay
@@ -176,6 +180,19 @@ def test_the_doctor_asks_no_more_than_a_block_of_a_round(tmp_path):
     found = loop_and_replay(bed, bed.drafts[0])
     assert found.severity == "ok", found.message
     assert max(one.drafted for live, _ in bed.with_draft(bed.drafts[0]) for one in live.rounds) == 2
+
+
+def test_a_probe_times_it_in_no_batch():
+    plan = ProbePlan((20,), (20,), (9,), (9,), (1, 2), (1, 2), 2, 2, 2)
+    prober = Prober({None: TARGET}, plan, PROMPT, device="cpu", seed=0, sampling=GREEDY, heads={"d": head_of()})
+    assert {(point.model, point.batch) for point in prober.run().points} == {(None, 1), (None, 2), ("d", 1)}
+
+
+def test_a_probe_of_longer_rounds_is_refused_before_anything_is_loaded(tmp_path):
+    folder = save_dflash(tmp_path / "head", assistant(PLAIN))
+    config = load_config(None, {"target": str(tmp_path / "none"), "draft": [str(folder)], "gamma": f"1,{BLOCK}"})
+    with pytest.raises(ConfigError, match=rf"drafts {BLOCK - 1} tokens in a round.*Use a gamma of up to {BLOCK - 1}"):
+        _load(config, ProbeRequest(), "cpu", lambda _: None)
 
 
 @pytest.mark.parametrize("layout", ["transformers", "speculators"])

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from specbench.records import Reason
-from specbench.report.dialect import Compiled, because, environment
+from specbench.records import Finding, Reason
+from specbench.report.dialect import Compiled, because, environment, of_100, said
 from specbench.report.tables import doctor_tables
 from specbench.verify.findings import Examination, noticed
 
@@ -20,8 +20,47 @@ def fresh():
     environment.cache_clear()
 
 
-REASON = Reason("odds", {"minimum": 1.1, "probability": 0.5})
+REASON = Reason("odds", {"minimum": 1.1, "confidence": 0.95, "probability": 0.5})
 WORDS = "the chance of 1.10x or more is 50%"
+
+
+@pytest.mark.parametrize(
+    ("code", "values", "words"),
+    [
+        ("odds", {"minimum": 1.125, "confidence": 0.95, "probability": 0.948}, "of 1.125x or more is 94.8%"),
+        ("memory", {"takes_bytes": 2.004e9, "allowed_bytes": 2e9}, "takes 2.004 GB of memory, 2 GB are allowed"),
+        ("memory", {"takes_bytes": 1.3e9, "allowed_bytes": 1.25e9}, "takes 1.3 GB of memory, 1.25 GB are allowed"),
+        (
+            "whole-answer",
+            {"speedup": 1.097, "low": 1.05, "high": 1.2, "minimum": 1.1},
+            "ran 1.097x [1.05, 1.20] as fast",
+        ),
+        (
+            "slower-prompts",
+            {"share": 29 / 115, "slower_than": 0.975, "allowed": 0.25, "may_be_chance": False},
+            "25.2% of prompts run below 0.975x (at most 25% allowed)",
+        ),
+        (
+            "slower-prompts",
+            {"share": 0.3, "slower_than": 0.95, "allowed": 0.125, "may_be_chance": True, "batch": 4},
+            "30% of batches of 4 prompts run below 0.95x (at most 12.5% allowed), which over so few batches",
+        ),
+        ("more-prompts", {"more": 357, "needed": 472}, "about 357 more prompts like these, 472 in all"),
+        ("too-few-prompts", {"prompts": 9, "needed": 10, "batch": 4}, "9 batches of 4 prompts: an interval takes"),
+    ],
+)
+def test_a_reason_keeps_a_number_and_its_limit_apart(code, values, words):
+    assert words in because(Reason(code, values))
+
+
+def test_one_of_a_hundred_was():
+    assert [of_100(share) for share in (0.004, 0.01, 0.08, 0.996)] == [
+        "fewer than 1 was",
+        "1 was",
+        "8 were",
+        "more than 99 were",
+    ]
+    assert said(Finding("few-prompts", values={"prompts": 1, "batch": 1})) == "1 prompt is too few for an interval"
 
 
 def test_a_sentence_is_compiled_once_and_read_back(monkeypatch, tmp_path, fresh):

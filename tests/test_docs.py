@@ -194,7 +194,7 @@ def test_the_contract_lists_every_code():
 
     assert len(made("warned", "warning")) >= 40
     assert missing(sorted(made("warned", "warning")), PAGES["contract.md"]) == []
-    others = {code for kind in ("refused", "differs", "legends", "measure", "work") for code in codes(kind)}
+    others = {code for kind in ("refused", "differs", "legends", "measure", "work", "checks") for code in codes(kind)}
     assert set(codes("reasons")) <= made("Reason") <= set(codes("reasons")) | others
     assert made("_step") | {"confirm-on-engine", "measure-on-engine"} == set(codes("steps"))
 

@@ -247,6 +247,8 @@ def test_logits_that_are_no_numbers_are_named(tokenizer):
     sick = copy.deepcopy(NEAR)
     sick.lm_head.weight[3].fill_(float("nan"))
     assert broken(bed_of(tokenizer, sick)) == {"finite-logits"}
+    alone = replace(bed_of(tokenizer, NEAR), drafts=[])
+    assert "every logit of 1 model is a number" in texts.finite_logits(alone).message
 
 
 def test_a_target_that_ends_at_once_is_named(tokenizer):

@@ -59,7 +59,7 @@ def test_plain_words_are_no_surer_than_the_verdict() -> None:
     assert "expect answers, once begun, to come 2.16x to 2.34x as fast on average" in go
     assert "it makes answers, once begun, slower here, and you asked for 1.10x" in no
     assert "1.04x to 1.30x all fit what was seen, so 1.10x is open. This is not a no." in unclear
-    assert "about 180 more prompts" in unclear.lower()
+    assert "about 182 more prompts" in unclear.lower()
     assert "expect 0.98x to 1.06x here; the 1.10x that you asked for is unlikely" in manager("kept:llamacpp")
     assert "to come 1.16x to 1.40x as fast on average (95% interval)" in manager("kept:drafters"), "as the choice says"
     for name, chance in (("slow-gate", "above 99%"), ("slow-gate-open", "84%")):
@@ -92,7 +92,7 @@ def test_why_follows_the_rule() -> None:
         "world-go"
     )
     assert "NO-GO takes a chance of at most 5% for 1.10x or more. It is below 1%." in engineer("world-no-go")
-    assert "NO-GO one of at most 5%. It is 84%. About 180 more prompts" in engineer("world-mixed")
+    assert "NO-GO one of at most 5%. It is 84%. About 182 more prompts" in engineer("world-mixed")
 
 
 def test_text_that_is_not_the_targets_ends_the_matter() -> None:
@@ -193,6 +193,10 @@ def test_what_limits_it_is_named_for_a_manager() -> None:
     dear = manager("too-dear")
     assert "has to yield 9.30 tokens for 1.10x of decoding; it yields 1.35 (measured). More than 2 it cannot" in dear
     assert "it cannot yield" not in manager("priced")
+    assert "With this acceptance, even a free draft would not reach 1.00x; a drafted token costs 0.24" in engineer(
+        "too-dear"
+    )
+    assert "at most 0.40 target steps for 1.00x and at most 0.30 target steps for 1.10x; it costs" in engineer("priced")
     assert "how few guesses are right" in poor and "it would be 1.05x at most (predicted)" in poor
 
 
@@ -215,7 +219,7 @@ def test_money_and_memory_where_they_are_known() -> None:
     assert "| a million output tokens | 4.20 | 3.62 (assumed) |" in text and "| memory added | - | 32.0 MB |" in text
     assert "No price was given" not in text and "adds 31.4 MB" not in text
     assert "The draft adds 31.4 MB of memory for itself" in manager("world-go")
-    assert "The draft may take 500 MB of memory." in manager("memory-limit")
+    assert "The draft may take 0.5 GB of memory." in manager("memory-limit")
 
 
 def test_load_is_measured_predicted_or_not_known() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from specbench.acceptance.replay import replay
 from specbench.acceptance.scores import as_text
 from specbench.backends.local import ragged
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.local import LocalEngine
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.reference import check_reference, pick
 from specbench.cli import app
+from specbench.config import load_config
 from specbench.drafters.around import ManyReadableDrafter, ReadableDrafter, readable, silent_after
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ModelError
@@ -33,6 +36,7 @@ from specbench.models.family import (
     shares_layers,
 )
 from specbench.models.memory import cache_bytes
+from specbench.records import Sampling
 
 PROMPTS = [list(range(1, 8)), list(range(3, 17)), list(range(2, 30))]
 
@@ -190,9 +194,55 @@ def test_prompts_of_all_lengths_are_picked() -> None:
 
 
 def test_a_length_at_which_frequencies_change() -> None:
-    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
-    asked = config("phi3", rope_parameters=rope, original_max_position_embeddings=32)
+    asked = config("phi3", rope_parameters=ROPE, original_max_position_embeddings=32)
     assert (frequency_limit(asked), frequency_limit(config("mistral"))) == (32, None)
+
+
+ROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_above_a_change_of_frequencies_are_scored_side_by_side_as_alone(temperature: float) -> None:
+    from specbench.acceptance.score import score
+    from specbench.backends.local.batch import score_batch
+
+    target = model("phi3", rope_parameters=ROPE, original_max_position_embeddings=70)
+    draft, prompts = near_copy(target, 0.02), [list(range(3, 3 + n)) for n in (55, 8)]
+    prompts.append([*prompts[0], *prompts[0]])  # the others end below
+    outputs = [run(target, None, prompt, max_new_tokens=12).tokens for prompt in prompts]
+    options: dict[str, Any] = {"vocab_size": 64, "sampling": Sampling(temperature), "eos": ()}
+    together = score_batch(target, draft, prompts, outputs, **options)
+    for prompt, output, found in zip(prompts, outputs, together, strict=True):
+        alone = score(CachedModel(target, 128), CachedModel(draft, 128), prompt, output, **options)
+        assert found.log_q == pytest.approx(alone.log_q, abs=1e-4)
+        assert found.accept == pytest.approx(alone.accept, abs=1e-4)
+
+
+# -- where a table of positions ends ----------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["gpt2", *full("opt", "biogpt")])
+def test_padding_beyond_the_context_is_read_by_nobody(family: str) -> None:
+    made = model(family, **{"n_positions" if family == "gpt2" else "max_position_embeddings": 32})
+    many, alone = RaggedModel(made, 64, 2), CachedModel(made, 32)
+    rows, more = [list(range(3, 34)), [5, 6, 7]], [[8], [9, 10, 11, 12]]
+    many.begin(2)
+    many.forward(rows, every=False)
+    for row, found, ids in zip(rows, many.forward(more, every=True), more, strict=True):
+        alone.rewind(0)
+        alone.forward(row, keep=1)
+        torch.testing.assert_close(found[: len(ids)], alone.forward(ids, keep=len(ids)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_text_that_ends_at_the_context_is_held_against_transformers_and_warms_every_width(tmp_path: Any) -> None:
+    target = _save(model("gpt2", vocab_size=257, n_positions=64), tmp_path / "t")
+    config = load_config(None, {"target": target, "draft": ["ngram:n=2"], "gamma": "3", "dtype": "float32"})
+    engine = LocalEngine(replace(config, device="cpu"), 1)
+    engine.reserve(64 + 4)
+    engine.warm(list(range(3, 65)), range(1, 5))
+    (found,) = engine.check_reference([list(range(3, 59))], 8, padded=False)
+    assert found.tokens == 8
 
 
 # -- tokens that a draft cannot read ----------------------------------------------------------------------------------
@@ -334,10 +384,9 @@ def test_attention_that_is_written_out_is_a_caution(lab: Any, tmp_path: Any) -> 
 
 def _long_rope(lab: Any, tmp_path: Any) -> tuple[list[str], int]:
     """Flags of a pair whose frequencies change amid the lengths of the prompts, and how many prompts there are."""
-    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
     lengths = [len(json.loads(line)["prompt"]) for line in lab.workload.read_text().splitlines()]
     at = sorted(lengths)[len(lengths) // 2] + len("user: \nassistant: ")
-    made = model("phi3", vocab_size=257, rope_parameters=rope, original_max_position_embeddings=at)
+    made = model("phi3", vocab_size=257, rope_parameters=ROPE, original_max_position_embeddings=at)
     pair = ["--target", _save(made, tmp_path / "t"), "--draft", _save(near_copy(made, 0.02), tmp_path / "d")]
     return [*pair, "--gamma", "2", "--max-new-tokens", "3", "--json"], len(lengths)
 

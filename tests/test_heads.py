@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families.recipes import model
 from gguf import GGUFWriter
 from tiny import GREEDY, lean, run
 from tiny_heads import HIDDEN, LAYERS, READS, VOCAB, head_config, head_tensors, markov_llama, save_head
@@ -220,6 +221,10 @@ UNKNOWN = {
         {"transformer_layer_config": head_config(PLAIN)["transformer_layer_config"] | {"model_type": "mistral"}},
         "made of 'mistral' layers",
     ),
+    "no vocabulary": (
+        {"transformer_layer_config": head_config(PLAIN)["transformer_layer_config"] | {"vocab_size": None}},
+        "does not say how many tokens its target knows",
+    ),
     "draft vocabulary": ({"draft_vocab_size": VOCAB + 1}, f"drafts {VOCAB + 1} tokens"),
     "nonsense": ({"transformer_layer_config": [1]}, "is not one of EAGLE-3"),
     **{
@@ -284,6 +289,13 @@ def test_baseline_passes_keep_no_states(tmp_path):
     twin.forward(PROMPT, keep=1)
     assert twin.states.read(0, len(PROMPT)).shape == (len(PROMPT), len(READS) * HIDDEN)
     assert reader.cache.get_seq_length() == len(PROMPT)
+
+
+@pytest.mark.parametrize(("family", "layer"), [("gpt2", 1), ("opt", 2)])
+def test_a_target_whose_layers_or_norm_are_called_otherwise_is_refused(family, layer):
+    reader = CachedModel(model(family), 16)
+    with pytest.raises(ModelError, match=rf"\({family}\) has no layers here whose states"):
+        reader.keeping((layer,))
 
 
 def test_a_head_beyond_transformers_own_layers_is_refused(tmp_path, monkeypatch):

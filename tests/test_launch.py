@@ -13,6 +13,7 @@ from gguf import GGUFWriter
 from test_launched import written
 
 from specbench.backends.server import launch
+from specbench.backends.server.backend import ServerBackend
 from specbench.backends.server.launch import (
     Setting,
     command,
@@ -188,6 +189,17 @@ def test_an_engine_that_drafts_right_at_temperature_0_alone_is_refused_above(tmp
     assert read_launch(ENGINES / "vllm-cpu.yaml").greedy_only
 
 
+def test_a_time_budget_takes_servers_that_come_in_turn(tmp_path):
+    def asked(**changes):
+        path = written(tmp_path, drafts={"ngram": ["{n}", "{gamma}"]}, **changes)
+        config = RunConfig(target="t", draft=("ngram:n=2",), gamma=(2,), launch=str(path), time_budget_s=60.0)
+        return ServerBackend(config, replay_only=False, threads=lambda: 1, say=print)
+
+    with pytest.raises(ConfigError, match=r"one block.*--time-budget.*`prompts_per_start`"):
+        asked(prompts_per_start=None)
+    asked(prompts_per_start=4)
+
+
 def test_the_embedded_head_is_a_folder_and_no_gguf_file():
     folder = model_file("demo:eagle3", "directory")
     assert (Path(folder) / "config.json").is_file()
@@ -201,6 +213,9 @@ def test_the_embedded_head_is_a_folder_and_no_gguf_file():
 def test_a_path_is_a_launch_file(tmp_path):
     path = written(tmp_path, needs="json", version=["{python}", "-c", "print('one\\ntwo')"])
     assert engine_version(find_launch(str(path))) == "one"
+    # As llama-server says it where it loads its backends from files.
+    loads = "print('load_backend: loaded CUDA backend from /app/libggml-cuda.so\\nversion: 6327 (abc)\\nbuilt with')"
+    assert engine_version(replace(find_launch(str(path)), version=("{python}", "-c", loads))) == "version: 6327 (abc)"
     assert engine_version(replace(find_launch(str(path)), version=("no-such-program",))) is None
     with pytest.raises(ConfigError, match="Cannot read the launch file"):
         find_launch(str(tmp_path / "other.yaml"))

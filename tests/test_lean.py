@@ -261,6 +261,26 @@ def test_unknown_and_sliding_models_stay_as_they_are():
         assert not any(isinstance(module, LeanLayer | Packed) for module in model.modules())
 
 
+@pytest.mark.parametrize("name", ["o_proj", "down_proj"])
+def test_what_multiplies_otherwise_stays(name):
+    """As quantized models do."""
+
+    class Quantized(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return nn.functional.linear(x, self.weight.to(x.dtype) / 64, self.bias)
+
+    model = family("llama")
+    for layer in model.model.layers:
+        part = layer.self_attn if name == "o_proj" else layer.mlp
+        old, new = getattr(part, name), Quantized(1, 1, bias=False)
+        new.in_features, new.out_features = old.in_features, old.out_features
+        new.weight = nn.Parameter((old.weight * 64).round().to(torch.int8), requires_grad=False)
+        setattr(part, name, new)
+    make_lean(model)
+    assert forward_of(model) == "transformers"
+    assert CachedModel(model, 8).forward([1, 2, 3], keep=1).isfinite().all()
+
+
 def test_a_class_of_the_same_name_from_elsewhere_stays():
     """A model's own code may call itself anything; its shell is not compared, so only transformers' are known."""
     theirs = type("LlamaForCausalLM", (LlamaForCausalLM,), {"__module__": "somebody.modeling"})

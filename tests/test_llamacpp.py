@@ -73,6 +73,14 @@ def test_a_streamed_answer_of_a_server_that_drafts():
     assert reading.text == "Repeat exactly one two three four five six seven eight nine ten."
 
 
+def test_an_answer_that_numbers_no_token_begins_with_its_text():
+    chunks = streamed("llamacpp_draft.sse")
+    for chunk in chunks:
+        chunk.data.get("timings", {}).pop("predicted_n", None)
+    first_s = next(chunk.at_s for chunk in chunks if chunk.data["choices"][0]["delta"].get("content"))
+    assert LlamaCpp().read(chunks).first_s == first_s
+
+
 def test_the_running_counters():
     found = LlamaCpp().counters(capture("llamacpp_draft.metrics"))
     assert found == Counters(tokens=44, rounds=15, drafted=57, accepted=26, survived=(8, 6, 6, 6))

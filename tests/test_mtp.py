@@ -18,13 +18,16 @@ from specbench.acceptance.metrics import count
 from specbench.acceptance.positions import Positions
 from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score_head
+from specbench.backends.local import probing
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafts import load_head, reader_of
 from specbench.backends.local.headreader import ManyHeadReader
 from specbench.backends.local.mtp import load_mtp
 from specbench.backends.local.ragged import RaggedModel
+from specbench.config import load_config
+from specbench.cost.plan import ProbeRequest
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
-from specbench.errors import ModelError
+from specbench.errors import ConfigError, ModelError
 from specbench.models import LoadedModel
 from specbench.models.heads import find_head, require_fit
 from specbench.records import Sampling
@@ -213,6 +216,13 @@ def test_its_target_is_left_as_it_was():
     assert target.model.config.to_dict() == before
 
 
+def test_a_probe_of_longer_rounds_is_refused(monkeypatch):
+    monkeypatch.setattr(probing, "load_model", lambda *_, **__: target_of("deepseek_v3*3"))
+    monkeypatch.setattr(probing, "load_drafts", None)
+    with pytest.raises(ConfigError, match=r"mtp drafts 3 tokens in a round, and gamma goes up to 4"):
+        probing._load(load_config(None, {"draft": ["mtp"], "gamma": "4"}), ProbeRequest(), "cpu", lambda _: None)
+
+
 def scores_of(head, target, text):
     reader = CachedModel(target.model, 512).keeping(head.reads)
     return score_head(reader, reader.states.read, reader_of(head, 512), PROMPT, text, depths=3, sampling=GREEDY, eos=())
@@ -255,11 +265,12 @@ REFUSED = {
     "three": ("qwen3_next", {"num_nextn_predict_layers": 3}, (), "3 multi-token-prediction layers, not one"),
     "none by its weights": ("qwen3_next", {}, ("mtp.",), "holds no weights of multi-token-prediction layers"),
     "a part": ("deepseek_v3", {}, ("model.layers.2.self_attn.o_proj",), "is missing"),
+    "8 bits": ("qwen3_next", {}, (), "runs in 8 bits or fewer here"),
 }
 
 
 @pytest.mark.parametrize(
-    "case", ["no such layers", "none by its weights", *full("none by its config", "three", "a part")]
+    "case", ["no such layers", "none by its weights", "8 bits", *full("none by its config", "three", "a part")]
 )
 def test_refusals_are_one_line(tmp_path, case):
     kind, changes, gone, words = REFUSED[case]
@@ -273,6 +284,8 @@ def test_refusals_are_one_line(tmp_path, case):
     without(folder, *gone) if gone else None
     configured(folder, **changes)
     model = AutoModelForCausalLM.from_pretrained(folder)
+    if case == "8 bits":
+        model.lm_head.to(torch.float8_e4m3fn)
     with pytest.raises(ModelError) as error:
         load_mtp(LoadedModel(str(folder), model, None, None, 0, 0, 512))
     assert words in error.value.line()

@@ -10,7 +10,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from test_heads import MARKOV, head_of
 from tiny import GREEDY, model_drafter, near_copy, tiny_llama
+from tiny_heads import save_head
 
 from specbench.backends.local import prober
 from specbench.backends.local.cached import CachedModel
@@ -213,6 +215,33 @@ def test_a_batch_whose_passes_do_not_fit_while_they_are_recorded_keeps_the_small
     assert {p.batch for p in costs.points if p.model is None} == {1, 2}
     assert {p.batch for p in costs.points if p.model == "d"} == {1, 2, 4, 8}
     assert [caution.code for caution in costs.cautions] == ["batch-too-large"]
+
+
+@pytest.mark.parametrize("where", ["the target's states", "its memory", "its passes"])
+def test_a_head_that_runs_out_of_memory_is_left_out_alone(tmp_path, monkeypatch, where):
+    head = head_of(save_head(tmp_path, MARKOV), MARKOV)
+
+    def short(honest, batch_of):
+        def call(*given):
+            if batch_of(*given) >= 4:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            return honest(*given)
+
+        return call
+
+    if where == "its memory":
+        init = short(prober._ManyPairs.__init__, lambda _, head, width, capacity, batch: batch)
+        monkeypatch.setattr(prober._ManyPairs, "__init__", init)
+    elif where == "its passes":
+        monkeypatch.setattr(head, "run", short(head.run, lambda ids, *_: len(ids)))
+    else:
+        read = short(CachedModel._read, lambda self, *_: 0 if self.states is None else self.batch)
+        monkeypatch.setattr(CachedModel, "_read", read)
+    found = Prober({None: MARKOV}, plan(), IDS, device="cpu", seed=0, sampling=GREEDY, heads={"h": head}).run()
+    assert {p.batch for p in found.points if p.model is None} == {1, 2, 4, 8}
+    assert {p.batch for p in found.points if p.model == "h"} == {1, 2}
+    (caution,) = found.cautions
+    assert caution.message.startswith("h was not timed at batch 4 and above: it ran out of memory at ")
 
 
 def test_what_cannot_fit_is_not_tried(monkeypatch):

@@ -147,6 +147,25 @@ def test_one_hot_drafts_load_no_target(lab, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("turn", "answer", "why"),
+    [
+        (None, "x " * 300, r"\d\d \+ 601 tokens exceed the context of 512"),
+        (100, "x " * 60, r"it crosses 100 tokens, where a model changes its rotary frequencies \(LongRoPE\)"),
+    ],
+)
+def test_answers_that_no_model_here_reads_as_they_were_written_are_listed(
+    lab, tmp_path, monkeypatch, turn, answer, why
+):
+    monkeypatch.setattr(LocalEngine, "frequency_limit", turn)
+    log = tmp_path / "log.jsonl"
+    log.write_text(lines(*({"instruction": QUESTION, "output": text} for text in (ANSWER, answer, ANSWER))))
+    folder = over(log, config_for(lab, tmp_path), tmp_path / "runs", target="none", tokenizer=str(lab.target))
+    assert {text.prompt_id for text in read_positions(folder)} == {"line-1", "line-3"}
+    (left_out,) = read_run(folder).run.workload.skipped
+    assert left_out.id == "line-2" and re.fullmatch(why, left_out.reason)
+
+
+@pytest.mark.parametrize(
     ("flags", "said"),
     [
         ({"target": "none"}, "Without a target nothing says how texts are cut"),

@@ -111,6 +111,13 @@ def test_where_it_stops_paying_is_found_and_backed_by_its_interval(tmp_path: Pat
     assert stops_paying_at(dip, SPEC, Policy()) is None
 
 
+def test_what_a_probe_says_of_more_clients_is_said_of_clients(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r")
+    summary = summarise(stored)
+    found = replace(summary, drafts=(replace(summary.drafts[0], stops_paying_at_batch=2),))
+    assert "| stops paying at | - | 2 clients ([predicted](#larger-batches)) |" in render_brief(stored, found)
+
+
 def test_the_policys_metric_decides_where_it_stops_paying(tmp_path: Path) -> None:
     rows = summarise(fake_served(tmp_path / "r", BUSY, concurrency=(1, 4, 16))).loads
     slow = [replace(row, speedup_e2e=0.5) for row in rows]

@@ -23,7 +23,7 @@ from specbench.analysis.doubts import doubts
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.records import ClientLag, Counters, Divergence, Load, Round, ServerStats, Window
-from specbench.report.dialect import because, said
+from specbench.report.dialect import because, part, said
 from specbench.report.tables import sweep_tables
 from specbench.run_record import Provenance
 from specbench.store import StoredRun
@@ -34,8 +34,8 @@ BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
-    for part in sweep_tables(summary):
-        console.print(part)
+    for table in sweep_tables(summary):
+        console.print(table)
     file.seek(0)
     return file.read()
 
@@ -132,6 +132,16 @@ def test_a_request_that_drafted_nothing_took_a_round_for_every_token(tmp_path: P
     row = summarise(stored).drafts[0].gammas[0]
     assert (row.rounds, row.tokens_per_round, row.acceptance_rate) == (24 * (LIMIT - 1), 1.0, None)
     assert "drafted nothing at all" in codes(stored)["not-speculating"]
+
+
+def test_a_server_that_drafted_nothing_says_so_first_and_what_a_draft_costs_is_not_known(tmp_path: Path) -> None:
+    stored = fake_served(tmp_path / "r", FakeServer(drafts=lambda gamma: 0, cached=45))
+    page = render_brief(stored, summarise(stored))
+    assert page.split("## What to distrust most\n\n")[1].startswith("- `not-speculating`: ")
+    assert "no round drafted anything, so what a round with a draft costs is not known." in page
+    for claim in ("every draft accepted", "What limits it", "Break-even", "It may be wrong: an engine", "(#what-if)"):
+        assert claim not in page
+    assert [step.code for step in next_steps(summarise(stored), most=9)] == ["never-drafts", "your-load"]
 
 
 def test_counters_that_agree_are_a_line(tmp_path: Path) -> None:
@@ -295,6 +305,11 @@ def test_the_fake_drafts_as_it_says() -> None:
 def test_a_look_up_is_not_told_to_try_a_look_up(tmp_path: Path) -> None:
     found = summarise(fake_served(tmp_path / "r", FakeServer(round_s=0.013)))
     model = replace(found, choice=None, drafts=(replace(found.drafts[0], verdict="NO-GO"),))
+    (step,) = (each for each in next_steps(model, most=9) if each.code == "cheaper-or-agreeing")
+    assert part(step, "do").endswith(" or one that agrees more.") and "no more than" not in part(step, "why")
+    dear = replace(step, values={**step.values, "right": 0.914})
+    assert part(dear, "do") == "Try a cheaper draft, such as n-gram look-up where the engine has it."
+    assert "Every draft accepted, at this cost, would give no more than 0.91x (predicted)." in part(dear, "why")
     assert "cheaper-or-agreeing" in [step.code for step in next_steps(model, most=9)]
     lookup = replace(model, drafts=(replace(model.drafts[0], draft="ngram:n=3"),))
     assert "longer-look-up" in [step.code for step in next_steps(lookup, most=9)]

@@ -47,7 +47,7 @@ def test_the_mixed_world_at_80_columns() -> None:
         "",
         "UNCLEAR  demo:draft: 1.17x [1.04, 1.30] decode, best gamma 1, asked for 1.10x",
         "  the chance of 1.10x or more is 84%",
-        "  about 180 more prompts like these, 222 in all, would settle it, if the speedup",
+        "  about 182 more prompts like these, 222 in all, would settle it, if the speedup",
         "  stays where it is",
         "                                       speedup  end to         slower   same",
         "gamma    r   tau  survival      [95% interval]     end  tok/s  <0.95x   text",

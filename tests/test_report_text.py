@@ -15,8 +15,27 @@ def test_percent_keeps_its_ends_for_none_and_all(share: float | None, shown: str
     assert text.percent(share) == shown
 
 
-def test_a_chance_is_never_certain() -> None:
+def test_a_chance_is_never_certain_and_on_its_own_side_of_what_a_verdict_takes() -> None:
     assert [text.chance(p) for p in (0.0, 0.5, 1.0)] == ["below 1%", "50%", "above 99%"]
+    assert [text.chance(p) for p in (0.948, 0.95, 0.952, 0.052)] == ["94.8%", "95%", "95.2%", "5.2%"]
+    assert [text.chance(p, 0.995) for p in (0.004, 0.006, 0.992, 1.0)] == ["below 0.5%", "0.6%", "99%", "above 99.5%"]
+
+
+def test_what_is_just_past_a_limit_does_not_read_as_the_limit() -> None:
+    assert [text.speedup(v, 1.1) for v in (1.097, 1.0996, 1.1, 1.1 + 1e-12, 1.12)] == [
+        "1.097x",
+        "1.0996x",
+        "1.10x",
+        "1.10x",
+        "1.12x",
+    ]
+    assert text.speedup(1.123, 1.125) == "1.123x"
+    assert text.interval(0.998, 1.003, 1) == "[0.998, 1.003]" and text.interval(0.9, 1.1, 1) == "[0.90, 1.10]"
+    assert text.estimate(1.097, 1.05, 1.101, 1.1) == "1.097x [1.05, 1.101]"
+    assert [text.percent(s, 0.25) for s in (29 / 115, 0.25, 0.3, 0.001)] == ["25.2%", "25%", "30%", "<1%"]
+    assert [text.percent(s, 0.005) for s in (0.008, 0.005)] == ["1%", "0.5%"]
+    assert text.percent(0.996, 0.995) == "99.6%" and text.speedup(1.125, 1.125) == "1.125x"
+    assert text.size(2.0004e9, "B", 2e9) == "2.0004 GB" and text.size(2.3e9, "B", 2e9) == "2.3 GB"
 
 
 def test_estimates_say_when_there_is_no_interval() -> None:
@@ -44,6 +63,7 @@ def test_sparkline_in_bars_and_in_tenths() -> None:
 
 def test_names_from_files_start_no_markup_and_obey_no_terminal() -> None:
     assert text.escape("a|b <b> [x](y) *z*") == r"a\|b \<b\> \[x\](y) \*z\*"
+    assert text.escape("__init__ _a_ snake_case ~~b~~") == r"\_\_init\_\_ \_a\_ snake_case \~\~b\~\~"
     assert text.clean("a\x1b[31mb\nc\u202e") == "a [31mb c"
     assert text.code("a`b") == "`` a`b ``"
     assert text.cell(text.code("a|b")) == r"`a\|b`"

@@ -115,6 +115,22 @@ def test_the_target_alone_pays_for_one_snapshot_in_a_text(monkeypatch: pytest.Mo
     assert (widths, taken) == ([len(PROMPT), *[1] * 23], 1)
 
 
+def test_how_much_was_read_is_not_counted_anew_at_every_token() -> None:
+    """The target alone would pay for it, more with every token."""
+
+    class Unwalked(list[Any]):
+        def __iter__(self) -> Any:
+            raise AssertionError
+
+    reader = CachedModel(model("qwen3_next"), 64)
+    assert reader._snapshots is not None
+    reader._snapshots._since = Unwalked()
+    with torch.inference_mode():
+        for token in PROMPT:
+            reader.forward([token], keep=1)
+    assert reader._snapshots.length == len(PROMPT)
+
+
 @pytest.mark.parametrize(("family", "again"), [("qwen3_next", True), ("lfm2", False), ("deepseek_v32", False)])
 def test_a_rejection_costs_a_pass_over_what_is_kept_only_where_states_recur(
     family: str, again: bool, monkeypatch: pytest.MonkeyPatch

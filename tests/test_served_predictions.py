@@ -197,7 +197,10 @@ def test_a_look_up_that_found_little_is_named_and_not_predicted(tmp_path):
     probe_of(stored, points(gammas=range(3)), tmp_path / "probe")
     costs = served_costs(tmp_path / "probe", stored.run)
     (caution,) = [one for one in costs.cautions if one.code == "rounds-not-probed"]
-    assert "demo:draft beyond gamma 2" in caution.message
+    assert "in the probe demo:draft drafted no more than 2: beyond that" in caution.message
+    probe_of(stored, points(gammas=range(1)), tmp_path / "nothing")
+    cautions = served_costs(tmp_path / "nothing", stored.run).cautions
+    assert "in the probe demo:draft drafted nothing: beyond that" in " ".join(one.message for one in cautions)
     two, four = summarise(planted(tmp_path / "costed", costs.points)).drafts[0].gammas
     assert two.predicted_speedup is not None and four.predicted_speedup is None
 

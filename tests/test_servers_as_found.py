@@ -453,6 +453,21 @@ def test_a_page_that_is_forbidden_is_a_page_that_is_not_there_for_who_has_a_key(
         assert measured(lab, tmp_path, alone, drafting).status == "finished"
 
 
+def test_a_page_that_is_forbidden_wants_no_key_of_who_needs_none(lab, tmp_path):
+    with FakeOpenAI(missing=403) as alone, FakeOpenAI(missing=403) as drafting:
+        assert measured(lab, tmp_path, alone, drafting).status == "finished"
+
+
+def test_a_server_that_still_loads_its_model_is_not_taken_for_another(lab, tmp_path):
+    loading = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
+    with FakeOpenAI(missing=503, missing_page=json.dumps(loading)) as alone, FakeOpenAI(missing=503) as drafting:
+        with pytest.raises(EngineError, match=r"still loads its model: HTTP status 503 .*Wait"):
+            measured(lab, tmp_path, alone, drafting)
+        assert (alone.seen, find_runs(tmp_path)) == ([], [])
+        alone.missing_page = "{}"
+        assert measured(lab, tmp_path, alone, drafting).status == "finished"
+
+
 def test_answers_that_call_tools_are_whole(lab, tmp_path):
     calls = (
         {"role": "assistant", "content": None},

@@ -240,6 +240,14 @@ def test_a_busy_server_and_a_prefix_cache_are_named(lab, tmp_path):
     assert {"busy-server", "prefix-cache"} <= set(codes(stored))
 
 
+def test_what_is_set_for_models_in_process_is_named(lab, tmp_path):
+    with FakeServer() as alone, speculating() as drafting:
+        stored = served(lab, tmp_path / "a", alone, drafting, dtype="float32", threads=2)
+        assert "settings-not-used" not in codes(served(lab, tmp_path / "b", alone, drafting))
+    (warning,) = [warning for warning in stored.run.warnings if warning.code == "settings-not-used"]
+    assert warning.message.startswith("--dtype and --threads change nothing")
+
+
 def test_counters_that_begin_anew_are_not_compared(lab, tmp_path):
     with FakeServer() as alone, speculating(restart_at=4) as drafting:
         stored = served(lab, tmp_path, alone, drafting)
@@ -248,15 +256,17 @@ def test_counters_that_begin_anew_are_not_compared(lab, tmp_path):
     assert missing[0].arm.kind == "speculative"
 
 
-def test_texts_that_differ_get_their_gap(lab, tmp_path):
-    other = " ".join(["w0", "w1", "elsewhere", *(f"w{i}" for i in range(3, 12))])
+@pytest.mark.parametrize("word", ["elsewhere", "else\0where"])
+def test_texts_that_differ_get_their_gap(lab, tmp_path, word):
+    other = " ".join(["w0", "w1", word, *(f"w{i}" for i in range(3, 12))])
     prompts = [json.loads(line)["prompt"] for line in lab.workload.read_text().splitlines()]
     with FakeServer() as alone, speculating(text_of=dict.fromkeys(prompts, other)) as drafting:
-        stored = served(lab, tmp_path, alone, drafting)
+        stored = served(lab, tmp_path, alone, drafting, keep_text=True)
     spec = [t for t in counted(stored) if t.arm.kind == "speculative"]
     assert [t.identical for t in spec] == [False] * 4
     assert all(t.diverged.index == 2 and t.diverged.margin is None for t in spec)
     assert all(t.diverged.gap == pytest.approx(0.2) for t in spec)
+    assert {t.output_text for t in spec} == {other}
 
 
 @pytest.mark.full
@@ -294,6 +304,21 @@ def test_another_server_at_the_address_is_not_continued(lab, tmp_path):
             pytest.raises(SpecbenchError, match=r"another than when this run began: model: fake\.gguf -> other\.gguf"),
         ):
             served(lab, tmp_path, alone, again, mode="resume")
+
+
+def test_servers_of_two_versions_are_named_and_their_run_goes_on(lab, tmp_path):
+    class Newer(FakeServer):
+        def pages(self):
+            return super().pages() | {"/props": {"build_info": "b2-fake"}}
+
+    with FakeServer() as alone, Newer(rounds=ROUNDS) as drafting:
+        with pytest.raises(KeyboardInterrupt):
+            served(lab, tmp_path, alone, drafting, observer=FakeObserver(interrupt_after=5))
+        stored = served(lab, tmp_path, alone, drafting, mode="resume")
+    assert len(counted(stored)) == 12
+    assert "b1-fake" in stored.run.provenance.engine
+    (warning,) = [warning for warning in stored.run.warnings if warning.code == "other-version"]
+    assert "'b1-fake' and 'b2-fake'" in warning.message
 
 
 def test_what_is_answered_is_kept_when_the_user_stops(lab, tmp_path):
@@ -368,6 +393,10 @@ def test_commands_about_runs_in_process_say_what_to_do_with_others(command, says
         ({"launch": "x.yaml"}, "Both a running server and a launch file"),
         ({"concurrency": "0"}, "from 1 to"),
         ({"rate": "-1"}, "requests per second"),
+        ({"cutoff": 0.3}, r"cut-off that it was started with.*\(--cutoff\)"),
+        ({"draft": ["d,cutoff=0.3"]}, r"cut-off that it was started with.*\(--draft\)"),
+        ({"time_budget_s": 60, "concurrency": "4"}, r"one block.*\(--time-budget\).*--limit, or one client"),
+        ({"time_budget_s": 60, "rate": "2"}, "one block"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(lab, tmp_path, flags, says):
@@ -400,6 +429,14 @@ def test_a_draft_that_gives_less_than_gamma_is_refused_before_it_is_measured(dra
         return
     with pytest.raises(EngineError, match=r"no round drafted more than 7 tokens, not 8.*Use --gamma up to 7"):
         preflight.check_drafts(*asked, started=started)
+
+
+def test_drafts_of_which_no_answer_tells_are_not_taken_for_none():
+    asked = (State(speculating=True), parse_draft("org/head"), 3, "http://h")
+    (found,) = preflight.check_drafts([shown()], *asked, started=False)
+    assert found.code == "speculation-not-told" and found.message.startswith("the server does not tell what it drafts")
+    with pytest.raises(EngineError, match="drafted nothing"):
+        preflight.check_drafts([shown(0, 0)], *asked, started=False)
 
 
 @pytest.mark.parametrize(("alpha", "named"), [(0.01, True), *full((0.2, False))])

@@ -333,6 +333,21 @@ def test_a_penalty_and_min_p_are_pasted_as_measured_and_engines_that_differ_say_
     assert "--temperature" not in greedy.measure[1]
 
 
+def test_prompts_are_read_as_they_were() -> None:
+    summary, facts = case()
+    work = replace(facts.workload, source="a.csv", column="my question", category_column="topic", system_prompt=True)
+    found = settings_of(summary, replace(facts, workload=work, template_kwargs={"enable_thinking": False}))
+    assert found is not None and found.measure is not None
+    words = words_of(found.measure[1])
+    given = dict(pairwise(words))
+    assert given["--workload"] == "a.csv" and given["--column"] == "my question"
+    assert given["--category-column"] == "topic" and given["--system-prompt"] == "..."
+    assert json.loads(given["--chat-template-kwargs"]) == {"enable_thinking": False}
+    assert not {"--column", "--system-prompt", "--chat-template-kwargs"} & set(
+        words_of((made().measure or ("", ""))[1])
+    )
+
+
 # As Qwen2.5 ships it, and worse: each of these gives another text.
 OWN_FILE = {"repetition_penalty": 1.7, "do_sample": True, "temperature": 0.7, "top_k": 3, "suppress_tokens": [115, 42]}
 OWN_FILE |= {"no_repeat_ngram_size": 1, "min_new_tokens": 20, "forced_eos_token_id": 7}

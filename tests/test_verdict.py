@@ -29,7 +29,8 @@ def test_the_probability_decides(speedup, call):
 
 def test_the_probability_is_the_share_of_draws():
     assert judge(SURE, POLICY, Gates()).probability == 0.96
-    assert judge(SURE, POLICY, Gates()).reasons == (Reason("odds", {"minimum": 1.10, "probability": 0.96}),)
+    odds = {"minimum": 1.10, "confidence": 0.95, "probability": 0.96}
+    assert judge(SURE, POLICY, Gates()).reasons == (Reason("odds", odds),)
 
 
 def test_too_many_slower_prompts_forbid_a_go():

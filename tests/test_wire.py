@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import subprocess
 import time
@@ -217,11 +218,41 @@ def test_no_charset_of_a_header_is_obeyed(charset):
         (b"[1]", "not a JSON object"),
         (b"9" * 5000, "not JSON"),
         (b'{"error": {"type": "\\u001b[31m", "message": "secret"}}', "an error inside the answer$"),
-        (b"", "not JSON"),
     ],
 )
 def test_garbled_events_are_asked_again(event, why):
     body = b"data: " + event + b"\n\ndata: [DONE]\n\n"
+    with FakeRaw(saying(answer(body, "text/event-stream"))) as server, pytest.raises(FailedError, match=why):
+        send(server.url)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        EVENTS + b"data: [DONE]\n\n",
+        EVENTS + b'event: end\ndata: {"c": 3}\n\n',
+        EVENTS + b'data: {"c"',
+        b"data:\n\ndata: \n\n" + EVENTS,
+    ],
+)
+def test_an_answer_ends_at_its_first_done_and_has_no_empty_events(body):
+    with FakeRaw(saying(answer(body, "text/event-stream"))) as server:
+        assert [chunk.data for chunk in send(server.url)[0]] == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (b'data: {"error": {"type": "InternalServerError"}}\n\n', "an error inside the answer: InternalServerError"),
+        (b'data: {"error": {"type": "InternalServerError"}}\n\ndata: {"b', "answer: InternalServerError"),
+        (b'data: {"b', "broke off"),
+        (b"data: [DO", "broke off"),
+        (b"data:", "broke off"),
+        (b"", "broke off"),
+    ],
+)
+def test_an_answer_without_its_end_names_an_error_that_it_has(end, why):
+    body = b'data: {"a": 1}\n\n' + end
     with FakeRaw(saying(answer(body, "text/event-stream"))) as server, pytest.raises(FailedError, match=why):
         send(server.url)
 
@@ -288,8 +319,25 @@ def test_a_proxy_of_the_environment_is_used_for_other_machines(proxied):
     )
     assert "Proxy-Authorization: Basic bWU6cGEgc3M=" in proxy.heads[0]
     proxied.setenv("no_proxy", "far.invalid")
-    with pytest.raises(EngineError, match="its name is not known"):
+    with pytest.raises(EngineError, match=r"No server answers: its name is not known .*Check the address"):
         send("http://far.invalid:8000")
+    proxied.delenv("no_proxy")
+    with pytest.raises(EngineError, match=r"through the proxy .* http_proxy: connection refused .*no_proxy"):
+        send("http://far.invalid:8000")
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def test_a_name_with_two_addresses_that_both_refuse(monkeypatch):
+    both = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, free_port())) for address in ("127.0.0.1", "127.0.0.2")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+    with pytest.raises(EngineError, match=r"connection refused .*Start it"):
+        send("http://localhost:8000")
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +369,7 @@ def forget_certificates():
 def test_tls_is_spoken_and_checked(certificate, proxied):
     own, context = certificate
     with FakeRaw(saying(*OK), context) as server:
-        with pytest.raises(EngineError, match="certificate cannot be verified"):
+        with pytest.raises(EngineError, match=r"certificate cannot be verified .*SSL_CERT_FILE"):
             send(server.url)
         trusting(proxied, own)
         send(server.url, times=2)
@@ -329,15 +377,18 @@ def test_tls_is_spoken_and_checked(certificate, proxied):
             send(server.url.replace("127.0.0.1", "localhost"))
     with (
         FakeRaw(saying(*OK), greeting=answer(b"", status="400 No")) as plain,
-        pytest.raises(EngineError, match="does not speak TLS"),
+        pytest.raises(EngineError, match=r"does not speak TLS .*http or https"),
     ):
         send(plain.url.replace("http:", "https:"))
 
 
-def test_a_proxy_passes_tls_on_and_never_sees_the_key(certificate, proxied):
+@pytest.mark.parametrize(
+    "head", ["HTTP/1.1 200 Connection established", "HTTP/1.0 200 OK", "HTTP/1.1 200 OK\r\nConnection: close"]
+)
+def test_a_proxy_passes_tls_on_and_never_sees_the_key(certificate, proxied, head):
     own, context = certificate
     trusting(proxied, own)
-    with FakeRaw(saying(*OK), context, tunnel=True) as proxy:
+    with FakeRaw(saying(*OK), context, tunnel=head) as proxy:
         proxied.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         assert len(send("https://far.invalid", key="s3cret")[0]) == 2
     before, inside = proxy.heads

@@ -121,7 +121,8 @@ def _floor(
     """What the machine leaves open: too few prompts, a target that differs from itself, and predictions that cannot be
     held against the measurement."""
     if (n := min((draft.gammas[0].prompts for draft in drafts), default=0)) < MIN_PROMPTS:
-        yield warning("few-prompts", f"Measure {MIN_PROMPTS} or more.", prompts=n)
+        batch = stored.run.config.batch_size
+        yield warning("few-prompts", f"Measure {MIN_PROMPTS} or more.", prompts=n, batch=batch)
     if floor is None or floor.low is None or floor.high is None:
         return
     width = max(1 - floor.low, floor.high - 1)

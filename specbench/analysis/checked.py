@@ -1,16 +1,20 @@
-"""What `check` found: the counts of a run beside those of another implementation, and whether they agree."""
+"""The counts of a run beside those of another implementation: which drafts `check` compares, what it found, and whether
+they agree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from specbench.analysis.cautions import GAP_CONFIDENCE
+from specbench.analysis.facts import Facts, changed_command, limited_command, shell
 from specbench.decision.interval import Paired, ends, speedup_interval
-from specbench.records import Interval, Reason, Round
+from specbench.drafters import DraftSpec, parse_draft
+from specbench.kinds import HEADS
+from specbench.records import Interval, Reason, Round, Sampling
 
 if TYPE_CHECKING:
     from specbench.backends.local.assisted import Pair
@@ -108,6 +112,65 @@ def checked_gamma(gamma: int, pairs: Sequence[Pair], *, greedy: bool, precision:
         agreement=agreement,
         reason=reason,
     )
+
+
+def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None) -> str | None:
+    """Why transformers does not do the same with this draft, or None."""
+    if head is not None:
+        if head in ("mtp", "dflash"):
+            return f"transformers drafts with {HEADS[head]} heads too, but is not asked to here"
+        return f"transformers drives no {HEADS.get(head, head)} head"
+    if spec.look_up and not spec.alone:
+        return "transformers has no look-up that falls back on a model"
+    if spec.suffix is not None:
+        return "transformers looks up n-grams, not the longest suffix"
+    if spec.kind == "skip":
+        return "transformers runs skipped layers with a cache of their own, ours share the target's"
+    if spec.kind == "cross":
+        return "transformers aligns the texts of the two tokenizers in another way, so drafts differ"
+    if spec.cutoff:
+        return "transformers keeps the token that the draft is unsure of, and stops after it; we stop before it"
+    if spec.ngram is not None and spec.ngram.shortest > 1:
+        return f"look-up in transformers goes down to single tokens, this draft to {spec.ngram.shortest}"
+    if sampling.greedy:
+        return None
+    if spec.greedy:
+        return "transformers draws a draft model's tokens at the target's temperature, this draft takes the likeliest"
+    if spec.ngram is not None and sampling.top_p < 1:
+        return "with top-p, look-up in transformers drops drafts by the order of token ids"
+    if spec.ngram is not None and sampling.penalised and (sampling.top_k or sampling.min_p):
+        # It tries its processors on equal logits, of which a penalty then sets those of the text apart.
+        return "with top-k or min-p beside a penalty, look-up in transformers drops drafts for standing in the text"
+    if spec.kind is not None and (sampling.temperature != 1 or sampling.top_p < 1):
+        # Its processors are handed to the draft, which makes them anew and applies both. Top-k twice is top-k, min-p
+        # min-p; of a penalty it takes the one that was handed over.
+        return "transformers applies temperature and top-p to the draft's logits twice, so it draws other drafts"
+    return None
+
+
+def countable(heads: Mapping[str, str | None], sampling: Sampling) -> list[str]:
+    """The drafts that transformers counts again; each with the kind of its head, None for any other draft."""
+    return [spec for spec, head in heads.items() if unsupported(parse_draft(spec), sampling, head=head) is None]
+
+
+def checks(facts: Facts, folder: str) -> list[tuple[Reason, str]]:
+    """(what it tells, command) pairs that count again, repeat or extend the run in `folder`; those that repeat it are
+    left out where its command was not recorded. What it tells is "counts", "again", "all" or "exact"."""
+    found = []
+    able = countable({spec: model.head for spec, model in facts.drafts.items()}, facts.sampling)
+    # transformers' assisted generation knows no batches, and none of what a server runs.
+    if facts.batch_size == 1 and not facts.served and able:
+        some = able if len(able) < len(facts.drafts) else []
+        found.append((Reason("counts", {"drafts": some}), shell(["specbench", "check", folder])))
+    if not facts.argv:
+        return found
+    found.append((Reason("again"), changed_command(facts)))
+    available, used = facts.workload.available, facts.workload.used
+    if available is not None and used is not None and available > used:
+        found.append((Reason("all"), limited_command(facts, available) or ""))
+    if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
+        found.append((Reason("exact"), changed_command(facts, dtype="float32")))
+    return found
 
 
 def worst(drafts: Sequence[CheckedDraft]) -> Agreement:

@@ -282,6 +282,11 @@ class DraftResult:
     answer: Answer | None = None
 
     @property
+    def choosable(self) -> tuple[GammaResult, ...]:
+        """The rows among which `best_gamma` was chosen: one that never drafted is none, where another did."""
+        return tuple(row for row in self.gammas if row.drafted != 0) or self.gammas
+
+    @property
     def best(self) -> GammaResult:
         """The row that `best_gamma` names."""
         return next((row for row in self.gammas if row.gamma == self.best_gamma), self.gammas[0])
@@ -363,6 +368,19 @@ class Summary:
         chosen = self.choice.draft if self.choice is not None else None
         named = [draft for draft in self.drafts if draft.draft == chosen]
         return named[0] if named else max(self.drafts, key=lambda draft: draft.speedup, default=None)
+
+    @property
+    def among(self) -> tuple[DraftResult, ...]:
+        """The drafts among which the verdict's was chosen: one that never drafted is none, where another did."""
+        if self.choice is None:
+            return () if self.recommended is None else (self.recommended,)
+        names = {self.choice.draft, *(rival.draft for rival in self.choice.rivals)}
+        return tuple(draft for draft in self.drafts if draft.draft in names)
+
+    @property
+    def tried(self) -> int:
+        """How many drafts at how many gammas the verdict's was chosen among."""
+        return sum(len(draft.choosable) for draft in self.among)
 
     @property
     def headline(self) -> Choice | DraftResult | None:

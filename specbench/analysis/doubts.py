@@ -52,6 +52,8 @@ def _claims(summary: Summary, engines: bool, split: bool) -> Iterator[Finding]:
     """What marks in the text lead to, each where the text has such a mark."""
     facts, policy, drafts = summary.facts, summary.policy, summary.drafts
     rows = [row for draft in drafts for row in draft.gammas]
+    chosen = [] if summary.choice is None else [summary.choice]
+    reasons = [*(each for draft in drafts for each in draft.reasons), *(each for one in chosen for each in one.reasons)]
     steps = {step.code for step in next_steps(summary)}
     there = {
         "elsewhere": True,
@@ -60,8 +62,8 @@ def _claims(summary: Summary, engines: bool, split: bool) -> Iterator[Finding]:
         "one-more-token": "larger-gamma" in steps,
         "replay-and-costs": any(row.predicted_speedup for row in rows) or any(draft.predicted for draft in drafts),
         "by-category": policy.metric == "decode" and any(c.predicted_speedup for d in drafts for c in d.by_speedup),
-        "larger-batches": any(len(draft.batches) > 1 for draft in drafts),
-        "prompts-to-settle": any(r.code == "more-prompts" for d in drafts for r in d.reasons),
+        "larger-batches": any(len(d.batches) > 1 or d.stops_paying_at_batch is not None for d in drafts),
+        "prompts-to-settle": any(reason.code == "more-prompts" for reason in reasons),
         "price": any(draft.money for draft in drafts),
         "rejection-rule": not facts.sampling.greedy,
         "near-ties": any(draft.texts and draft.texts.differing > draft.texts.unknown for draft in drafts),
@@ -71,15 +73,18 @@ def _claims(summary: Summary, engines: bool, split: bool) -> Iterator[Finding]:
     }
     yield from (_doubt(code, served=facts.served) for code, listed in there.items() if listed)
     few = {c.category: c.prompts for d in drafts for c in d.by_speedup if c.prompts < FEW_PROMPTS}
-    whole = max(draft.best.prompts for draft in drafts)
-    if few or whole < FEW_PROMPTS:
-        fewer = whole if whole < FEW_PROMPTS else None
-        yield _doubt("few-prompts", whole=fewer, categories=few, enough=FEW_PROMPTS)
+    lengths = {(each.low, each.high) for d in drafts for each in d.lengths if 0 < each.prompts < FEW_PROMPTS}
+    whole = min([*(draft.best.prompts for draft in drafts), *(head.prompts for head in chosen)])
+    if few or lengths or whole < FEW_PROMPTS:
+        fewer, batch = whole if whole < FEW_PROMPTS else None, summary.batch_size
+        of = {"categories": few, "lengths": len(lengths)}
+        yield _doubt("few-prompts", whole=fewer, enough=FEW_PROMPTS, batch=batch, **of)
 
 
 def _whole_rounds(draft: DraftResult) -> bool:
-    """Whether a round's cost is known without its parts, as on a server."""
-    return draft.best.round_time is None and draft.best.round_steps is not None
+    """Whether a draft's round is known without its parts, as on a server."""
+    row = draft.best
+    return row.round_time is None and row.round_steps is not None and row.drafted != 0
 
 
 def _limits(summary: Summary) -> Iterator[Finding]:
@@ -133,7 +138,7 @@ def _of_drafts(summary: Summary) -> Iterator[Finding]:
     shares = {draft.draft: draft.slower_share or 0.0 for draft in summary.drafts}
     shares = {draft: share for draft, share in shares.items() if share >= _MENTIONED}
     if shares:
-        yield _doubt("average", drafts=shares, slower_than=policy.slower_than)
+        yield _doubt("average", drafts=shares, slower_than=policy.slower_than, batch=summary.batch_size)
 
 
 def _close(category: CategoryResult, policy: Policy) -> bool:

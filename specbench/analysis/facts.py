@@ -37,13 +37,16 @@ class Model:
 @dataclass(frozen=True, slots=True)
 class Workload:
     """The prompts: `used` of `available` were measured. `templated` is whether a chat template wrote them, None where a
-    server did."""
+    server did. The columns, and that there was a `system_prompt`, as asked for."""
 
     source: str | None
     sha256: str | None
     available: int | None
     used: int | None
     templated: bool | None = None
+    column: str | None = None
+    category_column: str | None = None
+    system_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Facts:
     """`done` of `planned` trials are stored, `spared` had a gamma that was ruled out. `prefill_share` is of the wall
     clock of the target alone, `cut_share` of its outputs that the token limit ended, both at the first of the `loads`.
     `measured_twice` is whether there is an A/A arm, `sliced` whether arms took turns within a prompt. `prompt_tokens`
-    are the shortest and the longest prompt."""
+    are the shortest and the longest prompt. Under a mix shares and lengths are those of its categories."""
 
     status: str
     argv: tuple[str, ...]
@@ -87,7 +90,8 @@ def read_facts(stored: StoredRun) -> Facts:
     """Everything but the measured results, which are the Summary's."""
     run = stored.run
     config, provenance = run.config, run.provenance
-    main = stored.main
+    mix = config.policy.mix
+    main = [trial for trial in stored.main if not mix or trial.category in mix]
     lengths = [trial.prompt_tokens for trial in main]
     alone = [trial for trial in main if trial.arm.kind == "baseline"]
     alone_s = sum(trial.times.total_s for trial in alone)
@@ -110,12 +114,12 @@ def read_facts(stored: StoredRun) -> Facts:
         provenance=provenance,
         fingerprint=run.fingerprint,
         served=run.on_server,
-        sliced=any(trial.slices for trial in main),
+        sliced=any(trial.slices for trial in stored.main),
         loads=stored.loads,
         reference=run.reference_check,
         template_kwargs=config.chat_template_kwargs or {},
         prompt_tokens=(min(lengths), max(lengths)) if lengths else None,
-        measured_twice=any(trial.arm.kind == "baseline-again" for trial in main),
+        measured_twice=any(trial.arm.kind == "baseline-again" for trial in stored.main),
     )
 
 
@@ -144,12 +148,15 @@ def _workload(run: RunRecord) -> Workload:
         facts.prompts_available,
         facts.prompts_used,
         None if encoded is None else encoded.template_sha256 is not None,
+        run.config.column,
+        run.config.category_column,
+        run.config.system_prompt is not None,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a run like this one takes: `prompt_s` for a prompt in all its arms, `setup_s` once."""
+    """What a run like this one takes: `prompt_s` for a prompt (or a whole batch) in all its arms, `setup_s` once."""
 
     prompt_s: float
     setup_s: float
@@ -250,24 +257,6 @@ def _untimed_s(stored: StoredRun, probe_s: float) -> float:
     return (elapsed_s - timed_s) / prompts if 0 < elapsed_s - timed_s < timed_s else 0.0
 
 
-def checks(facts: Facts, folder: str) -> list[tuple[str, str]]:
-    """(what it tells, command) pairs that count again, repeat or extend the run in `folder`; those that repeat it are
-    left out where its command was not recorded. What it tells is a code: "counts", "again", "all" or "exact"."""
-    found = []
-    # transformers' assisted generation knows no batches, and none of what a server runs.
-    if facts.batch_size == 1 and not facts.served:
-        found.append(("counts", shell(["specbench", "check", folder])))
-    if not facts.argv:
-        return found
-    found.append(("again", shell(_fresh(facts.argv))))
-    available, used = facts.workload.available, facts.workload.used
-    if available is not None and used is not None and available > used:
-        found.append(("all", limited_command(facts, available) or ""))
-    if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
-        found.append(("exact", shell([*_without(_fresh(facts.argv), "--dtype"), "--dtype", "float32"])))
-    return found
-
-
 def limited_command(facts: Facts, limit: int) -> str | None:
     """The run's own command over `limit` prompts; None where it was not recorded."""
     if not facts.argv:
@@ -276,8 +265,13 @@ def limited_command(facts: Facts, limit: int) -> str | None:
 
 
 def changed_command(facts: Facts, **options: str) -> str:
-    """The run's own command with these options instead of its own; of `specbench sweep` where it was not recorded."""
+    """The run's own command with these options instead of its own; of `specbench sweep` where it was not recorded, and
+    for several gammas, of which measure takes one. Empty for gammas of a running server, which has its own."""
     argv = _fresh(facts.argv) if facts.argv else ["specbench", "sweep"]
+    if "gamma" in options:
+        if "--server" in argv:
+            return ""
+        argv[1] = "sweep"
     for name in options:
         argv = _without(argv, f"--{name}")
     return shell([*argv, *(part for name, value in options.items() for part in (f"--{name}", value))])
@@ -289,7 +283,9 @@ def command(facts: Facts) -> str | None:
 
 
 def _fresh(argv: Sequence[str]) -> list[str]:
-    return [*(part for part in argv if part not in ("--fresh", "--resume")), "--fresh"]
+    """Without a probe: it may be gone by then, and has not what another gamma, load or precision takes."""
+    kept = _without(argv, "--costs")
+    return [*(part for part in kept if part not in ("--fresh", "--resume")), "--fresh"]
 
 
 def _without(argv: Sequence[str], option: str) -> list[str]:

@@ -59,9 +59,12 @@ class Judged:
         return speedup_interval(paired, self.policy.confidence, excess + self._excess(category))
 
     def verdict(self, paired: Paired, speedup: Interval, gates: Gates, category: str | None = None) -> Verdict:
-        """By the rule, with how many prompts would settle it where it is open."""
+        """By the rule, with how many prompts would settle it where it is open; of batches, with their size."""
         spread = partial(spread_to_settle, paired, self.policy.confidence, self._excess(category))
-        return judge(speedup, self.policy, gates, spread)
+        found, batch = judge(speedup, self.policy, gates, spread), self.view.batch
+        if batch == 1:
+            return found
+        return replace(found, reasons=tuple(replace(r, values={**r.values, "batch": batch}) for r in found.reasons))
 
     def _excess(self, category: str | None) -> float:
         if self.steady is None:
@@ -109,7 +112,8 @@ class Judged:
         whole = self.interval(self.view.paired(gamma, "e2e"))
         if whole.value >= self.policy.min_speedup:
             return ()
-        return (Reason("whole-answer", {"speedup": whole.value, "low": whole.low, "high": whole.high}),)
+        values = {"speedup": whole.value, "low": whole.low, "high": whole.high}
+        return (Reason("whole-answer", {**values, "minimum": self.policy.min_speedup}),)
 
     def _texts(self, gamma: int | None) -> Texts | None:
         """At one gamma, or over all of them; None where nothing was compared."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from specbench.analysis.contract import DraftResult, GammaResult, RoundTime, Summary
 from specbench.analysis.facts import changed_command, limited_command
@@ -84,13 +84,13 @@ class Cost:
 
 
 def cost(draft: DraftResult, policy: Policy) -> Cost | None:
-    """One round at the best gamma; None where no round was run, or its parts are not known.
+    """One round at the best gamma; None where no round was run, or none drafted, or its parts are not known.
 
     Acceptance is the limit where even rounds at the price of one step would miss the policy's minimum, or where
     they already cost little more than that; else it is the dearest term.
     """
     row = draft.best
-    if row.tokens_per_round is None or row.round_time is None:
+    if row.tokens_per_round is None or row.round_time is None or row.drafted == 0:
         return None
     found = Cost(row, row.round_time, row.tokens_per_round, 1 / draft.baseline_tokens_per_s, "acceptance")
     if found.tau < policy.min_speedup or found.near_floor:
@@ -119,20 +119,21 @@ def next_steps(summary: Summary, most: int = 2) -> tuple[Finding, ...]:
     elif found is not None:
         improve = [*_larger_gamma(summary, draft, found), _limit(summary, found)]
         # A GO of our own loop switches nothing on: the engine that serves has to say it too.
-        engine = _engine(call, found, summary)
-        order += [*improve, engine]
+        engine = list(_engine(call, found, summary))
+        order += [*improve, *engine]
         if call == "GO":
-            order = [*_first(summary, draft), engine, *_by_category(draft), *improve]
+            order = [*_first(summary, draft), *engine, *_by_category(draft), *improve]
     return tuple(order[:most])
 
 
-def _minutes(summary: Summary, gammas: int | None = None) -> float | None:
-    """How long the run takes again, at as many gammas; None where its own time is not known."""
+def _minutes(summary: Summary, gammas: int | None = None, prompts: int | None = None) -> float | None:
+    """How long the run takes again, at as many gammas or over so many prompts; None where its own time is not known."""
     if summary.pace is None:
         return None
     arms = 2 + sum(len(draft.gammas) for draft in summary.drafts)
     more = 1.0 if gammas is None else (2 + gammas * len(summary.drafts)) / arms
-    return summary.pace.minutes(summary.facts.workload.used or 0) * more
+    used = summary.facts.workload.used or 0 if prompts is None else prompts
+    return summary.pace.minutes(-(-used // summary.batch_size)) * more
 
 
 def _call(summary: Summary, draft: DraftResult) -> Call:
@@ -177,35 +178,36 @@ def _first(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
 
 def _more_prompts(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     """Where the verdict is open: how many prompts would settle it, as its own reason counts them."""
-    policy, work, head = summary.policy, summary.facts.workload, summary.choice or draft
+    policy, work, head, batch = summary.policy, summary.facts.workload, summary.choice or draft, summary.batch_size
     codes = {reason.code: reason.values for reason in head.reasons}
     n = draft.best.prompts if summary.choice is None else summary.choice.prompts
     if head.verdict != "UNCLEAR":
         return
     if "slower-prompts" in codes:
-        yield _step("slow-prompts", prompts=n, **codes["slower-prompts"])
+        yield _step("slow-prompts", **{**codes["slower-prompts"], "prompts": n, "batch": batch})
         return
     missing = codes.get("more-prompts") or codes.get("too-few-prompts")
     if missing is None or missing["needed"] > AFFORDABLE * n:
         return
-    needed = int(missing["needed"])
+    needed = int(missing["needed"]) * batch
     left = None if policy.mix or work.available is None or work.used is None else work.available - work.used
     # How many of the prompts that are left belong to a mix is not recorded.
     asked = min(needed, work.available or needed) if left else needed
     yield _step(
         "more-prompts",
         (limited_command(summary.facts, asked) or "") if left else "",
-        prompts=n,
+        prompts=n * batch,
         needed=needed,
-        more=max(needed - n, 1),
+        more=max(needed - n * batch, 1),
         asked=asked,
+        batch=batch,
         available=work.available if left else None,
         categories=list(policy.mix) if policy.mix else [],
         low=head.speedup_low,
         high=head.speedup_high,
         minimum=policy.min_speedup,
         mixed=any(category.verdict != head.verdict for category in draft.categories),
-        minutes=None if summary.pace is None else summary.pace.minutes(asked),
+        minutes=_minutes(summary, prompts=asked),
     )
 
 
@@ -245,24 +247,28 @@ def _larger_gamma(summary: Summary, draft: DraftResult, found: Cost) -> Iterator
 
 def _limit(summary: Summary, found: Cost) -> Finding:
     row, times, tau = found.row, found.times, found.tau
+    # What the step gives at most, all else as measured, and what was asked for.
+    bounds: dict[str, Any] = {"most": found.if_perfect[found.limit], "minimum": summary.policy.min_speedup}
     if found.limit == "acceptance":
-        return _step("agree-more", rate=row.acceptance_rate, tau=tau, draft_s=times.draft_s)
+        return _step("agree-more", rate=row.acceptance_rate, tau=tau, draft_s=times.draft_s, **bounds)
     if found.limit == "drafting":
         return _step(
             "cheaper-draft",
             tried=any(looks_up(each.draft) for each in summary.drafts),
             share=times.draft_s / found.round_s,
-            free=found.if_perfect["drafting"],
             least=(times.verify_s + times.other_s) / found.step_s,
+            **bounds,
         )
     if found.limit == "verifying":
-        return _step("cheaper-verify", tokens=row.gamma + 1, steps=times.verify_s / found.step_s)
-    return _step("leaner-loop", other_s=times.other_s, round_s=found.round_s)
+        return _step("cheaper-verify", tokens=row.gamma + 1, steps=times.verify_s / found.step_s, **bounds)
+    return _step("leaner-loop", other_s=times.other_s, round_s=found.round_s, **bounds)
 
 
-def _engine(call: Call, found: Cost, summary: Summary) -> Finding:
+def _engine(call: Call, found: Cost, summary: Summary) -> Iterator[Finding]:
+    """Of no use where even a round at the price of one step gives less than is asked for."""
     asked, code = summary.policy.min_speedup, "confirm-on-engine" if call == "GO" else "measure-on-engine"
-    return _step(code, tau=found.tau, minimum=asked, most=found.tau / asked, steps=found.steps)
+    if call == "GO" or found.tau >= asked:
+        yield _step(code, tau=found.tau, minimum=asked, most=found.tau / asked, steps=found.steps)
 
 
 def looks_up(draft: str) -> bool:
@@ -274,6 +280,8 @@ def looks_up(draft: str) -> bool:
 def _of_server(summary: Summary, draft: DraftResult) -> list[Finding]:
     """From outside, without the parts of a round's time: at least two, the most useful first."""
     gamma, load = list(_other_gamma(summary, draft)), _load(summary, draft)
+    if draft.best.drafted == 0:  # what its rounds cost is not what a draft costs
+        return [load]
     about = [*_acceptance(summary, draft), _step("another-engine", steps=draft.best.round_steps)]
     call = _call(summary, draft)
     if call != "GO":
@@ -324,7 +332,8 @@ def _acceptance(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     if looks_up(draft.draft):
         yield _step("longer-look-up", tokens=row.gamma + 1, steps=steps, tau=tau)
     elif tau < asked:
-        yield _step("agree-more-served", tau=tau, minimum=asked)
+        yield _step("agree-more-served", tau=tau, minimum=asked, most=(row.gamma + 1) / steps)
     else:
         tried = any(looks_up(each.draft) for each in summary.drafts)
-        yield _step("cheaper-or-agreeing", tried=tried, tau=tau, steps=steps, minimum=asked, most=tau / asked)
+        bounds: dict[str, Any] = {"minimum": asked, "most": tau / asked, "right": (row.gamma + 1) / steps}
+        yield _step("cheaper-or-agreeing", tried=tried, tau=tau, steps=steps, **bounds)

@@ -19,7 +19,7 @@ from specbench.store import RunWriter, TrialKey
 WARMUP_TOKENS = 8
 
 # The texts of a job: token ids of every row in process, characters on a server.
-Output = list[list[int]] | str
+Output = list[list[int]] | tuple[str, ...]
 
 
 class Observer(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from specbench.errors import StoreError
 from specbench.records import CostPoint, Finding, warned
 from specbench.run_record import ModelFacts, RunRecord
 from specbench.store import read_run
+from specbench.text import join
 
 _HINT = "Run specbench probe again in the setting of this run, or leave out --costs."
 
@@ -68,7 +69,7 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
         d: max((p.tokens - 1 for p in points if (p.phase, p.model, p.batch) == ("round", d, clients)), default=0)
         for d in probed.drafts
     }
-    few = [f"{draft} beyond gamma {reached[draft]}" for draft in config.draft if reached[draft] < widest]
+    few = {draft: reached[draft] for draft in config.draft if reached[draft] < widest}
     return Costs(points, (*probed.warnings, *([_not_seen(few)] if few else [])), str(folder))
 
 
@@ -107,10 +108,12 @@ def _another_target(timed: str, ours: str) -> Finding:
     )
 
 
-def _not_seen(few: Sequence[str]) -> Finding:
+def _not_seen(most: Mapping[str, int]) -> Finding:
+    """`most` is how many tokens a round of these drafts had there at most."""
+    said = [f"{draft} drafted {f'no more than {n}' if n else 'nothing'}" for draft, n in most.items()]
     return warned(
         "rounds-not-probed",
-        f"in the probe no round drafted as many tokens, so there is no prediction of {', '.join(few)}",
+        f"in the probe {join(said)}: beyond that there is no prediction",
         "A look-up drafts where texts repeat themselves: probe it with such prompts, or with longer answers.",
     )
 

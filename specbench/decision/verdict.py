@@ -40,7 +40,8 @@ def judge(speedup: Interval, policy: Policy, gates: Gates, spread: Callable[[], 
     probability = speedup.probability_at_least(policy.min_speedup)
     if probability is None or speedup.low is None or speedup.high is None:
         return Verdict("UNCLEAR", (Reason("too-few-prompts", {"prompts": speedup.n, "needed": MIN_PROMPTS}),))
-    odds = Reason("odds", {"minimum": policy.min_speedup, "probability": probability})
+    asked = {"minimum": policy.min_speedup, "confidence": policy.confidence}
+    odds = Reason("odds", {**asked, "probability": probability})
     slow = _slower(gates.slower_share, policy)
     if probability <= 1 - policy.confidence:
         return Verdict("NO-GO", (odds,) if slow is None else (odds, slow), probability)

@@ -201,6 +201,9 @@ def _draft_vocabulary(name: str, config: dict[str, Any], vocabulary: int | None)
 
 def _eagle_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, Any]) -> Head:
     name, flat = found["name"], "speculators_model_type" not in config
+    if found["vocab_size"] is None:
+        raise ModelError(f"{name} does not say how many tokens its target knows (vocab_size)",
+                         hint="Check its config.json.")  # fmt: skip
     ids = config.get("eagle_aux_hidden_state_layer_ids")
     nested = config.get("eagle_config")
     if ids is None and isinstance(nested, dict):

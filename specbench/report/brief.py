@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE_NATS, near_tie_limit
+from specbench.analysis.checked import checks
 from specbench.analysis.contract import DraftResult, Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.facts import checks, command
+from specbench.analysis.facts import command
 from specbench.analysis.loads import best_by_concurrency
 from specbench.analysis.server import NUMBERS
 from specbench.analysis.steps import cost, next_steps
@@ -52,6 +53,17 @@ PAGE_FILE = "brief.html"
 
 # Warnings that the timing itself is in doubt, or too little: said in a banner under the verdict.
 BANNERS = ("slow-baseline", "unsynchronised-clock", "baseline-speculates", "noise-floor", "few-prompts")
+
+# Warnings that weigh less than few prompts do, or are about predictions alone.
+_LATE = (
+    "below-noise-floor",
+    "busy-machine",
+    "torn-line",
+    "time-budget",
+    "prediction-unjudged",
+    "rounds-not-probed",
+    "passes-not-probed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +156,7 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
     limit = NEAR_TIE_NATS if facts.served else near_tie_limit(facts.precision)
     published, note = public_figures(s.drafts)
     server = s.server
+    by_category = partial(columns.category_columns, policy=s.policy, d=d, batch=s.batch_size)
     return {
         "s": s,
         "d": d,
@@ -153,12 +166,11 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
         "doubts": in_order([warning for warning in s.warnings if warning.code not in shown], listed),
         "candidates": columns.candidate_columns(s, d) if draft else [],
         "glance": columns.glance_columns(s, d) if draft else [],
-        "categories": columns.category_columns(draft, s.policy, d, short=True) if draft and draft.by_speedup else [],
+        "categories": by_category(draft, short=True) if draft and draft.by_speedup else [],
         "why": why(s, d),
-        "tried": 0 if draft is None else sum(len(each.gammas) for each in (s.drafts if s.choice else [draft])),
         "scope": scope(s, d),
-        "category_columns": partial(columns.category_columns, policy=s.policy, d=d),
-        "length_columns": partial(columns.length_columns, policy=s.policy, d=d),
+        "category_columns": by_category,
+        "length_columns": partial(columns.length_columns, policy=s.policy, d=d, batch=s.batch_size),
         "gamma_columns": partial(columns.gamma_columns, policy=s.policy, d=d),
         "load_columns": partial(columns.load_columns, s, d=d),
         "loads": columns.load_shown(s),
@@ -180,12 +192,12 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
 
 
 def in_order(warnings: Sequence[Finding], listed: Sequence[Finding]) -> list[Finding]:
-    """The weightiest first: warnings of the run, unless they are of another draft than few prompts are of all."""
-    late = ("below-noise-floor", "busy-machine", "torn-line", "time-budget")
-    first = [each for each in warnings if each.code not in late]
-    few = [each for each in listed if each.code == "few-prompts"]
-    rest = [each for each in listed if each.code != "few-prompts"]
-    return [*first, *few, *(each for each in warnings if each.code in late), *rest]
+    """The weightiest first: warnings of the run, that of a server which drafted nothing before all; few prompts before
+    the late ones."""
+    places = {"not-speculating": 0, "few-prompts": 2} | dict.fromkeys(_LATE, 3)
+    placed = [(places.get(each.code, 1), each) for each in warnings]
+    placed += [(places.get(each.code, 4), each) for each in listed]
+    return [each for _, each in sorted(placed, key=lambda pair: pair[0])]
 
 
 def why(summary: Summary, d: Plain) -> str:

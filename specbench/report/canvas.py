@@ -146,7 +146,7 @@ def levels(policy: Policy) -> list[tuple[float, str, str]]:
     if policy.min_speedup == 1.0:
         return [(1.0, "break-even and\npolicy minimum", "-")]
     what = "policy minimum" if policy.metric == "decode" else "policy minimum\n(end to end)"
-    return [(1.0, "break-even\n1.00x", "-"), (policy.min_speedup, f"{what}\n{text.speedup(policy.min_speedup)}", "--")]
+    return [(1.0, "break-even\n1.00x", "-"), (policy.min_speedup, f"{what}\n{text.asked(policy.min_speedup)}", "--")]
 
 
 def lined_up(axes: Axes, names: Sequence[str], policy: Policy, speedups: Sequence[float], label: str) -> None:
@@ -196,7 +196,7 @@ def _caption(summary: Summary) -> str:
 
 def bars_mean(policy: Policy, drawn: bool) -> str:
     """What a bar is, behind an axis label; empty where none is drawn."""
-    return f"; bars: {text.percent(policy.confidence)} interval over prompts" if drawn else ""
+    return f"; bars: {text.exactly(policy.confidence)} interval over prompts" if drawn else ""
 
 
 def lengths(ends: Sequence[tuple[float, float | None, float | None]]) -> list[list[float]]:

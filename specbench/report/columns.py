@@ -8,7 +8,7 @@ from typing import Any
 from specbench import text
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.records import FEW_PROMPTS, Load, Policy
-from specbench.report.dialect import PLAIN, Column, Plain, columns
+from specbench.report.dialect import PLAIN, Column, Plain, columns, sentence_of
 
 
 def known(columns: Iterable[Column]) -> list[Column]:
@@ -21,7 +21,7 @@ def few(prompts: int, d: Plain) -> str:
 
 
 def _asked(policy: Policy) -> dict[str, Any]:
-    bounds = f"[{text.percent(policy.confidence)} interval]"
+    bounds = f"[{text.exactly(policy.confidence)} interval]"
     decode = policy.metric == "decode"
     return {"policy": policy, "bounds": bounds, "decode": decode, "metric": "decode" if decode else "end to end"}
 
@@ -32,18 +32,20 @@ def gamma_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN) -> list[
     return columns(d, "gammas", draft.gammas, longest=longest, **_asked(policy))
 
 
-def category_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN, *, short: bool = False) -> list[Column]:
+def category_columns(
+    draft: DraftResult, policy: Policy, d: Plain = PLAIN, *, short: bool = False, batch: int = 1
+) -> list[Column]:
     """One draft by category, fastest first; `short` for the first page."""
     rows, marked = draft.by_speedup, not d.terminal
     every = marked and all(row.prompts < FEW_PROMPTS for row in rows)
-    more = {"all_few": every, "some_few": marked and not every, "predicted": marked and not short}
+    more = {"batch": batch, "all_few": every, "some_few": marked and not every, "predicted": marked and not short}
     asked = _asked(policy)
     return columns(d, "categories", rows, **asked | more | {"predicted": more["predicted"] and asked["decode"]})
 
 
-def length_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN) -> list[Column]:
+def length_columns(draft: DraftResult, policy: Policy, d: Plain = PLAIN, batch: int = 1) -> list[Column]:
     """One draft by prompt length, where that was asked for; also lengths of which no prompt was measured."""
-    return columns(d, "lengths", draft.lengths, **_asked(policy))
+    return columns(d, "lengths", draft.lengths, batch=batch, **_asked(policy))
 
 
 def candidate_columns(summary: Summary, d: Plain) -> list[Column]:
@@ -85,7 +87,8 @@ def glance_columns(summary: Summary, d: Plain) -> list[Column]:
         what = f"seconds for {unit}, prompt included (mean of {answer.tokens:.0f} tokens)"
         lines.append((what, f"{answer.baseline_s:.2f}", f"{answer.draft_s:.2f}"))
     share = text.percent(draft.slower_share)
-    lines.append((f"prompts slower than {text.speedup(summary.policy.slower_than)}", e, share))
+    of = sentence_of("units", d, summary.batch_size)
+    lines.append((f"{of} slower than {text.asked(summary.policy.slower_than)}", e, share))
     lines.append(("identical outputs", e, _texts(row, d)))
     if draft.memory is not None:
         lines.append(
@@ -94,7 +97,7 @@ def glance_columns(summary: Summary, d: Plain) -> list[Column]:
     if money is not None:
         price = type(d.mark("price"))(f"{money.per_million:,.2f} ") + d.mark("price")
         lines.append(("a million output tokens", f"{money.baseline_per_million:,.2f}", price))
-    lines.append(("stops paying at", e, _stops(draft, d)))
+    lines.append(("stops paying at", e, _stops(draft, d, served=summary.facts.served)))
     kept = [line for line in lines if line[2] != e]
     names, off, on = (tuple(column) for column in zip(*kept, strict=True))
     first = Column("what", "measured", names, left=True)
@@ -116,10 +119,10 @@ def _texts(row: GammaResult, d: Plain) -> str:
     return type(parts[0])("; ").join(parts)
 
 
-def _stops(draft: DraftResult, d: Plain) -> str:
+def _stops(draft: DraftResult, d: Plain, *, served: bool) -> str:
     if draft.stops_paying_at_concurrency is not None:
         return f"{text.count(draft.stops_paying_at_concurrency, 'request')} at a time"
     if draft.stops_paying_at_batch is not None:
         mark = d.mark("larger-batches")
-        return type(mark)(f"batch {draft.stops_paying_at_batch} ") + mark
+        return type(mark)(sentence_of("at_batch", d, draft.stops_paying_at_batch, served)) + " " + mark
     return text.UNKNOWN

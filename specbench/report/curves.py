@@ -156,7 +156,7 @@ def _best(rows: list[LoadResult], policy: Policy) -> list[int]:
 def _line(axes: Axes, rows: list[LoadResult], policy: Policy, index: int, shift: float) -> None:
     values = [metric_of(row, policy) for row in rows]
     bars = any(low is not None for _, low, _ in values)
-    says = f"{text.percent(policy.confidence)} interval" if bars else "too few prompts for an interval"
+    says = f"{text.exactly(policy.confidence)} interval" if bars else "too few prompts for an interval"
     axes.errorbar(
         [(row.concurrency or 1) * shift for row in rows],
         [value for value, _, _ in values],

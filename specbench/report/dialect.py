@@ -198,7 +198,7 @@ def environment(dialect: Plain) -> Environment:
         "squash": squash,
         "closed": lambda lines: type(lines)("".join(f"{line}\n" for line in lines.splitlines() if line.strip())),
         "kwargs": text.template_kwargs,
-        "of_100": lambda share: text.percent(share).rstrip("%"),
+        "of_100": of_100,
         "cell": text.cell,
         "x": text.speedup,
         "asked": text.asked,
@@ -207,14 +207,13 @@ def environment(dialect: Plain) -> Environment:
         "pct": text.percent,
         "chance": text.chance,
         "ms": text.milliseconds,
-        "size": lambda count, unit="B": text.size(count, unit),
+        "size": lambda count, unit="B", limit=None: text.size(count, unit, limit),
         "num": text.whole,
         "n0": lambda value: f"{value:,.0f}",
         "d1": lambda value: f"{value:.1f}",
         "d2": text.digits,
         "count": text.count,
-        "rounded": rounded,
-        "est": lambda row: text.estimate(row.speedup, row.speedup_low, row.speedup_high),
+        "est": lambda row, limit=None: text.estimate(row.speedup, row.speedup_low, row.speedup_high, limit),
         "capital": upper_first,
         "small": lambda words: words[:1].lower() + words[1:],
         "sentence": lambda words: full_stop(upper_first(words)),
@@ -233,6 +232,7 @@ def environment(dialect: Plain) -> Environment:
         "estimate": text.estimate,
         "interval": text.interval,
         "spread": text.spread,
+        "decimals": text.apart,
         "few": lambda prompts: " " + dialect.mark("few-prompts") if prompts < FEW_PROMPTS else "",
         "said": lambda finding: said(finding, dialect),
         "because": lambda reason: because(reason, dialect),
@@ -328,13 +328,14 @@ def _bars(survival: Sequence[float | None], longest: int, *, ascii_only: bool) -
     return f"{line:{longest}} {shares}".rstrip()
 
 
+def of_100(share: float) -> str:
+    """`8 were`, `1 was`, `fewer than 1 was`: how many of a hundred, with their verb."""
+    many = text.percent(share).rstrip("%").replace("<", "fewer than ").replace(">", "more than ")
+    return f"{many} {'was' if many.endswith('than 1') or many == '1' else 'were'}"
+
+
 def full_stop(words: str) -> str:
     return words if words.endswith((".", "!", "?")) else words + "."
-
-
-def rounded(n: int) -> str:
-    """No more digits than an estimate has: 2."""
-    return f"{round(n, -max(0, len(str(n)) - 2)):,}"
 
 
 @cache

@@ -140,7 +140,7 @@ def _speedup_line(
 ) -> None:
     rows = draft.gammas
     bars = any(row.speedup_low is not None for row in rows)
-    says = f"{text.percent(policy.confidence)} interval" if bars else "too few prompts for an interval"
+    says = f"{text.exactly(policy.confidence)} interval" if bars else "too few prompts for an interval"
     axes.errorbar(
         [row.gamma + shift for row in rows],
         [row.speedup for row in rows],

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from specbench import text
+from specbench.analysis.checked import checks
 from specbench.analysis.compare import Comparison, compared
 from specbench.analysis.contract import CategoryResult, Choice, DraftResult, Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.facts import checks, shell
+from specbench.analysis.facts import shell
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
-from specbench.records import FEW_PROMPTS, Finding
+from specbench.records import FEW_PROMPTS, Finding, Reason
 from specbench.report.brief import BRIEF_FILE, provenance, write_pages, writing
 from specbench.report.columns import few, known
 from specbench.report.dialect import HTML, MARKDOWN, Column, Plain, sentence_of
@@ -153,7 +154,9 @@ _MARKED = (
 
 
 def _few() -> Finding:
-    return Finding("few-prompts", "note", {"whole": None, "categories": {}, "enough": FEW_PROMPTS})
+    return Finding(
+        "few-prompts", "note", {"whole": None, "categories": {}, "lengths": 0, "enough": FEW_PROMPTS, "batch": 1}
+    )
 
 
 def _side_by_side(runs: Sequence[Run], d: Plain) -> list[Column]:
@@ -229,10 +232,11 @@ def _across(runs: Sequence[Run]) -> list[Finding]:
     return found
 
 
-def _checks(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
-    """(code, run, other run, command): the runs against each other, and each run counted again."""
+def _checks(runs: Sequence[Run]) -> list[tuple[Reason, str, str]]:
+    """(what it tells, of which run, command): the runs against each other, and each run counted again."""
     folders = [text.clean(run.stored.folder) for run in runs]
-    found = [("side-by-side", a, b, shell(["specbench", "compare", a, b])) for b, a in combinations(folders, 2)]
+    pairs = [(a, b) for b, a in combinations(folders, 2)]
+    found = [(Reason("side-by-side", {"runs": pair}), "", shell(["specbench", "compare", *pair])) for pair in pairs]
     for run, folder in zip(runs, folders, strict=True):
-        found += [(code, run.name, "", command) for code, command in checks(run.summary.facts, folder)[:1]]
+        found += [(what, run.name, command) for what, command in checks(run.summary.facts, folder)[:1]]
     return found

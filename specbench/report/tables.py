@@ -33,7 +33,7 @@ def sweep_tables(summary: Summary) -> list[RenderableType]:
         "sweep",
         s=summary,
         gammas=partial(columns.gamma_columns, policy=summary.policy),
-        categories=partial(columns.category_columns, policy=summary.policy),
+        categories=partial(columns.category_columns, policy=summary.policy, batch=summary.batch_size),
         loads=columns.load_shown(summary),
         load_columns=partial(columns.load_columns, summary),
         concurrent=lambda draft: best_by_concurrency(summary.loads, draft.draft, summary.policy),

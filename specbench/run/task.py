@@ -78,6 +78,8 @@ def task_of(
         )
     if costs is not None and replay_only and not settings.recorded:
         raise ConfigError("Costs predict a wall clock", where="--costs", hint="Drop --replay-only.")
+    if replay_only and settings.time_budget_s is not None:
+        raise ConfigError("Only what is timed ends early", where="--time-budget", hint="Leave it out, or use --limit.")
     if command == "measure":
         if replay_only:
             where = "--answers" if settings.recorded else "--replay-only"

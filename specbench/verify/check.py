@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specbench.analysis.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, worst
+from specbench.analysis.checked import SCHEMA, Checked, CheckedDraft, checked_gamma, unsupported, worst
 from specbench.backends.base import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
-from specbench.kinds import HEADS
 from specbench.models.prompts import changed_encoding, encoded_record, today_of
 from specbench.records import Prompt, Sampling, Trial
 from specbench.run_record import ModelFacts
@@ -114,40 +113,6 @@ def _draft(
                 observer.advance(1)
         rows.append(checked_gamma(gamma, pairs, greedy=comparer.sampling.greedy, precision=comparer.precision))
     return CheckedDraft(spec.text, None, tuple(rows))
-
-
-def unsupported(spec: DraftSpec, sampling: Sampling, *, head: str | None = None) -> str | None:
-    """Why transformers does not do the same with this draft, or None."""
-    if head is not None:
-        if head in ("mtp", "dflash"):
-            return f"transformers drafts with {HEADS[head]} heads too, but is not asked to here"
-        return f"transformers drives no {HEADS.get(head, head)} head"
-    if spec.look_up and not spec.alone:
-        return "transformers has no look-up that falls back on a model"
-    if spec.suffix is not None:
-        return "transformers looks up n-grams, not the longest suffix"
-    if spec.kind == "skip":
-        return "transformers runs skipped layers with a cache of their own, ours share the target's"
-    if spec.kind == "cross":
-        return "transformers aligns the texts of the two tokenizers in another way, so drafts differ"
-    if spec.cutoff:
-        return "transformers keeps the token that the draft is unsure of, and stops after it; we stop before it"
-    if spec.ngram is not None and spec.ngram.shortest > 1:
-        return f"look-up in transformers goes down to single tokens, this draft to {spec.ngram.shortest}"
-    if sampling.greedy:
-        return None
-    if spec.greedy:
-        return "transformers draws a draft model's tokens at the target's temperature, this draft takes the likeliest"
-    if spec.ngram is not None and sampling.top_p < 1:
-        return "with top-p, look-up in transformers drops drafts by the order of token ids"
-    if spec.ngram is not None and sampling.penalised and (sampling.top_k or sampling.min_p):
-        # It tries its processors on equal logits, of which a penalty then sets those of the text apart.
-        return "with top-k or min-p beside a penalty, look-up in transformers drops drafts for standing in the text"
-    if spec.kind is not None and (sampling.temperature != 1 or sampling.top_p < 1):
-        # Its processors are handed to the draft, which makes them anew and applies both. Top-k twice is top-k, min-p
-        # min-p; of a penalty it takes the one that was handed over.
-        return "transformers applies temperature and top-p to the draft's logits twice, so it draws other drafts"
-    return None
 
 
 def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:

@@ -23,7 +23,7 @@ from specbench.models.defaults import unwritten
 from specbench.models.prompts import Today, encode_all, end_tokens
 from specbench.records import Finding, Prompt, Sampling
 from specbench.shipped import workload_source
-from specbench.text import gigabytes
+from specbench.text import count, gigabytes
 from specbench.verify import heads, machine, rounds, sampled, texts
 from specbench.verify.findings import SCHEMA, Examination, any_broken, noticed
 from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
@@ -244,7 +244,8 @@ def _load(
         else:
             drafts.append(draft)
     weights = gigabytes(sum(one.weight_bytes for one in loaded.values()))
-    findings.append(noticed("models-load", "ok", f"{len(loaded)} models, {weights} of weights in {config.dtype}"))
+    evidence = f"{count(len(loaded), 'model')}, {weights} of weights in {config.dtype}"
+    findings.append(noticed("models-load", "ok", evidence))
     return target, drafts
 
 
@@ -276,7 +277,7 @@ def _encoded(
 
 
 def _fits(ids: Sequence[int], target: LoadedModel, drafts: Sequence[Draft], config: RunConfig) -> bool:
-    models = [target, *(draft.loaded for draft in drafts if draft.loaded is not None)]
+    models = [target, *(draft.loaded for draft in drafts if draft.loaded is not None and draft.spec.kind != "cross")]
     limits = [one.max_context for one in models if one.max_context is not None]
     return len(ids) + config.max_new_tokens + GAMMA + 1 <= min(limits, default=2**62)
 

@@ -18,6 +18,7 @@ from specbench.models import LoadedModel
 from specbench.models.defaults import CODE, own_cautions
 from specbench.models.prompts import Today, end_tokens, render
 from specbench.records import Finding, Prompt, Severity
+from specbench.text import count
 from specbench.verify.findings import noticed
 from specbench.verify.setup import Setup, bare_logits
 
@@ -179,7 +180,9 @@ def finite_logits(bed: Setup) -> Finding:
         if not bare_logits(model, ids, len(ids)).isfinite().all():
             bad.append(name)
     if not bad:
-        return noticed("finite-logits", "ok", f"every logit of {len(models)} models is a number in {bed.dtype}")
+        return noticed(
+            "finite-logits", "ok", f"every logit of {count(len(models), 'model')} is a number in {bed.dtype}"
+        )
     hint = "This precision overflows for this model: use --dtype bfloat16 or float32."
     return noticed("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
 

@@ -167,10 +167,7 @@ def require_memory(config: RunConfig, prompts: Sequence[Prompt], device: str, *,
             sizes[name] = size
     if config.target not in sizes:
         return
-    limit = min(
-        [size.max_context for size in sizes.values() if size.max_context is not None],
-        default=2**62,
-    )
+    limit = _context(specs, sizes)
     at_most = [min(length + _TEMPLATE_TOKENS, limit - config.max_new_tokens) for length in _byte_lengths(prompts)]
     longest, needed = _largest(config, specs, sizes, at_most, replay_only)
     free = available_bytes(device)
@@ -193,8 +190,7 @@ def _largest(
 ) -> tuple[int, Space]:
     """The most at any one time, and the tokens of the longest sequence. Prompts that no context takes are left out of a
     run, and make it no longer."""
-    limits = [size.max_context for size in sizes.values() if size.max_context is not None]
-    fitting = [n for n in lengths if n + config.max_new_tokens <= min(limits, default=2**62)]
+    fitting = [n for n in lengths if n + config.max_new_tokens <= _context(specs, sizes)]
     new = config.max_new_tokens + max(config.gamma) + 1
     capacity = max(fitting, default=1) + new
     rows = _rows(config, len(lengths), replay_only)
@@ -217,6 +213,13 @@ def _largest(
         caches=caches,
         work=pass_bytes(target.config, capacity - new, rows, element),
     )
+
+
+def _context(specs: Iterable[DraftSpec], sizes: dict[str, ModelSize]) -> int:
+    """Of all models but cross drafts, which read the end of longer texts."""
+    cross = {spec.model for spec in specs if spec.kind == "cross"}
+    limits = [size.max_context for name, size in sizes.items() if name not in cross]
+    return min((limit for limit in limits if limit is not None), default=2**62)
 
 
 def _rows(config: RunConfig, prompts: int, replay_only: bool) -> int:

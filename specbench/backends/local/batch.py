@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from specbench.acceptance.scores import Scores, until_end
 from specbench.backends.local.cache import RewindableCache, rewindable
 from specbench.backends.local.cached import pass_of
 from specbench.backends.local.lean import agree
-from specbench.models.family import takes, unlike_keys
+from specbench.models.family import frequency_limit, takes, unlike_keys
 from specbench.records import Sampling
 
 CHUNK = 32
@@ -132,18 +133,24 @@ def score_batch(
     eos: Collection[int],
 ) -> list[Scores]:
     """What `acceptance.score.score` computes, for several texts side by side. Rows are padded on the right, where
-    causal attention never looks, so no mask is needed; logits of one chunk of positions exist at a time."""
+    causal attention never looks, so no mask is needed; logits of one chunk of positions exist at a time. A text that is
+    longer than the length at which a model changes its frequencies is read by itself, beyond that length at once."""
     rows = [[*p, *o] for p, o in zip(prompts, outputs, strict=True)]
     width = max(map(len, rows)) - 1
+    models = [draft] if sampling.greedy else [draft, target]
+    turns = [limit for m in models if (limit := frequency_limit(m.config)) is not None and limit < width]
+    if turns and len(rows) > 1:
+        told: dict[str, Any] = {"vocab_size": vocab_size, "sampling": sampling, "eos": eos}
+        each = (score_batch(target, draft, [p], [o], **told) for p, o in zip(prompts, outputs, strict=True))
+        return [one for (one,) in each]
     ids = torch.tensor([row + [0] * (width + 1 - len(row)) for row in rows], device=draft.device)
     # Having read token t, a model predicts t + 1; wanted are the predictions of every output token but the first.
     at = torch.arange(width)
     wanted = torch.stack([(at >= len(p)) & (at < len(r) - 1) for p, r in zip(prompts, rows, strict=True)])
     columns, owners = [], []
-    models = [draft] if sampling.greedy else [draft, target]
     caches = [rewindable(m.config, width) for m in models]
-    for begin in range(0, width, CHUNK):
-        end = min(begin + CHUNK, width)
+    first = max([CHUNK, *(limit + 1 for limit in turns)])
+    for begin, end in pairwise(sorted({0, *range(first, width, CHUNK), width})):
         chosen = wanted[:, begin:end]
         logits = [_read(m, c, ids[:, begin:end], begin, chosen) for m, c in zip(models, caches, strict=True)]
         if chosen.any():

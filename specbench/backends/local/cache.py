@@ -224,6 +224,7 @@ class Snapshots:
         self.at = 0
         self._before: list[Tensor] = []
         self._since: list[Tensor] = []
+        self._new = 0  # tokens of `_since`, of which the target alone adds one a pass
         self._owed: Tensor | None = None
         self._used = False
 
@@ -235,11 +236,11 @@ class Snapshots:
     @property
     def length(self) -> int:
         """How many tokens the layers have read."""
-        return self.at + sum(ids.shape[1] for ids in self._since)
+        return self.at + self._new
 
     def begin(self, at: int) -> None:
         """Start from what the layers hold, `at` tokens that another model read."""
-        self._before, self._since, self._owed = [], [], None
+        self._before, self._since, self._new, self._owed = [], [], 0, None
         self._take()
         self.at = at
 
@@ -254,6 +255,7 @@ class Snapshots:
     def read(self, ids: Tensor) -> None:
         """After a pass over `ids` [batch, n]."""
         self._since.append(ids)
+        self._new += ids.shape[1]
 
     def owed(self) -> Tensor | None:
         """The tokens [batch, n] that are to be read again before anything else, asked for once."""
@@ -275,6 +277,7 @@ class Snapshots:
             return length
         if last is not None and 0 < surplus < last.shape[1] and self._cut(surplus):
             self._since[-1] = last[:, :-surplus]
+            self._new -= surplus
             self._take()
             return length
         if length < self.at:  # before the snapshot: from the start
@@ -283,7 +286,7 @@ class Snapshots:
             self._owed = read
             return 0
         self._put(self._held)
-        since, self._since = self._since, []
+        since, self._since, self._new = self._since, [], 0
         if length > self.at:
             self._owed = torch.cat(since, 1)[:, : length - self.at]
         return self.at
@@ -300,7 +303,7 @@ class Snapshots:
         self._held = [_held(layer) for layer in self._layers]
         self.at = self.length
         self._before += self._since
-        self._since, self._used = [], False
+        self._since, self._new, self._used = [], 0, False
 
     def _put(self, held: Sequence[dict[str, Any]]) -> None:
         self._used = True
@@ -310,7 +313,7 @@ class Snapshots:
     def _restart(self) -> None:
         self._put(self._empty)
         self._held, self.at, self._before, self._since, self._owed = self._empty, 0, [], [], None
-        self._used = False
+        self._new, self._used = 0, False
 
 
 def _held(layer: Any) -> dict[str, Any]:

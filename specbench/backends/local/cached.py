@@ -23,7 +23,7 @@ from specbench.acceptance.rules import queued
 from specbench.backends.local.cache import Snapshots, rewindable
 from specbench.backends.local.graphs import Graphs, Recorder, put_all
 from specbench.backends.local.lean import Packed, Taps, decoder_of
-from specbench.errors import EngineError
+from specbench.errors import EngineError, ModelError
 from specbench.models.family import CACHE_NAMES, require_family, takes, unlike_keys
 from specbench.models.memory import ModelMemoryError, is_out_of_memory
 
@@ -45,7 +45,15 @@ class ModelReader:
 
     def keeping(self, layers: Sequence[int]) -> Self:
         """This model, over the same cache, which also keeps the hidden states that these layers are given: `states` of
-        every token it reads. A pass of it costs what the copies cost; one of this model costs nothing more."""
+        every token it reads. A pass of it costs what the copies cost; one of this model costs nothing more. Raises
+        ModelError where its layers, or the norm after them, are called otherwise than by most."""
+        decoder: Any = self.model.get_decoder()
+        if not hasattr(decoder, "layers") or (len(decoder.layers) in layers and not hasattr(decoder, "norm")):
+            raise ModelError(
+                f"{type(self.model).__name__} ({self.config.model_type}) has no layers here whose states a head could "
+                "read",
+                hint="Use a draft model or a look-up.",
+            )
         twin = copy.copy(self)
         twin._graphs = None
         twin.states = States(layers, self.capacity, self.batch)

@@ -133,6 +133,15 @@ def reader_of(network: Network, capacity: int) -> HeadReader | BlockReader:
     return HeadReader(network, capacity)
 
 
+def require_rounds(head: Head, gammas: Sequence[int]) -> None:
+    """Raise ConfigError where a head drafts fewer tokens in a round than are asked for."""
+    if head.most is not None and max(gammas) > head.most:
+        raise ConfigError(
+            f"{head.name} drafts {head.most} tokens in a round, and gamma goes up to {max(gammas)}",
+            hint=f"Use a gamma of up to {head.most}.",
+        )
+
+
 def refuse_batches(specs: Sequence[DraftSpec], heads: Mapping[str, Head]) -> None:
     """Raise ConfigError for a draft that has no form for batches."""
     bounded = [name for name, head in heads.items() if head.most is not None]

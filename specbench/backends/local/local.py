@@ -16,20 +16,20 @@ from specbench.acceptance.many import ManyDrafter, rounds_of_many
 from specbench.acceptance.rules import RepetitionPenalty, margins
 from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.local.batch import generate_batch, ignores_padding
-from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.cached import CachedModel, ModelReader
 from specbench.backends.local.drafting import Draft, Setting, facts
-from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches
+from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches, require_rounds
 from specbench.backends.local.graphs import CudaRecorder, record_all
 from specbench.backends.local.lanes import Lane, Underway, lane_of_one, open_lane, passes
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import WIDEST, RaggedModel
-from specbench.backends.local.reference import check_reference, failing_as_ours, require_rollback
+from specbench.backends.local.reference import TOKENS, check_reference, failing_as_ours, require_rollback
 from specbench.backends.local.swap import make_lean
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.drafters import DraftSpec, parse_draft, require_in_process
-from specbench.errors import ConfigError, ModelError
+from specbench.errors import ModelError
 from specbench.models import LoadedModel, load_model, resolve_device
 from specbench.models.defaults import unwritten
 from specbench.models.family import attention_of, frequency_limit, require_batches, shares_layers
@@ -141,14 +141,16 @@ class LocalEngine:
     def frequency_limit(self) -> int | None:
         """The length below or above which a text has to stay as a whole (LongRoPE), of all models here; None where
         there is none."""
-        models = (self.target, *(draft.loaded for draft in self.drafts.values() if draft.loaded is not None))
+        target = [self.target] if self.weights else []
+        models = (*target, *(draft.loaded for draft in self.drafts.values() if draft.loaded is not None))
         limits = (frequency_limit(loaded.model.config) for loaded in models)
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def max_context(self) -> int | None:
-        """Tokens that every model here can read; None where none says."""
-        models = (self.target, *(draft.loaded for draft in self.drafts.values() if draft.loaded is not None))
+        """Tokens that every model here can read; None where none says. A cross draft reads the end of longer texts."""
+        drafts = [draft.loaded for draft in self.drafts.values() if draft.spec.kind != "cross"]
+        models = (self.target, *(loaded for loaded in drafts if loaded is not None))
         limits = [model.max_context for model in models if model.max_context is not None]
         return min(limits, default=None)
 
@@ -233,16 +235,18 @@ class LocalEngine:
                 pairs.append((draft.loaded, reader))
         found = []
         for loaded, reader in {id(loaded): (loaded, reader) for loaded, reader in pairs}.values():
-            # A draft may know fewer ids; which ones are read does not matter here.
-            texts = [[token % reader.vocab_size for token in prompt] for prompt in prompts]
             is_target = loaded is self.target
+            widest = max(self.gammas) + 1 if is_target else 2
+            room = _room(loaded, reader, min(TOKENS, max_new_tokens) + widest)
+            # A draft may know fewer ids; which ones are read does not matter here.
+            texts = [[token % reader.vocab_size for token in prompt[-room:]] for prompt in prompts]
             found.append(
                 check_reference(
                     loaded,
                     reader,
                     texts,
                     max_new_tokens=max_new_tokens,
-                    widest=max(self.gammas) + 1 if is_target else 2,
+                    widest=widest,
                     eos=self.eos if is_target else (),
                     dtype=self._dtype,
                     padded=padded and is_target and self.writes_together,  # a draft writes no text
@@ -252,6 +256,7 @@ class LocalEngine:
 
     def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
         """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""
+        ids = ids[-_room(self.target, self._target, max(widths)) :]
         with torch.inference_mode():
             for width in widths:
                 self._target.rewind(0)
@@ -361,11 +366,7 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
         every = [*heads.values(), *([require_own(config.target, of_target)] if own else [])]
         for head in every:
             require_fit(head, config.target, of_target)
-            if head.most is not None and max(config.gamma) > head.most:
-                raise ConfigError(
-                    f"{head.name} drafts {head.most} tokens in a round, and gamma goes up to {max(config.gamma)}",
-                    hint=f"Use a gamma of up to {head.most}.",
-                )
+            require_rounds(head, config.gamma)
     if config.batch_size > 1:
         refuse_batches(specs, {head.name: head for head in every})
         models = [spec.model for spec in specs if spec.model is not None and spec.model not in heads]
@@ -379,6 +380,11 @@ def _require_forms(config: RunConfig, specs: Sequence[DraftSpec]) -> None:
                 where=spec.text,
                 hint="Use another draft.",
             )
+
+
+def _room(loaded: LoadedModel, reader: ModelReader, beyond: int) -> int:
+    """Tokens of a text after which `beyond` others can be read."""
+    return max(1, min(reader.capacity, loaded.max_context or reader.capacity) - beyond)
 
 
 def _vocab_size(model: Any) -> int:

@@ -138,6 +138,11 @@ def load_mtp(target: LoadedModel) -> Mtp:
 
     model = target.model
     head = require_own(target.name, model.config, target.revision)
+    if any(weight.element_size() == 1 for weight in model.parameters()):  # its scales would not be read
+        raise ModelError(
+            f"{target.name} runs in 8 bits or fewer here, and its multi-token-prediction layers do not",
+            hint="Use its checkpoint in bfloat16, or measure on a server: specbench sweep --engine.",
+        )
     source = resolve(target.name)
     folder = fetched(target.name, target.revision) if source.kind == "hub" else Path(source.location)
     with _told(model, head, folder):

@@ -17,7 +17,7 @@ from specbench.backends.local.cached import CachedModel, States
 from specbench.backends.local.dflash import BlockReader
 from specbench.backends.local.drafts import reader_of
 from specbench.backends.local.graphs import Recordable, record_all
-from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
+from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network, out_of_memory
 from specbench.clock import device_sync
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.cost.probe import Probed, probe, probe_prefill
@@ -29,19 +29,23 @@ from specbench.text import gigabytes
 
 
 class HeadProbe:
-    """A head to time under `name`, beside the `reader` of its target, at that reader's batch."""
+    """A head to time under `name`, beside the `reader` of its target, at that reader's batch. `parts` are what its
+    passes are asked of. Raises ModelMemoryError with the `head` as reader where there is no room for its memory."""
 
     def __init__(self, name: str, head: Network, reader: CachedModel, plan: ProbePlan) -> None:
         self.name, self._head, self._plan = name, head, plan
         self.target = reader.keeping(head.reads)
         # Which numbers the states hold does not change the time.
         width = len(head.reads) * head.head.target_hidden
-        self._states = torch.zeros(plan.capacity, width, dtype=head.dtype, device=head.device)
         self.pairs: _Pairs | _ManyPairs
-        if reader.batch == 1:
-            self.pairs = _Pairs(reader_of(head, plan.capacity), self._states)
-        else:
-            self.pairs = _ManyPairs(head, width, plan.capacity, reader.batch)
+        self._phase: _Pairs | None = None
+        with out_of_memory(head, f"{plan.capacity} tokens"):
+            self._states = torch.zeros(plan.capacity, width, dtype=head.dtype, device=head.device)
+            if reader.batch == 1:
+                self.pairs, self._phase = (_Pairs(reader_of(head, plan.capacity), self._states) for _ in range(2))
+            else:
+                self.pairs = _ManyPairs(head, width, plan.capacity, reader.batch)
+        self.parts = self.target, *(pairs.memory for pairs in (self.pairs, self._phase) if pairs is not None)
 
     def probed(self, sampling: Sampling) -> Iterator[tuple[str, Probed]]:
         """All that is timed after a context. The caches are those of the target, and one of the head."""
@@ -55,8 +59,8 @@ class HeadProbe:
             most = max(plan.gammas)
             drafted = tuple(sorted({*(n for n in widths if n < most), most}))
             yield self.name, Probed(_Blocks(self.pairs), drafted, keep_all=False, phase="block")
-        if self.target.batch == 1:
-            memory = reader_of(self._head, plan.capacity)
+        if self._phase is not None:
+            memory = self._phase.memory
             drafter = HeadDrafter(
                 memory,
                 lambda begin, end: self._states[begin:end],
@@ -65,7 +69,7 @@ class HeadProbe:
                 eos=(),  # a phase is timed over all of its tokens
                 chained=not memory.head.device.startswith("cpu"),
             )
-            yield self.name, Probed(_Pairs(memory, self._states), (), False, drafter, plan.phases)
+            yield self.name, Probed(self._phase, (), False, drafter, plan.phases)
 
 
 class _Pairs:
@@ -157,6 +161,11 @@ class Bench:
     readers: Mapping[str | None, CachedModel]
     heads: Sequence[HeadProbe]
 
+    def asked(self) -> Iterator[tuple[str | None, object]]:
+        """All that a pass is asked of, by name."""
+        yield from self.readers.items()
+        yield from ((head.name, part) for head in self.heads for part in head.parts)
+
 
 class Prober:
     """Probes transformers `models` by name (None: the target) as `plan` says, over the tokens `ids`."""
@@ -174,7 +183,7 @@ class Prober:
         heads: Mapping[str, Network] | None = None,
     ) -> None:
         self._models = dict(models)
-        self._heads = heads or {}
+        self._heads = dict(heads or {})
         self._plan = plan
         # A draft with another tokenizer knows fewer ids than the target; which ones are read does not change the time.
         known = min(int(model.config.get_text_config().vocab_size) for model in models.values())
@@ -186,7 +195,7 @@ class Prober:
         self._cautions: list[Finding] = []
 
     def run(self) -> Costs:
-        """Every batch size in turn. A model that does not fit is left out from there on; the others go on."""
+        """Every batch size in turn. A model or head that does not fit is left out from there on; the others go on."""
         points: list[CostPoint] = []
         for batch in sorted(self._plan.batch_sizes):
             self._drop_what_cannot_fit(batch)
@@ -199,8 +208,8 @@ class Prober:
         return Costs(tuple(points), tuple(self._cautions))
 
     def _try(self, batch: int, points: list[CostPoint]) -> tuple[str | None, str] | None:
-        """Add the points of one batch; or the model that ran out of memory, and where. The error is not kept: its
-        frames hold the tensors that filled the memory."""
+        """Add the points of one batch; or the model or head that ran out of memory, and where. The error is not kept:
+        its frames hold the tensors that filled the memory."""
         contexts = self._plan.contexts if batch == 1 else self._plan.batch_contexts
         found: list[CostPoint] = []
         every: list[Bench] = []
@@ -213,8 +222,9 @@ class Prober:
                 found += self._steps(dict(zip(part, every, strict=True)), batch)
             found += self._prefills(every[-1], batch)
         except ModelMemoryError as error:
-            readers = [pair for bench in every for pair in bench.readers.items()]
-            name = next(name for name, reader in readers if reader is error.reader)
+            asked: list[tuple[str | None, object]] = [*self._heads.items()]
+            asked += [pair for bench in every for pair in bench.asked()]
+            name = next(name for name, reader in asked if reader is error.reader)
             return name, f"ran out of memory at {error.where}"
         points += found
         return None
@@ -226,9 +236,9 @@ class Prober:
 
     def _bench(self, batch: int) -> Bench:
         readers = {name: CachedModel(model, self._plan.capacity, batch) for name, model in self._models.items()}
-        target = readers.get(None)
-        wanted = {} if target is None else self._heads
-        heads = [HeadProbe(name, head, readers[None], self._plan) for name, head in wanted.items()]
+        # A head whose rounds are bounded has no form for batches.
+        wanted = {name: head for name, head in self._heads.items() if batch == 1 or head.head.most is None}
+        heads = [HeadProbe(name, head, readers[None], self._plan) for name, head in wanted.items() if None in readers]
         return Bench(readers, heads)
 
     def _record(self, bench: Bench, batch: int) -> None:
@@ -298,7 +308,10 @@ class Prober:
                 free -= cache_bytes(*size)
 
     def _drop(self, name: str | None, why: str, batch: int) -> None:
-        del self._models[name]
+        if name in self._heads:
+            del self._heads[name]
+        else:
+            del self._models[name]
         if self._device.startswith("cuda"):
             torch.cuda.empty_cache()
         self._cautions.append(

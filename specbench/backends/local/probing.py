@@ -11,7 +11,7 @@ import torch
 
 from specbench.backends.base import Admitted, Conditions
 from specbench.backends.local.drafting import facts
-from specbench.backends.local.drafts import HeadDraft, load_drafts
+from specbench.backends.local.drafts import HeadDraft, load_drafts, require_rounds
 from specbench.backends.local.local import in_process
 from specbench.backends.local.precision import with_precision
 from specbench.backends.local.prober import Prober
@@ -25,7 +25,7 @@ from specbench.cost.plan import Costs, ProbePlan, ProbeRequest, run_plan
 from specbench.drafters import parse_draft, require_in_process
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel, load_model, resolve_device
-from specbench.models.heads import heads_of
+from specbench.models.heads import heads_of, require_own
 from specbench.models.memory import available_bytes, step_bytes
 from specbench.models.prompts import encode_all
 from specbench.models.shapes import load_shape, shape_cautions, shape_format
@@ -137,9 +137,14 @@ def _load(config: RunConfig, request: ProbeRequest, device: str, say: Say) -> Su
         require_in_process(spec)
         if spec.kind == "skip" and spec.layers is None:
             raise ConfigError("A probe does not look for layers", where=spec.text, hint="Write skip:layers=8.")
+    heads = heads_of([spec.model for spec in specs])
+    for head in heads.values():
+        require_rounds(head, config.gamma)
     target = real(config.target) if request.target_config is None else shape(request.target_config)
-    for name in (*heads_of([spec.model for spec in specs]), *(spec.reader for spec in specs if spec.kind == "mtp")):
-        say(f"Loading {name}")
+    own = [require_own(target.name, target.model.config) for spec in specs if spec.kind == "mtp"]
+    for head in (*heads.values(), *own):
+        require_rounds(head, config.gamma)
+        say(f"Loading {head.name}")
     found = load_drafts(specs, target, real)
     drafts = {draft.spec.reader: draft.loaded for draft in found if draft.loaded is not None}
     drafts |= {str(path): shape(path) for path in request.draft_configs}

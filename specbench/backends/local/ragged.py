@@ -177,6 +177,8 @@ class RaggedModel(ModelReader):
         super().__init__(model, capacity, batch)
         require_batches(model.config, type(model).__name__)
         self._cache = RaggedCache(self.config, capacity, batch)
+        # A table of positions ends at the context, and padding may stand beyond it.
+        self._last = (getattr(self.config, "max_position_embeddings", None) or capacity) - 1
         self._spots = torch.arange(max(capacity, batch), device=self.device)
 
     def begin(self, batch: int) -> None:
@@ -220,7 +222,11 @@ class RaggedModel(ModelReader):
         wanted, where = (0, None) if isinstance(keep, int) else torch.unique(keep[:, 0], return_inverse=True)
         with masks_at(at), watched(self.model, taps):
             out = self.model(
-                input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True, logits_to_keep=wanted
+                input_ids=ids,
+                position_ids=at.clamp_max(self._last),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=wanted,
             )
         logits: Tensor = out.logits
         return logits if where is None else logits.take_along_dim(where[:, None, None], 1)

@@ -135,7 +135,7 @@ class RecordedBackend:
         if not items:
             reasons = [*self.noticed.refused.values()]
             raise WorkloadError(
-                f"no answer can be had as tokens, the first: {reasons[0]}",
+                f"no answer can be scored, the first: {reasons[0]}",
                 where=config.workload,
                 hint="Mend these rows, or name the target whose template and tokenizer wrote them.",
             )
@@ -172,6 +172,9 @@ class RecordedBackend:
                 )
                 self.noticed.refused[one.prompt.id] = kind
                 continue
+            if reason := self._unread(len(found.prompt), len(found.output)):
+                self.noticed.refused[one.prompt.id] = reason
+                continue
             text = TargetText(found.prompt, found.output, found.finish)
             prompt = replace(one.prompt, messages=(), tools=(), template_kwargs={}, request={})
             logged = one.reply.log_probs or ()
@@ -184,6 +187,15 @@ class RecordedBackend:
             self._capacity = longest + longest // 4 + max(self._config.gamma) + 1 + _REFERENCE_TOKENS
             self._engine.reserve(self._capacity)
         return items
+
+    def _unread(self, prompt: int, answer: int) -> str | None:
+        """Why the models here do not read an answer of so many tokens after such a prompt."""
+        context, turn = self._engine.max_context, self._engine.frequency_limit
+        if context is not None and prompt + answer > context:
+            return f"{prompt} + {answer} tokens exceed the context of {context}"
+        if turn is not None and prompt <= turn < prompt + answer:
+            return f"it crosses {turn} tokens, where a model changes its rotary frequencies (LongRoPE)"
+        return None
 
     def verify(self, answers: Sequence[Recorded]) -> AnswersVerified:
         facts = self.facts
@@ -246,7 +258,11 @@ def _greedy(engine: LocalEngine, items: Sequence[Item]) -> AnswersVerified:
     for begin in range(0, len(order), REPLAY_BATCH):
         batch = order[begin : begin + REPLAY_BATCH]
         prompts, outputs = [item.tokens for item in batch], [_output(item) for item in batch]
-        anew = engine.texts(prompts, max(map(len, outputs)), "")
+        most, context = max(map(len, outputs)), engine.max_context
+        if engine.frequency_limit is None and (context is None or max(map(len, prompts)) + most <= context):
+            anew = engine.texts(prompts, most, "")
+        else:  # beside a longer answer one would be written past what is read, or with the other's frequencies
+            anew = [engine.texts([p], len(o), "")[0] for p, o in zip(prompts, outputs, strict=True)]
         identical += sum(new[: len(old)] == list(old) for new, old in zip(anew, outputs, strict=True))
         # Read as if the target drafted for itself: a place is accepted where its likeliest token is the text's own. The
         # end of sequence goes before, so that the first token of the answer is a place too.

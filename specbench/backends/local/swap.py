@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from specbench.backends.local.cache import RewindableCache
-from specbench.backends.local.lean import SHELLS, LeanLayer, Packed, agree, of_transformers, packs, seen_from
+from specbench.backends.local.lean import (
+    SHELLS,
+    TOLERANCE,
+    LeanLayer,
+    Packed,
+    agree,
+    of_transformers,
+    packs,
+    seen_from,
+)
 
 # Decoder layers known to be: norm, attention with rotary positions, norm, gated feed-forward, each added to the stream.
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -36,7 +45,7 @@ def make_lean(model: Any) -> None:
         layers[index] = lean
         passes = [replace(one, x=x) for one, x in zip(passes, old, strict=True)]
     head = model.lm_head
-    if packs(head.weight):
+    if _is_plain(head) and packs(head.weight):
         model.lm_head = Packed(head.weight, head.bias, copies=head.weight is model.get_input_embeddings().weight)
 
 
@@ -63,11 +72,20 @@ def _fits(layer: Any) -> bool:
     """Whether a decoder layer is of a kind that LeanLayer knows, over full attention."""
     if not of_transformers(layer, _KNOWN):
         return False
-    attention = layer.self_attn
-    biases = {linear.bias is None for linear in (attention.q_proj, attention.k_proj, attention.v_proj)}
+    attention, feed = layer.self_attn, layer.mlp
+    joined = attention.q_proj, attention.k_proj, attention.v_proj
+    if not all(map(_is_plain, (*joined, attention.o_proj, feed.gate_proj, feed.up_proj, feed.down_proj))):
+        return False
+    biases = {linear.bias is None for linear in joined}
     windows = (getattr(one, "sliding_window", None) for one in (attention, attention.config))
     sliding = getattr(attention.config, "use_sliding_window", True) and any(windows)
     return len(biases) == 1 and not sliding
+
+
+def _is_plain(linear: Any) -> bool:
+    """Whether it multiplies by its weight and no more: a quantized one is of another class, or its weight is."""
+    weight = getattr(linear, "weight", None)
+    return type(linear) is nn.Linear and type(weight) is nn.Parameter and weight.dtype in TOLERANCE
 
 
 def _passes(model: Any) -> list[_Pass]:

@@ -171,9 +171,6 @@ class RetryPolicy:
         return None
 
 
-# Between the texts of turns while they are compared; no server writes it.
-BREAK = "\0"
-
 _TOTALS = ("prefill_s", "decode_s", "queue_s", "rounds", "drafted", "accepted", "cached_tokens")
 
 
@@ -215,7 +212,7 @@ def joined(readings: Sequence[Completion]) -> Completion:
         return readings[0]
     prompts = [one.prompt_tokens for one in readings]
     return Completion(
-        text=BREAK.join(one.text for one in readings),
+        text="\0".join(one.text for one in readings),
         finish="eos" if all(one.finish == "eos" for one in readings) else "length",
         prompt_tokens=None if None in prompts else sum(prompt or 0 for prompt in prompts) // len(prompts),
         output_tokens=sum(one.output_tokens for one in readings),
@@ -243,14 +240,14 @@ def answered(
     job: Job, arm: Arm, readings: Sequence[Completion], config: RunConfig, *, waited_s: float = 0.0, **more: Any
 ) -> Answer:
     """`waited_s` passed between when it was due and when it was sent; `more` is of its trial."""
-    reading = joined(readings)
+    reading, texts = joined(readings), tuple(one.text for one in readings)
     trial = trial_of(
         job,
         arm,
         **reading.as_trial(waited_s),
         output_sha256=hashlib.sha256(reading.text.encode()).hexdigest(),
-        output_text=reading.text.replace(BREAK, "\n\n") if config.keep_text else None,
+        output_text="\n\n".join(texts) if config.keep_text else None,
         turns=as_turns(readings) if config.sessions else (),
         **more,
     )
-    return Answer(job, reading.text, trial)
+    return Answer(job, texts, trial)

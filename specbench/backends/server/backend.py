@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.server.adapter import Ask
-from specbench.backends.server.provider import engine_name, provider_of
+from specbench.backends.server.provider import Provider, engine_name, provider_of
 from specbench.backends.server.replay import ServerScoring, require_scorable, require_writer
 from specbench.backends.server.session import ServerSession
 from specbench.config import RunConfig
-from specbench.drafters.spec import parse_draft
+from specbench.drafters.spec import DraftSpec, parse_draft
 from specbench.errors import ConfigError
 from specbench.models.defaults import generation_caution
-from specbench.records import Prompt
+from specbench.records import Finding, Prompt, warned
 from specbench.run_record import ServedBy
 from specbench.store import RunWriter
 
@@ -33,8 +33,9 @@ class ServerBackend:
             self._provider = provider_of(config, self._specs, (), threads)
             require_writer(self._provider)
         else:
-            _require_askable(config)
+            _require_askable(config, self._specs)
             self._provider = provider_of(config, self._specs, config.gamma, threads)
+            _require_blocks(config, self._provider)
 
     def admit(self, prompts: Sequence[Prompt]) -> Admitted:
         """All of them: what does not fit its context the server says when it is asked."""
@@ -44,12 +45,13 @@ class ServerBackend:
         except ValueError as error:
             raise ConfigError(str(error), where=provider.adapter.name, hint="Leave that setting out.") from None
         own = generation_caution(config.target, config.sampling, new_tokens=config.max_new_tokens)
+        found = [caution for caution in (own, _unused(config, provider)) if caution is not None]
         return Admitted(
             [Item(prompt, None) for prompt in prompts],
             [],
             Conditions(engine_name(provider, None), None, None, provider.threads, provider.where),
             *provider.models,
-            cautions=[] if own is None else [own],
+            cautions=found,
             served=ServedBy(provider.adapter.name, provider.launch, dict(provider.adapter.sources)),
         )
 
@@ -62,8 +64,14 @@ class ServerBackend:
         yield ServerScoring(self._config, self._specs, self._provider, writer, self._say)
 
 
-def _require_askable(config: RunConfig) -> None:
+def _require_askable(config: RunConfig, specs: Mapping[str, DraftSpec]) -> None:
     """Refuse what no server can be asked for."""
+    if config.server is not None and any(spec.cutoff for spec in specs.values()):
+        raise ConfigError(
+            "A running server has the cut-off that it was started with, and no request changes it",
+            where="--cutoff" if config.cutoff else "--draft",
+            hint="Leave it out, or let specbench start the server with --launch.",
+        )
     if config.server is not None and len(config.gamma) != 1:
         raise ConfigError(
             f"A running server has one gamma, not {len(config.gamma)}",
@@ -76,4 +84,27 @@ def _require_askable(config: RunConfig) -> None:
     if config.draft_server is not None:
         raise ConfigError(
             "A server of the draft alone is asked in a replay", where="--draft-server", hint="Add --replay-only."
+        )
+
+
+def _unused(config: RunConfig, provider: Provider) -> Finding | None:
+    """What was set for models in this process."""
+    names = ("dtype", "device", "threads") if provider.launch is None else ("dtype", "device")
+    flags = [f"--{name}" for name in names if getattr(config, name) != getattr(RunConfig(), name)]
+    if not flags:
+        return None
+    said = f"{' and '.join(flags)} change nothing: the server was started with its own"
+    return warned(
+        "settings-not-used", said, "Leave them out; what the server has, its own command or launch file says."
+    )
+
+
+def _require_blocks(config: RunConfig, provider: Provider) -> None:
+    """Refuse a budget of time where every arm's server gets all prompts before the next arm's."""
+    if config.time_budget_s is not None and provider.prompts_per_start is None:
+        apart = "servers at two addresses" if provider.launch is None else "`prompts_per_start` in the launch file"
+        raise ConfigError(
+            "These servers get all prompts in one block, before whose end no run can stop",
+            where="--time-budget",
+            hint=f"Use --limit, or one client and {apart}.",
         )

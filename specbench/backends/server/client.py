@@ -80,11 +80,11 @@ def _proxy_of(url: str) -> Proxy | None:
     kind = next((kind for kind in (parts.scheme, "all") if known.get(kind)), None)
     if kind is None:
         return None
+    names = (f"{kind}_proxy", f"{kind}_proxy".upper())
+    name = next((name for name in names if os.environ.get(name)), "the system's settings")
     try:
-        return Proxy.of(known[kind])
+        return Proxy.of(known[kind], name)
     except ValueError:
-        names = (f"{kind}_proxy", f"{kind}_proxy".upper())
-        name = next((name for name in names if os.environ.get(name)), "the system's settings")
         raise ConfigError(
             "The proxy is no address of an HTTP proxy",  # which may hold a password
             where=name,
@@ -105,7 +105,7 @@ class Client:
         self._timeout_s = timeout_s
         # Answers that end together are read one after the other, in small parts: reads of other streams come between.
         self.turn = asyncio.Lock()
-        proxy = _proxy_of(root)
+        self._proxy = proxy = _proxy_of(root)
         secure = parts.scheme == "https" or (proxy is not None and proxy.secure)
         self._wire = Wire(
             root,
@@ -125,7 +125,7 @@ class Client:
         try:
             await self._wire.open(connections)
         except UnreachableError as error:
-            raise self._gone(str(error)) from None
+            raise self._gone(str(error), error.hint) from None
 
     def _at(self, path: str) -> str:
         return path.removeprefix(self._above)
@@ -137,11 +137,17 @@ class Client:
             _, came = await self._asked("GET", path, None, PAGE_S, _MOST_PAGE)
             answer = came.reply()
         except FailedError as failed:
-            raise self._gone(f"{self._at(path)}: {failed.kind}") from None
-        # A gateway may forbid a page that it does not have: who has a key is told by the requests themselves.
-        if answer.status in (401, 403) and not self._has_key:
+            hint = "Check the address, and the server's log; the same command then continues where it stopped."
+            raise self._gone(f"{self._at(path)}: {failed.kind}", hint) from None
+        # A gateway may forbid a page that it does not have (403): requests themselves tell that one is wanted.
+        if answer.status == 401 and not self._has_key:
             raise self._locked(Problem(answer.status))
-        return answer.body.decode(errors="replace") if 200 <= answer.status < 300 else None
+        page = answer.body.decode(errors="replace")
+        # While it loads, llama.cpp's server answers so at every page, and looks like any other that has none.
+        if answer.status == 503 and (problem := problem_of(503, page, {})).kind == "unavailable_error":
+            hint = "Wait until it has, then run the same command."
+            raise EngineError(f"The server still loads its model: {problem}", where=self.url, hint=hint)
+        return page if 200 <= answer.status < 300 else None
 
     async def send(self, path: str, body: dict[str, Any]) -> list[Chunk]:
         """POST and read the stream to its end. Raises RefusedError, FailedError, or EngineError where no request can
@@ -179,7 +185,7 @@ class Client:
             except TimeoutError:
                 raise FailedError("timeout") from None
             except UnreachableError as error:
-                raise self._gone(str(error)) from None
+                raise self._gone(str(error), error.hint) from None
             except GarbledError as error:
                 raise FailedError(str(error)) from None
             except ClosedError:
@@ -228,12 +234,12 @@ class Client:
             hint="Put it in the environment variable that --api-key-env names (SPECBENCH_API_KEY).",
         )
 
-    def _gone(self, reason: str) -> SpecbenchError:
-        return EngineError(
-            f"No server answers: {reason}",
-            where=self.url,
-            hint="Start it; the same command then continues where it stopped.",
-        )
+    def _gone(self, reason: str, hint: str | None) -> SpecbenchError:
+        through, usual = "", "Start it; the same command then continues where it stopped."
+        if self._proxy is not None:
+            through = f" through the proxy that stands in {self._proxy.named}"
+            usual = "Check that proxy, or name the server's host in no_proxy."
+        return EngineError(f"No server answers{through}: {reason}", where=self.url, hint=hint or usual)
 
 
 def _without_secrets(address: str) -> str:
@@ -255,12 +261,20 @@ def _json(data: bytes) -> Any:
 
 
 async def _parsed(arrived: list[tuple[float, bytes]]) -> list[Chunk]:
-    """Events as JSON. Raises FailedError for an answer that breaks off or reports an error of its own."""
-    if not arrived or arrived[-1][1] != b"[DONE]":
-        raise FailedError("the answer broke off")
-    chunks = []
-    for number, (at_s, line) in enumerate(arrived[:-1], 1):
-        data = _json(line)
+    """Events as JSON up to [DONE], but for empty ones, which keep a connection open. Raises FailedError for an answer
+    that breaks off or reports an error of its own."""
+    chunks: list[Chunk] = []
+    for number, (at_s, line) in enumerate(arrived, 1):
+        if line == b"[DONE]":
+            return chunks
+        if not line.strip():
+            continue
+        try:
+            data = _json(line)
+        except FailedError:
+            if number == len(arrived):
+                break  # cut in half
+            raise
         if not isinstance(data, dict):
             raise FailedError("not a JSON object")
         if data.get("error") is not None:
@@ -268,4 +282,4 @@ async def _parsed(arrived: list[tuple[float, bytes]]) -> list[Chunk]:
         chunks.append(Chunk(at_s, data))
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
-    return chunks
+    raise FailedError("the answer broke off")

@@ -85,7 +85,7 @@ class LaunchFile:
     `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
     together, for runs of up to `at_once_clients` clients, and lets them take turns: prompt by prompt, or with several
     clients window by window. `greedy_only`: above temperature 0 its drafts change the texts. `version` is a command
-    whose first output line is the version."""
+    that prints the version, see `engine_version`."""
 
     path: Path
     engine: Literal["llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
@@ -283,7 +283,8 @@ def _merged(arguments: Sequence[str], joined: str | None) -> list[str]:
 
 
 def engine_version(file: LaunchFile) -> str | None:
-    """The first line that the file's `version` command prints; None where there is none or it fails."""
+    """The line that begins with "version", else the first one, that the file's `version` command prints; None where
+    there is none or it fails."""
     if file.version is None:
         return None
     line = [_filled(part, {"python": _python(file)}) for part in file.version]
@@ -291,8 +292,9 @@ def engine_version(file: LaunchFile) -> str | None:
         done = subprocess.run(line, capture_output=True, text=True, errors="replace", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    # llama-server prints its version where others print their errors.
-    return next((text.strip() for text in (done.stdout + "\n" + done.stderr).splitlines() if text.strip()), None)
+    # llama-server prints its version where others print their errors, below what it loads and from where.
+    lines = [text.strip() for text in f"{done.stdout}\n{done.stderr}".splitlines() if text.strip()]
+    return next((line for line in lines if line.startswith("version")), lines[0] if lines else None)
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:

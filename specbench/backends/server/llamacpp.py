@@ -182,7 +182,7 @@ class LlamaCpp(openai.OpenAI):
         )
         # Of an answer that it parses (tools, a grammar) it holds the first tokens back, but not their timings.
         counted = [at_s for at_s, found in told if found is not None and (found.predicted_n or 0) >= 1]
-        return replace(answer, first_s=min(answer.first_s, *counted))
+        return replace(answer, first_s=min([answer.first_s, *counted]))
 
     async def state(self, get: Get) -> State:
         model = await openai.served(get)

@@ -131,7 +131,13 @@ def check_speculating(state: State, alone: State | None, gamma: int, url: str) -
             where=url,
             hint=f"Use --gamma {state.gamma}.",
         )
-    return _idle(state, url)
+    versions = [each.version if each else None for each in (alone, state)]
+    found = []
+    if None not in versions and versions[0] != versions[1]:
+        said = f"the two servers are of different versions, {shown(versions[0])} and {shown(versions[1])}: the draft is"
+        hint = "Serve both with the same version."
+        found.append(warned("other-version", f"{said} not all that they differ in", hint))
+    return found + _idle(state, url)
 
 
 def check_drafts(
@@ -160,12 +166,13 @@ def check_drafts(
     look_up = spec.model is None or (spec.model == SERVED and state.method is None) or "ngram" in (state.method or "")
     if seen or (look_up and state.speculating):
         return []
-    if state.speculating is None:
+    if state.speculating is None or not (rounds or totals):
+        what = "whether it speculates, nor what it drafts" if state.speculating is None else "what it drafts"
         return [
             warned(
                 "speculation-not-told",
-                "the server tells neither that it speculates nor what it drafts: acceptance is unknown",
-                "Name the engine with --engine, and switch on its metrics.",
+                f"the server does not tell {what}: acceptance is unknown",
+                "Name the engine with --engine, and switch on its metrics, those of each request too.",
             )
         ]
     raise EngineError(

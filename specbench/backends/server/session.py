@@ -26,7 +26,7 @@ from specbench.backends.base import (
 )
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import Ask, Completion, FailedError, RefusedError, State, ask_of
-from specbench.backends.server.asking import BREAK, PAUSE_S, TRIES, Asking, RetryPolicy, Slots, answered, caches
+from specbench.backends.server.asking import PAUSE_S, TRIES, Asking, RetryPolicy, Slots, answered, caches
 from specbench.backends.server.client import Client
 from specbench.backends.server.openai import divergence, logprobs_body
 from specbench.backends.server.preflight import require_plausible
@@ -140,8 +140,8 @@ class ServerSession:
     def divergence(self, unit: Unit, own: Output, other: Output) -> Divergence | None:
         """From the log-probabilities of the target alone, asked once more."""
         up = self._met(Arm("baseline"))
-        assert isinstance(own, str) and isinstance(other, str)
-        both = list(zip(own.split(BREAK), other.split(BREAK), strict=True))
+        assert isinstance(own, tuple) and isinstance(other, tuple)
+        both = list(zip(own, other, strict=True))
         turn = next(number for number, (mine, text) in enumerate(both) if mine != text)
 
         async def ask() -> Divergence | None:
@@ -185,7 +185,9 @@ class ServerSession:
         answers = self._warmed(up, server, WARM_UPS if first else 1)
         if first:
             self._looked[label] = state = replace(call(lambda: self._look(up)), busy=state.busy)
-            note_server(self._writer, label, state, engine_name(self._provider, state))
+            # The other server may be of another version, and the run has one name of its engine.
+            name = engine_name(self._provider, state) if server.draft is None else None
+            note_server(self._writer, label, state, name)
         readings = [reading for _, (reading,) in answers]
         if server.draft is None or server.gamma is None:
             found = preflight.check_alone(state, up.url)

@@ -29,7 +29,11 @@ _BODILESS = (204, 304)
 
 
 class UnreachableError(Exception):
-    """Nobody could be asked: the message says why."""
+    """Nobody could be asked: the message says why, and `hint` what to do where starting the server is not it."""
+
+    def __init__(self, why: str, hint: str | None = None) -> None:
+        self.hint = hint
+        super().__init__(why)
 
 
 class ClosedError(Exception):
@@ -243,7 +247,8 @@ class _Connection(asyncio.Protocol):
             self.close()
             raise
         self._answer = None
-        if not answer.keeps:
+        # What a proxy says of its own connection ends where the tunnel begins.
+        if not answer.keeps and not tunnel:
             self.close()
         return answer
 
@@ -259,15 +264,16 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Who passes requests on, and the value of its own Authorization header."""
+    """Who passes requests on, where that is `named`, and the value of its own Authorization header."""
 
     host: str
     port: int
     secure: bool
+    named: str
     secret: str | None = None
 
     @classmethod
-    def of(cls, address: str) -> Proxy:
+    def of(cls, address: str, named: str) -> Proxy:
         """Raises ValueError for an address that is no HTTP proxy's."""
         parts = urlsplit(address if "://" in address else f"http://{address}")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
@@ -276,7 +282,7 @@ class Proxy:
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             secret = f"Basic {b64encode(pair.encode()).decode()}"
-        return cls(parts.hostname.encode("idna").decode(), _port(parts), parts.scheme == "https", secret)
+        return cls(parts.hostname.encode("idna").decode(), _port(parts), parts.scheme == "https", named, secret)
 
 
 class Wire:
@@ -341,9 +347,13 @@ class Wire:
         except TimeoutError:
             raise UnreachableError("timeout") from None
         except ssl.SSLCertVerificationError:
-            raise UnreachableError("its certificate cannot be verified") from None
+            hint = "Name its certificate in SSL_CERT_FILE, and its host as the certificate does."
+            raise UnreachableError("its certificate cannot be verified", hint) from None
         except ssl.SSLError:
-            raise UnreachableError("it does not speak TLS as we do") from None
+            raise UnreachableError("it does not speak TLS as we do", "Check whether it is http or https.") from None
+        except socket.gaierror:
+            own = self._proxy is None
+            raise UnreachableError("its name is not known", "Check the address." if own else None) from None
         except OSError as error:
             raise UnreachableError(_why(error)) from None
         except (ClosedError, GarbledError):
@@ -378,8 +388,6 @@ def _port(parts: SplitResult) -> int:
 
 def _why(error: OSError) -> str:
     """Why there is no connection, in the system's words without addresses."""
-    if isinstance(error, socket.gaierror):
-        return "its name is not known"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
-    return os.strerror(error.errno).lower() if error.errno else "no connection"
+    # Of a host with several addresses, as localhost has, asyncio tells the numbers in its text alone.
+    numbers = [str(error.errno)] if error.errno else re.findall(r"\[Errno (\d+)\]", str(error))
+    return os.strerror(int(numbers[-1])).lower() if numbers else "no connection"

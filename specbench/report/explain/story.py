@@ -33,17 +33,6 @@ class Story:
         return shlex.quote(text.clean(self.s.run))
 
     @property
-    def among(self) -> int:
-        """Drafts among which the verdict's was chosen."""
-        return len(self.s.drafts) if self.s.choice is not None else 1
-
-    @property
-    def tried(self) -> int:
-        """Rows among which the verdict's was chosen."""
-        drafts = self.s.drafts if self.among > 1 else (self.draft,)
-        return sum(len(draft.gammas) for draft in drafts)
-
-    @property
     def ended(self) -> int:
         return (self.row.accepted or 0) + (self.row.rounds or 0) - self.row.emitted
 

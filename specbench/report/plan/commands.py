@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from specbench import text
+from specbench.analysis.checked import countable
 from specbench.analysis.collect import minutes_for
 from specbench.analysis.plan import Plan
 from specbench.config import RUN_SETTINGS, SETTINGS
@@ -70,8 +71,16 @@ def steps(
             _shell("sweep", "--workload", FILE, "--limit", many, *sweep),
         ),
         (Reason("brief"), _shell("brief")),
-        *([] if served or batch != 1 else [(Reason("check"), _shell("check"))]),
+        *([(Reason("check"), _shell("check"))] if batch == 1 and _countable(stored) else []),
     ]
+
+
+def _countable(stored: StoredRun | None) -> bool:
+    """Whether `specbench check` compares anything of it."""
+    if stored is None:
+        return True
+    heads = {spec: model.head for spec, model in stored.run.drafts.items()}
+    return not stored.run.on_server and bool(countable(heads, stored.run.config.sampling))
 
 
 def on_shipped_prompts(stored: StoredRun) -> bool:

@@ -9,6 +9,7 @@ github.com/ggml-org/llama.cpp (issue 23052, closed; xllamacpp 2026.10 was seen t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -164,10 +165,18 @@ def _reads(engine: str, model: str) -> bool:
 
 
 def _as_before(plan: Plan, facts: Facts) -> list[list[str]]:
-    """The prompts and the sampling of the run, where they are not those that a command has anyway."""
-    options = []
-    if facts.workload.source is not None and not facts.workload.source.endswith(DEFAULT_WORKLOAD):
-        options.append(["--workload", facts.workload.source])
+    """The prompts, how they are read, and the sampling of the run, where they are not those that a command has anyway;
+    of a system prompt no more is kept than that there was one."""
+    options, work = [], facts.workload
+    if work.source is not None and not work.source.endswith(DEFAULT_WORKLOAD):
+        options.append(["--workload", work.source])
+    given = {
+        "--column": work.column,
+        "--category-column": work.category_column,
+        "--system-prompt": "..." if work.system_prompt else None,
+        "--chat-template-kwargs": json.dumps(facts.template_kwargs) if facts.template_kwargs else None,
+    }
+    options += [[flag, value] for flag, value in given.items() if value is not None]
     if plan.max_new_tokens:
         options.append(["--max-new-tokens", str(plan.max_new_tokens)])
     sampling = plan.sampling
