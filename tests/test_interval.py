@@ -63,6 +63,13 @@ def test_equal_prompts_give_a_point():
     assert (interval.low, interval.value, interval.high) == pytest.approx((2.0, 2.0, 2.0))
 
 
+def test_a_prompt_that_outweighs_all_others_leaves_numbers():
+    base = np.where(np.arange(10) < 1, 1e3, 1.0) * (1 + 0.001 * np.arange(10))
+    for spec in (np.ones(10), base[::-1]):
+        found = speedup_interval(Paired(base, np.ones(10), spec, np.ones(10)), 0.99)
+        assert np.isfinite([found.low, found.high, *found.draws]).all() and found.low < found.value < found.high
+
+
 def test_pairing_removes_what_both_arms_share():
     rng = np.random.default_rng(1)
     slow_day = rng.lognormal(0, 0.5, 40)  # the machine was slow for both arms of a prompt

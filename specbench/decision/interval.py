@@ -34,6 +34,8 @@ ONE_PAIR = 4.0
 LEAST_EFFECTIVE = 1.5
 # A smaller standard error of a log ratio than this is rounding.
 _NO_SPREAD = 1e-7
+# Where one prompt in ten outweighs all others, some resamples are further off than a number can be.
+_LARGEST_LOG = 700.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...], exces
             distances = (resampled[usable] - estimate) / errors[usable] * error * _uneven(above, below)
     if excess:
         distances = distances + np.random.default_rng(1).normal(0, np.sqrt(excess), len(distances))
-    return np.concatenate((estimate - distances, estimate + distances))
+    return np.clip(np.concatenate((estimate - distances, estimate + distances)), -_LARGEST_LOG, _LARGEST_LOG)
 
 
 def _uneven(above: tuple[Floats, ...], below: tuple[Floats, ...]) -> float:
