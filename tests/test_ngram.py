@@ -17,10 +17,11 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Blocks, replay
-from specbench.acceptance.scores import match_blocks
+from specbench.acceptance.scores import agreed, match_blocks
 from specbench.analysis.summarise import summarise
 from specbench.drafters import NgramSpec
 from specbench.drafters.around import NgramDrafter
+from specbench.drafters.lookup import RecentLookUp
 from specbench.records import Sampling
 
 TARGET = tiny_llama(12, seed=3)  # a small vocabulary repeats itself
@@ -55,6 +56,33 @@ def test_proposals_are_those_of_transformers(x, n, k):
     ids = torch.tensor([x])
     candidates, _ = theirs.get_candidates(ids)
     assert proposal(NgramSpec(n), x, k) == candidates[0, len(x) :].tolist()
+
+
+def recent(x, n, gamma):
+    """llama.cpp's ngram-simple, read off its source: tokens before the last are its history, place 0 is no match."""
+    history, at = x[:-1], len(x) - 2 - n
+    while at > 0 and [*history, x[-1]][at : at + n] != x[len(x) - n :]:
+        at -= 1
+    found = history[at + n : at + n + gamma] if at > 0 else []
+    return found if len(found) >= n else []
+
+
+@examples(300)
+@given(x=st.lists(st.integers(0, 3), min_size=2, max_size=40), n=st.integers(1, 4), gamma=st.integers(1, 8))
+def test_the_latest_place_of_exactly_n_is_copied_as_llamacpp_does(x, n, gamma):
+    prompt, output = x[: len(x) // 2], x[len(x) // 2 :]
+    found = match_blocks(RecentLookUp(n, eos=()), prompt, output, 64)
+    text = Blocks("p", None, "ngram", 0, 99, found.proposed, found.matched, least=found.least)
+    expected, i = [], 1
+    while i < len(output):
+        drafted = recent([*prompt, *output[:i]], n, gamma)[: 99 - i - 1]
+        kept = agreed(drafted, output, i)
+        expected.append((len(drafted), kept))
+        i += kept + 1
+    again = replay([text], gamma)
+    assert again.rounds[0] == len(expected)
+    assert again.reached.sum() == sum(drafted for drafted, _ in expected)
+    assert again.accepted[0] == sum(kept for _, kept in expected)
 
 
 def test_an_index_grown_token_by_token_is_the_index_of_the_whole():

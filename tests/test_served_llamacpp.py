@@ -237,6 +237,9 @@ def test_rounds_are_probed_and_predict_a_sweep(tmp_path):
     # The same greedy texts with and without speculation: the replay has the rounds that the server had.
     assert [row["replay_tokens_per_round"] for row in rows] == pytest.approx([row["tokens_per_round"] for row in rows])
     assert all(load["predicted_speedup"] is not None for load in swept_["loads"] if load["draft"] == "demo:draft")
+    looked = swept_["drafts"][1]["gammas"]
+    taus = [row["tokens_per_round"] for row in looked]
+    assert [row["replay_tokens_per_round"] for row in looked] == pytest.approx(taus) and taus[1] > taus[0] == 1.0
     # A look-up that found nothing of three tokens in these prompts has no round of three.
     for row, probed in zip(swept_["drafts"][1]["gammas"], (1, 3), strict=True):
         seen = any(

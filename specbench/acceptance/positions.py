@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         # block drafters have these instead, and an n-gram look-up before a draft model beside them
         *((name, pa.list_(pa.int32())) for name in BLOCK_NUMBERS),
         ("block_gammas", pa.int32()),  # columns of the two, which are flattened; null: one, for every gamma
+        ("least", pa.int32()),  # the least gamma at which blocks are proposed; null: 1
         ("depths", pa.int32()),  # columns of accept, confidence and ends of a head, which are flattened; null: one
     ]
 )
@@ -211,6 +212,7 @@ def _row(text: Text) -> dict[str, Any]:
     if blocks is not None:
         row |= {name: getattr(blocks, name).ravel() for name in BLOCK_NUMBERS}
         row["block_gammas"] = blocks.proposed.shape[1] if blocks.proposed.ndim == 2 else None
+        row["least"] = blocks.least
     if isinstance(text, Positions):
         row |= {name: getattr(text, name).ravel() for name in (*NUMBERS, "ends")}
         row["depths"] = text.longest
@@ -225,7 +227,7 @@ def _text(row: dict[str, Any]) -> Text:
         columns = row.get("block_gammas")
         shape = (-1,) if columns is None else (-1, columns)
         proposed, matched = (np.array(row[name], dtype=np.int32).reshape(shape) for name in BLOCK_NUMBERS)
-        blocks = Blocks(**common, proposed=proposed, matched=matched)
+        blocks = Blocks(**common, proposed=proposed, matched=matched, least=row.get("least") or 1)
         if row["accept"] is None:
             return blocks
     numbers: dict[str, Any] = {name: np.array(row[name], dtype=np.float32) for name in NUMBERS}

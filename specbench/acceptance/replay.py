@@ -80,7 +80,8 @@ class Blocks:
     text's own. One-hot drafts are accepted exactly where they match, at any temperature.
 
     Arrays are [n] where a shorter block is the beginning of a longer one (n-grams), and [n, G] where it need not be (a
-    draft of k tokens that is translated to the target's): column k - 1 is for a round allowed k tokens, up to G."""
+    draft of k tokens that is translated to the target's): column k - 1 is for a round allowed k tokens, up to G. At a
+    gamma below `least` nothing is proposed."""
 
     prompt_id: str
     category: str | None
@@ -91,6 +92,7 @@ class Blocks:
     matched: Counts32
     prompt_tokens: int | None = None
     conversation: str | None = None
+    least: int = 1
 
     @property
     def tokens(self) -> int:
@@ -189,11 +191,12 @@ def _walk_blocks(texts: Sequence[Blocks], gamma: int) -> tuple[Floats, ...]:
     first = np.cumsum(size - 1) - size  # of a text in the arrays of all, less the 1 that places begin at
     proposed, matched = (np.concatenate([getattr(text, name) for text in texts]) for name in BLOCK_NUMBERS)
     modelled = proposed.ndim == 2  # a model drafted k tokens of its own, whatever came of them
+    allowed = np.array([gamma if gamma >= text.least else 0 for text in texts])
     found: list[tuple[NDArray[np.int_], ...]] = []
     row = np.flatnonzero(size > 1)
     i = np.ones(len(row), dtype=int)
     while len(row):
-        k = np.clip(limit[row] - i - 1, 0, gamma)
+        k = np.clip(limit[row] - i - 1, 0, allowed[row])
         if modelled:
             if k.max() > proposed.shape[1]:
                 raise ValueError(f"this draft was scored up to gamma {proposed.shape[1]}, not {k.max()}")
@@ -237,7 +240,11 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
     drafts, silent = confidence >= cutoff, np.isnan(confidence)
     ends = _padded([text.ends for text in texts], longest + gamma)
 
-    copying = [(row, text, text.blocks) for row, text in enumerate(texts) if text.blocks is not None]
+    copying = [
+        (row, text, text.blocks)
+        for row, text in enumerate(texts)
+        if text.blocks is not None and gamma >= text.blocks.least
+    ]
     start = np.zeros((len(texts), longest + gamma + 1))  # start[:, i]: a round begins when i tokens are out
     start[:, 1] = 1.0
     behind = np.zeros_like(start)  # behind[:, i]: .. and the draft model has not read all of them

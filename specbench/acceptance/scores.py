@@ -21,6 +21,7 @@ class BlockScores:
 
     proposed: Counts32
     matched: Counts32
+    least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ class Scores:
 
 
 class LookUp(Protocol):
-    """Whoever proposes tokens of the text itself; a shorter proposal is the beginning of a longer one."""
+    """Whoever proposes tokens of the text itself, at `least` or a larger gamma; a shorter proposal is the beginning of
+    a longer one."""
+
+    least: int
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Read a new prompt."""
@@ -55,7 +59,7 @@ def match_blocks(lookup: LookUp, prompt: Sequence[int], output: Sequence[int], l
         tokens = lookup.find([*prompt, *output[:i]], longest)
         proposed.append(len(tokens))
         matched.append(agreed(tokens, output, i))
-    return BlockScores(np.array(proposed, dtype=np.int32), np.array(matched, dtype=np.int32))
+    return BlockScores(np.array(proposed, dtype=np.int32), np.array(matched, dtype=np.int32), lookup.least)
 
 
 def greedy_scores(
@@ -116,7 +120,7 @@ def as_text(
     origin = prompt_id, category, draft, repeat, limit
     known: dict[str, Any] = {"prompt_tokens": prompt_tokens, "conversation": conversation}
     found = scores if isinstance(scores, BlockScores) else scores.blocks
-    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched, **known)
+    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched, **known, least=found.least)
     if isinstance(scores, BlockScores):
         assert blocks is not None
         return blocks

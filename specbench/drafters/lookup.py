@@ -21,6 +21,8 @@ class NgramLookUp:
     """Keeps the earliest place of every n-gram of the sequence. The sequence only grows by emitted tokens, so nothing
     ever needs to be forgotten within a text."""
 
+    least = 1
+
     def __init__(self, spec: NgramSpec, *, eos: Collection[int]) -> None:
         self._spec = spec
         self._eos = frozenset(eos)
@@ -46,6 +48,28 @@ class NgramLookUp:
             for n in range(self._spec.shortest, min(self._spec.n, follower) + 1):
                 self._after.setdefault(tuple(x[follower - n : follower]), follower)
         self._indexed = len(x)
+
+
+class RecentLookUp:
+    """As llama.cpp's `ngram-simple` (common/ngram-map.cpp): exactly the last n tokens, their latest place before, and
+    what followed it up to the last token; nothing where that, or gamma, is less than n tokens."""
+
+    def __init__(self, n: int, *, eos: Collection[int]) -> None:
+        self.least = self._n = n
+        self._eos = frozenset(eos)
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token that last followed it
+        self._indexed = 0
+
+    def find(self, x: Sequence[int], k: int) -> list[int]:
+        """At most `k` tokens to follow `x`; [] where nothing is found."""
+        n, last = self._n, len(x) - 1
+        for follower in range(max(n + 1, self._indexed), last):  # a match at the very first token is not looked at
+            self._after[tuple(x[follower - n : follower])] = follower
+        self._indexed = max(self._indexed, last)
+        at = self._after.get(tuple(x[-n:]), last)
+        return until_end(x[at : min(at + k, last)], self._eos) if min(k, last - at) >= n else []
 
 
 # The least estimated probability of all of a proposal.
@@ -137,6 +161,8 @@ class Corpus:
 
 class SuffixLookUp:
     """Looks up in the text so far, and in a corpus where that has a longer match."""
+
+    least = 1
 
     def __init__(self, corpus: Corpus | None = None, *, eos: Collection[int]) -> None:
         self._corpus, self._eos = corpus, frozenset(eos)

@@ -138,6 +138,7 @@ class LlamaCpp(openai.OpenAI):
     name = "llama.cpp"
     metrics = "/metrics"
     counted = openai.counted("llamacpp:", "tokens_predicted_total")
+    recent_look_up = True
     sources: Mapping[str, str] = {
         **openai.SOURCES,
         "first_s": "arrival of the first chunk with timings.predicted_n, or with text",

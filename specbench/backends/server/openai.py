@@ -202,6 +202,7 @@ class OpenAI:
     metrics: str | None = None
     counted: Mapping[str, str] = {}
     sources: Mapping[str, str] = SOURCES
+    recent_look_up = False  # `ngram` is matched exactly and at its latest place (lookup.RecentLookUp)
 
     def body(self, ask: Ask, model: str | None) -> dict[str, Any]:
         """The JSON of a streamed request; `model` is the name under which the server knows its model. Raises ValueError

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from specbench.acceptance.scores import BlockScores, greedy_scores, match_blocks
+from specbench.acceptance.scores import BlockScores, LookUp, greedy_scores, match_blocks
 from specbench.backends.base import Item, Noticed, Scored, TargetText, Texts
 from specbench.backends.server import preflight
 from specbench.backends.server.adapter import RefusedError, ask_of
@@ -32,7 +32,7 @@ from specbench.backends.server.scoring import (
 )
 from specbench.backends.server.traffic import call, each, stream
 from specbench.config import RunConfig
-from specbench.drafters.lookup import NgramLookUp, SuffixLookUp
+from specbench.drafters.lookup import NgramLookUp, RecentLookUp, SuffixLookUp
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError
 from specbench.kinds import MAX_GAMMA
@@ -267,5 +267,11 @@ class ServerScoring:
 
     def _looked_up(self, spec: DraftSpec, text: TargetText) -> BlockScores:
         ngram = spec.ngram
-        found = SuffixLookUp(eos=self._ends) if ngram is None else NgramLookUp(ngram, eos=self._ends)
+        found: LookUp
+        if ngram is None:
+            found = SuffixLookUp(eos=self._ends)
+        elif self._provider.adapter.recent_look_up:
+            found = RecentLookUp(ngram.n, eos=self._ends)
+        else:
+            found = NgramLookUp(ngram, eos=self._ends)
         return match_blocks(found, text.prompt, text.output, MAX_GAMMA)
