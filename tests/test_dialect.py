@@ -28,7 +28,7 @@ WORDS = "the chance of 1.10x or more is 50%"
     ("code", "values", "words"),
     [
         ("odds", {"minimum": 1.125, "confidence": 0.95, "probability": 0.948}, "of 1.125x or more is 94.8%"),
-        ("memory", {"takes_bytes": 2.004e9, "allowed_bytes": 2e9}, "takes 2.004 GB of memory, 2 GB are allowed"),
+        ("memory", {"takes_bytes": 2.004e9, "allowed_bytes": 2e9}, "takes 2.004 GB of memory, 2.0 GB are allowed"),
         ("memory", {"takes_bytes": 1.3e9, "allowed_bytes": 1.25e9}, "takes 1.3 GB of memory, 1.25 GB are allowed"),
         (
             "whole-answer",

@@ -219,7 +219,7 @@ def test_money_and_memory_where_they_are_known() -> None:
     assert "| a million output tokens | 4.20 | 3.62 (assumed) |" in text and "| memory added | - | 32.0 MB |" in text
     assert "No price was given" not in text and "adds 31.4 MB" not in text
     assert "The draft adds 31.4 MB of memory for itself" in manager("world-go")
-    assert "The draft may take 0.5 GB of memory." in manager("memory-limit")
+    assert "The draft may take 500 MB of memory." in manager("memory-limit")
 
 
 def test_load_is_measured_predicted_or_not_known() -> None:
