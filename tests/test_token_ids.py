@@ -23,8 +23,7 @@ from specbench.backends.server.llamacpp import LlamaCpp
 from specbench.backends.server.scoring import score_output
 from specbench.backends.server.vllm import VLLM
 from specbench.config import load_config
-from specbench.drafters.lookup import NgramLookUp
-from specbench.drafters.spec import NgramSpec
+from specbench.drafters.lookup import RecentLookUp
 from specbench.errors import ConfigError, EngineError
 from specbench.records import Message, Round, Sampling
 from specbench.store import read_run
@@ -185,7 +184,7 @@ def test_a_look_up_before_the_model_keeps_both(lab, tmp_path):
     text = (11, 12, 13, 14, 11, 12, 13, 14, 11, 12)
     with FakeScorer(text=text) as target, FakeScorer(text=text, slips=frozenset({2})) as draft:
         folder = scored(lab, tmp_path, target, draft, draft=["ngram:n=2", "ngram:n=2+served"])
-    blocks = match_blocks(NgramLookUp(NgramSpec(2), eos={2}), PROMPT_IDS, text, 64)
+    blocks = match_blocks(RecentLookUp(2, eos={2}), PROMPT_IDS, text, 64)
     for found in read_positions(folder):
         kept = found if found.draft == "ngram:n=2" else found.blocks
         assert kept.proposed.tolist() == blocks.proposed.tolist()
