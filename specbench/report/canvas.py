@@ -132,7 +132,7 @@ def legend_above(axes: Axes, columns: int) -> None:
 def level_lines(axes: Axes, levels: Sequence[tuple[float, str, str]]) -> None:
     """Horizontal (height, label, dash) lines, named in the right margin; names that would touch are moved apart."""
     low, high = axes.get_ylim()
-    apart = (high - low) * 0.125
+    apart = (high - low) * 0.18
     places: list[float] = []
     for level, _, _ in sorted(levels):
         places.append(level if not places else max(level, places[-1] + apart))
