@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from json import loads
 from typing import TYPE_CHECKING, Any
 
@@ -235,15 +236,16 @@ def beyond(ids: Sequence[int], size: int | None) -> str | None:
 def render(tokenizer: Any, given: Mapping[str, Any], today: Today | None = None, **options: Any) -> Any:
     """What the chat template makes of `given`, as `template_arguments` has it, up to the next answer, written `today`
     (None: now). Texts are given as parts where it writes no others, as those for images do; vLLM does the same."""
-    if _takes_parts(tokenizer):
+    if _takes_parts(tokenizer, json.dumps(tokenizer.chat_template)):
         turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in given["conversation"]]
         given = {**given, "conversation": turns}
     with (today or Today()).held(tokenizer):
         return tokenizer.apply_chat_template(**({"add_generation_prompt": True} | {**given} | options))
 
 
-def _takes_parts(tokenizer: Any) -> bool:
-    if "type" not in json.dumps(tokenizer.chat_template):  # it knows no parts
+@lru_cache(maxsize=16)  # asked for every prompt of a log
+def _takes_parts(tokenizer: Any, template: str) -> bool:
+    if "type" not in template:  # it knows no parts
         return False
     mark = "zq0zq"
     return mark not in _written(tokenizer, mark) and mark in _written(tokenizer, [{"type": "text", "text": mark}])
