@@ -72,6 +72,11 @@ class DraftSpec:
         """Whether nothing but a look-up drafts."""
         return self.kind in (None, "suffix")
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether its context bounds the texts: a cross draft reads the end of longer ones."""
+        return self.kind != "cross"
+
     def sampling(self, sampling: Sampling) -> Sampling:
         """How it drafts where texts are sampled so."""
         return replace(sampling, temperature=0.0) if self.greedy else sampling

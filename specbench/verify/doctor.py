@@ -277,7 +277,7 @@ def _encoded(
 
 
 def _fits(ids: Sequence[int], target: LoadedModel, drafts: Sequence[Draft], config: RunConfig) -> bool:
-    models = [target, *(draft.loaded for draft in drafts if draft.loaded is not None and draft.spec.kind != "cross")]
+    models = [target, *(draft.loaded for draft in drafts if draft.loaded is not None and draft.spec.reads_all)]
     limits = [one.max_context for one in models if one.max_context is not None]
     return len(ids) + config.max_new_tokens + GAMMA + 1 <= min(limits, default=2**62)
 

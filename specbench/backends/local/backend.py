@@ -216,9 +216,9 @@ def _largest(
 
 
 def _context(specs: Iterable[DraftSpec], sizes: dict[str, ModelSize]) -> int:
-    """Of all models but cross drafts, which read the end of longer texts."""
-    cross = {spec.model for spec in specs if spec.kind == "cross"}
-    limits = [size.max_context for name, size in sizes.items() if name not in cross]
+    """Of all models that read whole texts."""
+    ends = {spec.model for spec in specs if not spec.reads_all}
+    limits = [size.max_context for name, size in sizes.items() if name not in ends]
     return min((limit for limit in limits if limit is not None), default=2**62)
 
 

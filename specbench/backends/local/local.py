@@ -148,8 +148,8 @@ class LocalEngine:
 
     @property
     def max_context(self) -> int | None:
-        """Tokens that every model here can read; None where none says. A cross draft reads the end of longer texts."""
-        drafts = [draft.loaded for draft in self.drafts.values() if draft.spec.kind != "cross"]
+        """Tokens that every model here that reads whole texts can read; None where none says."""
+        drafts = [draft.loaded for draft in self.drafts.values() if draft.spec.reads_all]
         models = (self.target, *(loaded for loaded in drafts if loaded is not None))
         limits = [model.max_context for model in models if model.max_context is not None]
         return min(limits, default=None)
