@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from statistics import median
 
 import numpy as np
 
 from specbench.analysis.contract import DraftResult
-from specbench.analysis.frame import DraftView
+from specbench.analysis.frame import ArmRows, DraftView, arm_of
 from specbench.analysis.predict import EXPLAINED
-from specbench.cost.model import RoundCosts, round_costs
+from specbench.cost.model import RoundCosts, at_end, round_costs
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, speedup_interval
 from specbench.drafters import parse_draft
-from specbench.records import Arm, CostPoint, Finding, Interval, Policy, Trial
+from specbench.records import Arm, Finding, Interval, Trial
 from specbench.store import StoredRun
 
 DOMINANT_SHARE = 0.25
@@ -38,40 +37,25 @@ ROUNDS_TO_TELL = 20
 CHANCE = 0.03
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayGap:
-    """Live against replay for one draft and gamma: `ratio` is replayed over live rounds per token (1.0 if they agree),
-    under greedy over the prompts with equal text, `same` in number, of which `unequal` had other rounds."""
-
-    draft: str
-    gamma: int
-    ratio: Interval
-    unequal: int
-    same: int
-
-
 def run_cautions(
     stored: StoredRun,
-    trials: Sequence[Trial],
+    arms: Mapping[Arm, ArmRows],
+    views: Sequence[DraftView],
     drafts: Sequence[DraftResult],
     floor: Interval | None,
-    policy: Policy,
-    gaps: Sequence[ReplayGap] = (),
 ) -> list[Finding]:
-    """Everything the numbers themselves give away. `trials` are the counted ones, at every load."""
-    main = stored.main
-    # What a server never drafted is said by itself.
-    silent = {(draft.draft, row.gamma) for draft in drafts for row in draft.gammas if row.drafted == 0}
+    """Everything the numbers themselves give away. `arms` are all at the first load, `views` and `drafts` those that
+    could be judged."""
     return [
-        *_unfinished(stored, len(trials)),
-        *_left_out(stored, drafts, policy),
-        *_of_trials(trials),
-        *_floor(stored, drafts, floor, policy),
+        *_unfinished(stored),
+        *_left_out(stored, arms, drafts),
+        *_of_trials(stored.counted),
+        *_floor(stored, drafts, floor),
         *(caution for draft in drafts for caution in _broken(draft)),
-        *_dominant(main),
-        *_replay(stored, [gap for gap in gaps if (gap.draft, gap.gamma) not in silent]),
-        *_gamma(stored, main),
-        *timing_cautions(stored, main),
+        *_dominant(arm_of(arms, "baseline")),
+        *_replay(stored, views),
+        *_gamma(stored, arms),
+        *timing_cautions(stored, arms),
     ]
 
 
@@ -79,30 +63,28 @@ def warning(code: str, hint: str, **values: object) -> Finding:
     return Finding(code, "warning", values, hint)
 
 
-def _unfinished(stored: StoredRun, done: int) -> Iterator[Finding]:
+def _unfinished(stored: StoredRun) -> Iterator[Finding]:
     again = "Run the same command again: it continues where it stopped."
     if (end := stored.run.ended_early) is not None:
         hint = again if end.why == "time" else "Run without --time-budget for the others, and for narrower intervals."
         yield warning("time-budget", hint, why=end.why, prompts=end.prompts, planned=end.planned)
     elif stored.status != "finished":
         run = stored.run
-        numbers = {"done": done, "planned": run.trials_planned, "spared": run.spared}
+        numbers = {"done": len(stored.counted), "planned": run.trials_planned, "spared": run.spared}
         yield warning("unfinished-run", again, status=stored.status, **numbers)
     if stored.torn:
         yield warning("torn-line", "Run the same command again.")
 
 
-def _left_out(stored: StoredRun, drafts: Sequence[DraftResult], policy: Policy) -> Iterator[Finding]:
+def _left_out(stored: StoredRun, arms: Mapping[Arm, ArmRows], drafts: Sequence[DraftResult]) -> Iterator[Finding]:
     """Drafts without a verdict, and parts of the prompts without a speedup."""
     if lacking := [spec for spec in stored.run.config.draft if spec not in {draft.draft for draft in drafts}]:
         hint = "Continue the run, or measure more prompts of every category."
         yield warning("draft-left-out", hint, drafts=lacking)
-    tokens: defaultdict[tuple[str, Arm], int] = defaultdict(int)
-    for trial in stored.main:
-        tokens[trial.category or "all", trial.arm] += trial.decode_tokens
     judged = set.intersection(*({each.category for each in draft.categories} for draft in drafts))
-    mute = {category for (category, _), decoded in tokens.items() if not decoded} - judged
-    categories = sorted(mute & set(policy.mix) if policy.mix else mute)
+    silent = (set(rows.category) - set(rows.category[rows.decode_tokens > 0]) for rows in arms.values())
+    mute, mix = set().union(*silent) - judged, stored.run.config.policy.mix
+    categories = sorted(mute & set(mix) if mix else mute)
     lengths = list(dict.fromkeys((r.low, r.high) for d in drafts for r in d.lengths if r.prompts and r.speedup is None))
     if categories or lengths:
         yield warning("no-decode", "Use prompts that get longer answers.", categories=categories, lengths=lengths)
@@ -115,9 +97,7 @@ def _of_trials(trials: Sequence[Trial]) -> Iterator[Finding]:
         yield warning("busy-machine", hint, disturbed=len(disturbed), trials=len(trials), cores=cores)
 
 
-def _floor(
-    stored: StoredRun, drafts: Sequence[DraftResult], floor: Interval | None, policy: Policy
-) -> Iterator[Finding]:
+def _floor(stored: StoredRun, drafts: Sequence[DraftResult], floor: Interval | None) -> Iterator[Finding]:
     """What the machine leaves open: too few prompts, a target that differs from itself, and predictions that cannot be
     held against the measurement."""
     if (n := min((draft.gammas[0].prompts for draft in drafts), default=0)) < MIN_PROMPTS:
@@ -125,8 +105,8 @@ def _floor(
         yield warning("few-prompts", f"Measure {MIN_PROMPTS} or more.", prompts=n, batch=batch)
     if floor is None or floor.low is None or floor.high is None:
         return
-    width = max(1 - floor.low, floor.high - 1)
-    near = [draft.draft for draft in drafts if abs(draft.speedup - policy.min_speedup) < width]
+    width, minimum = max(1 - floor.low, floor.high - 1), stored.run.config.policy.min_speedup
+    near = [draft.draft for draft in drafts if abs(draft.speedup - minimum) < width]
     if width > STEADY and not floor.low <= 1.0 <= floor.high:
         hint = "Quiet the machine, or take more repeats; differences of that size mean nothing here."
         yield warning("noise-floor", hint, value=floor.value, low=floor.low, high=floor.high)
@@ -154,21 +134,22 @@ def _broken(draft: DraftResult) -> Iterator[Finding]:
         yield warning("draft-at-chance", hint, draft=draft.draft, rounds=rounds, share=first)
 
 
-def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Iterator[Finding]:
+def _replay(stored: StoredRun, views: Sequence[DraftView]) -> Iterator[Finding]:
     """Greedy texts that are equal must have equal rounds, up to the draft's own rounding below float32; sampled ones
     must agree within sampling error."""
-    config = stored.run.config
 
-    def disagrees(gap: ReplayGap) -> bool:
-        low, high = gap.ratio.low, gap.ratio.high
-        if not config.sampling.greedy:
-            return low is not None and high is not None and not low <= 1.0 <= high
-        return gap.unequal > 0 if stored.run.precision == "float32" else abs(gap.ratio.value - 1) > ROUNDING_SHARE
+    def disagrees(ratio: Interval, unequal: int) -> bool:
+        if not stored.run.config.sampling.greedy:
+            return ratio.low is not None and ratio.high is not None and not ratio.low <= 1.0 <= ratio.high
+        return unequal > 0 if stored.run.precision == "float32" else abs(ratio.value - 1) > ROUNDING_SHARE
 
+    # What a server never drafted is said by itself.
+    rows = ((view, gamma) for view in views for gamma in view.arms if view.counts(gamma).drafted != 0)
+    gaps = ((view.spec, gamma, *gap) for view, gamma in rows if (gap := _replay_gap(view, gamma)) is not None)
     wrong = [
-        {"draft": gap.draft, "gamma": gap.gamma, "off": abs(gap.ratio.value - 1), "prompts": gap.unequal}
-        for gap in gaps
-        if disagrees(gap)
+        {"draft": draft, "gamma": gamma, "off": abs(ratio.value - 1), "prompts": unequal}
+        for draft, gamma, ratio, unequal in gaps
+        if disagrees(ratio, unequal)
     ]
     hint = (
         "Run once with --dtype float32 and temperature 0, where the two must agree exactly; if they do not, report it."
@@ -177,21 +158,31 @@ def _replay(stored: StoredRun, gaps: Sequence[ReplayGap]) -> Iterator[Finding]:
         yield warning("replay-disagrees", hint, gaps=wrong)
 
 
-def drafting(trials: Iterable[Trial]) -> dict[Arm, list[Trial]]:
-    """The trials with a draft, by arm."""
-    arms: defaultdict[Arm, list[Trial]] = defaultdict(list)
-    for trial in trials:
-        if trial.arm.kind == "speculative":
-            arms[trial.arm].append(trial)
-    return arms
+def _replay_gap(view: DraftView, gamma: int) -> tuple[Interval, int] | None:
+    """Replayed over live rounds per token at one gamma (1.0 if they agree), under greedy over the prompts with equal
+    text, and how many of these had other rounds. None where no rounds are known, or nothing can be compared."""
+    found, rows = view.replayed(gamma), view.arms[gamma]
+    if found is None:
+        return None
+    replayed = view.by_prompt(found.rounds)
+    live = view.rounds(gamma)
+    tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
+    known = ~np.isnan(live)
+    same_text = np.array([value is True for value in rows.identical]) & known
+    # A greedy text that left the target's own at a near-tie is another text, with other rounds.
+    paired = Paired(replayed, tokens, live, rows.decode_tokens).take(same_text if view.greedy else known)
+    if not paired.decoded:
+        return None
+    return speedup_interval(paired, GAP_CONFIDENCE), int((live[same_text] != replayed[same_text]).sum())
 
 
-def _gamma(stored: StoredRun, trials: Sequence[Trial]) -> Iterator[Finding]:
+def _gamma(stored: StoredRun, arms: Mapping[Arm, ArmRows]) -> Iterator[Finding]:
     """A draft model proposes as many tokens as it is asked for, but where it ends the text. Look-up and what stops
     early by design are only held to the most."""
     wrong = []
-    arms = {} if stored.run.on_server else drafting(trials)
-    for arm, own in sorted(arms.items(), key=lambda item: item[0].label):
+    drafting = {} if stored.run.on_server else {arm: rows for arm, rows in arms.items() if arm.kind == "speculative"}
+    for arm, rows in sorted(drafting.items(), key=lambda item: item[0].label):
+        own = [trial for trials in rows.trials for trial in trials]
         gamma, spec = arm.gamma or 0, parse_draft(arm.draft or "")
         widest = max((max(trial.drafted, default=0) for trial in own), default=0)
         steady = spec.kind in ("model", "skip", "mtp") and not spec.look_up and not spec.cutoff
@@ -214,36 +205,13 @@ def _roomy(trial: Trial, gamma: int) -> int:
     return found
 
 
-def _dominant(trials: Sequence[Trial]) -> Iterator[Finding]:
-    spent: defaultdict[str, float] = defaultdict(float)
-    for trial in trials:
-        if trial.arm.kind == "baseline":
-            spent[trial.prompt_id] += trial.times.decode_s
-    if len(spent) < MIN_PROMPTS:
+def _dominant(base: ArmRows) -> Iterator[Finding]:
+    if len(base) < MIN_PROMPTS:
         return
-    prompt, longest = max(spent.items(), key=lambda item: item[1])
-    if (share := longest / sum(spent.values())) >= DOMINANT_SHARE:
+    longest = int(base.decode_s.argmax())
+    if (share := float(base.decode_s[longest] / base.decode_s.sum())) >= DOMINANT_SHARE:
         hint = "Take it out, or add prompts until no single one decides."
-        yield warning("dominant-prompt", hint, prompt=prompt, share=share)
-
-
-def replay_gap(view: DraftView, gamma: int) -> ReplayGap | None:
-    """Live against replayed rounds per token at one gamma, over the prompts whose rounds are known; None where nothing
-    can be compared."""
-    found, rows = view.replayed(gamma), view.arms[gamma]
-    if found is None:
-        return None
-    replayed = view.by_prompt(found.rounds)
-    live = view.rounds(gamma)
-    tokens = view.by_prompt(np.array([text.tokens - 1.0 for text in view.texts]))
-    known = ~np.isnan(live)
-    same_text = np.array([value is True for value in rows.identical]) & known
-    unequal = int((live[same_text] != replayed[same_text]).sum())
-    # A greedy text that left the target's own at a near-tie is another text, with other rounds.
-    paired = Paired(replayed, tokens, live, rows.decode_tokens).take(same_text if view.greedy else known)
-    if not paired.decoded:
-        return None
-    return ReplayGap(view.spec, gamma, speedup_interval(paired, GAP_CONFIDENCE), unequal, int(same_text.sum()))
+        yield warning("dominant-prompt", hint, prompt=base.prompt_id[longest], share=share)
 
 
 # How much slower the target may be without a draft than everything else says. Two kept runs are between 0.91 and 1.01.
@@ -258,51 +226,69 @@ CONFIDENCE = 0.99
 STRIDE = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Spent:
-    """Of one prompt in one arm, repeats added up: seconds measured, the seconds that the target's passes take by the
-    probe, and passes."""
+    """One arm's `rows`, and beside them what reading the prompts took, the seconds that the target's passes take by the
+    probe (0: not known), and how many passes there were."""
 
-    verify_s: float = 0.0
-    probed_s: float = 0.0
-    other_s: float = 0.0
-    decode_s: float = 0.0
-    prefill_s: float = 0.0
-    passes: int = 0
+    rows: ArmRows
+    prefill_s: Floats
+    probed_s: Floats
+    passes: Floats
 
 
-_VALUES = attrgetter(*(field.name for field in fields(Spent)))
-
-
-def timing_cautions(stored: StoredRun, trials: Sequence[Trial]) -> list[Finding]:
-    """`slow-baseline` and `unsynchronised-clock`. `trials` are the counted ones, of one load. Nothing is said of a run
-    on a server, which does not tell where its time went; of batches only whether reading the prompts took as long."""
-    if any(trial.times.verify_s is None for trial in trials):
+def timing_cautions(stored: StoredRun, arms: Mapping[Arm, ArmRows]) -> list[Finding]:
+    """`slow-baseline` and `unsynchronised-clock`. `arms` are the counted ones, of one load. Nothing is said of a run on
+    a server, which does not tell where its time went; of batches only whether reading the prompts took as long."""
+    if any(np.isnan(rows.verify_s).any() for rows in arms.values()):
         return []
-    batch = stored.run.config.batch_size
     points = [point for point in stored.run.probe or () if point.model is None]
     # The tail of a batch runs at smaller batches, which the trial does not tell.
-    found = _by_arm(trials, points if batch == 1 else [])
-    alone = next((prompts for arm, prompts in found.items() if arm.kind == "baseline"), None)
-    drafted = [prompts for arm, prompts in found.items() if arm.kind == "speculative"]
-    if not alone or not drafted:
-        return []
-    totals = [_added(prompts.values()) for prompts in (alone, *drafted)]
-    return [*_slow_baseline(alone, drafted, totals), *_unsynchronised(_added(totals))]
+    points = points if stored.run.config.batch_size == 1 else []
+    # Both ends of the probe's intervals are taken against us: a single step for as dear, wider passes for as cheap as
+    # they may be.
+    dear, cheap = at_end(points, "high", lambda _: True), at_end(points, "low", lambda _: True)
+    steps = cache(lambda context: round_costs(dear, None, context, 0.0))
+    passes = cache(lambda context: round_costs(cheap, None, context, 0.0))
+    alone = next((_spent(rows, steps) for arm, rows in arms.items() if arm.kind == "baseline"), None)
+    drafted = [_spent(rows, passes) for arm, rows in arms.items() if arm.kind == "speculative"]
+    return [*_slow_baseline(alone, drafted), *_unsynchronised([alone, *drafted])] if alone and drafted else []
 
 
-def _slow_baseline(
-    alone: dict[str, Spent], drafted: Sequence[dict[str, Spent]], totals: Sequence[Spent]
-) -> Iterator[Finding]:
+def _spent(rows: ArmRows, costs: Callable[[int], RoundCosts | None]) -> Spent:
+    """`costs` by the tokens before a pass."""
+    trials = list(rows.trials)
+    prefill_s = np.array([sum(trial.times.prefill_s for trial in each) for each in trials])
+    probed_s = np.array([sum(_probed_s(trial, costs) for trial in each) for each in trials])
+    passes = np.array([sum(_passes(trial) for trial in each) for each in trials])
+    return Spent(rows, prefill_s, probed_s, passes)
+
+
+def _passes(trial: Trial) -> int:
+    """Of the target: one for each round, without a draft one for each token."""
+    return len(trial.drafted) if trial.arm.kind == "speculative" else trial.decode_tokens
+
+
+def _probed_s(trial: Trial, costs: Callable[[int], RoundCosts | None]) -> float:
+    found = costs((trial.prompt_tokens + trial.output_tokens // 2) // STRIDE * STRIDE)
+    if found is None or max(trial.drafted, default=0) >= len(found.verify_s):
+        return 0.0
+    if trial.arm.kind != "speculative":
+        return trial.decode_tokens * found.verify_s[0]
+    rejected = [accepted for drafted, accepted in zip(trial.drafted, trial.accepted, strict=True) if accepted < drafted]
+    again_s = sum(found.reread_s[accepted] for accepted in rejected) if found.reread_s else 0.0
+    return sum(found.verify_s[drafted] for drafted in trial.drafted) + again_s
+
+
+def _slow_baseline(alone: Spent, drafted: Sequence[Spent]) -> Iterator[Finding]:
     """The target alone is held against itself: reading the same prompt in the arms with a draft, its passes there in
-    terms of the probe, and the program around them, which has less to do without a draft. `totals` are of the target
-    alone and of the others in their order."""
-    prefill = _surely(_ratio(alone, own, "prefill_s", None) for own in drafted)
-    steps = _surely(_ratio(alone, own, "verify_s", "probed_s") for own in drafted)
-    whole, *rest = totals
-    needed_s = min(each.other_s / max(each.passes, 1) for each in rest)
-    beyond_s = whole.other_s - needed_s * whole.passes
-    outside = beyond_s / whole.decode_s if beyond_s > (1 - 1 / TOLERATED) * whole.decode_s else None
+    terms of the probe, and the program around them, which has less to do without a draft."""
+    prefill = _surely(_ratio(alone, own, lambda one: (one.prefill_s, np.ones(len(one.rows)))) for own in drafted)
+    steps = _surely(_ratio(alone, own, lambda one: (one.rows.verify_s, one.probed_s)) for own in drafted)
+    needed_s = min(float(each.rows.other_s.sum() / max(each.passes.sum(), 1)) for each in drafted)
+    decode_s = float(alone.rows.decode_s.sum())
+    beyond_s = float(alone.rows.other_s.sum() - needed_s * alone.passes.sum())
+    outside = beyond_s / decode_s if beyond_s > (1 - 1 / TOLERATED) * decode_s else None
     if (prefill, steps, outside) != (None, None, None):
         hint = (
             "Look for what slows the target alone and not the drafts: threads, another library path, work in the loop."
@@ -310,23 +296,25 @@ def _slow_baseline(
         yield warning("slow-baseline", hint, prefill=prefill, steps=steps, outside=outside)
 
 
-def _unsynchronised(whole: Spent) -> Iterator[Finding]:
-    if whole.probed_s and whole.decode_s:
-        share, outside = whole.verify_s / whole.probed_s, whole.other_s / whole.decode_s
+def _unsynchronised(every: Sequence[Spent]) -> Iterator[Finding]:
+    verify_s, other_s, decode_s = (
+        sum(float(getattr(one.rows, name).sum()) for one in every) for name in ("verify_s", "other_s", "decode_s")
+    )
+    probed_s = sum(float(one.probed_s.sum()) for one in every)
+    if probed_s and decode_s:
+        share, outside = verify_s / probed_s, other_s / decode_s
         if share <= IMPOSSIBLE and outside >= OUTSIDE:
             hint = "Report it, with the device and the version of torch."
             yield warning("unsynchronised-clock", hint, share=share, outside=outside)
 
 
-def _ratio(alone: dict[str, Spent], own: dict[str, Spent], spent: str, due: str | None) -> Interval | None:
-    """Seconds `spent` without a draft over those with one, each over what was `due` (None: the same in both), paired by
-    prompt; None where the probe does not say what was due."""
-    prompts = [prompt for prompt in alone if prompt in own]
-
-    def column(side: dict[str, Spent], name: str | None) -> Floats:
-        return np.array([1.0 if name is None else getattr(side[prompt], name) for prompt in prompts])
-
-    paired = Paired(*(column(side, name) for side in (alone, own) for name in (spent, due)))
+def _ratio(alone: Spent, own: Spent, of: Callable[[Spent], tuple[Floats, Floats]]) -> Interval | None:
+    """Seconds without a draft over those with one, each over what was due, prompt by prompt (`of`: both of an arm);
+    None where the probe does not say what was due."""
+    places = {prompt: row for row, prompt in enumerate(own.rows.prompt_id)}
+    shared = [(row, places[prompt]) for row, prompt in enumerate(alone.rows.prompt_id) if prompt in places]
+    rows = np.array(shared, dtype=np.int64).reshape(-1, 2).T
+    paired = Paired(*(column[chosen] for side, chosen in zip((alone, own), rows, strict=True) for column in of(side)))
     return speedup_interval(paired, CONFIDENCE) if paired.decoded else None
 
 
@@ -339,46 +327,3 @@ def _surely(ratios: Iterable[Interval | None]) -> float | None:
             return None
         known.append(ratio.value)
     return min(known, default=None)
-
-
-def _added(parts: Iterable[Spent]) -> Spent:
-    return Spent(*map(sum, zip(*map(_VALUES, parts), strict=True)))
-
-
-def _by_arm(trials: Iterable[Trial], points: Sequence[CostPoint]) -> dict[Arm, dict[str, Spent]]:
-    """By arm and prompt. Both ends of the probe's intervals are taken against us: a single step for as dear, wider
-    passes for as cheap as they may be."""
-    dear = [replace(point, median_s=point.high_s) for point in points]
-    cheap = [replace(point, median_s=point.low_s) for point in points]
-    found: dict[Arm, dict[str, Spent]] = {}
-    known: dict[tuple[bool, int], RoundCosts | None] = {}
-    for trial in trials:
-        speculative = trial.arm.kind == "speculative"
-        context = (trial.prompt_tokens + trial.output_tokens // 2) // STRIDE * STRIDE
-        if (key := (speculative, context)) not in known:
-            known[key] = round_costs(cheap if speculative else dear, None, context, 0.0)
-        costs, times = known[key], trial.times
-        if speculative:
-            probed_s = _probed_s(costs, trial.drafted, trial.accepted)
-        else:  # a pass for each token
-            probed_s = 0.0 if costs is None else trial.decode_tokens * costs.verify_s[0]
-        spent = Spent(
-            times.verify_s or 0.0,
-            probed_s,
-            times.other_s or 0.0,
-            times.decode_s,
-            times.prefill_s,
-            len(trial.drafted) if speculative else trial.decode_tokens,
-        )
-        prompts = found.setdefault(trial.arm, {})
-        before = prompts.setdefault(trial.prompt_id, spent)
-        if before is not spent:
-            prompts[trial.prompt_id] = _added((before, spent))
-    return found
-
-
-def _probed_s(costs: RoundCosts | None, drafted: Sequence[int], accepted: Sequence[int]) -> float:
-    if costs is None or max(drafted, default=0) >= len(costs.verify_s):
-        return 0.0
-    again = (costs.reread_s[a] for d, a in zip(drafted, accepted, strict=True) if a < d) if costs.reread_s else ()
-    return sum(map(costs.verify_s.__getitem__, drafted)) + sum(again)

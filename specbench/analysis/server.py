@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
-from specbench.analysis.cautions import drafting, warning
+from specbench.analysis.cautions import warning
 from specbench.analysis.served import ClockCheck, CounterCheck, NumberCheck, Server, TurnCheck
 from specbench.records import Arm, Finding, Load, Trial, Turn, Window
 from specbench.run_record import ServedBy, State
@@ -57,8 +57,8 @@ def _pairs(stretch: Window, trials: Sequence[Trial]) -> dict[str, tuple[int, int
         return {}
     speculative = stretch.arm.kind == "speculative"  # the target alone drafts nothing
     ours = {"tokens": sum(trial.output_tokens for trial in trials)}
-    for name, of in (("rounds", _rounds), ("drafted", total_drafted), ("accepted", _accepted)):
-        values = [of(trial) if speculative else 0 for trial in trials]
+    for name in ("rounds", "drafted", "accepted"):
+        values = [_total(trial, name) if speculative else 0 for trial in trials]
         if None not in values:
             ours[name] = sum(filter(None, values))
     both = ((name, own, getattr(stretch.counters, name)) for name, own in ours.items())
@@ -66,29 +66,17 @@ def _pairs(stretch: Window, trials: Sequence[Trial]) -> dict[str, tuple[int, int
     return {name: (own, told) for name, own, told in both if told is not None and (own or told)}
 
 
-def total_drafted(trial: Trial) -> int | None:
-    return _total(trial, "drafted")
-
-
-def _accepted(trial: Trial) -> int | None:
-    return _total(trial, "accepted")
-
-
 def _total(trial: Trial, name: str) -> int | None:
+    """Rounds that drafted at least one token, as the server counts them, or tokens drafted or accepted. Totals alone
+    tell such rounds from steps without a draft only where there was no such step."""
     if trial.drafted:
-        return sum(trial.drafted if name == "drafted" else trial.accepted)
+        return sum(tokens > 0 for tokens in trial.drafted) if name == "rounds" else sum(getattr(trial, name))
     told: int | None = getattr(trial.told, name) if trial.told else None
-    return told if trial.decode_tokens else 0
-
-
-def _rounds(trial: Trial) -> int | None:
-    """Rounds that drafted at least one token, as the server counts them. Totals alone tell them from steps without a
-    draft only where there was no such step."""
-    if trial.drafted:
-        return sum(drafted > 0 for drafted in trial.drafted)
-    drafted, rounds = total_drafted(trial), trial.told.rounds if trial.told else None
-    if rounds is not None and drafted == rounds * (trial.arm.gamma or 0):
-        return rounds
+    if name != "rounds":
+        return told if trial.decode_tokens else 0
+    drafted = _total(trial, "drafted")
+    if told is not None and drafted == told * (trial.arm.gamma or 0):
+        return told
     return 0 if drafted == 0 else None
 
 
@@ -144,14 +132,18 @@ CLOCK_SHARE = 0.10
 LAG_SHARE = 0.05
 
 
-def server_cautions(server: Server, trials: Sequence[Trial], stretches: Sequence[Window] = ()) -> list[Finding]:
-    """Everything that the server's own word gives away, and what our own clock does. `trials` are the counted ones, at
-    every load."""
-    arms = drafting(trials)
+def server_cautions(server: Server, stored: StoredRun) -> list[Finding]:
+    """Everything that the server's own word gives away, and what our own clock does, at every load."""
+    trials = stored.counted
+    arms: dict[Arm, list[Trial]] = {}
+    for trial in trials:
+        if trial.arm.kind == "speculative":
+            arms.setdefault(trial.arm, []).append(trial)
+    alone = Arm("baseline")
     return [
-        *_late(trials, stretches),
+        *_late(trials, stored.stretches),
         *_disagreeing(server),
-        *(_unequal_cache(server.turns) if server.turns else _prefix_cache(trials)),
+        *(_unequal_cache(server.turns, alone) if server.turns else _prefix_cache(trials)),
         *_gamma(server, arms),
         *_not_speculating(server, arms),
         *_baseline(server, trials),
@@ -194,21 +186,14 @@ def _late(trials: Sequence[Trial], stretches: Iterable[Window]) -> Iterator[Find
         yield warning("client-late", hint, load=load.label, late_s=late_s, share=share)
 
 
-def hit_rates(turns: Iterable[TurnCheck]) -> dict[str, float | None]:
-    """The share of its prompts' tokens that each arm had from the cache, None where the server does not tell."""
-    by_arm: dict[str, list[TurnCheck]] = {}
-    for turn in turns:
-        by_arm.setdefault(turn.arm, []).append(turn)
-    found: dict[str, float | None] = {}
-    for arm, own in by_arm.items():
+def _unequal_cache(turns: Sequence[TurnCheck], baseline: Arm) -> Iterator[Finding]:
+    """By the share of its prompts' tokens that each arm had from the cache, None where the server does not tell."""
+    rates: dict[str, float | None] = {}
+    for arm in dict.fromkeys(turn.arm for turn in turns):
+        own = [turn for turn in turns if turn.arm == arm]
         cached, prompts = [turn.cached_tokens for turn in own], sum(turn.prompt_tokens for turn in own)
-        found[arm] = None if None in cached or not prompts else sum(one or 0 for one in cached) / prompts
-    return found
-
-
-def _unequal_cache(turns: Sequence[TurnCheck]) -> Iterator[Finding]:
-    rates = hit_rates(turns)
-    alone = rates.get(Arm("baseline").label)
+        rates[arm] = None if None in cached or not prompts else sum(filter(None, cached)) / prompts
+    alone = rates.get(baseline.label)
     untold = [arm for arm, rate in rates.items() if rate is None]
     if untold or alone is None:
         hint = "See that they do (vLLM: --enable-prompt-tokens-details, SGLang: --enable-cache-report)."
@@ -253,7 +238,7 @@ def _gamma(server: Server, arms: Mapping[Arm, Sequence[Trial]]) -> Iterator[Find
 def _not_speculating(server: Server, arms: Mapping[Arm, Sequence[Trial]]) -> Iterator[Finding]:
     idle = []
     for arm, own in arms.items():
-        drafted = [total_drafted(trial) for trial in own if trial.decode_tokens]
+        drafted = [_total(trial, "drafted") for trial in own if trial.decode_tokens]
         denies = server.settings.get(f"{arm.draft} gamma {arm.gamma}", State()).speculating is False
         if (drafted and all(tokens == 0 for tokens in drafted)) or (denies and not any(drafted)):
             idle.append(arm.label)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from specbench.acceptance.positions import read_positions
-from specbench.analysis.cautions import replay_gap, run_cautions
+from specbench.analysis.cautions import run_cautions
 from specbench.analysis.contract import SCHEMA, Choice, Rival, Summary
 from specbench.analysis.facts import pace_of, read_facts
 from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, kept_arms, paired, traffic_weights
@@ -47,17 +47,19 @@ def summarise(stored: StoredRun) -> Summary:
     )
     decoded = a_a(arms, "decode", policy.mix)
     floor = None if decoded is None else speedup_interval(decoded, policy.confidence)
-    gaps = [gap for one in judged for g in one.view.arms if (gap := replay_gap(one.view, g)) is not None]
     server = server_of(stored)
     loads: tuple[LoadResult, ...] = ()
-    cautions = [*run_cautions(stored, every, results, floor, policy, gaps), *stored.run.warnings]
+    cautions = [
+        *run_cautions(stored, every_arm, [one.view for one in judged], results, floor),
+        *stored.run.warnings,
+    ]
     if server is not None:
         loads = load_results(stored, policy, texts)
         results = tuple(
             replace(with_loads(one, loads, policy), schedule=schedule_of(stored, one.draft, policy, texts))
             for one in results
         )
-        seen = server_cautions(server, every, stored.stretches)
+        seen = server_cautions(server, stored)
         # What the trials show of the server goes before what its first answers did.
         cautions = [*(one for one in cautions if one.code not in {each.code for each in seen}), *seen]
     return Summary(
