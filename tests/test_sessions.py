@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from specbench.backends.server.launch import Setting, command, find_launch, read
 from specbench.backends.server.openai import OpenAI
 from specbench.backends.server.sglang import SGLang
 from specbench.backends.server.vllm import VLLM
-from specbench.records import Message, Prompt, Sampling
+from specbench.records import Load, Message, Prompt, Sampling
 from specbench.report.dialect import said
 from specbench.run.session import run
 from specbench.store import read_run
@@ -144,6 +145,21 @@ def test_caches_that_differ_between_the_arms_are_named(lab, tmp_path):
     with Remembering() as alone, forgetful(rounds=ROUNDS) as drafting:
         found = findings(measured(lab, tmp_path, alone, drafting))["cache-unequal"]
     assert "the target alone 44%" in found and "served gamma 3 22%" in found
+
+
+def test_caches_are_held_against_the_target_alone_of_the_same_load(lab, tmp_path):
+    with Remembering() as alone, forgetful(rounds=ROUNDS) as drafting:
+        stored = measured(lab, tmp_path, alone, drafting)
+    two = Load(2)
+    several = replace(
+        stored,
+        run=replace(stored.run, config=replace(stored.run.config, concurrency=(2,))),
+        trials=tuple(replace(trial, arm=replace(trial.arm, load=two)) for trial in stored.trials),
+        stretches=tuple(replace(one, arm=replace(one.arm, load=two)) for one in stored.stretches),
+    )
+    caches = {code: text for code, text in findings(several).items() if "cache" in code}
+    assert caches.keys() == {"cache-unequal"}
+    assert "the target alone 44%" in caches["cache-unequal"]
 
 
 @pytest.mark.parametrize(("server", "code"), [(silent, "cache-untold"), (FakeServer, "cache-cold")])

@@ -139,7 +139,7 @@ def server_cautions(server: Server, stored: StoredRun) -> list[Finding]:
     for trial in trials:
         if trial.arm.kind == "speculative":
             arms.setdefault(trial.arm, []).append(trial)
-    alone = Arm("baseline")
+    alone = Arm("baseline", load=stored.loads[0])
     return [
         *_late(trials, stored.stretches),
         *_disagreeing(server),
