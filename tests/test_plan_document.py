@@ -23,7 +23,7 @@ from test_planned import EXAMPLE, call, pilot_of, runner
 from specbench.analysis import plan as planning
 from specbench.analysis.collect import amounts, half_width_of, minutes_for
 from specbench.analysis.pilot import read_pilot
-from specbench.analysis.plan import Wanted, assumptions, plan_of
+from specbench.analysis.plan import Wanted, plan_of
 from specbench.cli import app
 from specbench.config import RunConfig
 from specbench.decision.interval import MIN_PROMPTS
@@ -337,10 +337,10 @@ def test_the_example_of_a_request_can_be_read(tmp_path):
 
 
 SAID = [
-    *assumptions(None, given={"spread": "0.3"}, timed=False, gammas=(1,), drafts=1, repeats=1, shared=(), mixed=False),
-    *assumptions(None, given={"speedup": "1.3x"}, timed=True, gammas=(1,), drafts=1, repeats=1, shared=(), mixed=False),
-    *assumptions(None, given={}, timed=True, gammas=(1,), drafts=1, repeats=1, shared=(), mixed=False),
-    *assumptions(pilot_of(), given={}, timed=True, gammas=(9,), drafts=3, repeats=5, shared=("a", "b"), mixed=True),
+    *plan_of(Wanted(Policy(), 0.05, spread=0.3), None).assumed,
+    *plan_of(Wanted(Policy(), 0.05, spread=0.3, seconds_per_prompt=4, speedup=1.3), None).assumed,
+    *plan_of(Wanted(Policy(), 0.05, spread=0.3, seconds_per_prompt=4), None).assumed,
+    *plan_of(Wanted(Policy(mix={"a": 1.0}), 0.05, gammas=(9,), drafts=3, repeats=5), pilot_of(a=3, b=2)).assumed,
 ]
 
 

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specbench.analysis.contract import Summary
 from specbench.analysis.frame import DraftView, Steady, by_arm, kept_arms
@@ -204,20 +203,13 @@ def _factor(a: float | None, b: float | None) -> float:
     return 1.0 if abs(math.log(times)) < _NEAR else times
 
 
-Rows = NDArray[np.int64]
-PromptKey = tuple[str, int]  # the content's hash, and which of several equal prompts
-
-
 def compared(a: StoredRun, b: StoredRun) -> Comparison:
     """Everything two runs have in common. Raises StoreError where one has no measurement or they share no prompt of a
     draft at one gamma."""
     sides = _Run(a), _Run(b)
-    first, second = (side.described(number, sides) for number, side in enumerate(sides))
-    drafts = [
-        draft
-        for spec in sides[0].views
-        if spec in sides[1].views and (draft := _draft(spec, sides, (first.name, second.name))) is not None
-    ]
+    first, second = _described(sides)
+    both = [_Both(spec, sides, (first.name, second.name)) for spec in sides[0].views if spec in sides[1].views]
+    drafts = [draft for one in both if (draft := one.draft()) is not None]
     if not drafts:
         raise StoreError(
             "The two runs have no draft at one gamma over one prompt in common",
@@ -258,14 +250,17 @@ class _Run:
     def arms(self) -> list[tuple[str, int]]:
         return [(spec, gamma) for spec, view in self.views.items() for gamma in view.arms]
 
-    def described(self, number: int, both: tuple[_Run, _Run]) -> ComparedRun:
-        """A and B, with engine and weights where these differ: what is faster is then both together."""
-        engines, formats = [_engine(run.stored) for run in both], [weights(run.stored.run) for run in both]
-        engine = engines[number] if engines[0] != engines[1] else ""
-        precision = f" in {formats[number] or 'weights not known'}" if formats[0] != formats[1] else ""
-        name = ", ".join(filter(None, ("AB"[number], f"{engine}{precision}".strip())))
-        summary = self.summary
-        return ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, self.load)
+
+def _described(both: tuple[_Run, _Run]) -> list[ComparedRun]:
+    """A and B, with engine and weights where these differ: what is faster is then both together."""
+    engines, formats = [_engine(run.stored) for run in both], [weights(run.stored.run) for run in both]
+    found = []
+    for letter, run, engine, precision in zip("AB", both, engines, formats, strict=True):
+        words = [engine] if engines[0] != engines[1] else []
+        words += [f"in {precision or 'weights not known'}"] if formats[0] != formats[1] else []
+        summary, name = run.summary, ", ".join(filter(None, (letter, " ".join(words))))
+        found.append(ComparedRun(summary.run, name, summary.engine, summary.hardware, summary.target, run.load))
+    return found
 
 
 # How llama.cpp and hubs name what weights are in: Q4_1, IQ4_XS, BF16, FP8, AWQ.
@@ -291,100 +286,90 @@ def _engine(stored: StoredRun) -> str:
     return (stored.run.served and stored.run.served.adapter) or stored.run.config.engine
 
 
-def _draft(spec: str, runs: tuple[_Run, _Run], names: tuple[str, str]) -> ComparedDraft | None:
-    views = [run.views[spec] for run in runs]
-    rows = _shared(*views)
-    shared = [gamma for gamma in views[0].arms if gamma in views[1].arms]
-    gammas = [gamma for gamma in shared if all(each.decoded for each in _pairs(spec, gamma, runs, rows))]
-    if not gammas:
-        return None
-    found = tuple(_gamma(spec, gamma, runs, rows, names) for gamma in gammas)
-    a, b = (next(draft for draft in run.summary.drafts if draft.draft == spec) for run in runs)
-    gamma = a.best_gamma if a.best_gamma in gammas else gammas[0]
-    return ComparedDraft(spec, gamma, a.verdict, b.verdict, found)
+class _Both:
+    """One draft in two runs; `rows` are the places, in either view, of the prompts that both have, in one order."""
+
+    def __init__(self, spec: str, runs: tuple[_Run, _Run], names: tuple[str, str]) -> None:
+        self.spec, self.runs, self.names = spec, runs, names
+        self.views = [run.views[spec] for run in runs]
+        places = [{key: row for row, key in enumerate(_keys(view))} for view in self.views]
+        keys = [key for key in places[0] if key in places[1]]
+        self.rows = [np.array([place[key] for key in keys], dtype=np.int64) for place in places]
+        self.confidence = runs[0].policy.confidence
+
+    def draft(self) -> ComparedDraft | None:
+        """None where no gamma decoded anything in both."""
+        shared = [gamma for gamma in self.views[0].arms if gamma in self.views[1].arms]
+        gammas = [gamma for gamma in shared if all(each.decoded for each in self._pairs(gamma))]
+        if not gammas:
+            return None
+        a, b = (next(draft for draft in run.summary.drafts if draft.draft == self.spec) for run in self.runs)
+        gamma = a.best_gamma if a.best_gamma in gammas else gammas[0]
+        return ComparedDraft(self.spec, gamma, a.verdict, b.verdict, tuple(self._gamma(gamma) for gamma in gammas))
+
+    def _pairs(self, gamma: int) -> list[Paired]:
+        return [view.paired(gamma, "decode").take(rows) for view, rows in zip(self.views, self.rows, strict=True)]
+
+    def _gamma(self, gamma: int) -> ComparedGamma:
+        pairs, excess = self._pairs(gamma), sum(run.steady.excess for run in self.runs)
+        a, b = (self._side(number, gamma, paired) for number, paired in enumerate(pairs))
+        ratio = _ratio(pairs[0], pairs[1], self.confidence, excess)
+        columns = pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens
+        found = difference(ratio.low, ratio.high)
+        moved = term_that_moved(a, b) if found in ("faster", "slower") else None
+        return ComparedGamma(
+            gamma=gamma,
+            prompts=len(self.rows[0]),
+            a=a,
+            b=b,
+            **ends("ratio", ratio),
+            difference=found,
+            **ends("rate", speedup_interval(Paired(*columns), self.confidence, excess)),
+            moved=moved,
+            reasons=reasons(a, b, ratio, found, moved, self.names),
+            categories=self._categories(pairs),
+        )
+
+    def _side(self, number: int, gamma: int, paired: Paired) -> ComparedSide:
+        interval = speedup_interval(paired, self.confidence, self.runs[number].steady.excess)
+        alone = float(paired.base_tokens.sum() / paired.base_s.sum())
+        with_draft = float(paired.spec_tokens.sum() / paired.spec_s.sum())
+        counts = self.views[number].counts(gamma, self.rows[number])
+        tau = counts.tokens_per_round
+        return ComparedSide(
+            **ends("speedup", interval),
+            baseline_tokens_per_s=alone,
+            tokens_per_s=with_draft,
+            tokens_per_round=tau,
+            round_s=None if tau is None else tau / with_draft,
+            round_steps=None if tau is None else tau / with_draft * alone,
+            drafted=counts.drafted,
+        )
+
+    def _categories(self, pairs: Sequence[Paired]) -> tuple[ComparedCategory, ...]:
+        """By the first run's categories, where both decoded anything; empty where its prompts carry none."""
+        names = self.views[0].base.category[self.rows[0]]
+        found = []
+        for name in sorted(set(names) - {"all"}):
+            a, b = (paired.take(names == name) for paired in pairs)
+            if not (a.decoded and b.decoded):
+                continue
+            excess = [run.steady.excess_of(str(name)) for run in self.runs]
+            ratio = _ratio(a, b, self.confidence, sum(excess))
+            first, second = (speedup_interval(p, self.confidence, e) for p, e in zip((a, b), excess, strict=True))
+            pair = ends("a_speedup", first) | ends("b_speedup", second) | ends("ratio", ratio)
+            found.append(ComparedCategory(str(name), a.n, **pair, difference=difference(ratio.low, ratio.high)))
+        return tuple(found)
 
 
-def _pairs(spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows]) -> list[Paired]:
-    return [run.views[spec].paired(gamma, "decode").take(kept) for run, kept in zip(runs, rows, strict=True)]
-
-
-def _shared(a: DraftView, b: DraftView) -> tuple[Rows, Rows]:
-    """Row numbers in both views of the prompts that both have, in one order."""
-    places = [{key: row for row, key in enumerate(_keys(view))} for view in (a, b)]
-    keys = [key for key in places[0] if key in places[1]]
-    first, second = (np.array([place[key] for key in keys], dtype=np.int64) for place in places)
-    return first, second
-
-
-def _keys(view: DraftView) -> list[PromptKey]:
+def _keys(view: DraftView) -> list[tuple[str, int]]:
+    """The content's hash of each prompt, and which of several equal prompts it is."""
     seen: Counter[str] = Counter()
     keys = []
     for sha in view.base.prompt_sha256:
         keys.append((str(sha), seen[sha]))
         seen[sha] += 1
     return keys
-
-
-def _gamma(
-    spec: str, gamma: int, runs: tuple[_Run, _Run], rows: tuple[Rows, Rows], names: tuple[str, str]
-) -> ComparedGamma:
-    pairs = _pairs(spec, gamma, runs, rows)
-    confidence, excess = runs[0].policy.confidence, runs[0].steady.excess + runs[1].steady.excess
-    a, b = (
-        _side(run, run.views[spec], gamma, paired, kept, confidence)
-        for run, paired, kept in zip(runs, pairs, rows, strict=True)
-    )
-    ratio = _ratio(pairs[0], pairs[1], confidence, excess)
-    columns = pairs[0].spec_s, pairs[0].spec_tokens, pairs[1].spec_s, pairs[1].spec_tokens
-    found = difference(ratio.low, ratio.high)
-    moved = term_that_moved(a, b) if found in ("faster", "slower") else None
-    return ComparedGamma(
-        gamma=gamma,
-        prompts=len(rows[0]),
-        a=a,
-        b=b,
-        **ends("ratio", ratio),
-        difference=found,
-        **ends("rate", speedup_interval(Paired(*columns), confidence, excess)),
-        moved=moved,
-        reasons=reasons(a, b, ratio, found, moved, names),
-        categories=_categories(runs, spec, pairs, rows, confidence),
-    )
-
-
-def _side(run: _Run, view: DraftView, gamma: int, paired: Paired, rows: Rows, confidence: float) -> ComparedSide:
-    interval = speedup_interval(paired, confidence, run.steady.excess)
-    alone = float(paired.base_tokens.sum() / paired.base_s.sum())
-    with_draft = float(paired.spec_tokens.sum() / paired.spec_s.sum())
-    counts = view.counts(gamma, rows)
-    tau = counts.tokens_per_round
-    return ComparedSide(
-        **ends("speedup", interval),
-        baseline_tokens_per_s=alone,
-        tokens_per_s=with_draft,
-        tokens_per_round=tau,
-        round_s=None if tau is None else tau / with_draft,
-        round_steps=None if tau is None else tau / with_draft * alone,
-        drafted=counts.drafted,
-    )
-
-
-def _categories(
-    runs: tuple[_Run, _Run], spec: str, pairs: list[Paired], rows: tuple[Rows, Rows], confidence: float
-) -> tuple[ComparedCategory, ...]:
-    """By the first run's categories, where both runs decoded anything; empty where its prompts carry none."""
-    names = runs[0].views[spec].base.category[rows[0]]
-    found = []
-    for name in sorted(set(names) - {"all"}):
-        a, b = (paired.take(names == name) for paired in pairs)
-        if not (a.decoded and b.decoded):
-            continue
-        excess = [run.steady.excess_of(str(name)) for run in runs]
-        ratio = _ratio(a, b, confidence, sum(excess))
-        first, second = (speedup_interval(p, confidence, e) for p, e in zip((a, b), excess, strict=True))
-        pair = ends("a_speedup", first) | ends("b_speedup", second) | ends("ratio", ratio)
-        found.append(ComparedCategory(str(name), a.n, **pair, difference=difference(ratio.low, ratio.high)))
-    return tuple(found)
 
 
 def _ratio(a: Paired, b: Paired, confidence: float, excess: float) -> Interval:

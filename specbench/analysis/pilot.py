@@ -53,15 +53,21 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
             where=str(stored.folder),
             hint="Measure a few prompts first: specbench sweep --limit 16.",
         )
-    measured, specs = kept_arms(by_arm(stored.main), stored.run), stored.run.config.draft
-    found = [pilot for spec in specs if (pilot := _pilot(stored, measured, spec, policy, gammas)) is not None]
+    found = read_pilots(stored, policy, gammas)
     if not found:
         raise StoreError(
             "Fewer than 2 prompts were measured in every arm, and how much prompts differ takes 2",
             where=str(stored.folder),
             hint="Measure some more (16 make a fair pilot), or plan from assumptions with --spread.",
         )
-    return max(found, key=lambda pilot: float(pilot.whole.influence.std()))
+    return max(found.values(), key=lambda pilot: float(pilot.whole.influence.std()))
+
+
+def read_pilots(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) -> dict[str, Pilot]:
+    """Every draft of which two prompts or more met every arm."""
+    measured = kept_arms(by_arm(stored.main), stored.run)
+    found = {spec: _pilot(stored, measured, spec, policy, gammas) for spec in stored.run.config.draft}
+    return {spec: pilot for spec, pilot in found.items() if pilot is not None}
 
 
 def _pilot(
@@ -75,32 +81,29 @@ def _pilot(
     if len(shared) < 2:
         return None
     asked = [gamma for gamma in timed if gamma in (gammas or timed)] or timed
-    repeats = stored.run.config.repeats
+    twice = set(again.prompt_id)
 
     def part(prompts: list[str]) -> Part:
         alone = base.of(prompts)
         choice = choose_gamma({gamma: paired(alone, arms[gamma].of(prompts), policy.metric) for gamma in asked})
-        noise = None
-        if set(prompts) <= set(again.prompt_id):
-            noise = influence(paired(alone, again.of(prompts), policy.metric))
         return Part(
             n=len(prompts),
             speedup=choice.paired.speedup,
             influence=influence(choice.paired),
-            noise=noise,
+            noise=influence(paired(alone, again.of(prompts), policy.metric)) if twice.issuperset(prompts) else None,
             slower_share=float((choice.paired.by_prompt < policy.slower_than).mean()),
             cost=cost_of(stored, set(prompts)),
         )
 
     aa = None
-    if set(shared) <= set(again.prompt_id):
+    if twice.issuperset(shared):
         aa = float(np.log(paired(base.of(shared), again.of(shared), policy.metric).speedup))
     category = dict(zip(base.prompt_id, base.category, strict=True))
     return Pilot(
         draft=spec,
         drafts=len(stored.run.config.draft),
         gammas=tuple(asked),
-        repeats=repeats,
+        repeats=stored.run.config.repeats,
         aa_log_ratio=aa,
         whole=part(shared),
         categories={

@@ -99,91 +99,6 @@ class Plan:
 NOISY_SHARE = 0.5
 
 
-def plan_cautions(
-    pilot: Pilot | None,
-    policy: Policy,
-    speedup: tuple[float | None, float | None, float | None],
-    noise: Spread | None,
-    half_width: float,
-    asked: Sequence[int | None],
-    available: int | None,
-) -> Iterator[Finding]:
-    """What to know before trusting a plan. `speedup` with the ends of its interval; `noise`: the spread of the target
-    alone against itself; `asked`: the prompts that the plan asks for, of which the workload has `available`."""
-    value, low, high = speedup
-    minimum = policy.min_speedup
-    if value is not None and abs(math.log(value / minimum)) < ON_THE_MINIMUM:
-        hint = "Decide by something else than speed, or ask for another minimum."
-        yield warning("speedup-on-minimum", hint, speedup=value)
-    elif value is not None and low is not None and high is not None and low < minimum < high:
-        hint = "Read the rows of other true speedups too."
-        yield warning("speedup-near-minimum", hint, speedup=value, low=low, high=high, minimum=minimum)
-    most = max((n for n in asked if n is not None), default=0)
-    if available is not None and most > available:
-        hint = "Collect more prompts of the same kind. The same prompt twice is not two prompts."
-        yield warning("more-than-workload", hint, available=available, asked=most)
-    if pilot is None:
-        return
-    n, share = pilot.whole.n, pilot.whole.slower_share
-    if n < MIN_PROMPTS:
-        hint = "Plan for the upper end of the range, or plan again when 16 prompts are measured."
-        yield warning("few-pilot-prompts", hint, prompts=n)
-    if share > policy.max_slower_share:
-        values = {"slower_than": policy.slower_than, "allowed": policy.max_slower_share}
-        hint = "Look for the categories that get slower before measuring more."
-        yield warning("slower-prompts", hint, share=share, **values)
-    if noise is None:
-        return
-    spread = float(pilot.whole.influence.std(ddof=1))
-    if spread and (noise.value / spread) ** 2 >= NOISY_SHARE:
-        hint = "Quiet the machine, or plan with more --repeats where prompts are scarce."
-        yield warning("noisy-trials", hint, share=(noise.value / spread) ** 2)
-    # An A/A arm that is off by more than chance does not average out with prompts.
-    reach = float(stdtrit(n - 1, (1 + policy.confidence) / 2)) * noise.value / math.sqrt(n)
-    off = pilot.aa_log_ratio
-    if off is not None and n >= MIN_PROMPTS and abs(off) > max(reach, math.log1p(half_width)):
-        hint = "Quiet the machine and make the pilot again."
-        yield warning("noise-floor", hint, value=math.exp(off), half_width=half_width)
-
-
-def assumptions(
-    pilot: Pilot | None,
-    *,
-    given: dict[str, str],
-    timed: bool,
-    gammas: Sequence[int],
-    drafts: int,
-    repeats: int,
-    shared: Sequence[str],
-    mixed: bool,
-) -> tuple[Finding, ...]:
-    """Everything in the plan that was not measured. `given`: the values that flags state; `timed`: the time of a prompt
-    is known; `shared`: categories that take the common spread; `mixed`: the policy weighs categories, which the plan
-    does not."""
-    said = [_assumed("as-given", what=what, value=value) for what, value in given.items()]
-    if pilot is None and not timed:
-        return (*said, _assumed("no-time"))
-    if pilot is None:
-        again = _assumed("retries", share=MAX_RETRIES - 1)
-        return (*said, _assumed("draft-time", by_speedup="speedup" in given), again, _assumed("free-setup"))
-    untimed = [gamma for gamma in gammas if gamma not in pilot.whole.cost.draft_s]
-    known = pilot.whole.noise is not None
-    found = {
-        "pilot-alike": {},
-        "untimed-gammas": {"gammas": untimed} if untimed else None,
-        "other-gammas": None if set(gammas) & set(pilot.gammas) else {"gammas": list(pilot.gammas)},
-        "more-drafts": {} if drafts > pilot.drafts else None,
-        "more-repeats": {"known": known} if repeats != pilot.repeats and "spread" not in given else None,
-        "shared-spread": {"categories": list(shared), "enough": OWN_SPREAD} if shared else None,
-        "pilot-proportions": {} if mixed else None,
-    }
-    return (*said, *(_assumed(code, **values) for code, values in found.items() if values is not None))
-
-
-def _assumed(code: str, **values: object) -> Finding:
-    return Finding(code, "note", values)
-
-
 # A category with fewer prompts in the pilot takes the spread that all categories share.
 OWN_SPREAD = 5
 # True speedups to show beside the pilot's own, from the minimum.
@@ -218,8 +133,9 @@ class _Planner:
         self.gammas = wanted.gammas or (pilot.gammas if pilot else RunConfig().gamma)
         self.drafts = wanted.drafts or (pilot.drafts if pilot else 1)
         self.repeats = wanted.repeats or (pilot.repeats if pilot else 1)
-        self.noise = self._noise([pilot.whole]) if pilot else None
-        self.spread = self._spread([pilot.whole] if pilot else [])
+        whole = [pilot.whole] if pilot else []
+        self.noise = self._noise(whole)
+        self.spread = self._spread(whole)
         self.speedup, self.low, self.high = self._speedup()
 
     def plan(self, run: str | None, available: int | None) -> Plan:
@@ -231,6 +147,7 @@ class _Planner:
         categories = self._categories() if pilot and len(pilot.categories) > 1 else ()
         every = self._together([category.width for category in categories], cost) if cost and categories else None
         needs = [width, *([verdict.need] if verdict else []), *([every] if every else [])]
+        shared = [row.category for row in categories if row.shared_spread and wanted.spread is None]
         return Plan(
             run=run,
             schema=SCHEMA,
@@ -254,28 +171,83 @@ class _Planner:
             truths=tuple(self._truth(self.spread, cost, truth) for truth in truths if truth > 0),
             categories=categories,
             every_category=every,
-            assumed=assumptions(
-                pilot,
-                given=self._given(),
-                timed=cost is not None,
-                gammas=self.gammas,
-                drafts=self.drafts,
-                repeats=self.repeats,
-                shared=[row.category for row in categories if row.shared_spread and wanted.spread is None],
-                mixed=bool(policy.mix),
-            ),
-            warnings=tuple(
-                plan_cautions(
-                    pilot,
-                    policy,
-                    (self.speedup, self.low, self.high),
-                    self.noise,
-                    wanted.half_width,
-                    [need.prompts for need in needs],
-                    available,
-                )
-            ),
+            assumed=tuple(self._assumed(cost is not None, shared)),
+            warnings=tuple(self._cautions([need.prompts for need in needs if need.prompts is not None], available)),
         )
+
+    def _cautions(self, asked: Sequence[int], available: int | None) -> Iterator[Finding]:
+        """What to know before trusting the plan, which asks for so many prompts, of which the workload has
+        `available`."""
+        minimum, value = self.policy.min_speedup, self.speedup
+        if value is not None and abs(math.log(value / minimum)) < ON_THE_MINIMUM:
+            hint = "Decide by something else than speed, or ask for another minimum."
+            yield warning("speedup-on-minimum", hint, speedup=value)
+        elif self.low is not None and self.high is not None and self.low < minimum < self.high:
+            hint = "Read the rows of other true speedups too."
+            yield warning("speedup-near-minimum", hint, speedup=value, low=self.low, high=self.high, minimum=minimum)
+        if available is not None and max(asked, default=0) > available:
+            hint = "Collect more prompts of the same kind. The same prompt twice is not two prompts."
+            yield warning("more-than-workload", hint, available=available, asked=max(asked))
+        if self.pilot is not None:
+            yield from self._of_pilot(self.pilot)
+
+    def _of_pilot(self, pilot: Pilot) -> Iterator[Finding]:
+        n, share, policy, noise = pilot.whole.n, pilot.whole.slower_share, self.policy, self.noise
+        if n < MIN_PROMPTS:
+            hint = "Plan for the upper end of the range, or plan again when 16 prompts are measured."
+            yield warning("few-pilot-prompts", hint, prompts=n)
+        if share > policy.max_slower_share:
+            values = {"slower_than": policy.slower_than, "allowed": policy.max_slower_share}
+            hint = "Look for the categories that get slower before measuring more."
+            yield warning("slower-prompts", hint, share=share, **values)
+        if noise is None:
+            return
+        spread = float(pilot.whole.influence.std(ddof=1))
+        if spread and (noise.value / spread) ** 2 >= NOISY_SHARE:
+            hint = "Quiet the machine, or plan with more --repeats where prompts are scarce."
+            yield warning("noisy-trials", hint, share=(noise.value / spread) ** 2)
+        # An A/A arm that is off by more than chance does not average out with prompts.
+        reach = float(stdtrit(n - 1, (1 + policy.confidence) / 2)) * noise.value / math.sqrt(n)
+        off, half_width = pilot.aa_log_ratio, self.wanted.half_width
+        if off is not None and n >= MIN_PROMPTS and abs(off) > max(reach, math.log1p(half_width)):
+            hint = "Quiet the machine and make the pilot again."
+            yield warning("noise-floor", hint, value=math.exp(off), half_width=half_width)
+
+    def _assumed(self, timed: bool, shared: Sequence[str]) -> Iterator[Finding]:
+        """Everything in the plan that was not measured. `timed`: the time of a prompt is known; `shared`: categories
+        that take the common spread."""
+        wanted, pilot = self.wanted, self.pilot
+        stated: dict[str, tuple[float | None, Callable[[float], str]]] = {
+            "spread": (wanted.spread, "{:g}".format),
+            "speedup": (wanted.speedup, text.speedup),
+            "seconds of the target alone for a prompt": (wanted.seconds_per_prompt, "{:g}".format),
+        }
+        for what, (value, say) in stated.items():
+            if value is not None:
+                yield _assumed("as-given", what=what, value=say(value))
+        if pilot is None and not timed:
+            yield _assumed("no-time")
+        elif pilot is None:
+            yield _assumed("draft-time", by_speedup=wanted.speedup is not None)
+            yield _assumed("retries", share=MAX_RETRIES - 1)
+            yield _assumed("free-setup")
+        else:
+            yield from self._from_pilot(pilot, shared)
+
+    def _from_pilot(self, pilot: Pilot, shared: Sequence[str]) -> Iterator[Finding]:
+        yield _assumed("pilot-alike")
+        if untimed := [gamma for gamma in self.gammas if gamma not in pilot.whole.cost.draft_s]:
+            yield _assumed("untimed-gammas", gammas=untimed)
+        if not set(self.gammas) & set(pilot.gammas):
+            yield _assumed("other-gammas", gammas=list(pilot.gammas))
+        if self.drafts > pilot.drafts:
+            yield _assumed("more-drafts")
+        if self.repeats != pilot.repeats and self.wanted.spread is None:
+            yield _assumed("more-repeats", known=pilot.whole.noise is not None)
+        if shared:
+            yield _assumed("shared-spread", categories=shared, enough=OWN_SPREAD)
+        if self.policy.mix:
+            yield _assumed("pilot-proportions")
 
     def _spread(self, parts: Sequence[Part]) -> Spread:
         """The spread within `parts` at the planned repeats; the stated one where there is one."""
@@ -283,8 +255,8 @@ class _Planner:
             return Spread(self.wanted.spread)
         assert self.pilot is not None
         found = spread_of([part.influence for part in parts], self.policy.confidence)
-        if found is None:  # a prompt in each category: what lies within them is not known
-            found = spread_of([self.pilot.whole.influence], self.policy.confidence)
+        # With a prompt in each category what lies within them is not known.
+        found = found or spread_of([self.pilot.whole.influence], self.policy.confidence)
         assert found is not None
         noise = self._noise(parts) or self.noise
         return found if noise is None else repeated(found, noise.value, self.repeats / self.pilot.repeats)
@@ -354,11 +326,6 @@ class _Planner:
         again = (len(needs) - 1) * self._minutes(cost, 0)
         return Need(*sums[:3], *(None if spent is None else spent - again for spent in sums[3:]))
 
-    def _given(self) -> dict[str, str]:
-        wanted = self.wanted
-        asked: dict[str, tuple[float | None, Callable[[float], str]]] = {
-            "spread": (wanted.spread, "{:g}".format),
-            "speedup": (wanted.speedup, text.speedup),
-            "seconds of the target alone for a prompt": (wanted.seconds_per_prompt, "{:g}".format),
-        }
-        return {what: say(value) for what, (value, say) in asked.items() if value is not None}
+
+def _assumed(code: str, **values: object) -> Finding:
+    return Finding(code, "note", values)

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limit
 from specbench.analysis.collect import half_width_of
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.analysis.facts import Facts
-from specbench.analysis.pilot import Pilot, read_pilot
+from specbench.analysis.pilot import Pilot, read_pilots
 from specbench.analysis.plan import Plan
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
 from specbench.decision.verdict import least_share
-from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.store import StoredRun
 
@@ -31,7 +30,6 @@ class Evidence:
     """A pilot under the plan's policy. `pilots` has every draft of which two prompts or more met every arm, each as the
     plan sees its own."""
 
-    stored: StoredRun
     summary: Summary
     pilots: dict[str, Pilot]
 
@@ -79,14 +77,8 @@ BROKEN = (
 
 
 def read_evidence(stored: StoredRun, summary: Summary, plan: Plan) -> Evidence:
-    pilots = {}
-    for draft in summary.drafts:
-        alone = replace(stored.run, config=replace(stored.run.config, draft=(draft.draft,)))
-        try:
-            pilots[draft.draft] = read_pilot(replace(stored, run=alone), summary.policy, plan.gammas)
-        except StoreError:
-            continue  # too few of its prompts were measured
-    return Evidence(stored, summary, pilots)
+    pilots = read_pilots(stored, summary.policy, plan.gammas)
+    return Evidence(summary, {one.draft: pilots[one.draft] for one in summary.drafts if one.draft in pilots})
 
 
 def any_time(plan: Plan, pilot: Evidence | None) -> list[Stop]:
@@ -153,9 +145,8 @@ def _near_tie(pilot: Evidence | None) -> dict[str, Any]:
 
 def _texts(pilot: Evidence) -> list[Found]:
     """Greedy texts that leave the target's own, and how many of them rounding does not explain."""
-    if not pilot.facts.sampling.greedy:
-        return [Found("not known", "sampled")]
-    return [_text(draft) for draft in pilot.summary.drafts]
+    greedy = pilot.facts.sampling.greedy
+    return [_text(draft) for draft in pilot.summary.drafts] if greedy else [Found("not known", "sampled")]
 
 
 def _text(draft: DraftResult) -> Found:
@@ -187,20 +178,17 @@ def _biased(plan: Plan, pilot: Evidence) -> Found:
 
 
 def slower_shares(pilot: Evidence, policy: Policy, confidence: float) -> list[Found]:
-    """The share of prompts below `slower_than`, as the plan counts it."""
-    return [_share(draft, own, policy, confidence) for draft, own in pilot.pilots.items()]
-
-
-def _share(draft: str, own: Pilot, policy: Policy, confidence: float) -> Found:
-    """Met where even the lower end of the share's exact interval (Clopper and Pearson 1934) is too much."""
-    share, n = own.whole.slower_share, own.whole.n
-    values = {"share": share, "prompts": n, "least": None}
-    if share <= policy.max_slower_share:
-        return Found("not met", "share", values, draft)
-    least = least_share(share, n, confidence)
-    if least > policy.max_slower_share:
-        return Found("met", "share", values, draft)
-    return Found("perhaps", "share", values | {"least": least}, draft)
+    """The share of prompts below `slower_than`, as the plan counts it: met where even the lower end of its exact
+    interval (Clopper and Pearson 1934) is too much."""
+    found = []
+    for draft, own in pilot.pilots.items():
+        share, n = own.whole.slower_share, own.whole.n
+        least = least_share(share, n, confidence)
+        over, surely = share > policy.max_slower_share, least > policy.max_slower_share
+        state: State = "not met" if not over else "met" if surely else "perhaps"
+        values = {"share": share, "prompts": n, "least": least if state == "perhaps" else None}
+        found.append(Found(state, "share", values, draft))
+    return found
 
 
 def _ceiling(draft: DraftResult, plan: Plan) -> Found:
