@@ -18,7 +18,7 @@ from test_report_served import shown
 
 from specbench.analysis.contract import PredictedGamma, Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.facts import changed_command, limited_command
+from specbench.analysis.facts import changed_command
 from specbench.analysis.pilot import read_pilot
 from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.steps import next_steps
@@ -314,7 +314,7 @@ def test_another_gamma_is_asked_of_a_command_that_takes_it(argv: str, command: s
     stored = with_provenance(stored_of(GO, HERE), argv=("specbench", *argv.split()))
     facts = of_run(stored, summary_of(GO)).facts
     assert changed_command(facts, gamma="2..4") == (f"specbench {command}" if command else "")
-    assert "--costs" not in changed_command(facts) + (limited_command(facts, 20) or "")
+    assert "--costs" not in changed_command(facts) + changed_command(facts, limit="20")
 
 
 def steps_of(stored: StoredRun, summary: Summary) -> list[Finding]:

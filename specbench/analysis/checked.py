@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from specbench.analysis.cautions import GAP_CONFIDENCE
-from specbench.analysis.facts import Facts, changed_command, limited_command, shell
+from specbench.analysis.facts import Facts, changed_command, shell
 from specbench.decision.interval import Paired, ends, speedup_interval
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.kinds import HEADS
@@ -167,7 +167,7 @@ def checks(facts: Facts, folder: str) -> list[tuple[Reason, str]]:
     found.append((Reason("again"), changed_command(facts)))
     available, used = facts.workload.available, facts.workload.used
     if available is not None and used is not None and available > used:
-        found.append((Reason("all"), limited_command(facts, available) or ""))
+        found.append((Reason("all"), changed_command(facts, limit=str(available))))
     if facts.sampling.greedy and not facts.served and facts.precision in ("bfloat16", "float16"):
         found.append((Reason("exact"), changed_command(facts, dtype="float32")))
     return found

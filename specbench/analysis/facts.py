@@ -257,13 +257,6 @@ def _untimed_s(stored: StoredRun, probe_s: float) -> float:
     return (elapsed_s - timed_s) / prompts if 0 < elapsed_s - timed_s < timed_s else 0.0
 
 
-def limited_command(facts: Facts, limit: int) -> str | None:
-    """The run's own command over `limit` prompts; None where it was not recorded."""
-    if not facts.argv:
-        return None
-    return shell([*_without(_fresh(facts.argv), "--limit"), "--limit", str(limit)])
-
-
 def changed_command(facts: Facts, **options: str) -> str:
     """The run's own command with these options instead of its own; of `specbench sweep` where it was not recorded, and
     for several gammas, of which measure takes one. Empty for gammas of a running server, which has its own."""

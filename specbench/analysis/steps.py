@@ -4,11 +4,11 @@ and whose hint is the command where there is one."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from specbench.analysis.contract import DraftResult, GammaResult, RoundTime, Summary
-from specbench.analysis.facts import changed_command, limited_command
+from specbench.analysis.facts import changed_command
 from specbench.decision.verdict import AFFORDABLE
 from specbench.drafters import parse_draft
 from specbench.records import Call, Finding, Policy
@@ -70,16 +70,8 @@ class Cost:
         }
 
     @property
-    def one_more(self) -> tuple[float, float] | None:
-        """What the last drafted token adds and what one more would take, as shares of tokens and time of a round; the
-        next one's time is taken as the mean of those before it. None where survival is not known."""
-        last = self.row.survival[-1] if self.row.survival else None
-        if last is None:
-            return None
-        return last / self.tau, self.one_more_s / self.round_s
-
-    @property
     def one_more_s(self) -> float:
+        """What one more drafted token would take: the mean of those before it."""
         return (self.times.draft_s + self.extra["verifying"]) / self.row.gamma
 
 
@@ -95,8 +87,7 @@ def cost(draft: DraftResult, policy: Policy) -> Cost | None:
     found = Cost(row, row.round_time, row.tokens_per_round, 1 / draft.baseline_tokens_per_s, "acceptance")
     if found.tau < policy.min_speedup or found.near_floor:
         return found
-    limit: Limit = max(found.extra, key=lambda term: found.extra[term])
-    return Cost(found.row, found.times, found.tau, found.step_s, limit)
+    return replace(found, limit=max(found.extra, key=lambda term: found.extra[term]))
 
 
 # A machine shared in so many of the trials was not the machine that is asked about.
@@ -195,7 +186,7 @@ def _more_prompts(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     asked = min(needed, work.available or needed) if left else needed
     yield _step(
         "more-prompts",
-        (limited_command(summary.facts, asked) or "") if left else "",
+        changed_command(summary.facts, limit=str(asked)) if left and summary.facts.argv else "",
         prompts=n * batch,
         needed=needed,
         more=max(needed - n * batch, 1),
@@ -229,17 +220,19 @@ def _by_category(draft: DraftResult) -> Iterator[Finding]:
 
 def _larger_gamma(summary: Summary, draft: DraftResult, found: Cost) -> Iterator[Finding]:
     """Worth trying where the best gamma is the largest and even its last token's survival would pay one more."""
-    row, shares = found.row, found.one_more
-    if row.gamma != max(r.gamma for r in draft.gammas) or shares is None or shares[0] <= shares[1]:
+    row, only = found.row, len(draft.gammas) == 1
+    last = row.survival[-1] if row.survival else None
+    if row.gamma != max(r.gamma for r in draft.gammas) or last is None:
         return
-    gammas = f"1..{row.gamma * 2}" if len(draft.gammas) == 1 else f"{row.gamma}..{row.gamma * 2}"
+    if last / found.tau <= found.one_more_s / found.round_s:
+        return
     yield _step(
         "larger-gamma",
-        changed_command(summary.facts, gamma=gammas),
-        minutes=_minutes(summary, row.gamma * 2 if len(draft.gammas) == 1 else row.gamma + 1),
+        changed_command(summary.facts, gamma=f"{1 if only else row.gamma}..{row.gamma * 2}"),
+        minutes=_minutes(summary, row.gamma * 2 if only else row.gamma + 1),
         gamma=row.gamma,
-        only=len(draft.gammas) == 1,
-        survival=row.survival[-1],
+        only=only,
+        survival=last,
         extra_s=found.one_more_s,
         round_s=found.round_s,
     )
@@ -304,24 +297,16 @@ def _load(summary: Summary, draft: DraftResult) -> Finding:
 def _other_gamma(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     """Worth trying where the best gamma is at an end of those measured."""
     row, gammas = draft.best, [each.gamma for each in draft.gammas]
-    if row.gamma == max(gammas) and (len(gammas) > 1 or row.speedup > 1):
-        asked = f"{row.gamma}..{row.gamma * 2}"
-        yield _step(
-            "gamma-above",
-            changed_command(summary.facts, gamma=asked),
-            gamma=row.gamma,
-            speedup=row.speedup,
-            minutes=_minutes(summary, row.gamma + 1),
-        )
-    elif row.gamma == min(gammas) and row.gamma > 1:
-        asked = f"1..{row.gamma}"
-        yield _step(
-            "gamma-below",
-            changed_command(summary.facts, gamma=asked),
-            gamma=row.gamma,
-            speedup=row.speedup,
-            minutes=_minutes(summary, row.gamma),
-        )
+    above = row.gamma == max(gammas) and (len(gammas) > 1 or row.speedup > 1)
+    if not above and (row.gamma != min(gammas) or row.gamma == 1):
+        return
+    yield _step(
+        "gamma-above" if above else "gamma-below",
+        changed_command(summary.facts, gamma=f"{row.gamma}..{row.gamma * 2}" if above else f"1..{row.gamma}"),
+        gamma=row.gamma,
+        speedup=row.speedup,
+        minutes=_minutes(summary, row.gamma + above),
+    )
 
 
 def _acceptance(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
