@@ -18,6 +18,7 @@ from specbench.cli import app
 from specbench.decision.plan import influence
 from specbench.records import Policy
 from specbench.report.dialect import part
+from specbench.run_record import SessionFacts
 from specbench.store import read_run
 
 EXAMPLE = Path(__file__).parent / "runs" / "example"
@@ -122,6 +123,12 @@ def test_times_are_those_of_the_trials_that_count():
     assert cost.warm_up_s < 1 < cost.base_s
     assert cost.untimed_s == pytest.approx((2070 - 1964.0 - 18.4) / 115, abs=0.01)
     assert cost.probe_s == pytest.approx(18.4, abs=0.1)
+
+
+def test_a_run_that_was_continued_does_not_count_the_time_in_between():
+    stored = read_run(EXAMPLE)
+    continued = replace(stored, run=replace(stored.run, sessions=(SessionFacts(), SessionFacts())))
+    assert read_pilot(continued, Policy(), None).whole.cost.untimed_s == 0
 
 
 @pytest.mark.parametrize("columns", [80, 120])

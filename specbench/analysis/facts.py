@@ -247,7 +247,7 @@ def _untimed_s(stored: StoredRun, probe_s: float) -> float:
     """Seconds for each prompt outside trials and probe: scoring, mostly. 0 where the run's own clock does not tell."""
     stamps = [stored.run.provenance.started, stored.run.provenance.finished]
     # A run that was continued stood still in between.
-    if None in stamps or len(list(stored.folder.glob("positions-*.arrow"))) > 1:
+    if None in stamps or stored.run.sessions:
         return 0.0
     started, finished = (datetime.fromisoformat(str(stamp)) for stamp in stamps)
     elapsed_s = (finished - started).total_seconds()
