@@ -63,6 +63,10 @@ def warning(code: str, hint: str, **values: object) -> Finding:
     return Finding(code, "warning", values, hint)
 
 
+def note(code: str, hint: str = "", **values: object) -> Finding:
+    return Finding(code, "note", values, hint)
+
+
 def _unfinished(stored: StoredRun) -> Iterator[Finding]:
     again = "Run the same command again: it continues where it stopped."
     if (end := stored.run.ended_early) is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from specbench.analysis.cautions import note
 from specbench.analysis.contract import CategoryResult, DraftResult, Summary
 from specbench.analysis.facts import MANY_CUT
 from specbench.analysis.steps import cost, next_steps
@@ -44,10 +45,6 @@ def doubts(summary: Summary, *, engines: bool = False, split: bool = False) -> t
     return tuple(sorted(found, key=lambda each: place.get(each.code, len(place))))
 
 
-def _doubt(code: str, **values: object) -> Finding:
-    return Finding(code, "note", values)
-
-
 def _claims(summary: Summary, engines: bool, split: bool) -> Iterator[Finding]:
     """What marks in the text lead to, each where the text has such a mark."""
     facts, policy, drafts = summary.facts, summary.policy, summary.drafts
@@ -71,14 +68,13 @@ def _claims(summary: Summary, engines: bool, split: bool) -> Iterator[Finding]:
         "split-servers": split,
         "no-noise-floor": summary.noise_floor is None,
     }
-    yield from (_doubt(code, served=facts.served) for code, listed in there.items() if listed)
+    yield from (note(code, served=facts.served) for code, listed in there.items() if listed)
     few = {c.category: c.prompts for d in drafts for c in d.by_speedup if c.prompts < FEW_PROMPTS}
     lengths = {(each.low, each.high) for d in drafts for each in d.lengths if 0 < each.prompts < FEW_PROMPTS}
     whole = min([*(draft.best.prompts for draft in drafts), *(head.prompts for head in chosen)])
     if few or lengths or whole < FEW_PROMPTS:
         fewer, batch = whole if whole < FEW_PROMPTS else None, summary.batch_size
-        of = {"categories": few, "lengths": len(lengths)}
-        yield _doubt("few-prompts", whole=fewer, enough=FEW_PROMPTS, batch=batch, **of)
+        yield note("few-prompts", whole=fewer, enough=FEW_PROMPTS, batch=batch, categories=few, lengths=len(lengths))
 
 
 def _whole_rounds(draft: DraftResult) -> bool:
@@ -90,12 +86,12 @@ def _whole_rounds(draft: DraftResult) -> bool:
 def _limits(summary: Summary) -> Iterator[Finding]:
     work, facts = summary.facts.workload, summary.facts
     if work.used is not None and work.available is not None and work.used < work.available:
-        yield _doubt("sample", used=work.used, available=work.available)
+        yield note("sample", used=work.used, available=work.available)
     if facts.cut_share is not None and facts.cut_share > MANY_CUT and facts.max_new_tokens:
-        yield _doubt("cut-answers", share=facts.cut_share, limit=facts.max_new_tokens)
+        yield note("cut-answers", share=facts.cut_share, limit=facts.max_new_tokens)
     ratios = {c.category: c.baseline_ratio for d in summary.drafts for c in d.by_speedup if c.baseline_ratio}
     if ratios:
-        yield _doubt("unsteady-categories", ratios=ratios)
+        yield note("unsteady-categories", ratios=ratios)
 
 
 def _not_recorded(summary: Summary) -> Iterator[Finding]:
@@ -103,22 +99,22 @@ def _not_recorded(summary: Summary) -> Iterator[Finding]:
     batches = summary.batch_size == 1 and all(len(draft.batches) < 2 for draft in summary.drafts)
     memory = any(draft.memory is None for draft in summary.drafts)
     if batches or memory:
-        yield _doubt("not-recorded", batches=batches, memory=memory)
+        yield note("not-recorded", batches=batches, memory=memory)
 
 
 def _server(summary: Summary) -> Iterator[Finding]:
     """What cannot be seen from outside."""
     rows = [row for draft in summary.drafts for row in draft.gammas]
     if any(row.tokens_per_round is None for row in rows):
-        yield _doubt("rounds-not-told")
+        yield note("rounds-not-told")
     elif any(not row.survival for row in rows):
-        yield _doubt("survival-not-told")
+        yield note("survival-not-told")
     share = min((row.counted_share for row in rows if row.drafted is not None), default=1.0)
     if share < 1:
-        yield _doubt("counts-in-part", share=share)
-    yield _doubt("parts-not-told")
+        yield note("counts-in-part", share=share)
+    yield note("parts-not-told")
     if not any(draft.predicted for draft in summary.drafts):
-        yield _doubt("nothing-predicted")
+        yield note("nothing-predicted")
 
 
 def _of_drafts(summary: Summary) -> Iterator[Finding]:
@@ -134,11 +130,11 @@ def _of_drafts(summary: Summary) -> Iterator[Finding]:
     }
     if any(close.values()):
         close = {draft: found for draft, found in close.items() if found}
-        yield _doubt("close-calls", drafts=close, minimum=policy.min_speedup)
+        yield note("close-calls", drafts=close, minimum=policy.min_speedup)
     shares = {draft.draft: draft.slower_share or 0.0 for draft in summary.drafts}
     shares = {draft: share for draft, share in shares.items() if share >= _MENTIONED}
     if shares:
-        yield _doubt("average", drafts=shares, slower_than=policy.slower_than, batch=summary.batch_size)
+        yield note("average", drafts=shares, slower_than=policy.slower_than, batch=summary.batch_size)
 
 
 def _close(category: CategoryResult, policy: Policy) -> bool:

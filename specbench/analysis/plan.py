@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from scipy.special import stdtrit
 
 from specbench import text
-from specbench.analysis.cautions import warning
+from specbench.analysis.cautions import note, warning
 from specbench.analysis.facts import MAX_RETRIES, Cost
 from specbench.analysis.pilot import Part, Pilot
 from specbench.config import RunConfig
@@ -224,30 +224,30 @@ class _Planner:
         }
         for what, (value, say) in stated.items():
             if value is not None:
-                yield _assumed("as-given", what=what, value=say(value))
+                yield note("as-given", what=what, value=say(value))
         if pilot is None and not timed:
-            yield _assumed("no-time")
+            yield note("no-time")
         elif pilot is None:
-            yield _assumed("draft-time", by_speedup=wanted.speedup is not None)
-            yield _assumed("retries", share=MAX_RETRIES - 1)
-            yield _assumed("free-setup")
+            yield note("draft-time", by_speedup=wanted.speedup is not None)
+            yield note("retries", share=MAX_RETRIES - 1)
+            yield note("free-setup")
         else:
             yield from self._from_pilot(pilot, shared)
 
     def _from_pilot(self, pilot: Pilot, shared: Sequence[str]) -> Iterator[Finding]:
-        yield _assumed("pilot-alike")
+        yield note("pilot-alike")
         if untimed := [gamma for gamma in self.gammas if gamma not in pilot.whole.cost.draft_s]:
-            yield _assumed("untimed-gammas", gammas=untimed)
+            yield note("untimed-gammas", gammas=untimed)
         if not set(self.gammas) & set(pilot.gammas):
-            yield _assumed("other-gammas", gammas=list(pilot.gammas))
+            yield note("other-gammas", gammas=list(pilot.gammas))
         if self.drafts > pilot.drafts:
-            yield _assumed("more-drafts")
+            yield note("more-drafts")
         if self.repeats != pilot.repeats and self.wanted.spread is None:
-            yield _assumed("more-repeats", known=pilot.whole.noise is not None)
+            yield note("more-repeats", known=pilot.whole.noise is not None)
         if shared:
-            yield _assumed("shared-spread", categories=shared, enough=OWN_SPREAD)
+            yield note("shared-spread", categories=shared, enough=OWN_SPREAD)
         if self.policy.mix:
-            yield _assumed("pilot-proportions")
+            yield note("pilot-proportions")
 
     def _spread(self, parts: Sequence[Part]) -> Spread:
         """The spread within `parts` at the planned repeats; the stated one where there is one."""
@@ -325,7 +325,3 @@ class _Planner:
         sums = [None if None in column else sum(column) for column in columns]
         again = (len(needs) - 1) * self._minutes(cost, 0)
         return Need(*sums[:3], *(None if spent is None else spent - again for spent in sums[3:]))
-
-
-def _assumed(code: str, **values: object) -> Finding:
-    return Finding(code, "note", values)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -164,18 +164,19 @@ def _weights(conversation: str) -> NDArray[np.uint8]:
     return np.random.default_rng(int(conversation, 16)).poisson(1.0, RESAMPLES).astype(np.uint8)
 
 
-@dataclass(slots=True)
 class _Sums:
-    """Totals [G, columns] of a group, the same under every resample [RESAMPLES, G, drawn], and as many of its
+    """Totals [G, columns] of a group, those `drawn` under every resample [RESAMPLES, G, drawn], and as many of its
     conversations as decide how wide an interval is."""
 
-    totals: Floats
-    draws: Floats
-    answers: int = 0
-    tokens: int = 0
-    conversations: set[str] = field(default_factory=set)
+    def __init__(self, size: int, columns: int, drawn: int) -> None:
+        self.totals = np.zeros((size, columns))
+        self.draws = np.zeros((RESAMPLES, size, drawn))
+        self.answers = self.tokens = 0
+        self.conversations: set[str] = set()
 
-    def note(self, conversations: Iterable[str]) -> None:
+    def add(self, totals: Floats, draws: Floats, conversations: Iterable[str]) -> None:
+        self.totals += totals
+        self.draws += draws
         for one in conversations:
             if len(self.conversations) <= MANY:
                 self.conversations.add(one)
@@ -206,8 +207,7 @@ class _Tally:
         self._lengths = tuple(lengths)
         self._sums: dict[tuple[str, str], _Sums] = {}
         self._survived = [np.zeros((2, gamma)) for gamma in gammas]
-        self._places = _Sums(np.zeros((len(ANSWERS), 2)), np.zeros((RESAMPLES, len(ANSWERS), 2)))
-        self._overlap = _Sums(np.zeros((1, 2)), np.zeros((RESAMPLES, 1, 2)))
+        self._places, self._overlap = _Sums(len(ANSWERS), 2, 2), _Sums(1, 2, 2)
         self._sample: list[Text] = []
         self._seen = 0
         self._random = random.Random(0)
@@ -229,20 +229,16 @@ class _Tally:
             mine, drawn = (columns, weights) if len(rows) == len(texts) else (columns[[*rows]], weights[[*rows]])
             draws = np.einsum("tr,tgc->rgc", drawn, mine[:, :, DRAWN], optimize=True)
             for key in keys:
-                found = self._sums.setdefault(key, self._empty())
-                found.totals += mine.sum(0)
-                found.draws += draws
+                if key not in self._sums:
+                    self._sums[key] = _Sums(len(self._gammas), SECONDS + 1, len(DRAWN))
+                found = self._sums[key]
+                found.add(mine.sum(0), draws, (names[row] for row in rows))
                 found.answers += len(rows)
                 found.tokens += sum(texts[row].tokens for row in rows)
-                found.note(names[row] for row in rows)
         self._add_places(texts, weights, names)
         for text in texts:
             self._before += text.tokens * ((text.prompt_tokens or 0) + text.tokens / 2)
             self._keep(text)
-
-    def _empty(self) -> _Sums:
-        size = len(self._gammas)
-        return _Sums(np.zeros((size, SECONDS + 1)), np.zeros((RESAMPLES, size, len(DRAWN))))
 
     def _columns(self, texts: Sequence[Text], index: int) -> Floats:
         """What one gamma gives for each text [texts, columns]; seconds are NaN where no cost is known."""
@@ -270,9 +266,7 @@ class _Tally:
             if isinstance(text, Positions):
                 overlap[row, 0] = text.overlap[text.judged].sum(), text.judged.sum()
         for sums, added in ((self._places, counts), (self._overlap, overlap)):
-            sums.totals += added.sum(0)
-            sums.draws += np.einsum("tr,tgc->rgc", weights, added, optimize=True)
-            sums.note(names)
+            sums.add(added.sum(0), np.einsum("tr,tgc->rgc", weights, added, optimize=True), names)
 
     def _keep(self, text: Text) -> None:
         """A random part of the texts, each as likely as another (reservoir sampling)."""
@@ -299,19 +293,21 @@ class _Tally:
         best = None
         if self._reader is not None and self._sample:
             best = best_pair(self._sample, self._points, self._gammas, confidence, self._reader)
-        overlap = self._overlap
+        overlap, n = self._overlap, len(self._overlap.conversations)
         return RecordedDraft(
             draft=self.draft,
             answers=whole.answers,
             tokens=whole.tokens,
-            alpha=_estimate(overlap, 0, overlap.totals[0, 0], overlap.totals[0, 1], (0, 1), confidence, within=(0, 1)),
+            alpha=_estimate(overlap.totals[0], overlap.draws[:, 0], n, confidence, within=(0, 1)),
             gammas=gammas,
             categories=self._groups("category", confidence),
             prompt_lengths=self._groups("prompt", confidence),
             places=tuple(
-                Place(begin, int(count), _estimate(self._places, index, hits, count, (0, 1), confidence, within=(0, 1)))
-                for index, (begin, (hits, count)) in enumerate(zip(ANSWERS, self._places.totals, strict=True))
-                if count
+                Place(
+                    begin, int(total[1]), _estimate(total, self._places.draws[:, index], n, confidence, within=(0, 1))
+                )
+                for index, (begin, total) in enumerate(zip(ANSWERS, self._places.totals, strict=True))
+                if total[1]
             ),
             context=self._before / max(whole.tokens, 1),
             best_gamma=max(priced, key=lambda row: row.predicted_speedup.value or 0.0).gamma if priced else None,
@@ -326,39 +322,31 @@ class _Tally:
         )
 
     def _rows(self, sums: _Sums, confidence: float, *, survival: bool = False) -> tuple[RecordedGamma, ...]:
-        rows = []
+        rows, n = [], len(sums.conversations)
         for index, gamma in enumerate(self._gammas):
-            total = [float(value) for value in sums.totals[index]]
+            total, draws = sums.totals[index], sums.draws[:, index]
             judged = total[ACCEPTED] + total[REJECTIONS]
-            emitted = total[ROUNDS] + total[ACCEPTED]
+            # Rounds emit what they accept, and a token each.
+            emitted = total[ROUNDS] + total[ACCEPTED], total[ROUNDS]
+            emitting = np.stack([draws[:, 0] + draws[:, 1], draws[:, 0]], axis=1)
+            speedup = Estimate()
+            if self._costs is not None and total[SECONDS] > 0:  # not NaN, and something was decoded
+                step_s = np.array([self._costs.step_s, 1.0])
+                spent = total[[DECODED, SECONDS]] * step_s
+                speedup = _estimate(spent, draws[:, 2:] * step_s, n, confidence, self._variance(index))
             survived, reached = self._survived[index]
-            step_s = None if self._costs is None else self._costs.step_s
+            shares = tuple(float(s / r) if r else None for s, r in zip(survived, reached, strict=True))
             rows.append(
                 RecordedGamma(
                     gamma=gamma,
-                    rounds=total[ROUNDS],
-                    accepted=total[ACCEPTED],
-                    drafted_low=total[LOW],
-                    drafted_high=total[HIGH],
-                    tokens_per_round=_estimate(
-                        sums, index, emitted, total[ROUNDS], (-1, 0), confidence, within=(1, gamma + 1)
-                    ),
-                    alpha=total[ACCEPTED] / judged if judged else None,
-                    survival=tuple(float(s / r) if r else None for s, r in zip(survived, reached, strict=True))
-                    if survival
-                    else (),
-                    predicted_speedup=Estimate()
-                    if step_s is None or not total[SECONDS] > 0  # NaN, or nothing was decoded
-                    else _estimate(
-                        sums,
-                        index,
-                        total[DECODED] * step_s,
-                        total[SECONDS],
-                        (2, 3),
-                        confidence,
-                        step_s,
-                        self._variance(index),
-                    ),
+                    rounds=float(total[ROUNDS]),
+                    accepted=float(total[ACCEPTED]),
+                    drafted_low=float(total[LOW]),
+                    drafted_high=float(total[HIGH]),
+                    tokens_per_round=_estimate(emitted, emitting, n, confidence, within=(1, gamma + 1)),
+                    alpha=float(total[ACCEPTED] / judged) if judged else None,
+                    survival=shares if survival else (),
+                    predicted_speedup=speedup,
                 )
             )
         return tuple(rows)
@@ -376,30 +364,24 @@ def _first_accepted(text: Text) -> Floats:
 
 
 def _estimate(
-    sums: _Sums,
-    index: int,
-    above: float,
-    below: float,
-    columns: tuple[int, int],
+    totals: Sequence[float] | Floats,
+    draws: Floats,
+    conversations: int,
     confidence: float,
-    scale: float = 1.0,
     variance: float = 0.0,
     within: tuple[float, float] = (0.0, math.inf),
 ) -> Estimate:
-    """above / below, and an interval on its logarithm: the spread over resamples, and Student's t with as many degrees
-    of freedom as there are conversations, less one, cut to what is possible (`within`). `columns` are those of the
-    draws; -1 is rounds and accepted together, the tokens that rounds emit. `variance` is that of the logarithm from
-    elsewhere."""
+    """The first of two `totals` over the second, and an interval on its logarithm: the spread over `draws` of both
+    [RESAMPLES, 2] and `variance` from elsewhere, and Student's t with as many degrees of freedom as there are
+    conversations, less one, cut to what is possible (`within`)."""
+    above, below = totals
     if not below:
         return Estimate()
-    value, n = above / below, len(sums.conversations)
-    draws = sums.draws[:, index]
-    tops = draws[:, 0] + draws[:, 1] if columns[0] == -1 else draws[:, columns[0]] * scale
-    bottoms = draws[:, columns[1]]
-    usable = (tops > 0) & (bottoms > 0)
-    if n < MIN_PROMPTS or not usable.any() or value <= 0:
-        return Estimate(float(value))
-    spread = float(np.std(np.log(tops[usable] / bottoms[usable]))) * np.sqrt(n / (n - 1))
-    width = reach(n - 1, confidence) * float(np.sqrt(spread**2 + variance))
+    value = float(above / below)
+    usable = (draws > 0).all(1)
+    if conversations < MIN_PROMPTS or not usable.any() or value <= 0:
+        return Estimate(value)
+    spread = float(np.std(np.log(draws[usable, 0] / draws[usable, 1]))) * np.sqrt(conversations / (conversations - 1))
+    width = reach(conversations - 1, confidence) * float(np.sqrt(spread**2 + variance))
     low, high = np.clip(value * np.exp([-width, width]), *within)
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(value, float(low), float(high))

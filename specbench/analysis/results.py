@@ -78,6 +78,7 @@ class Judged:
         gates = self.with_slower(choice.paired)
         verdict = self.verdict(choice.paired, speedup, gates)
         batches = self.predictor.batches()
+        parts = {name: np.array(view.base.category == name, dtype=bool) for name in sorted(set(view.base.category))}
         return DraftResult(
             draft=view.spec,
             verdict=verdict.call,
@@ -88,11 +89,7 @@ class Judged:
             baseline_tokens_per_s=view.rate,
             **ends("alpha", self._alpha(choice.best)),
             gammas=tuple(self._gamma(gamma) for gamma in view.arms),
-            categories=tuple(
-                self._part(name, np.array(view.base.category == name, dtype=bool), name)
-                for name in sorted(set(view.base.category))
-                if self._decoded(np.array(view.base.category == name, dtype=bool))
-            ),
+            categories=tuple(self._part(name, mine, name) for name, mine in parts.items() if self._decoded(mine)),
             lengths=self._lengths(),
             predicted=self.predictor.curve(),
             batches=batches,
@@ -155,11 +152,10 @@ class Judged:
         tau, spent = counts.tokens_per_round, _round_time(rows, counts)
         # tau tokens at the arm's seconds per token: the time of a round where all tokens come from rounds.
         round_s = None if tau is None else tau / rate(rows)
-        even = None
-        if tau is not None and round_s is not None:
-            drafted = (counts.drafted or 0) / (counts.rounds or 1)
-            whole = round_s * view.rate
-            even = break_even(gamma, tau, drafted, spent, 1 / view.rate, self.policy.min_speedup, whole)
+        steps = None if round_s is None else round_s * view.rate
+        even = (
+            None if steps is None else break_even(gamma, counts, spent, 1 / view.rate, self.policy.min_speedup, steps)
+        )
         c = None if even is None else even.measured_draft_steps
         expected = self.predictor.round_time(gamma)
         survival = self._survival(gamma, len(counts.survival))
@@ -187,7 +183,7 @@ class Judged:
             closed_form_speedup=None if counts.alpha is None or c is None else closed_form(counts.alpha, gamma, c),
             break_even=even,
             round_s=round_s,
-            round_steps=None if round_s is None else round_s * view.rate,
+            round_steps=steps,
             counted_share=view.counted_share(gamma),
             survival_low=tuple(each.low for each in survival),
             survival_high=tuple(each.high for each in survival),
@@ -196,12 +192,11 @@ class Judged:
         return replace(row, missing_term=missing_term(row, expected, self.predictor.step_s, 1 / view.rate))
 
     def _lengths(self) -> tuple[LengthResult, ...]:
-        lengths = self.view.base.prompt_tokens
-        edges = self.policy.by_length
+        lengths, edges = self.view.base.prompt_tokens, self.policy.by_length
+        if not edges:
+            return ()
         if edges == THIRDS:
             edges = tuple(sorted({math.ceil(edge) for edge in np.quantile(lengths, [1 / 3, 2 / 3])} - {lengths.min()}))
-        if not self.policy.by_length:
-            return ()
         return tuple(self._length(low, high) for low, high in zip((0, *edges), (*edges, None), strict=True))
 
     def _length(self, low: int, high: int | None) -> LengthResult:
@@ -303,10 +298,12 @@ def _round_time(rows: ArmRows, counts: Counts) -> RoundTime | None:
 
 
 def break_even(
-    gamma: int, tau: float, drafted: float, spent: RoundTime | None, step_s: float, minimum: float, whole: float
+    gamma: int, counts: Counts, spent: RoundTime | None, step_s: float, minimum: float, whole: float
 ) -> BreakEven:
-    """What 1.0x and `minimum` take at this gamma, from the measured round: `tau` tokens from `drafted` drafts. Where
-    its parts are not known, from its time in target steps alone (`whole`); what drafting may cost is not known then."""
+    """What 1.0x and `minimum` take at this gamma, from the measured rounds. Where the parts of a round are not known,
+    from its time in target steps alone (`whole`); what drafting may cost is not known then."""
+    assert counts.tokens_per_round is not None
+    tau, drafted = counts.tokens_per_round, (counts.drafted or 0) / (counts.rounds or 1)
     v = h = c = None
     if spent is not None:
         v, h = spent.verify_s / step_s, spent.other_s / step_s

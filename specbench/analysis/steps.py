@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from specbench.analysis.cautions import note
 from specbench.analysis.contract import DraftResult, GammaResult, RoundTime, Summary
 from specbench.analysis.facts import changed_command
 from specbench.decision.verdict import AFFORDABLE
@@ -131,15 +132,11 @@ def _call(summary: Summary, draft: DraftResult) -> Call:
     return draft.verdict if summary.choice is None else summary.choice.verdict
 
 
-def _step(code: str, hint: str = "", **values: object) -> Finding:
-    return Finding(code, "note", values, hint)
-
-
 def _first(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     """What comes before anything else: a bug, a run that is not whole, a machine that disagrees with itself."""
     facts, texts = summary.facts, draft.texts
     if texts is not None and texts.wide:
-        yield _step(
+        yield note(
             "texts-differ",
             texts=texts.wide,
             margin=texts.margin,
@@ -148,16 +145,16 @@ def _first(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
             served=facts.served,
         )
     if draft.best.drafted == 0:
-        yield _step("never-drafts", draft=draft.draft)
+        yield note("never-drafts", draft=draft.draft)
     if not facts.finished:
         missing = None if facts.planned is None else facts.planned - facts.spared - facts.done
-        yield _step("finish", missing=missing)
+        yield note("finish", missing=missing)
     floor, shared = summary.noise_floor, summary.trials_disturbed
     drifts = any(warning.code == "noise-floor" for warning in summary.warnings)
     within = floor is not None and abs(draft.speedup - summary.policy.min_speedup) < floor
     counted = max(summary.trials_run, 1)
     if floor is not None and (drifts or (within and shared > _SHARED * counted)):
-        yield _step(
+        yield note(
             "quiet",
             changed_command(facts),
             floor=floor,
@@ -175,7 +172,7 @@ def _more_prompts(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     if head.verdict != "UNCLEAR":
         return
     if "slower-prompts" in codes:
-        yield _step("slow-prompts", **{**codes["slower-prompts"], "prompts": n, "batch": batch})
+        yield note("slow-prompts", **{**codes["slower-prompts"], "prompts": n, "batch": batch})
         return
     missing = codes.get("more-prompts") or codes.get("too-few-prompts")
     if missing is None or missing["needed"] > AFFORDABLE * n:
@@ -184,7 +181,7 @@ def _more_prompts(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     left = None if policy.mix or work.available is None or work.used is None else work.available - work.used
     # How many of the prompts that are left belong to a mix is not recorded.
     asked = min(needed, work.available or needed) if left else needed
-    yield _step(
+    yield note(
         "more-prompts",
         changed_command(summary.facts, limit=str(asked)) if left and summary.facts.argv else "",
         prompts=n * batch,
@@ -209,7 +206,7 @@ def _by_category(draft: DraftResult) -> Iterator[Finding]:
     smallest = min(categories, key=lambda category: (category.prompts, category.category))
     best = next(category for category in categories if category.verdict == "GO")
     worst = next(category for category in reversed(categories) if category.verdict == "NO-GO")
-    yield _step(
+    yield note(
         "by-category",
         draft=draft.draft,
         best=(best.category, best.speedup),
@@ -226,7 +223,7 @@ def _larger_gamma(summary: Summary, draft: DraftResult, found: Cost) -> Iterator
         return
     if last / found.tau <= found.one_more_s / found.round_s:
         return
-    yield _step(
+    yield note(
         "larger-gamma",
         changed_command(summary.facts, gamma=f"{1 if only else row.gamma}..{row.gamma * 2}"),
         minutes=_minutes(summary, row.gamma * 2 if only else row.gamma + 1),
@@ -243,9 +240,9 @@ def _limit(summary: Summary, found: Cost) -> Finding:
     # What the step gives at most, all else as measured, and what was asked for.
     bounds: dict[str, Any] = {"most": found.if_perfect[found.limit], "minimum": summary.policy.min_speedup}
     if found.limit == "acceptance":
-        return _step("agree-more", rate=row.acceptance_rate, tau=tau, draft_s=times.draft_s, **bounds)
+        return note("agree-more", rate=row.acceptance_rate, tau=tau, draft_s=times.draft_s, **bounds)
     if found.limit == "drafting":
-        return _step(
+        return note(
             "cheaper-draft",
             tried=any(looks_up(each.draft) for each in summary.drafts),
             share=times.draft_s / found.round_s,
@@ -253,15 +250,15 @@ def _limit(summary: Summary, found: Cost) -> Finding:
             **bounds,
         )
     if found.limit == "verifying":
-        return _step("cheaper-verify", tokens=row.gamma + 1, steps=times.verify_s / found.step_s, **bounds)
-    return _step("leaner-loop", other_s=times.other_s, round_s=found.round_s, **bounds)
+        return note("cheaper-verify", tokens=row.gamma + 1, steps=times.verify_s / found.step_s, **bounds)
+    return note("leaner-loop", other_s=times.other_s, round_s=found.round_s, **bounds)
 
 
 def _engine(call: Call, found: Cost, summary: Summary) -> Iterator[Finding]:
     """Of no use where even a round at the price of one step gives less than is asked for."""
     asked, code = summary.policy.min_speedup, "confirm-on-engine" if call == "GO" else "measure-on-engine"
     if call == "GO" or found.tau >= asked:
-        yield _step(code, tau=found.tau, minimum=asked, most=found.tau / asked, steps=found.steps)
+        yield note(code, tau=found.tau, minimum=asked, most=found.tau / asked, steps=found.steps)
 
 
 def looks_up(draft: str) -> bool:
@@ -275,12 +272,12 @@ def _of_server(summary: Summary, draft: DraftResult) -> list[Finding]:
     gamma, load = list(_other_gamma(summary, draft)), _load(summary, draft)
     if draft.best.drafted == 0:  # what its rounds cost is not what a draft costs
         return [load]
-    about = [*_acceptance(summary, draft), _step("another-engine", steps=draft.best.round_steps)]
+    about = [*_acceptance(summary, draft), note("another-engine", steps=draft.best.round_steps)]
     call = _call(summary, draft)
     if call != "GO":
         return [*gamma, *about, load]
     at, first = draft.stops_paying_at_concurrency, summary.facts.loads[0].label
-    above = [] if at is None else [_step("off-above", draft=draft.draft, at=at, load=first)]
+    above = [] if at is None else [note("off-above", draft=draft.draft, at=at, load=first)]
     more = [load, *gamma] if len(summary.facts.loads) == 1 else [*gamma, load]
     return [*above, *more, *about]
 
@@ -291,7 +288,7 @@ def _load(summary: Summary, draft: DraftResult) -> Finding:
     most = counts[-1] if counts else 1
     more = ",".join(str(count) for count in sorted({1, most, most * _MORE}))
     command = changed_command(summary.facts, concurrency=more)
-    return _step("your-load", command, go=_call(summary, draft) == "GO", loads=[load.label for load in loads])
+    return note("your-load", command, go=_call(summary, draft) == "GO", loads=[load.label for load in loads])
 
 
 def _other_gamma(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
@@ -300,7 +297,7 @@ def _other_gamma(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     above = row.gamma == max(gammas) and (len(gammas) > 1 or row.speedup > 1)
     if not above and (row.gamma != min(gammas) or row.gamma == 1):
         return
-    yield _step(
+    yield note(
         "gamma-above" if above else "gamma-below",
         changed_command(summary.facts, gamma=f"{row.gamma}..{row.gamma * 2}" if above else f"1..{row.gamma}"),
         gamma=row.gamma,
@@ -315,10 +312,10 @@ def _acceptance(summary: Summary, draft: DraftResult) -> Iterator[Finding]:
     if tau is None or steps is None or _call(summary, draft) == "GO":
         return
     if looks_up(draft.draft):
-        yield _step("longer-look-up", tokens=row.gamma + 1, steps=steps, tau=tau)
+        yield note("longer-look-up", tokens=row.gamma + 1, steps=steps, tau=tau)
     elif tau < asked:
-        yield _step("agree-more-served", tau=tau, minimum=asked, most=(row.gamma + 1) / steps)
+        yield note("agree-more-served", tau=tau, minimum=asked, most=(row.gamma + 1) / steps)
     else:
         tried = any(looks_up(each.draft) for each in summary.drafts)
         bounds: dict[str, Any] = {"minimum": asked, "most": tau / asked, "right": (row.gamma + 1) / steps}
-        yield _step("cheaper-or-agreeing", tried=tried, tau=tau, steps=steps, **bounds)
+        yield note("cheaper-or-agreeing", tried=tried, tau=tau, steps=steps, **bounds)

@@ -28,7 +28,7 @@ def summarise(stored: StoredRun) -> Summary:
     load that was asked for."""
     policy = stored.run.config.policy
     _timed(stored)
-    every, trials = stored.counted, stored.main
+    trials = stored.main
     texts = read_positions(stored.folder)
     every_arm = by_arm(trials)
     arms = kept_arms(every_arm, stored.run)
@@ -49,10 +49,8 @@ def summarise(stored: StoredRun) -> Summary:
     floor = None if decoded is None else speedup_interval(decoded, policy.confidence)
     server = server_of(stored)
     loads: tuple[LoadResult, ...] = ()
-    cautions = [
-        *run_cautions(stored, every_arm, [one.view for one in judged], results, floor),
-        *stored.run.warnings,
-    ]
+    of_numbers = run_cautions(stored, every_arm, [one.view for one in judged], results, floor)
+    cautions = [*of_numbers, *stored.run.warnings]
     if server is not None:
         loads = load_results(stored, policy, texts)
         results = tuple(
@@ -77,7 +75,7 @@ def summarise(stored: StoredRun) -> Summary:
         batch_size=stored.run.config.batch_size,
         server=server,
         loads=loads,
-        trials_run=len(every),
+        trials_run=len(stored.counted),
         trials_spared=stored.run.spared,
         trials_disturbed=sum(trial.disturbed for trial in trials),
         baseline_texts=texts_of(trials, None, stored.run.precision).differing,
@@ -85,23 +83,27 @@ def summarise(stored: StoredRun) -> Summary:
     )
 
 
-def _timed(stored: StoredRun) -> None:
-    refused = {
-        "replay": (
-            "This run measured acceptance only, no wall clock: there is no verdict without a measurement",
-            "See it with specbench replay, or run specbench sweep without --replay-only.",
-        ),
-        "probe": (
-            "This run timed the models alone, no prompt: there is no verdict without a measurement",
-            "Run specbench sweep; --costs takes these timings.",
-        ),
-    }
-    recorded = (
-        "Recorded answers were scored here, no wall clock: there is no verdict without a measurement",
+_UNTIMED = {
+    "answers": (
+        "Recorded answers were scored here, no wall clock",
         "See it with specbench brief, or time a --target of yours: specbench sweep without --answers.",
-    )
-    if (why := recorded if stored.run.answers is not None else refused.get(stored.run.command)) is not None:
-        raise StoreError(why[0], where=str(stored.folder), hint=why[1])
+    ),
+    "replay": (
+        "This run measured acceptance only, no wall clock",
+        "See it with specbench replay, or run specbench sweep without --replay-only.",
+    ),
+    "probe": (
+        "This run timed the models alone, no prompt",
+        "Run specbench sweep; --costs takes these timings.",
+    ),
+}
+
+
+def _timed(stored: StoredRun) -> None:
+    why = _UNTIMED.get("answers" if stored.run.answers is not None else stored.run.command)
+    if why is not None:
+        what = f"{why[0]}: there is no verdict without a measurement"
+        raise StoreError(what, where=str(stored.folder), hint=why[1])
 
 
 def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -105,7 +106,7 @@ def round_costs(
 
     def curve(model: str | None, phase: str = "read") -> tuple[float, ...]:
         """Seconds over 1, 2, .. tokens, up to the most that were probed."""
-        mine = sorted((p for p in steps if p.model == model and p.phase == phase), key=_context)
+        mine = sorted((p for p in steps if p.model == model and p.phase == phase), key=attrgetter("context"))
         known = {}
         for tokens in sorted({p.tokens for p in mine}):
             at = [p for p in mine if p.tokens == tokens]
@@ -286,10 +287,6 @@ def break_even_draft(tau: float, drafted: float, v: float, h: float = 0.0) -> fl
     even a free draft would not pay."""
     c = (tau - v - h) / drafted
     return c if c >= 0 else None
-
-
-def _context(point: CostPoint) -> int:
-    return point.context
 
 
 # A prompt is read within one step of the others (continuous batching), who wait for it. How often that falls on a text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +30,8 @@ def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
     if probed.served is not None:
         raise StoreError("The probe was made on a server", where=str(folder), hint=_HINT)
     names = _same_drafts(probed.drafts, record.drafts)
-    names[None] = None
-    differs = _differences(probed, record, names)
-    if differs:
-        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
-    points = probed.probe or ()
-    kept = tuple(replace(point, model=names[point.model]) for point in points if point.model in names)
+    _require_same(folder, _differences(probed, record, names))
+    kept = _renamed(probed, names)
     _require_widths(kept, record, plan, folder)
     return Costs(kept, (*_contexts(kept, plan), *probed.warnings), str(folder))
 
@@ -48,15 +44,13 @@ def served_costs(folder: Path, record: RunRecord) -> Costs:
     if probed.served is None:
         raise StoreError("The probe timed models in process", where=str(folder), hint=_HINT)
     there, here = probed.provenance, record.provenance
-    differs = [f"{name} {was}, not {now}" for name, was, now in (
-        ("engine", there.engine, here.engine),
-        ("machine", there.hardware.line, here.hardware.line),
-        ("threads", there.threads, here.threads),
-        ("target", probed.target.name, record.target.name),
-    ) if was != now]  # fmt: skip
-    differs += [f"no draft {draft}" for draft in config.draft if draft not in probed.drafts]
-    if differs:
-        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
+    differs = _changed({
+        "engine": (there.engine, here.engine),
+        "machine": (there.hardware.line, here.hardware.line),
+        "threads": (there.threads, here.threads),
+        "target": (probed.target.name, record.target.name),
+    })  # fmt: skip
+    _require_same(folder, [*differs, *(f"no draft {draft}" for draft in config.draft if draft not in probed.drafts)])
     points = tuple(p for p in probed.probe or () if p.model is None or p.model in config.draft)
     widest, clients = max(config.gamma), config.concurrency[0]
     if max(probed.config.gamma) < widest or clients not in probed.config.concurrency:
@@ -78,9 +72,8 @@ def replay_costs(folder: Path, record: RunRecord) -> Costs:
     that they speak of. Drafts are called as in the run. Raises StoreError where the folder is no probe, and where a
     draft of the run was not timed: taken for one that costs nothing it would look best."""
     probed = require_probe(folder)
-    names: dict[str | None, str | None]
     if probed.served is not None:
-        names = {draft: draft for draft in record.drafts if draft in probed.drafts}
+        names: Names = {None: None} | {draft: draft for draft in record.drafts if draft in probed.drafts}
         lacking = [draft for draft in record.drafts if draft not in names]
     else:
         names = _same_drafts(probed.drafts, record.drafts)
@@ -91,21 +84,15 @@ def replay_costs(folder: Path, record: RunRecord) -> Costs:
             where=str(folder),
             hint="Run specbench probe with every --draft of this run.",
         )
-    names[None] = None
-    points = tuple(replace(p, model=names[p.model]) for p in probed.probe or () if p.model in names)
     timed, ours = probed.target, record.target
     same = record.config.target in (NO_TARGET, timed.name) or (ours.revision and ours.revision == timed.revision)
-    cautions = [] if same else [_another_target(str(timed.name), record.config.target)]
-    return Costs(points, (*cautions, *probed.warnings), str(folder))
-
-
-def _another_target(timed: str, ours: str) -> Finding:
-    return warned(
+    other = warned(
         "costs-of-another-target",
-        f"the probe timed {timed}, and the run is of {ours}: predicted speedups are those of acceptance as here at the "
-        "costs of the other",
+        f"the probe timed {timed.name}, and the run is of {record.config.target}: predicted speedups are those of "
+        "acceptance as here at the costs of the other",
         "Give --costs a probe of this target.",
     )
+    return Costs(_renamed(probed, names), (*([] if same else [other]), *probed.warnings), str(folder))
 
 
 def _not_seen(most: Mapping[str, int]) -> Finding:
@@ -132,36 +119,51 @@ def require_probe(folder: Path) -> RunRecord:
 
 def _lacking(record: RunRecord) -> str | None:
     origin = record.provenance
-    if record.served is not None:
-        needed: dict[str, object] = {"probe": record.probe, "provenance.hardware.line": origin.hardware.line}
-        return next((f"it lacks {key}" for key, value in needed.items() if not value), None)
-    needed = {f"provenance.{key}": getattr(origin, key) for key in ("device", "precision", "threads")}
-    needed |= {"provenance.hardware.line": origin.hardware.line, "bandwidth": record.bandwidth, "probe": record.probe}
-    for place, facts in (("target", record.target), *(("drafts[]", facts) for facts in record.drafts.values())):
-        needed |= {
-            f"{place}.{key}": getattr(facts, key) for key in ("name", "parameters", "weight_bytes", "step_bytes")
-        }
+    needed: dict[str, object] = {"provenance.hardware.line": origin.hardware.line, "probe": record.probe or None}
+    if record.served is None:
+        needed |= {f"provenance.{key}": getattr(origin, key) for key in ("device", "precision", "threads")}
+        needed["bandwidth"] = record.bandwidth
+        for place, facts in (("target", record.target), *(("drafts[]", facts) for facts in record.drafts.values())):
+            keys = ("name", "parameters", "weight_bytes", "step_bytes")
+            needed |= {f"{place}.{key}": getattr(facts, key) for key in keys}
     missing = [key for key, value in needed.items() if value is None]
     if missing:
         return f"it lacks {missing[0]}"
-    return None if any(point.context > 0 for point in record.probe or ()) else "probe holds no pass after a context"
+    after = record.served is not None or any(point.context > 0 for point in record.probe or ())
+    return None if after else "probe holds no pass after a context"
 
 
-def _same_drafts(there: Mapping[str, ModelFacts], here: Mapping[str, ModelFacts]) -> dict[str | None, str | None]:
-    """What the probe's drafts are called in this run; another path to the same model is the same model."""
+Names = dict[str | None, str | None]
+
+
+def _same_drafts(there: Mapping[str, ModelFacts], here: Mapping[str, ModelFacts]) -> Names:
+    """What the probe's models are called in this run, the target None in both; another path to the same model is the
+    same model."""
     ours = {_identity(facts): facts.reader for facts in here.values() if facts.reader is not None}
-    same: dict[str | None, str | None] = {
-        spec: ours[_identity(facts)] for spec, facts in there.items() if _identity(facts) in ours
-    }
+    same: Names = {spec: ours[_identity(facts)] for spec, facts in there.items() if _identity(facts) in ours}
     # The target's own first layers have no identity but their name.
-    return same | {spec: spec for spec in there if spec in ours.values()}
+    return same | {spec: spec for spec in there if spec in ours.values()} | {None: None}
+
+
+def _renamed(probed: RunRecord, names: Names) -> tuple[CostPoint, ...]:
+    """The probe's points of these models."""
+    return tuple(replace(p, model=names[p.model]) for p in probed.probe or () if p.model in names)
 
 
 def _identity(facts: ModelFacts) -> tuple[str | None, int | None]:
     return facts.revision or facts.name, facts.parameters
 
 
-def _differences(probed: RunRecord, record: RunRecord, names: Mapping[str | None, str | None]) -> list[str]:
+def _require_same(folder: Path, differs: Sequence[str]) -> None:
+    if differs:
+        raise StoreError(f"The probe was made with {', '.join(differs)}", where=str(folder), hint=_HINT)
+
+
+def _changed(pairs: Mapping[str, tuple[object, object]]) -> list[str]:
+    return [f"{name} {was}, not {now}" for name, (was, now) in pairs.items() if was != now]
+
+
+def _differences(probed: RunRecord, record: RunRecord, names: Names) -> list[str]:
     """What is another there than here, in words with both values."""
     there, here = probed.provenance, record.provenance
     found = []
@@ -171,14 +173,9 @@ def _differences(probed: RunRecord, record: RunRecord, names: Mapping[str | None
     found += [f"no draft {reader}" for reader in _readers(record) if reader not in names.values()]
     if there.hardware != here.hardware:
         found.append(f"another machine ({there.hardware.line})")
-    for key in ("precision", "device", "threads"):
-        if getattr(there, key) != getattr(here, key):
-            found.append(f"{key} {getattr(there, key)}, not {getattr(here, key)}")
-    for name in sorted({*there.versions, *here.versions}):
-        was, now = there.versions.get(name), here.versions.get(name)
-        if was != now:
-            found.append(f"{name} {was}, not {now}")
-    return found
+    found += _changed({key: (getattr(there, key), getattr(here, key)) for key in ("precision", "device", "threads")})
+    libraries = sorted({*there.versions, *here.versions})
+    return found + _changed({name: (there.versions.get(name), here.versions.get(name)) for name in libraries})
 
 
 def _readers(record: RunRecord) -> list[str]:
