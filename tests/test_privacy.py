@@ -20,7 +20,7 @@ from test_serving import ROUNDS
 import specbench
 from specbench.backends.local.local import LocalEngine
 from specbench.config import load_config
-from specbench.cost import bandwidth
+from specbench.cost import probe as cost_probe
 from specbench.errors import ConfigError, EngineError
 from specbench.run import progress
 from specbench.store import find_runs, read_run
@@ -97,7 +97,7 @@ def session(request, tmp_path_factory):
         for name in ("HF_TOKEN", "SPECBENCH_API_KEY"):
             patch.setenv(name, KEY)
         # What is measured is not looked at.
-        patch.setattr(bandwidth, "_LARGEST_BYTES", 1 << 16)
+        patch.setattr(cost_probe, "LARGEST_BYTES", 1 << 16)
         patch.setattr(machine.quiet_cores, "__defaults__", (0.01,))
         patch.setattr(sampled, "DRAWS", 20)
         patch.setattr(sampled, "TEXTS", 20)

@@ -17,7 +17,6 @@ from specbench.acceptance.positions import read_positions
 from specbench.acceptance.replay import replay
 from specbench.analysis.replayed import middle_costs
 from specbench.analysis.summarise import summarise
-from specbench.cost import bandwidth
 from specbench.cost import probe as cost_probe
 from specbench.cost.model import predicted_speedup
 from specbench.errors import ModelError, StoreError
@@ -53,7 +52,7 @@ def offline(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Bandwidth of a megabyte: what is measured here is not looked at."""
-    monkeypatch.setattr(bandwidth, "_LARGEST_BYTES", 1 << 20)
+    monkeypatch.setattr(cost_probe, "LARGEST_BYTES", 1 << 20)
 
 
 def shape_file(folder, **changes):
@@ -135,11 +134,11 @@ def test_bad_configurations(text, says, tmp_path):
 @pytest.fixture(scope="module")
 def probed_lab(lab, tmp_path_factory):
     out = tmp_path_factory.mktemp("probes")
-    before, bandwidth._LARGEST_BYTES = bandwidth._LARGEST_BYTES, 1 << 20
+    before, cost_probe.LARGEST_BYTES = cost_probe.LARGEST_BYTES, 1 << 20
     args = [*lab.args("--out", out, "--passes", 5, "--batch-size", "1,2", "--gamma", "1..3", "--name", "p")]
     at = args.index("--workload")
     result = call("probe", *args[:at], *args[at + 2 :])
-    bandwidth._LARGEST_BYTES = before
+    cost_probe.LARGEST_BYTES = before
     assert result.exit_code == 0, result.output
     return next(iter(find_runs(out))), result
 

@@ -1,5 +1,5 @@
 """What the models cost at the lengths a round uses: t_dec, t_verify(n), a draft step, the two-token catch-up, a whole
-draft phase; and a prefill.
+draft phase; a prefill; and how fast memory moves, which every step has to wait for.
 
 Every model, width and context is timed once in each pass, in an order drawn anew; a draft phase comes right after a
 pass of the target, as a round has it. A speedup needs only ratios, and a machine that is slow for a second is slow for
@@ -24,10 +24,13 @@ from torch import Tensor
 
 from specbench.acceptance.loop import Drafter
 from specbench.cost.plan import PASSES
-from specbench.records import CostPoint
+from specbench.records import Bandwidth, CostPoint
 
 # Fewer tasks than this say nothing of how fast a pass was.
 FEW = 4
+
+# What is moved to time the memory, and how often.
+LARGEST_BYTES, MOVES = 1 << 30, 7
 
 Rows = list[list[int]]
 Floats = NDArray[np.float64]
@@ -179,11 +182,7 @@ def _timed(
     for number in range(passes + 1):
         for context in order.sample(contexts, len(contexts)):
             for turn in _turns([i for i, task in enumerate(tasks) if task.context == context], tasks, order):
-                sync()
-                start_ns = now()
-                tasks[turn].run()
-                sync()
-                spent[number, turn] = (now() - start_ns) / 1e9
+                spent[number, turn] = _seconds(tasks[turn].run, sync, now)
                 tasks[turn].restore()
     for context in contexts:
         mine = [i for i, task in enumerate(tasks) if task.context == context]
@@ -192,6 +191,14 @@ def _timed(
             task = tasks[turn]
             low_s, median_s, high_s = median_interval(seconds)
             yield CostPoint(task.model, context, task.tokens, median_s, low_s, high_s, passes, batch, task.phase)
+
+
+def _seconds(job: Callable[[], object], sync: Callable[[], None], now: Callable[[], int]) -> float:
+    sync()
+    start_ns = now()
+    job()
+    sync()
+    return (now() - start_ns) / 1e9
 
 
 def _turns(mine: Sequence[int], tasks: Sequence[Task], order: random.Random) -> list[int]:
@@ -215,3 +222,31 @@ def levelled(seconds: Floats) -> Floats:
         usual = np.median(seconds / level, axis=0)
         level = np.median(seconds / usual, axis=1, keepdims=True)
     return np.asarray(seconds / level * np.median(level), dtype=np.float64)
+
+
+@torch.inference_mode()
+def memory_bandwidth(
+    device: str,
+    available_bytes: int,
+    *,
+    sync: Callable[[], None] = lambda: None,
+    now: Callable[[], int] = time.perf_counter_ns,
+) -> Bandwidth:
+    """The floor under every decoding step, which has to read all weights once. Sum a float32 tensor of a GB (less where
+    memory is short), and copy one half of it over the other; the faster of the two counts. It has to be larger than the
+    processor's caches, or the caches are what is measured."""
+    size = min(LARGEST_BYTES, available_bytes // 4)
+    tensor = torch.ones(max(2, size // 4), device=device)
+    half = tensor.numel() // 2
+    moved = tensor.numel() * tensor.element_size()
+    jobs: dict[str, Callable[[], object]] = {
+        "summing": tensor.sum,
+        "copying within": lambda: tensor[half : 2 * half].copy_(tensor[:half]),
+    }
+    found = []
+    for word, job in jobs.items():
+        spent_s = [_seconds(job, sync, now) for _ in range(MOVES + 1)]
+        low_s, median_s, high_s = median_interval(spent_s[1:])
+        what = f"{word} a float32 tensor of {moved / 1e9:.1f} GB"
+        found.append(Bandwidth(moved / median_s, moved / high_s, moved / low_s, what))
+    return max(found, key=lambda one: one.bytes_per_s)

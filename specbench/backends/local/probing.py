@@ -19,9 +19,9 @@ from specbench.backends.local.reference import require_rollback
 from specbench.backends.local.swap import make_lean
 from specbench.clock import device_sync
 from specbench.config import RunConfig
-from specbench.cost.bandwidth import memory_bandwidth
 from specbench.cost.load import OthersMeter, busy_machine, free_cores
 from specbench.cost.plan import Costs, ProbePlan, ProbeRequest, run_plan
+from specbench.cost.probe import memory_bandwidth
 from specbench.drafters import parse_draft, require_in_process
 from specbench.errors import ConfigError
 from specbench.models import LoadedModel, load_model, resolve_device
