@@ -228,7 +228,7 @@ def test_a_round_costs_one_pass(head, text):
     costs = round_costs(points, "d", 100, 0.5)
     assert isinstance(costs, RoundCosts)
     assert costs.block_s == pytest.approx((0.25, 0.29, 0.33))
-    assert costs.round_s(3) == pytest.approx(0.33 + 1.6 + 0.5)
+    assert costs.drafting_s(3) + costs.judge_s[3] + costs.other_s == pytest.approx(0.33 + 1.6 + 0.5)
     found = replay([scored(head, text, limit=LENGTH)], 3)
     spent = predicted_rounds(found, costs)
     rounds, accepted = float(found.started[0]), float(found.accepted[0])

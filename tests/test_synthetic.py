@@ -69,7 +69,7 @@ def test_whole_rounds_are_what_a_prediction_takes():
     points = round_points([a_pass((2, 4))] * 5, "d", 100, 1)
     costs = round_costs(points, "d", 500, 0.0)
     assert costs is not None and costs.step_s == pytest.approx(STEP_S)
-    assert [costs.round_s(d) for d in range(5)] == pytest.approx([true_s(d) for d in range(5)])
+    assert list(costs.judge_s) == pytest.approx([true_s(d) for d in range(5)])
     assert round_costs(points, "another", 500, 0.0) is None
     assert round_costs(points, "d", 500, 0.0, batch=2) is None
 

@@ -154,6 +154,11 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
     index, gamma = keys[found.best]
     best = judged[index]
     speedup = best.interval(found.paired, excess=found.excess)
+    rivals = []
+    for number, one in enumerate(judged):
+        by_gamma = {g: pair for (other, g), pair in pairs.items() if other == number}
+        if number != index and by_gamma:
+            rivals.append(_rival(one, by_gamma, pairs[index, gamma]))
     verdict = best.verdict(found.paired, speedup, best.with_slower(found.paired, weights))
     return Choice(
         draft=best.view.spec,
@@ -163,18 +168,13 @@ def choose(judged: Sequence[Judged], policy: Policy) -> Choice | None:
         **ends("speedup", speedup),
         probability=verdict.probability,
         prompts=len(shared),
-        rivals=tuple(
-            _rival(one, pairs, number, pairs[index, gamma], policy)
-            for number, one in enumerate(judged)
-            if number != index and any(key[0] == number for key in pairs)
-        ),
+        rivals=tuple(rivals),
     )
 
 
-def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chosen: Paired, policy: Policy) -> Rival:
-    own = {gamma: pair for (index, gamma), pair in pairs.items() if index == number}
-    gamma = max(own, key=lambda g: own[g].speedup)
-    ratio = one.interval(Paired(own[gamma].spec_s, own[gamma].spec_tokens, chosen.spec_s, chosen.spec_tokens))
+def _rival(one: Judged, by_gamma: Mapping[int, Paired], chosen: Paired) -> Rival:
+    gamma, own = max(by_gamma.items(), key=lambda item: item[1].speedup)
+    ratio = one.interval(Paired(own.spec_s, own.spec_tokens, chosen.spec_s, chosen.spec_tokens))
     found = difference(ratio.low, ratio.high)
     return Rival(draft=one.view.spec, gamma=gamma, **ends("ratio", ratio), difference=found)
 

@@ -57,10 +57,6 @@ class RoundCosts:
         """The target over n tokens in a round."""
         return self.states_s or self.verify_s
 
-    def round_s(self, drafted: int) -> float:
-        """A round that drafts so many tokens, without catch-up. Raises IndexError beyond what was probed."""
-        return self.drafting_s(drafted) + self.judge_s[drafted] + self.other_s
-
     def drafting_s(self, drafted: int) -> float:
         """Drafting so many tokens after one that was emitted."""
         if self.block_s and drafted:

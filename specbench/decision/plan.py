@@ -7,6 +7,7 @@ deviation of the prompts' influence on it (delta method, as in the interval itse
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -137,12 +138,6 @@ def prompts_for_verdict(spread: float, speedup: float, min_speedup: float, confi
 
 def _smallest(enough: Callable[[int], bool]) -> int | None:
     """The smallest n from MIN_PROMPTS to MAX_PROMPTS with `enough(n)`, which stays true from there on."""
-    if enough(MIN_PROMPTS):
-        return MIN_PROMPTS
-    if not enough(MAX_PROMPTS):
-        return None
-    low, high = MIN_PROMPTS, MAX_PROMPTS
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    sizes = range(MIN_PROMPTS, MAX_PROMPTS + 1)
+    found = bisect_left(sizes, True, key=enough)
+    return sizes[found] if found < len(sizes) else None
