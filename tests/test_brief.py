@@ -16,9 +16,9 @@ from fake_worlds import FEW, GO, MIXED, NO_GO, WORLDS, World
 from justhtml import JustHTML
 from test_report_served import shown
 
-from specbench.analysis.contract import PredictedGamma, Summary
+from specbench.analysis.contract import PredictedGamma, StoppedGamma, Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.facts import changed_command
+from specbench.analysis.facts import Pace, changed_command
 from specbench.analysis.pilot import read_pilot
 from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.steps import next_steps
@@ -319,6 +319,18 @@ def test_another_gamma_is_asked_of_a_command_that_takes_it(argv: str, command: s
 
 def steps_of(stored: StoredRun, summary: Summary) -> list[Finding]:
     return list(next_steps(of_run(stored, summary)))
+
+
+def test_how_long_other_gammas_take_is_told_by_all_that_ran_the_stopped_ones_too() -> None:
+    stopped = StoppedGamma(9, 10, 40, 0.8, 0.7, 0.9, 1.4, 2, 0.7, 0.6, 0.8, 0.99, 0.7)
+    summary = replace(of_run(stored_of(FEW, HERE), summary_of(FEW)), pace=Pace(60.0, 0.0))
+    arms = 2 + sum(len(draft.gammas) for draft in summary.drafts)
+    drafts = (replace(summary.drafts[0], stopped=(stopped,)), *summary.drafts[1:])
+    one, other = (
+        next(step.values["minutes"] for step in next_steps(each, 9) if step.code == "larger-gamma")
+        for each in (summary, replace(summary, drafts=drafts))
+    )
+    assert other == pytest.approx(one * arms / (arms + 1))
 
 
 def test_a_machine_that_disagrees_with_itself_comes_before_more_prompts_and_in_a_banner() -> None:

@@ -122,7 +122,7 @@ def _minutes(summary: Summary, gammas: int | None = None, prompts: int | None = 
     """How long the run takes again, at as many gammas or over so many prompts; None where its own time is not known."""
     if summary.pace is None:
         return None
-    arms = 2 + sum(len(draft.gammas) for draft in summary.drafts)
+    arms = 2 + sum(len(draft.gammas) + len(draft.stopped) for draft in summary.drafts)
     more = 1.0 if gammas is None else (2 + gammas * len(summary.drafts)) / arms
     used = summary.facts.workload.used or 0 if prompts is None else prompts
     return summary.pace.minutes(-(-used // summary.batch_size)) * more
