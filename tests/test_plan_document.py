@@ -21,9 +21,8 @@ from test_docs import wrong_flags
 from test_planned import EXAMPLE, call, pilot_of, runner
 
 from specbench.analysis import plan as planning
-from specbench.analysis.collect import amounts, half_width_of, minutes_for
 from specbench.analysis.pilot import read_pilot
-from specbench.analysis.plan import Wanted, plan_of
+from specbench.analysis.plan import Wanted, amounts, half_width_of, minutes_for, plan_of
 from specbench.cli import app
 from specbench.config import RunConfig
 from specbench.decision.interval import MIN_PROMPTS

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from specbench.acceptance.lossless import NEAR_TIE, NEAR_TIE_NATS, near_tie_limit
-from specbench.analysis.collect import half_width_of
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.analysis.facts import Facts
 from specbench.analysis.pilot import Pilot, read_pilots
-from specbench.analysis.plan import Plan
+from specbench.analysis.plan import Plan, half_width_of
 from specbench.decision.interval import MIN_PROMPTS
 from specbench.decision.plan import MAX_PROMPTS
 from specbench.decision.verdict import least_share

@@ -8,8 +8,7 @@ from dataclasses import asdict
 
 from specbench import text
 from specbench.analysis.checked import countable
-from specbench.analysis.collect import minutes_for
-from specbench.analysis.plan import Plan
+from specbench.analysis.plan import Plan, minutes_for
 from specbench.config import RUN_SETTINGS, SETTINGS
 from specbench.records import Policy, Reason
 from specbench.run.task import command_line

@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from specbench import text
-from specbench.analysis.collect import amounts, minutes_for
 from specbench.analysis.facts import MANY_CUT, Facts
-from specbench.analysis.plan import OWN_SPREAD, Plan
+from specbench.analysis.plan import OWN_SPREAD, Plan, amounts, minutes_for
 from specbench.analysis.stops import STATES, any_time, before_the_sweep, read_evidence, too_few
 from specbench.analysis.summarise import summarise
 from specbench.decision.interval import MIN_PROMPTS
