@@ -178,7 +178,10 @@ def test_pilots_that_cannot_serve(broken, tmp_path):
 
     assert "No run yet" in complaint("--out", tmp_path)
     folder = broken(lambda run: run.update(command="replay"))
-    assert "no wall clock" in complaint(folder)
+    assert "no wall clock: it cannot say how long a prompt takes" in complaint(folder)
+    shutil.rmtree(folder)
+    folder = broken(lambda run: run.update(command="probe"))
+    assert "timed the models alone, no prompt: it cannot say" in complaint(folder)
     shutil.rmtree(folder)
     assert "Fewer than 2 prompts" in complaint(broken(trials=11))
     shutil.rmtree(folder)

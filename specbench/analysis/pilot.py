@@ -9,6 +9,7 @@ import numpy as np
 
 from specbench.analysis.facts import Cost, cost_of
 from specbench.analysis.frame import ArmRows, arm_of, by_arm, kept_arms, paired, shared_prompts
+from specbench.analysis.summarise import require_timed
 from specbench.decision.interval import choose_gamma
 from specbench.decision.plan import influence
 from specbench.errors import StoreError
@@ -47,12 +48,7 @@ def read_pilot(stored: StoredRun, policy: Policy, gammas: Sequence[int] | None) 
 
     Raises StoreError on a run without a wall clock, and where fewer than two prompts have met every arm.
     """
-    if stored.run.command == "replay":
-        raise StoreError(
-            "This run measured acceptance only, no wall clock: it cannot say how long a prompt takes",
-            where=str(stored.folder),
-            hint="Measure a few prompts first: specbench sweep --limit 16.",
-        )
+    require_timed(stored, "it cannot say how long a prompt takes")
     found = read_pilots(stored, policy, gammas)
     if not found:
         raise StoreError(

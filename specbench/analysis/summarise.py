@@ -27,7 +27,7 @@ def summarise(stored: StoredRun) -> Summary:
     raises StoreError where not one prompt has both the target alone and a draft. A server's verdict is about the first
     load that was asked for."""
     policy = stored.run.config.policy
-    _timed(stored)
+    require_timed(stored)
     trials = stored.main
     texts = read_positions(stored.folder)
     every_arm = by_arm(trials)
@@ -99,11 +99,11 @@ _UNTIMED = {
 }
 
 
-def _timed(stored: StoredRun) -> None:
+def require_timed(stored: StoredRun, so: str = "there is no verdict without a measurement") -> None:
+    """Raises StoreError for a run that timed no prompt, so that it says nothing of the kind asked for."""
     why = _UNTIMED.get("answers" if stored.run.answers is not None else stored.run.command)
     if why is not None:
-        what = f"{why[0]}: there is no verdict without a measurement"
-        raise StoreError(what, where=str(stored.folder), hint=why[1])
+        raise StoreError(f"{why[0]}: {so}", where=str(stored.folder), hint=why[1])
 
 
 def _mix_fits(policy: Policy, arms: Mapping[Arm, ArmRows]) -> None:
