@@ -11,7 +11,7 @@ import numpy as np
 
 from specbench.acceptance.replay import Expected, Floats, Positions, Text, replay
 from specbench.cost.model import RoundCosts, predicted_rounds, predicted_speedup, round_costs
-from specbench.cost.stored import replay_costs
+from specbench.cost.stored import REACH, replay_costs
 from specbench.decision.interval import Paired, choose_gamma, ends, share_interval, speedup_interval
 from specbench.drafters import parse_draft, reader_of
 from specbench.records import CostPoint, Finding, Interval, warned
@@ -91,10 +91,10 @@ def replayed(
                 cutoff=at,
                 texts=len(mine),
                 tokens=sum(text.tokens for text in mine),
-                **ends("alpha", overlap_interval(mine, confidence)),
-                gammas=tuple(row(replay(mine, gamma, at), mine, costs) for gamma in gammas),
+                **ends("alpha", _overlap(mine, confidence)),
+                gammas=tuple(_row(replay(mine, gamma, at), mine, costs) for gamma in gammas),
                 categories={
-                    name: tuple(row(replay(texts, gamma, at), texts, costs) for gamma in gammas)
+                    name: tuple(_row(replay(texts, gamma, at), texts, costs) for gamma in gammas)
                     for name, texts in _by_category(mine).items()
                 },
                 best=best_pair(mine, points, gammas, confidence, reader) if best and reader is not None else None,
@@ -103,7 +103,7 @@ def replayed(
     return Replayed(run, 1, cutoff, tuple(drafts))
 
 
-def overlap_interval(texts: Sequence[Text], confidence: float) -> Interval | None:
+def _overlap(texts: Sequence[Text], confidence: float) -> Interval | None:
     """Mean overlap of p and q over all positions with its interval over prompts; None without a position, as for block
     drafters."""
     prompts: dict[str, list[float]] = {}
@@ -144,10 +144,6 @@ def priced(run: RunRecord, costs: Path | None) -> RunRecord:
     return replace(run, probe=found.points, probe_from=found.source, warnings=warnings)
 
 
-# Contexts further than this factor outside those of a probe are worth a caution.
-_REACH = 1.5
-
-
 def cost_cautions(drafts: Sequence[RecordedDraft], points: Sequence[CostPoint]) -> list[Finding]:
     """What a prediction from cost `points` lacks, or stretches."""
     found = []
@@ -165,7 +161,7 @@ def cost_cautions(drafts: Sequence[RecordedDraft], points: Sequence[CostPoint]) 
         )
     contexts = [point.context for point in points if point.context > 0 and point.batch == 1]
     means = [one.context for one in drafts]
-    if contexts and (min(means) * _REACH < min(contexts) or max(means) > max(contexts) * _REACH):
+    if contexts and (min(means) * REACH < min(contexts) or max(means) > max(contexts) * REACH):
         found.append(
             warned(
                 "probe-contexts",
@@ -182,7 +178,7 @@ def _by_category(texts: Sequence[Text]) -> dict[str, list[Text]]:
     return {name: [text for text in texts if (text.category or "all") == name] for name in names}
 
 
-def row(found: Expected, texts: Sequence[Text], costs: RoundCosts | None) -> ReplayGamma:
+def _row(found: Expected, texts: Sequence[Text], costs: RoundCosts | None) -> ReplayGamma:
     """One gamma's expected counts over `texts`, pooled, and what they are worth."""
     decoded = sum(text.tokens - 1 for text in texts)
     known = costs is not None and found.gamma < len(costs.verify_s)

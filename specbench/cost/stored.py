@@ -17,7 +17,7 @@ from specbench.text import join
 _HINT = "Run specbench probe again in the setting of this run, or leave out --costs."
 
 # Contexts further than this factor outside those of the probe are worth a caution.
-_REACH = 1.5
+REACH = 1.5
 
 
 def stored_costs(folder: Path, record: RunRecord, plan: ProbePlan) -> Costs:
@@ -199,7 +199,7 @@ def _require_widths(points: tuple[CostPoint, ...], record: RunRecord, plan: Prob
 
 def _contexts(points: tuple[CostPoint, ...], plan: ProbePlan) -> list[Finding]:
     probed = sorted({point.context for point in points if point.context > 0})
-    if probed[0] / _REACH <= plan.contexts[0] and plan.contexts[-1] <= probed[-1] * _REACH:
+    if probed[0] / REACH <= plan.contexts[0] and plan.contexts[-1] <= probed[-1] * REACH:
         return []
     return [
         warned(
