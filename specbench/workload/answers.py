@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from specbench.config import RECORDED, RunConfig
 from specbench.errors import WorkloadError
-from specbench.records import Finding, Message, Prompt, warned
+from specbench.records import Finding, Message, warned
 from specbench.validation import expanded
 from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.files import PREFIX
@@ -21,9 +21,8 @@ from specbench.workload.load import (
     Skipped,
     category_of,
     check_unicode,
-    content_sha256,
     nothing_usable,
-    opened,
+    prompt_of,
     rows_of,
     shown_id,
 )
@@ -172,14 +171,12 @@ class AnswerLog:
         return {**answer, **row}
 
     def _recorded(self, place: str, count: int, row: object, each: Exchange) -> Recorded:
-        messages = each.asked.messages if each.form != "chat" else opened(each.asked.messages, self._system_prompt)
         category = category_of(row, self._category_column, None)
         check_unicode(f"{category}{each.reply.message.content}")
         name = place.replace(" ", "-") + ("" if count == 1 else f".{count}")
-        asked = each.asked
-        sha256, beside = content_sha256(messages, asked), (asked.tools, asked.template_kwargs, asked.request)
-        prompt = Prompt(name, messages, sha256, category, *beside)
-        conversation = _conversation(name, messages, each)
+        prompt = prompt_of(each.asked, self._system_prompt if each.form == "chat" else None)
+        prompt = replace(prompt, id=name, category=category)
+        conversation = _conversation(name, prompt.messages, each)
         return Recorded(prompt, each.reply, each.form, each.limit, each.temperature, conversation)
 
 
