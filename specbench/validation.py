@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -71,11 +71,18 @@ def kind_of(value: object) -> str:
 
 
 def expanded(path: str, error: type[UsageError]) -> Path:
-    """The path, `~` written out. Raises this `error` for the home directory of nobody."""
+    """The path, `~` written out. Raises this `error` for the home directory of nobody, and for a path that the system
+    does not look at: too long, or in a folder that is closed to the user."""
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
+        found.exists()
     except RuntimeError:
         raise error("no such home directory", where=path, hint="Write the path in full.") from None
+    except OSError as why:
+        raise error(
+            f"cannot read the path: {why.strerror}", where=path, hint="Check the path and its permissions."
+        ) from None
+    return found
 
 
 def read_json(kind: type[Kind], data: bytes, noun: str) -> Kind:
