@@ -27,6 +27,7 @@ from specbench.workload.load import (
     shown_id,
 )
 from specbench.workload.replies import NAME, Exchange, Recorded, is_log, logged_exchanges
+from specbench.workload.shapes import without_nan
 from specbench.workload.sources import exchanges_in
 
 # Answers in memory at once, and those over which models are checked when they are loaded.
@@ -168,7 +169,7 @@ class AnswerLog:
         if answer is None:
             raise SkipRowError(f"no {_JOINED} has its id")
         # What the prompt's row calls its own stays: an answer's row may say "turns" or "category" as well.
-        return {**answer, **row}
+        return {**answer, **{key: value for key, value in without_nan(row).items() if value is not None}}
 
     def _recorded(self, place: str, count: int, row: object, each: Exchange) -> Recorded:
         category = category_of(row, self._category_column, None)

@@ -325,5 +325,5 @@ def _ids(text: str | None) -> tuple[int, ...] | None:
 
 
 def _setting(settings: str, name: str) -> float | None:
-    match = re.search(rf"\b{name}=([\d.]+)", settings)
+    match = re.search(rf"\b{name}=([\d.]+(?:e-?\d+)?)", settings)
     return None if match is None else float(match[1])
