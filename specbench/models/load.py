@@ -54,6 +54,11 @@ class LoadedModel:
     weight_bytes: int
     max_context: int | None
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it gives logits of, padding included."""
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
+
 
 def resolve(name: str) -> ModelSource:
     """Say what `name` stands for: an embedded model, a local directory, or a hub id (`org/model`, `org/model@rev`).

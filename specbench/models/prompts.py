@@ -220,8 +220,7 @@ def encode_all(
 
 def vocabulary_of(loaded: LoadedModel) -> int | None:
     """How many tokens the model reads; None without one."""
-    config = getattr(loaded.model, "config", None)
-    return None if config is None else int(config.get_text_config(decoder=True).vocab_size)
+    return None if loaded.model is None else loaded.vocab_size
 
 
 def beyond(ids: Sequence[int], size: int | None) -> str | None:

@@ -119,14 +119,17 @@ def examine(setups: Setups, say: Say = lambda _: None) -> list[Finding]:
 
 def _draft(setups: Setups, own_draft: Draft, draft: Draft) -> Iterator[Finding]:
     own, best, name = setups.own, setups.best, draft.spec.text
-    checks: list[tuple[str, Callable[[Setup, Draft], Outcome | None]]] = [
+    checks: list[tuple[str, Callable[..., Outcome | None]]] = [
         ("draft-marks", texts.draft_marks),
         ("vocabulary-meaning", partial(texts.vocabulary_meaning, samples=setups.samples)),
         ("draft-cache", rounds.draft_cache),
         ("draft-history", rounds.draft_history),
-        ("head-agreement", heads.head_agreement),
-        ("head-depth", heads.head_depth),
-        ("head-config", heads.head_config),
+    ]
+    if isinstance(draft, HeadDraft):
+        checks.append(("head-agreement", heads.head_agreement))
+        checks.append(("head-depth", heads.head_depth))
+        checks.append(("head-config", heads.head_config))
+    checks += [
         ("nothing-accepted", rounds.nothing_accepted),
         ("survival-cliff", rounds.survival_cliff),
         ("loop-replay", rounds.loop_and_replay),
@@ -259,8 +262,8 @@ def _load(
 def _vocabularies(target: LoadedModel, draft: Draft) -> list[Finding]:
     if draft.loaded is None or draft.spec.kind != "model":
         return []
-    sizes = [int(one.model.config.get_text_config().vocab_size) for one in (target, draft.loaded)]
-    report = check_vocabularies(target.tokenizer, draft.loaded.tokenizer, sizes[0], sizes[1])
+    theirs = draft.loaded
+    report = check_vocabularies(target.tokenizer, theirs.tokenizer, target.vocab_size, theirs.vocab_size)
     name = draft.spec.text
     evidence = f"{report.shared:,} ids mean the same tokens by name, padding differs by {abs(report.padding):,}"
     notes = [noticed("vocabularies", "note", c.message, c.hint, name) for c in report.cautions]

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from specbench.backends.local.drafting import Draft
 from specbench.backends.local.drafts import HeadDraft
 from specbench.backends.local.eagle3 import Eagle3
 from specbench.backends.local.headreader import Network
@@ -32,11 +31,9 @@ LEAST_GAIN = 0.02
 Hits = NDArray[np.bool_]
 
 
-def head_agreement(setup: Setup, draft: Draft) -> Outcome | None:
+def head_agreement(setup: Setup, draft: HeadDraft) -> Outcome:
     """First drafts of a head against the target's own text: right more often than one who always says the text's most
-    frequent token. None for other drafts."""
-    if not isinstance(draft, HeadDraft):
-        return None
+    frequent token."""
     first = _hits(setup, draft)[:, 0]
     if len(first) < PLACES:
         return Outcome("not checked", f"{len(first)} places are too few to tell")
@@ -52,11 +49,9 @@ def head_agreement(setup: Setup, draft: Draft) -> Outcome | None:
     return Outcome("broken", f"{evidence} ({setup.dtype})", hint)
 
 
-def head_depth(setup: Setup, draft: Draft) -> Outcome | None:
+def head_depth(setup: Setup, draft: HeadDraft) -> Outcome:
     """Second drafts against first ones, each at every place of the text: a head that is given its own state wrongly
     fails from the second on."""
-    if not isinstance(draft, HeadDraft):
-        return None
     hits = _hits(setup, draft)
     first, second = float(hits[:, 0].mean()) if len(hits) else 0.0, float(hits[:, 1].mean()) if len(hits) else 0.0
     evidence = (
@@ -72,10 +67,8 @@ def head_depth(setup: Setup, draft: Draft) -> Outcome | None:
     return Outcome("broken", evidence, hint)
 
 
-def head_config(setup: Setup, draft: Draft) -> Outcome | None:
+def head_config(setup: Setup, draft: HeadDraft) -> Outcome:
     """The head as configured against neighbouring layer ids and other norms: none may fit the text better."""
-    if not isinstance(draft, HeadDraft):
-        return None
     own = _read(setup, draft)
     if len(own.hits) < PLACES:
         return Outcome("not checked", f"{len(own.hits)} places are too few to tell")

@@ -159,7 +159,7 @@ def draft_cache(setup: Setup, draft: Draft) -> Outcome | None:
 
 @torch.inference_mode()
 def _cache(setup: Setup, loaded: LoadedModel, reader: Target) -> Outcome:
-    vocabulary = int(loaded.model.config.get_text_config().vocab_size)
+    vocabulary = loaded.vocab_size
     worst_same = worst_other = 0.0
     for prompt in setup.prompts[:PROMPTS_TRIED]:
         ids = [token % vocabulary for token in prompt]

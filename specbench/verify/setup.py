@@ -72,7 +72,7 @@ class Setup:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.loaded.model.config.get_text_config().vocab_size)
+        return self.loaded.vocab_size
 
     def run(
         self, drafter: Drafter | None, ids: Sequence[int], gamma: int = GAMMA, reader: Target | None = None

@@ -160,13 +160,12 @@ FEW_TOKENS = 20
 
 def finite_logits(setup: Setup) -> Outcome:
     """No NaN and no infinity in what the models say, in the precision that was asked for."""
-    models = {"target": setup.loaded.model}
-    models |= {d.loaded.name: d.loaded.model for d in setup.drafts if d.loaded is not None and d.spec.kind == "model"}
+    models = {"target": setup.loaded}
+    models |= {d.loaded.name: d.loaded for d in setup.drafts if d.loaded is not None and d.spec.kind == "model"}
     bad = []
-    for name, model in models.items():
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        ids = [token % vocabulary for token in setup.prompts[0]]
-        if not bare_logits(model, ids, len(ids)).isfinite().all():
+    for name, one in models.items():
+        ids = [token % one.vocab_size for token in setup.prompts[0]]
+        if not bare_logits(one.model, ids, len(ids)).isfinite().all():
             bad.append(name)
     if not bad:
         return Outcome("ok", f"every logit of {count(len(models), 'model')} is a number in {setup.dtype}")

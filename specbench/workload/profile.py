@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean, median
@@ -57,7 +57,7 @@ def profile(workload: Workload) -> WorkloadProfile:
 
 
 def _category_profile(category: str | None, prompts: list[Prompt]) -> CategoryProfile:
-    characters = [sum(len(message.content) for message in prompt.messages) for prompt in prompts]
+    characters = list(map(_characters, prompts))
 
     def share(has: Callable[[Prompt], object]) -> float:
         return fmean(bool(has(prompt)) for prompt in prompts)
@@ -74,6 +74,10 @@ def _category_profile(category: str | None, prompts: list[Prompt]) -> CategoryPr
         template_kwargs_share=share(attrgetter("template_kwargs")),
         request_share=share(attrgetter("request")),
     )
+
+
+def _characters(prompt: Prompt) -> int:
+    return sum(len(message.content) for message in prompt.messages)
 
 
 def select(prompts: Sequence[Prompt], limit: int | None, seed: int) -> tuple[Prompt, ...]:
@@ -101,35 +105,23 @@ def chosen(categories: Sequence[str | None], limit: int, seed: int) -> list[int]
     return sorted(index for _, _, index in sorted(dealt)[:limit])
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """What is told of one prompt. `number` counts from 1 in the order of the file, prompts that were left out not
-    counted; `characters` are Unicode code points over all messages. No key is one that a prompt file has, so that an
-    outline is never taken for prompts."""
-
-    number: int
-    category: str | None
-    characters: int
-    message_count: int
-    user_messages: int
-    has_system: bool
-
-
-def outlines(prompts: Iterable[Prompt]) -> Iterator[Outline]:
+def outline_lines(prompts: Iterable[Prompt]) -> str:
+    """What can be told of private prompts, a line of JSON for each. `number` counts from 1 in the order of the file,
+    prompts that were left out not counted. No key is one that a prompt file has, so that an outline is never taken for
+    prompts."""
+    lines = []
     for number, prompt in enumerate(prompts, start=1):
         roles = [message.role for message in prompt.messages]
-        yield Outline(
-            number=number,
-            category=prompt.category,
-            characters=sum(len(message.content) for message in prompt.messages),
-            message_count=len(roles),
-            user_messages=roles.count("user"),
-            has_system="system" in roles,
-        )
-
-
-def outline_lines(prompts: Iterable[Prompt]) -> str:
-    return "".join(json.dumps(asdict(outline)) + "\n" for outline in outlines(prompts))
+        outline = {
+            "number": number,
+            "category": prompt.category,
+            "characters": _characters(prompt),
+            "message_count": len(roles),
+            "user_messages": roles.count("user"),
+            "has_system": "system" in roles,
+        }
+        lines.append(json.dumps(outline) + "\n")
+    return "".join(lines)
 
 
 def write_new(text: str, path: Path) -> None:
