@@ -23,7 +23,7 @@ from specbench.drafters.model import ModelDrafter
 from specbench.drafters.spec import parse_draft
 from specbench.models import LoadedModel, load_model
 from specbench.records import Sampling
-from specbench.verify import doctor, machine, sampled, texts
+from specbench.verify import Examination, doctor, machine, sampled, texts
 from specbench.verify.doctor import Setups, examine
 from specbench.verify.setup import Setup
 
@@ -283,7 +283,7 @@ def test_the_command_says_the_same_in_json_and_in_words(lab):
     result = call(*args, "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    assert set(found) == {field.name for field in fields(doctor.Examination)}
+    assert set(found) == {field.name for field in fields(Examination)}
     assert found["broken"] == 0 and {f["severity"] for f in found["findings"]} <= {"ok", "note", "not checked"}
     words = call(*args).stdout
     assert "Nothing is broken" in words and "xylophone" not in words

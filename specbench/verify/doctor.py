@@ -26,7 +26,7 @@ from specbench.models.prompts import Today, encode_all, end_tokens
 from specbench.records import Finding, Prompt, Sampling, Severity
 from specbench.shipped import workload_source
 from specbench.text import count, gigabytes
-from specbench.verify import heads, machine, rounds, sampled, texts
+from specbench.verify import Examination, heads, machine, rounds, sampled, texts
 from specbench.verify.setup import GAMMA, Outcome, Setup, in_float32, room
 from specbench.workload import load_workload, select
 
@@ -36,22 +36,6 @@ SCHEMA = 2
 ENOUGH, LONGEST = 384, 128
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """Everything the doctor found, one finding for each check. `prompts` and `max_new_tokens` say how much text the
-    checks rest on."""
-
-    schema: int
-    target: str
-    drafts: tuple[str, ...]
-    precision: str
-    temperature: float
-    prompts: int
-    max_new_tokens: int
-    broken: int
-    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
