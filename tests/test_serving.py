@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 from collections import Counter
-from itertools import groupby
+from functools import partial
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -20,8 +22,9 @@ from test_cli import call
 from test_run import FakeObserver
 
 from specbench.analysis.summarise import summarise
-from specbench.backends.server import asking, preflight
+from specbench.backends.server import asking, preflight, traffic
 from specbench.backends.server.adapter import Completion, State
+from specbench.backends.server.traffic import GAP_S, drive
 from specbench.config import load_config
 from specbench.drafters import parse_draft
 from specbench.errors import ConfigError, EngineError, SpecbenchError
@@ -116,6 +119,25 @@ def test_several_clients_at_once(lab, tmp_path):
     together = [t for t in counted(stored) if t.arm.load == Load(3)]
     assert all(t.begun_s < 0.02 for t in together[:1])
     assert {t.stretch for t in together if t.arm.kind == "baseline"}.__len__() == 1
+
+
+def test_requests_of_clients_that_come_free_together_leave_one_after_the_other():
+    """A server that is idle reads the first at once, and the others after it: which one that is may not be luck."""
+    sent: list[tuple[float, int]] = []
+
+    async def answered_together(clients: int) -> None:
+        barrier = asyncio.Barrier(clients)
+
+        async def send(job: int, due_s: float) -> None:
+            sent.append((due_s, job))
+            assert asyncio.get_running_loop().time() - due_s < 0.5 * GAP_S  # a wait in line is nobody's delay
+            await barrier.wait()
+
+        await drive(range(12), Load(clients), send=send, fill=send, seed="")
+
+    traffic.call(partial(answered_together, 4))
+    assert [job for _, job in sent] == list(range(12))
+    assert min(later - earlier for (earlier, _), (later, _) in pairwise(sent)) > 0.9 * GAP_S
 
 
 @pytest.mark.full
