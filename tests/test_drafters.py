@@ -276,6 +276,8 @@ def test_specs(text, spec):
         ("ngram:n=3+", "No model is named"),
         ("skip:8", "'8' is no option of a skip draft"),
         ("skip:layers=0", "is no option of a skip draft"),
+        pytest.param(f"skip:layers={'9' * 5000}", "is no option of a skip draft", id="skip:layers=99.."),
+        pytest.param(f"ngram:n={'9' * 5000}", "is no option of an n-gram draft", id="ngram:n=99.."),
         ("cross:", "No model is named"),
         ("demo:draft,cutoff=1.5", "'1.5' is no cut-off"),
         ("demo:draft,cutoff=nan", "'nan' is no cut-off"),

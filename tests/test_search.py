@@ -11,7 +11,7 @@ from specbench.acceptance.replay import Blocks, Positions
 from specbench.analysis import replayed as search
 from specbench.analysis.replayed import best_pair
 from specbench.cost.model import predicted_rounds
-from specbench.drafters import with_cutoff
+from specbench.drafters import parse_draft, with_cutoff
 from specbench.records import CostPoint
 
 # Verifying costs as much as stepping, token by token: a wrong draft is a whole step lost.
@@ -99,3 +99,4 @@ def test_a_default_cut_off_is_for_drafts_with_a_confidence_of_their_own():
     assert with_cutoff("ngram:n=3", 0.3) == "ngram:n=3"
     assert with_cutoff("cross:org/m", 0.3) == "cross:org/m"
     assert with_cutoff("org/m", 0.0) == "org/m"
+    assert parse_draft(with_cutoff("org/m", 1e-5)).cutoff == 1e-5
