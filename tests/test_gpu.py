@@ -17,8 +17,7 @@ from specbench.backends.local.lean import LeanLayer
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.swap import make_lean
 from specbench.clock import EventStopwatch, Stopwatch
-from specbench.drafters.around import ManyModelDrafter
-from specbench.drafters.model import ModelDrafter
+from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.records import Sampling
 

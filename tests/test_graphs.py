@@ -21,8 +21,7 @@ from specbench.backends.local.graphs import record_all
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.swap import make_lean
 from specbench.clock import Stopwatch
-from specbench.drafters.around import ManyModelDrafter
-from specbench.drafters.model import ModelDrafter
+from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 
 MODEL = tiny_llama(64, seed=1, num_hidden_layers=3)

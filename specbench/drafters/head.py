@@ -11,15 +11,10 @@ from torch import Tensor
 
 from specbench.acceptance.loop import Proposal
 from specbench.acceptance.rules import RepetitionPenalty
-from specbench.acceptance.scores import until_end
-from specbench.drafters.model import Drafted, DraftOptions, DraftRule
+from specbench.drafters.model import Drafted, DraftOptions, DraftRule, Read
 
 # The target's states [end - begin, width] of the tokens from `begin` to `end` of the text, which it has read.
 StatesOf = Callable[[int, int], Tensor]
-
-
-# From the token that was drafted last, of no meaning for the first, to the logits [1, V] of the next draft.
-Step = Callable[[Sequence[int] | Tensor], Tensor]
 
 
 class Head(Protocol):
@@ -29,8 +24,9 @@ class Head(Protocol):
         """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V] after the
         last `keep`."""
 
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
-        """Read tokens as `read` does, and draft up to k after them: what gives one after the other."""
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Read:
+        """Read tokens as `read` does, and draft up to k after them: what gives the logits [1, V] of each, from the
+        token drafted before it, of no meaning for the first."""
 
     def rewind(self, pairs: int) -> None:
         """Forget all but the first `pairs` pairs."""
@@ -85,15 +81,8 @@ class HeadDrafter:
         begin = min(self._read, end - 1)  # the last pair gives the first draft
         self._head.rewind(begin)
         self._read = end
-        draft = Drafted(x, self._penalty)
         step = self._head.drafts(x[begin + 1 :], self._states(begin, end), k)
-        if self._rule.chained:
-            tokens, q = self._rule.chain(step, [], k, [draft], [generator])
-            return Proposal(tokens[0], None if q is None else q[0])
-        for _ in range(k):
-            if not self._rule.extend([draft], step(draft.tokens[-1:]), [generator])[0]:
-                break
-        return draft.proposal()
+        return self._rule.draft(step, [], k, Drafted(x, self._penalty), generator)
 
 
 class ManyHeadDrafter:
@@ -122,9 +111,10 @@ class ManyHeadDrafter:
         new = [list(x[read + 1 :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
         self._read = [read + len(unread) for read, unread in zip(self._read, new, strict=True)]
         going = [row for row, unread in enumerate(new) if unread]
-        if self._rule.chained:
-            return self._chain(new, going, ks, drafts, generators)
         step = self._steps(new, ks)
+        if self._rule.chained:
+            tokens, q = self._rule.chain(lambda ids: step(ids, going), [], max(ks), drafts, generators)
+            return self._rule.proposals(tokens.tolist(), q, ks)
         while going:
             logits = step([(draft.tokens or [0])[-1] for draft in drafts], going)
             some = logits if len(going) == len(rows) else logits[going]
@@ -132,22 +122,6 @@ class ManyHeadDrafter:
             pairs = zip(going, more, strict=True)
             going = [row for row, goes_on in pairs if goes_on and len(drafts[row].tokens) < ks[row]]
         return [draft.proposal() for draft in drafts]
-
-    def _chain(
-        self,
-        new: Sequence[Sequence[int]],
-        going: Sequence[int],
-        ks: Sequence[int],
-        drafts: Sequence[Drafted],
-        generators: Sequence[torch.Generator],
-    ) -> list[Proposal]:
-        step = self._steps(new, ks)
-        tokens, q = self._rule.chain(lambda ids: step(ids, going), [], max(ks), drafts, generators)
-        found = []
-        for row, (drafted, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
-            kept = until_end(drafted[:k], self._rule.eos)
-            found.append(Proposal(kept, None if q is None or not kept else q[row, : len(kept)]))
-        return found
 
     def _steps(
         self, new: Sequence[Sequence[int]], ks: Sequence[int]

@@ -29,7 +29,7 @@ from specbench.backends.local.headreader import (
     vocabulary_of,
 )
 from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, agree, joined
-from specbench.drafters.head import Step
+from specbench.drafters.model import Read
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import BlockHead
@@ -144,7 +144,7 @@ class BlockReader(Reader):
             self.cache.rewind(past + n)
             return self.head.logits(own[0, 1 : k + 1])
 
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Read:
         return at_once(self.block(ids, states, k))
 
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:

@@ -17,7 +17,6 @@ from specbench.drafters import DraftSpec
 from specbench.drafters.around import (
     CombinedDrafter,
     LookUpDrafter,
-    ManyModelDrafter,
     ManyReadableDrafter,
     ReadableDrafter,
     SideBySide,
@@ -27,7 +26,7 @@ from specbench.drafters.around import (
 )
 from specbench.drafters.cross import CrossDrafter
 from specbench.drafters.lookup import Corpus
-from specbench.drafters.model import DraftOptions, ModelDrafter
+from specbench.drafters.model import DraftOptions, ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel

@@ -18,7 +18,7 @@ from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import States
 from specbench.backends.local.lean import seen_from
 from specbench.backends.local.ragged import RaggedCache
-from specbench.drafters.head import Step
+from specbench.drafters.model import Read
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import Head
@@ -206,7 +206,7 @@ class Reader(ABC):
         [keep, V] of the first draft after each of the last `keep`."""
 
     @abstractmethod
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Read:
         """Read pairs as `read` does and draft up to k tokens: what gives one after the other."""
 
     @abstractmethod
@@ -218,7 +218,7 @@ class Reader(ABC):
         self.cache.rewind(pairs)
 
 
-def at_once(logits: Tensor) -> Step:
+def at_once(logits: Tensor) -> Read:
     """Drafts of one pass, from their logits [k, V]."""
     rows = iter(logits[:, None])
     return lambda _: next(rows)
@@ -230,7 +230,7 @@ class HeadReader(Reader):
     def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
         return self._run(queued(list(ids), self.head.device)[None], self.head.fused(states)[None], keep)
 
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Read:
         if self.head.at_once:
             return at_once(self.block(ids, states, k))
         emitted = iter([ids])
