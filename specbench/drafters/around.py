@@ -117,9 +117,10 @@ def silent_after(scores: Scores, positions: int) -> Scores:
     if missing <= 0:
         return scores
     nothing, unknown = np.zeros(missing, dtype=np.float32), np.full(missing, np.nan, dtype=np.float32)
-    beyond: dict[str, Any] = {"accept": nothing, "overlap": nothing, "ends": nothing > 0}
+    beyond = {"accept": nothing, "overlap": nothing, "ends": nothing > 0}
     beyond |= dict.fromkeys(("confidence", "log_p", "log_q"), unknown)
-    return replace(scores, **{name: np.concatenate([getattr(scores, name), more]) for name, more in beyond.items()})
+    grown: dict[str, Any] = {name: np.concatenate([getattr(scores, name), rest]) for name, rest in beyond.items()}
+    return replace(scores, **grown)
 
 
 class SideBySide:

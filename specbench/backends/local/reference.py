@@ -26,7 +26,7 @@ from torch import Tensor
 
 from specbench.acceptance.lossless import near_tie_limit
 from specbench.acceptance.rules import margins
-from specbench.backends.local.batch import NO_PADDING, generate_batch, generation_settings, plain_settings
+from specbench.backends.local.batch import NO_PADDING, generate_batch, written
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.lean import agree
 from specbench.backends.local.ragged import RaggedModel
@@ -98,8 +98,7 @@ def _compared(
 ) -> tuple[int, int]:
     """Places that were compared, and near ties among them."""
     _require_causal(loaded, prompts[0])
-    write = _together if padded else _one_by_one
-    texts = list(map(_Text, prompts, write(loaded, prompts, new, sorted(eos))))
+    texts = list(map(_Text, prompts, _texts(loaded, prompts, new, sorted(eos), padded)))
     with failing_as_ours(loaded), torch.inference_mode():
         apart = _apart(reader, texts, widest)
     places = sum(len(text.output) for text in texts)
@@ -119,24 +118,15 @@ def _compared(
     return places, len(apart)
 
 
-def _together(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
-    with failing_as_ours(loaded), quiet_transformers():
-        return generate_batch(loaded.model, prompts, sampling=Sampling(), eos=eos, max_new_tokens=new, seed=0)
-
-
-def _one_by_one(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
-    from transformers import GenerationConfig
-
-    model, found = loaded.model, []
-    settings = {"max_new_tokens": new, "eos_token_id": eos or None, "pad_token_id": NO_PADDING}
-    with quiet_transformers():
-        config = GenerationConfig(**settings, **generation_settings(Sampling()))
-    for prompt in prompts:
-        ids = torch.tensor([prompt], device=model.device)
-        with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        found.append([int(token) for token in out[0, len(prompt) :]])
-    return found
+def _texts(
+    loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int], padded: bool
+) -> list[list[int]]:
+    """What transformers writes after each prompt: as one batch where they are `padded`, else one by one."""
+    model, settings = loaded.model, {"max_new_tokens": new, "eos_token_id": eos or None, "pad_token_id": NO_PADDING}
+    with failing_as_ours(loaded):
+        if padded:
+            return generate_batch(model, prompts, sampling=Sampling(), eos=eos, max_new_tokens=new, seed=0)
+        return [written(model, [prompt], Sampling(), settings)[0, len(prompt) :].tolist() for prompt in prompts]
 
 
 @contextmanager
