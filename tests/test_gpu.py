@@ -13,9 +13,8 @@ from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import generate_many
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.graphs import record_all
-from specbench.backends.local.lean import LeanLayer
+from specbench.backends.local.lean import LeanLayer, make_lean
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import make_lean
 from specbench.clock import EventStopwatch, Stopwatch
 from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers

@@ -18,8 +18,8 @@ from specbench.acceptance.many import generate_many
 from specbench.backends.local import graphs
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.graphs import record_all
+from specbench.backends.local.lean import make_lean
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import make_lean
 from specbench.clock import Stopwatch
 from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench.acceptance.loop import Drafter, Generation, generate
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.swap import forward_of, make_lean
+from specbench.backends.local.lean import forward_of, make_lean
 from specbench.clock import Stopwatch
 from specbench.drafters.model import ModelDrafter
 from specbench.records import Sampling

@@ -11,8 +11,8 @@ from specbench.acceptance.score import match_each_block, score
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.lean import forward_of
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import forward_of
 from specbench.drafters import DraftSpec
 from specbench.drafters.around import (
     CombinedDrafter,

@@ -21,10 +21,10 @@ from specbench.backends.local.drafting import Draft, Setting, facts
 from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches, require_rounds
 from specbench.backends.local.graphs import CudaRecorder, record_all
 from specbench.backends.local.lanes import Lane, Underway, lane_of_one, open_lane, passes
+from specbench.backends.local.lean import make_lean
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import WIDEST, RaggedModel
 from specbench.backends.local.reference import TOKENS, check_reference, failing_as_ours, require_rollback
-from specbench.backends.local.swap import make_lean
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan

@@ -12,11 +12,11 @@ import torch
 from specbench.backends.base import Admitted, Conditions
 from specbench.backends.local.drafting import facts
 from specbench.backends.local.drafts import HeadDraft, load_drafts, require_rounds
+from specbench.backends.local.lean import make_lean
 from specbench.backends.local.local import in_process
 from specbench.backends.local.precision import with_precision
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.reference import require_rollback
-from specbench.backends.local.swap import make_lean
 from specbench.clock import device_sync
 from specbench.config import RunConfig
 from specbench.cost.bandwidth import memory_bandwidth
