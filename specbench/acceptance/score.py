@@ -30,17 +30,19 @@ class EachBlock(Drafter, Protocol):
 
 
 class DeepHead(Protocol):
-    """A draft head that can be asked for all depths at every place at once."""
+    """A draft head with a rewindable memory of pairs, a token and the target's state of the token before it, that can
+    be asked for all depths at every place at once."""
 
     own: Tensor
     """Its own output [n, hidden] of the pairs that were read last."""
 
-    def read(self, ids: Sequence[int], states: Tensor, keep: int) -> Tensor:
-        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V]."""
+    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
+        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V] of the first
+        draft after each of the last `keep`."""
 
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Draft on after each of the pairs from `first` on by itself, whose output is `own` [n, hidden], reading one of
-        `drafts` [depths, n] after the other; logits [n, V] of each depth."""
+        `drafts` [depths, n] after the other; logits [n, V] of each depth. Memory keeps nothing of it."""
 
     def rewind(self, pairs: int) -> None:
         """Forget all but the first `pairs` pairs."""

@@ -11,28 +11,22 @@ from torch import Tensor
 
 from specbench.acceptance.loop import Proposal
 from specbench.acceptance.rules import RepetitionPenalty
+from specbench.acceptance.score import DeepHead
 from specbench.drafters.model import Drafted, DraftOptions, DraftRule, Read
 
 # The target's states [end - begin, width] of the tokens from `begin` to `end` of the text, which it has read.
 StatesOf = Callable[[int, int], Tensor]
 
 
-class Head(Protocol):
-    """A draft head with a rewindable memory of pairs: a token, and the state of the token before it."""
-
-    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
-        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V] after the
-        last `keep`."""
+class DraftHead(DeepHead, Protocol):
+    """A head that drafts."""
 
     def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Read:
         """Read tokens as `read` does, and draft up to k after them: what gives the logits [1, V] of each, from the
         token drafted before it, of no meaning for the first."""
 
-    def rewind(self, pairs: int) -> None:
-        """Forget all but the first `pairs` pairs."""
 
-
-class ManyHead(Protocol):
+class ManyDraftHead(Protocol):
     """A draft head with a memory of pairs for each of several sequences, beside a target that keeps their states."""
 
     @property
@@ -40,7 +34,8 @@ class ManyHead(Protocol):
         """Whether it drafts by `block`, else by `read` and `step`."""
 
     def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
-        """Read rows as `read` does, and draft k tokens after each in the same pass: logits [batch, k, V]."""
+        """Read rows as `read` does, and draft k tokens after each in the same pass, which are not kept: logits
+        [batch, k, V]."""
 
     def begin(self, batch: int) -> None:
         """Start anew with so many sequences."""
@@ -50,21 +45,21 @@ class ManyHead(Protocol):
         reads nothing. Logits [batch, V] after each row's last."""
 
     def step(self, ids: Sequence[int] | Tensor, going: Sequence[int]) -> Tensor:
-        """Read one drafted token [batch] in each of the sequences `going`, beside the head's own state; logits
-        [batch, V]."""
+        """Read one drafted token [batch] in each of the sequences `going`, beside the output of the pair before it;
+        logits [batch, V], those of other rows of no meaning."""
 
     def rewind(self, pairs: Sequence[int]) -> None:
         """Keep so many pairs of each sequence."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences only."""
+        """Go on with these sequences only; the target lets its states of the others go."""
 
 
 class HeadDrafter:
     """Drafts token by token, or all tokens at once. When a round begins it forgets the pairs of the last round's
     drafts, which held its own states or masks, and reads what was emitted beside the target's."""
 
-    def __init__(self, head: Head, states: StatesOf, **options: Unpack[DraftOptions]) -> None:
+    def __init__(self, head: DraftHead, states: StatesOf, **options: Unpack[DraftOptions]) -> None:
         self._head, self._states, self._rule = head, states, DraftRule(**options)
         self._read = 0
 
@@ -88,7 +83,7 @@ class HeadDrafter:
 class ManyHeadDrafter:
     """`HeadDrafter` for a batch, as ManyModelDrafter is for draft models."""
 
-    def __init__(self, head: ManyHead, **options: Unpack[DraftOptions]) -> None:
+    def __init__(self, head: ManyDraftHead, **options: Unpack[DraftOptions]) -> None:
         self._head, self._rule = head, DraftRule(**options)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:

@@ -125,7 +125,7 @@ def load_head(head: Head, target: LoadedModel) -> Network:
     return load_eagle(head, target)
 
 
-def reader_of(network: Network, capacity: int) -> HeadReader | BlockReader:
+def reader_of(network: Network, capacity: int) -> HeadReader:
     if isinstance(network, DFlash):
         return BlockReader(network, capacity)
     if isinstance(network, Mtp) and network.count > 1:

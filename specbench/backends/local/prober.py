@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from specbench.backends.local.cached import CachedModel, States
-from specbench.backends.local.dflash import BlockReader
 from specbench.backends.local.drafts import reader_of
 from specbench.backends.local.graphs import Recordable, record_all
 from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network, out_of_memory
@@ -75,7 +74,7 @@ class HeadProbe:
 class _Pairs:
     """Reads emitted tokens beside states of the target."""
 
-    def __init__(self, memory: HeadReader | BlockReader, states: Tensor) -> None:
+    def __init__(self, memory: HeadReader, states: Tensor) -> None:
         self.memory, self._states = memory, states
 
     def forward_rows(self, rows: Sequence[Sequence[int]], keep: int) -> Tensor:
@@ -89,7 +88,6 @@ class _Pairs:
         self.memory.rewind(length)
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        assert isinstance(self.memory, HeadReader)
         return self.memory.step(ids)[None]
 
     def block(self, ids: Sequence[int], k: int) -> Tensor:
