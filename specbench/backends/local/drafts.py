@@ -28,7 +28,6 @@ from specbench.backends.local.ragged import RaggedModel
 from specbench.clock import Stopwatch
 from specbench.cost.model import RoundCosts, predicted_speedup
 from specbench.drafters import DraftSpec
-from specbench.drafters.around import CombinedDrafter
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
 from specbench.drafters.skip import fewest_layers, first_layers
 from specbench.errors import ConfigError
@@ -48,20 +47,7 @@ class HeadDraft(Draft):
 
     def __init__(self, spec: DraftSpec, head: Network) -> None:
         super().__init__(spec, None)
-        self.head = head
-
-    def unopened(self) -> Draft:
-        other = HeadDraft(self.spec, self.head)
-        other._corpus = self._corpus
-        return other
-
-    @property
-    def setting(self) -> Setting:
-        return self._setting
-
-    @property
-    def most(self) -> int | None:
-        return self.head.head.most
+        self.head, self.most = head, head.head.most
 
     def facts(self) -> ModelFacts:
         head = self.head
@@ -79,24 +65,22 @@ class HeadDraft(Draft):
             reader=self.spec.reader,
         )
 
-    def open(self, setting: Setting, capacity: int) -> None:
-        self._setting, self._lookup = setting, self._look_up(setting)
+    def _model_drafter(self, capacity: int) -> Drafter:
         self.reader = self.stepper = None
         self.memory = reader_of(self.head, capacity)
-        self.target = setting.read.keeping(self.head.reads)
+        self.target = self.setting.read.keeping(self.head.reads)
         assert self.target.states is not None
         self.states: States = self.target.states
-        drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
-        self.drafter = drafter if self._lookup is None else CombinedDrafter(self._lookup, drafter)
+        return HeadDrafter(self.memory, self.states.read, **self._options())
 
-    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+    def _of_batches(self, target: RaggedModel) -> ManyDrafter:
         self.many_target = target.keeping(self.head.reads)
         assert self.many_target.states is not None
         memory = ManyHeadReader(self.head, self.many_target.states, target.capacity)
-        return ManyHeadDrafter(memory, **self._options(setting))
+        return ManyHeadDrafter(memory, **self._options())
 
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores:
-        setting = self._setting
+        setting = self.setting
         assert self.target is not None
         found = score_head(
             self.target,
@@ -104,14 +88,11 @@ class HeadDraft(Draft):
             self.memory,
             ids,
             output,
-            depths=min(max(setting.gamma, DEPTHS), self.head.head.most or MAX_GAMMA),
+            depths=min(max(setting.gamma, DEPTHS), self.most or MAX_GAMMA),
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
         return replace(found, blocks=self._blocks(ids, output))
-
-    def score_texts(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Sequence[Scores]:
-        return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
 
 
 def load_head(head: Head, target: LoadedModel) -> Network:

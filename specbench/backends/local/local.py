@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Generation
-from specbench.acceptance.many import ManyDrafter, rounds_of_many
 from specbench.acceptance.rules import RepetitionPenalty, margins
 from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.local.batch import generate_batch, ignores_padding
@@ -20,7 +19,7 @@ from specbench.backends.local.cached import CachedModel, ModelReader
 from specbench.backends.local.drafting import Draft, Setting, facts
 from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches, require_rounds
 from specbench.backends.local.graphs import CudaRecorder, record_all
-from specbench.backends.local.lanes import Lane, Underway, lane_of_one, open_lane, passes
+from specbench.backends.local.lanes import Lane, Underway, judge_of, lane_over, opened_anew, passes
 from specbench.backends.local.lean import make_lean
 from specbench.backends.local.prober import Prober
 from specbench.backends.local.ragged import WIDEST, RaggedModel
@@ -102,7 +101,6 @@ class LocalEngine:
         )
         found = load_drafts(specs, self.target, lambda name: self._load(config, name))
         self.drafts: dict[str, Draft] = {draft.spec.text: draft for draft in found}
-        self._many_drafters: dict[str, ManyDrafter] = {}
         checked: dict[str, LoadedModel] = {}
         for draft in found:
             if draft.loaded is not None and draft.spec.kind == "model":
@@ -131,7 +129,7 @@ class LocalEngine:
     @property
     def reader(self) -> CachedModel:
         """What reads the target's texts, one at a time. After `reserve`."""
-        return self._target
+        return self._setting.read
 
     @property
     def vocab_size(self) -> int:
@@ -192,17 +190,12 @@ class LocalEngine:
 
     def reserve(self, capacity: int) -> None:
         reader = CachedModel(self.target.model, capacity) if self.weights else None
-        if reader is not None:
-            self._target = reader
-        if self.batch_size > 1:
-            # A row may be padded by as much as the widest pass.
-            self._many = RaggedModel(self.target.model, capacity + WIDEST, self.batch_size)
-        self._setting = Setting(self.target, reader, self.sampling, self.eos, max(self.gammas))
+        # A row may be padded by as much as the widest pass.
+        many = RaggedModel(self.target.model, capacity + WIDEST, self.batch_size) if self.batch_size > 1 else None
+        self._setting = Setting(self.target, reader, self.sampling, self.eos, max(self.gammas), many)
         for draft in self.drafts.values():
             if draft.spec.kind != "skip" or draft.spec.layers is not None:
                 draft.open(self._setting, capacity)
-            if self.batch_size > 1:
-                self._many_drafters[draft.spec.text] = draft.open_many(self._setting, self._many)
 
     def settle(self, prompts: Sequence[Sequence[int]]) -> None:
         """Choose the layers of `skip:auto` drafts over a few prompts, or take those of the earlier session; on CUDA,
@@ -211,14 +204,13 @@ class LocalEngine:
             if draft.spec.kind == "skip" and draft.spec.layers is None:
                 layers = self._known.get(text) or choose_layers(self._setting, prompts, self.gammas)
                 (settled,) = load_drafts([replace(draft.spec, layers=layers)], self.target, lambda name: self.target)
-                settled.open(self._setting, self._target.capacity)
+                settled.open(self._setting, self.reader.capacity)
                 self.drafts[text] = settled
         if self.device.startswith("cuda"):
-            drafts = self.drafts.values()
-            own = [draft.target if self.batch_size == 1 else draft.many_target for draft in drafts]
-            targets = [self._target if self.batch_size == 1 else self._many, *own]
+            drafts = [None, *self.drafts.values()]
+            judges = dict.fromkeys(judge_of(self._setting, draft) for draft in drafts)
             self._recorder = CudaRecorder()
-            if not record_all(passes(targets, [d.stepper for d in drafts], max(self.gammas)), self._recorder):
+            if not record_all(passes(judges, drafts, max(self.gammas)), self._recorder):
                 self._recorder = None
                 self.cautions.append(NO_GRAPHS)
 
@@ -227,10 +219,12 @@ class LocalEngine:
     ) -> list[ReferenceCheck]:
         """Hold target and drafts against transformers' own `generate`, before anything is measured. Raises ModelError
         where a model here is not the one that transformers runs. After `settle`."""
-        many = self.batch_size > 1 and not padded
-        pairs = [(self.target, self._many if many else self._target)] if self.weights else []
+        many = None if padded else self._setting.many
+        pairs: list[tuple[LoadedModel, CachedModel | RaggedModel]] = []
+        if self.weights:
+            pairs.append((self.target, many or self.reader))
         for draft in self.drafts.values():
-            reader = draft.stepper if many else draft.reader
+            reader = draft.reader if many is None else draft.stepper
             if draft.loaded is not None and draft.spec.kind != "skip" and reader is not None:
                 pairs.append((draft.loaded, reader))
         found = []
@@ -256,12 +250,12 @@ class LocalEngine:
 
     def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
         """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""
-        ids = ids[-_room(self.target, self._target, max(widths)) :]
+        ids = ids[-_room(self.target, self.reader, max(widths)) :]
         with torch.inference_mode():
             for width in widths:
-                self._target.rewind(0)
-                self._target.forward(ids, keep=1)
-                self._target.forward([ids[-1]] * width, keep=width)
+                self.reader.rewind(0)
+                self.reader.forward(ids, keep=1)
+                self.reader.forward([ids[-1]] * width, keep=width)
 
     def probe(self, ids: Sequence[int], plan: ProbePlan) -> Costs:
         """What target and drafts cost alone; n-gram look-up is taken to cost nothing."""
@@ -273,14 +267,14 @@ class LocalEngine:
     def new_lane(self, draft: str | None) -> Lane | None:
         """Caches of its own for an arm with `draft`. Where the engine's own passes are recorded, on CUDA, so are these;
         None where that fails."""
-        lane, target, stepper = open_lane(self._setting, None if draft is None else self.drafts[draft], self.batch_size)
-        widest = max(self.gammas) if draft is not None else 0
-        recorded = self._recorder is None or record_all(passes([target], [stepper], widest), self._recorder)
-        return lane if recorded else None
+        setting, own = opened_anew(self._setting, None if draft is None else self.drafts[draft])
+        wanted = passes([judge_of(setting, own)], [own], 0 if own is None else max(self.gammas))
+        recorded = self._recorder is None or record_all(wanted, self._recorder)
+        return lane_over(setting, own) if recorded else None
 
     def lane_bytes(self, draft: str | None) -> int:
         config, element = self.target.model.config, next(self.target.model.parameters()).element_size()
-        capacity = self._target.capacity + (WIDEST if self.batch_size > 1 else 0)
+        capacity = self.reader.capacity + (WIDEST if self.batch_size > 1 else 0)
         added = 0 if draft is None else self.drafts[draft].facts().cache_bytes_per_token or 0
         return cache_bytes(config, capacity, self.batch_size, element) + added * capacity * self.batch_size
 
@@ -313,12 +307,7 @@ class LocalEngine:
         return self.start([ids], arm, max_new_tokens=max_new_tokens, seed_texts=[seed_text]).finish()[0]
 
     def _own_lane(self, draft: str | None) -> Lane:
-        found = None if draft is None else self.drafts[draft]
-        if self.batch_size == 1:
-            target = None if found is None else found.target
-            return lane_of_one(target or self._target, None if found is None else found.drafter)
-        many = None if found is None else found.many_target
-        return partial(rounds_of_many, many or self._many, None if draft is None else self._many_drafters[draft])
+        return lane_over(self._setting, None if draft is None else self.drafts[draft])
 
     def texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed_text: str) -> list[list[int]]:
         """Texts of the target alone for several prompts at once; not for timing."""
@@ -349,8 +338,8 @@ class LocalEngine:
     def margin(self, ids: Sequence[int]) -> float:
         """How near a tie the token after `ids` is. A penalty counts, as it did for the text."""
         with torch.inference_mode():
-            self._target.rewind(0)
-            logits = RepetitionPenalty(self.sampling).apply(self._target.forward(ids, keep=1), ids)
+            self.reader.rewind(0)
+            logits = RepetitionPenalty(self.sampling).apply(self.reader.forward(ids, keep=1), ids)
             return float(margins(logits)[0])
 
 
