@@ -16,8 +16,7 @@ from tiny import GREEDY, near_copy, run, save_with_byte_tokenizer, tiny_llama
 from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
 
-from specbench.acceptance.replay import replay
-from specbench.acceptance.scores import as_text
+from specbench.acceptance.replay import as_text, replay
 from specbench.backends.local import ragged
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.local import LocalEngine

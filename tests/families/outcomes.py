@@ -14,9 +14,8 @@ from families.recipes import VOCABULARY, UnbuiltError, config, model, near, thei
 from tiny import GREEDY, run
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from specbench.acceptance.replay import replay
+from specbench.acceptance.replay import as_text, replay
 from specbench.acceptance.score import score
-from specbench.acceptance.scores import as_text
 from specbench.backends.local.batch import ignores_padding
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.lean import make_lean

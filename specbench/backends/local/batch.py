@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from specbench.acceptance.rules import align, penalised
+from specbench.acceptance.rules import align, distribution, penalised
 from specbench.acceptance.score import as_scores, reduce
 from specbench.acceptance.scores import Scores, until_end
 from specbench.backends.local.cache import RewindableCache, rewindable
@@ -156,11 +156,11 @@ def score_batch(
             if sampling.penalised:
                 read_ids = ids[:, :end]
                 logits = [_penalised(each, read_ids, chosen, sampling.repetition_penalty) for each in logits]
-            columns.append(reduce(logits[0], None if sampling.greedy else logits[1], x, sampling, eos))
+            p = None if sampling.greedy else distribution(logits[1], sampling)
+            columns.append(reduce(logits[0], p, x, sampling, eos))
             owners.append(chosen.nonzero()[:, 0])
-    table = torch.cat(columns, 1) if columns else torch.empty(6, 0)
-    owner = torch.cat(owners) if owners else torch.empty(0)
-    return [as_scores(table[:, owner == index]) for index in range(len(rows))]
+    parts = list(zip(columns, owners, strict=True))
+    return [as_scores([part[:, owner == index] for part, owner in parts]) for index in range(len(rows))]
 
 
 def _penalised(logits: Tensor, ids: Tensor, chosen: Tensor, penalty: float) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.score import match_each_block, score
+from specbench.acceptance.score import score
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
@@ -25,7 +25,7 @@ from specbench.drafters.around import (
     readable,
     silent_after,
 )
-from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.cross import CrossDrafter, match_each_block
 from specbench.drafters.lookup import Corpus
 from specbench.drafters.model import DraftOptions, ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter
@@ -233,6 +233,10 @@ def _corpus_of(source: str, setting: Setting) -> Corpus:
     replies = (one.reply for one in log)
     texts = (reply.ids or tokenizer(reply.message.content, add_special_tokens=False).input_ids for reply in replies)
     return Corpus([*ids, *([] if ids[-1:] == [end] else [end])] for ids in map(list, texts))
+
+
+def in_process(device: str) -> str:
+    return f"transformers models in process, specbench loop ({device})"
 
 
 def facts(loaded: LoadedModel) -> ModelFacts:

@@ -15,9 +15,9 @@ import torch
 
 from specbench.acceptance.loop import Drafter, generate
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.replay import Text, replay
+from specbench.acceptance.replay import Text, as_text, replay
 from specbench.acceptance.score import score, score_head
-from specbench.acceptance.scores import Scores, as_text
+from specbench.acceptance.scores import Scores
 from specbench.backends.local.cached import CachedModel, States
 from specbench.backends.local.dflash import BlockReader, DFlash, load_dflash
 from specbench.backends.local.drafting import Draft, Setting
