@@ -74,8 +74,7 @@ def vocabulary_of(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Te
     if drafts is None or vocabulary is None or (offsets is None and drafts == vocabulary):
         return None
     if offsets is None:
-        raise ModelError(f"{head.name} does not say which tokens its {drafts:,} are: d2t is missing",
-                         hint=COPY_AGAIN)  # fmt: skip
+        raise ModelError(f"{head.name} does not say which tokens its {drafts:,} are: d2t is missing", hint=COPY_AGAIN)
     if offsets.shape != (drafts,):
         raise misfit(head, "d2t", offsets.shape, (drafts,))
     ids = offsets.long() + torch.arange(drafts)

@@ -228,5 +228,6 @@ def _names(folder: Path, target: str) -> Iterator[str]:
             with safe_open(str(file), framework="numpy") as weights:
                 yield from weights.keys()
         except Exception as error:
-            raise ModelError(f"the weights of {target} are damaged ({type(error).__name__})",
-                             hint="Copy it again.") from None  # fmt: skip
+            raise ModelError(
+                f"the weights of {target} are damaged ({type(error).__name__})", hint="Copy it again."
+            ) from None

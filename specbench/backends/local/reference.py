@@ -152,11 +152,8 @@ def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
     if len(prompt) < 2:
         return
     other = next((token for token in prompt if token != prompt[-1]), 0)
-    with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers():
-        one, two = (
-            loaded.model(input_ids=torch.tensor([[*prompt[:-1], last]], device=loaded.model.device)).logits[0, -2]
-            for last in (prompt[-1], other)
-        )
+    with failing_as_ours(loaded):
+        one, two = (_at_once(loaded.model, [*prompt[:-1], last])[-2] for last in (prompt[-1], other))
     if not agree(one, two, one):
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) is not causal as configured: a token sees those after "
@@ -167,10 +164,16 @@ def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
 
 def _own(loaded: LoadedModel, text: _Text) -> list[float]:
     """Margins where transformers, reading the whole text at once, would have gone another way."""
-    ids = torch.tensor([[*text.prompt, *text.output]], device=loaded.model.device)
-    with torch.inference_mode():
-        logits = loaded.model(input_ids=ids).logits[0, len(text.prompt) - 1 : -1]
-    return _margins(logits, text.output)
+    logits = _at_once(loaded.model, [*text.prompt, *text.output])
+    return _margins(logits[len(text.prompt) - 1 : -1], text.output)
+
+
+@torch.inference_mode()
+def _at_once(model: Any, ids: Sequence[int], **more: Any) -> Tensor:
+    """Logits [n, V] of transformers' own pass over a whole text."""
+    with quiet_transformers():
+        logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=model.device), **more).logits[0]
+    return logits
 
 
 def _margins(logits: Tensor, output: Sequence[int]) -> list[float]:
@@ -274,7 +277,7 @@ def require_rollback(loaded: LoadedModel) -> bool:
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     ids = torch.randint(0, vocabulary, (_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), _in_float32(model):
-        whole = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+        whole = _at_once(model, ids, use_cache=False)
         rounding = _DRIFT if whole.dtype == torch.float32 else _FEW_BITS
         reader = CachedModel(model, 2 * _TOKENS)
         for way, passes in _WAYS.items():
