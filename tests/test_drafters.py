@@ -18,12 +18,15 @@ from specbench.acceptance.positions import PositionWriter, read_positions
 from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
+from specbench.backends.local import drafts
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.drafting import Setting
 from specbench.drafters import DraftSpec, NgramSpec, parse_draft
 from specbench.drafters.around import CombinedDrafter, NgramDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError
+from specbench.models import LoadedModel
 from specbench.records import Sampling
 
 VOCAB = 24
@@ -287,3 +290,14 @@ def test_specs(text, spec):
 def test_bad_specs(text, says):
     with pytest.raises(ConfigError, match=says):
         parse_draft(text)
+
+
+def test_depths_are_timed_to_their_end(monkeypatch):
+    """A device works on behind Python: where nobody waits for it a pass seems to cost what its launch does."""
+    waits = []
+    monkeypatch.setattr(drafts, "device_sync", lambda device: lambda: waits.append(device))
+    target = LoadedModel("t", TARGET, None, None, 0, 0, None)
+    setting = Setting(target, CachedModel(TARGET, 64), GREEDY, frozenset(), 2)
+    assert drafts.choose_layers(setting, [[1, 2, 3], [4, 5]], (1, 2)) in range(1, TARGET.config.num_hidden_layers)
+    # before and after each pass over 1 to 3 tokens, and at least one depth
+    assert len(waits) >= 2 * 4 * drafts.PASSES

@@ -6,10 +6,8 @@ them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
 
 import torch
 
@@ -25,8 +23,9 @@ from specbench.backends.local.eagle3 import load_eagle
 from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
 from specbench.backends.local.mtp import Mtp, RowReader, load_mtp, load_written_mtp
 from specbench.backends.local.ragged import RaggedModel
-from specbench.clock import Stopwatch
+from specbench.clock import Stopwatch, device_sync
 from specbench.cost.model import RoundCosts, predicted_speedup
+from specbench.cost.probe import Probed, probe
 from specbench.drafters import DraftSpec
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
 from specbench.drafters.skip import fewest_layers, first_layers
@@ -183,14 +182,13 @@ def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Se
     readers = {depth: CachedModel(first_layers(setting.target.model, depth), capacity) for depth in depths}
     setting = replace(setting, reader=CachedModel(setting.target.model, capacity))
     outputs = [_text(setting, prompt) for prompt in texts]
-    step_s = _steps(setting, readers, texts[0], max(gammas))
+    costs = _costs(setting, readers, texts[0], max(gammas))
+    tokens = sum(len(output) - 1 for output in outputs)
     best: tuple[float, int] | None = None
     for depth, reader in readers.items():
         scores = [_scored(setting, reader, p, o) for p, o in zip(texts, outputs, strict=True)]
-        tokens = sum(len(output) - 1 for output in outputs)
-        costs = RoundCosts(step_s[None], step_s[depth][0], step_s[depth][0], 0.0)
         for gamma in gammas:
-            found = predicted_speedup(replay(scores, gamma), tokens, costs)
+            found = predicted_speedup(replay(scores, gamma), tokens, costs[depth])
             if found is not None and (best is None or found > best[0]):
                 best = found, depth
     return depths[len(depths) // 2] if best is None else best[1]
@@ -224,21 +222,14 @@ def _scored(setting: Setting, reader: CachedModel, prompt: Sequence[int], output
     return as_text(found, prompt_id="", category=None, draft="", repeat=0, limit=TOKENS)
 
 
-@torch.inference_mode()
-def _steps(
+def _costs(
     setting: Setting, readers: Mapping[int, CachedModel], prompt: Sequence[int], gamma: int
-) -> dict[int | None, tuple[float, ...]]:
-    """Median seconds of the target over 1 to gamma + 1 tokens (under None), and of each depth over one."""
-    spent: dict[tuple[int | None, int], list[float]] = {}
-    models = [(None, setting.read), *readers.items()]
-    for _, model in models:
-        model.rewind(0)
-        model.forward(prompt, keep=1)
-    for _ in range(PASSES):
-        for depth, model in models:
-            for width in range(1, gamma + 2) if depth is None else (1,):
-                start_s = time.perf_counter()
-                model.forward([prompt[-1]] * width, keep=width)
-                spent.setdefault((depth, width), []).append(time.perf_counter() - start_s)
-                model.rewind(len(prompt))
-    return {depth: tuple(median(s) for (d, _), s in spent.items() if d == depth) for depth, _ in models}
+) -> dict[int, RoundCosts]:
+    """Of each depth, from the target over 1 to gamma + 1 tokens and each reader over one."""
+    target = Probed(setting.read, tuple(range(1, gamma + 2)), keep_all=True)
+    depths = [(str(depth), Probed(reader, (1,), keep_all=False)) for depth, reader in readers.items()]
+    sync = device_sync(setting.read.device)
+    points = probe({len(prompt): [(None, target), *depths]}, prompt, seed=0, sync=sync, passes=PASSES)
+    verify_s = tuple(point.median_s for point in points if point.model is None)
+    step_s = {int(point.model): point.median_s for point in points if point.model is not None}
+    return {depth: RoundCosts(verify_s, step_s[depth], step_s[depth], 0.0) for depth in readers}
