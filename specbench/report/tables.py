@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from specbench.analysis.recorded import RecordedAcceptance
     from specbench.analysis.replayed import Replayed
     from specbench.analysis.summarise import ListedRun
-    from specbench.verify.findings import Examination
+    from specbench.verify import Examination
     from specbench.workload import Workload, WorkloadProfile
 
 
