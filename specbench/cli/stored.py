@@ -19,6 +19,7 @@ from specbench.cli.show import (
     Strict,
     given,
     option,
+    print_json,
     print_parts,
     run_folder,
     show,
@@ -124,18 +125,8 @@ def workload_profile(
         return
     found = profile(loaded)
     if as_json:
-        cautions = [asdict(caution) for caution in loaded.cautions]
-        typer.echo(
-            json.dumps(
-                {
-                    "source": loaded.source,
-                    "sha256": loaded.sha256,
-                    "profile": asdict(found),
-                    "skipped": [asdict(skipped) for skipped in loaded.skipped],
-                    "warnings": cautions,
-                }
-            )
-        )
+        told = {"source": loaded.source, "sha256": loaded.sha256, "profile": found}
+        print_json(told | {"skipped": loaded.skipped, "warnings": loaded.cautions})
         return
     from specbench.report.tables import workload_tables
 
