@@ -291,7 +291,7 @@ class Compared:
         return f"Compared({self.comparison.a.run!r}, {self.comparison.b.run!r})"
 
     def _repr_markdown_(self) -> str:
-        from specbench.report.tables import comparison_markdown
+        from specbench.report.page import comparison_markdown
 
         return comparison_markdown(self.comparison)
 

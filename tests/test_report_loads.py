@@ -22,7 +22,7 @@ from specbench.analysis.served import Percentiles
 from specbench.analysis.summarise import summarise
 from specbench.records import Arm, ClientLag, Load, Policy, Times, Turn
 from specbench.report.figures import available, write_figures
-from specbench.report.tables import sweep_tables
+from specbench.report.layout import sweep_page
 
 BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 
@@ -30,8 +30,7 @@ BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
-    for part in sweep_tables(summary):
-        console.print(part)
+    console.print(sweep_page(summary))
     file.seek(0)
     return file.read()
 

@@ -25,6 +25,7 @@ from specbench.cli.show import (
     Strict,
     exit_on,
     option,
+    print_found,
     print_json,
     run_folder,
     with_settings,
@@ -127,17 +128,12 @@ def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, o
     from specbench.api import recorded_acceptance
 
     found = recorded_acceptance(stored, stored.run.config.gamma)
-    if as_json:
-        print_json(found)
-        return
-    from specbench.report.brief import write_acceptance_brief
+    if as_json or shown == "terminal":
+        print_found(found, "recorded", as_json)
+    if not as_json:
+        from specbench.report.brief import write_acceptance_brief
 
-    if shown == "terminal":
-        from specbench.cli.show import print_parts
-        from specbench.report.tables import recorded_tables
-
-        print_parts(recorded_tables(found))
-    _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
+        _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
 
 
 def _one(run: Run, to: Path | None, shown: str, as_json: bool, open_: bool) -> Call:

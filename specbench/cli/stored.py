@@ -19,7 +19,8 @@ from specbench.cli.show import (
     Strict,
     given,
     option,
-    print_parts,
+    print_found,
+    print_page,
     run_folder,
     show,
     show_recorded,
@@ -50,14 +51,9 @@ def runs(
     folders = find_runs(out)
     if not folders:
         raise StoreError("No run yet", where=str(out), hint="Run specbench sweep first, or name its folder with --out.")
-    found = listed(folders[:last])
-    if as_json:
-        typer.echo(json.dumps({"runs": [asdict(run) for run in found]}, allow_nan=False))
-        return
-    from specbench.report.tables import runs_table
-
-    print_parts(runs_table(found))
-    if len(folders) > last:
+    found = {"runs": listed(folders[:last])}
+    print_found(found, "runs", as_json)
+    if len(folders) > last and not as_json:
         typer.echo(f"{len(folders) - last:,} older are not shown: --last {len(folders)}", err=True)
 
 
@@ -137,9 +133,9 @@ def workload_profile(
             )
         )
         return
-    from specbench.report.tables import workload_tables
+    from specbench.report.layout import TerminalPage
 
-    print_parts(workload_tables(loaded, found))
+    print_page(TerminalPage("workload", loaded, found))
 
 
 def _outline(workload: Workload, out: Path | None) -> None:

@@ -27,14 +27,13 @@ from specbench.analysis.steps import cost, next_steps
 from specbench.drafters import parse_draft
 from specbench.errors import StoreError
 from specbench.records import Finding
-from specbench.report import columns
 from specbench.report.dialect import (
     HTML,
     MARKDOWN,
     PLAIN,
     UNLINKED,
-    Column,
     Plain,
+    columns,
     entries,
     say,
     sentence_of,
@@ -155,8 +154,6 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
     shown = {"unfinished-run", *(warning.code for warning in raised)}
     limit = NEAR_TIE_NATS if facts.served else near_tie_limit(facts.precision)
     published, note = public_figures(s.drafts)
-    server = s.server
-    by_category = partial(columns.category_columns, policy=s.policy, d=d, batch=s.batch_size)
     return {
         "s": s,
         "d": d,
@@ -164,25 +161,16 @@ def values(s: Summary, d: Plain) -> dict[str, Any]:
         "banners": raised,
         "steps": next_steps(s),
         "doubts": in_order([warning for warning in s.warnings if warning.code not in shown], listed),
-        "candidates": columns.candidate_columns(s, d) if draft else [],
-        "glance": columns.glance_columns(s, d) if draft else [],
-        "categories": by_category(draft, short=True) if draft and draft.by_speedup else [],
+        "candidates": candidates(s),
+        "glance": columns(d, "glance", ("off", "on"), s=s, draft=draft) if draft else [],
         "why": why(s, d),
         "scope": scope(s, d),
-        "category_columns": by_category,
-        "length_columns": partial(columns.length_columns, policy=s.policy, d=d, batch=s.batch_size),
-        "gamma_columns": partial(columns.gamma_columns, policy=s.policy, d=d),
-        "load_columns": partial(columns.load_columns, s, d=d),
-        "loads": columns.load_shown(s),
-        "curve_columns": partial(columns.curve_columns, d=d),
-        "larger": any(len(each.batches) > 1 for each in s.drafts),
-        "by_concurrency": lambda each: best_by_concurrency(s.loads, each.draft, s.policy),
-        "cost": lambda each: cost(each, s.policy),
+        "concurrent": partial(best_by_concurrency, s.loads, policy=s.policy),
+        "cost": partial(cost, policy=s.policy),
         "near_tie": limit,
         "figures": figures_of(s),
         "numbers": NUMBERS,
-        "server_settings": [] if server is None else _pairs("arm", "the server says", _settings(s), d.n),
-        "server_sources": [] if server is None else _pairs("number", "field", dict(server.sources), d.code),
+        "server_settings": _settings(s, d),
         "settings": settings,
         "checks": checks(facts, text.clean(s.run)),
         "published": published,
@@ -198,6 +186,17 @@ def in_order(warnings: Sequence[Finding], listed: Sequence[Finding]) -> list[Fin
     placed = [(places.get(each.code, 1), each) for each in warnings]
     placed += [(places.get(each.code, 4), each) for each in listed]
     return [each for _, each in sorted(placed, key=lambda pair: pair[0])]
+
+
+def candidates(summary: Summary) -> list[dict[str, Any]]:
+    """Every draft at its own best gamma, first the chosen one, whose estimate (`head`) is that of the verdict."""
+    chosen, choice = summary.recommended, summary.choice
+    others = sorted((draft for draft in summary.drafts if draft is not chosen), key=lambda draft: -draft.speedup)
+    rows: list[dict[str, Any]] = [{"draft": other, "head": other, "gamma": other.best_gamma} for other in others]
+    if chosen is not None:
+        gamma = chosen.best_gamma if choice is None else choice.gamma
+        rows.insert(0, {"draft": chosen, "head": summary.headline, "gamma": gamma})
+    return rows
 
 
 def why(summary: Summary, d: Plain) -> str:
@@ -278,22 +277,13 @@ def figures_of(summary: Summary) -> list[Figure]:
     return [Figure(stem, heading, alt, tuple(shown)) for stem, (heading, alt, shown) in found]
 
 
-def _pairs(first: str, second: str, rows: dict[str, str], name: Any) -> list[Column]:
-    if not rows:
-        return []
-    cells = [(name(key), name(value)) for key, value in rows.items()]
+def _settings(s: Summary, d: Plain) -> list[tuple[str, str]]:
+    """(arm, what its server says of itself) pairs."""
+    states = {} if s.server is None else s.server.settings
     return [
-        Column(header, header, tuple(cell[index] for cell in cells), left=True)
-        for index, header in enumerate((first, second))
+        (d.n(arm), d.n(", ".join(f"{key} {value}" for key, value in asdict(state).items() if value is not None)))
+        for arm, state in states.items()
     ]
-
-
-def _settings(s: Summary) -> dict[str, str]:
-    assert s.server is not None
-    return {
-        arm: ", ".join(f"{key} {value}" for key, value in asdict(state).items() if value is not None)
-        for arm, state in s.server.settings.items()
-    }
 
 
 def provenance(s: Summary, d: Plain) -> list[tuple[str, str]]:

@@ -195,6 +195,7 @@ def environment(dialect: Plain) -> Environment:
         "code": dialect.code,
         "strong": dialect.strong,
         "listed": listed,
+        "turned": turned,
         "squash": squash,
         "closed": lambda lines: type(lines)("".join(f"{line}\n" for line in lines.splitlines() if line.strip())),
         "kwargs": text.template_kwargs,
@@ -213,6 +214,7 @@ def environment(dialect: Plain) -> Environment:
         "d1": lambda value: f"{value:.1f}",
         "d2": text.digits,
         "count": text.count,
+        "out_of": text.out_of,
         "est": lambda row, limit=None: text.estimate(row.speedup, row.speedup_low, row.speedup_high, limit),
         "capital": upper_first,
         "small": lambda words: words[:1].lower() + words[1:],
@@ -255,7 +257,7 @@ def environment(dialect: Plain) -> Environment:
 def columns(dialect: Plain, table: str, rows: Sequence[Any], **given: Any) -> list[Column]:
     """A table of columns.yaml over these rows, without the columns that no row can fill."""
     made, found = template(f"columns {table}", dialect).module, list[Column]()
-    t = {"terminal": dialect.terminal, "page": not dialect.terminal, **given}
+    t = {"terminal": dialect.terminal, "page": not dialect.terminal, "rows": rows, **given}
     for at, (name, spec) in enumerate(_tables()[table].items()):
         if not t.get(spec.get("only"), "only" not in spec):
             continue
@@ -273,6 +275,13 @@ def columns(dialect: Plain, table: str, rows: Sequence[Any], **given: Any) -> li
             key, head = f"{name} {i}" if "each" in spec else name, getattr(made, f"head_{at}")(t, v, i)
             found.append(Column(key, head, cells, spec.get("way", 0) + i, short, spec.get("left", False)))
     return found
+
+
+def turned(columns: Sequence[Column], heads: Iterable[str], left: bool = False) -> list[Column]:
+    """The table turned over: a line for each of its columns, and under each of `heads` what was a row."""
+    first = Column("what", "measured", tuple(column.title for column in columns), left=True)
+    rows = zip(*(column.cells for column in columns), strict=True)
+    return [first, *(Column(head, head, cells, left=left) for head, cells in zip(heads, rows, strict=True))]
 
 
 def listed(items: Iterable[str]) -> str:
@@ -319,8 +328,9 @@ def _digits(value: float) -> int:
     return 2 if value < 1 else 1 if value < 100 else 0
 
 
-def _bars(survival: Sequence[float | None], longest: int, *, ascii_only: bool) -> str:
-    """Bars and, where all fit beside them, the shares: `▅▃ .52 .31`."""
+def _bars(survival: Sequence[float | None], rows: Iterable[Any], *, ascii_only: bool) -> str:
+    """Bars and, where those of all `rows` fit beside them, the shares: `▅▃ .52 .31`."""
+    longest = max(len(row.survival) for row in rows)
     line = text.sparkline(survival, ascii_only=ascii_only) or text.UNKNOWN
     if longest > _SURVIVAL_NUMBERS:
         return line

@@ -17,8 +17,9 @@ from markdown_it import MarkdownIt
 from specbench.acceptance.metrics import trial_counts
 from specbench.analysis.contract import Summary
 from specbench.records import ArmKind, Divergence, Finish, Load, ServerStats, Times, Trial
-from specbench.report.columns import candidate_columns
-from specbench.report.dialect import MARKDOWN, UNLINKED
+from specbench.report.brief import candidates
+from specbench.report.dialect import UNLINKED
+from specbench.report.page import markdown
 
 _DTYPES = {int: "int64", float: "float64", bool: "bool", str: "string", Literal: "string"}
 _WITH_ROOM = {"int64": "Int64", "bool": "boolean"}  # for what is missing; the others have it
@@ -174,7 +175,4 @@ def as_html(markdown: str) -> str:
 
 def verdict_table(summary: Summary) -> str:
     """What a notebook shows of a run: its verdict for each draft, in Markdown that no name in it can break."""
-    from specbench.report.page import markdown
-
-    columns = candidate_columns(summary, MARKDOWN)
-    return markdown("notebook.j2", {"s": summary, "candidates": columns}, UNLINKED)
+    return markdown("notebook.j2", {"s": summary, "candidates": candidates(summary)}, UNLINKED)

@@ -47,14 +47,12 @@ def with_words(level: Level, run: str | None, body: str) -> Explanation:
 
 def explain_run(summary: Summary, level: Level) -> Explanation:
     """What the run says: for a manager in seconds, money and risk, for an engineer step by step."""
-    from specbench.analysis.loads import best_by_concurrency
     from specbench.report import brief
     from specbench.report.dialect import UNLINKED
     from specbench.report.explain.story import chain, story
     from specbench.report.page import markdown
 
     told = story(summary)
-    concurrent = best_by_concurrency(summary.loads, told.draft.draft, summary.policy)
     more = {"t": told, "name": UNLINKED.code(Path(summary.run).name), "chain": chain(told, UNLINKED)}
-    values = brief.values(summary, UNLINKED) | more | {"concurrent": concurrent}
+    values = brief.values(summary, UNLINKED) | more
     return with_words(level, summary.run, markdown(f"explain_run_{level}.j2", values, UNLINKED))
