@@ -33,8 +33,9 @@ LAYERS = [
     ["clock", "config", "records"],
     ["settings", "shipped"],
     ["kinds", "strict_yaml"],
-    ["text", "validation"],
-    ["errors", ""],
+    ["validation"],
+    ["errors"],
+    ["text", ""],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -4,7 +4,6 @@ is, what a run says about it, and what the words mean.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -223,7 +222,7 @@ def explain(
     folder = None if basics else _run(run, out)
     found = _explanation(folder, level)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        print_json(found.to_json())
         return
     _print(found.text)
     if folder is None:
@@ -272,7 +271,7 @@ def _show_term(word: str, run: Path | None, as_json: bool) -> None:
         raise ConfigError("A word means the same in every run", where="--term", hint="Leave out the run, or --term.")
     term = find(word)
     if as_json:
-        typer.echo(json.dumps(asdict(term)))
+        print_json(term)
     else:
         _print(term_markdown(term))
 

@@ -76,7 +76,7 @@ def plan(
         assumed,
     )
     if markdown or write is not None:
-        from specbench.report.plan.document import plan_document, write_document
+        from specbench.report.plan import plan_document, write_document
 
         page = plan_document(found, policy, pilot)
         if write is not None:

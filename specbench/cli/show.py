@@ -179,14 +179,13 @@ def show_replay(
 ) -> None:
     """Print the replay of a stored run, priced by the run's own probe or by that of the folder `costs`, where there is
     one; with `best` also the search over cut-offs."""
-    from specbench.analysis.replayed import priced, prices_of, replayed
-    from specbench.api import texts_of
+    from specbench.analysis.replayed import priced, prices_of
+    from specbench.api import replay_of
     from specbench.store import read_run
 
     stored = read_run(folder)
     stored = replace(stored, run=priced(stored.run, costs))
-    readers, points = prices_of(stored.run)
-    if best and not points:
+    if best and not prices_of(stored.run)[1]:
         raise StoreError(
             "This run did not time the models, so no pair can be called best",
             where=str(folder),
@@ -195,9 +194,7 @@ def show_replay(
     if stored.run.answers is not None:
         show_recorded(stored, gammas, cutoff, as_json)
         return
-    texts = texts_of(stored, gammas)
-    confidence = stored.run.config.policy.confidence
-    found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points, best=best)
+    found = replay_of(stored, gammas, cutoff, best=best)
     print_found(replace(found, warnings=stored.run.warnings), "replayed", as_json, folder)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +19,7 @@ from specbench.cli.show import (
     given,
     option,
     print_found,
+    print_json,
     print_page,
     run_folder,
     show,
@@ -120,18 +120,8 @@ def workload_profile(
         return
     found = profile(loaded)
     if as_json:
-        cautions = [asdict(caution) for caution in loaded.cautions]
-        typer.echo(
-            json.dumps(
-                {
-                    "source": loaded.source,
-                    "sha256": loaded.sha256,
-                    "profile": asdict(found),
-                    "skipped": [asdict(skipped) for skipped in loaded.skipped],
-                    "warnings": cautions,
-                }
-            )
-        )
+        about = {"source": loaded.source, "sha256": loaded.sha256, "profile": found, "skipped": loaded.skipped}
+        print_json(about | {"warnings": [asdict(caution) for caution in loaded.cautions]})
         return
     from specbench.report.layout import TerminalPage
 

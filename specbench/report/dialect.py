@@ -216,9 +216,9 @@ def environment(dialect: Plain) -> Environment:
         "count": text.count,
         "out_of": text.out_of,
         "est": lambda row, limit=None: text.estimate(row.speedup, row.speedup_low, row.speedup_high, limit),
-        "capital": upper_first,
+        "capital": text.capital,
         "small": lambda words: words[:1].lower() + words[1:],
-        "sentence": lambda words: full_stop(upper_first(words)),
+        "sentence": text.sentence,
         "shortened": lambda name: shorten(name, _NAME_WIDTH, placeholder=".."),
         "spark": partial(text.sparkline, ascii_only=dialect is ASCII),
         "bars": partial(_bars, ascii_only=dialect is ASCII),
@@ -242,13 +242,17 @@ def environment(dialect: Plain) -> Environment:
         "worded": partial(worded, dialect),
         "codes": codes,
         "kind_of": kind_of,
-        "d": dialect,
         "columns": partial(columns, dialect),
         "ranged": ranged,
         "ms_range": _ms_range,
         "pair": pair,
         "pair_ms": lambda *seconds: pair(*(None if value is None else 1000 * value for value in seconds)),
         "UNKNOWN": text.UNKNOWN,
+        "shown": text.Shown,
+        "ms": text.ms,
+        "divide": text.divide,
+        "multiply": text.multiply,
+        "add": text.add,
     }
     found.globals["say"] = found.get_template("run.j2").module
     return found
@@ -263,9 +267,8 @@ def columns(dialect: Plain, table: str, rows: Sequence[Any], **given: Any) -> li
             continue
         for i, v in enumerate(t[spec["each"]] if "each" in spec else (None,)):
             cells = tuple(getattr(made, f"cell_{at}")(t, v, i, row, n) for n, row in enumerate(rows))
-            if all(cell == text.UNKNOWN for cell in cells) and not t.get(
-                spec.get("keep"), spec.get("keep") == "always"
-            ):
+            kept = t.get(spec.get("keep"), spec.get("keep") == "always")
+            if not kept and all(cell == text.UNKNOWN for cell in cells):
                 continue
             short = None
             if "short" in spec:
@@ -299,10 +302,6 @@ def squash(words: str) -> str:
     return Markup(line) if hasattr(words, "__html__") else line  # noqa: S704  # it was markup
 
 
-def upper_first(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
 def ranged(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
     """`2.31 [2.20, 2.42]`; the number alone where there is no interval."""
     if value is None:
@@ -320,12 +319,9 @@ def pair(one: float | None, other: float | None, digits: int | None = None) -> s
     """`46.1 / 9.4`: the target alone and with the draft, or A and B; unknown where neither is known."""
     if one is None and other is None:
         return text.UNKNOWN
-    found = (text.UNKNOWN if v is None else f"{v:,.{_digits(v) if digits is None else digits}f}" for v in (one, other))
-    return " / ".join(found)
-
-
-def _digits(value: float) -> int:
-    return 2 if value < 1 else 1 if value < 100 else 0
+    return " / ".join(
+        text.UNKNOWN if v is None else f"{v:,.{text.decimals(v) if digits is None else digits}f}" for v in (one, other)
+    )
 
 
 def _bars(survival: Sequence[float | None], rows: Iterable[Any], *, ascii_only: bool) -> str:
@@ -342,10 +338,6 @@ def of_100(share: float) -> str:
     """`8 were`, `1 was`, `fewer than 1 was`: how many of a hundred, with their verb."""
     many = text.percent(share).rstrip("%").replace("<", "fewer than ").replace(">", "more than ")
     return f"{many} {'was' if many.endswith('than 1') or many == '1' else 'were'}"
-
-
-def full_stop(words: str) -> str:
-    return words if words.endswith((".", "!", "?")) else words + "."
 
 
 @cache
@@ -412,11 +404,7 @@ def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
 
 def sentence_of(name: str, dialect: Plain, *about: Any, **more: Any) -> str:
     """One of the sentences about a run (run.j2), on one line."""
-    return squash(getattr(say(dialect), name)(*about, **more))
-
-
-def say(dialect: Plain) -> Any:
-    return environment(dialect).globals["say"]
+    return squash(getattr(environment(dialect).globals["say"], name)(*about, **more))
 
 
 def json_of(record: Any) -> Any:
@@ -449,8 +437,7 @@ def blocks(name: str, dialect: Plain, page: Any) -> Any:
 
 
 def entries(kind: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = _catalogue()[kind]
-    return found
+    return _catalogue()[kind]
 
 
 def codes(kind: str) -> Sequence[str]:

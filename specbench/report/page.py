@@ -85,9 +85,10 @@ def comparison_markdown(found: Comparison) -> str:
     return markdown("compare.j2", {"c": found, "equivalent": EQUIVALENT}, UNLINKED)
 
 
-def html_page(page: Page, name: str, values: Mapping[str, Any], title: str, description: str) -> str:
-    """One HTML5 document from a template and its values; the same input gives the same text."""
-    page.taken |= set(codes("doubts"))  # which are their ids
+def html_page(folder: Path, name: str, values: Mapping[str, Any], title: str, description: str) -> str:
+    """One HTML5 document from a template, its values and the figures below `folder`; the same input gives the same
+    text."""
+    page = Page(folder, taken=set(codes("doubts")))  # which are their ids
     made = blocks("blocks.html.j2", HTML, page)
     body = Markup(template(name, HTML).render(values, b=made))  # noqa: S704  # escaped by the template
     short = description[:_DESCRIPTION_WIDTH].rsplit(" ", 1)[0]

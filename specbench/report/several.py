@@ -24,8 +24,9 @@ from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
 from specbench.records import FEW_PROMPTS, Finding, Reason
 from specbench.report.brief import BRIEF_FILE, provenance, write_pages, writing
-from specbench.report.dialect import HTML, MARKDOWN, Plain
-from specbench.report.page import FIGURES_FOLDER, Page, html_page, markdown
+from specbench.report.canvas import save
+from specbench.report.figures import draw_runs
+from specbench.report.page import FIGURES_FOLDER
 from specbench.report.settings.section import settings_of
 from specbench.store import StoredRun
 
@@ -66,24 +67,16 @@ def runs_of(stored: Sequence[StoredRun]) -> list[Run]:
     return sorted(found, key=lambda run: not run.facts.served)
 
 
-def render_several(runs: Sequence[Run], links: Sequence[str]) -> str:
-    """The page as Markdown; `links` lead to each run's own brief, and are empty where there is none."""
-    return markdown("several.j2", _values(runs, links, _between(runs), MARKDOWN))
-
-
 def write_several(stored: Sequence[StoredRun], folder: Path) -> tuple[list[Run], Path]:
     """Write `brief.md`, `brief.html` and `figures/` to `folder`; the runs and the path of the Markdown. Raises
     StoreError where that cannot be done."""
-    from specbench.report.curves import write_runs_figure
-
     runs = runs_of(stored)
     with writing(folder):
-        write_runs_figure(runs, folder / FIGURES_FOLDER)
-    links = [_link(run.stored.folder / BRIEF_FILE, folder) for run in runs]
-    between = _between(runs)
-    page = Page(folder)
-    html = html_page(page, "several.j2", _values(runs, links, between, HTML), TITLE, _description(runs))
-    return runs, write_pages(folder, markdown("several.j2", _values(runs, links, between, MARKDOWN)), html)
+        save(draw_runs(runs), folder / FIGURES_FOLDER, "runs")
+    briefs = [run.stored.folder / BRIEF_FILE for run in runs]
+    found = values(runs, [_link(brief, folder) if brief.is_file() else "" for brief in briefs])
+    description = "; ".join(f"{run.name}: {run.head.verdict}, {text.speedup(run.head.speedup)}" for run in runs)
+    return runs, write_pages(folder, "several.j2", found, TITLE, description)
 
 
 def in_short(runs: Sequence[Run]) -> str:
@@ -95,20 +88,13 @@ def in_short(runs: Sequence[Run]) -> str:
     )
 
 
-def _description(runs: Sequence[Run]) -> str:
-    return "; ".join(f"{run.name}: {run.head.verdict}, {text.speedup(run.head.speedup)}" for run in runs)
-
-
 def _link(brief: Path, folder: Path) -> str:
-    return Path(os.path.relpath(brief.resolve(), folder.resolve())).as_posix() if brief.is_file() else ""
+    return Path(os.path.relpath(brief.resolve(), folder.resolve())).as_posix()
 
 
-Pair = tuple[Run, Run, Comparison | None]
-
-
-def _between(runs: Sequence[Run]) -> list[Pair]:
+def _between(runs: Sequence[Run]) -> list[tuple[Run, Run, Comparison | None]]:
     """Each pair of runs, the server told against what ran in process; None where they share nothing."""
-    pairs: list[Pair] = []
+    pairs: list[tuple[Run, Run, Comparison | None]] = []
     for b, a in combinations(runs, 2):
         try:
             pairs.append((a, b, compared(a.stored, b.stored)))
@@ -117,25 +103,27 @@ def _between(runs: Sequence[Run]) -> list[Pair]:
     return pairs
 
 
-def _values(runs: Sequence[Run], links: Sequence[str], between: Sequence[Pair], d: Plain) -> dict[str, Any]:
+def values(runs: Sequence[Run], links: Sequence[str]) -> dict[str, Any]:
+    """What several.j2 needs; `links` lead to each run's own brief, and are empty where there is none."""
     first = runs[0].summary
     settings = settings_of(first)
     split = bool(settings and settings.routing)
     own = doubts(first, engines=bool(settings and settings.engines), split=split)
     marked = [each for each in own if each.code in _MARKED]
     counts = [n for run in runs for n in (run.prompts, *(each.prompts for each in run.draft.by_speedup))]
+    few = [Finding("few-prompts", "note", _FEW)] if min(counts) < FEW_PROMPTS else []
     return {
         "title": TITLE,
         "runs": runs,
         "served": [run for run in runs if run.facts.served],
         "categories": list(dict.fromkeys(row.category for run in runs for row in run.draft.by_speedup)),
-        "between": between,
-        "doubts": [*([_few()] if min(counts) < FEW_PROMPTS else []), *marked, *_across(runs)],
+        "between": _between(runs),
+        "doubts": [*few, *marked, *_across(runs)],
         "steps": next_steps(first),
         "settings": settings,
         "checks": _checks(runs),
         "links": [(run.name, link) for run, link in zip(runs, links, strict=True) if link],
-        "provenance": [(run.name, provenance(run.summary, d)) for run in runs],
+        "provenance": [(run.name, provenance(run.summary)) for run in runs],
     }
 
 
@@ -151,10 +139,8 @@ _MARKED = (
 )
 
 
-def _few() -> Finding:
-    return Finding(
-        "few-prompts", "note", {"whole": None, "categories": {}, "lengths": 0, "enough": FEW_PROMPTS, "batch": 1}
-    )
+# Of prompts that are marked as few, whatever they are.
+_FEW: dict[str, Any] = {"whole": None, "categories": {}, "lengths": 0, "enough": FEW_PROMPTS, "batch": 1}
 
 
 def _across(runs: Sequence[Run]) -> list[Finding]:
