@@ -21,7 +21,7 @@ from specbench.acceptance.lossless import NEAR_TIE_NATS, near_tie_limit
 from specbench.analysis.checked import checks
 from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.facts import command
+from specbench.analysis.facts import command, shell
 from specbench.analysis.loads import best_by_concurrency
 from specbench.analysis.server import NUMBERS
 from specbench.analysis.steps import Cost, cost, next_steps
@@ -285,7 +285,7 @@ def write_acceptance_brief(stored: StoredRun, found: RecordedAcceptance, folder:
         ("run", stored.folder.name, True),
         ("status", run.status, False),
         ("target", run.config.target, True),
-        ("command", " ".join(origin.argv), True),
+        ("command", shell(origin.argv), True),
         ("time", ", ".join(filter(None, (origin.started, origin.finished))), False),
         ("machine", origin.hardware.line, False),
         ("versions", _versions(origin), False),
