@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,9 +77,8 @@ def parse_gammas(value: object) -> tuple[int, ...]:
     """`1..8`, `1..8..2`, `1,2,4` or a mix (`1,2,4..8`) -> the draft lengths, ascending, without repeats."""
     if isinstance(value, bool | float) or value in ([], (), None):
         raise ValueError(f"{shown(value)} is no draft length; write 1..8, 1..8..2 or 1,2,4")
-    parts = value if isinstance(value, list | tuple) else str(value).split(",")
     gammas: set[int] = set()
-    for part in parts:
+    for part in _parts(value):
         ends = str(part).strip().split("..")
         try:
             numbers = [int(end) for end in ends]
@@ -98,12 +97,17 @@ def parse_gammas(value: object) -> tuple[int, ...]:
     return tuple(sorted(gammas))
 
 
+def _parts(value: Any) -> Sequence[Any]:
+    """The items of a list, also of one that is written with commas."""
+    return value if isinstance(value, list | tuple) else str(value).split(",")
+
+
 def _text(value: Any) -> Any:
     # Not the value: a system prompt is private, and so are prompts given for their file.
     if not isinstance(value, str) or not value.strip():
         found = "an empty text" if isinstance(value, str) else kind_of(value)
         raise ValueError(f"{found} is not a text; write one, in quotes if need be")
-    if "\0" in value or not _encodable(value):
+    if not _storable(value):
         raise ValueError("the text holds a NUL or half a surrogate pair; leave it out")
     return value
 
@@ -112,9 +116,13 @@ def _texts(value: Any) -> tuple[str, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     if any(not isinstance(item, str) or not item.strip() for item in items):
         raise ValueError(f"{shown(value)} is not a text or a list of texts")
-    if any("\0" in item or not _encodable(item) for item in items):
+    if not all(map(_storable, items)):
         raise ValueError("a text holds a NUL or half a surrogate pair; leave it out")
     return tuple(items)
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and _encodable(text)
 
 
 def _encodable(text: str) -> bool:
@@ -130,9 +138,8 @@ def _drafts(value: Any) -> tuple[str, ...]:
 
 def _counts(what: str) -> Callable[[Any], tuple[int, ...]]:
     def parse(value: Any) -> tuple[int, ...]:
-        parts = value if isinstance(value, list | tuple) else str(value).split(",")
         try:
-            found = [part if isinstance(part, int) else int(str(part)) for part in parts]
+            found = [part if isinstance(part, int) else int(str(part)) for part in _parts(value)]
         except ValueError:
             raise ValueError(f"{shown(value)} is no list of {what}; write 1,2,4,8") from None
         if not found or any(isinstance(count, bool) or not 1 <= count <= MAX_BATCH for count in found):
@@ -152,9 +159,8 @@ def _rates(value: Any) -> tuple[float, ...]:
     """`0.5,1,2` -> requests a second in the order given."""
     if value is None:
         return ()
-    parts = value if isinstance(value, list | tuple) else str(value).split(",")
     try:
-        rates = tuple(_above_zero(part, 1e6) for part in parts)
+        rates = tuple(_above_zero(part, 1e6) for part in _parts(value))
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{shown(value)} is no list of requests per second; write 0.5,1,2") from None
     if len(set(rates)) != len(rates):
@@ -191,9 +197,8 @@ def _lengths(value: Any) -> tuple[int, ...]:
     """`1k,4k,16k` -> 1024, 4096, 16384, ascending; `quantiles` -> THIRDS."""
     if value in ("quantiles", "", None, [], (), THIRDS, list(THIRDS)):
         return THIRDS if value in ("quantiles", THIRDS, list(THIRDS)) else ()
-    parts = value if isinstance(value, list | tuple) else str(value).split(",")
     found = []
-    for part in parts:
+    for part in _parts(value):
         number, kilo, rest = str(part).strip().lower().partition("k")
         if isinstance(part, bool) or not number.isdecimal() or rest or not 1 <= int(number) <= 10_000_000:
             raise ValueError(f"{shown(value)} are no lengths; write 1k,4k,16k or quantiles")

@@ -39,10 +39,10 @@ def read_yaml(text: str) -> Any:
 
 def read_file(path: Path) -> dict[Any, Any]:
     """The keys and values of a configuration. Raises ConfigError."""
-    if not path.is_file():
-        what = "The configuration is not a file" if path.exists() else "No such configuration file"
-        raise ConfigError(what, where=str(path), hint="Check the path given to --config.")
     try:
+        if not path.is_file():
+            what = "The configuration is not a file" if path.exists() else "No such configuration file"
+            raise ConfigError(what, where=str(path), hint="Check the path given to --config.")
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -46,6 +46,19 @@ _WANTED = {
     "model_type": "an object",
     "dataclass_type": "an object",
 }
+# What is wrong with a value of the right type.
+_BEYOND = {
+    "greater_than_equal": "is below {ge:g}",
+    "greater_than": "is not above {gt:g}",
+    "less_than_equal": "is not a number up to {le:g}",
+    "less_than": "is not below {lt:g}",
+    **dict.fromkeys(("too_long", "string_too_long"), "has more than {max_length} entries"),
+    **dict.fromkeys(("too_short", "string_too_short"), "is empty"),
+    "json_invalid": "is not JSON: {error}",  # what Python's reader takes, such as half a surrogate pair
+    "string_unicode": "holds half a surrogate pair",
+    "value_error": "{error}",  # a check of ours, whose words follow the place
+}
+
 # What settings are told of a value that we wrote ourselves: it is not what people write.
 STORED = "stored"
 
@@ -58,11 +71,18 @@ def kind_of(value: object) -> str:
 
 
 def expanded(path: str, error: type[UsageError]) -> Path:
-    """The path, `~` written out. Raises this `error` for the home directory of nobody."""
+    """The path, `~` written out. Raises this `error` for the home directory of nobody, and for a path that the system
+    does not look at: too long, or in a folder that is closed to the user."""
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
+        found.exists()
     except RuntimeError:
         raise error("no such home directory", where=path, hint="Write the path in full.") from None
+    except OSError as why:
+        raise error(
+            f"cannot read the path: {why.strerror}", where=path, hint="Check the path and its permissions."
+        ) from None
+    return found
 
 
 def read_json(kind: type[Kind], data: bytes, noun: str) -> Kind:
@@ -128,31 +148,7 @@ def _line(error: ValidationError, value: object, noun: str, adapter: TypeAdapter
         return f"{path} is none of {choices}"
     if code in _WANTED:
         return f"{path} is {kind_of(found)}, not {_WANTED[code]}"
-    return f"{path} {_beyond(code, context)}"
-
-
-def _beyond(code: str, context: Mapping[str, Any]) -> str:
-    """What is wrong with a value of the right type."""
-    match code:
-        case "greater_than_equal":
-            return f"is below {context['ge']:g}"
-        case "greater_than":
-            return f"is not above {context['gt']:g}"
-        case "less_than_equal":
-            return f"is not a number up to {context['le']:g}"
-        case "less_than":
-            return f"is not below {context['lt']:g}"
-        case "too_long" | "string_too_long":
-            return f"has more than {context['max_length']} entries"
-        case "too_short" | "string_too_short":
-            return "is empty"
-        case "json_invalid":  # what Python's reader takes, such as half a surrogate pair
-            return f"is not JSON: {context['error']}"
-        case "string_unicode":
-            return "holds half a surrogate pair"
-        case "value_error":
-            return str(context["error"])  # a check of ours, whose words follow the place
-    return "is not what may be there"
+    return f"{path} {_BEYOND.get(code, 'is not what may be there').format_map(context)}"
 
 
 def _at(value: Any, place: tuple[int | str, ...]) -> object:

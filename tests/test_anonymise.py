@@ -13,7 +13,7 @@ from test_workload import numbered, write
 
 from specbench.errors import WorkloadError
 from specbench.workload import load_workload
-from specbench.workload.profile import Outline, outline_lines, outlines, write_new
+from specbench.workload.profile import outline_lines, write_new
 from specbench.workload.shapes import SHAPES
 
 SECRET = "Grüße an Frau Wölfchen"
@@ -40,10 +40,12 @@ def workload(tmp_path):
 
 
 def test_an_outline_is_the_category_and_the_lengths(workload):
-    assert list(outlines(load_workload(workload).prompts)) == [
-        Outline(1, "mail", 22, 1, 1, False),
-        Outline(2, None, 7 + 3 + 4 + 5, 4, 2, True),
-        Outline(3, None, 22, 1, 1, False),
+    keys = ("number", "category", "characters", "message_count", "user_messages", "has_system")
+    lines = outline_lines(load_workload(workload).prompts).splitlines()
+    assert list(map(json.loads, lines)) == [
+        dict(zip(keys, (1, "mail", 22, 1, 1, False), strict=True)),
+        dict(zip(keys, (2, None, 7 + 3 + 4 + 5, 4, 2, True), strict=True)),
+        dict(zip(keys, (3, None, 22, 1, 1, False), strict=True)),
     ]
 
 

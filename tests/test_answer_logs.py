@@ -49,6 +49,13 @@ def test_answers_of_another_file_are_joined_by_id(tmp_path, source):
     assert "no answer of another file has its id" in found.skipped[0].reason
 
 
+def test_what_a_prompt_leaves_empty_does_not_hide_the_answer_of_another_file(tmp_path):
+    """As a table of prompts has it that has a column for answers."""
+    asked = lines({"id": 1, "prompt": QUESTION, "response": None}, {"id": 2, "prompt": QUESTION})
+    _, answers = read(tmp_path, "asked.jsonl", asked, lines({"id": 1, "response": "a"}, {"id": 2, "response": "b"}))
+    assert [one.reply.message.content for one in answers] == ["a", "b"]
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_holds_no_answers_is_refused_by_name_and_without_its_text(tmp_path, what):
     name, text, said = REFUSED[what]
@@ -189,6 +196,8 @@ def test_token_ids_of_a_log_are_taken(tmp_path):
     assert (whole.form, whole.limit, whole.temperature) == ("rendered", 64, 0.5)
     assert (streamed.reply.ids, streamed.reply.prompt_ids, streamed.reply.finish) == ((8, 9, 3), None, "length")
     assert streamed.form == "text"
+    small = SAMPLES["vLLM log"][1].replace("temperature=0.5", "temperature=5e-05")
+    assert [one.temperature for one in read(tmp_path, "small.log", small)[1]] == [5e-05] * 2
     entry = {"token": "token_id:8", "logprob": -0.5}
     choice = {"message": {"content": "x"}, "logprobs": {"content": [entry, entry | {"token": "token_id:9"}]}}
     request = {"messages": [{"role": "user", "content": "x"}]}

@@ -84,6 +84,11 @@ def test_a_missing_file(tmp_path):
         load_config(tmp_path / "nowhere.yaml", {})
 
 
+def test_a_path_that_is_too_long_for_a_file(tmp_path):
+    with pytest.raises(ConfigError, match="Cannot read the configuration: File name too long"):
+        load_config(tmp_path / ("a" * 300), {})
+
+
 def test_flags_override_the_file_and_none_does_not(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("gamma: 1..3\ntemperature: 0.5\npolicy: {min_speedup: 1.5, confidence: 0.9}\n")

@@ -33,7 +33,7 @@ from specbench.errors import ConfigError, ModelError
 from specbench.models.heads import find_head
 from specbench.records import Sampling
 from specbench.verify.rounds import loop_and_replay
-from specbench.verify.setup import make_setup
+from specbench.verify.setup import Setup
 
 PLAIN = markov_llama(context=0.03, vocab_size=VOCAB)
 TARGET = lean(PLAIN)
@@ -174,11 +174,9 @@ def test_the_doctor_asks_no_more_than_a_block_of_a_round(tmp_path):
     folder = save_dflash(tmp_path, trained(), block_size=3)
     draft = HeadDraft(parse_draft(str(folder)), load_head(find_head(str(folder)), loaded(TARGET)))
     prompts = [PROMPT, PROMPT[::-1]]
-    bed = make_setup(
-        loaded(TARGET), [draft], prompts, sampling=GREEDY, eos=frozenset(), max_new_tokens=20, dtype="float32"
-    )
+    bed = Setup(loaded(TARGET), [draft], prompts, sampling=GREEDY, eos=frozenset(), max_new_tokens=20, dtype="float32")
     found = loop_and_replay(bed, bed.drafts[0])
-    assert found.severity == "ok", found.message
+    assert found.severity == "ok", found.said
     assert max(one.drafted for live, _ in bed.with_draft(bed.drafts[0]) for one in live.rounds) == 2
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from specbench.records import Finding, Reason
 from specbench.report.dialect import Compiled, because, environment, of_100, said
 from specbench.report.layout import TerminalPage
-from specbench.verify.findings import Examination, noticed
+from specbench.verify import Examination
+from specbench.verify.doctor import noticed
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from specbench.drafters.model import ModelDrafter
 from specbench.drafters.spec import parse_draft
 from specbench.models import LoadedModel, load_model
 from specbench.records import Sampling
-from specbench.verify import findings, machine, sampled, texts
-from specbench.verify.doctor import Patient, examine
-from specbench.verify.setup import make_setup
+from specbench.verify import Examination, doctor, machine, sampled, texts
+from specbench.verify.doctor import Setups, examine
+from specbench.verify.setup import Setup
 
 VOCAB = 257
 EOS = frozenset({256})
@@ -57,11 +57,11 @@ def bed_of(tokenizer, draft, *, sampling=GREEDY, spec="near", target=TARGET, tok
     target = loaded_as("target", target, tokenizer)
     model = None if draft is None else loaded_as("near", draft, tokenizer)
     drafts = [Draft(parse_draft(spec), model)]
-    return make_setup(target, drafts, PROMPTS, sampling=sampling, eos=EOS, max_new_tokens=tokens, dtype="float32")
+    return Setup(target, drafts, PROMPTS, sampling=sampling, eos=EOS, max_new_tokens=tokens, dtype="float32")
 
 
 def broken(bed, warm=None):
-    found = examine(Patient(bed, bed, warm, [[1, 2, 3] * 10]))
+    found = examine(Setups(bed, bed, warm, [[1, 2, 3] * 10]))
     return {finding.code for finding in found if finding.severity == "broken"}
 
 
@@ -247,8 +247,9 @@ def test_logits_that_are_no_numbers_are_named(tokenizer):
     sick = copy.deepcopy(NEAR)
     sick.lm_head.weight[3].fill_(float("nan"))
     assert broken(bed_of(tokenizer, sick)) == {"finite-logits"}
-    alone = replace(bed_of(tokenizer, NEAR), drafts=[])
-    assert "every logit of 1 model is a number" in texts.finite_logits(alone).message
+    alone = bed_of(tokenizer, NEAR)
+    alone.drafts = []
+    assert "every logit of 1 model is a number" in texts.finite_logits(alone).said
 
 
 def test_a_target_that_ends_at_once_is_named(tokenizer):
@@ -272,7 +273,7 @@ def test_a_part_that_fails_is_a_finding_without_its_message(tokenizer):
         def propose(self, x, k, generator):
             raise RuntimeError("secret prompt")
 
-    found = examine(Patient(with_drafter(bed, drafter_with(CachedModel(NEAR, 99), kind=Failing)), bed, None, []))
+    found = examine(Setups(with_drafter(bed, drafter_with(CachedModel(NEAR, 99), kind=Failing)), bed, None, []))
     assert any(f.code == "draft-history" and f.severity == "broken" for f in found)
     assert "secret" not in str(found)
 
@@ -282,7 +283,7 @@ def test_the_command_says_the_same_in_json_and_in_words(lab):
     result = call(*args, "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    assert set(found) == {field.name for field in fields(findings.Examination)}
+    assert set(found) == {field.name for field in fields(Examination)}
     assert found["broken"] == 0 and {f["severity"] for f in found["findings"]} <= {"ok", "note", "not checked"}
     words = call(*args).stdout
     assert "Nothing is broken" in words and "xylophone" not in words
@@ -297,10 +298,9 @@ def test_a_model_that_is_not_there_is_broken_and_the_exit_code_says_so(lab, tmp_
 
 def test_the_contract_lists_every_code_and_key():
     contract = PAGES["contract.md"]
-    folder = Path(findings.__file__).parent
-    source = "".join(path.read_text() for path in folder.glob("*.py"))
-    codes = set(re.findall(r'(?:noticed|_not_checked|_cache)\(\s*"([\w-]+)"', source)) | {texts.TEMPLATE}
-    codes |= {"draft-sampling", "draft-temperature"}
+    source = Path(doctor.__file__).read_text()
+    codes = set(re.findall(r'\(\s*"([a-z]+(?:-[a-z]+)*)", ', source)) | set(texts._SOUND)
+    assert {"memory", "finite-logits", "same-text", "draft-sampling", "two-begins"} <= codes
     listed = set(re.findall(r"`([\w-]+)`", contract.partition("### Doctor: codes")[2].partition("\n## ")[0]))
     assert codes <= listed
 
@@ -314,9 +314,7 @@ def test_on_real_language_a_shuffled_draft_and_wrong_templates_are_named():
 
     def meaning(model):
         drafts = [Draft(parse_draft("d"), replace(draft, model=model))]
-        bed = make_setup(
-            target, drafts, [sample], sampling=GREEDY, eos=frozenset({2}), max_new_tokens=8, dtype="bfloat16"
-        )
+        bed = Setup(target, drafts, [sample], sampling=GREEDY, eos=frozenset({2}), max_new_tokens=8, dtype="bfloat16")
         return bed, texts.vocabulary_meaning(bed, bed.drafts[0], [sample])
 
     bed, sane = meaning(draft.model)

@@ -13,7 +13,7 @@ from specbench.models import LoadedModel
 from specbench.models.heads import find_head
 from specbench.records import Sampling
 from specbench.verify import heads, rounds
-from specbench.verify.setup import make_setup
+from specbench.verify.setup import Setup
 
 TARGET = marked_llama()
 PROMPTS = [[first, 7, first + 1] for first in range(0, 60, 4)]
@@ -25,14 +25,19 @@ def bed_of(folder, tensors=None, **changes):
     loaded = LoadedModel("tiny", TARGET, None, None, 0, 0, 512)
     head = load_head(find_head(str(folder)), loaded)
     draft = HeadDraft(parse_draft(str(folder)), head)
-    bed = make_setup(loaded, [draft], PROMPTS, sampling=Sampling(), eos=frozenset(), max_new_tokens=8, dtype="float32")
+    bed = Setup(loaded, [draft], PROMPTS, sampling=Sampling(), eos=frozenset(), max_new_tokens=8, dtype="float32")
     return bed, bed.drafts[0]
 
 
 def states(bed, draft):
-    found = [heads.head_agreement(bed, draft), heads.head_depth(bed, draft), heads.head_config(bed, draft)]
-    found += [rounds.survival_cliff(bed, draft), rounds.loop_and_replay(bed, draft), rounds.same_text(bed, draft)]
-    return {one.code: one for one in found}
+    return {
+        "head-agreement": heads.head_agreement(bed, draft),
+        "head-depth": heads.head_depth(bed, draft),
+        "head-config": heads.head_config(bed, draft),
+        "survival-cliff": rounds.survival_cliff(bed, draft),
+        "loop-replay": rounds.loop_and_replay(bed, draft),
+        "same-text": rounds.same_text(bed, draft),
+    }
 
 
 def broken(found):
@@ -43,21 +48,21 @@ def broken(found):
 def test_a_sound_head(tmp_path):
     found = states(*bed_of(tmp_path))
     assert {one.severity for one in found.values()} == {"ok"}, found
-    assert found["head-agreement"].message.startswith("100%")
+    assert found["head-agreement"].said.startswith("100%")
 
 
 def test_layers_off_by_one_are_named_with_those_that_fit(tmp_path):
     found = states(*bed_of(tmp_path, eagle_aux_hidden_state_layer_ids=[0, 1, 2]))
     assert "head-config" in broken(found)
-    assert "states before layers 0, 1, 2" in found["head-config"].message
-    assert "with states before layers 1, 2, 3 100%" in found["head-config"].message
+    assert "states before layers 0, 1, 2" in found["head-config"].said
+    assert "with states before layers 1, 2, 3 100%" in found["head-config"].said
 
 
 @pytest.mark.full
 def test_a_norm_too_few_is_named(tmp_path):
     found = states(*bed_of(tmp_path, norm_before_residual=False))
     assert "head-config" in broken(found)
-    assert "norm_before_residual: true" in found["head-config"].message
+    assert "norm_before_residual: true" in found["head-config"].said
 
 
 @pytest.mark.full
@@ -97,6 +102,6 @@ def test_a_poor_head_is_not_broken(tmp_path):
     for name in ("lm_head.weight", "layers.0.self_attn.v_proj.weight"):
         tensors[name] = tensors[name] + 0.6 * tensors[name].std() * torch.randn_like(tensors[name])
     found = states(*bed_of(tmp_path, tensors))
-    first = int(found["head-agreement"].message.partition("%")[0])
+    first = int(found["head-agreement"].said.partition("%")[0])
     assert 15 < first < 85, found["head-agreement"]
     assert broken(found) == set(), found

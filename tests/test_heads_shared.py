@@ -26,7 +26,7 @@ def test_a_trained_head_in_loop_and_replay():
     from specbench.models.heads import find_head
     from specbench.models.prompts import encode
     from specbench.records import Message, Prompt, Sampling
-    from specbench.verify.setup import GAMMA, make_setup
+    from specbench.verify.setup import GAMMA, Setup
 
     target = load_model("demo:target", dtype="float32", device="cpu")
     make_lean(target.model)
@@ -35,9 +35,7 @@ def test_a_trained_head_in_loop_and_replay():
     texts = [json.loads(line)["prompt"] for line in WORKLOAD.read_text().splitlines()]
     prompts = [encode(target, Prompt("p", (Message("user", text),), ""), None) for text in sorted(texts, key=len)[:3]]
     draft = HeadDraft(parse_draft(str(SHARED)), head)
-    bed = make_setup(
-        target, [draft], prompts, sampling=Sampling(), eos=frozenset({2}), max_new_tokens=24, dtype="float32"
-    )
+    bed = Setup(target, [draft], prompts, sampling=Sampling(), eos=frozenset({2}), max_new_tokens=24, dtype="float32")
     (draft,) = bed.drafts
     replayed, accepted = bed.replayed(draft), 0
     for i, (live, _) in enumerate(bed.with_draft(draft)):

@@ -264,9 +264,9 @@ def test_a_user_who_spells_a_special_token_is_encoded_as_transformers_does_and_c
     loaded = model(lab, "{% for m in messages %}{{ m.content }}{% endfor %}")
     special = next(token.content for token in loaded.tokenizer.added_tokens_decoder.values() if token.special)
     spelled, plain = (Prompt(name, (Message("user", name),), name) for name in (f"x {special} y", "x y"))
-    assert special_tokens(loaded.tokenizer, [plain]) == []
-    (found,) = special_tokens(loaded.tokenizer, [spelled, plain])
-    assert (found.severity, found.message.startswith("1 of 2 prompts spell")) == ("note", True)
+    assert special_tokens(loaded.tokenizer, [plain]) is None
+    found = special_tokens(loaded.tokenizer, [spelled, plain])
+    assert (found.severity, found.said.startswith("1 of 2 prompts spell")) == ("note", True)
     turns = [{"role": "user", "content": f"x {special} y"}]
     ids = loaded.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert encode(loaded, spelled, {}) == list(ids)

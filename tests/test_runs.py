@@ -59,6 +59,14 @@ def test_without_runs_one_line_says_so(args, says, tmp_path):
     assert result.stderr.startswith(f"specbench: {says}") and result.stderr.count("\n") == 1
 
 
+def test_a_folder_that_the_system_does_not_look_at(tmp_path):
+    out = tmp_path / ("a" * 300)
+    for args in (("runs",), ("sweep", "--draft", "ngram:n=3")):
+        result = call(*args, "--out", out)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("specbench: Cannot look for run folders: File name too long (")
+
+
 def test_a_number_names_a_run_wherever_one_is_asked_for(out):
     first, third = out / "20260103T000000Z-newer", out / "20260101T000000Z-older"
     for command in (["show"], ["replay"], ["plan"], ["explain"]):

@@ -69,6 +69,11 @@ def test_a_system_text_that_is_there_already_is_not_told_twice(tmp_path: Path) -
     assert asked_in({"prompt": "hi", "system": 3}).unused == ("system",)
 
 
+def test_a_prompt_beside_a_conversation_that_does_not_hold_it_is_named() -> None:
+    assert asked_in({"messages": CHAT, "prompt": "Answer in French."}).unused == ("prompt",)
+    assert asked_in({"messages": CHAT, "prompt": "hi"}).unused == ()
+
+
 def test_the_system_text_of_a_row_goes_before_that_of_the_run(tmp_path: Path) -> None:
     workload = loaded(tmp_path, {"prompt": "hi", "system": "Be terse."}, {"prompt": "hi"}, system_prompt="Be kind.")
     assert [prompt.messages[0].content for prompt in workload.prompts] == ["Be terse.", "Be kind."]

@@ -13,9 +13,6 @@ from specbench.models.prompts import Kwargs, Today, beyond, encode, render, temp
 from specbench.records import Finish
 from specbench.workload.replies import Recorded
 
-# Of no answer that says nothing of its limit.
-NO_LIMIT = 1_000_000
-
 
 class UnwrittenAnswerError(Exception):
     """An answer that cannot be had as token ids; the argument is the reason, without a word of the text."""
@@ -61,7 +58,7 @@ class AnswerEncoder:
         if not output:
             raise UnwrittenAnswerError("the answer has no tokens")
         cut = finish == "length"
-        limit = len(output) if cut else max(len(output), min(one.limit or NO_LIMIT, self._longest))
+        limit = len(output) if cut else max(len(output), min(one.limit or self._longest, self._longest))
         prompt = self._prompt(one)
         if (strange := beyond([*prompt, *output], self._size)) is not None:
             raise UnwrittenAnswerError(strange)

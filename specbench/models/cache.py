@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +23,11 @@ from specbench.errors import ConfigError, ModelError
 from specbench.validation import expanded
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
-
 
 MARKER = "complete.json"
 _FORMAT = 1  # raise it when conversion changes, and older copies are made again
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_ELSEWHERE = "Free some space, or set SPECBENCH_CACHE to a folder on another disk."
 
 
 def cache_root() -> Path:
@@ -126,15 +123,13 @@ def exclusive(notice: Notice) -> Iterator[None]:
 
 def require_space(needed_bytes: int, purpose: str) -> None:
     """Raise ModelError, with numbers, when the cache's disk has less than `needed_bytes` free."""
-    free = shutil.disk_usage(cache_root()).free
-    if free < needed_bytes:
-        raise _no_space(needed_bytes, free, purpose)
+    if shutil.disk_usage(cache_root()).free < needed_bytes:
+        raise _no_space(needed_bytes, purpose)
 
 
 @contextmanager
 def storage_errors(needed_bytes: int, purpose: str) -> Iterator[None]:
     """Turn a full disk or an unwritable cache inside the block into ModelError; other errors pass."""
-    root = cache_root()
     try:
         yield
     except ModelError:
@@ -143,28 +138,22 @@ def storage_errors(needed_bytes: int, purpose: str) -> Iterator[None]:
         number = error.errno if isinstance(error, OSError) else None
         # safetensors and tokenizers write from Rust, and raise their own errors with the number in the text only.
         if number in _NO_SPACE or f"os error {errno.ENOSPC}" in str(error):
-            raise _no_space(needed_bytes, _free(root), purpose) from error
+            raise _no_space(needed_bytes, purpose) from error
         if number is None:
             raise
         raise ModelError(
             f"{purpose} needs the cache, which cannot be used: {os.strerror(number)}",
-            where=str(root),
+            where=str(cache_root()),
             hint="Make it writable, or set SPECBENCH_CACHE to a folder that is.",
         ) from error
 
 
-def _no_space(needed_bytes: int, free_bytes: int | None, purpose: str) -> ModelError:
-    free = "" if free_bytes is None else f", and {free_bytes / 1e6:.0f} MB are free"
-    return ModelError(
-        f"no space left: {purpose} needs {needed_bytes / 1e6:.0f} MB{free}", where=str(cache_root()), hint=_ELSEWHERE
-    )
-
-
-def _free(root: Path) -> int | None:
-    try:
-        return shutil.disk_usage(root).free
-    except OSError:
-        return None
+def _no_space(needed_bytes: int, purpose: str) -> ModelError:
+    what, root = f"no space left: {purpose} needs {needed_bytes / 1e6:.0f} MB", cache_root()
+    with suppress(OSError):
+        what += f", and {shutil.disk_usage(root).free / 1e6:.0f} MB are free"
+    hint = "Free some space, or set SPECBENCH_CACHE to a folder on another disk."
+    return ModelError(what, where=str(root), hint=hint)
 
 
 def _sweep(parent: Path, prefix: str) -> None:
@@ -182,33 +171,31 @@ _LINE_EVERY_S = 10.0
 
 class Notice:
     """Where progress is told: a moving `bar` on a terminal, which leaves nothing behind but the lines of `say`; for
-    logs and pipes a line for each step, and one now and then while bytes arrive."""
+    logs and pipes, where the bar is disabled, a line for each step, and one now and then while bytes arrive."""
 
-    def __init__(self, console: Console, title: str, bar: Progress | None = None) -> None:
-        self._console, self._title, self._bar = console, title, bar
-        self._task = None if bar is None else bar.add_task(title, total=None, amount="")
+    def __init__(self, title: str, bar: Progress) -> None:
+        self._title, self._bar = title, bar
+        self._task = bar.add_task(title, total=None, amount="")
         self._total: int | None = None
         self._told_at = time.monotonic()
 
     def step(self, text: str, total_bytes: int | None = None) -> None:
         self._total = total_bytes
-        if self._bar is None or self._task is None:
+        self._bar.reset(self._task, total=total_bytes, description=f"{self._title}: {text}", amount="")
+        if self._bar.disable:
             self.say(text)
-        else:
-            self._bar.reset(self._task, total=total_bytes, description=f"{self._title}: {text}", amount="")
 
     def at(self, done_bytes: int) -> None:
         total = "" if self._total is None else f" of {self._total / 1e6:.0f}"
         amount = f"{done_bytes / 1e6:.0f}{total} MB"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done_bytes, amount=amount)
-        elif time.monotonic() - self._told_at >= _LINE_EVERY_S:
+        self._bar.update(self._task, completed=done_bytes, amount=amount)
+        if self._bar.disable and time.monotonic() - self._told_at >= _LINE_EVERY_S:
             self.say(amount)
 
     def say(self, text: str) -> None:
         self._told_at = time.monotonic()
         # Paths hold brackets and digits, which rich would take for markup; a wrapped path cannot be copied.
-        self._console.print(f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
+        self._bar.console.print(f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -218,16 +205,17 @@ def notices(title: str) -> Iterator[Notice]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=sys.stderr)
-    if not console.is_terminal:
-        yield Notice(console, title)
-        return
-    columns = (
+    with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
-    )
-    # Rich's own redirection would turn whatever a library prints on stderr into lines above the bar.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
-        yield Notice(console, title, progress)
+        console=console,
+        transient=True,
+        # Rich's own redirection would turn whatever a library prints on stderr into lines above the bar.
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not console.is_terminal,
+    ) as bar:
+        yield Notice(title, bar)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from specbench.config import RunConfig
 from specbench.errors import ModelError
@@ -22,12 +23,8 @@ from specbench.models.hub import cached_folder
 from specbench.models.load import LoadedModel
 from specbench.models.prompts import Kwargs, Today, encoding_cautions, render, template_arguments
 from specbench.records import Finding, Prompt, Sampling, warned
-from specbench.text import shown
+from specbench.text import count, shown
 from specbench.validation import expanded
-
-if TYPE_CHECKING:
-    from specbench.models.load import LoadedModel
-
 
 CODE = "generation-config"
 
@@ -56,24 +53,22 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "use_mtp": (False,),
     "assistant_ensemble_weight": (),
 }
-_SERVERS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 # What gguf writes into a GGUF file as well; llama.cpp takes it from there.
 _DRAWN = ("temperature", "top_k", "top_p", "min_p")
+_SERVERS = ("repetition_penalty", *_DRAWN)
 
 
 def own_settings(name: str) -> tuple[str, dict[str, Any]] | None:
     """The file in which a model says how to generate, and what it says, where that is at hand: in its directory, or in
     the local cache of the hub; else None. Fetches nothing. Raises ModelError for a file that cannot be read."""
+    folder: Path | None
     if name.startswith(PREFIX):
         folder = folder_of(name)
     elif is_local(name):
         folder = expanded(name, ModelError)
     else:
-        found = cached_folder(*name.partition("@")[::2])
-        if found is None:
-            return None
-        folder = found
-    return generation_settings(folder, name)
+        folder = cached_folder(*name.partition("@")[::2])
+    return None if folder is None else generation_settings(folder, name)
 
 
 def measured(sampling: Sampling) -> dict[str, float]:
@@ -90,13 +85,23 @@ def measured(sampling: Sampling) -> dict[str, float]:
 def unmeasured(values: Mapping[str, Any], sampling: Sampling, *, new_tokens: int, longest: int) -> dict[str, Any]:
     """Those of a file's `values` that would change a text, or where it ends, from what was measured with `sampling`, at
     most `new_tokens` tokens and sequences of up to `longest`. Ends of sequence are not among them."""
-    return {
-        key: value
-        for key, neutral in _NEUTRAL.items()
-        if (value := values.get(key)) is not None
-        and value not in ([], {}, "")
-        and _changes(key, value, neutral, values, sampling, {"max_new_tokens": new_tokens, "max_length": longest})
-    }
+    ours, draws = measured(sampling), values.get("do_sample") is True
+    limits = {"max_new_tokens": new_tokens, "max_length": longest}
+
+    def changes(key: str, value: Any) -> bool:
+        if value is None or value in ([], {}, ""):
+            return False
+        if key in limits:
+            return not isinstance(value, int) or value < limits[key]
+        if key == "do_sample":
+            return value is sampling.greedy
+        if key == "repetition_penalty" or (key in _DRAWN and not sampling.greedy):
+            return bool((0 if value == -1 and key == "top_k" else value) != ours[key])
+        if draws and (key, value) in (("temperature", 1.0), ("top_k", 50)):
+            return True  # said beside do_sample, though transformers would draw with them anyway
+        return value not in _NEUTRAL[key] and not (key == "top_k" and value == 50)
+
+    return {key: values[key] for key in _NEUTRAL if changes(key, values.get(key))}
 
 
 def own_cautions(
@@ -145,26 +150,6 @@ def generation_caution(
     return warned(CODE, "; ".join(said), _hint(found) if parts else "See that the engine ends at all of them.")
 
 
-def _changes(
-    key: str,
-    value: Any,
-    neutral: tuple[object, ...],
-    values: Mapping[str, Any],
-    sampling: Sampling,
-    limits: Mapping[str, int],
-) -> bool:
-    ours, draws = measured(sampling), values.get("do_sample") is True
-    if key in limits:
-        return not isinstance(value, int) or value < limits[key]
-    if key == "do_sample":
-        return value is sampling.greedy
-    if key == "repetition_penalty" or (key in _DRAWN and not sampling.greedy):
-        return bool((0 if value == -1 and key == "top_k" else value) != ours[key])
-    if draws and (key, value) in (("temperature", 1.0), ("top_k", 50)):
-        return True  # said beside do_sample, though transformers would draw with them anyway
-    return value not in neutral and not (key == "top_k" and value == 50)
-
-
 def _listed(found: Mapping[str, Any], keys: list[str]) -> str:
     return ", ".join(f"{key} {shown(found[key])}" for key in keys)
 
@@ -190,7 +175,7 @@ _TURNS = {"system": "a system message", "user": "a user turn", "assistant": "an 
 _FIELDS = {"tool_calls": "calls of tools", "reasoning_content": "thoughts", "name": "names of speakers"}
 
 
-def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) -> list[Finding]:
+def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) -> Iterator[Finding]:
     """template-drops, what the target's template does not write, and request-fields-not-used, what only a server
     understands; each with its number of prompts. `prompts` are those that it renders."""
     dropped: Counter[str] = Counter()
@@ -198,40 +183,41 @@ def unwritten(loaded: LoadedModel, prompts: Sequence[Prompt], kwargs: Kwargs) ->
     for prompt in prompts:
         dropped.update(set(_dropped(loaded.tokenizer, prompt, kwargs)))
         request.update(prompt.request.keys())
-    cautions = []
     if dropped:
         who = f"the chat template of {loaded.name} does not write"
-        if _bare(loaded.tokenizer):
+        if loaded.tokenizer.chat_template is None:
             who = f"{loaded.name} has no chat template, and nothing else writes"
-        cautions.append(
-            warned(
-                "template-drops",
-                f"{who} {_counted(dropped)}: the target never sees that",
-                "Use the template that your engine uses, or take out of prompts and settings what it has no place for.",
-            )
+        yield warned(
+            "template-drops",
+            f"{who} {_counted(dropped)}: the target never sees that",
+            "Use the template that your engine uses, or take out of prompts and settings what it has no place for.",
         )
     if request:
-        cautions.append(
-            warned(
-                "request-fields-not-used",
-                f"only a server understands {_counted(request)}: not used in process",
-                "Measure with specbench sweep --server, or expect other texts where your traffic has these fields.",
-            )
+        yield warned(
+            "request-fields-not-used",
+            f"only a server understands {_counted(request)}: not used in process",
+            "Measure with specbench sweep --server, or expect other texts where your traffic has these fields.",
         )
-    return cautions
 
 
 def _dropped(tokenizer: Any, prompt: Prompt, kwargs: Kwargs) -> Iterator[str]:
     """Names of what is not written of one prompt."""
     given = template_arguments(prompt, kwargs)
     turns = given["conversation"]
-    names = [name for name in given if name not in ("conversation", "tools")]
     text = _rendered(tokenizer, given)
-    if prompt.tools and not _matters(tokenizer, text, [_without(given, "tools")]):
+
+    def matters(other: Mapping[str, Any]) -> bool:
+        """Whether this rendering is another text, or fails."""
+        return _rendered(tokenizer, other) != text
+
+    def turn_matters(place: int, turn: Mapping[str, Any]) -> bool:
+        return matters({**given, "conversation": [*turns[:place], turn, *turns[place + 1 :]]})
+
+    if prompt.tools and not matters(_without(given, "tools")):
         yield "tools"
-    for name in names:
+    for name in given.keys() - {"conversation", "tools"}:
         # A default that is given has no effect, and another value has.
-        if not _matters(tokenizer, text, [_without(given, name), given | {name: _another(given[name])}]):
+        if not matters(_without(given, name)) and not matters({**given, name: _another(given[name])}):
             yield f"template argument {name}"
     marks = [f"{_OTHER}{place}{_OTHER}" for place in range(len(turns))]
     marked = [turn | {"content": turn["content"] + mark} for turn, mark in zip(turns, marks, strict=True)]
@@ -239,22 +225,17 @@ def _dropped(tokenizer: Any, prompt: Prompt, kwargs: Kwargs) -> Iterator[str]:
     for place, turn in enumerate(turns):
         # One rendering settles nearly all turns; the others are changed one by one.
         written = marks[place] in all_marked or not turn["content"].strip()
-        if not written and not _matters(tokenizer, text, [_with_turn(given, place, marked[place])]):
+        if not written and not turn_matters(place, marked[place]):
             yield _TURNS[turn["role"]]
         for name, what in _FIELDS.items():
             # Templates know a tool by the call that it answers, and seldom by its name.
             asked = name in turn and not (name == "name" and turn["role"] == "tool")
-            if asked and not _matters(tokenizer, text, [_with_turn(given, place, _without(turn, name))]):
+            if asked and not turn_matters(place, _without(turn, name)):
                 yield what
 
 
-def _matters(tokenizer: Any, text: str | None, others: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any of these renderings is another text, or fails."""
-    return any(_rendered(tokenizer, other) != text for other in others)
-
-
 def _rendered(tokenizer: Any, given: Mapping[str, Any]) -> str | None:
-    if _bare(tokenizer):
+    if tokenizer.chat_template is None:
         return "\n\n".join(turn["content"] for turn in given["conversation"])
     try:
         return str(render(tokenizer, given, tokenize=False))
@@ -262,18 +243,8 @@ def _rendered(tokenizer: Any, given: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _bare(tokenizer: Any) -> bool:
-    return tokenizer.chat_template is None
-
-
 def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != name}
-
-
-def _with_turn(given: Mapping[str, Any], place: int, turn: Mapping[str, Any]) -> dict[str, Any]:
-    turns = list(given["conversation"])
-    turns[place] = turn
-    return {**given, "conversation": turns}
 
 
 def _another(value: Any) -> Any:
@@ -281,4 +252,4 @@ def _another(value: Any) -> Any:
 
 
 def _counted(found: Counter[str]) -> str:
-    return ", ".join(f"{name} ({n} prompt{'' if n == 1 else 's'})" for name, n in sorted(found.items()))
+    return ", ".join(f"{name} ({count(n, 'prompt')})" for name, n in sorted(found.items()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -41,7 +42,9 @@ def require_config(folder: Path, name: str) -> None:
 def is_local(name: str) -> bool:
     """Whether a model's name is a path, of something that is there or not."""
     path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
-    return path or Path(name).exists()
+    with suppress(OSError):  # the name is too long for a file
+        path = path or Path(name).exists()
+    return path
 
 
 def generation_settings(folder: Path, name: str) -> tuple[str, dict[str, Any]] | None:

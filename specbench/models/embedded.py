@@ -192,11 +192,10 @@ def gguf_path(name: str) -> Path:
     Raises ModelError as `prepare` does.
     """
     demo = find(name)
-    with notices(name) as notice:
-        if demo.packaged:
-            return _packaged(demo)
-        with storage_errors(demo.needed_bytes, name), exclusive(notice):
-            return _gguf(demo, notice)
+    if demo.packaged:
+        return _packaged(demo)
+    with notices(name) as notice, storage_errors(demo.needed_bytes, name), exclusive(notice):
+        return _gguf(demo, notice)
 
 
 def convert(gguf: Path, folder: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from specbench.errors import ModelError
 
-# What a layer of transformers' caches keeps: keys and values of every position, nothing at all, the states of
-# convolutions and recurrences, or both; keys of an index too; of any other class see `memory_of`.
+# What a layer of transformers' caches keeps: keys and values of every position, nothing at all, because it has no
+# memory or reads another's, the states of convolutions and recurrences, or both; keys of an index too; of any other
+# class see `memory_of`.
 Memory = Literal["keys", "nothing", "states", "both", "indexed", "cropped", "other"]
 _MEMORIES: dict[str, Memory] = {
     "DynamicLayer": "keys",
@@ -37,25 +38,25 @@ def causal_class(config: Any) -> Any | None:
     """The class of transformers that reads text under this configuration: that of its causal language models, else
     of a model that also reads images, which is run on text alone. None where it has neither, or for a model with code
     of its own."""
-    found = loader_of(config)._model_mapping.get(type(config), None)
-    return found[0] if isinstance(found, tuple) else found
+    return _class_of(config, loader_of(config))
 
 
 def loader_of(config: Any) -> Any:
     """The auto class of transformers that builds such a model."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    reads_images = AutoModelForImageTextToText._model_mapping.get(type(config), None) is not None
-    known = AutoModelForCausalLM._model_mapping.get(type(config), None) is not None
-    return AutoModelForImageTextToText if reads_images and not known else AutoModelForCausalLM
+    if _class_of(config, AutoModelForCausalLM) is None and _class_of(config, AutoModelForImageTextToText) is not None:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def attention_of(config: Any) -> str:
     """What computes attention: torch's own kernels (sdpa) where every part of the model takes them, else the plain
     form that transformers writes out (eager)."""
-    kind = causal_class(config)
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "model_type"))]
-    return "sdpa" if all(map(_takes_sdpa, [kind, *map(_body_class, parts)])) else "eager"
+    # A class that is not of transformers is taken to: where it does not, it says so when it is loaded.
+    known = [kind for kind in (causal_class(config), *map(_body_class, parts)) if kind is not None]
+    return "sdpa" if all(getattr(kind, "_supports_sdpa", False) for kind in known) else "eager"
 
 
 def require_family(config: Any, name: str) -> None:
@@ -74,7 +75,8 @@ def require_family(config: Any, name: str) -> None:
         )
     if not any(takes(kind.forward, name) for name in CACHE_NAMES):
         raise ModelError(f"{who} has no KV cache in transformers", hint="Choose a causal model that has one.")
-    if _has_encoder(config, kind):
+    # The decoder of a pair with an encoder may be run alone (MarianForCausalLM).
+    if getattr(config, "is_encoder_decoder", False) and not kind.__name__.endswith("ForCausalLM"):
         raise ModelError(f"{who} writes from what an encoder reads", hint="Choose a causal language model.")
     if not _is_causal(config, text):
         raise ModelError(
@@ -154,11 +156,6 @@ def unlike_keys(text: Any, but: Collection[str] = ()) -> list[str]:
     return sorted({kind for kind, each in zip(named, layers, strict=False) if memory_of(each) not in simple})
 
 
-def keeps_nothing(layer: Any) -> bool:
-    """Whether a layer of transformers' cache stands for one without memory, or one that reads another's."""
-    return memory_of(layer) == "nothing"
-
-
 def shares_layers(config: Any) -> bool:
     """Whether the first layers of a model can be run alone, as `skip:` does: each has a memory of its own, of keys and
     values or of states that a snapshot holds."""
@@ -178,11 +175,6 @@ def frequency_limit(config: Any) -> int | None:
     return min((int(limit) for limit in limits if limit), default=None)
 
 
-def _has_encoder(config: Any, kind: Any) -> bool:
-    """Whether it is a whole encoder with its decoder; the decoder of one may be run alone (MarianForCausalLM)."""
-    return bool(getattr(config, "is_encoder_decoder", False)) and not kind.__name__.endswith("ForCausalLM")
-
-
 def _is_causal(config: Any, text: Any) -> bool:
     """BERT and its kin are trained to fill gaps, and causal only where `is_decoder` says so; the decoders of models
     with an encoder set it themselves."""
@@ -190,17 +182,17 @@ def _is_causal(config: Any, text: Any) -> bool:
 
     if not getattr(text, "is_causal", True):
         return False
-    fills_gaps = AutoModelForMaskedLM._model_mapping.get(type(config), None) is not None
+    fills_gaps = _class_of(config, AutoModelForMaskedLM) is not None
     return not fills_gaps or bool(getattr(text, "is_decoder", False) or getattr(config, "is_encoder_decoder", False))
 
 
 def _body_class(config: Any) -> Any | None:
     from transformers import AutoModel
 
-    found = AutoModel._model_mapping.get(type(config), None)
+    return _class_of(config, AutoModel)
+
+
+def _class_of(config: Any, auto: Any) -> Any | None:
+    """What this auto class of transformers builds of the configuration."""
+    found = auto._model_mapping.get(type(config), None)
     return found[0] if isinstance(found, tuple) else found
-
-
-def _takes_sdpa(kind: Any | None) -> bool:
-    """A class that is not of transformers is taken to: where it does not, it says so when it is loaded."""
-    return kind is None or bool(getattr(kind, "_supports_sdpa", False))

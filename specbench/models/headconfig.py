@@ -54,6 +54,7 @@ _OF_LAYERS = (
 )
 
 _HINT = "Use another draft."
+_CHECK = "Check its config.json."
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ def read_head(config: dict[str, Any], kind: str, *, name: str, location: Path, h
     flat = "speculators_model_type" not in config
     layer = dict(config if flat else config["transformer_layer_config"])
     verifier = {} if flat else (config.get("speculators_config") or {}).get("verifier") or {}
+    trained_for = verifier.get("name_or_path")
     hidden, vocabulary = int(layer["hidden_size"]), layer.get("vocab_size")
     found: dict[str, Any] = {
         "name": name,
@@ -179,7 +181,7 @@ def read_head(config: dict[str, Any], kind: str, *, name: str, location: Path, h
         "target_hidden": int(config.get("target_hidden_size") or hidden),
         "vocab_size": None if vocabulary is None else int(vocabulary),
         "draft_vocab": _draft_vocabulary(name, config, vocabulary),
-        "verifier": _text(verifier.get("name_or_path")),
+        "verifier": trained_for if isinstance(trained_for, str) and trained_for else None,
         "architectures": tuple(map(str, verifier.get("architectures") or ())),
     }
     if kind == "dflash":
@@ -194,7 +196,7 @@ def _draft_vocabulary(name: str, config: dict[str, Any], vocabulary: int | None)
     if drafts is not None and vocabulary is not None and not 1 <= int(drafts) <= int(vocabulary):
         raise ModelError(
             f"{name} drafts {int(drafts):,} tokens of a vocabulary of {int(vocabulary):,}",
-            hint="Check its config.json.",
+            hint=_CHECK,
         )
     return None if drafts is None else int(drafts)
 
@@ -203,7 +205,7 @@ def _eagle_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, 
     name, flat = found["name"], "speculators_model_type" not in config
     if found["vocab_size"] is None:
         raise ModelError(f"{name} does not say how many tokens its target knows (vocab_size)",
-                         hint="Check its config.json.")  # fmt: skip
+                         hint=_CHECK)  # fmt: skip
     ids = config.get("eagle_aux_hidden_state_layer_ids")
     nested = config.get("eagle_config")
     if ids is None and isinstance(nested, dict):
@@ -243,7 +245,7 @@ def _block_head(config: dict[str, Any], layer: dict[str, Any], found: dict[str, 
     block = int(said("block_size") or 0)
     if block < 2 or not ids:
         what = f"a block of {block} tokens" if ids else "no layers to read (target_layer_ids)"
-        raise ModelError(f"{name} has {what}", hint="Check its config.json.")
+        raise ModelError(f"{name} has {what}", hint=_CHECK)
     theirs, anchored = layer.get("model_type") == _ASSISTANT, "speculators_model_type" in config
     kinds, window = layer.pop("layer_types", None) or [], layer.pop("sliding_window", None)
     if theirs:
@@ -288,13 +290,11 @@ def of_own_layers(text: Any, count: int) -> Any:
 def _mask_token(found: dict[str, Any], token: Any) -> int:
     name, vocabulary = found["name"], found["vocab_size"]
     if token is None:
-        raise ModelError(
-            f"{name} does not say which token masks a draft (mask_token_id)", hint="Check its config.json."
-        )
+        raise ModelError(f"{name} does not say which token masks a draft (mask_token_id)", hint=_CHECK)
     if int(token) < 0 or (vocabulary is not None and int(token) >= vocabulary):
         raise ModelError(
             f"{name} masks drafts with token {int(token):,} of a vocabulary of {vocabulary or 0:,}",
-            hint="Check its config.json.",
+            hint=_CHECK,
         )
     return int(token)
 
@@ -325,7 +325,3 @@ def _layer_config(name: str, values: dict[str, Any], known: tuple[str, ...] = _L
                          "driven with here", hint=_HINT)  # fmt: skip
     layer._attn_implementation = "sdpa"
     return layer
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None

@@ -14,7 +14,7 @@ from specbench.kinds import HEADS
 from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX, packaged_head
 from specbench.models.headconfig import OTHERS, Head, OwnHead, kind_in, of_own_layers, read_head, require_known
-from specbench.models.hub import described, explain, look_up, quiet_transformers
+from specbench.models.hub import described, fetched, look_up
 from specbench.validation import expanded
 
 # The type of a text in a GGUF file.
@@ -152,24 +152,6 @@ def head_files(head: Head) -> list[Path]:
     if not files:
         raise ModelError(f"{head.name} has no weights in safetensors", hint="Convert its weights to model.safetensors.")
     return files
-
-
-def fetched(name: str, revision: str | None) -> Path:
-    """The folder of the weights of a checkpoint of the hub, which are fetched where they are not here. Raises
-    ModelError."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        with quiet_transformers():
-            return Path(
-                snapshot_download(
-                    name.partition("@")[0],
-                    revision=revision,
-                    allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json"],
-                )
-            )
-    except Exception as error:
-        raise explain(error, name) from error
 
 
 def _read_config(name: str) -> tuple[dict[str, Any], Path, bool, str | None] | None:

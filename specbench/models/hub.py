@@ -205,15 +205,22 @@ def look_up(repo: str, revision: str | None) -> HubState:
 def described(repo: str, state: HubState) -> Path:
     """The local folder of the model at that commit, with what says which files its weights are, and without these: it
     can be checked before they are fetched. transformers finds it in the cache then. Raises ModelError."""
+    return _snapshot(repo, state, "config.json", ADAPTER_FILE, f"*{INDEX}")
+
+
+def fetched(name: str, revision: str | None) -> Path:
+    """The folder of the weights of a checkpoint, which are fetched where they are not here. Raises ModelError."""
+    state = HubState(revision, local_only=False)
+    return _snapshot(name.partition("@")[0], state, "config.json", "*.safetensors", f"*{INDEX}")
+
+
+def _snapshot(repo: str, state: HubState, *patterns: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with loading(repo):
         return Path(
             snapshot_download(
-                repo,
-                revision=state.revision,
-                local_files_only=state.local_only,
-                allow_patterns=["config.json", ADAPTER_FILE, f"*{INDEX}"],
+                repo, revision=state.revision, local_files_only=state.local_only, allow_patterns=[*patterns]
             )
         )
 
@@ -247,9 +254,7 @@ def no_conversion_service() -> Iterator[None]:
 
 
 def _cached(repo: str, revision: str | None, error: Exception) -> HubState:
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+    if cached_folder(repo, revision) is not None:
         return HubState(revision, local_only=True)
     raise ModelError(
         f"{repo} is no directory here, the hub cannot be reached, and nothing of it is in the local cache",

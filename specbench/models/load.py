@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from specbench.errors import ConfigError, ModelError
@@ -52,6 +53,11 @@ class LoadedModel:
     parameters: int
     weight_bytes: int
     max_context: int | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it gives logits of, padding included."""
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)
 
 
 def resolve(name: str) -> ModelSource:
@@ -172,17 +178,9 @@ def load_model(name: str, *, dtype: str, device: str, trust_remote_code: Collect
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
-    """A model without its weights: what its files say of it."""
-
-    config: Any
-    generation_config: Any
-
-
 def load_files(name: str, *, trust_remote_code: Collection[str] = ()) -> LoadedModel:
-    """The tokenizer of a model and what its files say, without reading weights: its `model` is Files. Raises
-    ModelError as `load_model` does."""
+    """The tokenizer of a model and what its files say, without reading weights: its `model` has `config` and
+    `generation_config` alone. Raises ModelError as `load_model` does."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     place = locate(name, trust_remote_code)
@@ -191,7 +189,8 @@ def load_files(name: str, *, trust_remote_code: Collection[str] = ()) -> LoadedM
         generation = GenerationConfig.from_pretrained(place.source.location, **place.arguments)
     except OSError:  # it has none; transformers makes one from the configuration
         generation = GenerationConfig.from_model_config(config)
-    return LoadedModel(name, Files(config, generation), place.read(AutoTokenizer), place.state.revision, 0, 0, None)
+    files = SimpleNamespace(config=config, generation_config=generation)
+    return LoadedModel(name, files, place.read(AutoTokenizer), place.state.revision, 0, 0, None)
 
 
 def _weights(place: Place, dtype: str, device: str, config: Any) -> Any:
@@ -258,7 +257,7 @@ def _gguf(path: Path, name: str) -> str:
 def _directory(path: Path, name: str) -> str:
     if path.suffix.lower() == ".gguf":
         raise ModelError(f"{name} is a GGUF file, and this engine reads directories", hint="Name the original model.")
-    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+    if is_local(name):
         require_config(path, name)
         return str(path.absolute())
     if "@" in name:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from specbench.errors import EngineError, ModelError, SpecbenchError
+from specbench.models.family import cache_layers, memory_of
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -73,8 +74,6 @@ def cache_bytes_per_token(config: Any, element_bytes: int) -> int:
 def _layers(text: Any) -> list[tuple[Any, str]]:
     """The configuration of every layer, which may have widths of its own, and what it keeps. No layers where it is not
     told how many there are."""
-    from specbench.models.family import cache_layers, memory_of
-
     try:
         each = list(text.per_layer_config)
     except AttributeError:  # a model with code of its own
@@ -83,8 +82,7 @@ def _layers(text: Any) -> list[tuple[Any, str]]:
         kept = cache_layers(text)
     except ModelError:
         kept = []
-    found = zip_longest(each, kept)
-    return [(layer, "keys" if cached is None else memory_of(cached)) for layer, cached in found]
+    return [(layer, "keys" if cached is None else memory_of(cached)) for layer, cached in zip_longest(each, kept)]
 
 
 def _states(layer: Any) -> int:

@@ -11,18 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from json import loads
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from specbench.errors import ConfigError, ModelError, TemplateError
 from specbench.models.load import LoadedModel
 from specbench.records import Finding, Message, Omitted, Prompt, warned
 from specbench.run_record import Encoding
 from specbench.text import shown
-
-if TYPE_CHECKING:
-    from specbench.models.load import LoadedModel
-
 
 # The function that transformers gives templates; a date comes into a prompt in no other way.
 _CLOCK = "strftime_now"
@@ -135,10 +130,10 @@ def encoding_cautions(
             "other prompts, with other texts",
             "Compare runs of one day. A run that is continued, and its check, keep the date that it began with.",
         )
-    yield from ends_cautions(loaded, ends)
+    yield from _ends_caution(loaded, ends)
 
 
-def ends_cautions(loaded: LoadedModel, ends: frozenset[int]) -> list[Finding]:
+def _ends_caution(loaded: LoadedModel, ends: frozenset[int]) -> Iterator[Finding]:
     """end-tokens: where the files of the target do not agree on how its texts end. `ends` are those that count here."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
     text = config.get_text_config()
@@ -154,9 +149,12 @@ def ends_cautions(loaded: LoadedModel, ends: frozenset[int]) -> list[Finding]:
         )
     if beyond := [token for token in ends if token >= int(text.vocab_size)]:
         said.append(f"the model has {int(text.vocab_size):,} tokens, and so never says {_listed(beyond)}")
-    hint = "List every end of the model, and no other, as eos_token_id in its generation_config.json."
-    what = f"the files of {loaded.name} do not agree on how texts end: {'; '.join(said)}"
-    return [warned("end-tokens", what, hint)] if said else []
+    if said:
+        yield warned(
+            "end-tokens",
+            f"the files of {loaded.name} do not agree on how texts end: {'; '.join(said)}",
+            "List every end of the model, and no other, as eos_token_id in its generation_config.json.",
+        )
 
 
 def _ids(value: Any) -> frozenset[int]:
@@ -222,8 +220,7 @@ def encode_all(
 
 def vocabulary_of(loaded: LoadedModel) -> int | None:
     """How many tokens the model reads; None without one."""
-    config = getattr(loaded.model, "config", None)
-    return None if config is None else int(config.get_text_config(decoder=True).vocab_size)
+    return None if loaded.model is None else loaded.vocab_size
 
 
 def beyond(ids: Sequence[int], size: int | None) -> str | None:
@@ -277,7 +274,7 @@ def _turn(message: Message) -> dict[str, Any]:
 
 def _object(arguments: str) -> Any:
     with suppress(ValueError, RecursionError):
-        found = loads(arguments)
+        found = json.loads(arguments)
         return found if isinstance(found, dict) else arguments
     return arguments
 

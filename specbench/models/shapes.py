@@ -29,7 +29,7 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 # Weights in these are converted to the precision that is asked for; others, such as packed integers, stay as they are.
-_CONVERTED = {"F64", "F32", "F16", "BF16"}
+_CONVERTED = {"F64", *_NAMES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,34 +196,27 @@ def require_memory(model: Any, name: str, context: int, device: str) -> None:
         )
 
 
-def shape_cautions(loaded: LoadedModel) -> list[Finding]:
+def shape_cautions(loaded: LoadedModel) -> Iterator[Finding]:
     config = loaded.model.config
-    found = [
-        warned(
-            "random-weights",
-            f"{loaded.name} was built from its configuration with random weights: costs are those of its shape, "
-            "acceptance is not known",
-            "Measure acceptance with the real weights: specbench sweep --replay-only.",
-        )
-    ]
+    yield warned(
+        "random-weights",
+        f"{loaded.name} was built from its configuration with random weights: costs are those of its shape, acceptance "
+        "is not known",
+        "Measure acceptance with the real weights: specbench sweep --replay-only.",
+    )
     if expert_count(config.get_text_config()):
-        found.append(
-            warned(
-                "random-experts",
-                f"{loaded.name} routes tokens between experts, and random weights route nearly uniformly: real text "
-                "touches fewer experts at once, so reading several tokens may cost less than measured here",
-                "Probe the real weights before trusting v(n) or larger batches.",
-            )
+        yield warned(
+            "random-experts",
+            f"{loaded.name} routes tokens between experts, and random weights route nearly uniformly: real text "
+            "touches fewer experts at once, so reading several tokens may cost less than measured here",
+            "Probe the real weights before trusting v(n) or larger batches.",
         )
     if getattr(config, "quantization_config", None):
-        found.append(
-            warned(
-                "not-quantized",
-                f"the configuration of {loaded.name} asks for quantized weights; the probe timed it unquantized",
-                "Probe the real model with the engine that serves it.",
-            )
+        yield warned(
+            "not-quantized",
+            f"the configuration of {loaded.name} asks for quantized weights; the probe timed it unquantized",
+            "Probe the real model with the engine that serves it.",
         )
-    return found
 
 
 def _config_file(path: Path) -> Path:

@@ -17,7 +17,7 @@ from specbench.records import Finding, warned
 from specbench.text import count
 
 _SHOWN = 4
-_CURE = "Use a draft trained with the target's tokenizer, or ngram:n=3, which needs none."
+_HINT = "Use a draft trained with the target's tokenizer, or ngram:n=3, which needs none."
 # Names that vocabularies give to ids kept free for later: no text was ever trained on them.
 _PLACEHOLDER = re.compile(
     r"[<\[]\|?_?(reserved|unused|extra|placeholder|dummy|pad(?=_?\d)|special_(?=\d))[\w -]*\d\|?[>\]]", re.I
@@ -26,19 +26,11 @@ _PLACEHOLDER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class VocabularyReport:
-    """How two vocabularies that fit differ.
-
-    Drafting happens on the ids below `shared`; logits beyond are cut before sampling. `padding` is the draft's number
-    of logits less the target's. `target_only` and `draft_only` count the ids to which only one side gives a
-    token. `same_eos` and `same_merges` are None where one side states none.
-    """
+    """How two vocabularies that fit differ. Drafting happens on the ids below `shared`; logits beyond are cut before
+    sampling. `padding` is the draft's number of logits less the target's."""
 
     shared: int
     padding: int
-    target_only: int
-    draft_only: int
-    same_eos: bool | None
-    same_merges: bool | None
     cautions: tuple[Finding, ...]
 
 
@@ -51,23 +43,13 @@ def check_vocabularies(
     may differ, and the target may have tokens beyond the draft's ids: it does not draft after them.
     """
     target, draft = _tokens(target_tokenizer), _tokens(draft_tokenizer)
-    shared = min(target_vocab_size, draft_vocab_size)
     _refuse_differences(target, draft)
-    ends = target_tokenizer.eos_token_id, draft_tokenizer.eos_token_id
-    same_eos = None if None in ends else ends[0] == ends[1]
-    same_merges = _same_merges(target_tokenizer, draft_tokenizer)
-    beyond = sorted(index for index in target if draft_vocab_size <= index < target_vocab_size)
-    target_only, draft_only = len(target.keys() - draft.keys()), len(draft.keys() - target.keys())
     return VocabularyReport(
-        shared=shared,
+        shared=min(target_vocab_size, draft_vocab_size),
         padding=draft_vocab_size - target_vocab_size,
-        target_only=target_only,
-        draft_only=draft_only,
-        same_eos=same_eos,
-        same_merges=same_merges,
         cautions=(
-            *_cautions(target_tokenizer, draft_tokenizer, same_eos, same_merges, target_only - len(beyond)),
-            *_beyond_draft(target, beyond, draft_vocab_size),
+            *_of_tokenizers(target_tokenizer, draft_tokenizer),
+            *_of_tokens(target, draft, target_vocab_size, draft_vocab_size),
         ),
     )
 
@@ -85,35 +67,39 @@ def _refuse_differences(target: dict[int, str], draft: dict[int, str]) -> None:
     examples = [f"id {index} is {_short(target[index])} and {_short(draft[index])}" for index in different[:_SHOWN]]
     raise VocabularyError(
         f"target and draft differ in {len(different):,} of {len(common):,} tokens: {'; '.join(examples)}",
-        hint=_CURE,
+        hint=_HINT,
     )
 
 
-def _cautions(
-    target: Any, draft: Any, same_eos: bool | None, same_merges: bool | None, target_only: int
-) -> Iterator[Finding]:
-    if same_eos is False:
-        ids = f"{target.eos_token_id} and {draft.eos_token_id}"
+def _of_tokenizers(target: Any, draft: Any) -> Iterator[Finding]:
+    ends = target.eos_token_id, draft.eos_token_id
+    if None not in ends and ends[0] != ends[1]:
         yield warned(
             "eos-differs",
-            f"target and draft end a sequence with different tokens (ids {ids}); the target's decides",
+            f"target and draft end a sequence with different tokens (ids {ends[0]} and {ends[1]}); the target's "
+            "decides",
             "A draft tuned for the same chat format as the target is accepted more often near the end.",
         )
-    if same_merges is False:
+    merges = _merges(target), _merges(draft)
+    if None not in merges and merges[0] != merges[1]:
         yield warned(
             "merges-differ",
             "target and draft have the same tokens but split text by different rules",
             "Results are valid; a draft trained with the target's tokenizer is accepted more often.",
         )
-    if target_only > 0:
+
+
+def _of_tokens(
+    target: dict[int, str], draft: dict[int, str], target_vocab_size: int, draft_vocab_size: int
+) -> Iterator[Finding]:
+    beyond = sorted(index for index in target if draft_vocab_size <= index < target_vocab_size)
+    untrained = len(target.keys() - draft.keys()) - len(beyond)
+    if untrained > 0:
         yield warned(
             "target-only-tokens",
-            f"the target has {target_only:,} tokens that the draft was not trained on, and will never propose",
+            f"the target has {count(untrained, 'token')} that the draft was not trained on, and will never propose",
             "If the workload uses them (tool calls, thinking), use a draft trained with them.",
         )
-
-
-def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: int) -> Iterator[Finding]:
     if beyond:
         first = f"id {beyond[0]} is {_short(target[beyond[0]])}"
         yield warned(
@@ -124,12 +110,10 @@ def _beyond_draft(target: dict[int, str], beyond: list[int], draft_vocab_size: i
         )
 
 
-def _same_merges(*tokenizers: Any) -> bool | None:
-    merges = []
-    for tokenizer in tokenizers:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        merges.append(None if backend is None else json.loads(backend.to_str())["model"].get("merges"))
-    return None if None in merges else merges[0] == merges[1]
+def _merges(tokenizer: Any) -> Any:
+    """The rules by which text is split; None where a tokenizer states none."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return None if backend is None else json.loads(backend.to_str())["model"].get("merges")
 
 
 def _short(token: str) -> str:

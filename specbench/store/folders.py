@@ -190,8 +190,11 @@ def require_disk(out: Path, trials: int, text_bytes: float | None) -> None:
     """Raise StoreError where the disk of `out` has less free than `trials` trials surely write; `text_bytes` is what
     each asks, None where texts are not kept. Rounds and output come on top: how many there will be is not known."""
     needed = trials * (_TRIAL_BYTES + (text_bytes or 0.0))
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free
+    try:
+        folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # who makes the folder says why not
     if needed > free:
         kept = text_bytes is not None
         raise StoreError(
@@ -211,10 +214,13 @@ def _stamps(out: Path) -> Iterator[datetime]:
 
 def find_runs(out: Path) -> list[Path]:
     """Run folders directly below `out`, newest first. Their names start with the UTC time; a folder renamed to anything
-    else, such as a kept example, is found only when it is named."""
-    if not out.is_dir():
-        return []
-    found = (path.parent for path in out.glob(f"*/{RUN_FILE}"))
+    else, such as a kept example, is found only when it is named. Raises StoreError where `out` cannot be looked at."""
+    try:
+        found = [path.parent for path in out.glob(f"*/{RUN_FILE}")] if out.is_dir() else []
+    except OSError as error:
+        raise StoreError(
+            f"Cannot look for run folders: {error.strerror}", where=str(out), hint="Choose another --out."
+        ) from None
     return sorted((f for f in found if STAMPED.match(f.name)), key=lambda folder: folder.name, reverse=True)
 
 

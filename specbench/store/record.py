@@ -99,10 +99,11 @@ def _checked(data: bytes, plain: Mapping[str, Any]) -> RunRecord:
         if point.context and point.tokens > 2 * MAX_GAMMA:
             raise ValueError("probe has a width that no round has")
     encoded = record.workload.encoded
-    try:
-        datetime.fromisoformat((encoded and encoded.now) or "2026-01-01")
-    except ValueError:
-        raise ValueError("workload.encoded.now is not a time") from None
+    if encoded is not None and encoded.now is not None:
+        try:
+            datetime.fromisoformat(encoded.now)
+        except ValueError:
+            raise ValueError("workload.encoded.now is not a time") from None
     return record
 
 

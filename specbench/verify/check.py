@@ -16,8 +16,9 @@ from specbench.analysis.checked import SCHEMA, Checked, CheckedDraft, checked_ga
 from specbench.backends.base import Observer
 from specbench.drafters import DraftSpec, parse_draft
 from specbench.errors import ConfigError, StoreError, WorkloadError
-from specbench.models.prompts import changed_encoding, encoded_record, today_of
-from specbench.records import Prompt, Sampling, Trial
+from specbench.models import LoadedModel, load_model
+from specbench.models.prompts import changed_encoding, encode, encoded_record, today_of
+from specbench.records import Prompt, Trial
 from specbench.run_record import ModelFacts
 from specbench.shipped import DEFAULT_WORKLOAD, shipped
 from specbench.store import StoredRun, read_run
@@ -25,7 +26,6 @@ from specbench.workload import load_workload, select
 
 if TYPE_CHECKING:
     from specbench.backends.local.assisted import Comparer
-    from specbench.models import LoadedModel
 
 # Texts are generated anew one by one: a few show a wrong count, an interval takes more.
 GREEDY_LIMIT, SAMPLED_LIMIT = 8, 24
@@ -50,7 +50,7 @@ def check(folder: Path, asked: Asked, observer: Observer) -> Checked:
     config = stored.run.config
     sampling = config.sampling
     trials = _trials(stored, asked.gammas)
-    prompts = _prompts(stored, trials, asked, sampling)
+    prompts = _prompts(stored, trials, asked)
     trials = [trial for trial in trials if trial.prompt_id in prompts]
     import torch
     import transformers
@@ -147,7 +147,7 @@ def _trials(stored: StoredRun, gammas: tuple[int, ...] | None) -> list[Trial]:
     return [trial for trial in trials if trial.arm.gamma in gammas]
 
 
-def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked, sampling: Sampling) -> dict[str, Prompt]:
+def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked) -> dict[str, Prompt]:
     """Prompts to check by id, read again from where the run had them; refused unless all are what they were."""
     config, was = stored.run.config, stored.run.workload
     system = asked.system_prompt or config.system_prompt
@@ -167,10 +167,10 @@ def _prompts(stored: StoredRun, trials: Sequence[Trial], asked: Asked, sampling:
         )
     measured = {trial.prompt_id for trial in trials}
     usable = [prompt for prompt in workload.prompts if prompt.id in measured]
-    limit = asked.limit or (GREEDY_LIMIT if sampling.greedy else SAMPLED_LIMIT)
-    if sampling.greedy:
-        return {prompt.id: prompt for prompt in comparable(usable, trials, limit, config.seed)}
-    return {prompt.id: prompt for prompt in select(usable, limit, config.seed)}
+    greedy = config.sampling.greedy
+    limit = asked.limit or (GREEDY_LIMIT if greedy else SAMPLED_LIMIT)
+    chosen = comparable(usable, trials, limit, config.seed) if greedy else select(usable, limit, config.seed)
+    return {prompt.id: prompt for prompt in chosen}
 
 
 def comparable(prompts: Sequence[Prompt], trials: Sequence[Trial], limit: int, seed: int) -> list[Prompt]:
@@ -187,7 +187,6 @@ def comparable(prompts: Sequence[Prompt], trials: Sequence[Trial], limit: int, s
 def _load(stored: StoredRun, name: str, was: ModelFacts, asked: Asked) -> LoadedModel:
     """A model as in the run; refused if it is another one."""
     from specbench.backends.local.drafting import facts
-    from specbench.models import load_model
 
     run = stored.run
     loaded = load_model(
@@ -212,8 +211,6 @@ def _encoded(
     stored: StoredRun, target: LoadedModel, prompts: dict[str, Prompt], trials: Sequence[Trial]
 ) -> dict[str, list[int]]:
     """Token ids by prompt id, of the day that the run began; refused if they are not those of the run."""
-    from specbench.models.prompts import encode
-
     kwargs = stored.run.config.chat_template_kwargs
     was = stored.run.workload.encoded
     today = today_of(was)

@@ -7,7 +7,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,19 +23,24 @@ from specbench.errors import ModelError, SpecbenchError, VocabularyError, Worklo
 from specbench.models import LoadedModel, check_vocabularies, load_model, resolve_device
 from specbench.models.defaults import unwritten
 from specbench.models.prompts import Today, encode_all, end_tokens
-from specbench.records import Finding, Prompt, Sampling
+from specbench.records import Finding, Prompt, Sampling, Severity
 from specbench.shipped import workload_source
 from specbench.text import count, gigabytes
-from specbench.verify import heads, machine, rounds, sampled, texts
-from specbench.verify.findings import SCHEMA, Examination, any_broken, noticed
-from specbench.verify.setup import GAMMA, Setup, in_float32, make_setup
-from specbench.verify.texts import LONGEST_SAMPLE, own_files, special_tokens
+from specbench.verify import Examination, heads, machine, rounds, sampled, texts
+from specbench.verify.setup import GAMMA, Outcome, Setup, in_float32, room
 from specbench.workload import load_workload, select
+
+SCHEMA = 2
+
+# New tokens of all texts together where a head is examined, and of one at most.
+ENOUGH, LONGEST = 384, 128
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Patient:
-    """The beds of one examination. `own` is greedy in the precision asked for; `exact` greedy in float32, None where
+class Setups:
+    """What one examination looks at. `own` is greedy in the precision asked for; `exact` greedy in float32, None where
     that is too much for the machine, and `own` itself if that is float32; `warm` has the sampling asked for, None if
     that is greedy. `samples` are the words of the prompts as token ids, without a template."""
 
@@ -47,78 +54,85 @@ class Patient:
         return self.exact or self.own
 
 
-def examine(patient: Patient, say: Say = lambda _: None) -> list[Finding]:
+def noticed(
+    code: str, severity: Severity, said: str, hint: str | None = None, draft: str | None = None, **more: object
+) -> Finding:
+    """The result of one check: what was `said` in one line with numbers, `hint` where there is something to do. `draft`
+    is None where the check is of the target, the machine, or the whole."""
+    of = {} if draft is None else {"draft": draft}
+    return Finding(code, severity, {"said": said, **of, **more}, hint or "")
+
+
+def any_broken(findings: Sequence[Finding]) -> bool:
+    return any(finding.severity == "broken" for finding in findings)
+
+
+def examine(setups: Setups, say: Say = lambda _: None) -> list[Finding]:
     """All behaviour of target and drafts; the machine and the loading are examined elsewhere."""
-    found: list[Finding] = []
+    own, best = setups.own, setups.best
     say("Checking the target")
-    found += _checked("finite-logits", None, lambda: texts.finite_logits(patient.own))
+    found = _checked("finite-logits", None, texts.finite_logits, own)
     if any_broken(found):
-        return [*found, _not_checked("rounds", "the logits are no numbers")]
-    found += _checked(texts.TEMPLATE, None, lambda: texts.chat_template(patient.best))
-    found += _checked("target-cache", None, lambda: rounds.target_cache(patient.best))
-    if any_broken(found, "target-cache"):
-        return [*found, _not_checked("rounds", "the target's cache is broken, and no round can be right")]
-    found += _checked("ends-at-once", None, lambda: texts.ends_at_once(patient.own))
-    found += _checked("self-draft", None, lambda: rounds.self_draft(patient.best))
-    if patient.exact is None:
+        return [*found, noticed("rounds", "not checked", "the logits are no numbers")]
+    found += _checked("chat-template", None, texts.chat_template, best)
+    cache = _checked("target-cache", None, rounds.target_cache, best)
+    found += cache
+    if any_broken(cache):
+        why = "the target's cache is broken, and no round can be right"
+        return [*found, noticed("rounds", "not checked", why)]
+    found += _checked("ends-at-once", None, texts.ends_at_once, own)
+    found += _checked("self-draft", None, rounds.self_draft, best)
+    if setups.exact is None:
+        why = f"too large for float32 here, {own.dtype} is judged loosely"
         hint = "Run the doctor on a machine with more memory, or with --dtype float32 on a device that is fast at it."
-        found.append(
-            _not_checked("exactness", f"too large for float32 here, {patient.own.dtype} is judged loosely", hint)
-        )
-    for index in range(len(patient.own.drafts)):
-        say(f"Checking {patient.own.drafts[index].spec.text}")
-        found += _draft(patient, index)
-    found += _sampling(patient, say)
+        found.append(noticed("exactness", "not checked", why, hint))
+    for own_draft, draft in zip(own.drafts, best.drafts, strict=True):
+        say(f"Checking {draft.spec.text}")
+        found += _draft(setups, own_draft, draft)
+    if setups.warm is None:
+        why = "the temperature is 0; add --temperature to check how drafts are drawn"
+        return [*found, noticed("sampling", "not checked", why)]
+    say("Drawing drafts")
+    found += _checked("accept-rule", None, sampled.accept_rule, setups.warm)
+    for draft in setups.warm.drafts:
+        name = draft.spec.text
+        found += _checked("draft-sampling", name, sampled.draws_follow_q, setups.warm, draft)
+        found += _checked("draft-temperature", name, sampled.q_of_these_settings, setups.warm, draft)
     return found
 
 
-def _draft(patient: Patient, index: int) -> Iterator[Finding]:
-    own, best = patient.own, patient.best
-    draft = best.drafts[index]
-    name = draft.spec.text
-    checks: list[tuple[str, Callable[[], Finding | None]]] = [
-        ("draft-marks", lambda: texts.draft_marks(best, draft)),
-        ("vocabulary-meaning", lambda: texts.vocabulary_meaning(best, draft, patient.samples)),
-        ("draft-cache", lambda: rounds.draft_cache(best, draft)),
-        ("draft-history", lambda: rounds.draft_history(best, draft)),
-        ("head-agreement", lambda: heads.head_agreement(best, draft)),
-        ("head-depth", lambda: heads.head_depth(best, draft)),
-        ("head-config", lambda: heads.head_config(best, draft)),
-        ("nothing-accepted", lambda: rounds.nothing_accepted(best, draft)),
-        ("survival-cliff", lambda: rounds.survival_cliff(best, draft)),
-        ("loop-replay", lambda: rounds.loop_and_replay(best, draft)),
-        ("same-text", lambda: rounds.same_text(best, draft)),
+def _draft(setups: Setups, own_draft: Draft, draft: Draft) -> Iterator[Finding]:
+    own, best, name = setups.own, setups.best, draft.spec.text
+    checks: list[tuple[str, Callable[..., Outcome | None]]] = [
+        ("draft-marks", texts.draft_marks),
+        ("vocabulary-meaning", partial(texts.vocabulary_meaning, samples=setups.samples)),
+        ("draft-cache", rounds.draft_cache),
+        ("draft-history", rounds.draft_history),
+    ]
+    if isinstance(draft, HeadDraft):
+        checks.append(("head-agreement", heads.head_agreement))
+        checks.append(("head-depth", heads.head_depth))
+        checks.append(("head-config", heads.head_config))
+    checks += [
+        ("nothing-accepted", rounds.nothing_accepted),
+        ("survival-cliff", rounds.survival_cliff),
+        ("loop-replay", rounds.loop_and_replay),
+        ("same-text", rounds.same_text),
     ]
     if own is not best:
-        checks.append(("same-text", lambda: rounds.same_text(own, own.drafts[index])))
+        checks.append(("same-text", lambda *_: rounds.same_text(own, own_draft)))
     for code, check in checks:
-        found = _checked(code, name, check)
+        found = _checked(code, name, check, best, draft)
         yield from found
         if any(finding.values.get("failed") for finding in found):
             yield noticed("rounds", "not checked", f"the draft's other checks would fail as {code} did", draft=name)
             return
 
 
-def _sampling(patient: Patient, say: Say) -> Iterator[Finding]:
-    warm = patient.warm
-    if warm is None:
-        yield _not_checked("sampling", "the temperature is 0; add --temperature to check how drafts are drawn")
-        return
-    say("Drawing drafts")
-    yield from _checked("accept-rule", None, lambda: sampled.accept_rule(warm))
-    for draft in warm.drafts:
-        yield from _drawn(warm, draft)
-
-
-def _drawn(warm: Setup, draft: Draft) -> Iterator[Finding]:
-    yield from _checked("draft-sampling", draft.spec.text, lambda: sampled.draws_follow_q(warm, draft))
-    yield from _checked("draft-temperature", draft.spec.text, lambda: sampled.q_of_these_settings(warm, draft))
-
-
-def _checked(code: str, draft: str | None, check: Callable[[], Finding | None]) -> Sequence[Finding]:
+def _checked(code: str, draft: str | None, check: Callable[..., Outcome | None], *of: Any) -> list[Finding]:
     """A check that cannot even be carried out has found something: a part that fails."""
     try:
-        found = check()
+        found = check(*of)
     except SpecbenchError as error:
         return [noticed(code, "broken", error.what, error.hint, draft)]
     except (RuntimeError, IndexError, ValueError, TypeError, AssertionError) as error:
@@ -127,17 +141,7 @@ def _checked(code: str, draft: str | None, check: Callable[[], Finding | None]) 
         place = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
         hint = "A part fails where a sound one would not: SPECBENCH_DEBUG=1 with `specbench measure` shows where."
         return [noticed(code, "broken", f"the check failed: {place}", hint, draft, failed=True)]
-    return [] if found is None else [found]
-
-
-def _not_checked(code: str, why: str, hint: str | None = None) -> Finding:
-    return noticed(code, "not checked", why, hint)
-
-
-# New tokens of all texts together where a head is examined, and of one at most.
-ENOUGH, LONGEST = 384, 128
-
-Say = Callable[[str], None]
+    return [] if found is None else [noticed(code, *found, draft=draft)]
 
 
 def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
@@ -147,22 +151,31 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
     for spec in specs:
         require_in_process(spec)
     config, slow = with_precision(config)
-    workload = _prompts(config)
+    workload = load_workload(
+        workload_source(config.workload),
+        column=config.column,
+        category_column=config.category_column,
+        system_prompt=config.system_prompt,
+    ).prompts
     prompts = select(workload, config.limit, config.seed)
     device = resolve_device(config.device)
     say("Looking at the machine")
-    findings = [machine.quiet_cores(config.max_other_cores)]
+    findings = [noticed("busy-machine", *machine.quiet_cores(config.max_other_cores))]
     findings += [noticed(one.code, "note", one.message, one.hint) for one in slow]
     threads = config.threads or free_cores()
     torch.set_num_threads(threads)
-    findings += [machine.thread_count(threads, device), machine.steady_clock()]
+    findings.append(noticed("threads", *machine.thread_count(threads, device)))
+    findings.append(noticed("clock", *machine.steady_clock()))
     used = 0
     try:
         target, drafts = _load(config, specs, device, findings, say)
     except ModelError as error:
         findings.append(noticed("models-load", "broken", error.what, error.hint))
     else:
-        config = _longer_for_heads(config, drafts, len(prompts))
+        if any(isinstance(draft, HeadDraft) for draft in drafts):
+            # Texts long enough to tell a head that is fed wrongly from one that is poor.
+            enough = min(LONGEST, -(-ENOUGH // max(1, len(prompts))))
+            config = replace(config, max_new_tokens=max(config.max_new_tokens, enough))
         today = Today()
         encoded = [
             (prompt, ids)
@@ -173,43 +186,24 @@ def run_doctor(config: RunConfig, say: Say = lambda _: None) -> Examination:
             raise WorkloadError(
                 "No prompt fits the models' context", where=config.workload, hint="Use shorter prompts."
             )
-        used = len(encoded)
-        findings += special_tokens(target.tokenizer, workload)
-        findings += own_files(target, config, [ids for _, ids in encoded], today)
-        capacity = max(len(ids) for _, ids in encoded) + config.max_new_tokens + GAMMA + 2
-        findings.append(machine.memory(target, drafts, capacity))
-        if findings[-1].severity != "broken":
-            findings += examine(_patient(config, target, drafts, encoded), say)
-    return _examination(config, used, findings)
-
-
-def _longer_for_heads(config: RunConfig, drafts: Sequence[Draft], prompts: int) -> RunConfig:
-    """Texts long enough to tell a head that is fed wrongly from one that is poor."""
-    if not any(isinstance(draft, HeadDraft) for draft in drafts):
-        return config
-    return replace(config, max_new_tokens=max(config.max_new_tokens, min(LONGEST, -(-ENOUGH // max(1, prompts)))))
-
-
-def _examination(config: RunConfig, prompts: int, findings: Sequence[Finding]) -> Examination:
+        used, every = len(encoded), [ids for _, ids in encoded]
+        findings += _checked("special-tokens", None, texts.special_tokens, target.tokenizer, workload)
+        findings += [noticed(code, *found) for code, found in texts.own_files(target, config, every, today).items()]
+        memory = machine.memory(target, drafts, room(every, config.max_new_tokens))
+        findings.append(noticed("memory", *memory))
+        if memory.severity != "broken":
+            findings += examine(_setups(config, target, drafts, encoded), say)
     return Examination(
         schema=SCHEMA,
         target=config.target,
         drafts=config.draft,
         precision=config.dtype,
         temperature=config.temperature,
-        prompts=prompts,
+        prompts=used,
         max_new_tokens=config.max_new_tokens,
         broken=sum(finding.severity == "broken" for finding in findings),
         findings=tuple(findings),
     )
-
-
-def _prompts(config: RunConfig) -> Sequence[Prompt]:
-    source = workload_source(config.workload)
-    workload = load_workload(
-        source, column=config.column, category_column=config.category_column, system_prompt=config.system_prompt
-    )
-    return workload.prompts
 
 
 def _load(
@@ -252,8 +246,8 @@ def _load(
 def _vocabularies(target: LoadedModel, draft: Draft) -> list[Finding]:
     if draft.loaded is None or draft.spec.kind != "model":
         return []
-    sizes = [int(one.model.config.get_text_config().vocab_size) for one in (target, draft.loaded)]
-    report = check_vocabularies(target.tokenizer, draft.loaded.tokenizer, sizes[0], sizes[1])
+    theirs = draft.loaded
+    report = check_vocabularies(target.tokenizer, theirs.tokenizer, target.vocab_size, theirs.vocab_size)
     name = draft.spec.text
     evidence = f"{report.shared:,} ids mean the same tokens by name, padding differs by {abs(report.padding):,}"
     notes = [noticed("vocabularies", "note", c.message, c.hint, name) for c in report.cautions]
@@ -282,36 +276,21 @@ def _fits(ids: Sequence[int], target: LoadedModel, drafts: Sequence[Draft], conf
     return len(ids) + config.max_new_tokens + GAMMA + 1 <= min(limits, default=2**62)
 
 
-def _patient(
+def _setups(
     config: RunConfig, target: LoadedModel, drafts: Sequence[Draft], encoded: Sequence[tuple[Prompt, list[int]]]
-) -> Patient:
-    eos = end_tokens(target)
-    ids = [one for _, one in encoded]
+) -> Setups:
+    eos, ids = end_tokens(target), [one for _, one in encoded]
 
-    @dataclass(frozen=True)
-    class Models:
-        target: LoadedModel
-        drafts: Sequence[Draft]
-        dtype: str
+    def setup(target: LoadedModel, drafts: Sequence[Draft], dtype: str, sampling: Sampling) -> Setup:
+        return Setup(target, drafts, ids, sampling, eos, config.max_new_tokens, dtype)
 
-        def bed(self, sampling: Sampling) -> Setup:
-            return make_setup(
-                self.target,
-                self.drafts,
-                ids,
-                sampling=sampling,
-                eos=eos,
-                max_new_tokens=config.max_new_tokens,
-                dtype=self.dtype,
-            )
-
-    given = Models(target, drafts, config.dtype)
+    given = target, drafts, config.dtype
     greedy = Sampling(repetition_penalty=config.repetition_penalty)
-    own = given.bed(greedy)
-    wide = None if config.dtype == "float32" else in_float32(target, drafts)
-    best = given if wide is None else Models(*wide, "float32")
-    exact = own if config.dtype == "float32" else None if wide is None else best.bed(greedy)
-    warm = None if config.sampling.greedy else best.bed(config.sampling)
+    own = setup(*given, greedy)
+    wide = None if own.exact else in_float32(target, drafts)
+    best = given if wide is None else (*wide, "float32")
+    exact = own if own.exact else None if wide is None else setup(*best, greedy)
+    warm = None if config.sampling.greedy else setup(*best, config.sampling)
     words = ["\n\n".join(message.content for message in prompt.messages) for prompt, _ in encoded]
-    samples = [target.tokenizer(text, add_special_tokens=False)["input_ids"][:LONGEST_SAMPLE] for text in words]
-    return Patient(own, exact, warm, samples)
+    samples = [target.tokenizer(text, add_special_tokens=False)["input_ids"][: texts.LONGEST_SAMPLE] for text in words]
+    return Setups(own, exact, warm, samples)

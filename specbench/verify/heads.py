@@ -14,13 +14,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from specbench.backends.local.drafting import Draft
 from specbench.backends.local.drafts import HeadDraft
 from specbench.backends.local.eagle3 import Eagle3
 from specbench.backends.local.headreader import Network
-from specbench.records import Finding
-from specbench.verify.findings import noticed
-from specbench.verify.setup import Setup
+from specbench.verify.setup import Outcome, Setup
 
 # Places of the target's own texts that tell anything, and first drafts that have to be right among them.
 PLACES, ENOUGH = 40, 10
@@ -34,53 +31,47 @@ LEAST_GAIN = 0.02
 Hits = NDArray[np.bool_]
 
 
-def head_agreement(setup: Setup, draft: Draft) -> Finding | None:
+def head_agreement(setup: Setup, draft: HeadDraft) -> Outcome:
     """First drafts of a head against the target's own text: right more often than one who always says the text's most
-    frequent token. None for other drafts."""
-    if not isinstance(draft, HeadDraft):
-        return None
-    code, name, first = "head-agreement", draft.spec.text, _hits(setup, draft)[:, 0]
+    frequent token."""
+    first = _hits(setup, draft)[:, 0]
     if len(first) < PLACES:
-        return noticed(code, "not checked", f"{len(first)} places are too few to tell", draft=name)
+        return Outcome("not checked", f"{len(first)} places are too few to tell")
     tokens = [token for text in setup.alone for token in text[1:]]
     chance = Counter(tokens).most_common(1)[0][1] / len(tokens)
     evidence = f"{first.mean():.0%} of {len(first)} first drafts are right, always the commonest token {chance:.0%}"
     if stats.binomtest(int(first.sum()), len(first), chance, alternative="greater").pvalue < 0.01:
-        return noticed(code, "ok", f"{evidence} ({setup.dtype})", draft=name)
+        return Outcome("ok", f"{evidence} ({setup.dtype})")
     hint = (
         "The head reads other states than it was trained on, or was not trained for this target: check its layer ids, "
         "norms and vocabulary map."
     )
-    return noticed(code, "broken", f"{evidence} ({setup.dtype})", hint, name)
+    return Outcome("broken", f"{evidence} ({setup.dtype})", hint)
 
 
-def head_depth(setup: Setup, draft: Draft) -> Finding | None:
+def head_depth(setup: Setup, draft: HeadDraft) -> Outcome:
     """Second drafts against first ones, each at every place of the text: a head that is given its own state wrongly
     fails from the second on."""
-    if not isinstance(draft, HeadDraft):
-        return None
-    code, name, hits = "head-depth", draft.spec.text, _hits(setup, draft)
+    hits = _hits(setup, draft)
     first, second = float(hits[:, 0].mean()) if len(hits) else 0.0, float(hits[:, 1].mean()) if len(hits) else 0.0
     evidence = (
         f"{first:.0%} of first and {second:.0%} of second drafts are right, at {len(hits)} places ({setup.dtype})"
     )
     if hits[:, 0].sum() < ENOUGH:
-        return noticed(code, "not checked", f"too little to tell: {evidence}", draft=name)
+        return Outcome("not checked", f"too little to tell: {evidence}")
     if second > CLIFF * first:
-        return noticed(code, "ok", evidence, draft=name)
+        return Outcome("ok", evidence)
     hint = "Its own output is fed back wrongly (norm_output?), or at the wrong position."
     if draft.head.masked is not None:
         hint = "It reads another mask token than it was trained with, or a mask at the wrong position."
-    return noticed(code, "broken", evidence, hint, name)
+    return Outcome("broken", evidence, hint)
 
 
-def head_config(setup: Setup, draft: Draft) -> Finding | None:
+def head_config(setup: Setup, draft: HeadDraft) -> Outcome:
     """The head as configured against neighbouring layer ids and other norms: none may fit the text better."""
-    if not isinstance(draft, HeadDraft):
-        return None
-    code, name, own = "head-config", draft.spec.text, _read(setup, draft)
+    own = _read(setup, draft)
     if len(own.hits) < PLACES:
-        return noticed(code, "not checked", f"{len(own.hits)} places are too few to tell", draft=name)
+        return Outcome("not checked", f"{len(own.hits)} places are too few to tell")
     better: list[tuple[str, _Reading, _Gain]] = []
     variants, least = list(_variants(draft.head)), LEAST_GAIN
     for words, variant in variants:
@@ -95,11 +86,11 @@ def head_config(setup: Setup, draft: Draft) -> Finding | None:
     if not better:
         seen = f"a gain of {least:.2f} a draft would have been seen"
         evidence = f"{as_is}, and none of {len(variants)} other ways is better; {seen} ({setup.dtype})"
-        return noticed(code, "ok", evidence, draft=name)
+        return Outcome("ok", evidence)
     words, best, gain = max(better, key=lambda one: one[2].mean)
     hint = f"Its config.json is not what it was trained with: it fits {words}."
     by = f"{gain.mean:.2f} [{gain.low:.2f}, {gain.high:.2f}] a draft better"
-    return noticed(code, "broken", f"{as_is}; with {words} {best.words}, {by} ({setup.dtype})", hint, name)
+    return Outcome("broken", f"{as_is}; with {words} {best.words}, {by} ({setup.dtype})", hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from specbench.acceptance.loop import Proposal, generate
 from specbench.acceptance.rules import RepetitionPenalty, align, distribution, draw
 from specbench.backends.local.drafting import Draft
 from specbench.clock import Stopwatch
-from specbench.records import Finding, Sampling
-from specbench.verify.findings import noticed
-from specbench.verify.setup import Setup, bare_logits, drafter_of
+from specbench.records import Sampling
+from specbench.verify.setup import Outcome, Setup, bare_logits, drafter_of
 
 DRAWS = 300
 TEXTS = 600
@@ -37,20 +36,17 @@ class Place:
 
 
 @torch.inference_mode()
-def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
+def draws_follow_q(setup: Setup, draft: Draft) -> Outcome:
     """Many proposals at a few positions, against the q reported with them."""
-    code, name = "draft-sampling", draft.spec.text
-    places = _places(bed, draft)
+    places = _places(setup, draft)
     if not places:
         if draft.spec.greedy or draft.spec.kind in (None, "cross"):
-            return noticed(
-                code, "ok", "proposes with certainty, which the acceptance rule takes as one-hot", draft=name
-            )
+            return Outcome("ok", "proposes with certainty, which the acceptance rule takes as one-hot")
         hint = "Lossless, but accepted less often than drawn drafts, and the replay assumes drawn ones."
-        return noticed(code, "note", "drafts greedily although the temperature is above 0", hint, name)
+        return Outcome("note", "drafts greedily although the temperature is above 0", hint)
     least, top, kinds = 1.0, 1.0, 0
     for place in places:
-        drawn = _draws(bed, draft, place.x)
+        drawn = _draws(setup, draft, place.x)
         least = min(least, chi_square(drawn, place.q))
         top, kinds = min(top, float(place.q.max())), max(kinds, len(set(drawn)))
     evidence = (
@@ -58,48 +54,48 @@ def draws_follow_q(bed: Setup, draft: Draft) -> Finding:
         f"token {top:.0%} of q, up to {kinds} tokens drawn)"
     )
     if top > 0.97:
-        return noticed(code, "not checked", "the draft is all but certain everywhere: nothing to draw", draft=name)
+        return Outcome("not checked", "the draft is all but certain everywhere: nothing to draw")
     if least > IMPROBABLE:
-        return noticed(code, "ok", evidence, draft=name)
+        return Outcome("ok", evidence)
     hint = (
         "The drafter does not draw from the q it reports (temperature ignored?): the output is no longer the target's."
     )
-    return noticed(code, "broken", evidence, hint, name)
+    return Outcome("broken", evidence, hint)
 
 
 @torch.inference_mode()
-def q_of_these_settings(bed: Setup, draft: Draft) -> Finding | None:
+def q_of_these_settings(setup: Setup, draft: Draft) -> Outcome | None:
     """The q reported for several tokens in a row, against one pass of the draft without a cache. None for drafts that
     report none."""
-    code, name, places = "draft-temperature", draft.spec.text, _places(bed, draft)
+    places = _places(setup, draft)
     if not places or draft.loaded is None:
         return None
     apart: list[list[float]] = [[], []]  # the first token of a round, later ones
     for place in places:
-        bed.settle(draft, place.x)
-        proposal = drafter_of(draft).propose(place.x, 3, bed.generator())
+        setup.settle(draft, place.x)
+        proposal = drafter_of(draft).propose(place.x, 3, setup.generator())
         for j, row in enumerate([] if proposal.q is None else proposal.q):
             x = [*place.x, *proposal.numbers[:j]]
-            logits = align(bare_logits(draft.loaded.model, x, 1), bed.vocab_size)
-            q = distribution(RepetitionPenalty(bed.sampling).apply(logits, x), bed.sampling)[0]
+            logits = align(bare_logits(draft.loaded.model, x, 1), setup.vocab_size)
+            q = distribution(RepetitionPenalty(setup.sampling).apply(logits, x), setup.sampling)[0]
             apart[j > 0].append(float((row - q).abs().sum()) / 2)
     first, later = (sum(part) / len(part) if part else 0.0 for part in apart)
     evidence = (
-        f"reported q differs from the draft's own at temperature {bed.sampling.temperature:g} by {first:.2f} in a "
-        f"round's first token, {later:.2f} in later ones (total variation, {bed.dtype})"
+        f"reported q differs from the draft's own at temperature {setup.sampling.temperature:g} by {first:.2f} in a "
+        f"round's first token, {later:.2f} in later ones (total variation, {setup.dtype})"
     )
-    if max(first, later) <= SAME_Q[bed.dtype]:
-        return noticed(code, "ok", evidence, draft=name)
+    if max(first, later) <= SAME_Q[setup.dtype]:
+        return Outcome("ok", evidence)
     hint = "The drafter uses another temperature, top-k, top-p, min-p or penalty."
-    if first <= SAME_Q[bed.dtype]:
+    if first <= SAME_Q[setup.dtype]:
         hint = "The drafter does not read its own tokens."
-    return noticed(code, "broken", evidence, hint, name)
+    return Outcome("broken", evidence, hint)
 
 
 @torch.inference_mode()
-def accept_rule(bed: Setup) -> Finding:
+def accept_rule(setup: Setup) -> Outcome:
     """Many short texts through the loop with a fixed p and a fixed other q: their tokens must be distributed as p."""
-    logits = bare_logits(bed.loaded.model, bed.prompts[0], 1)[0].cpu()
+    logits = bare_logits(setup.loaded.model, setup.prompts[0], 1)[0].cpu()
     p = torch.softmax(logits.topk(min(_SMALL_VOCABULARY, len(logits))).values / 2, -1)
     q = 0.5 * p + 0.5 * p.flip(0)
     target, drafter = _FixedTarget(p), _FixedDrafter(q)
@@ -121,11 +117,11 @@ def accept_rule(bed: Setup) -> Finding:
     least = min(chi_square([text[i] for text in texts], p) for i in (1, 2))
     evidence = f"{TEXTS:,} texts with a known p and q: tokens are the target's with p-value {least:.1g}"
     if least > IMPROBABLE:
-        return noticed("accept-rule", "ok", evidence)
+        return Outcome("ok", evidence)
     hint = (
         "The acceptance rule is not the exact one: sampled text is not the target's, and acceptance is not comparable."
     )
-    return noticed("accept-rule", "broken", evidence, hint)
+    return Outcome("broken", evidence, hint)
 
 
 class _FixedTarget:
@@ -150,22 +146,22 @@ class _FixedDrafter:
         return Proposal([draw(self._q, generator) for _ in range(k)], self._q.expand(k, -1))
 
 
-def _places(bed: Setup, draft: Draft) -> list[Place]:
+def _places(setup: Setup, draft: Draft) -> list[Place]:
     """The positions where the draft is least sure, among a few of every prompt."""
     found = []
-    for prompt, text in zip(bed.prompts, bed.alone, strict=True):
+    for prompt, text in zip(setup.prompts, setup.alone, strict=True):
         for end in range(1, min(len(text), 4)):
             x = [*prompt, *text[:end]]
-            bed.settle(draft, x)
-            proposal = drafter_of(draft).propose(x, 1, bed.generator())
+            setup.settle(draft, x)
+            proposal = drafter_of(draft).propose(x, 1, setup.generator())
             if proposal.q is not None and len(proposal.q):
                 found.append(Place(x, proposal.q[0]))
     return sorted(found, key=lambda place: float(place.q.max()))[:POSITIONS]
 
 
-def _draws(bed: Setup, draft: Draft, x: list[int]) -> list[int]:
-    bed.settle(draft, x)
-    drafter, generator = drafter_of(draft), bed.generator()
+def _draws(setup: Setup, draft: Draft, x: list[int]) -> list[int]:
+    setup.settle(draft, x)
+    drafter, generator = drafter_of(draft), setup.generator()
     proposals = [drafter.propose(x, 1, generator) for _ in range(DRAWS)]
     return [proposal.numbers[0] for proposal in proposals if len(proposal.tokens)]
 

@@ -1,15 +1,15 @@
 """The models under examination in one precision: target, drafts, a few prompts, and the texts they give.
 
-A test hands in a bed with a broken part in it, in place of the real one.
+A test hands in a setup with a broken part in it, in place of a real one.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +21,9 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting
 from specbench.backends.local.drafts import load_drafts
 from specbench.clock import Stopwatch
-from specbench.drafters import DraftSpec
 from specbench.models import LoadedModel
 from specbench.models.memory import available_bytes
-from specbench.records import Sampling
+from specbench.records import Sampling, Severity
 
 GAMMA = 4
 
@@ -32,33 +31,48 @@ GAMMA = 4
 LARGEST_TWIN = {"cpu": 1e9, "cuda": 8e9}
 
 
+class Outcome(NamedTuple):
+    """What a check came to: what was `said` in one line with numbers, and a hint where there is something to do."""
+
+    severity: Severity
+    said: str
+    hint: str | None = None
+
+
 @dataclass
 class Setup:
-    """`reader` is the target as the loop reads it, `loaded` the same without a cache. `exact` says that arithmetic is
-    float32, in which texts and rounds must agree to the last token."""
+    """The models as the loop runs them, with room for the longest prompt and every draft ready. `reader` is the target
+    as the loop reads it, `loaded` the same without a cache."""
 
     loaded: LoadedModel
-    reader: Target
-    drafts: list[Draft]
-    prompts: list[list[int]]
+    drafts: Sequence[Draft]
+    prompts: Sequence[list[int]]
     sampling: Sampling
     eos: frozenset[int]
     max_new_tokens: int
     dtype: str
-    live: dict[str, list[tuple[Generation, list[Turn]]]] = field(default_factory=dict)
-    replays: dict[str, Expected] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reader: Target = CachedModel(self.loaded.model, self.capacity)
+        self.drafts = [draft.unopened() for draft in self.drafts]
+        for draft in self.drafts:
+            setting = Setting(self.loaded, self.reader, self.sampling, self.eos, gamma_of(draft))
+            draft.open(setting, self.capacity)
+        self._live: dict[str, list[tuple[Generation, list[Turn]]]] = {}
+        self._replays: dict[str, Expected] = {}
 
     @property
     def exact(self) -> bool:
+        """Whether texts and rounds must agree to the last token."""
         return self.dtype == "float32"
 
     @property
     def capacity(self) -> int:
-        return max(map(len, self.prompts)) + self.max_new_tokens + GAMMA + 2
+        return room(self.prompts, self.max_new_tokens)
 
     @property
     def vocab_size(self) -> int:
-        return int(self.loaded.model.config.get_text_config().vocab_size)
+        return self.loaded.vocab_size
 
     def run(
         self, drafter: Drafter | None, ids: Sequence[int], gamma: int = GAMMA, reader: Target | None = None
@@ -84,21 +98,21 @@ class Setup:
     def with_draft(self, draft: Draft) -> list[tuple[Generation, list[Turn]]]:
         """Texts with the draft, and what it proposed in each round."""
         name = draft.spec.text
-        if name not in self.live:
+        if name not in self._live:
             recorders = [Recorder(drafter_of(draft)) for _ in self.prompts]
-            self.live[name] = [
+            self._live[name] = [
                 (self.run(r, ids, gamma_of(draft), draft.target), r.turns)
                 for r, ids in zip(recorders, self.prompts, strict=True)
             ]
-        return self.live[name]
+        return self._live[name]
 
     def replayed(self, draft: Draft) -> Expected:
         """What one pass of the draft over the target's own texts says about the rounds."""
         name = draft.spec.text
-        if name not in self.replays:
-            texts = [self._text(draft, i) for i in range(len(self.prompts))]
-            self.replays[name] = replay(texts, gamma_of(draft), draft.spec.cutoff)
-        return self.replays[name]
+        if name not in self._replays:
+            texts = [self._text(draft, number) for number in range(len(self.prompts))]
+            self._replays[name] = replay(texts, gamma_of(draft), draft.spec.cutoff)
+        return self._replays[name]
 
     @torch.inference_mode()
     def settle(self, draft: Draft, x: Sequence[int]) -> None:
@@ -113,10 +127,9 @@ class Setup:
     def generator(self) -> torch.Generator:
         return torch.Generator(self.loaded.model.device).manual_seed(0)
 
-    def _text(self, draft: Draft, i: int) -> Text:
-        scores = draft.score(self.prompts[i], self.alone[i])
-        limit = self.max_new_tokens
-        return as_text(scores, prompt_id=str(i), category=None, draft=draft.spec.text, repeat=0, limit=limit)
+    def _text(self, draft: Draft, number: int) -> Text:
+        scores, limit = draft.score(self.prompts[number], self.alone[number]), self.max_new_tokens
+        return as_text(scores, prompt_id=str(number), category=None, draft=draft.spec.text, repeat=0, limit=limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +158,9 @@ def drafter_of(draft: Draft) -> Drafter:
     return draft.drafter
 
 
-def make_setup(
-    loaded: LoadedModel,
-    drafts: Sequence[Draft],
-    prompts: Sequence[Sequence[int]],
-    *,
-    sampling: Sampling,
-    eos: frozenset[int],
-    max_new_tokens: int,
-    dtype: str,
-) -> Setup:
-    """A bed with room for the longest prompt, and every draft ready."""
-    ids = [list(prompt) for prompt in prompts]
-    capacity = max(map(len, ids)) + max_new_tokens + GAMMA + 2
-    reader = CachedModel(loaded.model, capacity)
-    own = [draft.unopened() for draft in drafts]
-    for draft in own:
-        draft.open(Setting(loaded, reader, sampling, eos, gamma_of(draft)), capacity)
-    return Setup(loaded, reader, own, ids, sampling, eos, max_new_tokens, dtype)
+def room(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """Tokens that a cache holds at most while these prompts are examined."""
+    return max(map(len, prompts)) + max_new_tokens + GAMMA + 2
 
 
 def gamma_of(draft: Draft) -> int:
@@ -170,17 +168,21 @@ def gamma_of(draft: Draft) -> int:
     return min(GAMMA, draft.most or GAMMA)
 
 
+def read_models(drafts: Sequence[Draft]) -> dict[str, LoadedModel]:
+    """Models beside the target by name: one of its first layers lives in it."""
+    return {d.loaded.name: d.loaded for d in drafts if d.loaded is not None and d.spec.kind != "skip"}
+
+
 def in_float32(loaded: LoadedModel, drafts: Sequence[Draft]) -> tuple[LoadedModel, list[Draft]] | None:
     """Target and drafts with their weights widened to float32; None where that takes too much memory or time."""
     device = str(loaded.model.device)
-    models = {d.loaded.name: d.loaded for d in drafts if d.loaded is not None and d.spec.kind != "skip"}
+    models = read_models(drafts)
     size = loaded.parameters + sum(model.parameters for model in models.values())
     most = LARGEST_TWIN.get(device.partition(":")[0], LARGEST_TWIN["cpu"])
     if size > most or 4 * size > 0.8 * available_bytes(device):
         return None
     target = _wide(loaded)
-    specs: list[DraftSpec] = [draft.spec for draft in drafts]
-    return target, load_drafts(specs, target, lambda name: _wide(models[name]))
+    return target, load_drafts([draft.spec for draft in drafts], target, lambda name: _wide(models[name]))
 
 
 def _wide(loaded: LoadedModel) -> LoadedModel:

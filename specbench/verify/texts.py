@@ -17,12 +17,9 @@ from specbench.config import RunConfig
 from specbench.models import LoadedModel
 from specbench.models.defaults import CODE, own_cautions
 from specbench.models.prompts import Today, end_tokens, render
-from specbench.records import Finding, Prompt, Severity
+from specbench.records import Prompt
 from specbench.text import count
-from specbench.verify.findings import noticed
-from specbench.verify.setup import Setup, bare_logits
-
-TEMPLATE = "chat-template"
+from specbench.verify.setup import Outcome, Setup, bare_logits
 
 # How common chat formats open the user's turn, and how they close it and open the assistant's.
 FRAMES = {
@@ -42,88 +39,80 @@ _QUESTION = "Name three kinds of bread."
 _TURNS = [{"role": "user", "content": _QUESTION}]
 
 
-def chat_template(bed: Setup) -> Finding:
+def chat_template(setup: Setup) -> Outcome:
     """Render the template, and ask the target which format it knows."""
-    tokenizer = bed.loaded.tokenizer
-    known = {name: p for name in FRAMES if (p := _familiarity(bed.loaded, name)) is not None and p >= KNOWN}
+    tokenizer = setup.loaded.tokenizer
+    known = {name: p for name in FRAMES if (p := _familiarity(setup.loaded, name)) is not None and p >= KNOWN}
     knows = "; ".join(f"the target foretells {name} turns with P = {p:.2f}" for name, p in known.items())
     if tokenizer.chat_template is None:
         if known:
             hint = "Use the instruct model's own tokenizer, with its chat_template: this one was saved without."
-            return noticed(TEMPLATE, "broken", f"no chat template, but {knows}", hint)
-        return noticed(TEMPLATE, "ok", "no chat template, and the target foretells no known chat format: a base model")
+            return Outcome("broken", f"no chat template, but {knows}", hint)
+        return Outcome("ok", "no chat template, and the target foretells no known chat format: a base model")
     try:
         rendered, bare = (_rendered(tokenizer, with_header) for with_header in (True, False))
     except Exception as error:  # templates are programs of others
-        return noticed(TEMPLATE, "broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
+        return Outcome("broken", f"the template fails: {type(error).__name__}", "Mend the chat template.")
     header = rendered.removeprefix(bare) if rendered.startswith(bare) else rendered[-20:]
     foreign = [name for name in known if _marker(name) not in rendered]
     if foreign and len(foreign) == len(known):
-        return noticed(
-            TEMPLATE, "broken", f"the template is of another format, but {knows}", "Use the model's own template."
-        )
+        return Outcome("broken", f"the template is of another format, but {knows}", "Use the model's own template.")
     framed = [name for name in FRAMES if _marker(name) in rendered]
-    if _question_lost(rendered):
-        return noticed(TEMPLATE, "broken", "the template drops the user's message", "Use the model's own template.")
+    if _QUESTION not in rendered:
+        return Outcome("broken", "the template drops the user's message", "Use the model's own template.")
     if not header:
         evidence = "the template ends without an assistant header"
         hint = "Honour add_generation_prompt in the template; without a header the target answers in the user's place."
-        return noticed(TEMPLATE, "broken" if framed else "note", evidence, hint)
-    return _marks(tokenizer, rendered, f"ends with a header of {_size(tokenizer, header)} tokens", knows)
-
-
-def _marks(tokenizer: Any, rendered: str, header: str, knows: str) -> Finding:
-    marks = sorted(set(_MARK.findall(rendered)))
+        return Outcome("broken" if framed else "note", evidence, hint)
+    marks = _marks(rendered)
     split = [mark for mark in marks if _size(tokenizer, mark) != 1]
-    words = "; ".join(part for part in (f"template {header}", f"{len(marks)} marks", knows) if part)
     if split:
         evidence = f"{len(split)} of {len(marks)} marks of the template are split into several tokens: {split[0]}"
-        hint = "If the model knows them as single tokens, its tokenizer lacks them."
-        return noticed(TEMPLATE, "note", evidence, hint)
-    return noticed(TEMPLATE, "ok", words)
+        return Outcome("note", evidence, "If the model knows them as single tokens, its tokenizer lacks them.")
+    words = f"template ends with a header of {_size(tokenizer, header)} tokens; {len(marks)} marks"
+    return Outcome("ok", f"{words}; {knows}" if knows else words)
 
 
-def draft_marks(bed: Setup, draft: Draft) -> Finding | None:
+def draft_marks(setup: Setup, draft: Draft) -> Outcome | None:
     """Marks of the target's template as the draft's tokenizer has them. None where the draft reads no ids."""
-    tokenizer = bed.loaded.tokenizer
+    tokenizer = setup.loaded.tokenizer
     if draft.loaded is None or draft.spec.kind != "model" or tokenizer.chat_template is None:
         return None
     try:
-        marks = sorted(set(_MARK.findall(_rendered(tokenizer, True))))
+        marks = _marks(_rendered(tokenizer, True))
     except Exception:
         return None
     single = [mark for mark in marks if _size(tokenizer, mark) == 1]
     own = draft.loaded.tokenizer
     lost = [mark for mark in single if _ids(own, mark) != _ids(tokenizer, mark)]
-    name = draft.spec.text
     if not lost:
-        return noticed("draft-marks", "ok", f"{len(single)} marks of the template are the same ids", draft=name)
+        return Outcome("ok", f"{len(single)} marks of the template are the same ids")
     evidence = (
         f"{len(lost)} of {len(single)} marks of the target's template are no single token of the draft: {lost[0]}"
     )
-    return noticed("draft-marks", "note", evidence, "Prefer a draft that was tuned on the same chat format.", name)
+    return Outcome("note", evidence, "Prefer a draft that was tuned on the same chat format.")
 
 
-def special_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[Finding]:
+def special_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> Outcome | None:
     """Prompts whose own text spells a token that means something to the target: it is encoded as that token."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     spell = sum(any(mark in m.content for m in prompt.messages for mark in special) for prompt in prompts)
     if not spell:
-        return []
+        return None
     evidence = f"{spell} of {len(prompts)} prompts spell special tokens of the target, and are encoded with them"
     hint = "Take them out unless the traffic has them: text of a user then opens a turn, or ends one."
-    return [noticed("special-tokens", "note", evidence, hint)]
+    return Outcome("note", evidence, hint)
 
 
-def ends_at_once(bed: Setup) -> Finding:
+def ends_at_once(setup: Setup) -> Outcome:
     """A prompt in a wrong format often makes the target end its text with the first token."""
-    ended = sum(len(text) == 1 and text[0] in bed.eos for text in bed.alone)
-    tokens = sum(map(len, bed.alone))
-    evidence = f"{ended} of {len(bed.alone)} texts of the target end with their first token, {tokens} tokens in all"
+    ended = sum(len(text) == 1 and text[0] in setup.eos for text in setup.alone)
+    tokens = sum(map(len, setup.alone))
+    evidence = f"{ended} of {len(setup.alone)} texts of the target end with their first token, {tokens} tokens in all"
     if not ended:
-        return noticed("ends-at-once", "ok", evidence)
+        return Outcome("ok", evidence)
     hint = "Check the chat template and the end-of-sequence tokens in the generation config."
-    return noticed("ends-at-once", "broken" if 2 * ended >= len(bed.alone) else "note", evidence, hint)
+    return Outcome("broken" if 2 * ended >= len(setup.alone) else "note", evidence, hint)
 
 
 def _familiarity(loaded: LoadedModel, name: str) -> float | None:
@@ -144,12 +133,12 @@ def _marker(name: str) -> str:
     return _MARK.findall(FRAMES[name][0])[0]  # type: ignore[no-any-return]
 
 
+def _marks(rendered: str) -> list[str]:
+    return sorted(set(_MARK.findall(rendered)))
+
+
 def _rendered(tokenizer: Any, with_header: bool) -> str:
     return str(render(tokenizer, {"conversation": _TURNS}, tokenize=False, add_generation_prompt=with_header))
-
-
-def _question_lost(rendered: str) -> bool:
-    return _QUESTION not in rendered
 
 
 def _ids(tokenizer: Any, text: str) -> Sequence[int]:
@@ -169,50 +158,47 @@ LONGEST_SAMPLE = 256
 FEW_TOKENS = 20
 
 
-def finite_logits(bed: Setup) -> Finding:
+def finite_logits(setup: Setup) -> Outcome:
     """No NaN and no infinity in what the models say, in the precision that was asked for."""
-    models = {"target": bed.loaded.model}
-    models |= {d.loaded.name: d.loaded.model for d in bed.drafts if d.loaded is not None and d.spec.kind == "model"}
+    models = {"target": setup.loaded}
+    models |= {d.loaded.name: d.loaded for d in setup.drafts if d.loaded is not None and d.spec.kind == "model"}
     bad = []
-    for name, model in models.items():
-        vocabulary = int(model.config.get_text_config().vocab_size)
-        ids = [token % vocabulary for token in bed.prompts[0]]
-        if not bare_logits(model, ids, len(ids)).isfinite().all():
+    for name, one in models.items():
+        ids = [token % one.vocab_size for token in setup.prompts[0]]
+        if not bare_logits(one.model, ids, len(ids)).isfinite().all():
             bad.append(name)
     if not bad:
-        return noticed(
-            "finite-logits", "ok", f"every logit of {count(len(models), 'model')} is a number in {bed.dtype}"
-        )
+        return Outcome("ok", f"every logit of {count(len(models), 'model')} is a number in {setup.dtype}")
     hint = "This precision overflows for this model: use --dtype bfloat16 or float32."
-    return noticed("finite-logits", "broken", f"logits of {', '.join(bad)} are not finite in {bed.dtype}", hint)
+    return Outcome("broken", f"logits of {', '.join(bad)} are not finite in {setup.dtype}", hint)
 
 
-def vocabulary_meaning(bed: Setup, draft: Draft, samples: Sequence[Sequence[int]]) -> Finding | None:
+def vocabulary_meaning(setup: Setup, draft: Draft, samples: Sequence[Sequence[int]]) -> Outcome | None:
     """The draft must read plain text better than chance where the target does. `samples` are the words of the prompts
     alone, which no model wrote. None for drafts that cannot mean other tokens."""
     if draft.loaded is None or draft.spec.kind != "model":
         return None
-    name, vocabulary = draft.spec.text, bed.vocab_size
+    vocabulary = setup.vocab_size
     tokens = sum(len(ids) - 1 for ids in samples)
     if tokens < FEW_TOKENS:
-        return noticed("vocabulary-meaning", "not checked", f"only {tokens} tokens of text to judge by", draft=name)
+        return Outcome("not checked", f"only {tokens} tokens of text to judge by")
     chance = math.log(vocabulary)
-    target = _loss(bed.loaded.model, [([], ids) for ids in samples], vocabulary)
+    target = _loss(setup.loaded.model, [([], ids) for ids in samples], vocabulary)
     plain = _loss(draft.loaded.model, [([], ids) for ids in samples], vocabulary)
-    own = _loss(draft.loaded.model, list(zip(bed.prompts, bed.alone, strict=True)), vocabulary)
+    own = _loss(draft.loaded.model, list(zip(setup.prompts, setup.alone, strict=True)), vocabulary)
     evidence = (
         f"loss per token on the prompts' text: draft {plain:.1f}, target {target:.1f}, chance {chance:.1f} nats; on "
         f"the target's own text the draft has {own:.1f}"
     )
     if target > LANGUAGE * chance:
-        return noticed("vocabulary-meaning", "not checked", f"{evidence}: no language to judge by", draft=name)
+        return Outcome("not checked", f"{evidence}: no language to judge by")
     if min(plain, own) > CHANCE * chance:
         hint = "The draft reads these ids as other tokens, or has no trained weights. Use one of the target's family."
-        return noticed("vocabulary-meaning", "broken", evidence, hint, name)
+        return Outcome("broken", evidence, hint)
     if plain > LANGUAGE * chance:
         hint = "The draft predicts this kind of text poorly by itself. A sweep says how much is accepted all the same."
-        return noticed("vocabulary-meaning", "note", evidence, hint, name)
-    return noticed("vocabulary-meaning", "ok", evidence, draft=name)
+        return Outcome("note", evidence, hint)
+    return Outcome("ok", evidence)
 
 
 def _loss(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]], vocabulary: int) -> float:
@@ -231,25 +217,23 @@ def _loss(model: Any, texts: Sequence[tuple[Sequence[int], Sequence[int]]], voca
     return total / count if count else float("nan")
 
 
-# What a check says where a run would say nothing, and how bad it is where a run warns.
-_CHECKS: dict[str, tuple[Severity, str]] = {
-    "end-in-prompt": ("note", "no prompt ends with an end-of-sequence token"),
-    "two-begins": ("note", "no prompt begins with two begin-of-text tokens"),
-    "date-in-prompt": ("note", "the date is in no prompt"),
-    "end-tokens": ("note", "the files of the target agree on how texts end"),
-    CODE: ("note", "the target's files ask for no other sampling than this"),
+# What is said where a run would warn of nothing.
+_SOUND = {
+    "end-in-prompt": "no prompt ends with an end-of-sequence token",
+    "two-begins": "no prompt begins with two begin-of-text tokens",
+    "date-in-prompt": "the date is in no prompt",
+    "end-tokens": "the files of the target agree on how texts end",
+    CODE: "the target's files ask for no other sampling than this",
 }
 
 
-def own_files(target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence[int]], today: Today) -> list[Finding]:
-    cautions = {each.code: each for each in own_cautions(target, config, encoded, end_tokens(target), today)}
-    found = []
-    for code, (state, sound) in _CHECKS.items():
-        caution = cautions.get(code)
-        if caution is None:
-            found.append(noticed(code, "ok", sound))
-            continue
+def own_files(
+    target: LoadedModel, config: RunConfig, encoded: Sequence[Sequence[int]], today: Today
+) -> dict[str, Outcome]:
+    """By the codes of what a run warns of."""
+    found = {code: Outcome("ok", sound) for code, sound in _SOUND.items()}
+    for one in own_cautions(target, config, encoded, end_tokens(target), today):
         # Some models were trained on turns that end so; a tokenizer that does it to any text is a slip.
-        slip = code == "end-in-prompt" and target.tokenizer.chat_template is None
-        found.append(noticed(code, "broken" if slip else state, caution.message, caution.hint))
+        slip = one.code == "end-in-prompt" and target.tokenizer.chat_template is None
+        found[one.code] = Outcome("broken" if slip else "note", one.message, one.hint)
     return found

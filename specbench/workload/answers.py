@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from specbench.config import RECORDED, RunConfig
 from specbench.errors import WorkloadError
-from specbench.records import Finding, Message, Prompt, warned
+from specbench.records import Finding, Message, warned
 from specbench.validation import expanded
 from specbench.workload.faults import MalformedRowError, SkipRowError
 from specbench.workload.files import PREFIX
@@ -21,13 +21,13 @@ from specbench.workload.load import (
     Skipped,
     category_of,
     check_unicode,
-    content_sha256,
     nothing_usable,
-    opened,
+    prompt_of,
     rows_of,
     shown_id,
 )
 from specbench.workload.replies import NAME, Exchange, Recorded, is_log, logged_exchanges
+from specbench.workload.shapes import without_nan
 from specbench.workload.sources import exchanges_in
 
 # Answers in memory at once, and those over which models are checked when they are loaded.
@@ -169,17 +169,15 @@ class AnswerLog:
         if answer is None:
             raise SkipRowError(f"no {_JOINED} has its id")
         # What the prompt's row calls its own stays: an answer's row may say "turns" or "category" as well.
-        return {**answer, **row}
+        return {**answer, **{key: value for key, value in without_nan(row).items() if value is not None}}
 
     def _recorded(self, place: str, count: int, row: object, each: Exchange) -> Recorded:
-        messages = each.asked.messages if each.form != "chat" else opened(each.asked.messages, self._system_prompt)
         category = category_of(row, self._category_column, None)
         check_unicode(f"{category}{each.reply.message.content}")
         name = place.replace(" ", "-") + ("" if count == 1 else f".{count}")
-        asked = each.asked
-        sha256, beside = content_sha256(messages, asked), (asked.tools, asked.template_kwargs, asked.request)
-        prompt = Prompt(name, messages, sha256, category, *beside)
-        conversation = _conversation(name, messages, each)
+        prompt = prompt_of(each.asked, self._system_prompt if each.form == "chat" else None)
+        prompt = replace(prompt, id=name, category=category)
+        conversation = _conversation(name, prompt.messages, each)
         return Recorded(prompt, each.reply, each.form, each.limit, each.temperature, conversation)
 
 

@@ -37,30 +37,15 @@ FEWEST_PROMPTS = 10
 TOLERATED_SHARE = 0.05  # of repeats, and of random-looking prompts
 
 
-def cautions_of(
-    prompts: Sequence[Prompt],
-    *,
-    suspects: int,
-    id_clashes: int,
-    left_out: int,
-    rows: int,
-    unused: Mapping[str, int],
-    sampling: Mapping[str, int],
+def row_cautions(
+    rows: int, left_out: int, prompts: int, unused: Mapping[str, int], sampling: Mapping[str, int]
 ) -> Iterator[Finding]:
-    """By what was counted while reading: `suspects` of the prompts look random, `id_clashes` had to be renamed;
-    `left_out` of the `rows` cannot be read; `unused` fields would change a prompt or its answer, `sampling` ones are a
+    """Of the `rows` so many cannot be read; `unused` fields would change a prompt or its answer, `sampling` ones are a
     run's own, each with its number of rows."""
-    yield from _of_rows(len(prompts), left_out, rows, unused, sampling)
-    yield from _of_texts(prompts, suspects, id_clashes)
-
-
-def _of_rows(
-    total: int, left_out: int, rows: int, unused: Mapping[str, int], sampling: Mapping[str, int]
-) -> Iterator[Finding]:
     if 2 * left_out > rows:
         yield warned(
             "rows-left-out",
-            f"{left_out} of {rows} rows cannot be read and are left out: the {total} that are left may say little "
+            f"{left_out} of {rows} rows cannot be read and are left out: the {prompts} that are left may say little "
             "about the whole",
             "Look at the reasons: the file may have another shape, or name its column with --column NAME.",
         )
@@ -78,7 +63,8 @@ def _of_rows(
         )
 
 
-def _of_texts(prompts: Sequence[Prompt], suspects: int, id_clashes: int) -> Iterator[Finding]:
+def prompt_cautions(prompts: Sequence[Prompt], suspects: int, id_clashes: int) -> Iterator[Finding]:
+    """`suspects` of the prompts look random, `id_clashes` had to be renamed."""
     total = len(prompts)
     of_all = f"of {total} prompts"
     repeats = total - len({prompt.sha256 for prompt in prompts})

@@ -21,21 +21,14 @@ _COLUMN = "Correct the row or name --column NAME."
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The answer of a tool among the parts of a message."""
-
-    id: str | None
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Content:
-    """`text` is None where there is none; `thoughts` went before it; `calls` of tools are as they stand."""
+    """`text` is None where there is none; `thoughts` went before it; `calls` of tools are as they stand, `results` what
+    tools answered."""
 
     text: str | None = None
     thoughts: str = ""
     calls: tuple[Mapping[str, Any], ...] = ()
-    results: tuple[Result, ...] = ()
+    results: tuple[Message, ...] = ()
 
 
 def read_content(content: object, place: str) -> Content:
@@ -72,8 +65,9 @@ def _part(part: object, place: str) -> Content:
         return Content(calls=(part,))
     if kind == "tool_result":
         own = part.get("tool_use_id")
-        said = read_content(_as_text(part.get("content")), place)
-        return Content(results=(Result(own if isinstance(own, str) else None, said.text or ""),))
+        said = read_content(_as_text(part.get("content")), place).text or ""
+        fields = {"tool_call_id": own} if isinstance(own, str) and own else {}
+        return Content(results=(Message("tool", said, fields),))
     if kind == "refusal":
         return Content(require_text(part.get("refusal"), f"{place}.refusal"))
     if kind in _THOUGHT:
@@ -253,7 +247,7 @@ def _has_content(entry: Mapping[str, Any]) -> bool:
 
 
 def _asking(messages: list[Message]) -> Messages:
-    if not any(message.role in ("user", "tool") for message in messages):
+    if not any(message.role in _ASKING for message in messages):
         raise SkipRowError("no user message")
     # A tool may have nothing to say, a user who asks may not.
     if messages[-1].role != "tool" and not messages[-1].content.strip():
@@ -282,10 +276,7 @@ def _turn(entry: Mapping[str, Any], role: Turn, place: str) -> list[Message]:
     if text is None and not said.results and (role in ("user", "system") or (role == "assistant" and not fields)):
         raise SkipRowError("a message without text, such as a tool call")
     # Anthropic's answers of tools stand in the user's turn, before what the user says.
-    results = [
-        Message("tool", result.text, {"tool_call_id": result.id} if result.id else {}) for result in said.results
-    ]
-    return results if results and not text else [*results, Message(role, text or "", fields)]
+    return [*said.results, *([] if said.results and not text else [Message(role, text or "", fields)])]
 
 
 def _own_calls(entry: Mapping[str, Any], text: str | None) -> list[Any]:

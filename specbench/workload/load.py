@@ -7,12 +7,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specbench.errors import WorkloadError
 from specbench.records import Finding, Message, Prompt
 from specbench.validation import expanded, kind_of
-from specbench.workload.cautions import cautions_of, looks_random, question
+from specbench.workload.cautions import looks_random, prompt_cautions, question, row_cautions
 from specbench.workload.faults import MalformedRowError, SkipRowError, list_names
 from specbench.workload.files import PREFIX, read_hub, read_rows
 from specbench.workload.shapes import Asked, asked_in
@@ -83,8 +83,7 @@ def load_workload(
             if isinstance(row, MalformedRowError):
                 raise row
             asked = asked_in(row, column)
-            messages = opened(asked.messages, system_prompt)
-            sha256 = content_sha256(messages, asked)
+            prompt = prompt_of(asked, system_prompt)
             category = category_of(row, category_column, column)
             wanted = _wanted_id(row)
             check_unicode(f"{wanted}{category}")
@@ -93,11 +92,7 @@ def load_workload(
             if isinstance(fault, MalformedRowError):
                 faults.append((place, fault))
             continue
-        prompts.append(
-            Prompt(
-                ids.take(wanted, sha256), messages, sha256, category, asked.tools, asked.template_kwargs, asked.request
-            )
-        )
+        prompts.append(replace(prompt, id=ids.take(wanted, prompt.sha256), category=category))
         unused.update(dict.fromkeys(asked.unused, 1))
         sampling.update(dict.fromkeys(asked.sampling, 1))
     if not prompts:
@@ -109,16 +104,11 @@ def load_workload(
             hint="Correct --category-column NAME or leave it out.",
         )
     suspects = sum(looks_random(question(prompt)) for prompt in prompts)
-    cautions = cautions_of(
-        prompts,
-        suspects=suspects,
-        id_clashes=ids.clashes,
-        left_out=len(faults),
-        rows=len(prompts) + len(skipped),
-        unused=unused,
-        sampling=sampling,
+    cautions = (
+        *row_cautions(len(prompts) + len(skipped), len(faults), len(prompts), unused, sampling),
+        *prompt_cautions(prompts, suspects, ids.clashes),
     )
-    return Workload(tuple(prompts), source, fingerprint(prompts), tuple(skipped), tuple(cautions), suspects)
+    return Workload(tuple(prompts), source, fingerprint(prompts), tuple(skipped), cautions, suspects)
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:
@@ -150,16 +140,14 @@ def nothing_usable(
     return WorkloadError(what, where=source, hint=hint)
 
 
-def opened(messages: tuple[Message, ...], system_prompt: str | None) -> tuple[Message, ...]:
-    if system_prompt is None or any(message.role == "system" for message in messages):
-        return messages
-    return (Message("system", system_prompt), *messages)
-
-
-def content_sha256(messages: tuple[Message, ...], asked: Asked) -> str:
-    """Over the canonical JSON of all that is asked, UTF-8, no spaces: [[role, content], ...], with a third entry for
-    the fields of a message that has some; where more is asked an object with what stands beside. Keys of template
-    arguments and of the request come in any order, those of tools as they are written out."""
+def prompt_of(asked: Asked, system_prompt: str | None) -> Prompt:
+    """A prompt that has no id yet; `system_prompt` opens what has no system message. Its sha256 is over the canonical
+    JSON of all that is asked, UTF-8, no spaces: [[role, content], ...], with a third entry for the fields of a message
+    that has some; where more is asked an object with what stands beside. Keys of template arguments and of the request
+    come in any order, those of tools as they are written out. Raises SkipRowError."""
+    messages = asked.messages
+    if system_prompt is not None and all(message.role != "system" for message in messages):
+        messages = (Message("system", system_prompt), *messages)
     turns = [[m.role, m.content, *([m.fields] if m.fields else [])] for m in messages]
     beside = {
         "tools": asked.tools,
@@ -168,7 +156,8 @@ def content_sha256(messages: tuple[Message, ...], asked: Asked) -> str:
     }
     beside = {key: value for key, value in beside.items() if value}
     text = json.dumps({"messages": turns} | beside if beside else turns, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(check_unicode(text)).hexdigest()
+    sha256 = hashlib.sha256(check_unicode(text)).hexdigest()
+    return Prompt("", messages, sha256, None, asked.tools, asked.template_kwargs, asked.request)
 
 
 def check_unicode(text: str) -> bytes:
@@ -190,7 +179,7 @@ def category_of(row: object, category_column: str | None, column: str | None) ->
         if value is None or (isinstance(value, float) and math.isnan(value)):  # data frames write NaN for "absent"
             return None
         label = str(value).strip()
-        if len(label) > _LONGEST_LABEL or len(label.splitlines()) > 1:
+        if not _is_short(label, _LONGEST_LABEL):
             raise MalformedRowError(
                 f"the category is longer than {_LONGEST_LABEL} characters or one line",
                 "Choose a --category-column of labels.",
@@ -200,9 +189,13 @@ def category_of(row: object, category_column: str | None, column: str | None) ->
         value = row.get(key)
         if key != column and isinstance(value, str | int) and not isinstance(value, bool):
             label = str(value).strip()
-            if 0 < len(label) <= _LONGEST_LABEL and len(label.splitlines()) == 1:
+            if label and _is_short(label, _LONGEST_LABEL):
                 return label
     return None
+
+
+def _is_short(text: str, longest: int) -> bool:
+    return len(text) <= longest and len(text.splitlines()) <= 1
 
 
 def _wanted_id(row: object) -> str | None:
@@ -210,8 +203,7 @@ def _wanted_id(row: object) -> str | None:
         for key in _ID_KEYS:
             value = row.get(key)
             if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
-                text = str(value)
-                return text if len(text) <= _LONGEST_ID and len(text.splitlines()) == 1 else None
+                return str(value) if _is_short(str(value), _LONGEST_ID) else None
     return None
 
 

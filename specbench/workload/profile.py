@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean, median
-from typing import Protocol, TypeVar
 
 from specbench.errors import WorkloadError
 from specbench.records import Prompt
@@ -57,87 +57,71 @@ def profile(workload: Workload) -> WorkloadProfile:
 
 
 def _category_profile(category: str | None, prompts: list[Prompt]) -> CategoryProfile:
-    characters = [sum(len(message.content) for message in prompt.messages) for prompt in prompts]
-    with_system = sum(any(message.role == "system" for message in prompt.messages) for prompt in prompts)
-    tools, kwargs, request = (
-        sum(bool(getattr(prompt, name)) for prompt in prompts) for name in ("tools", "template_kwargs", "request")
-    )
-    turns = fmean(sum(message.role == "user" for message in prompt.messages) for prompt in prompts)
+    characters = list(map(_characters, prompts))
+
+    def share(has: Callable[[Prompt], object]) -> float:
+        return fmean(bool(has(prompt)) for prompt in prompts)
+
     return CategoryProfile(
         category=category,
         prompts=len(prompts),
         characters_min=min(characters),
         characters_median=median(characters),
         characters_max=max(characters),
-        system_share=with_system / len(prompts),
-        mean_turns=turns,
-        tools_share=tools / len(prompts),
-        template_kwargs_share=kwargs / len(prompts),
-        request_share=request / len(prompts),
+        system_share=share(lambda prompt: any(message.role == "system" for message in prompt.messages)),
+        mean_turns=fmean(sum(message.role == "user" for message in prompt.messages) for prompt in prompts),
+        tools_share=share(attrgetter("tools")),
+        template_kwargs_share=share(attrgetter("template_kwargs")),
+        request_share=share(attrgetter("request")),
     )
 
 
-class HasCategory(Protocol):
-    """A prompt, or whatever stands for one here."""
-
-    @property
-    def category(self) -> str | None: ...
+def _characters(prompt: Prompt) -> int:
+    return sum(len(message.content) for message in prompt.messages)
 
 
-Labelled = TypeVar("Labelled", bound=HasCategory)
+def select(prompts: Sequence[Prompt], limit: int | None, seed: int) -> tuple[Prompt, ...]:
+    """At most `limit` prompts, spread as `chosen` has it; None keeps all."""
+    numbers = chosen([prompt.category for prompt in prompts], len(prompts) if limit is None else limit, seed)
+    return tuple(prompts[number] for number in numbers)
 
 
-def select(prompts: Sequence[Labelled], limit: int | None, seed: int) -> tuple[Labelled, ...]:
-    """At most `limit` prompts, as equal a number from each category as there are prompts for, in file order.
-
-    A larger limit with the same seed keeps what a smaller one chose, so that a run can be extended. None or a
-    limit of at least all prompts keeps all.
-    """
-    if limit is None or limit >= len(prompts):
-        return tuple(prompts)
+def chosen(categories: Sequence[str | None], limit: int, seed: int) -> list[int]:
+    """Numbers of at most `limit` prompts of these categories, as equal a number from each as there are prompts for, in
+    file order. A larger limit with the same seed keeps what a smaller one chose, so that a run can be extended."""
+    if limit >= len(categories):
+        return list(range(len(categories)))
     groups: dict[str | None, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(prompt.category, []).append(index)
+    for index, category in enumerate(categories):
+        groups.setdefault(category, []).append(index)
     names = list(groups)
     random.Random(seed).shuffle(names)
-    dealt: list[tuple[int, int, int]] = []  # round, the category's turn in it, index into prompts
+    dealt: list[tuple[int, int, int]] = []  # round, the category's turn in it, index of the prompt
     for turn, name in enumerate(names):
         indices = groups[name]
         # A generator of its own for each category: prompts added to one do not reshuffle the others.
         random.Random(f"{seed}:{name}").shuffle(indices)
         dealt.extend((round_, turn, index) for round_, index in enumerate(indices))
-    return tuple(prompts[index] for _, _, index in sorted(sorted(dealt)[:limit], key=lambda card: card[2]))
-
-
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """What is told of one prompt. `number` counts from 1 in the order of the file, prompts that were left out not
-    counted; `characters` are Unicode code points over all messages. No key is one that a prompt file has, so that an
-    outline is never taken for prompts."""
-
-    number: int
-    category: str | None
-    characters: int
-    message_count: int
-    user_messages: int
-    has_system: bool
-
-
-def outlines(prompts: Iterable[Prompt]) -> Iterator[Outline]:
-    for number, prompt in enumerate(prompts, start=1):
-        roles = [message.role for message in prompt.messages]
-        yield Outline(
-            number=number,
-            category=prompt.category,
-            characters=sum(len(message.content) for message in prompt.messages),
-            message_count=len(roles),
-            user_messages=roles.count("user"),
-            has_system="system" in roles,
-        )
+    return sorted(index for _, _, index in sorted(dealt)[:limit])
 
 
 def outline_lines(prompts: Iterable[Prompt]) -> str:
-    return "".join(json.dumps(asdict(outline)) + "\n" for outline in outlines(prompts))
+    """What can be told of private prompts, a line of JSON for each. `number` counts from 1 in the order of the file,
+    prompts that were left out not counted. No key is one that a prompt file has, so that an outline is never taken for
+    prompts."""
+    lines = []
+    for number, prompt in enumerate(prompts, start=1):
+        roles = [message.role for message in prompt.messages]
+        outline = {
+            "number": number,
+            "category": prompt.category,
+            "characters": _characters(prompt),
+            "message_count": len(roles),
+            "user_messages": roles.count("user"),
+            "has_system": "system" in roles,
+        }
+        lines.append(json.dumps(outline) + "\n")
+    return "".join(lines)
 
 
 def write_new(text: str, path: Path) -> None:

@@ -95,9 +95,8 @@ def reply_of(value: object, place: str) -> Reply:
 
 def _is_reply(held: object) -> bool:
     """Whether what a text holds as JSON is a response or a message; else the JSON is what the model wrote."""
-    if not isinstance(held, dict):
-        return looks_like_turns(held)
-    return any(_is_one(one) for one in (held, *(held.get(key) for key in _INNER)))
+    inner = map(held.get, _INNER) if isinstance(held, dict) else ()
+    return any(map(_is_one, (held, *inner)))
 
 
 def _is_one(held: object) -> bool:
@@ -325,5 +324,5 @@ def _ids(text: str | None) -> tuple[int, ...] | None:
 
 
 def _setting(settings: str, name: str) -> float | None:
-    match = re.search(rf"\b{name}=([\d.]+)", settings)
+    match = re.search(rf"\b{name}=([\d.]+(?:e-?\d+)?)", settings)
     return None if match is None else float(match[1])

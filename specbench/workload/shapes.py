@@ -281,7 +281,7 @@ def together(read: Reader, fields: Mapping[str, Any], key: str, place: str, *, r
                 asked[own] = value
             else:
                 unused.append(name)
-        elif name in _TEXTS:
+        elif name in _TEXTS or (name == "prompt" and isinstance(value, str)):
             # A text that stands in the prompt already was put together with it by somebody.
             told = isinstance(value, str) and any(value.strip() in message.content for message in messages)
             unused += [] if told else [name]

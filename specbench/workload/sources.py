@@ -291,7 +291,6 @@ def _session(row: Row) -> str | None:
 def _refused(what: str, hint: str) -> Callable[[Row], Exchanges]:
     def read(row: Row) -> Exchanges:
         raise MalformedRowError(what, hint)
-        yield
 
     return read
 

@@ -11,7 +11,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeAlias
 
@@ -30,38 +30,34 @@ PIECE = 64 << 10  # bytes
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def text_lines(path: Path, *, longest: int | None = None, largest: int | None = None) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line, line end kept, one line in memory at a time.
 
     Only "\\n" ends a line: a prompt may hold U+2028 and its like. A byte-order mark is dropped; `.gz` and `.zst` are
-    unpacked. Byte offsets in errors count from 0 in the unpacked file. Refused are a line of more than `longest` bytes
-    (None: LONGEST_LINE), before it is read further, and a file of more than `largest` (None: LARGEST_FILE).
+    unpacked. Byte offsets in errors count from 0 in the unpacked file. Refused are a line of more than LONGEST_LINE,
+    before it is read further, and a file of more than LARGEST_FILE.
     """
-    longest, largest = longest or LONGEST_LINE, largest or LARGEST_FILE
     with _opened(path) as stream:
         offset = number = 0
-        while raw := stream.readline(longest + 1):
+        while raw := stream.readline(LONGEST_LINE + 1):
             number += 1
-            _check_size(raw, offset, path, number, longest, largest)
-            yield number, _decode(raw, offset, path, number)
+            yield number, _decoded(raw, offset, path, number)
             offset += len(raw)
 
 
-def text_pieces(path: Path, *, largest: int | None = None) -> Iterator[str]:
+def text_pieces(path: Path) -> Iterator[str]:
     """The same text in pieces of at most PIECE bytes, for a document whose lines may be of any length."""
-    largest = largest or LARGEST_FILE
     with _opened(path) as stream:
         offset, number, kept = 0, 1, b""
         while raw := stream.readline(PIECE):
-            _check_size(raw, offset, path, number, largest, largest)
             whole = kept + raw
             # The last character may go on in the next piece, which ends at a line's end or at the file's.
             cut = codecs.utf_8_decode(whole, "replace", len(raw) < PIECE)[1]
-            yield _decode(whole[:cut], offset - len(kept), path, number)
+            yield _decoded(whole[:cut], offset - len(kept), path, number)
             offset, kept = offset + len(raw), whole[cut:]
             number += raw.endswith(b"\n")
         if kept:
-            yield _decode(kept, offset - len(kept), path, number)
+            yield _decoded(kept, offset - len(kept), path, number)
 
 
 @contextmanager
@@ -86,25 +82,6 @@ def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
         ) from None
 
 
-def _check_size(raw: bytes, offset: int, path: Path, number: int, longest: int, largest: int) -> None:
-    # A UTF-16 file has few line ends that are bytes; what it is says more than how long its lines are.
-    if len(raw) > longest and not (offset == 0 and raw.startswith(_UTF16)) and raw.find(b"\0") < 0:
-        raise WorkloadError(
-            f"the line is longer than {size(longest)}",
-            where=f"{path}, line {number}",
-            hint="One prompt a line; cut or drop what is longer.",
-        )
-    if offset + len(raw) > largest:
-        raise WorkloadError(
-            f"the file holds more than {size(largest)} of text", where=str(path), hint="Cut it into smaller files."
-        )
-
-
-def size(count: int) -> str:
-    """`64 MiB`, or bytes below one."""
-    return f"{count >> 20:,} MiB" if count >= 1 << 20 else f"{count:,} bytes"
-
-
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.suffix.lower() == ".gz":
         return gzip.open(path)
@@ -115,22 +92,32 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     return path.open("rb")
 
 
-def _decode(raw: bytes, offset: int, path: Path, number: int) -> str:
-    """One line as text. `offset` is that of its first byte in the file."""
+def _decoded(raw: bytes, offset: int, path: Path, number: int) -> str:
+    """A line or a piece as text. `offset` is that of its first byte in the file."""
     where = f"{path}, line {number}"
-    start = 0
-    if offset == 0:
-        if raw.startswith(_UTF16):
-            raise WorkloadError(
-                "the file is UTF-16, not UTF-8", where=str(path), hint="Convert it: iconv -f UTF-16 -t UTF-8."
-            )
-        start = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+    if offset == 0 and raw.startswith(_UTF16):
+        raise WorkloadError(
+            "the file is UTF-16, not UTF-8", where=str(path), hint="Convert it: iconv -f UTF-16 -t UTF-8."
+        )
     if (nul := raw.find(b"\0")) >= 0:
         raise WorkloadError(
             f"the file is binary: byte {offset + nul} is NUL",
             where=where,
             hint="Give a text file in UTF-8, or name a Parquet file .parquet.",
         )
+    if len(raw) > LONGEST_LINE:
+        raise WorkloadError(
+            f"the line is longer than {LONGEST_LINE >> 20} MiB",
+            where=where,
+            hint="One prompt a line; cut or drop what is longer.",
+        )
+    if offset + len(raw) > LARGEST_FILE:
+        raise WorkloadError(
+            f"the file holds more than {LARGEST_FILE >> 20:,} MiB of text",
+            where=str(path),
+            hint="Cut it into smaller files.",
+        )
+    start = len(codecs.BOM_UTF8) if offset == 0 and raw.startswith(codecs.BOM_UTF8) else 0
     try:
         return raw[start:].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -147,7 +134,6 @@ _LINES = "One JSON object a line; a JSON document over several lines belongs in 
 _DOCUMENT = "Mend the JSON, or use .jsonl for one object a line."
 # What a row has and no list of rows stands under, or beside.
 _TURNS, _TEXTS = ("messages", "conversations", "turns"), ("prompt", "instruction")
-_DIGITS = 4300  # Python refuses integers of more
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:
@@ -236,7 +222,7 @@ class _Decoder(json.JSONDecoder):
         return found
 
     def _int(self, digits: str) -> int:
-        if len(digits) <= _DIGITS:
+        with suppress(ValueError):  # Python refuses integers of more than 4,300 digits
             return int(digits)
         self._fault = "the JSON holds a number of too many digits"
         return 0
@@ -296,9 +282,10 @@ class _Document:
             except RecursionError:
                 raise WorkloadError("the JSON is nested too deeply", where=str(self._path), hint=_DOCUMENT) from None
             if len(self._text) - self._at > LONGEST_LINE:
-                where = f"{self._path}, line {self._place(self._at)[0]}"
                 raise WorkloadError(
-                    f"a row is longer than {size(LONGEST_LINE)}", where=where, hint="Cut or drop what is longer."
+                    f"a row is longer than {LONGEST_LINE >> 20} MiB",
+                    where=f"{self._path}, line {self._place(self._at)[0]}",
+                    hint="Cut or drop what is longer.",
                 )
 
     def end(self) -> None:

@@ -28,8 +28,8 @@ from specbench.backends.local.lean import seen_from
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import OwnHead
-from specbench.models.heads import fetched, require_fit, require_own
-from specbench.models.hub import quiet_transformers
+from specbench.models.heads import require_fit, require_own
+from specbench.models.hub import fetched, quiet_transformers
 from specbench.models.load import resolve
 
 _ABSENT = object()

@@ -30,7 +30,7 @@ from specbench.backends.local.cached import ModelReader, watched
 from specbench.backends.local.graphs import Graphs, Recorder
 from specbench.backends.local.lean import Taps, Update, seen_from
 from specbench.kinds import MAX_GAMMA
-from specbench.models.family import Memory, keeps_nothing, require_batches
+from specbench.models.family import Memory, memory_of, require_batches
 
 # From numbers of row, head, query position and key position to whether the one sees the other.
 Sees = Callable[..., Tensor]
@@ -162,7 +162,7 @@ class RaggedCache(Cache):  # type: ignore[misc]  # transformers has no types
         self.lengths = [self.lengths[row] for row in rows]
         chosen, used = queued(rows, device), self.get_seq_length()
         for layer in self.layers:
-            if keeps_nothing(layer):
+            if memory_of(layer) == "nothing":
                 continue
             for name in ("both", "index") if hasattr(layer, "both") else ("keys", "values", "index"):
                 if (kept := getattr(layer, name, None)) is not None:
