@@ -101,15 +101,13 @@ def tables(cells: Cells, methods: Methods, biased: Cells, compared: int) -> str:
     for method in methods[prompts[0]]:
         found = [methods[n][method] for n in prompts]
         lines.append(
-            f"| {method} | " + " | ".join(f"{share(hits, compared)} | {width:.1%}" for hits, width in found) + " |"
+            f"| {method} | " + " | ".join(f"{hits / compared:.1%} | {width:.1%}" for hits, width in found) + " |"
         )
     parts.append(f"### Methods, on the same {compared:,} workloads\n\n" + "\n".join(lines))
     lines = [f"| | {' | '.join(f'{n} prompts: held | wrong NO-GO | width' for n in prompts)} |"]
     lines.append("|---" * (1 + 3 * len(prompts)) + "|")
     for label, rows in biased.items():
-        found_at = (
-            f"{share(r.covered, r.workloads)} | {r.wrong_no_go / r.workloads:.1%} | {r.width:.1%}" for r in rows
-        )
+        found_at = (f"{r.covered / r.workloads:.1%} | {r.wrong_no_go / r.workloads:.1%} | {r.width:.1%}" for r in rows)
         lines.append(f"| {label} | {' | '.join(found_at)} |")
     parts.append("### Machines, at a true speedup of 1.10x\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -128,8 +126,8 @@ def _over_truths(name: str, rows: Sequence[Cell]) -> str:
         for counts in ([row.wrong_go for row in rows], [row.wrong_no_go for row in rows])
     ]
     unclear = " ".join(f"{100 * row.unclear / row.workloads:.0f}" for row in rows)
-    wrong = " | ".join(f"{share:.1f} %" for share in most)
-    return f"| {name} | {rows[0].n} | {min(held):.1f} to {max(held):.1f} % | {wrong} | {unclear} % |"
+    wrong = " | ".join(f"{share:.1f}%" for share in most)
+    return f"| {name} | {rows[0].n} | {min(held):.1f} to {max(held):.1f}% | {wrong} | {unclear}% |"
 
 
 def draw_figure(cells: Cells, folder: Path) -> None:

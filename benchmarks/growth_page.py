@@ -39,16 +39,9 @@ AXES = {
 
 
 def tables(found: Found) -> str:
-    """Markdown: growth with prompts, then with gammas and drafts. Intervals are Student's over the turns."""
-    rows = [_by_prompts(found, act) for act in ACTS]
-    head = (
-        "| | CPU at the fewest, s | exponent, first tenfold | second tenfold | µs by further one | KB by further one |"
-    )
-    more = [_by_arms(found, act) for act in ACTS if act != "workload"]
-    arms_head = "| | µs by further trial: gammas 1 to 8 | drafts 1 to 3 |"
-    return "\n".join(
-        [head, "| :-- | --: | --: | --: | --: | --: |", *rows, "", arms_head, "| :-- | --: | --: |", *more]
-    )
+    """Markdown: growth with prompts, of which the last tenfold counts. Intervals are Student's over the turns."""
+    head = "| | CPU at the fewest, s | exponent, last tenfold | µs by further one | KB by further one |"
+    return "\n".join([head, "| :-- | --: | --: | --: | --: |", *(_by_prompts(found, act) for act in ACTS)])
 
 
 def _by_prompts(found: Found, act: str) -> str:
@@ -56,31 +49,12 @@ def _by_prompts(found: Found, act: str) -> str:
     units = [size.prompts if act == "workload" else size.trials for size in steps]
     turns = [found[act, size] for size in steps]
     least = f"{median(each.cpu_s for each in turns[0]):.3f} ({steps[0].prompts:,} prompts)"
-    exponents = [
-        _with_interval(
-            [math.log(b.cpu_s / a.cpu_s) / math.log(units[i + 1] / units[i]) for a, b in _pairs(turns, i)], 2
-        )
-        for i in range(len(steps) - 1)
-    ]
-    last, added = len(steps) - 2, units[-1] - units[-2]
-    micros = _with_interval([(b.cpu_s - a.cpu_s) / added * 1e6 for a, b in _pairs(turns, last)], 0)
-    kilos = _with_interval([(b.mb - a.mb) / added * 1e3 for a, b in _pairs(turns, last)], 2)
+    pairs, times, added = list(zip(*turns[-2:], strict=True)), units[-1] / units[-2], units[-1] - units[-2]
+    exponent = _with_interval([math.log(b.cpu_s / a.cpu_s) / math.log(times) for a, b in pairs], 2)
+    micros = _with_interval([(b.cpu_s - a.cpu_s) / added * 1e6 for a, b in pairs], 0)
+    kilos = _with_interval([(b.mb - a.mb) / added * 1e3 for a, b in pairs], 2)
     unit = "prompt" if act == "workload" else "trial"
-    cells = [WORDS[act], least, *exponents, f"{micros} a {unit}", f"{kilos} a {unit}"]
-    return f"| {' | '.join(cells)} |"
-
-
-def _by_arms(found: Found, act: str) -> str:
-    cells = []
-    for axis in ("gammas", "drafts"):
-        first, last = (of_act(act, AXES[axis][1][end]) for end in (0, -1))
-        pairs = zip(found[act, first], found[act, last], strict=True)
-        cells.append(_with_interval([(b.cpu_s - a.cpu_s) / (last.trials - first.trials) * 1e6 for a, b in pairs], 0))
-    return f"| {WORDS[act]} | {' | '.join(cells)} |"
-
-
-def _pairs(turns: Sequence[list[Taken]], at: int) -> list[tuple[Taken, Taken]]:
-    return list(zip(turns[at], turns[at + 1], strict=True))
+    return f"| {' | '.join([WORDS[act], least, exponent, f'{micros} a {unit}', f'{kilos} a {unit}'])} |"
 
 
 def _with_interval(values: Sequence[float], digits: int) -> str:

@@ -298,8 +298,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class ClientLag:
-    """How late we were over a stretch: how long an answer that had arrived waited until it was read (mean and 99th
-    percentile), and how many cores our process used."""
+    """Over a stretch: how long an answer that had arrived waited until we read it (mean and 99th percentile), and how
+    many cores our process used."""
 
     mean_s: Number
     p99_s: Number

@@ -105,6 +105,13 @@ def test_brief_of_the_newest_run(typed, tmp_path):
     assert found["policy"]["min_speedup"] == 1.10
 
 
+def test_the_warnings_of_a_prompt_file_are_told_in_words(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "One word."}\n' * 2, encoding="utf-8")
+    found = json.loads(call("workload", tmp_path / "p.jsonl", "--json").stdout)
+    assert found["profile"]["prompts"] == 2
+    assert all(warning["message"] and warning["code"] for warning in found["warnings"]) and found["warnings"]
+
+
 @pytest.mark.full
 def test_strict_turns_the_verdict_into_an_exit_code(lab, tmp_path):
     assert call("sweep", *lab.args("--out", tmp_path, "--limit", 2, "--gamma", 1, "--strict")).exit_code == 4

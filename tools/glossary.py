@@ -8,26 +8,23 @@ from specbench.report.explain.glossary import Term, by_name
 _HEAD = """\
 # Glossary
 
-Words that papers and engines have other names for. `specbench explain --term tau` prints any word of the output and of
-these pages, with its formula, unit and neighbours; [measuring.md](measuring.md) defines what is counted.
+What papers and engines call our words. [measuring.md](measuring.md) defines what is counted; `specbench explain --term
+tau` says what any word of the output and of these pages means, with its formula, unit and neighbours.
+
 """
 
 
 def page() -> str:
     """Each term that has another name elsewhere, by name."""
     told = sorted((term for term in glossary.terms().values() if term.elsewhere), key=by_name)
-    return "\n".join([_HEAD, *map(_section, told)])
+    return _HEAD + "".join(map(_line, told))
 
 
-def _section(term: Term) -> str:
-    """One paragraph below a heading; `explain --term` has formulas, units and neighbours as well."""
-    facts = (
-        term.plain,
-        f"Also {', '.join(term.also)}." if term.also else "",
-        f"Elsewhere {_ended(term.elsewhere)}" if term.elsewhere else "",
-        f"Not {_ended(term.confused)}" if term.confused else "",
-    )
-    return f"## {term.name}\n\n{' '.join(filter(None, facts))}\n"
+def _line(term: Term) -> str:
+    """Its names here and elsewhere, and what it is not."""
+    names = f"**{term.name}**" + "".join(f", {name}" for name in term.also)
+    not_that = f" Not {_ended(term.confused)}" if term.confused else ""
+    return f"- {names}: {_ended(term.elsewhere or '')}{not_that}\n"
 
 
 def _ended(text: str) -> str:

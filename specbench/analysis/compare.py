@@ -89,9 +89,9 @@ class ComparedCategory:
 
 @dataclass(frozen=True, slots=True)
 class ComparedGamma:
-    """One draft at one gamma in both runs, decoding. `ratio` and `difference` are as for a category, `rate` is tokens
-    per second with the draft, B over A. `moved` is the term of the speedup, tau or the cost of a round, whose logarithm
-    changed more; None where one is not known or no difference resolved."""
+    """Decoding. `ratio` and `difference` are as for a category, `rate` is tokens per second with the draft, B over A.
+    `moved` is the term of the speedup, tau or the cost of a round, whose logarithm changed more; None where one is not
+    known or no difference resolved."""
 
     gamma: int
     prompts: int
@@ -128,7 +128,7 @@ class ComparedDraft:
 @dataclass(frozen=True, slots=True)
 class Slower:
     """How many fewer tokens per second B decodes with A's choice of draft and gamma: 0.03 is 3 % slower, below 0 is
-    faster. `low` and `high` are its interval."""
+    faster."""
 
     draft: str
     gamma: int

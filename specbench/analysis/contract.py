@@ -72,11 +72,10 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class GammaResult:
     """One draft at one gamma over all prompts, whatever the policy's metric. `survival[j-1]` is s_j. `speedup` is of
-    decoding, `speedup_e2e` with both prefills, ratios of totals per token. `identical_prompts` have the target's own
-    greedy text; None when sampling. A server may not tell rounds, drafts or the parts of a round's time;
-    `counted_share` of the texts tell the counts. `round_s` is a whole round, `round_steps` the same in steps of the
-    target alone. `predicted_*` come from replayed rounds and costs of the models timed alone; `missing_term` is the
-    term that is furthest off, where the prediction misses by more than 5 %."""
+    decoding, `speedup_e2e` with both prefills. `identical_prompts` have the target's own greedy text; None when
+    sampling. A server may not tell rounds, drafts or the parts of a round's time; `counted_share` of the texts tell the
+    counts. `round_s` is a whole round, `round_steps` the same in steps of the target alone. `missing_term` is the term
+    that is furthest off, where the prediction misses by more than 5 %."""
 
     gamma: int
     rounds: int | None
@@ -146,8 +145,8 @@ class CategoryGamma:
 
 @dataclass(frozen=True, slots=True)
 class PredictedGamma:
-    """One gamma by replay and cost model, measured or not. The interval holds what the timing does not know. `gain` is
-    this speedup over that of gamma - 1 (1.0 at gamma 1), less 1: what the last drafted token adds."""
+    """One gamma by replay and cost model, measured or not. The interval holds what is uncertain in prompts and costs.
+    `gain` is what the last drafted token adds: this speedup over that of gamma - 1 (1.0 at gamma 1), less 1."""
 
     gamma: int
     tokens_per_round: float
@@ -249,9 +248,9 @@ class LengthResult:
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """One draft: the verdict, and the evidence by gamma and by category. `speedup` is what the verdict rests on: with
-    several gammas cross-fitted, so it may lie below the best row. `slower_share` of prompts run below the policy's
-    `slower_than`. `gammas` were measured on every prompt, `stopped` ruled out on the way."""
+    """`speedup` is what the verdict rests on: with several gammas cross-fitted, so it may lie below the best row.
+    `slower_share` of prompts run below the policy's `slower_than`. `gammas` were measured on every prompt, `stopped`
+    ruled out on the way."""
 
     draft: str
     verdict: Call
@@ -331,11 +330,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A whole run under a `policy`, with its `facts`. `noise_floor` is the half-width of the A/A arm's interval around
-    1.0. `choice` is None where no prompt was measured with every draft. With a `batch_size` above 1 a prompt, and the
-    unit of intervals, is a whole batch. On a server all but `loads` is about the first load. `trials_run` trials count,
-    `trials_spared` had a gamma that was ruled out, `trials_disturbed` shared the machine. `baseline_texts` are those
-    that the target alone did not repeat."""
+    """`noise_floor` is how far from 1 the farther end of the A/A arm's interval lies. `choice` is None where no prompt
+    was measured with every draft. With a `batch_size` above 1 a prompt, and the unit of intervals, is a whole batch. On
+    a server all but `loads` is about the first load. `trials_run` trials count, `trials_spared` were not needed,
+    `trials_disturbed` shared the machine. `baseline_texts` are those that the target alone did not repeat."""
 
     run: str
     schema: int

@@ -51,8 +51,8 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`done` of `planned` trials are stored, `spared` had a gamma that was ruled out. `prefill_share` is of the wall
-    clock of the target alone, `cut_share` of its outputs that the token limit ended, both at the first of the `loads`.
+    """`done` of `planned` trials are stored, `spared` were not needed. `prefill_share` is of the wall clock of the
+    target alone, `cut_share` of its outputs that the token limit ended, both at the first of the `loads`.
     `measured_twice` is whether there is an A/A arm, `sliced` whether arms took turns within a prompt. `prompt_tokens`
     are the shortest and the longest prompt. Under a mix shares and lengths are those of its categories."""
 

@@ -92,8 +92,7 @@ class RecordedDraft:
 
 @dataclass(frozen=True, slots=True)
 class RecordedAcceptance:
-    """A whole run over recorded answers: no verdict. `costs` is the folder of the probe that speedups are predicted
-    from."""
+    """`costs` is the folder of the probe that speedups are predicted from."""
 
     run: str
     schema: int

@@ -57,7 +57,7 @@ class ReplayDraft:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A whole run; `cutoff` is the one that was asked for, 0 is none."""
+    """`cutoff` is the one that was asked for, 0 is none."""
 
     run: str
     schema: int

@@ -23,9 +23,9 @@ class Percentiles:
 class LoadResult:
     """One draft at one gamma under one load (`concurrency` requests at once, or `rate` a second), against the target
     alone under the same. `speedup` is of decoding time per output token, `speedup_e2e` of a request's whole time, as
-    clients see them; the verdict follows the policy's metric. `predicted_speedup` is of decoding, from rounds probed at
-    this concurrency. `throughput` is output tokens per second of all clients, None where an open loop's clock was not
-    kept; `ttft` the time to the first token, `tpot` decoding time per output token, of conversations turn by turn."""
+    clients see them; `predicted_speedup` is of decoding. `throughput` is output tokens per second of all clients, None
+    where an open loop's clock was not kept; `ttft` the time to the first token, `tpot` decoding time per output token,
+    of conversations turn by turn."""
 
     load: str
     concurrency: int | None

@@ -177,9 +177,8 @@ def _rival(one: Judged, pairs: dict[tuple[int, int], Paired], number: int, chose
 
 @dataclass(frozen=True, slots=True)
 class ListedRun:
-    """One run folder, the `number`-th newest (`@1`). What it has no measurement of is None: a probe and a replay have
-    no verdict, nor has a run that was cut before a prompt was through. `drafts` are all that it measured, `draft` and
-    `gamma` those chosen; `problem` says why a folder could not be read, without which nothing else is known."""
+    """One run folder, the `number`-th newest (`@1`). `drafts` are all that it measured, `draft` and `gamma` those
+    chosen; `problem` says why a folder could not be read."""
 
     number: int
     folder: str

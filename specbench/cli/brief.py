@@ -67,7 +67,10 @@ def brief(
     as_json: Annotated[bool, option("output", "One JSON object on stdout; nothing is written.", "--json")] = False,
     open_page: Annotated[bool, option("output", "Open the HTML page in a browser.", "--open")] = False,
     alerts: Annotated[
-        bool, option("output", "Also alert rules for Prometheus and a Grafana dashboard, of one run on a server.")
+        bool,
+        option(
+            "output", "Also alert rules for Prometheus and a Grafana dashboard, of one run on a server.", "--alerts"
+        ),
     ] = False,
     strict: Strict = False,
 ) -> None:

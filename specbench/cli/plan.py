@@ -137,7 +137,7 @@ def _require_numbers(assumed: dict[str, Any]) -> None:
 @with_settings(
     "probe",
     draft=Own(help="Draft model id or directory; repeatable."),
-    gamma=Own(help="Draft lengths: 1..8 or 1,2,4; the widest counts."),
+    gamma=Own(help="Draft lengths: 1..8 or 1,2,4."),
     probe_batch_sizes=Own(flag="--batch-size", help="Sequences at once: 1,2,4,8."),
 )
 def probe(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,7 +120,7 @@ def workload_profile(
     found = profile(loaded)
     if as_json:
         about = {"source": loaded.source, "sha256": loaded.sha256, "profile": found, "skipped": loaded.skipped}
-        print_json(about | {"warnings": [asdict(caution) for caution in loaded.cautions]})
+        print_json(about | {"warnings": loaded.cautions})
         return
     from specbench.report.layout import TerminalPage
 

@@ -190,7 +190,7 @@ def _log_ratio_draws(above: tuple[Floats, ...], below: tuple[Floats, ...], exces
     Symmetric studentised bootstrap (Hall 1988, Annals of Statistics 16, 927-953): each resample's distance from the
     estimate is measured in its own standard error, then laid off from the estimate in the estimate's, to both sides.
     Using both sides makes the error of the coverage smaller by a power of n than laying off one (Efron and Tibshirani
-    1993, chapter 12.5), which with 12 prompts of uneven length misses the truth in 7 % of cases; BCa misses in 13 %
+    1993, chapter 12.5), which with 12 prompts of uneven length misses the truth in 7 % of cases; BCa misses in 12 %
     (docs/calibration.md). A few long prompts scatter as their effective number does and not as n, which the resamples,
     drawn from the same few, do not show: the distances are laid off in a standard error for that number. None with
     fewer than MIN_PROMPTS prompts or where a total is zero.

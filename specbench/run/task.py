@@ -148,10 +148,9 @@ def carry_out(task: Task, *, quiet: bool = False) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a task would do. `prompts` of `prompts_available` are measured in `arms` arms, the target alone twice among
-    them; `trials_done` of `trials` lie in the unfinished run `continues`, None where a new one begins. `seconds` is
-    what the rest would take at the pace of the run `pace_of`, the newest of the same models, engine and machine; None
-    without one."""
+    """What a task would do: `prompts` of `prompts_available` in `arms` arms, the target alone twice among them.
+    `trials_done` of `trials` lie in the unfinished run `continues`. `seconds` is what the rest would take at the pace
+    of the run `pace_of`, the newest of the same models, engine and machine."""
 
     prompts: int
     prompts_available: int

@@ -60,7 +60,7 @@ def _term(name: str, values: dict[str, Any]) -> Term:
 
 
 def slug(term: Term | str) -> str:
-    """The anchor of a term, as GitHub makes it from the heading in docs/glossary.md."""
+    """The anchor of a term in a text that lists its words."""
     name = term if isinstance(term, str) else term.name
     return re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-")
 
@@ -71,7 +71,7 @@ def find(word: str) -> Term:
     asked = " ".join(word.lower().split())
     if asked in known:
         return known[asked]
-    hint = did_you_mean(asked, known, "docs/glossary.md lists all of them.", "{!r}")
+    hint = did_you_mean(asked, known, "docs/glossary.md lists those that others call otherwise.", "{!r}")
     raise ConfigError(f"No term {word!r} in the glossary", where="--term", hint=hint)
 
 
