@@ -99,6 +99,7 @@ def test_names(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("demo:target") == ModelSource("demo:target", "/c/models/demo-target", f"sha256:{sha256}", "embedded")
     assert resolve("org/model") == ModelSource("org/model", "org/model", None, "hub")
     assert resolve("org/model@v2") == ModelSource("org/model@v2", "org/model", "v2", "hub")
+    assert resolve("org/model@refs/pr/1").revision == "refs/pr/1"
     assert (resolve(str(saved)).location, resolve(str(saved)).kind) == (str(saved), "directory")
 
 

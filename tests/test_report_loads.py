@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_run import with_policy
 from fake_served import LIMIT, PREFILL_S, SPEC, FakeServer, fake_served
 from fake_summary import render_brief
 from matplotlib.image import imread
@@ -20,7 +21,8 @@ from specbench.analysis.loads import percentiles, stops_paying_at, throughput
 from specbench.analysis.pilot import read_pilot
 from specbench.analysis.served import Percentiles
 from specbench.analysis.summarise import summarise
-from specbench.records import Arm, ClientLag, Load, Policy, Times, Turn
+from specbench.records import Arm, ClientLag, Load, Policy, Times, Trial, Turn
+from specbench.report.dialect import said
 from specbench.report.figures import available, write_figures
 from specbench.report.layout import sweep_page
 
@@ -93,6 +95,29 @@ def test_of_conversations_every_turn_is_a_request(tmp_path: Path) -> None:
         assert each == Percentiles(48, pytest.approx(0.015), pytest.approx(0.020), None)
     (warned,) = [one for one in found.warnings if one.code == "client-late"]
     assert warned.values["share"] == pytest.approx(0.006 / 0.025)
+
+
+def test_waiting_that_moved_from_the_first_token_to_later_ones_is_said(tmp_path: Path) -> None:
+    """As on vLLM with four clients: decoding 0.70x, whole answers 0.98x, the first token after a third of the time."""
+    stored = fake_served(tmp_path / "r", BUSY, concurrency=(1, 4))
+
+    def moved(trial: Trial, loads: set[int], share: float) -> Trial:
+        """All wait for a second, of which a draft's arm has only a share before its first token."""
+        if trial.arm.load.concurrency not in loads:
+            return trial
+        first_s = share if trial.arm.draft else 1.0
+        return replace(trial, times=Times(first_s, None, None, None, None, 1.0 + trial.times.decode_s))
+
+    def rows(loads: set[int], share: float, metric: str = "decode") -> list[tuple[str, int]]:
+        trials = tuple(moved(trial, loads, share) for trial in stored.trials)
+        summary = summarise(with_policy(replace(stored, trials=trials), metric=metric))
+        found = [one for one in summary.warnings if one.code == "first-token-moved"]
+        assert all("whole answers" in said(one) for one in found)
+        return [(row["load"], row["gamma"]) for one in found for row in one.values["rows"]]
+
+    gammas = [row.gamma for row in summarise(stored).drafts[0].gammas]
+    assert rows({4}, 0.1) == [("4 at a time", gamma) for gamma in gammas]
+    assert rows({4}, 0.1, "e2e") == rows({1}, 0.1) == rows({4}, 0.9) == []
 
 
 def test_where_it_stops_paying_is_found_and_backed_by_its_interval(tmp_path: Path) -> None:

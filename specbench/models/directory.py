@@ -40,8 +40,9 @@ def require_config(folder: Path, name: str) -> None:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name is a path, of something that is there or not."""
-    path = name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
+    """Whether a model's name is a path, of something that is there or not. A revision of the hub may have slashes:
+    `org/model@refs/pr/1`."""
+    path = name.startswith(("/", ".", "~")) or name.partition("@")[0].count("/") > 1 or "\\" in name
     with suppress(OSError):  # the name is too long for a file
         path = path or Path(name).exists()
     return path

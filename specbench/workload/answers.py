@@ -130,15 +130,17 @@ class AnswerLog:
         return [one for number, one in enumerate(islice(self, max(numbers) + 1)) if number in numbers]
 
     def _read(self, found: Survey) -> Iterator[tuple[str, Recorded]]:
-        for place, row, source, exchanges in self._exchanges():
+        log = not self.source.startswith(PREFIX) and is_log(Path(self.source))
+        rows: Iterator[tuple[str, object]] = (
+            logged_exchanges(expanded(self.source, WorkloadError)) if log else rows_of(self.source)
+        )
+        for place, row in rows:
             count = 0
             try:
-                for each in exchanges:
-                    if isinstance(each, Exception):
-                        raise each
+                for source, category, each in self._exchanges(row):
                     count += 1
                     found.unused.update(dict.fromkeys(each.asked.unused, 1))
-                    yield source, self._recorded(place, count, row, each)
+                    yield source, self._recorded(place, count, category, each)
             except (SkipRowError, MalformedRowError) as fault:
                 found.left_out += 1
                 if isinstance(fault, MalformedRowError):
@@ -146,21 +148,17 @@ class AnswerLog:
                 if len(found.skipped) < MOST_LISTED:
                     found.skipped.append(Skipped(place, str(fault), shown_id(row)))
 
-    def _exchanges(self) -> Iterator[tuple[str, object, str, Iterator[Any]]]:
-        if not self.source.startswith(PREFIX) and is_log(Path(self.source)):
-            for place, each in logged_exchanges(expanded(self.source, WorkloadError)):
-                yield place, {}, NAME, iter([each])
+    def _exchanges(self, row: object) -> Iterator[tuple[str, str | None, Exchange]]:
+        """What a row holds, with the name of its source and its category. Raises SkipRowError and MalformedRowError."""
+        if isinstance(row, Exception):
+            raise row
+        if isinstance(row, Exchange):
+            yield NAME, None, row
             return
-        for place, row in rows_of(self.source):
-            try:
-                if isinstance(row, MalformedRowError):
-                    raise row
-                row = self._with_answer(row)
-                source, exchanges = exchanges_in(row)
-            except (SkipRowError, MalformedRowError) as fault:
-                yield place, row, "", iter([fault])
-                continue
-            yield place, row, source, exchanges
+        row = self._with_answer(row)
+        source, exchanges = exchanges_in(row)
+        for each in exchanges:
+            yield source, category_of(row, self._category_column, None), each
 
     def _with_answer(self, row: object) -> object:
         if self._answers is None or not isinstance(row, dict):
@@ -171,8 +169,7 @@ class AnswerLog:
         # What the prompt's row calls its own stays: an answer's row may say "turns" or "category" as well.
         return {**answer, **{key: value for key, value in without_nan(row).items() if value is not None}}
 
-    def _recorded(self, place: str, count: int, row: object, each: Exchange) -> Recorded:
-        category = category_of(row, self._category_column, None)
+    def _recorded(self, place: str, count: int, category: str | None, each: Exchange) -> Recorded:
         check_unicode(f"{category}{each.reply.message.content}")
         name = place.replace(" ", "-") + ("" if count == 1 else f".{count}")
         prompt = prompt_of(each.asked, self._system_prompt if each.form == "chat" else None)

@@ -6,9 +6,7 @@ error of the whole file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-
-from specbench.errors import WorkloadError
+from collections.abc import Iterable
 
 
 class SkipRowError(Exception):
@@ -36,13 +34,3 @@ def list_names(names: Iterable[object]) -> str:
     if hidden:
         plain.append(f"{hidden} not shown because {'it' if hidden == 1 else 'they'} may be prompt text")
     return ", ".join(plain) or "none"
-
-
-def two_alike(columns: Sequence[str], where: str) -> None:
-    """Raises WorkloadError where a table has two columns of one name."""
-    if len(set(columns)) < len(columns):
-        raise WorkloadError(
-            "two columns of the header share a name",
-            where=where,
-            hint="Name each column once; the first line of a CSV file is its header.",
-        )

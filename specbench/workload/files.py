@@ -8,14 +8,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from specbench.errors import WorkloadError
-from specbench.workload.faults import MalformedRowError, list_names, two_alike
+from specbench.workload.faults import MalformedRowError, list_names
 from specbench.workload.text import LONGEST_LINE, PACKED, Row, json_rows, jsonl_rows, text_lines
 
 _BATCH = 1024  # rows in memory
@@ -38,11 +38,21 @@ def _without_nulls(value: object) -> object:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
+def _require_unlike(columns: Sequence[str], where: str) -> None:
+    """Raises WorkloadError where a table has two columns of one name."""
+    if len(set(columns)) < len(columns):
+        raise WorkloadError(
+            "two columns of the header share a name",
+            where=where,
+            hint="Name each column once; the first line of a CSV file is its header.",
+        )
+
+
 def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(path) as file:
-        two_alike(file.schema_arrow.names, str(path))
+        _require_unlike(file.schema_arrow.names, str(path))
         yield from file.iter_batches(batch_size=_BATCH)
 
 
@@ -54,7 +64,7 @@ def _arrow(path: Path) -> Iterator[Any]:
         whole = file.read(6) == b"ARROW1"
         file.seek(0)
         with pa.ipc.open_file(file) if whole else pa.ipc.open_stream(file) as reader:
-            two_alike(reader.schema.names, str(path))
+            _require_unlike(reader.schema.names, str(path))
             for batch in (reader.get_batch(n) for n in range(reader.num_record_batches)) if whole else reader:
                 yield from (batch.slice(at, _BATCH) for at in range(0, batch.num_rows, _BATCH))
 
@@ -238,7 +248,7 @@ def _csv_rows(path: Path, delimiter: str = ",") -> Iterator[Row]:
                 where=where,
                 hint="Save it as .csv with commas, or as .tsv with tabs.",
             )
-        two_alike([name for name in header if name], where)
+        _require_unlike([name for name in header if name], where)
         while True:
             line = reader.line_num + 1  # where the row starts: a quoted cell may span lines
             cells = next(reader, None)

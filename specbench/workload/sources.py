@@ -100,7 +100,7 @@ def _ended(reply: Reply, told: object) -> Reply:
     return replace(reply, finish=reply.finish or finish_in(told))
 
 
-def asked_by(request: object, place: str, *, whole: bool = True) -> tuple[Asked, Form]:
+def asked_by(request: object, place: str, *, whole: bool) -> tuple[Asked, Form]:
     """A request of OpenAI's interface: what it asks, and whether a chat template gets it. Unless it is `whole`, other
     things may stand beside it."""
     request = unpacked(request)
@@ -201,9 +201,8 @@ def _judged(row: Row) -> Exchanges:
     messages: list[Message] = []
     for ask, answer in zip(turns, texts, strict=False):
         messages += [Message("user", ask), Message("assistant", answer)]
-    model = row.get("model_id")
     for one in _turns(Asked(tuple(messages)), None):
-        yield replace(one, reply=replace(one.reply, model=model if isinstance(model, str) else None))
+        yield replace(one, reply=_written_by(row.get("model_id"), one.reply))
 
 
 def _aiperf(row: Row) -> Exchanges:
@@ -251,7 +250,7 @@ def _langfuse(row: Row) -> Exchanges:
         found = Exchange(Asked(text_prompt(asked)), reply, conversation=_session(row))
     else:
         found = exchange(asked, reply, "input", row)
-    yield replace(found, reply=replace(reply, model=reply.model or (model if isinstance(model, str) else None)))
+    yield replace(found, reply=_written_by(model, reply))
 
 
 def _is_langfuse(row: Row) -> bool:
@@ -277,10 +276,14 @@ def _langsmith(row: Row) -> Exchanges:
     else:
         reply = reply_of(answer.get("messages") or answer, place)
     kept = {key: called[key] for key in ("temperature", "max_tokens", "tools") if key in called}
-    model = called.get("model") or called.get("model_name")
-    reply = replace(reply, model=reply.model or (model if isinstance(model, str) else None))
+    reply = _written_by(called.get("model") or called.get("model_name"), reply)
     # `session_id` of a run is the project; its thread is among the metadata.
     yield exchange({**kept, **asked}, reply, "inputs", extra.get("metadata") or {"session_id": row.get("trace_id")})
+
+
+def _written_by(model: object, reply: Reply) -> Reply:
+    """What stands beside an answer may name its model."""
+    return replace(reply, model=reply.model or (model if isinstance(model, str) else None))
 
 
 def _session(row: Row) -> str | None:
