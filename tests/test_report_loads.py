@@ -24,7 +24,7 @@ from specbench.analysis.summarise import summarise
 from specbench.records import Arm, ClientLag, Load, Policy, Times, Trial, Turn
 from specbench.report.dialect import said
 from specbench.report.figures import available, write_figures
-from specbench.report.tables import sweep_tables
+from specbench.report.layout import sweep_page
 
 BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 
@@ -32,8 +32,7 @@ BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
-    for part in sweep_tables(summary):
-        console.print(part)
+    console.print(sweep_page(summary))
     file.seek(0)
     return file.read()
 
@@ -169,11 +168,11 @@ def test_one_request_at_a_time_needs_no_table_of_loads(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_the_figures_of_a_server(tmp_path: Path) -> None:
-    assert available(summarise(fake_served(tmp_path / "a"))) == ("speedup", "survival", "categories")
+    assert tuple(available(summarise(fake_served(tmp_path / "a")))) == ("speedup", "survival", "categories")
     nothing = summarise(fake_served(tmp_path / "b", FakeServer(tells="nothing")))
-    assert available(nothing) == ("speedup", "categories")
+    assert tuple(available(nothing)) == ("speedup", "categories")
     summary = summarise(fake_served(tmp_path / "c", BUSY, concurrency=(1, 4, 16)))
-    assert available(summary)[-1] == "loads"
+    assert list(available(summary))[-1] == "loads"
     write_figures(summary, tmp_path / "f")
     svg = (tmp_path / "f" / "loads.svg").read_text(encoding="utf-8")
     for label in ("concurrency (requests at a time)", "break-even", "gamma 4 (95% interval)", "as on the axis"):
