@@ -36,8 +36,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from specbench.backends.local import local
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.lean import make_lean
 from specbench.backends.local.local import LocalEngine
-from specbench.backends.local.swap import make_lean
 from specbench.config import Device, RunConfig
 from specbench.cost.load import load_average
 from specbench.cost.probe import median_interval

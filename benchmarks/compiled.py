@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from specbench.backends.local import lean, swap
+from specbench.backends.local import lean
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.graphs import put_all
 from specbench.backends.local.lean import decoder_of, seen_from
@@ -63,8 +63,8 @@ def _line(name: str, width: int, passes: int) -> str:
 def _lean(name: str, *, packing: bool = True) -> Any:
     model = load_model(name, dtype="bfloat16", device="cpu").model
     packs = lean.packs if packing else lambda _: False
-    with patch.object(lean, "packs", packs), patch.object(swap, "packs", packs):
-        swap.make_lean(model)
+    with patch.object(lean, "packs", packs):
+        lean.make_lean(model)
     return model
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from specbench.acceptance.positions import PositionWriter
-from specbench.acceptance.replay import Positions
+from specbench.acceptance.replay import Text, as_text
+from specbench.acceptance.scores import Scores
 from specbench.config import RunConfig
 from specbench.records import Arm, CostPoint, Times, Trial
 from specbench.run_record import Machine, ModelFacts, Provenance, RunRecord, WorkloadFacts
@@ -117,11 +118,12 @@ def _trial(
     )  # fmt: skip
 
 
-def _positions(prompt: str, category: str, spec: str, accepts: Sequence[bool]) -> Positions:
+def _positions(prompt: str, category: str, spec: str, accepts: Sequence[bool]) -> Text:
     n = len(accepts)
     accept, some = np.array(accepts, np.float32), np.full(n, 0.5, np.float32)
     unknown = np.full(n, np.nan, np.float32)  # as under greedy
-    return Positions(prompt, category, spec, 0, TOKENS, accept, accept, some, unknown, -some, np.zeros(n, bool))
+    scores = Scores(accept, accept, some, unknown, -some, np.zeros(n, bool))
+    return as_text(scores, prompt_id=prompt, category=category, draft=spec, repeat=0, limit=TOKENS)
 
 
 def _record(specs: Sequence[str], gammas: Sequence[int], trials: int, prompts: int) -> RunRecord:

@@ -28,8 +28,8 @@ from specbench.acceptance.loop import generate
 from specbench.acceptance.many import generate_many
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.graphs import record_all
+from specbench.backends.local.lean import make_lean
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import make_lean
 from specbench.clock import EventStopwatch
 from specbench.models import load_model
 from specbench.models.hub import quiet_transformers

@@ -19,10 +19,10 @@ import psutil
 from benchmarks.fake_engine import FakeEngine
 from benchmarks.fake_folder import TOKENS
 from benchmarks.spent import PEAK_UNIT
-from specbench.acceptance.positions import PositionWriter
+from specbench.acceptance.positions import PositionWriter, read_positions
 from specbench.analysis import summarise
 from specbench.analysis.replayed import replayed
-from specbench.api import load_run, texts_of
+from specbench.api import load_run
 from specbench.backends.base import Item
 from specbench.backends.local.session import LocalSession
 from specbench.config import RunConfig
@@ -77,7 +77,7 @@ def main() -> None:
         "workload": lambda: profile(load_workload(str(folder / "prompts.jsonl"))),
         "read": lambda: read_run(folder / "run"),
         "brief": lambda: load_run(folder / "run").write_brief(folder / "to"),
-        "replay": lambda: replayed("run", texts_of(load_run(folder / "run").stored, [1]), range(1, 9), 0.0, 0.95),
+        "replay": lambda: replayed("run", read_positions(folder / "run"), range(1, 9), 0.0, 0.95),
         "bookkeeping": lambda: bookkeeping(folder, prompts, gammas, drafts),
     }
     resident_mb, begun_s = psutil.Process().memory_info().rss / 1e6, time.process_time()

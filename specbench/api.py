@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from specbench.analysis.compare import Comparison
     from specbench.analysis.contract import Summary
     from specbench.analysis.recorded import RecordedAcceptance
+    from specbench.analysis.replayed import Replayed
     from specbench.run.task import Task
 
 Location = str | os.PathLike[str]
@@ -160,22 +161,18 @@ class Run:
     def gammas(self) -> pd.DataFrame:
         """One row for each draft and gamma."""
         from specbench.analysis.contract import GammaResult
-        from specbench.report.notebook import frame
+        from specbench.report.notebook import by_draft
 
-        drafts = self.summary.drafts
-        names = [draft.draft for draft in drafts for _ in draft.gammas]
-        return frame(GammaResult, [row for draft in drafts for row in draft.gammas], drafts=names)
+        return by_draft(GammaResult, {draft.draft: draft.gammas for draft in self.summary.drafts})
 
     @property
     def categories(self) -> pd.DataFrame:
         """One row for each draft and category, at the category's own best gamma."""
         from specbench.analysis.contract import CategoryResult
-        from specbench.report.notebook import frame
+        from specbench.report.notebook import by_draft
 
-        drafts = self.summary.drafts
-        names = [draft.draft for draft in drafts for _ in draft.categories]
-        rows = [row for draft in drafts for row in draft.categories]
-        return frame(CategoryResult, rows, drafts=names, without=("gammas",))
+        found = {draft.draft: draft.categories for draft in self.summary.drafts}
+        return by_draft(CategoryResult, found, without="gammas")
 
     @property
     def loads(self) -> pd.DataFrame:
@@ -195,22 +192,19 @@ class Run:
     def replay(self, gammas: object = "1..8", cutoff: float = 0.0) -> pd.DataFrame:
         """One row for each draft and gamma, measured or not: expected counts from the stored positions. Drafting stops
         before a token of which the draft is less sure than `cutoff`."""
-        from specbench.analysis.replayed import ReplayGamma, prices_of, replayed
-        from specbench.report.notebook import frame
+        from specbench.analysis.replayed import ReplayGamma
+        from specbench.report.notebook import by_draft
 
         asked = load_config(None, {"gamma": _plain_value(gammas), "cutoff": cutoff})
-        texts = texts_of(self.stored, asked.gamma)
-        prices = prices_of(self.stored.run)
-        found = replayed(str(self.folder), texts, asked.gamma, asked.cutoff, self.policy.confidence, *prices)
-        names = [draft.draft for draft in found.drafts for _ in draft.gammas]
-        return frame(ReplayGamma, [row for draft in found.drafts for row in draft.gammas], drafts=names)
+        found = replay_of(self.stored, asked.gamma, asked.cutoff)
+        return by_draft(ReplayGamma, {draft.draft: draft.gammas for draft in found.drafts})
 
     @property
     def figures(self) -> tuple[str, ...]:
         """Names of the figures that this run has data for."""
         from specbench.report.figures import available
 
-        return available(self.summary)
+        return tuple(available(self.summary))
 
     def figure(self, name: str) -> Figure:
         """One of the brief's `figures`; nothing is written."""
@@ -280,18 +274,16 @@ class Compared:
     def gammas(self) -> pd.DataFrame:
         """One row for each draft and gamma that both runs have: A's numbers, B's, and B's speedup over A's."""
         from specbench.analysis.compare import ComparedGamma
-        from specbench.report.notebook import frame
+        from specbench.report.notebook import by_draft
 
-        drafts = self.comparison.drafts
-        names = [draft.draft for draft in drafts for _ in draft.gammas]
-        rows = [row for draft in drafts for row in draft.gammas]
-        return frame(ComparedGamma, rows, drafts=names, without=("categories",))
+        found = {draft.draft: draft.gammas for draft in self.comparison.drafts}
+        return by_draft(ComparedGamma, found, without="categories")
 
     def __repr__(self) -> str:
         return f"Compared({self.comparison.a.run!r}, {self.comparison.b.run!r})"
 
     def _repr_markdown_(self) -> str:
-        from specbench.report.tables import comparison_markdown
+        from specbench.report.page import comparison_markdown
 
         return comparison_markdown(self.comparison)
 
@@ -301,9 +293,11 @@ class Compared:
         return as_html(self._repr_markdown_())
 
 
-def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
-    """What a replay of this run at these gammas is made from. Raises StoreError where it cannot be made."""
+def replay_of(stored: StoredRun, gammas: Sequence[int], cutoff: float, *, best: bool = False) -> Replayed:
+    """The replay of a run, priced by its own probe where it has one; with `best` also the search over cut-offs. Raises
+    StoreError where nothing was scored, or not up to the largest of `gammas`."""
     from specbench.acceptance.positions import read_positions
+    from specbench.analysis.replayed import prices_of, replayed
 
     where = str(stored.folder)
     if stored.run.command == "probe":
@@ -313,7 +307,9 @@ def texts_of(stored: StoredRun, gammas: Sequence[int]) -> list[Text]:
         served = stored.run.served is not None
         hint = "Score its drafts with sweep --replay-only on the same server." if served else "Run specbench sweep."
         raise StoreError("Nothing to replay in this run yet", where=where, hint=hint)
-    return list(_scored(texts, max(gammas), where))
+    scored = list(_scored(texts, max(gammas), where))
+    confidence = stored.run.config.policy.confidence
+    return replayed(where, scored, gammas, cutoff, confidence, *prices_of(stored.run), best=best)
 
 
 def _scored(texts: Iterable[Text], gamma: int, where: str) -> Iterator[Text]:

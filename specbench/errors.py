@@ -15,6 +15,8 @@ The command line prints one line, `what (where). hint`, and never a traceback.
 
 from __future__ import annotations
 
+from specbench.text import clean
+
 
 class SpecbenchError(Exception):
     """`what` went wrong, `where`, and the `hint`; `exit_code` is what the process returns."""
@@ -31,8 +33,7 @@ class SpecbenchError(Exception):
         place = f" ({self.where})" if self.where else ""
         hint = f" {self.hint}" if self.hint else ""
         # Two short sentences on one line: whatever came from a library may span several, and a path may hold anything.
-        words = f"{self.what.rstrip('.')}{place}.{hint}"
-        return " ".join("".join(c if c.isprintable() else " " for c in words).split())
+        return clean(f"{self.what.rstrip('.')}{place}.{hint}")
 
 
 class EngineError(SpecbenchError):

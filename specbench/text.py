@@ -10,6 +10,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 UNKNOWN = "-"
@@ -19,6 +20,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 2, 4, 4, 60
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_ROUNDED = "(the digits shown are rounded)"
 
 
 def clean(text: object) -> str:
@@ -122,8 +124,56 @@ def chance(probability: float, confidence: float = 0.95) -> str:
 def milliseconds(seconds: float) -> str:
     """`14.0 ms`: one decimal, two below one millisecond, none from a hundred."""
     value = seconds * 1000
-    digits = 2 if value < 1 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f} ms"
+    return f"{value:,.{decimals(value)}f} ms"
+
+
+def decimals(value: float) -> int:
+    """The larger a time or a rate, the fewer it is shown with."""
+    return 2 if value < 1 else 1 if value < 100 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A number as it is shown: rounded to `digits`, with a unit behind."""
+
+    value: float
+    digits: int = 0
+    unit: str = ""
+
+    @property
+    def rounded(self) -> float:
+        return round(self.value, self.digits)
+
+    def __str__(self) -> str:
+        return f"{self.value:,.{self.digits}f}{self.unit}"
+
+
+def ms(seconds: float) -> Shown:
+    """As `milliseconds` has it."""
+    return Shown(1000 * seconds, decimals(1000 * seconds), " ms")
+
+
+def divide(top: Shown, bottom: Shown, result: Shown, what: str = "") -> str:
+    """`1.67 / 1.33 = 1.26`. Where the digits shown give something else than the numbers behind them, the result stands
+    there as `is about 1.26`, with the reason."""
+    return _sum(f"{top} / {bottom}", top.rounded / bottom.rounded, result, what)
+
+
+def multiply(one: Shown, other: Shown, result: Shown) -> str:
+    """`1.32 x 18.8 ms = 24.8 ms`, in the same way."""
+    return _sum(f"{one} x {other}", one.rounded * other.rounded, result)
+
+
+def add(parts: Sequence[Shown], result: Shown, what: str = "") -> str:
+    """`16.5 ms + 75.3 ms = 91.8 ms`, in the same way."""
+    return _sum(" + ".join(map(str, parts)), math.fsum(part.rounded for part in parts), result, what)
+
+
+def _sum(words: str, shown: float, result: Shown, what: str = "") -> str:
+    behind = f"{result}{' ' + what if what else ''}"
+    if f"{shown:.{result.digits}f}" == f"{result.value:.{result.digits}f}":
+        return f"{words} = {behind}"
+    return f"{words} is about {behind} {_ROUNDED}"
 
 
 def duration(seconds: float) -> str:
@@ -149,11 +199,6 @@ def size(count: float | None, unit: str, limit: float | None = None) -> str | No
 def count(n: int, noun: str) -> str:
     """`1 prompt`, `1,755 rounds`."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def measured(n: int, batch_size: int) -> str:
-    """`40 prompts`, or `10 batches of 4 prompts`: what was measured."""
-    return count(n, "prompt") if batch_size == 1 else f"{n:,} batch{'' if n == 1 else 'es'} of {batch_size} prompts"
 
 
 def join(items: Iterable[str]) -> str:
@@ -184,10 +229,13 @@ def sparkline(values: Sequence[float | None], *, ascii_only: bool = False, width
     return "".join("?" if v is None else marks[min(int(v * len(marks)), len(marks) - 1)] for v in values)
 
 
+def capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def sentence(words: str) -> str:
-    """A message as a sentence: capital first, full stop last."""
-    line = clean(words)
-    return f"{line[:1].upper()}{line[1:]}" + ("" if line.endswith((".", "!", "?")) else ".")
+    """Capital first, full stop last; of markup it stays markup."""
+    return capital(words) if words.endswith((".", "!", "?")) else capital(words) + "."
 
 
 def code(text: object) -> str:
@@ -207,12 +255,6 @@ def escape(text: object) -> str:
 def cell(markdown: str) -> str:
     """Make a Markdown fragment safe inside a table row; GFM needs the bar escaped even in a code span."""
     return re.sub(r"(?<!\\)\|", r"\\|", markdown)
-
-
-def table(columns: Sequence[tuple[str, Sequence[str]]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Header and rows from (heading, cells) columns; a column that no row can fill is left out."""
-    kept = [(name, cells) for name, cells in columns if any(cell != UNKNOWN for cell in cells)]
-    return tuple(name for name, _ in kept), tuple(zip(*(cells for _, cells in kept), strict=True))
 
 
 def template_kwargs(given: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from specbench.acceptance import loop
-from specbench.backends.local import local, prober
+from specbench.backends.local import local, probing
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.lanes import Underway
 from specbench.clock import Stopwatch
@@ -92,7 +92,7 @@ class FakeDevice:
         patch.setattr(Underway, "advance", advanced)
         patch.setattr(loop, "accept", accepted)
         patch.setattr(local, "device_sync", waits if synced else lambda _: lambda: None)
-        patch.setattr(prober, "device_sync", waits)
+        patch.setattr(probing, "device_sync", waits)
         patch.setattr(local, "Stopwatch", partial(Stopwatch, now=self.now))
         for name in ("probe", "probe_prefill"):
-            patch.setattr(prober, name, partial(getattr(prober, name), now=self.now))
+            patch.setattr(probing, name, partial(getattr(probing, name), now=self.now))

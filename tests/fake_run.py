@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from specbench.acceptance.positions import PositionWriter
-from specbench.acceptance.replay import Positions
+from specbench.acceptance.replay import Text, as_text
+from specbench.acceptance.scores import Scores
 from specbench.config import RunConfig
 from specbench.records import Arm, CostPoint, Policy, Times, Trial
 from specbench.run_record import Machine, ModelFacts, Provenance, RunRecord
@@ -140,11 +141,12 @@ def _probe(drafts: dict[str, FakeDraft], machine: FakeMachine, widest: int) -> l
     return points
 
 
-def _positions(prompt: str, category: str, spec: str, accepts: list[bool]) -> Positions:
+def _positions(prompt: str, category: str, spec: str, accepts: list[bool]) -> Text:
     n = len(accepts)
     ones = np.ones(n, np.float32)
     accept = np.array(accepts, np.float32)
-    return Positions(prompt, category, spec, 0, LIMIT, accept, accept, ones, ones, ones, np.zeros(n, bool))
+    scores = Scores(accept, accept, ones, ones, ones, np.zeros(n, bool))
+    return as_text(scores, prompt_id=prompt, category=category, draft=spec, repeat=0, limit=LIMIT)
 
 
 def _alone(

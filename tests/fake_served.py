@@ -154,12 +154,14 @@ def _shared(server: FakeServer, arm: Arm, trials: list[Trial]) -> list[Trial]:
 
 def turn_by_turn(turns: list[int], clients: int, turn_s: dict[int, float], read_s: list[float]) -> list[float]:
     """Seconds of decoding of each text, in the order of their asking, on a server that reads what came during a turn
-    within the next one. Clients that have nothing left to ask ask again until all is answered."""
+    within the next one, and what comes to it idle at once, one before the others. Clients that have nothing left to ask
+    ask again until all is answered."""
     queue, found = list(range(len(turns))), [0.0] * len(turns)
     slots = [{"job": queue.pop(0), "at": "came", "counts": True, "again": c} for c in range(clients)]
-    slots[0]["at"] = "due"
     clock, left = 0.0, len(turns)
     while left:
+        if all(s["at"] == "came" for s in slots):
+            slots[0]["at"] = "due"
         due = [s for s in slots if s["at"] == "due"]
         writing = [s for s in slots if s["at"] == "writes"]
         for slot in slots:

@@ -15,7 +15,7 @@ from test_cli import call
 from specbench.analysis.contract import Summary
 from specbench.analysis.summarise import summarise
 from specbench.errors import ConfigError
-from specbench.report.alerts import COUNTERS, dashboard, rules, watch_of, write_alerts
+from specbench.report.alerts import COUNTERS, pages, watch_of, write_alerts
 
 GOOD = FakeServer(alpha=0.8)
 PROMTOOL = shutil.which("promtool")
@@ -71,7 +71,7 @@ def test_the_command_writes_both(tmp_path):
 
 def test_every_panel_asks_for_counters_of_this_engine(summary):
     for adapter, counted in COUNTERS.items():
-        shown = dashboard(watch_of(on(summary, adapter)), "brief")
+        shown = pages(watch_of(on(summary, adapter)), "brief")["dashboard"]
         asked = " ".join(target["expr"] for panel in shown["panels"] for target in panel["targets"])
         prefix = counted["tokens"].partition(":")[0]
         assert {part.partition(":")[0].rpartition("(")[2] for part in asked.split() if ":" in part} == {prefix}
@@ -80,7 +80,9 @@ def test_every_panel_asks_for_counters_of_this_engine(summary):
 
 def test_a_draft_with_braces_is_no_template(summary):
     odd = replace(watch_of(summary), draft="{{ $labels }}")
-    said = [rule["annotations"]["summary"] for rule in rules(odd, "brief")["groups"][0]["rules"] if "alert" in rule]
+    said = [
+        rule["annotations"]["summary"] for rule in pages(odd, "brief")["rules"]["groups"][0]["rules"] if "alert" in rule
+    ]
     assert not [words for words in said if "{" in words]
 
 
@@ -136,10 +138,10 @@ def test_prometheus_fires_them_on_a_made_up_page(summary, tmp_path, adapter):
                 series = page(adapter, accepted=0.0, tokens=f"0+{120 * share:g}x120")
             cases.append(firing(adapter, name, series, fires))
     test = tmp_path / "test.yml"
+    made = pages(watch, f"brief of {summary.run.rpartition('/')[2]}")["rules"]
     for case in cases:
         for one in case["alert_rule_test"]:
-            own = next(r for r in rules(watch, f"brief of {summary.run.rpartition('/')[2]}")["groups"][0]["rules"]
-                       if r.get("alert") == one["alertname"])  # fmt: skip
+            own = next(r for r in made["groups"][0]["rules"] if r.get("alert") == one["alertname"])
             for expected in one["exp_alerts"]:
                 expected["exp_annotations"] = own["annotations"]
     test.write_text(yaml.safe_dump({"rule_files": [path.name], "evaluation_interval": "1m", "tests": cases}))

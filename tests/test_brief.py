@@ -23,6 +23,7 @@ from specbench.analysis.pilot import read_pilot
 from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
+from specbench.api import recorded_acceptance
 from specbench.config import RunConfig
 from specbench.errors import StoreError
 from specbench.records import Finding, Policy, Trial, warned
@@ -517,6 +518,13 @@ def test_checks_repeat_the_command() -> None:
 def test_a_warning_in_other_words_is_shown_as_it_was_noticed() -> None:
     told = replace(summary_of(GO), warnings=(warned("odd", "others were *running*", "Stop them."),))
     assert r"- `odd`: Others were \*running\*." in front(render_brief(stored_of(GO, HERE), told))
+
+
+def test_the_command_of_a_run_over_recorded_answers_can_be_typed_again(tmp_path: Path) -> None:
+    stored = read_run(ROOT / "reports/recorded")
+    stored = with_provenance(stored, argv=("specbench", "sweep", "--workload", "my log.jsonl"))
+    path = brief.write_acceptance_brief(stored, recorded_acceptance(stored, (1,)), tmp_path)
+    assert "`specbench sweep --workload 'my log.jsonl'`" in path.read_text(encoding="utf-8")
 
 
 def test_the_worlds_are_what_their_names_say() -> None:

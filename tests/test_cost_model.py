@@ -11,11 +11,12 @@ import torch
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import GREEDY, lean, near_copy, tiny_llama
+from tiny import GREEDY, lean, near_copy, text_of, tiny_llama
 
 from specbench.acceptance.loop import generate
-from specbench.acceptance.replay import Expected, Positions, replay
+from specbench.acceptance.replay import Expected, replay
 from specbench.acceptance.score import score
+from specbench.acceptance.scores import Scores
 from specbench.analysis.predict import Predictor
 from specbench.backends.local.cached import CachedModel
 from specbench.clock import Stopwatch
@@ -93,7 +94,7 @@ def test_a_planted_cost_is_predicted_to_the_nanosecond(prompt, gamma, limit):
     live = timed(drafter, target, clock, prompt, gamma, limit)
     measured = alone.times.decode_s / live.times.decode_s
     found = score(None, CachedModel(NEAR, 512), prompt, alone.tokens, vocab_size=64, sampling=GREEDY, eos=set())
-    text = Positions("p", None, "d", 0, limit, **{name: getattr(found, name) for name in found.__slots__})
+    text = text_of(found, limit)
     costs = RoundCosts(tuple(ns / 1e9 for ns in VERIFY), DRAFT[0] / 1e9, DRAFT[1] / 1e9, 0.0)
     assert predicted_speedup(replay([text], gamma), text.tokens - 1, costs) == pytest.approx(measured, rel=1e-12)
 
@@ -213,7 +214,7 @@ def head_text(accept, limit=31):
     """A text whose head's drafts are right where `accept` [n, J] says."""
     n = len(accept)
     nothing, sure = np.zeros(n, dtype=np.float32), np.ones(accept.shape, dtype=np.float32)
-    return Positions("p", None, "h", 0, limit, accept, nothing, sure, nothing, nothing, sure < 0)
+    return text_of(Scores(accept, nothing, sure, nothing, nothing, sure < 0), limit)
 
 
 @pytest.mark.parametrize("gamma", [1, 3])
@@ -244,7 +245,7 @@ def test_a_draft_phase_costs_what_it_was_timed_at():
     assert [plain.drafting_s(n) for n in (0, 1, 3)] == pytest.approx([0.0, 0.1, 0.3])
     assert [whole.drafting_s(n) for n in (0, 1, 2, 3, 5)] == pytest.approx([0.0, 0.3, 0.4, 0.5, 0.7])
     never = np.zeros(30, dtype=np.float32)
-    text = Positions("p", None, "d", 0, 31, never, never, never + 1, never, never, never > 0)
+    text = text_of(Scores(never, never, never + 1, never, never, never > 0), 31)
     found = replay([text], 3)
     rounds, drafted = float(found.rounds.sum()), float(found.drafted.sum())
     started = float(found.started.sum())

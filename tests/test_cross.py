@@ -9,18 +9,17 @@ import torch
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import lean, run, save_with_byte_tokenizer, tiny_llama
+from tiny import lean, run, save_with_byte_tokenizer, text_of, tiny_llama
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from specbench.acceptance.loop import Proposal
 from specbench.acceptance.metrics import count
-from specbench.acceptance.replay import Blocks, replay
-from specbench.acceptance.score import match_each_block
+from specbench.acceptance.replay import replay
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.local import LocalEngine
 from specbench.config import load_config
-from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.cross import CrossDrafter, match_each_block
 from specbench.records import Sampling
 
 
@@ -62,7 +61,7 @@ def test_a_cross_draft_keeps_the_text_and_replays_exactly(tokenizers, text, gamm
     live = run(BYTES, cross(tokenizers), prompt, gamma=gamma, eos={256}, max_new_tokens=limit)
     assert live.tokens == alone.tokens
     found = match_each_block(cross(tokenizers), prompt, alone.tokens, gamma)
-    expected = replay([Blocks("p", None, "d", 0, limit, found.proposed, found.matched)], gamma)
+    expected = replay([text_of(found, limit)], gamma)
     counts = count(live.rounds, gamma)
     assert (expected.rounds[0], expected.accepted[0]) == (counts.rounds, counts.accepted)
     assert expected.reached[0].tolist() == list(counts.reached)
@@ -85,7 +84,7 @@ def test_a_penalty_counts_in_the_drafts_own_tokens_and_replays_exactly(tokenizer
         )
         assert live.tokens == alone.tokens
         found = match_each_block(cross(tokenizers, repetition_penalty=1.5), prompt, alone.tokens, 3)
-        expected = replay([Blocks("p", None, "d", 0, 40, found.proposed, found.matched)], 3)
+        expected = replay([text_of(found, 40)], 3)
         assert (expected.rounds[0], expected.accepted[0]) == tuple(
             getattr(count(live.rounds, 3), name) for name in ("rounds", "accepted")
         )
@@ -158,7 +157,7 @@ def test_a_text_that_outgrows_the_drafts_memory_is_read_from_its_end(tokenizers,
     live = run(WORDS, drafter(capacity), prompt, gamma=3, max_new_tokens=36)
     assert live.tokens == alone.tokens
     found = match_each_block(drafter(capacity), prompt, alone.tokens, 3)
-    again = replay([Blocks("p", None, "d", 0, 36, found.proposed, found.matched)], 3)
+    again = replay([text_of(found, 36)], 3)
     assert (again.rounds[0], again.accepted[0]) == (len(live.rounds), sum(r.accepted for r in live.rounds))
 
 

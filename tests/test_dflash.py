@@ -12,19 +12,17 @@ import pytest
 import torch
 from conftest import full
 from test_heads import loaded
-from tiny import GREEDY, lean, run
+from tiny import GREEDY, lean, run, text_of
 from tiny_dflash import BLOCK, assistant, save_dflash
 from tiny_heads import VOCAB, markov_llama
 
 from specbench.acceptance.metrics import count
-from specbench.acceptance.positions import Positions
 from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score_head
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.dflash import BlockReader
 from specbench.backends.local.drafts import HeadDraft, load_head
-from specbench.backends.local.prober import Prober
-from specbench.backends.local.probing import _load
+from specbench.backends.local.probing import Prober, _load
 from specbench.config import load_config
 from specbench.cost.plan import ProbePlan, ProbeRequest
 from specbench.drafters import parse_draft
@@ -90,7 +88,7 @@ def scored(head, text, *, depths=BLOCK - 1, sampling=GREEDY, prompt=PROMPT):
     found = score_head(
         reader, reader.states.read, BlockReader(head, 512), prompt, text, depths=depths, sampling=sampling, eos=()
     )
-    return Positions("p", None, "d", 0, len(text), **{name: getattr(found, name) for name in NUMBERS})
+    return text_of(found, len(text))
 
 
 WINDOW = 6  # the block, and little of the text

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from specbench.records import Finding, Reason
 from specbench.report.dialect import Compiled, because, environment, of_100, said
-from specbench.report.tables import doctor_tables
+from specbench.report.layout import TerminalPage
 from specbench.verify import Examination
 from specbench.verify.doctor import noticed
 
@@ -108,6 +108,5 @@ def shown(found):
     file = io.StringIO()
     broken = sum(each.severity == "broken" for each in found)
     seen = Examination(2, "t", ("a", "b"), "float32", 0.0, 2, 10, broken, tuple(found))
-    for part in doctor_tables(seen):
-        Console(file=file, width=80).print(part)
+    Console(file=file, width=80).print(TerminalPage("examined", seen))
     return file.getvalue()

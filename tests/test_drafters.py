@@ -4,25 +4,29 @@ always accepted, one that never matches never is."""
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import GREEDY, lean, near_copy, run, tiny_llama
+from tiny import GREEDY, lean, near_copy, run, text_of, tiny_llama
 
 from specbench.acceptance.metrics import count
 from specbench.acceptance.positions import PositionWriter, read_positions
-from specbench.acceptance.replay import Blocks, Positions, replay
+from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score
-from specbench.acceptance.scores import match_blocks
+from specbench.acceptance.scores import BlockScores, Scores, match_blocks
+from specbench.backends.local import drafts
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.drafting import Setting
 from specbench.drafters import DraftSpec, NgramSpec, parse_draft
 from specbench.drafters.around import CombinedDrafter, NgramDrafter
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.errors import ConfigError
+from specbench.models import LoadedModel
 from specbench.records import Sampling
 
 VOCAB = 24
@@ -43,7 +47,7 @@ ends = st.sets(st.integers(0, VOCAB - 1), max_size=2)
 
 def tokenwise(model, prompt, output, eos=frozenset(), *, limit, target=None, sampling=GREEDY, blocks=None):
     found = score(target, CachedModel(model, 512), prompt, output, vocab_size=VOCAB, sampling=sampling, eos=eos)
-    return Positions("p", None, "d", 0, limit, **{name: getattr(found, name) for name in NUMBERS}, blocks=blocks)
+    return text_of(replace(found, blocks=blocks), limit)
 
 
 def same_rounds(found, live, gamma):
@@ -147,8 +151,7 @@ def test_draft_steps_are_foretold_cut_offs_and_copies_included(prompt, gamma, li
         run(TARGET, whole, prompt, gamma=gamma, max_new_tokens=limit)
         blocks = None
         if lookup is not None:
-            found = match_blocks(lookup, prompt, alone.tokens, 64)
-            blocks = Blocks("p", None, "d", 0, limit, found.proposed, found.matched)
+            blocks = match_blocks(lookup, prompt, alone.tokens, 64)
         expected = replay([tokenwise(NEAR, prompt, alone.tokens, limit=limit, blocks=blocks)], gamma, cutoff)
         steps = expected.drafted - expected.copied + expected.cut_offs
         # after a wrong token the cut-off may stop the draft: it then takes as many steps as tokens, or one less
@@ -167,8 +170,7 @@ def test_look_up_before_a_model_keeps_the_text_and_replays_exactly(prompt, gamma
     model = ModelDrafter(CachedModel(NEAR, 512), vocab_size=VOCAB, sampling=GREEDY, eos=eos)
     live = run(TARGET, CombinedDrafter(lookup, model), prompt, gamma=gamma, eos=eos, max_new_tokens=limit)
     assert live.tokens == alone.tokens
-    found = match_blocks(lookup, prompt, alone.tokens, 64)
-    blocks = Blocks("p", None, "d", 0, limit, found.proposed, found.matched)
+    blocks = match_blocks(lookup, prompt, alone.tokens, 64)
     same_rounds(replay([tokenwise(NEAR, prompt, alone.tokens, eos, limit=limit, blocks=blocks)], gamma), live, gamma)
 
 
@@ -180,8 +182,7 @@ def test_look_up_before_a_model_replays_sampling_too():
     texts, live = [], []
     for seed in range(60):
         alone = run(TARGET, None, prompt, sampling=sampling, max_new_tokens=limit, seed=seed)
-        found = match_blocks(lookup, prompt, alone.tokens, 64)
-        blocks = Blocks("p", None, "d", 0, limit, found.proposed, found.matched)
+        blocks = match_blocks(lookup, prompt, alone.tokens, 64)
         reader = CachedModel(TARGET, 512)
         texts.append(
             tokenwise(NEAR, prompt, alone.tokens, limit=limit, target=reader, sampling=sampling, blocks=blocks)
@@ -208,7 +209,7 @@ def block_texts(draw, gamma=4):
         )
         matched = np.minimum(proposed, draw(st.integers(0, gamma))).astype(np.int32)
         shaped = (proposed, matched) if wide else (proposed[:, 0], matched[:, 0])
-        texts.append(Blocks(str(name), None, "d", 0, n + 1 + draw(st.integers(0, 3)), *shaped))
+        texts.append(text_of(BlockScores(*shaped), n + 1 + draw(st.integers(0, 3)), str(name)))
     return texts
 
 
@@ -231,10 +232,11 @@ def test_texts_side_by_side_are_walked_as_one_by_one(texts, gamma):
 
 
 def test_blocks_of_either_shape_come_back_from_disk(tmp_path):
-    flat = Blocks("a", "c", "ngram", 0, 9, np.array([1, 2], np.int32), np.array([0, 2], np.int32))
-    wide = Blocks("b", None, "x", 0, 9, np.array([[1, 2], [1, 1]], np.int32), np.array([[0, 2], [1, 1]], np.int32))
+    numbers = BlockScores(np.array([1, 2], np.int32), np.array([0, 2], np.int32))
+    columns = BlockScores(np.array([[1, 2], [1, 1]], np.int32), np.array([[0, 2], [1, 1]], np.int32))
+    flat, wide = text_of(numbers, 9, "a"), text_of(columns, 9, "b")
     column = np.array([0.5, 0.25], np.float32)
-    both = Positions("c", "c", "n+m", 0, 9, *[column] * 5, ends=np.array([True, False]), blocks=flat)
+    both = text_of(Scores(*[column] * 5, ends=np.array([True, False]), blocks=numbers), 9, "c")
     with PositionWriter(tmp_path) as writer:
         for text in (flat, wide, both):
             writer.append(text)
@@ -276,6 +278,8 @@ def test_specs(text, spec):
         ("ngram:n=3+", "No model is named"),
         ("skip:8", "'8' is no option of a skip draft"),
         ("skip:layers=0", "is no option of a skip draft"),
+        pytest.param(f"skip:layers={'9' * 5000}", "is no option of a skip draft", id="skip:layers=99.."),
+        pytest.param(f"ngram:n={'9' * 5000}", "is no option of an n-gram draft", id="ngram:n=99.."),
         ("cross:", "No model is named"),
         ("demo:draft,cutoff=1.5", "'1.5' is no cut-off"),
         ("demo:draft,cutoff=nan", "'nan' is no cut-off"),
@@ -286,3 +290,14 @@ def test_specs(text, spec):
 def test_bad_specs(text, says):
     with pytest.raises(ConfigError, match=says):
         parse_draft(text)
+
+
+def test_depths_are_timed_to_their_end(monkeypatch):
+    """A device works on behind Python: where nobody waits for it a pass seems to cost what its launch does."""
+    waits = []
+    monkeypatch.setattr(drafts, "device_sync", lambda device: lambda: waits.append(device))
+    target = LoadedModel("t", TARGET, None, None, 0, 0, None)
+    setting = Setting(target, CachedModel(TARGET, 64), GREEDY, frozenset(), 2)
+    assert drafts.choose_layers(setting, [[1, 2, 3], [4, 5]], (1, 2)) in range(1, TARGET.config.num_hidden_layers)
+    # before and after each pass over 1 to 3 tokens, and at least one depth
+    assert len(waits) >= 2 * 4 * drafts.PASSES

@@ -22,9 +22,9 @@ from specbench.cli import app
 from specbench.config import RunConfig
 from specbench.report.explain.explain import Level, explain
 from specbench.report.explain.glossary import Term, terms, used_in
-from specbench.report.explain.story import Shown, add, divide, ms, multiply
 from specbench.run_record import Provenance, RunRecord
 from specbench.store.record import record_json
+from specbench.text import Shown, add, divide, ms, multiply
 
 runner = CliRunner()
 

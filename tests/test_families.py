@@ -16,8 +16,7 @@ from tiny import GREEDY, near_copy, run, save_with_byte_tokenizer, tiny_llama
 from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
 
-from specbench.acceptance.replay import replay
-from specbench.acceptance.scores import as_text
+from specbench.acceptance.replay import as_text, replay
 from specbench.backends.local import ragged
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.local import LocalEngine
@@ -318,7 +317,7 @@ def test_a_prompt_that_a_draft_cannot_read_is_not_drafted_for() -> None:
 def test_a_batch_drafts_on_beside_a_row_that_it_cannot_read() -> None:
     from specbench.acceptance.many import generate_many
     from specbench.clock import Stopwatch
-    from specbench.drafters.around import ManyModelDrafter
+    from specbench.drafters.model import ManyModelDrafter
 
     target, draft = _pair()
     prompt, output = _first_prompt_that_writes(target, 64)

@@ -9,12 +9,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny import run
+from tiny import run, text_of
 
-from specbench.acceptance.replay import Blocks, replay
-from specbench.acceptance.score import match_each_block
+from specbench.acceptance.replay import replay
 from specbench.backends.local.cached import CachedModel
-from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.cross import CrossDrafter, match_each_block
 from specbench.errors import ModelError
 from specbench.models import embedded, load_model, load_tokenizer, wheel
 from specbench.models.prompts import end_tokens
@@ -184,6 +183,6 @@ def test_the_real_pair_keeps_the_text_and_replays_exactly(gamma: int, pair) -> N
     live = run(reader, drafter, prompt, gamma=gamma, eos=eos, max_new_tokens=limit)
     assert live.tokens == alone.tokens
     found = match_each_block(drafter, prompt, alone.tokens, gamma)
-    again = replay([Blocks("p", None, "d", 0, limit, found.proposed, found.matched)], gamma)
+    again = replay([text_of(found, limit)], gamma)
     assert (again.rounds[0], again.accepted[0]) == (len(live.rounds), sum(r.accepted for r in live.rounds))
     assert sum(r.accepted for r in live.rounds) > 0

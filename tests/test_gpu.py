@@ -13,12 +13,10 @@ from specbench.acceptance.loop import Generation, generate
 from specbench.acceptance.many import generate_many
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.graphs import record_all
-from specbench.backends.local.lean import LeanLayer
+from specbench.backends.local.lean import LeanLayer, make_lean
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import make_lean
 from specbench.clock import EventStopwatch, Stopwatch
-from specbench.drafters.around import ManyModelDrafter
-from specbench.drafters.model import ModelDrafter
+from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.records import Sampling
 

@@ -18,11 +18,10 @@ from specbench.acceptance.many import generate_many
 from specbench.backends.local import graphs
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.graphs import record_all
+from specbench.backends.local.lean import make_lean
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import make_lean
 from specbench.clock import Stopwatch
-from specbench.drafters.around import ManyModelDrafter
-from specbench.drafters.model import ModelDrafter
+from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 
 MODEL = tiny_llama(64, seed=1, num_hidden_layers=3)

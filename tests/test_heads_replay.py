@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_heads import EVEN, PLAIN, PROMPT, TARGET, drafter_for, head_of, naive
-from tiny import GREEDY, run
+from tiny import GREEDY, run, text_of
 from tiny_heads import VOCAB, head_tensors, save_head
 
 from specbench.acceptance import score as scoring
 from specbench.acceptance.metrics import count
 from specbench.acceptance.positions import PositionWriter, read_positions
-from specbench.acceptance.replay import Blocks, Positions, replay
+from specbench.acceptance.replay import replay
 from specbench.acceptance.rules import distribution
 from specbench.acceptance.score import score_head
-from specbench.acceptance.scores import match_blocks
+from specbench.acceptance.scores import Scores, match_blocks
 from specbench.backends.local.headreader import HeadReader
 from specbench.drafters import NgramSpec, parse_draft
 from specbench.drafters.around import CombinedDrafter, NgramDrafter
@@ -31,7 +33,7 @@ def scored(head, output, *, prompt=PROMPT, limit=32, sampling=GREEDY, eos=(), de
     reader, _ = drafter_for(head)
     memory = HeadReader(head, 512)
     found = score_head(reader, reader.states.read, memory, prompt, output, depths=depths, sampling=sampling, eos=eos)
-    return Positions("p", None, "d", 0, limit, **{name: getattr(found, name) for name in NUMBERS}, blocks=blocks)
+    return text_of(replace(found, blocks=blocks), limit)
 
 
 def same_rounds(found, live, gamma):
@@ -80,7 +82,7 @@ def test_a_look_up_before_the_head(head):
     spec = NgramSpec(2, 1)
     alone = run(TARGET, None, PROMPT, max_new_tokens=48).tokens
     found = match_blocks(NgramDrafter(spec, eos=()), PROMPT, alone, 8)
-    blocks = Blocks("p", None, "d", 0, 48, found.proposed, found.matched)
+    blocks = found
     reader, drafter = drafter_for(head)
     live = run(reader, CombinedDrafter(NgramDrafter(spec, eos=()), drafter), PROMPT, gamma=3, max_new_tokens=48)
     assert live.tokens == alone
@@ -207,7 +209,7 @@ def test_the_walk_takes_each_draft_at_the_depth_of_its_round(n, gamma, seed, hal
         accept[i, n - i :] = 0
     limit = n + 1 + room
     nothing, sure = np.zeros(n, dtype=np.float32), np.ones(accept.shape, dtype=np.float32)
-    text = Positions("p", None, "d", 0, limit, accept, nothing, sure, nothing, nothing, sure < 0)
+    text = text_of(Scores(accept, nothing, sure, nothing, nothing, sure < 0), limit)
     found = replay([text], gamma)
     rounds, accepted = expected(accept, limit, gamma)
     assert found.rounds[0] == pytest.approx(rounds, abs=1e-5)

@@ -20,7 +20,7 @@ pytestmark = [
 def test_a_trained_head_in_loop_and_replay():
     from specbench.acceptance.metrics import count
     from specbench.backends.local.drafts import HeadDraft, load_head
-    from specbench.backends.local.swap import make_lean
+    from specbench.backends.local.lean import make_lean
     from specbench.drafters import parse_draft
     from specbench.models import load_model
     from specbench.models.heads import find_head

@@ -51,7 +51,7 @@ REACHED_BY = {
     "analysis/plan.py": {"plan"},
     "analysis/pilot.py": {"plan"},
     "analysis/stops.py": {"plan"},
-    "report/plan": {"plan"},
+    "report/plan.py": {"plan"},
     "report/explain/glossary.py": {"explain"},
     "cli/measure.py": RUNS,
     "cli/show.py": {"replay"},

@@ -33,8 +33,9 @@ LAYERS = [
     ["clock", "config", "records"],
     ["settings", "shipped"],
     ["kinds", "strict_yaml"],
-    ["text", "validation"],
-    ["errors", ""],
+    ["validation"],
+    ["errors"],
+    ["text", ""],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -124,6 +125,6 @@ def test_a_written_brief_is_without_models_and_frames(tmp_path):
 
 
 def test_a_brief_needs_no_model_library():
-    pages = ("brief", "several", "page", "tables", "figures")
+    pages = ("brief", "several", "page", "layout", "figures")
     code = "import specbench.analysis.summarise, " + ", ".join(f"specbench.report.{name}" for name in pages)
     assert not loaded(code) & {"torch", "transformers", "datasets"}

@@ -29,9 +29,8 @@ from transformers import (
 from specbench.backends.local import lean
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.lean import LeanLayer, Packed, decoder_of, packs
+from specbench.backends.local.lean import LeanLayer, Packed, decoder_of, forward_of, make_lean, packs
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import forward_of, make_lean
 from specbench.drafters.model import ModelDrafter
 from specbench.drafters.skip import SkipDrafter, first_layers
 from specbench.models.memory import step_bytes, weight_bytes

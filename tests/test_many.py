@@ -14,8 +14,8 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.clock import Stopwatch
 from specbench.drafters import NgramSpec
-from specbench.drafters.around import ManyModelDrafter, NgramDrafter, SideBySide
-from specbench.drafters.model import ModelDrafter
+from specbench.drafters.around import NgramDrafter, SideBySide
+from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.errors import ModelError
 from specbench.records import Sampling
 
@@ -107,9 +107,9 @@ def test_a_planted_fault_of_the_chain_is_seen(fault, monkeypatch):
     model = TARGET if fault == "an end is run past" else NEAR
     plain = many(TARGET, many_drafter(model, eos=eos), prompts, eos=eos)
     drafter = many_drafter(model, eos=eos, chained=True)
-    honest = drafter._chain
+    honest = drafter.propose
 
-    def chain(rows, ks, generators):
+    def propose(rows, ks, generators):
         found = honest(rows, ks, generators)
         return found[1:] + found[:1] if fault == "rows change places" else found
 
@@ -117,7 +117,7 @@ def test_a_planted_fault_of_the_chain_is_seen(fault, monkeypatch):
         drafter._rule.eos = frozenset()
     if fault == "refused drafts stay":
         monkeypatch.setattr(drafter._model, "rewind", lambda lengths: None)
-    monkeypatch.setattr(drafter, "_chain", chain)
+    monkeypatch.setattr(drafter, "propose", propose)
     rows = many(TARGET, drafter, prompts, eos=eos)
     assert [(row.tokens, row.rounds) for row in rows] != [(row.tokens, row.rounds) for row in plain]
 

@@ -10,12 +10,11 @@ from tempfile import mkdtemp
 import pytest
 import torch
 from conftest import full
-from tiny import GREEDY, run
+from tiny import GREEDY, run, text_of
 from tiny_mtp import VOCAB, configured, save_own, save_written, without
 from transformers import AutoModelForCausalLM
 
 from specbench.acceptance.metrics import count
-from specbench.acceptance.positions import Positions
 from specbench.acceptance.replay import replay
 from specbench.acceptance.score import score_head
 from specbench.backends.local import probing
@@ -157,7 +156,7 @@ def test_replay_is_the_loop(kind):
         sampling=GREEDY,
         eos=(),
     )
-    scored = Positions("p", None, "d", 0, 48, **{name: getattr(found, name) for name in NUMBERS})
+    scored = text_of(found, 48)
     for gamma in (1, 2, min(5, head.head.most or 5)):
         reader, drafter = drafter_for(kind)
         live = run(reader, drafter, PROMPT, gamma=gamma, max_new_tokens=48)
@@ -180,7 +179,7 @@ def test_sampled_replay_is_within_error():
         found = score_head(
             reader, reader.states.read, reader_of(head, 512), PROMPT, out.tokens, depths=2, sampling=sampling, eos=()
         )
-        scored = Positions("p", None, "d", 0, 32, **{name: getattr(found, name) for name in NUMBERS})
+        scored = text_of(found, 32)
         expected += float(replay([scored], 2).accepted.sum())
     assert live / rounds == pytest.approx(expected / rounds, abs=0.08)
 

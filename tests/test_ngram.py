@@ -11,12 +11,12 @@ from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from test_run import sweep
-from tiny import GREEDY, run, tiny_llama
+from tiny import GREEDY, run, text_of, tiny_llama
 from transformers import GenerationConfig
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from specbench.acceptance.metrics import count
-from specbench.acceptance.replay import Blocks, replay
+from specbench.acceptance.replay import replay
 from specbench.acceptance.scores import agreed, match_blocks
 from specbench.analysis.summarise import summarise
 from specbench.drafters import NgramSpec
@@ -72,7 +72,7 @@ def recent(x, n, gamma):
 def test_the_latest_place_of_exactly_n_is_copied_as_llamacpp_does(x, n, gamma):
     prompt, output = x[: len(x) // 2], x[len(x) // 2 :]
     found = match_blocks(RecentLookUp(n, eos=()), prompt, output, 64)
-    text = Blocks("p", None, "ngram", 0, 99, found.proposed, found.matched, least=found.least)
+    text = text_of(found, 99)
     expected, i = [], 1
     while i < len(output):
         drafted = recent([*prompt, *output[:i]], n, gamma)[: 99 - i - 1]
@@ -108,7 +108,7 @@ def test_greedy_text_is_kept_and_replay_is_the_loop(prompt, gamma, limit, eos, s
         assert live.tokens == run(TARGET, None, prompt, eos=eos, max_new_tokens=limit).tokens
     # one-hot drafts are accepted exactly where they match the text, at any temperature: replay the live text itself
     found = match_blocks(drafter, prompt, live.tokens, 64)
-    again = replay([Blocks("p", None, "ngram", 0, limit, found.proposed, found.matched)], gamma)
+    again = replay([text_of(found, limit)], gamma)
     counts = count(live.rounds, gamma)
     assert again.rounds.tolist() == [counts.rounds]
     assert again.accepted.tolist() == [counts.accepted]

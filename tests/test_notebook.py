@@ -201,7 +201,7 @@ def test_what_cannot_be_replayed_says_so(swept, tmp_path):
     for path in folder.glob("positions-*"):
         path.unlink()
     with PositionWriter(folder) as positions:
-        positions.append(Blocks("q0", None, "cross:x", 0, 12, columns, columns))
+        positions.append(Blocks(columns, columns, prompt_id="q0", category=None, draft="cross:x", repeat=0, limit=12))
     with pytest.raises(StoreError, match="cross:x was scored up to gamma 2 alone"):
         specbench.load_run(folder).replay("1..3")
 

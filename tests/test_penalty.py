@@ -36,8 +36,8 @@ from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.ragged import RaggedModel
 from specbench.config import load_config
 from specbench.drafters import NgramSpec
-from specbench.drafters.around import CombinedDrafter, ManyModelDrafter, NgramDrafter
-from specbench.drafters.model import ModelDrafter
+from specbench.drafters.around import CombinedDrafter, NgramDrafter
+from specbench.drafters.model import ManyModelDrafter, ModelDrafter
 from specbench.errors import ConfigError
 from specbench.records import Round, Sampling
 from specbench.report.dialect import PLAIN, sentence_of

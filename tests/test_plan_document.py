@@ -30,7 +30,7 @@ from specbench.decision.plan import prompts_for_width
 from specbench.errors import StoreError
 from specbench.records import Policy
 from specbench.report.dialect import codes, part
-from specbench.report.plan.document import TITLE, plan_document, write_document
+from specbench.report.plan import TITLE, plan_document, write_document
 from specbench.run_record import WorkloadFacts
 from specbench.workload import load_workload, profile
 

@@ -20,7 +20,7 @@ from specbench.analysis.plan import Wanted, plan_of
 from specbench.analysis.stops import any_time, before_the_sweep, read_evidence, slower_shares, too_few
 from specbench.analysis.summarise import summarise
 from specbench.records import Divergence, Policy
-from specbench.report.plan.document import plan_document
+from specbench.report.plan import plan_document
 from specbench.run_record import WorkloadFacts
 
 

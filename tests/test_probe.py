@@ -14,12 +14,12 @@ from test_heads import MARKOV, head_of
 from tiny import GREEDY, model_drafter, near_copy, tiny_llama
 from tiny_heads import save_head
 
-from specbench.backends.local import prober
+from specbench.backends.local import probing
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.prober import Prober
+from specbench.backends.local.probing import Prober
 from specbench.config import load_config
 from specbench.cost import model
-from specbench.cost import probe as probing
+from specbench.cost import probe as timing
 from specbench.cost.plan import ProbePlan, run_plan
 from specbench.cost.probe import Probed, Task, levelled, probe, probe_prefill, texts
 from specbench.errors import ConfigError
@@ -160,12 +160,12 @@ def test_a_draft_phase_comes_right_after_a_pass_of_the_target():
     tasks = [task(None, "read")] * 3 + [task("d", "read")] * 2 + [task("d", "draft")] * 2
     orders = set()
     for seed in range(20):
-        turns = probing._turns(range(7), tasks, random.Random(seed))
+        turns = timing._turns(range(7), tasks, random.Random(seed))
         assert sorted(turns) == list(range(7))
         assert all(tasks[before].model is None for before, turn in pairwise(turns) if tasks[turn].phase == "draft")
         orders.add(tuple(turns))
     assert len(orders) > 15
-    assert probing._turns([3, 5, 6], tasks, random.Random(0))[0] == 3  # without a target after the others
+    assert timing._turns([3, 5, 6], tasks, random.Random(0))[0] == 3  # without a target after the others
 
 
 def plan(**changes):
@@ -206,10 +206,10 @@ def test_a_batch_whose_passes_do_not_fit_while_they_are_recorded_keeps_the_small
             raise memory.ModelMemoryError(target, "3 tokens, batch 4")
         return False
 
-    monkeypatch.setattr(prober, "record_all", record_all)
-    monkeypatch.setattr(prober, "available_bytes", lambda _: 10**12)
-    monkeypatch.setattr(prober, "device_sync", lambda _: lambda: None)
-    monkeypatch.setattr(prober.torch, "Generator", lambda _, generator=torch.Generator: generator())
+    monkeypatch.setattr(probing, "record_all", record_all)
+    monkeypatch.setattr(probing, "available_bytes", lambda _: 10**12)
+    monkeypatch.setattr(probing, "device_sync", lambda _: lambda: None)
+    monkeypatch.setattr(probing.torch, "Generator", lambda _, generator=torch.Generator: generator())
     models = {None: TARGET, "d": NEAR}
     costs = Prober(models, plan(), IDS, device="cuda", seed=0, sampling=GREEDY).run()
     assert {p.batch for p in costs.points if p.model is None} == {1, 2}
@@ -230,8 +230,8 @@ def test_a_head_that_runs_out_of_memory_is_left_out_alone(tmp_path, monkeypatch,
         return call
 
     if where == "its memory":
-        init = short(prober._ManyPairs.__init__, lambda _, head, width, capacity, batch: batch)
-        monkeypatch.setattr(prober._ManyPairs, "__init__", init)
+        init = short(probing.ManyHeadReader.__init__, lambda _, head, states, capacity: states.batch)
+        monkeypatch.setattr(probing.ManyHeadReader, "__init__", init)
     elif where == "its passes":
         monkeypatch.setattr(head, "run", short(head.run, lambda ids, *_: len(ids)))
     else:
@@ -246,7 +246,7 @@ def test_a_head_that_runs_out_of_memory_is_left_out_alone(tmp_path, monkeypatch,
 
 def test_what_cannot_fit_is_not_tried(monkeypatch):
     one = cache_bytes(TARGET.config, plan().capacity, 1, 4) + memory.pass_bytes(TARGET.config, plan().capacity, 1, 4)
-    monkeypatch.setattr(prober, "available_bytes", lambda _: 3 * one)
+    monkeypatch.setattr(probing, "available_bytes", lambda _: 3 * one)
     costs = costs_of({None: TARGET})
     assert {p.batch for p in costs.points} == {1, 2}
     assert "B beside the weights, " in costs.cautions[0].message

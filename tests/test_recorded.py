@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from specbench.acceptance.replay import Blocks, Positions
+from specbench.acceptance.replay import as_text
 from specbench.acceptance.replay import replay as replay_all
+from specbench.acceptance.scores import BlockScores, Scores
 from specbench.analysis import recorded as recorded_sums
 from specbench.analysis.recorded import recorded_drafts
 
@@ -21,9 +22,8 @@ def text(accepts, name, conversation, category="a", prompt_tokens=10, draft="d")
     unknown = np.full(len(accept), UNKNOWN)
     ends = np.zeros(len(accept), dtype=bool)
     known = {"prompt_tokens": prompt_tokens, "conversation": f"{conversation:016x}"}
-    return Positions(
-        name, category, draft, 0, 10_000, accept, accept, accept * 0 + 0.5, unknown, unknown, ends, **known
-    )
+    scores = Scores(accept, accept, accept * 0 + 0.5, unknown, unknown, ends)
+    return as_text(scores, prompt_id=name, category=category, draft=draft, repeat=0, limit=10_000, **known)
 
 
 def conversations(number, turns, seed, tokens=16):
@@ -61,7 +61,17 @@ def test_the_sums_are_those_of_the_replay_over_all_texts(monkeypatch):
 
 def test_look_ups_have_places_too_and_no_alpha():
     numbers = np.array([3, 0, 2, 5], dtype=np.int32), np.array([1, 0, 0, 5], dtype=np.int32)
-    (found,) = recorded_drafts([Blocks("p", None, "ngram:n=2", 0, 99, *numbers, 70_000, "ab")], (1, 2), 0.0, 0.95)
+    text = as_text(
+        BlockScores(*numbers),
+        prompt_id="p",
+        category=None,
+        draft="ngram:n=2",
+        repeat=0,
+        limit=99,
+        prompt_tokens=70_000,
+        conversation="ab",
+    )
+    (found,) = recorded_drafts([text], (1, 2), 0.0, 0.95)
     assert (found.alpha.value, found.places[0].accepted.value) == (None, 0.5)
     assert found.prompt_lengths[0].name == "16384"
 

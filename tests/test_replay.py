@@ -14,13 +14,14 @@ from conftest import examples
 from fake_markov import FakeMarkov
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import GREEDY, lean, model_drafter, near_copy, run, tiny_llama
+from tiny import GREEDY, lean, model_drafter, near_copy, run, text_of, tiny_llama
 
 from specbench.acceptance import replay as replay_module
 from specbench.acceptance.metrics import count
 from specbench.acceptance.replay import Positions, replay
 from specbench.acceptance.rules import distribution
 from specbench.acceptance.score import score
+from specbench.acceptance.scores import Scores
 from specbench.backends.local.cached import CachedModel
 from specbench.drafters.model import ModelDrafter
 from specbench.records import Sampling
@@ -31,7 +32,7 @@ NEARER = lean(near_copy(PLAIN, noise=0.03))  # accepted often enough to carry en
 
 
 def positions(scores, limit):
-    return Positions("p", None, "d", 0, limit, **{name: getattr(scores, name) for name in scores.__slots__})
+    return text_of(scores, limit)
 
 
 def scored(target, draft, prompt, output, *, limit, vocab, sampling=GREEDY, eos=frozenset()):
@@ -88,15 +89,8 @@ def test_sampling_replay_is_the_sum_over_all_ways_the_rounds_can_fall(data, gamm
     confidence = data.draw(st.lists(chances, min_size=length, max_size=length))
     cutoff = data.draw(st.sampled_from([0.0, 0.4]))
     limit = length + 1 + (slack if ended else 0)
-    text = Positions(
-        "p",
-        None,
-        "d",
-        0,
-        limit,
-        *(np.array(c, dtype=np.float32) for c in (accept, accept, confidence, accept, accept)),
-        ends=np.zeros(length, dtype=bool),
-    )
+    columns = (np.array(c, dtype=np.float32) for c in (accept, accept, confidence, accept, accept))
+    text = text_of(Scores(*columns, ends=np.zeros(length, dtype=bool)), limit)
     found = replay([text], gamma, cutoff)
     rounds, accepted = enumerated(text, gamma, cutoff)
     assert found.rounds[0] == pytest.approx(rounds, abs=1e-6)

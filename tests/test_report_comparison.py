@@ -18,7 +18,8 @@ from specbench.analysis.compare import ComparedDraft, Comparison, compared
 from specbench.decision.interval import difference
 from specbench.errors import StoreError
 from specbench.report.dialect import PLAIN, json_of, said, sentence_of
-from specbench.report.tables import comparison_markdown, comparison_tables
+from specbench.report.layout import comparison_page
+from specbench.report.page import comparison_markdown
 from specbench.run_record import ModelFacts, WorkloadFacts
 from specbench.store import StoredRun
 
@@ -29,8 +30,7 @@ FAST = FakeServer(step_s=0.0094, round_s=0.0273)
 def shown(found: Comparison, width: int = 80, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
-    for part in comparison_tables(found):
-        console.print(part)
+    console.print(comparison_page(found))
     file.seek(0)
     return file.read()
 

@@ -24,7 +24,7 @@ from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.records import ClientLag, Counters, Divergence, Load, Round, ServerStats, Window
 from specbench.report.dialect import because, part, said
-from specbench.report.tables import sweep_tables
+from specbench.report.layout import sweep_page
 from specbench.run_record import Provenance
 from specbench.store import StoredRun
 
@@ -34,8 +34,7 @@ BUSY = FakeServer(slower={4: 1.5, 16: 3.0}, spec_slower={4: 2.2, 16: 6.0})
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8") -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
-    for table in sweep_tables(summary):
-        console.print(table)
+    console.print(sweep_page(summary))
     file.seek(0)
     return file.read()
 

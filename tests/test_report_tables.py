@@ -13,7 +13,7 @@ from rich.console import Console
 
 from specbench.analysis.contract import Summary
 from specbench.records import Policy, warned
-from specbench.report.tables import sweep_tables
+from specbench.report.layout import sweep_page
 
 
 class Terminal(io.StringIO):
@@ -31,8 +31,7 @@ class Terminal(io.StringIO):
 def shown(summary: Summary, width: int = 80, encoding: str = "utf-8", colour: bool = False) -> str:
     terminal = Terminal(encoding)
     console = Console(file=terminal, width=width, force_terminal=colour, color_system="truecolor" if colour else None)
-    for part in sweep_tables(summary):
-        console.print(part)
+    console.print(sweep_page(summary))
     return terminal.getvalue()
 
 
@@ -135,7 +134,6 @@ def test_the_policy_names_the_columns() -> None:
     terminal = Terminal("utf-8")
     console = Console(file=terminal, width=120)
     policy = Policy(min_speedup=1.3, confidence=0.9, slower_than=0.9, metric="e2e")
-    for part in sweep_tables(replace(summary_of(GO), policy=policy)):
-        console.print(part)
+    console.print(sweep_page(replace(summary_of(GO), policy=policy)))
     page = terminal.getvalue()
     assert "end to end, best gamma 4, asked for 1.30x" in page and "[90% interval]" in page and "<0.90x" in page

@@ -16,14 +16,13 @@ from families.recipes import F, L, model, near, theirs
 from tiny import GREEDY, lean, run, save_with_byte_tokenizer, tiny_llama
 from typer.testing import CliRunner
 
-from specbench.acceptance.replay import Expected, replay
+from specbench.acceptance.replay import Expected, as_text, replay
 from specbench.acceptance.score import score
-from specbench.acceptance.scores import as_text
 from specbench.backends.local import cache, reference
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cache import Snapshots, StateLayer
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.prober import Prober
+from specbench.backends.local.probing import Prober
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.reference import require_rollback
 from specbench.cli import app

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import text_of
 
-from specbench.acceptance.replay import Blocks, Positions
+from specbench.acceptance.scores import BlockScores, Scores
 from specbench.analysis import replayed as search
 from specbench.analysis.replayed import best_pair
 from specbench.cost.model import predicted_rounds
-from specbench.drafters import with_cutoff
+from specbench.drafters import parse_draft, with_cutoff
 from specbench.records import CostPoint
 
 # Verifying costs as much as stepping, token by token: a wrong draft is a whole step lost.
@@ -34,9 +35,7 @@ def texts(sure_when_right, n=30, length=200, seed=0):
         sure = right if sure_when_right else rng.random(length) < 0.5
         accept, confidence = right.astype(np.float32), np.where(sure, 0.9, 0.1).astype(np.float32)
         ends = np.zeros(length, bool)
-        found.append(
-            Positions(f"p{number}", None, "d", 0, length + 1, accept, accept, confidence, accept, accept, ends)
-        )
+        found.append(text_of(Scores(accept, accept, confidence, accept, accept, ends), length + 1, f"p{number}"))
     return found
 
 
@@ -73,7 +72,7 @@ def test_many_pairs_of_noise_are_not_reported_as_their_best(monkeypatch):
 
 
 def test_blocks_and_unpriced_drafts_have_no_best_pair():
-    flat = Blocks("a", None, "n", 0, 9, np.array([1], np.int32), np.array([0], np.int32))
+    flat = text_of(BlockScores(np.array([1], np.int32), np.array([0], np.int32)), 9)
     assert best_pair([flat], POINTS, (1,), 0.95, "n") is None
     assert best_pair(texts(True, n=2), [], (1,), 0.95, "d") is None
     assert best_pair(texts(True, n=2), POINTS, (5, 6), 0.95, "d") is None  # beyond the widest pass probed
@@ -99,3 +98,4 @@ def test_a_default_cut_off_is_for_drafts_with_a_confidence_of_their_own():
     assert with_cutoff("ngram:n=3", 0.3) == "ngram:n=3"
     assert with_cutoff("cross:org/m", 0.3) == "cross:org/m"
     assert with_cutoff("org/m", 0.0) == "org/m"
+    assert parse_draft(with_cutoff("org/m", 1e-5)).cutoff == 1e-5

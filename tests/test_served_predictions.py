@@ -10,7 +10,8 @@ import pytest
 from fake_served import LIMIT, SPEC, FakeServer, fake_served, turn_by_turn
 
 from specbench.acceptance.positions import PositionWriter
-from specbench.acceptance.replay import Positions
+from specbench.acceptance.replay import as_text
+from specbench.acceptance.scores import Scores
 from specbench.analysis.probed import probed
 from specbench.analysis.summarise import summarise
 from specbench.cost.model import decoding_seconds
@@ -45,21 +46,9 @@ def planted(folder, probe: tuple[CostPoint, ...], server: FakeServer = SERVER, *
         for p in range(PROMPTS):
             accepts = np.array([rng.random() < SERVER.alpha for _ in range(LIMIT)][: LIMIT - 1], dtype=np.float32)
             nothing = np.zeros_like(accepts)
-            writer.append(
-                Positions(
-                    f"p{p}",
-                    "code" if p % 2 else "chat",
-                    SPEC,
-                    0,
-                    LIMIT,
-                    accepts,
-                    nothing,
-                    nothing + 1,
-                    nothing,
-                    nothing,
-                    nothing > 0,
-                )
-            )
+            scores = Scores(accepts, nothing, nothing + 1, nothing, nothing, nothing > 0)
+            category = "code" if p % 2 else "chat"
+            writer.append(as_text(scores, prompt_id=f"p{p}", category=category, draft=SPEC, repeat=0, limit=LIMIT))
     with RunWriter(stored.folder, stored.run) as writer:
         writer.update(probe=probe, probe_from="probe")
     return read_run(stored.folder)

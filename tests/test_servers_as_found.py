@@ -209,6 +209,8 @@ def test_two_names_at_one_address(lab, tmp_path):
         stored = measured(lab, tmp_path, both, both, served_model_name="big,big-fast")
         with pytest.raises(ConfigError, match="One server is named both"):
             measured(lab, tmp_path, both, both, served_model_name="big")
+        with pytest.raises(ConfigError, match=r"one block.*\(--time-budget\).*--limit, or servers at two addresses"):
+            measured(lab, tmp_path, both, both, served_model_name="big,big-fast", time_budget_s=60)
     assert len(counted(stored)) == 12
     # What is loaded anew gets a warm-up of its own, and the arms do not take turns prompt by prompt.
     order = [body["model"] for body in both.seen]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
 from collections import Counter
+from functools import partial
+from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -19,8 +22,9 @@ from test_cli import call
 from test_run import FakeObserver
 
 from specbench.analysis.summarise import summarise
-from specbench.backends.server import asking, preflight
+from specbench.backends.server import asking, preflight, traffic
 from specbench.backends.server.adapter import Completion, State
+from specbench.backends.server.traffic import GAP_S, drive
 from specbench.config import load_config
 from specbench.drafters import parse_draft
 from specbench.errors import ConfigError, EngineError, SpecbenchError
@@ -107,11 +111,33 @@ def test_several_clients_at_once(lab, tmp_path):
     loads = Counter(trial.arm.load for trial in counted(stored))
     assert loads == {Load(1): 18, Load(3): 18, Load(1, 50.0): 18}
     for stretch in stored.stretches:
-        assert stretch.requests == 6
+        # One client: the arms take turns request by request; else window by window, of which 6 prompts fill one.
+        assert stretch.requests == (1 if stretch.arm.load == Load() else 6)
         assert stretch.alone == (stretch.arm.load.concurrency == 1)
+    # All arms under one load, then all under the next: only these are compared.
+    assert len(list(groupby(stored.stretches, key=lambda stretch: stretch.arm.load))) == 3
     together = [t for t in counted(stored) if t.arm.load == Load(3)]
     assert all(t.begun_s < 0.02 for t in together[:1])
     assert {t.stretch for t in together if t.arm.kind == "baseline"}.__len__() == 1
+
+
+def test_requests_of_clients_that_come_free_together_leave_one_after_the_other():
+    """A server that is idle reads the first at once, and the others after it: which one that is may not be luck."""
+    sent: list[tuple[float, int]] = []
+
+    async def answered_together(clients: int) -> None:
+        barrier = asyncio.Barrier(clients)
+
+        async def send(job: int, due_s: float) -> None:
+            sent.append((due_s, job))
+            assert asyncio.get_running_loop().time() - due_s < 0.5 * GAP_S  # a wait in line is nobody's delay
+            await barrier.wait()
+
+        await drive(range(12), Load(clients), send=send, fill=send, seed="")
+
+    traffic.call(partial(answered_together, 4))
+    assert [job for _, job in sent] == list(range(12))
+    assert min(later - earlier for (earlier, _), (later, _) in pairwise(sent)) > 0.9 * GAP_S
 
 
 @pytest.mark.full
@@ -120,7 +146,7 @@ def test_requests_that_only_kept_up_the_load_do_not_run_on_into_what_follows(lab
     with FakeServer(**slow) as alone, speculating(**slow) as drafting:
         stored = served(lab, tmp_path, alone, drafting, concurrency="3,1", limit=5, max_new_tokens=40)
     following = [stretch for stretch in stored.stretches if stretch.alone]
-    assert len(following) == 3
+    assert len(following) == 3 * 5
     for stretch in following:
         mine = [t for t in stored.trials if t.stretch == stretch.number]
         assert stretch.counters.tokens == sum(t.output_tokens for t in mine)
@@ -395,8 +421,6 @@ def test_commands_about_runs_in_process_say_what_to_do_with_others(command, says
         ({"rate": "-1"}, "requests per second"),
         ({"cutoff": 0.3}, r"cut-off that it was started with.*\(--cutoff\)"),
         ({"draft": ["d,cutoff=0.3"]}, r"cut-off that it was started with.*\(--draft\)"),
-        ({"time_budget_s": 60, "concurrency": "4"}, r"one block.*\(--time-budget\).*--limit, or one client"),
-        ({"time_budget_s": 60, "rate": "2"}, "one block"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(lab, tmp_path, flags, says):

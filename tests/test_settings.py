@@ -45,7 +45,8 @@ from specbench.records import Sampling
 from specbench.report.dialect import UNLINKED, worded
 from specbench.report.page import markdown
 from specbench.report.settings import section
-from specbench.report.settings.section import EngineSettings, Settings
+from specbench.report.settings.plan import Given
+from specbench.report.settings.section import Settings
 from specbench.report.settings.servers import ENGINES
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "engines"
@@ -81,8 +82,8 @@ def made(*args: Any, **kwargs: Any) -> Settings:
     return found
 
 
-def of(settings: Settings, engine: str) -> EngineSettings:
-    return next(each for each in settings.engines if each.engine == engine)
+def of(settings: Settings, engine: str) -> Given:
+    return settings.engines[engine]
 
 
 def page(settings: Settings) -> str:
@@ -91,7 +92,7 @@ def page(settings: Settings) -> str:
 
 def differs(settings: Settings, engine: str) -> str:
     """Where an engine does not quite what was measured."""
-    return " ".join(worded(UNLINKED, "differs", each) for each in of(settings, engine).found.differs)
+    return " ".join(worded(UNLINKED, "differs", each) for each in of(settings, engine).differs)
 
 
 def words_of(code: str) -> list[str]:
@@ -136,12 +137,12 @@ def test_options_are_those_of_the_launch_files(engine: str, draft: str) -> None:
         require_draft(file, spec)
     except ConfigError:
         # What specbench would not start is not given as if it were the same.
-        assert all(each.engine != engine or each.found.differs for each in settings.engines)
+        assert engine not in settings.engines or of(settings, engine).differs
         return
-    setting = Setting("T", spec, spec.model, settings.gamma)
+    setting = Setting("T", spec, spec.model, settings.plan.gamma)
     added = command(file, setting, 1)[len(command(file, Setting("T"), 1)) :]
     measured = {key: value for key, value in options(added).items() if key not in MEASURING}
-    ours = words_of(of(settings, engine).found.code)
+    ours = words_of(of(settings, engine).code)
     assert options(ours[next(i for i, word in enumerate(ours) if "spec" in word) :]) == measured
 
 
@@ -163,10 +164,10 @@ HAVE = {
 @pytest.mark.parametrize("draft", HAVE)
 def test_an_engine_has_the_draft_or_says_in_one_sentence_why_not(draft: str) -> None:
     settings = made(draft=draft)
-    assert {each.engine for each in settings.engines} == HAVE[draft]
+    assert set(settings.engines) == HAVE[draft]
     assert len(settings.engines) + len(settings.refused) == len(ALL)
     for engine in set(ALL) - HAVE[draft]:
-        refused = [worded(UNLINKED, "refused", each) for each in settings.refused]
+        refused = [worded(UNLINKED, "refused", each) for each in settings.refused.values()]
         (sentence,) = [each for each in refused if engine in each]
         assert sentence.endswith(".") and ". " not in sentence
 
@@ -191,14 +192,14 @@ def test_what_is_not_quite_the_measured_draft_says_how() -> None:
 def test_a_look_up_that_llamacpp_ran_matched_n_tokens_and_no_fewer() -> None:
     settings = made(draft="ngram:n=3", adapter="llama.cpp")
     assert not differs(settings, "llama.cpp")
-    config = json.loads(words_of(of(settings, "vLLM").found.code)[-1])
+    config = json.loads(words_of(of(settings, "vLLM").code)[-1])
     assert (config["prompt_lookup_min"], config["prompt_lookup_max"]) == (3, 3)
     assert "the run to 3" in differs(settings, "transformers")
 
 
 def test_max_caps_what_a_look_up_proposes_and_not_what_a_model_drafts() -> None:
-    assert options(words_of(of(made(draft="ngram:n=3,max=2"), "TGI").found.code)[1:])["--speculate"] == "2"
-    both = options(words_of(of(made(draft="ngram:n=3,max=2+d.gguf"), "llama.cpp").found.code)[1:])
+    assert options(words_of(of(made(draft="ngram:n=3,max=2"), "TGI").code)[1:])["--speculate"] == "2"
+    both = options(words_of(of(made(draft="ngram:n=3,max=2+d.gguf"), "llama.cpp").code)[1:])
     assert both["--spec-type"] == "ngram-simple,draft-simple"
     assert (both["--spec-ngram-simple-size-m"], both["--spec-draft-n-max"]) == ("2", "4")
 
@@ -219,24 +220,24 @@ def test_a_name_stays_one_word_of_the_shell_and_one_string_of_python(ending: str
     # A line break cannot be pasted as one; "?" stands for it.
     names = {name.replace("\n", "?") for name in (target, f"./{draft}")}
     placed = {"path/to/target", "path/to/draft", "path/to/target.gguf", "path/to/draft.gguf"}
-    for block in settings.engines:
-        if block.found.language == "python":
-            compile(block.found.code, "pasted", "exec")
-            texts = {node.value for node in ast.walk(ast.parse(block.found.code)) if isinstance(node, ast.Constant)}
+    for block in settings.engines.values():
+        if block.language == "python":
+            compile(block.code, "pasted", "exec")
+            texts = {node.value for node in ast.walk(ast.parse(block.code)) if isinstance(node, ast.Constant)}
             assert {target, f"./{draft}"} <= texts or placed & texts
             continue
         done = subprocess.run(
-            ["bash", "-c", PROGRAMS + block.found.code], cwd=tmp_path, capture_output=True, text=True, check=True
+            ["bash", "-c", PROGRAMS + block.code], cwd=tmp_path, capture_output=True, text=True, check=True
         )
         words = done.stdout.split("\0")[:-1]
         given = {*words, *(json.loads(word).get("model") for word in words if word.startswith("{"))}
         assert names <= given or placed & given
-        assert words == words_of(block.found.code)[1:]
+        assert words == words_of(block.code)[1:]
     assert list(tmp_path.iterdir()) == []
     # Nor does it end its block, or begin a heading.
     tokens = MarkdownIt("commonmark").enable("table").parse(page(settings))
     code = [token.content for token in tokens if token.type == "fence"]
-    assert {each.found.code + "\n" for each in settings.engines} <= set(code)
+    assert {each.code + "\n" for each in settings.engines.values()} <= set(code)
     assert len(code) == len(settings.engines) + (settings.measure is not None)
     headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     assert headings[0] == "Settings to paste" and all("GO" not in each for each in headings)
@@ -244,14 +245,11 @@ def test_a_name_stays_one_word_of_the_shell_and_one_string_of_python(ending: str
 
 def test_names_of_the_run_are_used_and_others_are_placeholders_that_say_which() -> None:
     pinned = made(draft="org/draft@abc123", target="org/target@v2")
-    assert (
-        '"model":"org/draft"' in of(pinned, "vLLM").found.code
-        and '"revision":"abc123"' in of(pinned, "vLLM").found.code
-    )
-    assert "--revision v2" in of(pinned, "vLLM").found.code and "revision='v2'" in of(pinned, "transformers").found.code
+    assert '"model":"org/draft"' in of(pinned, "vLLM").code and '"revision":"abc123"' in of(pinned, "vLLM").code
+    assert "--revision v2" in of(pinned, "vLLM").code and "revision='v2'" in of(pinned, "transformers").code
     assert "`path/to/target.gguf` is a GGUF file of `org/target@v2`" in page(pinned)
     demo = made(draft="demo:draft", target="demo:target")
-    assert all("demo:" not in each.found.code for each in demo.engines)
+    assert all("demo:" not in each.code for each in demo.engines.values())
     assert "`path/to/target` is `demo:target` (SmolLM2-135M-Instruct)" in page(demo)
     assert "`path/to/draft` is the model from which `d.gguf` was made" in page(made(draft="d.gguf"))
 
@@ -284,8 +282,8 @@ def test_the_python_runs_and_drafts_gamma_tokens_a_round(kind: str, tmp_path: Pa
         save_with_byte_tokenizer(tiny_llama(262, seed=4), tmp_path)
         word_tokenizer(tmp_path)
     settings = made(draft=draft, target=str(lab.target), precision="float32", max_new_tokens=24)
-    passes, drafted, text, alone = run_pasted(of(settings, "transformers").found.code)
-    assert settings.gamma == 4 and torch.equal(text, alone)
+    passes, drafted, text, alone = run_pasted(of(settings, "transformers").code)
+    assert settings.plan.gamma == 4 and torch.equal(text, alone)
     assert ("4 of the draft for each of them" in page(settings)) == (kind in ("model", "cross"))
     # A look-up may find less, and near its end a text has no room.
     if kind in ("model", "cross"):
@@ -298,7 +296,7 @@ def test_the_python_runs_and_drafts_gamma_tokens_a_round(kind: str, tmp_path: Pa
 
 def test_the_python_sets_what_generation_config_knows() -> None:
     known = set(vars(GenerationConfig()))
-    codes = [of(made(draft=draft), "transformers").found.code for draft in ("org/d", "ngram:n=3", "skip:layers=2")]
+    codes = [of(made(draft=draft), "transformers").code for draft in ("org/d", "ngram:n=3", "skip:layers=2")]
     lines = [line for line in "\n".join(codes).splitlines() if ".generation_config = " in line]
     found = {key for line in lines for key in re.findall(r"(\w+)=", line)} - {"eos_token_id"}
     assert len(lines) == 4 and found == {
@@ -310,7 +308,7 @@ def test_the_python_sets_what_generation_config_knows() -> None:
     assert '"assistant_early_exit": 2}' in codes[2] and '"max_matching_ngram_size": 3}' in codes[1]
     assert said == {"prompt_lookup_num_tokens", "max_matching_ngram_size", "assistant_early_exit"}
     assert found | said <= known
-    sampled = of(made(sampling=Sampling(2.0, 0.9, 0)), "transformers").found.code
+    sampled = of(made(sampling=Sampling(2.0, 0.9, 0)), "transformers").code
     assert "do_sample=True, temperature=2.0, top_p=0.9, top_k=0, max_new_tokens=64" in sampled
 
 
@@ -319,9 +317,9 @@ PENALISED = Sampling(0.7, 1.0, 0, 0.1, 1.2)
 
 def test_a_penalty_and_min_p_are_pasted_as_measured_and_engines_that_differ_say_so() -> None:
     greedy = made(draft="org/d", sampling=Sampling(repetition_penalty=1.2))
-    assert "do_sample=False, repetition_penalty=1.2" in of(greedy, "transformers").found.code
+    assert "do_sample=False, repetition_penalty=1.2" in of(greedy, "transformers").code
     drawn = made(draft="org/d", sampling=PENALISED)
-    assert "min_p=0.1, repetition_penalty=1.2" in of(drawn, "transformers").found.code
+    assert "min_p=0.1, repetition_penalty=1.2" in of(drawn, "transformers").code
     for name in ("vLLM", "SGLang", "llama.cpp"):
         assert "without the repetition penalty" in differs(greedy, name)
         assert "without the repetition penalty" not in differs(made(draft="org/d"), name)
@@ -377,7 +375,7 @@ def test_the_python_gives_the_measured_text_whatever_the_models_own_files_say(
     facts = replace(facts, max_new_tokens=24, target=replace(facts.target, ends=ends))
     settings = settings_of(summary, facts)
     assert settings is not None
-    code = of(settings, "transformers").found.code
+    code = of(settings, "transformers").code
     passes, _, found, _ = run_pasted(code)
     assert found[0, len(ids) :].tolist() == text
     if kind == "model":  # nor does the draft's own file change what it drafts
@@ -389,22 +387,22 @@ def test_the_python_gives_the_measured_text_whatever_the_models_own_files_say(
 
 def test_servers_are_told_the_measured_sampling_and_not_to_take_the_models_own() -> None:
     for draft in ("org/draft", "ngram:n=3"):
-        assert "--generation-config vllm" in of(made(draft=draft), "vLLM").found.code
-    assert "--sampling-defaults openai" in of(made(), "SGLang").found.code
+        assert "--generation-config vllm" in of(made(draft=draft), "vLLM").code
+    assert "--sampling-defaults openai" in of(made(), "SGLang").code
     for engine, told in (("vllm", ["--generation-config", "vllm"]), ("sglang", ["--sampling-defaults", "openai"])):
         command = read_launch(CONFIGS / f"{engine}.yaml").command
         assert told in [list(pair) for pair in pairwise(command)]
     greedy, drawn = made(max_new_tokens=24), made(sampling=Sampling(0.7, 0.9, 20), max_new_tokens=24)
-    flags = options(words_of(of(drawn, "llama.cpp").found.code)[1:])
+    flags = options(words_of(of(drawn, "llama.cpp").code)[1:])
     assert (flags["--temp"], flags["--top-k"], flags["--top-p"], flags["--min-p"]) == ("0.7", "20", "0.9", "0")
-    flags = options(words_of(of(greedy, "llama.cpp").found.code)[1:])
+    flags = options(words_of(of(greedy, "llama.cpp").code)[1:])
     assert (flags["--temp"], flags["--top-k"], flags["--top-p"], flags["--repeat-penalty"]) == ("0", "0", "1", "1")
-    assert '"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 24' in of(greedy, "vLLM").found.request
+    assert '"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 24' in of(greedy, "vLLM").request
     for engine in ("vLLM", "SGLang"):
-        said = of(drawn, engine).found.request
+        said = of(drawn, engine).request
         assert '"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.0, "repetition_penalty": 1.0' in said
-    assert '"top_k": -1' in of(made(sampling=Sampling(0.7)), "vLLM").found.request
-    tgi = of(made(draft="ngram:n=3", sampling=Sampling(0.7, 0.9)), "TGI").found.request
+    assert '"top_k": -1' in of(made(sampling=Sampling(0.7)), "vLLM").request
+    tgi = of(made(draft="ngram:n=3", sampling=Sampling(0.7, 0.9)), "TGI").request
     assert '"do_sample": true, "temperature": 0.7, "top_p": 0.9' in tgi and "top_k" not in tgi
     assert "Every request: `" in page(greedy)
 
@@ -415,10 +413,10 @@ def test_prompts_are_written_as_they_were_and_several_ends_are_kept() -> None:
     for templated in (True, False, None):
         settings = settings_of(summary, replace(facts, workload=replace(facts.workload, templated=templated)))
         assert settings is not None
-        assert ("apply_chat_template" in of(settings, "transformers").found.code) == bool(templated)
-        assert "eos_token_id=[2, 7]" in of(settings, "transformers").found.code
+        assert ("apply_chat_template" in of(settings, "transformers").code) == bool(templated)
+        assert "eos_token_id=[2, 7]" in of(settings, "transformers").code
         assert "ended at any of the ids 2, 7" in differs(settings, "llama.cpp")
-    assert "eos_token_id=target.generation_config.eos_token_id" in of(made(), "transformers").found.code
+    assert "eos_token_id=target.generation_config.eos_token_id" in of(made(), "transformers").code
 
 
 def test_flags_of_llamacpp_are_in_the_server_that_the_tests_run() -> None:
@@ -426,7 +424,7 @@ def test_flags_of_llamacpp_are_in_the_server_that_the_tests_run() -> None:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("xllamacpp is not installed")
     (binary,) = Path(spec.submodule_search_locations[0]).glob("xllamacpp*.so")
-    code = of(made(draft="ngram:n=3+d.gguf,cutoff=0.2", target="t.gguf"), "llama.cpp").found.code
+    code = of(made(draft="ngram:n=3+d.gguf,cutoff=0.2", target="t.gguf"), "llama.cpp").code
     off = worded(UNLINKED, "engines", "llama.cpp", "without")
     flags = set(re.findall(r"--[a-z-]+", code + off)) | {"--spec-draft-sampling", "--metrics", "LLAMA_ARG_SPEC_TYPE"}
     assert len(flags) == 18
@@ -436,8 +434,8 @@ def test_flags_of_llamacpp_are_in_the_server_that_the_tests_run() -> None:
 
 def test_a_go_in_process_is_measured_on_no_engine_and_says_where_to_measure() -> None:
     settings = made(draft="demo:draft", target="demo:target")
-    assert [each.engine for each in settings.engines] == [name for name in ALL if name != "TGI"]
-    assert not any(each.measured for each in settings.engines)
+    assert list(settings.engines) == [name for name in ALL if name != "TGI"]
+    assert settings.plan.on is None
     assert "on none of the engines here" in page(settings) and "a GO does not carry over" in page(settings)
     assert settings.measure is not None and words_of(settings.measure[1])[:6] == [
         "specbench", "sweep", "--gamma", "4", "--engine", "llamacpp",
@@ -452,22 +450,22 @@ def test_a_go_in_process_is_measured_on_no_engine_and_says_where_to_measure() ->
 
 def test_the_measured_engine_comes_first_and_alone_is_called_measured() -> None:
     settings = made(adapter="SGLang")
-    assert [each.measured for each in settings.engines] == [True, False, False, False]
-    assert settings.engines[0].engine == "SGLang" and settings.measure is None
+    assert page(settings).count("(measured here)") == 1 and page(settings).count("(not measured)") == 3
+    assert next(iter(settings.engines)) == settings.plan.on == "SGLang" and settings.measure is None
     assert "Measured on SGLang, requests 1 at a time; its flags in `mine.yaml`" in page(settings)
     assert "The others were not measured" in page(settings) and "a GO does not carry over" in page(settings)
     other = made(adapter="openai")
-    assert not any(each.measured for each in other.engines) and "another engine than those here" in page(other)
+    assert other.plan.on is None and "another engine than those here" in page(other)
 
 
 def test_a_draft_that_specbench_was_not_told_is_not_written_down() -> None:
     settings = made(draft="served", target="served", adapter="vLLM")
-    assert settings.engines == () and settings.refused == () and "keep that server's own command line" in page(settings)
+    assert settings.engines == {} and settings.refused == {} and "keep that server's own command line" in page(settings)
 
 
 def test_no_go_switches_off_everywhere_and_pastes_nothing() -> None:
     settings = made(NO_GO)
-    assert settings.call == "NO-GO" and settings.engines == () and settings.measure is None
+    assert settings.call == "NO-GO" and settings.engines == {} and settings.measure is None
     assert set(settings.off) == set(ALL)
     text = page(settings)
     assert "```" not in text and '`"speculative": false`' in text.replace("`/slots` has ", "")
@@ -476,7 +474,7 @@ def test_no_go_switches_off_everywhere_and_pastes_nothing() -> None:
 
 def test_unclear_is_for_a_trial_and_never_for_production() -> None:
     settings = made(FEW)
-    assert settings.call == "UNCLEAR" and settings.engines and settings.off == ()
+    assert settings.call == "UNCLEAR" and settings.engines and settings.off == []
     text = page(settings)
     assert "nothing to go live with" in text and "for measuring, not for production" in text
     assert "**GO" not in text and "a canary" in text
@@ -491,14 +489,14 @@ def test_a_mixed_verdict_is_routed_and_counts_the_traffic() -> None:
     assert "**Off**: summarise, 35% of this run's prompts (few prompts)." in text
     assert "**Off until measured**: chat, 10% of this run's prompts." in text
     assert f"- As a whole it is {'a GO' if settings.call == 'GO' else settings.call}" in text
-    other = [name for name, best in (("code", 4), ("maths", 2)) if best != settings.gamma]
+    other = [name for name, best in (("code", 4), ("maths", 2)) if best != settings.plan.gamma]
     assert all(f"{name} is a GO at gamma" in text for name in other)
     assert "switch by server process" in text and "with every `generate`" in text
     assert "num_speculative_tokens_per_batch_size" in text and "was not measured (assumed" in text
     mixed = settings_of(replace(summary, policy=replace(summary.policy, mix={"maths": 0.1, "summarise": 0.9})), facts)
     assert mixed is not None and "**On**: code and maths, 10% of the traffic (assumed)" in page(mixed)
     # A server is for those that are on: its gamma is that of the one with the most prompts, or traffic.
-    assert settings.call == "UNCLEAR" and (settings.gamma, mixed.gamma) == (4, 2)
+    assert settings.call == "UNCLEAR" and (settings.plan.gamma, mixed.plan.gamma) == (4, 2)
     assert "but for code and maths" in page(settings) and "not for production" in page(settings)
 
 
@@ -537,13 +535,18 @@ def test_the_choice_among_drafts_decides_and_an_equal_rival_stands_in() -> None:
         (Rival("ngram:n=3", 4, 1.0, 0.9, 1.1, "not resolved"),),
     )
     settings = settings_of(replace(summary, choice=choice), facts)
-    assert settings is not None and (settings.draft, settings.gamma) == ("ngram:n=3+org/draft", 2)
+    assert settings is not None and (settings.plan.spec.text, settings.plan.gamma) == ("ngram:n=3+org/draft", 2)
     assert "vLLM, TGI and transformers have `ngram:n=3`, which at gamma 4" in page(settings)
+    # A head that was chosen is none of its rival's.
+    head = replace(facts, drafts={"org/draft": replace(facts.target, spec="org/draft", head="eagle3")})
+    alone = replace(summary, drafts=(*rivals, replace(summary.drafts[1], draft="org/draft")))
+    settings = settings_of(replace(alone, choice=replace(choice, draft="org/draft")), head)
+    assert settings is not None and "TGI and transformers have `ngram:n=3`" in page(settings)
     unknown = replace(choice, rivals=(replace(choice.rivals[0], ratio_low=None, ratio_high=None),))
     settings = settings_of(replace(summary, choice=unknown), facts)
     assert settings is not None and settings.instead is None
     slower = settings_of(*(with_second_draft(case()[0]), facts))
-    assert slower is not None and slower.draft == "org/draft"
+    assert slower is not None and slower.plan.spec.text == "org/draft"
 
 
 def test_counters_to_expect_are_those_of_the_run() -> None:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from specbench.analysis.summarise import summarise
 from specbench.cli import app
 from specbench.errors import StoreError
-from specbench.report.several import render_several, runs_of, write_several
+from specbench.report.page import markdown
+from specbench.report.several import runs_of, values, write_several
 from specbench.store import read_run
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +27,7 @@ KEPT = [ROOT / "tests/runs" / name for name in ("drafters", "llamacpp")]
 @pytest.fixture(scope="module")
 def kept():
     runs = runs_of([read_run(folder) for folder in KEPT])
-    return runs, render_several(runs, ["../drafters/brief.md", ""])
+    return runs, markdown("several.j2", values(runs, ["../drafters/brief.md", ""]))
 
 
 def column(page, run):
@@ -79,7 +80,7 @@ def test_why_they_differ_is_what_compare_says(kept):
 def test_runs_without_a_prompt_in_common_are_not_held_together(tmp_path):
     first = fake_run(tmp_path / "a", {"demo:draft": FakeDraft({"code": 0.8, "chat": 0.8})}, machine=FakeMachine())
     other = fake_run(tmp_path / "b", {"ngram:n=3": FakeDraft({"code": 0.2, "chat": 0.2})}, machine=FakeMachine())
-    page = render_several(runs_of([first, other]), ["", ""])
+    page = markdown("several.j2", values(runs_of([first, other]), ["", ""]))
     assert "No draft at one gamma over one prompt in common" in page
     assert "All of them were measured in process, on no server" in page
     assert "/brief.md)" not in page
@@ -88,7 +89,7 @@ def test_runs_without_a_prompt_in_common_are_not_held_together(tmp_path):
 def test_servers_that_differ_get_no_verdict_in_common(tmp_path):
     quick = fake_served(tmp_path / "quick", FakeServer(round_s=0.009))
     slow = fake_served(tmp_path / "slow", FakeServer(round_s=0.040))
-    page = render_several(runs_of([quick, slow]), ["", ""])
+    page = markdown("several.j2", values(runs_of([quick, slow]), ["", ""]))
     assert "one for each of them, not one for all" in page
     assert set(re.findall(r"^\*\*(GO|NO-GO): `", page, re.MULTILINE)) == {"GO", "NO-GO"}
 

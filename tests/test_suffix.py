@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import call
 from test_run import FakeObserver, config_for
-from tiny import GREEDY, run, tiny_llama
+from tiny import GREEDY, run, text_of, tiny_llama
 
 from specbench.acceptance.metrics import count
-from specbench.acceptance.replay import Blocks, replay
+from specbench.acceptance.replay import replay
 from specbench.acceptance.scores import match_blocks
 from specbench.analysis.summarise import summarise
 from specbench.drafters import parse_draft
@@ -98,7 +98,7 @@ def test_greedy_text_is_kept_and_replay_is_the_loop(prompt, corpus, gamma, limit
     if sampling.greedy:
         assert live.tokens == run(TARGET, None, prompt, eos=eos, max_new_tokens=limit).tokens
     found = match_blocks(SuffixDrafter(Corpus(corpus), eos=eos), prompt, live.tokens, 16)
-    replayed = replay([Blocks("p", None, "d", 0, limit, found.proposed, found.matched)], gamma)
+    replayed = replay([text_of(found, limit)], gamma)
     counts = count(live.rounds, gamma)
     assert replayed.rounds.tolist() == [counts.rounds]
     assert replayed.survived[0].tolist() == list(counts.survived)

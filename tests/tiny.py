@@ -11,8 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specbench.acceptance.loop import Drafter, Generation, generate
+from specbench.acceptance.replay import Text, as_text
+from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.local.cached import CachedModel
-from specbench.backends.local.swap import forward_of, make_lean
+from specbench.backends.local.lean import forward_of, make_lean
 from specbench.clock import Stopwatch
 from specbench.drafters.model import ModelDrafter
 from specbench.records import Sampling
@@ -63,6 +65,11 @@ def model_drafter(
     model: Any, *, vocab_size: int, sampling: Sampling, eos: set[int], capacity: int = 512
 ) -> ModelDrafter:
     return ModelDrafter(CachedModel(model, capacity), vocab_size=vocab_size, sampling=sampling, eos=eos)
+
+
+def text_of(scores: Scores | BlockScores, limit: int, name: str = "p") -> Text:
+    """Scores as those of a text, for the replay."""
+    return as_text(scores, prompt_id=name, category=None, draft="d", repeat=0, limit=limit)
 
 
 def run(

@@ -62,8 +62,8 @@ def reference(program: TyperGroup, notes: Notes, settings: Mapping[str, Setting]
         "# Reference",
         "<!-- Written by `make docs` from the command line, specbench/config.py and docs/reference.yaml. -->",
         "[contract.md](contract.md) has what `--json` prints and what the exit codes mean.",
-        "Every command takes `--help`, and many of them these:",
-        _list(_row(param, notes.every, None) for param in [*_params(program), *shared.values()]),
+        "`specbench --version` shows the version. Every command takes `--help`, and many of them these:",
+        _list(_row(param, notes.every, None) for param in shared.values()),
     ]
     for names, title in zip(groups, titles, strict=True):
         commands = {name: _commands(program)[name] for name in names}
@@ -92,7 +92,7 @@ def _commands(program: TyperGroup) -> dict[str, TyperCommand]:
     return {name: found for name, found in program.commands.items() if isinstance(found, TyperCommand)}
 
 
-def _params(command: TyperCommand | TyperGroup) -> list[Param]:
+def _params(command: TyperCommand) -> list[Param]:
     return [param for param in command.params if isinstance(param, Param) and not param.hidden]
 
 

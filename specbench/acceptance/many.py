@@ -89,7 +89,12 @@ def rounds_of_many(
     rounds: list[list[Round]] = [[] for _ in prompts]
     running = list(range(len(prompts)))
     yield len(prompts)
-    while running := _still(running, x, ends, eos, target, drafter):
+    while going := [i for i, b in enumerate(running) if x[b][-1] not in eos and len(x[b]) < ends[b]]:
+        if len(going) < len(running):  # the others leave every memory
+            target.keep(going)
+            if drafter is not None:
+                drafter.keep(going)
+            running = [running[i] for i in going]
         rows = [x[b] for b in running]
         ds = [Proposal([]) for _ in running]
         if drafter is not None:
@@ -138,20 +143,3 @@ def accept_many(
         judged.append(judged_sampled(p, d.q, drafts.long(), generator))
     numbers = iter(torch.cat(judged).tolist())
     return [tuple(islice(numbers, 2 + len(d.tokens)))[:2] for d in ds]
-
-
-def _still(
-    running: list[int],
-    x: list[list[int]],
-    ends: list[int],
-    eos: Collection[int],
-    target: ManyTarget,
-    drafter: ManyDrafter | None,
-) -> list[int]:
-    """The sequences that go on; the others leave every memory."""
-    going = [i for i, b in enumerate(running) if x[b][-1] not in eos and len(x[b]) < ends[b]]
-    if going and len(going) < len(running):
-        target.keep(going)
-        if drafter is not None:
-            drafter.keep(going)
-    return [running[i] for i in going]

@@ -17,7 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import ipc
 
-from specbench.acceptance.replay import BLOCK_NUMBERS, Blocks, Positions, Text
+from specbench.acceptance.replay import BLOCK_NUMBERS, Blocks, Positions, Text, as_text
+from specbench.acceptance.scores import BlockScores
 from specbench.errors import EngineError, StoreError
 from specbench.store import unwritable
 
@@ -227,14 +228,14 @@ def _text(row: dict[str, Any]) -> Text:
         columns = row.get("block_gammas")
         shape = (-1,) if columns is None else (-1, columns)
         proposed, matched = (np.array(row[name], dtype=np.int32).reshape(shape) for name in BLOCK_NUMBERS)
-        blocks = Blocks(**common, proposed=proposed, matched=matched, least=row.get("least") or 1)
+        blocks = BlockScores(proposed, matched, row.get("least") or 1)
         if row["accept"] is None:
-            return blocks
+            return as_text(blocks, **common)
     numbers: dict[str, Any] = {name: np.array(row[name], dtype=np.float32) for name in NUMBERS}
     numbers["ends"] = np.array(row["ends"], dtype=bool)
     if (depths := row.get("depths")) is not None:
         numbers |= {name: numbers[name].reshape(-1, depths) for name in BY_DEPTH}
-    return Positions(**common, **numbers, blocks=blocks)
+    return Positions(**numbers, blocks=blocks, **common)
 
 
 def _files(folder: Path) -> list[Path]:

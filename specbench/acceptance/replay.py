@@ -9,114 +9,55 @@ it is min(1, q(x)/p(x)), and the walk becomes a sum over all ways the rounds can
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specbench.acceptance.scores import BlockScores, Scores
+
 Floats = NDArray[np.float64]
-Singles = NDArray[np.float32]
-Counts32 = NDArray[np.int32]
 
 # Prompts walked side by side: bounds the memory, whatever the workload's size.
 CHUNK = 1024
 BLOCK_NUMBERS = ("proposed", "matched")
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """One text of the target alone under one draft. The text has n + 1 tokens, the first from prefill; entry i of each
-    array [n] belongs to output token i + 1.
-
-    Of a draft head `accept`, `confidence` and `ends` are [n, J], since what it drafts depends on where the round began:
-    entry [i, j] is of draft j + 1 of a round that starts when i + 1 tokens are out, which stands for output token
-    i + 1 + j; entries beyond the end of the text are 0. The other arrays are those of the first draft, j = 0.
-
-    `accept`: P(a draft for this position is accepted, given that the text has this token). `overlap`: sum over the
-    vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1;
-    NaN where it has none, since the text holds a token that it cannot read. `ends`: the draft's own greedy token is an
-    end of sequence, after which it drafts no further (False when sampling).
-    `log_p`, `log_q`: log-probability of the emitted token after the warpers; `log_p` is NaN under greedy, where the
-    target's distribution is not needed. `limit` is max_new_tokens. Of a recorded answer `prompt_tokens` and its
-    `conversation` are known. `blocks` is there where an n-gram look-up goes first
-    and the draft model only drafts where that proposes nothing.
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions(Scores):
+    """The scores of one text, with what it takes to replay them. `limit` is max_new_tokens. Of a recorded answer
+    `prompt_tokens` and its `conversation` are known."""
 
     prompt_id: str
     category: str | None
     draft: str
     repeat: int
     limit: int
-    accept: Singles
-    overlap: Singles
-    confidence: Singles
-    log_p: Singles
-    log_q: Singles
-    ends: NDArray[np.bool_]
-    blocks: Blocks | None = None
     prompt_tokens: int | None = None
     conversation: str | None = None
 
-    @property
-    def tokens(self) -> int:
-        return len(self.accept) + 1
 
-    @property
-    def longest(self) -> int | None:
-        """The largest gamma that was scored; None where every gamma was."""
-        return self.accept.shape[1] if self.accept.ndim == 2 else None
-
-    @property
-    def judged(self) -> NDArray[np.bool_]:
-        """Positions [n] of which the draft says anything."""
-        return ~np.isnan(self.confidence if self.confidence.ndim == 1 else self.confidence[:, 0])
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """One text of the target alone under a drafter that proposes a whole block at the round's start. Entry i of each
-    array is for a round that starts when i + 1 tokens are out: `proposed` tokens, of which the first `matched` are the
-    text's own. One-hot drafts are accepted exactly where they match, at any temperature.
-
-    Arrays are [n] where a shorter block is the beginning of a longer one (n-grams), and [n, G] where it need not be (a
-    draft of k tokens that is translated to the target's): column k - 1 is for a round allowed k tokens, up to G. At a
-    gamma below `least` nothing is proposed."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks(BlockScores):
+    """The same of a text whose drafts come in blocks."""
 
     prompt_id: str
     category: str | None
     draft: str
     repeat: int
     limit: int
-    proposed: Counts32
-    matched: Counts32
     prompt_tokens: int | None = None
     conversation: str | None = None
-    least: int = 1
-
-    @property
-    def tokens(self) -> int:
-        return len(self.matched) + 1
-
-    @property
-    def longest(self) -> int | None:
-        """The largest gamma that was scored; None where every gamma was."""
-        return self.proposed.shape[1] if self.proposed.ndim == 2 else None
-
-    def at(self, i: int, k: int) -> tuple[int, int]:
-        """Proposed and matched tokens of a round that starts when `i` tokens are out and is allowed `k`. Raises
-        ValueError beyond the longest block that was scored."""
-        if k == 0:
-            return 0, 0
-        if self.proposed.ndim == 1:
-            proposed = min(k, int(self.proposed[i - 1]))
-            return proposed, min(proposed, int(self.matched[i - 1]))
-        if k > self.proposed.shape[1]:
-            raise ValueError(f"this draft was scored up to gamma {self.proposed.shape[1]}, not {k}")
-        return int(self.proposed[i - 1, k - 1]), int(self.matched[i - 1, k - 1])
 
 
 Text = Positions | Blocks
+
+
+def as_text(scores: Scores | BlockScores, **origin: Any) -> Text:
+    """The scores of one text with its `origin`, the other fields of Positions and Blocks."""
+    numbers = {one.name: getattr(scores, one.name) for one in fields(scores)}
+    return Blocks(**numbers, **origin) if isinstance(scores, BlockScores) else Positions(**numbers, **origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +236,7 @@ def _walk(texts: Sequence[Positions], gamma: int, cutoff: float) -> tuple[Floats
 
 
 def _copies(
-    texts: Sequence[tuple[int, Positions, Blocks]], i: int, k: NDArray[np.int_]
+    texts: Sequence[tuple[int, Positions, BlockScores]], i: int, k: NDArray[np.int_]
 ) -> Iterator[tuple[int, int, int]]:
     """(text, drafted, matched) for each text in which an n-gram look-up drafts the round that starts at `i`."""
     for row, text, blocks in texts:

@@ -11,36 +11,30 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from specbench.acceptance.loop import Drafter, Target
+from specbench.acceptance.loop import Target
 from specbench.acceptance.rules import RepetitionPenalty, align, distribution, penalised, queued
-from specbench.acceptance.scores import BlockScores, Scores, agreed
+from specbench.acceptance.scores import Scores
 from specbench.records import Sampling
 
 CHUNK = 64
 
 
-class EachBlock(Drafter, Protocol):
-    """A block drafter that can say what it proposes at every allowance at once."""
-
-    def blocks(self, x: Sequence[int], longest: int) -> list[list[int]]:
-        """What a round allowed k tokens would propose, for k = 1 .. `longest`."""
-
-
 class DeepHead(Protocol):
-    """A draft head that can be asked for all depths at every place at once."""
+    """A draft head with a rewindable memory of pairs, a token and the target's state of the token before it, that can
+    be asked for all depths at every place at once."""
 
     own: Tensor
     """Its own output [n, hidden] of the pairs that were read last."""
 
-    def read(self, ids: Sequence[int], states: Tensor, keep: int) -> Tensor:
-        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V]."""
+    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
+        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V] of the first
+        draft after each of the last `keep`."""
 
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Draft on after each of the pairs from `first` on by itself, whose output is `own` [n, hidden], reading one of
-        `drafts` [depths, n] after the other; logits [n, V] of each depth."""
+        `drafts` [depths, n] after the other; logits [n, V] of each depth. Memory keeps nothing of it."""
 
     def rewind(self, pairs: int) -> None:
         """Forget all but the first `pairs` pairs."""
@@ -74,21 +68,11 @@ def score(
         next_ids = torch.tensor(output[begin + 1 : begin + 1 + len(read)])
         so_far = x[: len(prompt) + begin + len(read)]
         draft_logits = penalty.apply(align(draft.forward(read, keep=len(read)), vocab_size), so_far)  # [chunk, V]
-        target_logits = None if target is None else penalty.apply(target.forward(read, keep=len(read)), so_far)
-        columns.append(reduce(draft_logits, target_logits, next_ids.to(draft_logits.device), sampling, eos))
-    return as_scores(torch.cat(columns, 1) if columns else torch.empty(6, 0))
-
-
-@torch.inference_mode()
-def match_each_block(drafter: EachBlock, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
-    """`scores.match_blocks` for a drafter whose shorter blocks need not begin its longer ones: arrays [n, longest]."""
-    drafter.begin(prompt)
-    proposed, matched = (np.zeros((max(0, len(output) - 1), longest), dtype=np.int32) for _ in range(2))
-    for i in range(1, len(output)):
-        for column, tokens in enumerate(drafter.blocks([*prompt, *output[:i]], longest)):
-            proposed[i - 1, column] = len(tokens)
-            matched[i - 1, column] = agreed(tokens, output, i)
-    return BlockScores(proposed, matched)
+        p = None
+        if target is not None:
+            p = distribution(penalty.apply(target.forward(read, keep=len(read)), so_far), sampling)
+        columns.append(reduce(draft_logits, p, next_ids.to(draft_logits.device), sampling, eos))
+    return as_scores(columns)
 
 
 @torch.inference_mode()
@@ -124,11 +108,11 @@ def score_head(
         logits = head.read(read, states(begin + at - 1, begin + at - 1 + len(read)), len(read))
         owns.append(head.own)
         logits, next_ids = penalty.apply(logits, so_far), next_ids.to(logits.device)
-        p = None if sampling.greedy else penalty.apply(target_logits, so_far)
+        p = None if sampling.greedy else distribution(penalty.apply(target_logits, so_far), sampling)
         firsts.append(reduce(logits, p, next_ids, sampling, eos))
         if p is not None:
-            p_x.append(distribution(p, sampling).gather(1, next_ids[:, None])[:, 0])
-    first = as_scores(torch.cat(firsts, 1) if firsts else torch.empty(6, 0))
+            p_x.append(p.gather(1, next_ids[:, None])[:, 0])
+    first = as_scores(firsts)
     table = np.zeros((3, n, depths), dtype=np.float32)
     table[:, :, 0] = first.accept, first.confidence, first.ends
     own, p_all = torch.cat(owns) if owns else torch.empty(0), torch.cat(p_x) if p_x else None
@@ -146,57 +130,36 @@ def score_head(
                 logits = penalised(logits, text, sampling.repetition_penalty)
             ids = torch.tensor(output[at + 1 + j : at + 1 + j + known], device=logits.device)
             p = None if p_all is None else p_all[at + j : at + j + known]
-            table[:, at : at + known, j] = _deep(logits, p, ids, sampling, eos)
+            table[:, at : at + known, j] = reduce(logits, p, ids, sampling, eos)[[0, 2, 5]]  # accept, confidence, ends
     accept, confidence, ends = table
     return replace(first, accept=accept, confidence=confidence, ends=ends > 0)
 
 
-def _deep(
-    draft_logits: Tensor, p_x: Tensor | None, x: Tensor, sampling: Sampling, eos: Collection[int]
-) -> NDArray[np.float32]:
-    """`reduce` where of the target's distribution only p of the text's own tokens p_x [n] is at hand: acceptance,
-    confidence and ends [3, n]."""
-    plain = torch.log_softmax(draft_logits.float(), -1)
-    confidence, choice = plain.max(-1)
-    if p_x is None:
-        accept, ends = (choice == x).float(), torch.isin(choice, torch.tensor(sorted(eos), device=x.device)).float()
-    else:
-        q_x = distribution(draft_logits, sampling).gather(1, x[:, None])[:, 0]
-        accept, ends = _accepted(p_x, q_x), torch.zeros_like(q_x)
-    return np.asarray(torch.stack([accept, confidence.exp(), ends]).cpu().numpy(), dtype=np.float32)
-
-
-def _accepted(p_x: Tensor, q_x: Tensor) -> Tensor:
-    """P(a draft is accepted, given that the text's token is x). Tokens that top-k or top-p cut from p cannot have been
-    emitted, but rounding may leave p(x) = 0 there."""
-    return torch.where(p_x > 0, q_x / p_x, torch.ones_like(p_x)).clamp_max(1.0)
-
-
-def reduce(
-    draft_logits: Tensor, target_logits: Tensor | None, x: Tensor, sampling: Sampling, eos: Collection[int]
-) -> Tensor:
-    """Logits [n, V] of both models at n positions and the tokens x [n] emitted there -> six numbers each, [6, n]."""
+def reduce(draft_logits: Tensor, p: Tensor | None, x: Tensor, sampling: Sampling, eos: Collection[int]) -> Tensor:
+    """The draft's logits [n, V] at n positions and the tokens x [n] emitted there -> six numbers each, [6, n]. `p` is
+    the target's distribution [n, V], or of that only p(x) [n], which leaves the overlap NaN; None under greedy."""
     draft_logits = draft_logits.float()
     plain = torch.log_softmax(draft_logits, -1)
     confidence, choice = plain.max(-1)
     at_x = x[:, None]
-    if target_logits is None:
+    if p is None:
         accept = (choice == x).float()
         overlap = accept
         log_p = torch.full_like(accept, float("nan"))
         log_q = plain.gather(1, at_x)[:, 0]
         ends = torch.isin(choice, torch.tensor(sorted(eos), device=x.device, dtype=x.dtype)).float()
     else:
-        p, q = distribution(target_logits, sampling), distribution(draft_logits, sampling)
-        p_x, q_x = p.gather(1, at_x)[:, 0], q.gather(1, at_x)[:, 0]
-        accept = _accepted(p_x, q_x)
-        overlap = torch.minimum(p, q).sum(-1)
+        q, whole = distribution(draft_logits, sampling), p.dim() == 2
+        p_x, q_x = p.gather(1, at_x)[:, 0] if whole else p, q.gather(1, at_x)[:, 0]
+        # Tokens that top-k or top-p cut from p cannot have been emitted, but rounding may leave p(x) = 0 there.
+        accept = torch.where(p_x > 0, q_x / p_x, torch.ones_like(p_x)).clamp_max(1.0)
+        overlap = torch.minimum(p, q).sum(-1) if whole else torch.full_like(p_x, float("nan"))
         log_p, log_q = p_x.log(), q_x.log()
         ends = torch.zeros_like(accept)
     return torch.stack([accept, overlap, confidence.exp(), log_p, log_q, ends]).cpu()
 
 
-def as_scores(columns: Tensor) -> Scores:
-    """[6, n] from `reduce` -> named float32 arrays."""
-    accept, overlap, confidence, log_p, log_q, ends = columns.to(torch.float32).numpy()
+def as_scores(columns: Sequence[Tensor]) -> Scores:
+    """[6, n] from `reduce` of one part of a text after the other -> named float32 arrays."""
+    accept, overlap, confidence, log_p, log_q, ends = torch.cat([torch.empty(6, 0), *columns], 1).numpy()
     return Scores(accept, overlap, confidence, log_p, log_q, ends > 0)

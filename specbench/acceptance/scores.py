@@ -7,26 +7,68 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specbench.acceptance.replay import Blocks, Counts32, Positions, Singles, Text
+Singles = NDArray[np.float32]
+Counts32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class BlockScores:
-    """Arrays for a text of n + 1 output tokens, as replay.Blocks describes them."""
+    """One text of the target alone under a drafter that proposes a whole block at the round's start. The text has n + 1
+    tokens, the first from prefill; entry i of each array is for a round that starts when i + 1 tokens are out:
+    `proposed` tokens, of which the first `matched` are the text's own. One-hot drafts are accepted exactly where they
+    match, at any temperature.
+
+    Arrays are [n] where a shorter block is the beginning of a longer one (n-grams), and [n, G] where it need not be (a
+    draft of k tokens that is translated to the target's): column k - 1 is for a round allowed k tokens, up to G. At a
+    gamma below `least` nothing is proposed."""
 
     proposed: Counts32
     matched: Counts32
     least: int = 1
 
+    @property
+    def tokens(self) -> int:
+        return len(self.matched) + 1
+
+    @property
+    def longest(self) -> int | None:
+        """The largest gamma that was scored; None where every gamma was."""
+        return self.proposed.shape[1] if self.proposed.ndim == 2 else None
+
+    def at(self, i: int, k: int) -> tuple[int, int]:
+        """Proposed and matched tokens of a round that starts when `i` tokens are out and is allowed `k`. Raises
+        ValueError beyond the longest block that was scored."""
+        if k == 0:
+            return 0, 0
+        if self.proposed.ndim == 1:
+            proposed = min(k, int(self.proposed[i - 1]))
+            return proposed, min(proposed, int(self.matched[i - 1]))
+        if k > self.proposed.shape[1]:
+            raise ValueError(f"this draft was scored up to gamma {self.proposed.shape[1]}, not {k}")
+        return int(self.proposed[i - 1, k - 1]), int(self.matched[i - 1, k - 1])
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Arrays for a text of n + 1 output tokens, as replay.Positions describes them: [n], of a head some [n, J]."""
+    """One text of the target alone under one draft. The text has n + 1 tokens, the first from prefill; entry i of each
+    array [n] belongs to output token i + 1.
+
+    Of a draft head `accept`, `confidence` and `ends` are [n, J], since what it drafts depends on where the round began:
+    entry [i, j] is of draft j + 1 of a round that starts when i + 1 tokens are out, which stands for output token
+    i + 1 + j; entries beyond the end of the text are 0. The other arrays are those of the first draft, j = 0.
+
+    `accept`: P(a draft for this position is accepted, given that the text has this token). `overlap`: sum over the
+    vocabulary of min(p, q), whose mean is the exact alpha. `confidence`: the draft's top probability at temperature 1;
+    NaN where it has none, since the text holds a token that it cannot read. `ends`: the draft's own greedy token is an
+    end of sequence, after which it drafts no further (False when sampling). `log_p`, `log_q`: log-probability of the
+    emitted token after the warpers; `log_p` is NaN under greedy, where the target's distribution is not needed.
+    `blocks` is there where an n-gram look-up goes first and the draft model only drafts where that proposes nothing.
+    """
 
     accept: Singles
     overlap: Singles
@@ -35,6 +77,20 @@ class Scores:
     log_q: Singles
     ends: NDArray[np.bool_]
     blocks: BlockScores | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.accept) + 1
+
+    @property
+    def longest(self) -> int | None:
+        """The largest gamma that was scored; None where every gamma was."""
+        return self.accept.shape[1] if self.accept.ndim == 2 else None
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Positions [n] of which the draft says anything."""
+        return ~np.isnan(self.confidence if self.confidence.ndim == 1 else self.confidence[:, 0])
 
 
 class LookUp(Protocol):
@@ -103,26 +159,3 @@ def until_end(tokens: Sequence[int], eos: Collection[int]) -> list[int]:
     """The tokens up to the first end of sequence, it included; all of them without one."""
     end = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
     return list(tokens[:end])
-
-
-def as_text(
-    scores: Scores | BlockScores,
-    *,
-    prompt_id: str,
-    category: str | None,
-    draft: str,
-    repeat: int,
-    limit: int,
-    prompt_tokens: int | None = None,
-    conversation: str | None = None,
-) -> Text:
-    """The scores of one text with what it takes to replay them; `limit` is max_new_tokens."""
-    origin = prompt_id, category, draft, repeat, limit
-    known: dict[str, Any] = {"prompt_tokens": prompt_tokens, "conversation": conversation}
-    found = scores if isinstance(scores, BlockScores) else scores.blocks
-    blocks = None if found is None else Blocks(*origin, found.proposed, found.matched, **known, least=found.least)
-    if isinstance(scores, BlockScores):
-        assert blocks is not None
-        return blocks
-    numbers = scores.accept, scores.overlap, scores.confidence, scores.log_p, scores.log_q
-    return Positions(*origin, *numbers, scores.ends, blocks, **known)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from specbench.acceptance.replay import Text
+from specbench.analysis.cautions import warning
 from specbench.analysis.contract import DraftResult, Money
 from specbench.analysis.frame import ArmRows, DraftView, a_a, by_arm
 from specbench.analysis.predict import Predictor
@@ -15,7 +16,7 @@ from specbench.analysis.results import Judged
 from specbench.analysis.served import LoadResult, Percentiles, Schedule, ScheduleStep
 from specbench.decision.interval import MIN_PROMPTS, Floats, Paired, ends, excess_variance, speedup_interval
 from specbench.decision.verdict import judge
-from specbench.records import Arm, Interval, Load, Policy, Trial
+from specbench.records import Arm, Finding, Interval, Load, Policy, Trial
 from specbench.run_record import ModelFacts
 from specbench.store import StoredRun
 
@@ -68,6 +69,36 @@ def _at(stored: StoredRun, load: Load, judged: Judged, gamma: int, arms: Mapping
         tpot=percentiles(_per_token(spec)),
         **ends("predicted_speedup", judged.predictor.interval(gamma)),
     )
+
+
+# From so much on the time to the first token is another, and decoding does not tell of whole answers.
+MOVED, TOLD = 1.25, 1.10
+
+
+def load_cautions(rows: Iterable[LoadResult], policy: Policy) -> Iterator[Finding]:
+    """`first-token-moved`: where requests overlap, one waits while the prompt of another is read, for its first token
+    or between two later ones. Arms in which that falls out differently are not told apart by decoding."""
+    moved = [
+        {
+            "load": row.load,
+            "draft": row.draft,
+            "gamma": row.gamma,
+            "baseline_first_s": alone_s,
+            "first_s": first_s,
+            "speedup": row.speedup,
+            "speedup_e2e": row.speedup_e2e,
+        }
+        for row in rows
+        if (row.concurrency or 0) != 1 and row.prompts >= MIN_PROMPTS
+        if (alone_s := row.baseline_ttft.p50) and (first_s := row.ttft.p50)
+        if _apart(first_s, alone_s, MOVED) and _apart(row.speedup_e2e, row.speedup, TOLD)
+    ]
+    if moved and policy.metric == "decode":
+        yield warning("first-token-moved", "Judge loads by whole answers: brief --metric e2e.", rows=moved)
+
+
+def _apart(one: float, other: float, factor: float) -> bool:
+    return max(one, other) > factor * min(one, other)
 
 
 def _interval(paired: Paired, again: Paired | None, policy: Policy) -> Interval:

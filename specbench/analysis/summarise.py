@@ -11,7 +11,7 @@ from specbench.analysis.cautions import run_cautions
 from specbench.analysis.contract import SCHEMA, Choice, Rival, Summary
 from specbench.analysis.facts import pace_of, read_facts
 from specbench.analysis.frame import ArmRows, DraftView, Steady, a_a, by_arm, kept_arms, paired, traffic_weights
-from specbench.analysis.loads import load_results, schedule_of, with_loads
+from specbench.analysis.loads import load_cautions, load_results, schedule_of, with_loads
 from specbench.analysis.results import Judged, stopped_gammas, texts_of
 from specbench.analysis.served import LoadResult
 from specbench.analysis.server import server_cautions, server_of
@@ -57,7 +57,7 @@ def summarise(stored: StoredRun) -> Summary:
             replace(with_loads(one, loads, policy), schedule=schedule_of(stored, one.draft, policy, texts))
             for one in results
         )
-        seen = server_cautions(server, stored)
+        seen = [*server_cautions(server, stored), *load_cautions(loads, policy)]
         # What the trials show of the server goes before what its first answers did.
         cautions = [*(one for one in cautions if one.code not in {each.code for each in seen}), *seen]
     return Summary(

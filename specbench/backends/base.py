@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from specbench.acceptance.scores import BlockScores, Scores
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import EngineError
-from specbench.records import Arm, Divergence, Finding, Finish, Omitted, Prompt, ReferenceCheck, Trial, Window
+from specbench.records import Arm, Divergence, Finding, Finish, Load, Omitted, Prompt, ReferenceCheck, Trial, Window
 from specbench.run_record import Encoding, ModelFacts, ServedBy
 from specbench.store import RunWriter, TrialKey
 
@@ -173,12 +173,14 @@ class Admitted:
 
 
 class Session(Protocol):
-    """An engine that is up. The arms take turns block by block of `block_size` units (None: all at once), and in a
-    block after every `turn` jobs (None: after all of the block)."""
+    """An engine that is up. The arms take turns block by block of at most `block_size` units (None: all at once)."""
 
     block_size: int | None
-    turn: int | None
     noticed: Noticed
+
+    def turn(self, load: Load) -> int | None:
+        """After how many jobs of a block the next arm under this load has its turn. None: after all of the block, and
+        then under every load before the next, as no two arms can be met side by side."""
 
     def block(self, units: Sequence[Unit], arms: Sequence[Arm]) -> AbstractContextManager[None]:
         """Everything about these units happens inside; `arms` are those in which something is left to do."""

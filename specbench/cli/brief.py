@@ -4,7 +4,6 @@ is, what a run says about it, and what the words mean.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -25,6 +24,7 @@ from specbench.cli.show import (
     Strict,
     exit_on,
     option,
+    print_found,
     print_json,
     run_folder,
     with_settings,
@@ -130,17 +130,12 @@ def _acceptance(stored: StoredRun, to: Path | None, shown: str, as_json: bool, o
     from specbench.api import recorded_acceptance
 
     found = recorded_acceptance(stored, stored.run.config.gamma)
-    if as_json:
-        print_json(found)
-        return
-    from specbench.report.brief import write_acceptance_brief
+    if as_json or shown == "terminal":
+        print_found(found, "recorded", as_json)
+    if not as_json:
+        from specbench.report.brief import write_acceptance_brief
 
-    if shown == "terminal":
-        from specbench.cli.show import print_parts
-        from specbench.report.tables import recorded_tables
-
-        print_parts(recorded_tables(found))
-    _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
+        _shown(write_acceptance_brief(stored, found, to), shown, "NO VERDICT", open_)
 
 
 def _one(run: Run, to: Path | None, shown: str, as_json: bool, open_: bool) -> Call:
@@ -230,7 +225,7 @@ def explain(
     folder = None if basics else _run(run, out)
     found = _explanation(folder, level)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), allow_nan=False))
+        print_json(found.to_json())
         return
     _print(found.text)
     if folder is None:
@@ -279,7 +274,7 @@ def _show_term(word: str, run: Path | None, as_json: bool) -> None:
         raise ConfigError("A word means the same in every run", where="--term", hint="Leave out the run, or --term.")
     term = find(word)
     if as_json:
-        typer.echo(json.dumps(asdict(term)))
+        print_json(term)
     else:
         _print(term_markdown(term))
 

@@ -20,8 +20,7 @@ from specbench.cli.show import (
     RunsIn,
     given,
     option,
-    print_json,
-    print_parts,
+    print_found,
     run_folder,
     sayer,
     with_settings,
@@ -62,12 +61,7 @@ def check(
     asked = Asked(wanted.get("limit"), wanted.get("gamma"), wanted.get("system_prompt"), own_code)
     with RunProgress(quiet=quiet) as progress:
         found = check_run(folder, asked, progress)
-    if as_json:
-        print_json(found)
-    else:
-        from specbench.report.tables import check_tables
-
-        print_parts(check_tables(found), folder)
+    print_found(found, "checked", as_json, folder)
     if strict:
         raise typer.Exit(STRICT_EXIT[found.agreement])
 
@@ -92,11 +86,6 @@ def doctor(keys: Keys, config: ConfigFile = None, as_json: AsJson = False, quiet
     from specbench.verify.doctor import run_doctor
 
     found = run_doctor(settings, sayer(quiet))
-    if as_json:
-        print_json(found)
-    else:
-        from specbench.report.tables import doctor_tables
-
-        print_parts(doctor_tables(found))
+    print_found(found, "examined", as_json)
     if found.broken:
         raise typer.Exit(BROKEN_EXIT)

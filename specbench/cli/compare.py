@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specbench.cli.app import app
-from specbench.cli.show import AsJson, Grouped, RunsIn, option, print_json, print_parts, run_folder
+from specbench.cli.show import AsJson, Grouped, RunsIn, option, print_json, print_page, run_folder
 from specbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def compare(
     """Two runs of the same prompts: what changed, and why. With intervals."""
     limit = None if fail_if_slower is None else _share(fail_if_slower)
     from specbench.analysis.compare import compared
-    from specbench.report.tables import comparison_markdown, comparison_tables
+    from specbench.report.layout import comparison_page
+    from specbench.report.page import comparison_markdown
     from specbench.store import read_run
 
     first, second = run_folder(first, out), run_folder(second, out)
@@ -42,7 +43,7 @@ def compare(
     elif markdown:
         typer.echo(comparison_markdown(found))
     else:
-        print_parts(comparison_tables(found))
+        print_page(comparison_page(found))
     if limit is not None:
         _judged(found.slower, limit, second)
 

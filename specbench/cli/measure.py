@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +16,7 @@ from specbench.cli.show import (
     Quiet,
     Strict,
     option,
+    print_json,
     show,
     show_replay,
     with_settings,
@@ -82,7 +81,7 @@ def _say_dry(task: Task, as_json: bool) -> None:
 
     found = dry_run(task)
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        print_json(found)
         return
     prompts = f"{found.prompts:,} of {text.count(found.prompts_available, 'prompt')}"
     arms = f" in {found.arms} arms: {text.count(found.trials, 'trial')}" if found.arms else ", replayed at every gamma"

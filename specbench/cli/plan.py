@@ -20,8 +20,7 @@ from specbench.cli.show import (
     Quiet,
     RunsIn,
     option,
-    print_json,
-    print_parts,
+    print_found,
     run_folder,
     sayer,
     with_settings,
@@ -77,7 +76,7 @@ def plan(
         assumed,
     )
     if markdown or write is not None:
-        from specbench.report.plan.document import plan_document, write_document
+        from specbench.report.plan import plan_document, write_document
 
         page = plan_document(found, policy, pilot)
         if write is not None:
@@ -86,12 +85,7 @@ def plan(
         if markdown:
             typer.echo(page, nl=False)
             return
-    if as_json:
-        print_json(found)
-        return
-    from specbench.report.tables import plan_tables
-
-    print_parts(plan_tables(found))
+    print_found(found, "planned", as_json)
 
 
 def _plan(folder: Path | None, asked: dict[str, Any], assumed: dict[str, Any]) -> tuple[Plan, Policy, StoredRun | None]:
@@ -194,13 +188,9 @@ def probe(
     argv = command_line("probe", {"config": config, **keys, **own})
     folder = run_probe(settings, request, sayer(quiet), argv)
     found = probed(read_run(folder))
-    if as_json:
-        print_json(found)
-        return
-    from specbench.report.tables import probe_tables
-
-    print_parts(probe_tables(found), folder)
-    typer.echo(f"To use these costs in a run: specbench sweep --costs {folder}", err=True)
+    print_found(found, "probed", as_json, folder)
+    if not as_json:
+        typer.echo(f"To use these costs in a run: specbench sweep --costs {folder}", err=True)
 
 
 def _numbers(text: str, flag: str, low: int, high: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -147,15 +147,24 @@ def given(keys: Keys) -> dict[str, Any]:
     return check_all({key: value for key, value in keys.items() if value is not None}, SETTINGS, "flags")
 
 
-def print_parts(parts: Iterable[RenderableType], folder: Path | str | None = None) -> None:
+def print_page(page: RenderableType, folder: Path | str | None = None) -> None:
     """Tables on stdout, and the run folder that they are from where there is one."""
     from rich.console import Console
 
     console = Console()
-    for part in parts:
-        console.print(part)
+    console.print(page)
     if folder is not None:
         console.print(f"Run folder: {clean(folder)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_found(found: Any, macro: str, as_json: bool, folder: Path | str | None = None) -> None:
+    """What a command found: one JSON object, or that page of terminal.j2."""
+    if as_json:
+        print_json(found)
+        return
+    from specbench.report.layout import TerminalPage
+
+    print_page(TerminalPage(macro, found), folder)
 
 
 def print_json(found: Any, **more: Any) -> None:
@@ -170,14 +179,13 @@ def show_replay(
 ) -> None:
     """Print the replay of a stored run, priced by the run's own probe or by that of the folder `costs`, where there is
     one; with `best` also the search over cut-offs."""
-    from specbench.analysis.replayed import priced, prices_of, replayed
-    from specbench.api import texts_of
+    from specbench.analysis.replayed import priced, prices_of
+    from specbench.api import replay_of
     from specbench.store import read_run
 
     stored = read_run(folder)
     stored = replace(stored, run=priced(stored.run, costs))
-    readers, points = prices_of(stored.run)
-    if best and not points:
+    if best and not prices_of(stored.run)[1]:
         raise StoreError(
             "This run did not time the models, so no pair can be called best",
             where=str(folder),
@@ -186,39 +194,26 @@ def show_replay(
     if stored.run.answers is not None:
         show_recorded(stored, gammas, cutoff, as_json)
         return
-    texts = texts_of(stored, gammas)
-    confidence = stored.run.config.policy.confidence
-    found = replayed(str(folder), texts, gammas, cutoff, confidence, readers, points, best=best)
-    found = replace(found, warnings=stored.run.warnings)
-    if as_json:
-        print_json(found)
-        return
-    from specbench.report.tables import replay_tables
-
-    print_parts(replay_tables(found), folder)
+    found = replay_of(stored, gammas, cutoff, best=best)
+    print_found(replace(found, warnings=stored.run.warnings), "replayed", as_json, folder)
 
 
 def show_recorded(stored: StoredRun, gammas: Sequence[int], cutoff: float, as_json: bool) -> None:
     """Print what drafts would have got on recorded answers; with costs also what they predict."""
     from specbench.api import recorded_acceptance
 
-    found = recorded_acceptance(stored, gammas, cutoff)
-    if as_json:
-        print_json(found)
-        return
-    from specbench.report.tables import recorded_tables
-
-    print_parts(recorded_tables(found), stored.folder)
-    typer.echo(f"For the acceptance brief: specbench brief {stored.folder}", err=True)
+    print_found(recorded_acceptance(stored, gammas, cutoff), "recorded", as_json, stored.folder)
+    if not as_json:
+        typer.echo(f"For the acceptance brief: specbench brief {stored.folder}", err=True)
 
 
 def show(summary: Summary, as_json: bool, strict: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        from specbench.report.tables import sweep_tables
+        from specbench.report.layout import sweep_page
 
-        print_parts(sweep_tables(summary), summary.run)
+        print_page(sweep_page(summary), summary.run)
         typer.echo(f"For the decision brief: specbench brief {summary.run}", err=True)
     if strict:
         exit_on(summary.verdict)

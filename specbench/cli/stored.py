@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,8 +17,9 @@ from specbench.cli.show import (
     Strict,
     given,
     option,
+    print_found,
     print_json,
-    print_parts,
+    print_page,
     run_folder,
     show,
     show_recorded,
@@ -51,14 +50,9 @@ def runs(
     folders = find_runs(out)
     if not folders:
         raise StoreError("No run yet", where=str(out), hint="Run specbench sweep first, or name its folder with --out.")
-    found = listed(folders[:last])
-    if as_json:
-        typer.echo(json.dumps({"runs": [asdict(run) for run in found]}, allow_nan=False))
-        return
-    from specbench.report.tables import runs_table
-
-    print_parts(runs_table(found))
-    if len(folders) > last:
+    found = {"runs": listed(folders[:last])}
+    print_found(found, "runs", as_json)
+    if len(folders) > last and not as_json:
         typer.echo(f"{len(folders) - last:,} older are not shown: --last {len(folders)}", err=True)
 
 
@@ -125,12 +119,12 @@ def workload_profile(
         return
     found = profile(loaded)
     if as_json:
-        told = {"source": loaded.source, "sha256": loaded.sha256, "profile": found}
-        print_json(told | {"skipped": loaded.skipped, "warnings": loaded.cautions})
+        about = {"source": loaded.source, "sha256": loaded.sha256, "profile": found, "skipped": loaded.skipped}
+        print_json(about | {"warnings": loaded.cautions})
         return
-    from specbench.report.tables import workload_tables
+    from specbench.report.layout import TerminalPage
 
-    print_parts(workload_tables(loaded, found))
+    print_page(TerminalPage("workload", loaded, found))
 
 
 def _outline(workload: Workload, out: Path | None) -> None:

@@ -321,13 +321,14 @@ def decoding_seconds(
     for window in windows:
         everyone = [_Client(place, text) for place, text in enumerate(window[:clients])]
         waiting, open_texts = [*window[clients:]], len(window)
-        # The first request is read at once, the others come meanwhile; what comes during a turn is read in the next.
-        due, coming = everyone[:1], everyone[1:]
+        # What comes during a turn is read in the next. An idle server reads the first at once, as the others come.
+        due, coming = list[_Client](), everyone
         now_s = 0.0
         while open_texts:
             running = [client for client in everyone if client.left]
-            reading = due or ([] if running else coming)
-            due = coming if due or running else []
+            if not running and not due:
+                due, coming = coming[:1], coming[1:]
+            reading, due = due, coming
             # Until a prompt is to be read, nothing changes before the first of the answers ends.
             whole = 1.0 if reading or due else min(client.left for client in running)
             now_s += whole * turn(running) if running else 0.0

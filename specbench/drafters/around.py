@@ -1,5 +1,5 @@
 """Drafters around others: a look-up, alone and in front of a model; a draft model that knows fewer tokens than its
-target, as Gemma 3's small models lack one id that the larger ones have; and the drafters of a batch. What knows fewer
+target, as Gemma 3's small models lack one id that the larger ones have; and the same in a batch. What knows fewer
 tokens never proposes what it does not know, and from where the target writes such a token, which it cannot read, it
 drafts nothing for the rest of the text.
 """
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Proposal
-from specbench.acceptance.many import ManyDrafter, ManyTarget
-from specbench.acceptance.rules import RepetitionPenalty
-from specbench.acceptance.scores import Scores, until_end
+from specbench.acceptance.many import ManyDrafter
+from specbench.acceptance.scores import Scores
 from specbench.drafters.lookup import Corpus, NgramLookUp, SuffixLookUp
-from specbench.drafters.model import Drafted, DraftOptions, DraftRule, agreeing
 from specbench.drafters.spec import DraftSpec
 
 
@@ -120,82 +117,10 @@ def silent_after(scores: Scores, positions: int) -> Scores:
     if missing <= 0:
         return scores
     nothing, unknown = np.zeros(missing, dtype=np.float32), np.full(missing, np.nan, dtype=np.float32)
-    return replace(
-        scores,
-        accept=np.concatenate([scores.accept, nothing]),
-        overlap=np.concatenate([scores.overlap, nothing]),
-        confidence=np.concatenate([scores.confidence, unknown]),
-        log_p=np.concatenate([scores.log_p, unknown]),
-        log_q=np.concatenate([scores.log_q, unknown]),
-        ends=np.concatenate([scores.ends, np.zeros(missing, dtype=bool)]),
-    )
-
-
-class ManyModelDrafter:
-    """`ModelDrafter` for a batch: in each step a row that still drafts reads its unread tokens, the others nothing.
-    `chained` steps run on the device for all rows alike and are waited for once; what a row did not ask for, or drafted
-    past an end of sequence, is thrown away."""
-
-    def __init__(self, model: ManyTarget, **options: Unpack[DraftOptions]) -> None:
-        self._model, self._rule = model, DraftRule(**options)
-
-    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        self._model.begin(len(prompts))
-        self._model.forward(prompts, every=False)
-        self._read = [list(prompt) for prompt in prompts]
-        self._known = [len(prompt) for prompt in prompts]
-        self._penalties = [RepetitionPenalty(self._rule.sampling) for _ in prompts]
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._model.keep(rows)
-        self._penalties = [self._penalties[row] for row in rows]
-        self._read = [self._read[row] for row in rows]
-        self._known = [self._known[row] for row in rows]
-
-    def propose(
-        self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
-    ) -> list[Proposal]:
-        for read, x, known in zip(self._read, rows, self._known, strict=True):
-            del read[agreeing(read, x, known) :]
-        self._model.rewind([len(read) for read in self._read])
-        self._known = [len(x) for x in rows]
-        if self._rule.chained:
-            return self._chain(rows, ks, generators)
-        drafts = self._drafted(rows)
-        unread = [list(x[len(read) :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
-        while any(unread):
-            logits = self._model.forward(unread, every=False)  # [batch, V]
-            going = [row for row, tokens in enumerate(unread) if tokens]
-            for row in going:
-                self._read[row] += unread[row]
-            some = logits if len(going) == len(rows) else logits[going]
-            more = self._rule.extend([drafts[row] for row in going], some, [generators[row] for row in going])
-            unread = [[] for _ in rows]
-            for row, goes_on in zip(going, more, strict=True):
-                if goes_on and len(drafts[row].tokens) < ks[row]:
-                    unread[row] = drafts[row].tokens[-1:]
-        return [draft.proposal() for draft in drafts]
-
-    def _drafted(self, rows: Sequence[Sequence[int]]) -> list[Drafted]:
-        return [Drafted(x, penalty) for x, penalty in zip(rows, self._penalties, strict=True)]
-
-    def _chain(
-        self, rows: Sequence[Sequence[int]], ks: Sequence[int], generators: Sequence[torch.Generator]
-    ) -> list[Proposal]:
-        unread = [x[len(read) :] for x, read in zip(rows, self._read, strict=True)]
-        steps = iter([unread])  # the first reads numbers, the others what the one before drafted
-
-        def step(drafted: Sequence[int] | Tensor) -> Tensor:
-            ids = drafted[:, None] if isinstance(drafted, Tensor) else next(steps)
-            return self._model.forward(ids, every=False)
-
-        tokens, q = self._rule.chain(step, [], max(ks), self._drafted(rows), generators)
-        found = []
-        for row, (drafts, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
-            kept = until_end(drafts[:k], self._rule.eos)
-            self._read[row] += [*unread[row], *drafts[:-1]]
-            found.append(Proposal(kept, None if q is None or not kept else q[row, : len(kept)]))
-        return found
+    beyond = {"accept": nothing, "overlap": nothing, "ends": nothing > 0}
+    beyond |= dict.fromkeys(("confidence", "log_p", "log_q"), unknown)
+    grown: dict[str, Any] = {name: np.concatenate([getattr(scores, name), rest]) for name, rest in beyond.items()}
+    return replace(scores, **grown)
 
 
 class SideBySide:

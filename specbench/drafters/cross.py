@@ -11,11 +11,12 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from specbench.acceptance.loop import Proposal, Target
 from specbench.acceptance.rules import best, penalised, queued
-from specbench.acceptance.scores import until_end
+from specbench.acceptance.scores import BlockScores, agreed, until_end
 from specbench.drafters.model import agreeing
 
 # Tokens encoded or decoded again together with what is new, so that the seam is cut as the model would cut it.
@@ -141,6 +142,18 @@ class CrossDrafter:
         start = math.ceil((len(ids) - self._room) / step) * step
         first = ids[:1] if ids[0] == self._draft.bos_token_id else []
         return [*first, *ids[start + len(first) :]]
+
+
+@torch.inference_mode()
+def match_each_block(drafter: CrossDrafter, prompt: Sequence[int], output: Sequence[int], longest: int) -> BlockScores:
+    """`scores.match_blocks` for a draft whose shorter blocks need not begin its longer ones: arrays [n, longest]."""
+    drafter.begin(prompt)
+    proposed, matched = (np.zeros((max(0, len(output) - 1), longest), dtype=np.int32) for _ in range(2))
+    for i in range(1, len(output)):
+        for column, tokens in enumerate(drafter.blocks([*prompt, *output[:i]], longest)):
+            proposed[i - 1, column] = len(tokens)
+            matched[i - 1, column] = agreed(tokens, output, i)
+    return BlockScores(proposed, matched)
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -11,32 +11,22 @@ from torch import Tensor
 
 from specbench.acceptance.loop import Proposal
 from specbench.acceptance.rules import RepetitionPenalty
-from specbench.acceptance.scores import until_end
-from specbench.drafters.model import Drafted, DraftOptions, DraftRule
+from specbench.acceptance.score import DeepHead
+from specbench.drafters.model import Drafted, DraftOptions, DraftRule, Read
 
 # The target's states [end - begin, width] of the tokens from `begin` to `end` of the text, which it has read.
 StatesOf = Callable[[int, int], Tensor]
 
 
-# From the token that was drafted last, of no meaning for the first, to the logits [1, V] of the next draft.
-Step = Callable[[Sequence[int] | Tensor], Tensor]
+class DraftHead(DeepHead, Protocol):
+    """A head that drafts."""
+
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Read:
+        """Read tokens as `read` does, and draft up to k after them: what gives the logits [1, V] of each, from the
+        token drafted before it, of no meaning for the first."""
 
 
-class Head(Protocol):
-    """A draft head with a rewindable memory of pairs: a token, and the state of the token before it."""
-
-    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
-        """Read tokens `ids` beside the target's states [n, width] of those before them; logits [keep, V] after the
-        last `keep`."""
-
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
-        """Read tokens as `read` does, and draft up to k after them: what gives one after the other."""
-
-    def rewind(self, pairs: int) -> None:
-        """Forget all but the first `pairs` pairs."""
-
-
-class ManyHead(Protocol):
+class ManyDraftHead(Protocol):
     """A draft head with a memory of pairs for each of several sequences, beside a target that keeps their states."""
 
     @property
@@ -44,7 +34,8 @@ class ManyHead(Protocol):
         """Whether it drafts by `block`, else by `read` and `step`."""
 
     def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
-        """Read rows as `read` does, and draft k tokens after each in the same pass: logits [batch, k, V]."""
+        """Read rows as `read` does, and draft k tokens after each in the same pass, which are not kept: logits
+        [batch, k, V]."""
 
     def begin(self, batch: int) -> None:
         """Start anew with so many sequences."""
@@ -54,21 +45,21 @@ class ManyHead(Protocol):
         reads nothing. Logits [batch, V] after each row's last."""
 
     def step(self, ids: Sequence[int] | Tensor, going: Sequence[int]) -> Tensor:
-        """Read one drafted token [batch] in each of the sequences `going`, beside the head's own state; logits
-        [batch, V]."""
+        """Read one drafted token [batch] in each of the sequences `going`, beside the output of the pair before it;
+        logits [batch, V], those of other rows of no meaning."""
 
     def rewind(self, pairs: Sequence[int]) -> None:
         """Keep so many pairs of each sequence."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences only."""
+        """Go on with these sequences only; the target lets its states of the others go."""
 
 
 class HeadDrafter:
     """Drafts token by token, or all tokens at once. When a round begins it forgets the pairs of the last round's
     drafts, which held its own states or masks, and reads what was emitted beside the target's."""
 
-    def __init__(self, head: Head, states: StatesOf, **options: Unpack[DraftOptions]) -> None:
+    def __init__(self, head: DraftHead, states: StatesOf, **options: Unpack[DraftOptions]) -> None:
         self._head, self._states, self._rule = head, states, DraftRule(**options)
         self._read = 0
 
@@ -85,21 +76,14 @@ class HeadDrafter:
         begin = min(self._read, end - 1)  # the last pair gives the first draft
         self._head.rewind(begin)
         self._read = end
-        draft = Drafted(x, self._penalty)
         step = self._head.drafts(x[begin + 1 :], self._states(begin, end), k)
-        if self._rule.chained:
-            tokens, q = self._rule.chain(step, [], k, [draft], [generator])
-            return Proposal(tokens[0], None if q is None else q[0])
-        for _ in range(k):
-            if not self._rule.extend([draft], step(draft.tokens[-1:]), [generator])[0]:
-                break
-        return draft.proposal()
+        return self._rule.draft(step, [], k, Drafted(x, self._penalty), generator)
 
 
 class ManyHeadDrafter:
     """`HeadDrafter` for a batch, as ManyModelDrafter is for draft models."""
 
-    def __init__(self, head: ManyHead, **options: Unpack[DraftOptions]) -> None:
+    def __init__(self, head: ManyDraftHead, **options: Unpack[DraftOptions]) -> None:
         self._head, self._rule = head, DraftRule(**options)
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -122,9 +106,10 @@ class ManyHeadDrafter:
         new = [list(x[read + 1 :]) if k > 0 else [] for x, read, k in zip(rows, self._read, ks, strict=True)]
         self._read = [read + len(unread) for read, unread in zip(self._read, new, strict=True)]
         going = [row for row, unread in enumerate(new) if unread]
-        if self._rule.chained:
-            return self._chain(new, going, ks, drafts, generators)
         step = self._steps(new, ks)
+        if self._rule.chained:
+            tokens, q = self._rule.chain(lambda ids: step(ids, going), [], max(ks), drafts, generators)
+            return self._rule.proposals(tokens.tolist(), q, ks)
         while going:
             logits = step([(draft.tokens or [0])[-1] for draft in drafts], going)
             some = logits if len(going) == len(rows) else logits[going]
@@ -132,22 +117,6 @@ class ManyHeadDrafter:
             pairs = zip(going, more, strict=True)
             going = [row for row, goes_on in pairs if goes_on and len(drafts[row].tokens) < ks[row]]
         return [draft.proposal() for draft in drafts]
-
-    def _chain(
-        self,
-        new: Sequence[Sequence[int]],
-        going: Sequence[int],
-        ks: Sequence[int],
-        drafts: Sequence[Drafted],
-        generators: Sequence[torch.Generator],
-    ) -> list[Proposal]:
-        step = self._steps(new, ks)
-        tokens, q = self._rule.chain(lambda ids: step(ids, going), [], max(ks), drafts, generators)
-        found = []
-        for row, (drafted, k) in enumerate(zip(tokens.tolist(), ks, strict=True)):
-            kept = until_end(drafted[:k], self._rule.eos)
-            found.append(Proposal(kept, None if q is None or not kept else q[row, : len(kept)]))
-        return found
 
     def _steps(
         self, new: Sequence[Sequence[int]], ks: Sequence[int]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -82,14 +83,7 @@ class SkipDrafter:
         self._penalty = RepetitionPenalty(self._rule.sampling)
 
     def propose(self, x: Sequence[int], k: int, generator: torch.Generator) -> Proposal:
-        draft = Drafted(x, self._penalty)
-        if self._rule.chained:
-            found = self._rule.chain_one(self._model, x[-1:], k, draft, generator)
-            self._model.rewind(len(x) - 1)
-            return found
-        for _ in range(k):
-            logits = self._model.forward([(draft.tokens or x)[-1]], keep=1)  # [1, V]
-            if not self._rule.extend([draft], logits, [generator])[0]:
-                break
+        read = partial(self._model.forward, keep=1)  # [1, V]
+        found = self._rule.draft(read, x[-1:], k, Drafted(x, self._penalty), generator)
         self._model.rewind(len(x) - 1)
-        return draft.proposal()
+        return found

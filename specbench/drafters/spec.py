@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Literal
 
 from specbench.errors import ConfigError
@@ -127,7 +128,7 @@ def with_cutoff(text: str, cutoff: float) -> str:
     spec = parse_draft(text)
     if not cutoff or spec.cutoff or spec.kind not in ("model", "skip", "mtp"):
         return text
-    return f"{text},cutoff={cutoff:g}"
+    return f"{text},cutoff={Decimal(str(cutoff)):f}"  # never 1e-05
 
 
 def _single(text: str, whole: str) -> DraftSpec:
@@ -139,7 +140,7 @@ def _single(text: str, whole: str) -> DraftSpec:
         if rest == "auto":
             return DraftSpec(whole, "skip", cutoff=cutoff, greedy=greedy)
         number = rest.removeprefix("layers=")
-        if number == rest or not number.isdecimal() or int(number) < 1:
+        if number == rest or not re.fullmatch("[0-9]{1,6}", number) or int(number) < 1:
             raise ConfigError(
                 f"{rest!r} is no option of a skip draft", where=whole, hint="Write skip:layers=8 or skip:auto."
             )
@@ -195,7 +196,7 @@ def _ngram(text: str, whole: str) -> NgramSpec:
         raise ConfigError(f"No look-up is called {name!r}", where=text, hint=hint)
     for option in filter(None, options.split(",")):
         name, _, number = option.partition("=")
-        if name not in values or not number.isdecimal() or not 1 <= int(number) <= 64:
+        if name not in values or not re.fullmatch("[0-9]{1,6}", number) or not 1 <= int(number) <= 64:
             raise ConfigError(
                 f"{option!r} is no option of an n-gram draft",
                 where=whole,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -13,39 +12,22 @@ from specbench.errors import ModelError
 from specbench.kinds import HEADS
 from specbench.models.directory import content_revision, is_local
 from specbench.models.embedded import PREFIX, packaged_head
+from specbench.models.gguf import fields_of
 from specbench.models.headconfig import OTHERS, Head, OwnHead, kind_in, of_own_layers, read_head, require_known
 from specbench.models.hub import described, fetched, look_up
 from specbench.validation import expanded
-
-# The type of a text in a GGUF file.
-_STRING = 8
 
 
 def kind_of(name: str) -> str | None:
     """The kind of head, known here or not, that a directory, a GGUF file or a hub id is; None for a model, and for what
     cannot be looked at."""
     if name.lower().endswith(".gguf"):
-        kind = _architecture(Path(name))
+        kind = fields_of(Path(name)).get("general.architecture")
         return kind if kind in (*HEADS, *OTHERS) else None
     with suppress(ModelError):
         found = _read_config(name)
         return None if found is None else kind_in(found[0])
     return None
-
-
-def _architecture(path: Path) -> str | None:
-    """`general.architecture` of a GGUF file, which writers put first: magic, version and two counts are before it, then
-    its key and type. Reading all with the library takes a second for the vocabulary."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(256)
-        (length,) = struct.unpack_from("<Q", head, 24)
-        if head[:4] != b"GGUF" or head[32 : 32 + length] != b"general.architecture":
-            return None
-        kind, size = struct.unpack_from("<IQ", head, 32 + length)
-        return head[44 + length : 44 + length + size].decode() if kind == _STRING else None
-    except (OSError, struct.error, UnicodeDecodeError):
-        return None
 
 
 def find_head(name: str) -> Head | None:

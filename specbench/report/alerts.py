@@ -101,21 +101,9 @@ def _rate(counter: str) -> str:
     return f"sum by (job, instance) (rate({counter}[{WINDOW}]))"
 
 
-def rules(watch: Watch, source: str) -> dict[str, Any]:
-    """The rule file as Prometheus reads it. `source` names the brief."""
-    found: dict[str, Any] = _made(watch, source)["rules"]
-    return found
-
-
-def dashboard(watch: Watch, source: str) -> dict[str, Any]:
-    """One Grafana dashboard, to be imported; the data source is chosen there."""
-    found: dict[str, Any] = _made(watch, source)["dashboard"]
-    for number, panel in enumerate(found["panels"]):
-        panel |= {"id": number + 1, "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)}}
-    return found
-
-
-def _made(watch: Watch, source: str) -> Any:
+def pages(watch: Watch, source: str) -> dict[str, Any]:
+    """`rules`, a file as Prometheus reads it, and `dashboard`, to be imported in Grafana, where its data source is
+    chosen. `source` names the brief."""
     page = template("alerts.yaml.j2", PLAIN).render(
         w=watch,
         c=watch.counted,
@@ -128,21 +116,23 @@ def _made(watch: Watch, source: str) -> Any:
         holds=HOLDS,
         seen=SEEN,
     )
-    return yaml.safe_load(page)
+    found: dict[str, Any] = yaml.safe_load(page)
+    for number, panel in enumerate(found["dashboard"]["panels"]):
+        panel |= {"id": number + 1, "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)}}
+    return found
 
 
 def write_alerts(summary: Summary, folder: Path) -> tuple[Path, Path]:
     """Write both files; returns their paths. Raises ConfigError as `watch_of` does."""
-    watch, source = watch_of(summary), f"brief of {Path(summary.run).name}"
-    written = {
-        folder / RULES: yaml.safe_dump(rules(watch, source), sort_keys=False, width=200, allow_unicode=True),
-        folder / DASHBOARD: json.dumps(dashboard(watch, source), indent=1) + "\n",
-    }
-    for path, words in written.items():
+    made = pages(watch_of(summary), f"brief of {Path(summary.run).name}")
+    rules, dashboard = folder / RULES, folder / DASHBOARD
+    for path, words in (
+        (rules, yaml.safe_dump(made["rules"], sort_keys=False, width=200, allow_unicode=True)),
+        (dashboard, json.dumps(made["dashboard"], indent=1) + "\n"),
+    ):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, words.encode())
         except OSError as error:
             raise unwritable(error, path) from None
-    first, second = written
-    return first, second
+    return rules, dashboard

@@ -6,7 +6,8 @@ two dialects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,31 +19,20 @@ from markupsafe import Markup
 from specbench import text
 from specbench.acceptance.lossless import NEAR_TIE_NATS, near_tie_limit
 from specbench.analysis.checked import checks
-from specbench.analysis.contract import DraftResult, Summary
+from specbench.analysis.contract import DraftResult, GammaResult, Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.facts import command
+from specbench.analysis.facts import command, shell
 from specbench.analysis.loads import best_by_concurrency
 from specbench.analysis.server import NUMBERS
-from specbench.analysis.steps import cost, next_steps
+from specbench.analysis.steps import Cost, cost, next_steps
 from specbench.drafters import parse_draft
 from specbench.errors import StoreError
 from specbench.records import Finding
-from specbench.report import columns
-from specbench.report.dialect import (
-    HTML,
-    MARKDOWN,
-    PLAIN,
-    UNLINKED,
-    Column,
-    Plain,
-    entries,
-    say,
-    sentence_of,
-    squash,
-    template,
-)
-from specbench.report.page import FIGURES_FOLDER, Page, html_page, markdown
+from specbench.report import figures as drawn
+from specbench.report.dialect import HTML, PLAIN, UNLINKED, Plain, entries, sentence_of, squash, template
+from specbench.report.page import FIGURES_FOLDER, html_page, markdown
 from specbench.report.settings.section import settings_of
+from specbench.run_record import Provenance
 from specbench.store import StoredRun, replace_file
 
 if TYPE_CHECKING:
@@ -67,13 +57,42 @@ _LATE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One embedded figure of the evidence: file stem, heading, alternative text, and the drafts that it shows."""
+class Story:
+    """A run as it is explained: by the draft that its verdict is about, at its best gamma, which `row` is. `steps` is
+    the cost of a round in target steps and `cost` its parts; None where they are not known."""
 
-    stem: str
-    heading: str
-    alt: str
-    drafts: tuple[DraftResult, ...]
+    s: Summary
+    draft: DraftResult
+    row: GammaResult
+    cost: Cost | None
+    steps: float | None
+
+    @property
+    def folder(self) -> str:
+        """As it is typed in a command."""
+        return shlex.quote(text.clean(self.s.run))
+
+    @property
+    def ended(self) -> int:
+        return (self.row.accepted or 0) + (self.row.rounds or 0) - self.row.emitted
+
+    @property
+    def quotient(self) -> float:
+        return (self.row.tokens_per_round or 0.0) / (self.steps or 1.0)
+
+    @property
+    def rounds_off(self) -> bool:
+        """Whether the quotient of the digits shown is not the one shown."""
+        shown = round(self.row.tokens_per_round or 0.0, 2) / round(self.steps or 1.0, 2)
+        return f"{shown:.2f}" != f"{self.quotient:.2f}"
+
+
+def story(summary: Summary) -> Story:
+    """Of a Summary with at least one draft, as that of a stored run always has."""
+    draft = summary.recommended
+    assert draft is not None
+    found = cost(draft, summary.policy)
+    return Story(summary, draft, draft.best, found, draft.best.round_steps if found is None else found.steps)
 
 
 def title_of(summary: Summary) -> str:
@@ -82,13 +101,12 @@ def title_of(summary: Summary) -> str:
 
 def render_brief(summary: Summary) -> str:
     """The brief as Markdown; figures are referred to below `figures/`. The same run renders to the same text."""
-    return markdown("brief.j2", values(summary, MARKDOWN))
+    return markdown("brief.j2", values(summary))
 
 
 def render_page(summary: Summary, figures: Path) -> str:
     """The same as one HTML file; `figures` is the folder that has `figures/`."""
-    page = Page(figures)
-    return html_page(page, "brief.j2", values(summary, HTML), title_of(summary), description(summary))
+    return html_page(figures, "brief.j2", values(summary), title_of(summary), description(summary))
 
 
 def description(summary: Summary) -> str:
@@ -111,23 +129,23 @@ def for_github(summary: Summary, folder: Path) -> str:
 
 
 def _short(name: str, summary: Summary, d: Plain, **more: Any) -> str:
-    page = template(name, d).render(values(summary, d), **more)
+    page = template(name, d).render(values(summary), **more)
     return "\n".join(line for line in map(squash, page.splitlines()) if line)
 
 
 def write_brief(summary: Summary, folder: Path | None = None) -> Path:
     """Write `brief.md`, `brief.html` and `figures/` to `folder` (default: the run folder) and return the path of the
     Markdown. Raises StoreError where they cannot be written."""
-    from specbench.report.figures import write_figures
-
     folder = Path(summary.run) if folder is None else folder
     with writing(folder):
-        write_figures(summary, folder / FIGURES_FOLDER)
-    return write_pages(folder, render_brief(summary), render_page(summary, folder))
+        drawn.write_figures(summary, folder / FIGURES_FOLDER)
+    return write_pages(folder, "brief.j2", values(summary), title_of(summary), description(summary))
 
 
-def write_pages(folder: Path, page: str, html: str) -> Path:
-    """The Markdown, and beside it the same as one HTML file with the figures inside."""
+def write_pages(folder: Path, name: str, found: Mapping[str, Any], title: str, description: str) -> Path:
+    """A page of a template and its values as Markdown, whose path is returned, and beside it the same as one HTML file
+    with the figures inside. Raises StoreError."""
+    page, html = markdown(name, found), html_page(folder, name, found, title, description)
     with writing(folder):
         replace_file(folder / BRIEF_FILE, page.encode())
         replace_file(folder / PAGE_FILE, html.encode())
@@ -145,49 +163,34 @@ def writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def values(s: Summary, d: Plain) -> dict[str, Any]:
-    """What the template needs beside the Summary: tables, doubts in their order, and helpers bound to this run."""
-    draft, facts = s.recommended, s.facts
-    settings = settings_of(s)
+def values(s: Summary) -> dict[str, Any]:
+    """What the templates need beside the Summary: rows, doubts in their order, and helpers bound to this run."""
+    facts, settings = s.facts, settings_of(s)
     split = bool(settings and settings.routing)
     listed = doubts(s, engines=bool(settings and settings.engines), split=split)
     raised = [warning for warning in s.warnings if warning.code in BANNERS]
     shown = {"unfinished-run", *(warning.code for warning in raised)}
     limit = NEAR_TIE_NATS if facts.served else near_tie_limit(facts.precision)
     published, note = public_figures(s.drafts)
-    server = s.server
-    by_category = partial(columns.category_columns, policy=s.policy, d=d, batch=s.batch_size)
     return {
         "s": s,
-        "d": d,
-        "title": f"Should {s.target} decode speculatively?",
         "banners": raised,
         "steps": next_steps(s),
         "doubts": in_order([warning for warning in s.warnings if warning.code not in shown], listed),
-        "candidates": columns.candidate_columns(s, d) if draft else [],
-        "glance": columns.glance_columns(s, d) if draft else [],
-        "categories": by_category(draft, short=True) if draft and draft.by_speedup else [],
-        "why": why(s, d),
-        "scope": scope(s, d),
-        "category_columns": by_category,
-        "length_columns": partial(columns.length_columns, policy=s.policy, d=d, batch=s.batch_size),
-        "gamma_columns": partial(columns.gamma_columns, policy=s.policy, d=d),
-        "load_columns": partial(columns.load_columns, s, d=d),
-        "loads": columns.load_shown(s),
-        "curve_columns": partial(columns.curve_columns, d=d),
-        "larger": any(len(each.batches) > 1 for each in s.drafts),
-        "by_concurrency": lambda each: best_by_concurrency(s.loads, each.draft, s.policy),
-        "cost": lambda each: cost(each, s.policy),
+        "candidates": candidates(s),
+        "t": story(s) if s.drafts else None,
+        "concurrent": partial(best_by_concurrency, s.loads, policy=s.policy),
+        "cost": partial(cost, policy=s.policy),
         "near_tie": limit,
-        "figures": figures_of(s),
+        "figures": drawn.available(s),
         "numbers": NUMBERS,
-        "server_settings": [] if server is None else _pairs("arm", "the server says", _settings(s), d.n),
-        "server_sources": [] if server is None else _pairs("number", "field", dict(server.sources), d.code),
+        "server_settings": _settings(s),
         "settings": settings,
         "checks": checks(facts, text.clean(s.run)),
         "published": published,
+        "sources": entries("sources"),
         "published_note": note,
-        "provenance": provenance(s, d),
+        "provenance": provenance(s),
     }
 
 
@@ -200,40 +203,26 @@ def in_order(warnings: Sequence[Finding], listed: Sequence[Finding]) -> list[Fin
     return [each for _, each in sorted(placed, key=lambda pair: pair[0])]
 
 
-def why(summary: Summary, d: Plain) -> str:
-    """Guesses, tokens per round and the time of a round, and what these make together, as `explain` has it."""
-    from specbench.report.explain.story import gain, story
+def candidates(summary: Summary) -> list[dict[str, Any]]:
+    """Every draft at its own best gamma, first the chosen one, whose estimate (`head`) is that of the verdict."""
+    chosen, choice = summary.recommended, summary.choice
+    others = sorted((draft for draft in summary.drafts if draft is not chosen), key=lambda draft: -draft.speedup)
+    rows: list[dict[str, Any]] = [{"draft": other, "head": other, "gamma": other.best_gamma} for other in others]
+    if chosen is not None:
+        gamma = chosen.best_gamma if choice is None else choice.gamma
+        rows.insert(0, {"draft": chosen, "head": summary.headline, "gamma": gamma})
+    return rows
 
-    return gain(story(summary), d) if summary.drafts else ""
 
-
-def scope(s: Summary, d: Plain) -> list[str]:
-    """What was measured, one line a circumstance; for the evidence, where each model has its size."""
-    return [line for line in map(squash, say(d).scope(s).split("\n")) if line]
-
-
-def public_figures(drafts: Sequence[DraftResult]) -> tuple[list[dict[str, Any]], str]:
-    """Rows, this run's own first, and how to read them; none for kinds of drafts of which no public figure states its
-    setting."""
-    rows: list[dict[str, Any]] = []
+def public_figures(drafts: Sequence[DraftResult]) -> tuple[list[Any], str]:
+    """Rows, this run's own drafts first, and how to read them; none for kinds of drafts of which no public figure
+    states its setting."""
+    rows: list[Any] = []
     notes = []
     for kind, known in entries("published").items():
         own = [draft for draft in drafts if _kind(draft.draft) == kind]
         if own:
-            rows += [
-                {
-                    "source": "this run",
-                    "address": "",
-                    "draft": draft.draft,
-                    "gamma": row.gamma,
-                    "tau": row.tokens_per_round,
-                }
-                | {"alpha": draft.alpha, "speedup": row.speedup}
-                for draft in own
-                for row in (draft.best,)
-            ]
-            blank = {"draft": "", "tau": None, "alpha": None}
-            rows += [blank | each | {"address": entries("sources")[each["source"]]} for each in known["rows"]]
+            rows += [*own, *known["rows"]]
             notes.append(known["note"])
     return rows, " ".join(notes)
 
@@ -246,86 +235,44 @@ def _kind(spec: str) -> str | None:
     return found.kind
 
 
-def figures_of(summary: Summary) -> list[Figure]:
-    """Of the evidence, those that the Summary has data for; that of speedup is on the first page."""
-    from specbench.report.figures import available
-
-    drafts = summary.drafts
-    concurrent = {row.draft for row in summary.loads if row.concurrency}
-    known = {
-        "survival": (
-            "Survival by position",
-            "Share of rounds whose first j drafted tokens were all accepted, by position j",
-            [draft for draft in drafts if any(row.survival for row in draft.gammas)],
-        ),
-        "round_time": (
-            "Where a round's time goes",
-            "Milliseconds per round for drafting, verifying and the rest, by gamma, beside one step of the target",
-            [draft for draft in drafts if any(row.round_time for row in draft.gammas)],
-        ),
-        "categories": (
-            "Speedup by category",
-            "Speedup over the target alone, by category",
-            [draft for draft in drafts if draft.by_speedup],
-        ),
-        "loads": (
-            "Speedup against concurrency",
-            "Speedup over the target alone under the same load, by requests at a time",
-            [draft for draft in drafts if draft.draft in concurrent],
-        ),
-    }
-    found = [(stem, known[stem]) for stem in available(summary) if stem in known]
-    return [Figure(stem, heading, alt, tuple(shown)) for stem, (heading, alt, shown) in found]
-
-
-def _pairs(first: str, second: str, rows: dict[str, str], name: Any) -> list[Column]:
-    if not rows:
-        return []
-    cells = [(name(key), name(value)) for key, value in rows.items()]
+def _settings(s: Summary) -> list[tuple[str, str]]:
+    """(arm, what its server says of itself) pairs."""
+    states = {} if s.server is None else s.server.settings
     return [
-        Column(header, header, tuple(cell[index] for cell in cells), left=True)
-        for index, header in enumerate((first, second))
+        (arm, ", ".join(f"{key} {value}" for key, value in asdict(state).items() if value is not None))
+        for arm, state in states.items()
     ]
 
 
-def _settings(s: Summary) -> dict[str, str]:
-    assert s.server is not None
-    return {
-        arm: ", ".join(f"{key} {value}" for key, value in asdict(state).items() if value is not None)
-        for arm, state in s.server.settings.items()
-    }
+# What it is, its value, and whether that is code.
+Recorded = tuple[str, str | None, bool]
 
 
-def provenance(s: Summary, d: Plain) -> list[tuple[str, str]]:
-    """(what, value) pairs; what the run did not record is left out."""
+def provenance(s: Summary) -> list[Recorded]:
+    """Without what the run did not record."""
     facts, origin = s.facts, s.facts.provenance
-    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
     loads = (("start", origin.load_at_start), ("end", origin.load_at_end))
-    load = [f"{value:.2f} at the {end}" for end, value in loads if value is not None]
     stamps = (("started", origin.started), ("finished", origin.finished))
-    times = [f"{word} {stamp}" for word, stamp in stamps if stamp]
     models = (facts.target, *facts.drafts.values())
-    revisions = ", ".join(f"{model.spec} {model.revision}" for model in models if model.revision)
-    pairs = (
-        ("run", d.code(Path(s.run).name)),
-        ("status", _status(s)),
-        ("time", d.n(", ".join(times))),
-        ("command", d.code(command(facts)) if facts.argv else ""),
-        ("versions", d.n(versions)),
-        ("commit", d.code(origin.commit) if origin.commit else ""),
-        ("machine", d.n(f"{s.hardware}; {origin.platform or ''}".rstrip("; "))),
-        ("load average", d.n(", ".join(load))),
-        ("revisions", d.n(revisions)),
-        ("workload sha256", d.code(facts.workload.sha256) if facts.workload.sha256 else ""),
-        ("fingerprint", d.code(facts.fingerprint) if facts.fingerprint else ""),
-    )
-    return [(what, value) for what, value in pairs if value]
-
-
-def _status(s: Summary) -> str:
-    facts = s.facts
     spared = f"; {facts.spared:,} need not be run, since their gamma was ruled out" if facts.spared else ""
-    return f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials{spared}"
+    rows: list[Recorded] = [
+        ("run", Path(s.run).name, True),
+        ("status", f"{facts.status}, {facts.done:,} of {facts.planned or facts.done:,} trials{spared}", False),
+        ("time", ", ".join(f"{word} {stamp}" for word, stamp in stamps if stamp), False),
+        ("command", command(facts), True),
+        ("versions", _versions(origin), False),
+        ("commit", origin.commit, True),
+        ("machine", f"{s.hardware}; {origin.platform or ''}".rstrip("; "), False),
+        ("load average", ", ".join(f"{load:.2f} at the {end}" for end, load in loads if load is not None), False),
+        ("revisions", ", ".join(f"{model.spec} {model.revision}" for model in models if model.revision), False),
+        ("workload sha256", facts.workload.sha256, True),
+        ("fingerprint", facts.fingerprint, True),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _versions(origin: Provenance) -> str:
+    return ", ".join(f"{name} {version}" for name, version in origin.versions.items())
 
 
 def write_acceptance_brief(stored: StoredRun, found: RecordedAcceptance, folder: Path | None = None) -> Path:
@@ -333,14 +280,25 @@ def write_acceptance_brief(stored: StoredRun, found: RecordedAcceptance, folder:
     `brief.md` and `brief.html`; returns the path of the Markdown. Raises StoreError where they cannot be written."""
     folder = stored.folder if folder is None else folder
 
-    def values(d: Plain) -> dict[str, Any]:
-        source = d.code(Path(stored.run.workload.source or "a log").name)
-        best = [(draft, _best_recorded(draft)) for draft in found.drafts]
-        return {"found": found, "source": source, "glance": best, "provenance": _recorded_provenance(stored, d)}
-
+    run, origin = stored.run, stored.run.provenance
+    rows: list[Recorded] = [
+        ("run", stored.folder.name, True),
+        ("status", run.status, False),
+        ("target", run.config.target, True),
+        ("command", shell(origin.argv), True),
+        ("time", ", ".join(filter(None, (origin.started, origin.finished))), False),
+        ("machine", origin.hardware.line, False),
+        ("versions", _versions(origin), False),
+        ("log sha256", run.workload.sha256, True),
+    ]
+    shown = {
+        "found": found,
+        "source": Path(run.workload.source or "a log").name,
+        "glance": [(draft, _best_recorded(draft)) for draft in found.drafts],
+        "provenance": [row for row in rows if row[1]],
+    }
     words = sentence_of("no_verdict", PLAIN)
-    html = html_page(Page(folder), "acceptance.j2", values(HTML), "Acceptance on recorded answers", words)
-    return write_pages(folder, markdown("acceptance.j2", values(MARKDOWN)), html)
+    return write_pages(folder, "acceptance.j2", shown, "Acceptance on recorded answers", words)
 
 
 def _best_recorded(draft: RecordedDraft) -> RecordedGamma:
@@ -348,18 +306,3 @@ def _best_recorded(draft: RecordedDraft) -> RecordedGamma:
     if draft.best_gamma is not None:
         return next(row for row in draft.gammas if row.gamma == draft.best_gamma)
     return max(draft.gammas, key=lambda row: row.tokens_per_round.value or 0.0)
-
-
-def _recorded_provenance(stored: StoredRun, d: Plain) -> list[tuple[str, str]]:
-    run, origin = stored.run, stored.run.provenance
-    pairs = (
-        ("run", d.code(stored.folder.name)),
-        ("status", d.n(run.status)),
-        ("target", d.code(run.config.target)),
-        ("command", d.code(" ".join(origin.argv))),
-        ("time", d.n(", ".join(filter(None, (origin.started, origin.finished))))),
-        ("machine", d.n(origin.hardware.line or "")),
-        ("versions", d.n(", ".join(f"{name} {version}" for name, version in origin.versions.items()))),
-        ("log sha256", d.code(run.workload.sha256 or "")),
-    )
-    return [(what, value) for what, value in pairs if value]

@@ -55,6 +55,8 @@ _STYLE: Any = {
     "savefig.facecolor": "white",
 }
 _DPI = 160
+# A value and its interval.
+Ends = tuple[float, float | None, float | None]
 _NAME_WIDTH = 30
 # Characters that fit beside each other above the narrowest figure.
 _LEGEND_WIDTH = 78
@@ -199,7 +201,7 @@ def bars_mean(policy: Policy, drawn: bool) -> str:
     return f"; bars: {text.exactly(policy.confidence)} interval over prompts" if drawn else ""
 
 
-def lengths(ends: Sequence[tuple[float, float | None, float | None]]) -> list[list[float]]:
+def lengths(ends: Sequence[Ends]) -> list[list[float]]:
     """Error-bar lengths below and above each point, NaN (not drawn) without an interval. A cross-fitted value may
     lie outside its row's interval, and matplotlib takes no negative length."""
     below = [math.nan if low is None else max(0.0, value - low) for value, low, _ in ends]

@@ -195,6 +195,7 @@ def environment(dialect: Plain) -> Environment:
         "code": dialect.code,
         "strong": dialect.strong,
         "listed": listed,
+        "turned": turned,
         "squash": squash,
         "closed": lambda lines: type(lines)("".join(f"{line}\n" for line in lines.splitlines() if line.strip())),
         "kwargs": text.template_kwargs,
@@ -213,10 +214,11 @@ def environment(dialect: Plain) -> Environment:
         "d1": lambda value: f"{value:.1f}",
         "d2": text.digits,
         "count": text.count,
+        "out_of": text.out_of,
         "est": lambda row, limit=None: text.estimate(row.speedup, row.speedup_low, row.speedup_high, limit),
-        "capital": upper_first,
+        "capital": text.capital,
         "small": lambda words: words[:1].lower() + words[1:],
-        "sentence": lambda words: full_stop(upper_first(words)),
+        "sentence": text.sentence,
         "shortened": lambda name: shorten(name, _NAME_WIDTH, placeholder=".."),
         "spark": partial(text.sparkline, ascii_only=dialect is ASCII),
         "bars": partial(_bars, ascii_only=dialect is ASCII),
@@ -240,13 +242,17 @@ def environment(dialect: Plain) -> Environment:
         "worded": partial(worded, dialect),
         "codes": codes,
         "kind_of": kind_of,
-        "d": dialect,
         "columns": partial(columns, dialect),
         "ranged": ranged,
         "ms_range": _ms_range,
         "pair": pair,
         "pair_ms": lambda *seconds: pair(*(None if value is None else 1000 * value for value in seconds)),
         "UNKNOWN": text.UNKNOWN,
+        "shown": text.Shown,
+        "ms": text.ms,
+        "divide": text.divide,
+        "multiply": text.multiply,
+        "add": text.add,
     }
     found.globals["say"] = found.get_template("run.j2").module
     return found
@@ -255,15 +261,14 @@ def environment(dialect: Plain) -> Environment:
 def columns(dialect: Plain, table: str, rows: Sequence[Any], **given: Any) -> list[Column]:
     """A table of columns.yaml over these rows, without the columns that no row can fill."""
     made, found = template(f"columns {table}", dialect).module, list[Column]()
-    t = {"terminal": dialect.terminal, "page": not dialect.terminal, **given}
+    t = {"terminal": dialect.terminal, "page": not dialect.terminal, "rows": rows, **given}
     for at, (name, spec) in enumerate(_tables()[table].items()):
         if not t.get(spec.get("only"), "only" not in spec):
             continue
         for i, v in enumerate(t[spec["each"]] if "each" in spec else (None,)):
             cells = tuple(getattr(made, f"cell_{at}")(t, v, i, row, n) for n, row in enumerate(rows))
-            if all(cell == text.UNKNOWN for cell in cells) and not t.get(
-                spec.get("keep"), spec.get("keep") == "always"
-            ):
+            kept = t.get(spec.get("keep"), spec.get("keep") == "always")
+            if not kept and all(cell == text.UNKNOWN for cell in cells):
                 continue
             short = None
             if "short" in spec:
@@ -273,6 +278,13 @@ def columns(dialect: Plain, table: str, rows: Sequence[Any], **given: Any) -> li
             key, head = f"{name} {i}" if "each" in spec else name, getattr(made, f"head_{at}")(t, v, i)
             found.append(Column(key, head, cells, spec.get("way", 0) + i, short, spec.get("left", False)))
     return found
+
+
+def turned(columns: Sequence[Column], heads: Iterable[str], left: bool = False) -> list[Column]:
+    """The table turned over: a line for each of its columns, and under each of `heads` what was a row."""
+    first = Column("what", "measured", tuple(column.title for column in columns), left=True)
+    rows = zip(*(column.cells for column in columns), strict=True)
+    return [first, *(Column(head, head, cells, left=left) for head, cells in zip(heads, rows, strict=True))]
 
 
 def listed(items: Iterable[str]) -> str:
@@ -288,10 +300,6 @@ def squash(words: str) -> str:
     """On one line, with single spaces; of markup it stays markup."""
     line = re.sub(r"[ \t\n]+", " ", str(words)).strip()
     return Markup(line) if hasattr(words, "__html__") else line  # noqa: S704  # it was markup
-
-
-def upper_first(words: str) -> str:
-    return words[:1].upper() + words[1:]
 
 
 def ranged(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
@@ -311,16 +319,14 @@ def pair(one: float | None, other: float | None, digits: int | None = None) -> s
     """`46.1 / 9.4`: the target alone and with the draft, or A and B; unknown where neither is known."""
     if one is None and other is None:
         return text.UNKNOWN
-    found = (text.UNKNOWN if v is None else f"{v:,.{_digits(v) if digits is None else digits}f}" for v in (one, other))
-    return " / ".join(found)
+    return " / ".join(
+        text.UNKNOWN if v is None else f"{v:,.{text.decimals(v) if digits is None else digits}f}" for v in (one, other)
+    )
 
 
-def _digits(value: float) -> int:
-    return 2 if value < 1 else 1 if value < 100 else 0
-
-
-def _bars(survival: Sequence[float | None], longest: int, *, ascii_only: bool) -> str:
-    """Bars and, where all fit beside them, the shares: `▅▃ .52 .31`."""
+def _bars(survival: Sequence[float | None], rows: Iterable[Any], *, ascii_only: bool) -> str:
+    """Bars and, where those of all `rows` fit beside them, the shares: `▅▃ .52 .31`."""
+    longest = max(len(row.survival) for row in rows)
     line = text.sparkline(survival, ascii_only=ascii_only) or text.UNKNOWN
     if longest > _SURVIVAL_NUMBERS:
         return line
@@ -332,10 +338,6 @@ def of_100(share: float) -> str:
     """`8 were`, `1 was`, `fewer than 1 was`: how many of a hundred, with their verb."""
     many = text.percent(share).rstrip("%").replace("<", "fewer than ").replace(">", "more than ")
     return f"{many} {'was' if many.endswith('than 1') or many == '1' else 'were'}"
-
-
-def full_stop(words: str) -> str:
-    return words if words.endswith((".", "!", "?")) else words + "."
 
 
 @cache
@@ -402,11 +404,7 @@ def part(finding: Finding, name: str, dialect: Plain = PLAIN) -> str:
 
 def sentence_of(name: str, dialect: Plain, *about: Any, **more: Any) -> str:
     """One of the sentences about a run (run.j2), on one line."""
-    return squash(getattr(say(dialect), name)(*about, **more))
-
-
-def say(dialect: Plain) -> Any:
-    return environment(dialect).globals["say"]
+    return squash(getattr(environment(dialect).globals["say"], name)(*about, **more))
 
 
 def json_of(record: Any) -> Any:
@@ -439,8 +437,7 @@ def blocks(name: str, dialect: Plain, page: Any) -> Any:
 
 
 def entries(kind: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = _catalogue()[kind]
-    return found
+    return _catalogue()[kind]
 
 
 def codes(kind: str) -> Sequence[str]:

@@ -4,9 +4,9 @@ and nothing is said by colour alone."""
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.cells import cell_len
@@ -16,7 +16,11 @@ from rich.text import Text
 
 from specbench import text
 from specbench.records import Finding
-from specbench.report.dialect import ASCII, PLAIN, Column, Plain, said, squash, template
+from specbench.report.dialect import ASCII, PLAIN, Column, said, squash, template
+
+if TYPE_CHECKING:
+    from specbench.analysis.compare import Comparison
+    from specbench.analysis.contract import Summary
 
 _GAP = 2
 
@@ -40,34 +44,30 @@ _COLOURS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Something that can only be laid out once width and character set are known."""
+class TerminalPage:
+    """A macro of terminal.j2 over what it is `about`, laid out once width and character set are known."""
 
-    build: Callable[[int, bool], Iterator[RenderableType]]
+    def __init__(self, macro: str, *about: Any) -> None:
+        self.macro, self.about = macro, about
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from self.build(options.max_width, options.ascii_only)
-
-
-def page(macro: str, **values: Any) -> list[RenderableType]:
-    """A page of terminal.j2 over these values."""
-
-    def say(b: Terminal, dialect: Plain) -> None:
-        getattr(template("terminal.j2", dialect).module, macro)(b, **values)
-
-    return [laid_out(say)]
-
-
-def laid_out(say: Callable[[Terminal, Plain], object]) -> RenderableType:
-    """What `say` says to a terminal's blocks, in that terminal's dialect."""
-
-    def build(width: int, plain: bool) -> Iterator[RenderableType]:
-        blocks = Terminal(width, plain)
-        say(blocks, ASCII if plain else PLAIN)
+        blocks = Terminal(options.max_width, options.ascii_only)
+        pages = template("terminal.j2", ASCII if options.ascii_only else PLAIN).module
+        getattr(pages, self.macro)(blocks, *self.about)
         yield from blocks.parts
 
-    return Block(build)
+
+def sweep_page(summary: Summary) -> TerminalPage:
+    """The verdict, then the evidence by gamma, category and load, then warnings."""
+    from specbench.analysis.loads import best_by_concurrency
+
+    return TerminalPage("sweep", summary, partial(best_by_concurrency, summary.loads, policy=summary.policy))
+
+
+def comparison_page(found: Comparison) -> TerminalPage:
+    from specbench.decision.interval import EQUIVALENT
+
+    return TerminalPage("compared", found, EQUIVALENT)
 
 
 class Terminal:
@@ -202,12 +202,7 @@ def _table(columns: Sequence[Column], plain: bool) -> Table:
         name = column.name == "category"
         justify: Literal["left", "right"] = "left" if column.left else "right"
         laid_out.add_column(column.header, justify=justify, vertical="bottom", no_wrap=not name, overflow="fold")
-    for index in range(len(columns[0].cells)):
-        laid_out.add_row(
-            *(
-                Text(cell, _COLOURS.get(cell, "") if column.name == "verdict" else "")
-                for column in columns
-                for cell in (column.cells[index],)
-            )
-        )
+    cells = ([Text(c, _COLOURS.get(c, "") if each.name == "verdict" else "") for c in each.cells] for each in columns)
+    for row in zip(*cells, strict=True):
+        laid_out.add_row(*row)
     return laid_out

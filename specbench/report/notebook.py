@@ -6,7 +6,7 @@ A frame's columns are the fields of one record, by its names and in its order; a
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,8 +17,9 @@ from markdown_it import MarkdownIt
 from specbench.acceptance.metrics import trial_counts
 from specbench.analysis.contract import Summary
 from specbench.records import ArmKind, Divergence, Finish, Load, ServerStats, Times, Trial
-from specbench.report.columns import candidate_columns
-from specbench.report.dialect import MARKDOWN, UNLINKED
+from specbench.report.brief import candidates
+from specbench.report.dialect import UNLINKED
+from specbench.report.page import markdown
 
 _DTYPES = {int: "int64", float: "float64", bool: "bool", str: "string", Literal: "string"}
 _WITH_ROOM = {"int64": "Int64", "bool": "boolean"}  # for what is missing; the others have it
@@ -134,17 +135,24 @@ def _concurrency(load: Load) -> int | None:
     return load.concurrency if load.rate is None else None
 
 
-def frame(
-    kind: type, records: Iterable[Any], *, drafts: Sequence[str] | None = None, without: Container[str] = ()
-) -> pd.DataFrame:
-    """Records of the dataclass `kind` as a frame, also where there are none. `drafts` names the draft of each, in a
-    column before the others; the fields named in `without` are left out."""
+def frame(kind: type, records: Iterable[Any], without: str | None = None) -> pd.DataFrame:
+    """Records of the dataclass `kind` as a frame, also where there are none; without one of their fields."""
     rows = list(records)
-    columns = {} if drafts is None else {"draft": pd.Series(drafts, dtype="string")}
-    for path, dtype in _columns(kind):
-        if path[0] not in without:
-            columns["_".join(path)] = pd.Series([_value(row, path) for row in rows], dtype=dtype)
-    return pd.DataFrame(columns)
+    return pd.DataFrame(
+        {
+            "_".join(path): pd.Series([_value(row, path) for row in rows], dtype=dtype)
+            for path, dtype in _columns(kind)
+            if path[0] != without
+        }
+    )
+
+
+def by_draft(kind: type, records: Mapping[str, Sequence[Any]], without: str | None = None) -> pd.DataFrame:
+    """The same of each draft's records, with the draft in a column before the others."""
+    found = frame(kind, [row for rows in records.values() for row in rows], without)
+    names = [draft for draft, rows in records.items() for _ in rows]
+    found.insert(0, "draft", pd.Series(names, dtype="string"))
+    return found
 
 
 def _columns(kind: type, above: tuple[str, ...] = (), optional: bool = False) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -174,7 +182,4 @@ def as_html(markdown: str) -> str:
 
 def verdict_table(summary: Summary) -> str:
     """What a notebook shows of a run: its verdict for each draft, in Markdown that no name in it can break."""
-    from specbench.report.page import markdown
-
-    columns = candidate_columns(summary, MARKDOWN)
-    return markdown("notebook.j2", {"s": summary, "candidates": columns}, UNLINKED)
+    return markdown("notebook.j2", {"s": summary, "candidates": candidates(summary)}, UNLINKED)

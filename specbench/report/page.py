@@ -11,13 +11,16 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from specbench import text
 from specbench.errors import StoreError
-from specbench.report.dialect import HTML, MARKDOWN, Plain, blocks, codes, template
+from specbench.report.dialect import HTML, MARKDOWN, UNLINKED, Plain, blocks, codes, template
+
+if TYPE_CHECKING:
+    from specbench.analysis.compare import Comparison
 
 # Matplotlib names one font; where it is missing a browser would set the figure in its serif.
 _FONT = ("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
@@ -75,9 +78,17 @@ def markdown(name: str, found: Mapping[str, Any], d: Plain = MARKDOWN) -> str:
     return "\n".join(line for line, before in zip(lines, ["", *lines], strict=False) if line or before) + "\n"
 
 
-def html_page(page: Page, name: str, values: Mapping[str, Any], title: str, description: str) -> str:
-    """One HTML5 document from a template and its values; the same input gives the same text."""
-    page.taken |= set(codes("doubts"))  # which are their ids
+def comparison_markdown(found: Comparison) -> str:
+    """Two runs side by side."""
+    from specbench.decision.interval import EQUIVALENT
+
+    return markdown("compare.j2", {"c": found, "equivalent": EQUIVALENT}, UNLINKED)
+
+
+def html_page(folder: Path, name: str, values: Mapping[str, Any], title: str, description: str) -> str:
+    """One HTML5 document from a template, its values and the figures below `folder`; the same input gives the same
+    text."""
+    page = Page(folder, taken=set(codes("doubts")))  # which are their ids
     made = blocks("blocks.html.j2", HTML, page)
     body = Markup(template(name, HTML).render(values, b=made))  # noqa: S704  # escaped by the template
     short = description[:_DESCRIPTION_WIDTH].rsplit(" ", 1)[0]

@@ -16,17 +16,17 @@ from typing import Any
 from specbench import text
 from specbench.analysis.checked import checks
 from specbench.analysis.compare import Comparison, compared
-from specbench.analysis.contract import CategoryResult, Choice, DraftResult, Summary
+from specbench.analysis.contract import Choice, DraftResult, Summary
 from specbench.analysis.doubts import doubts
-from specbench.analysis.facts import shell
+from specbench.analysis.facts import Facts, shell
 from specbench.analysis.steps import next_steps
 from specbench.analysis.summarise import summarise
 from specbench.errors import StoreError
 from specbench.records import FEW_PROMPTS, Finding, Reason
 from specbench.report.brief import BRIEF_FILE, provenance, write_pages, writing
-from specbench.report.columns import few, known
-from specbench.report.dialect import HTML, MARKDOWN, Column, Plain, sentence_of
-from specbench.report.page import FIGURES_FOLDER, Page, html_page, markdown
+from specbench.report.canvas import save
+from specbench.report.figures import draw_runs
+from specbench.report.page import FIGURES_FOLDER
 from specbench.report.settings.section import settings_of
 from specbench.store import StoredRun
 
@@ -48,8 +48,8 @@ class Run:
         return self.summary.choice.prompts if self.summary.choice else self.draft.best.prompts
 
     @property
-    def served(self) -> bool:
-        return self.summary.facts.served
+    def facts(self) -> Facts:
+        return self.summary.facts
 
 
 def runs_of(stored: Sequence[StoredRun]) -> list[Run]:
@@ -64,27 +64,19 @@ def runs_of(stored: Sequence[StoredRun]) -> list[Run]:
         assert draft is not None and head is not None  # summarise refuses a run without a measurement
         name = each.folder.name if names.count(each.folder.name) == 1 else str(each.folder)
         found.append(Run(text.clean(name), each, summary, draft, head))
-    return sorted(found, key=lambda run: not run.served)
-
-
-def render_several(runs: Sequence[Run], links: Sequence[str]) -> str:
-    """The page as Markdown; `links` lead to each run's own brief, and are empty where there is none."""
-    return markdown("several.j2", _values(runs, links, _between(runs), MARKDOWN))
+    return sorted(found, key=lambda run: not run.facts.served)
 
 
 def write_several(stored: Sequence[StoredRun], folder: Path) -> tuple[list[Run], Path]:
     """Write `brief.md`, `brief.html` and `figures/` to `folder`; the runs and the path of the Markdown. Raises
     StoreError where that cannot be done."""
-    from specbench.report.curves import write_runs_figure
-
     runs = runs_of(stored)
     with writing(folder):
-        write_runs_figure(runs, folder / FIGURES_FOLDER)
-    links = [_link(run.stored.folder / BRIEF_FILE, folder) for run in runs]
-    between = _between(runs)
-    page = Page(folder)
-    html = html_page(page, "several.j2", _values(runs, links, between, HTML), TITLE, _description(runs))
-    return runs, write_pages(folder, markdown("several.j2", _values(runs, links, between, MARKDOWN)), html)
+        save(draw_runs(runs), folder / FIGURES_FOLDER, "runs")
+    briefs = [run.stored.folder / BRIEF_FILE for run in runs]
+    found = values(runs, [_link(brief, folder) if brief.is_file() else "" for brief in briefs])
+    description = "; ".join(f"{run.name}: {run.head.verdict}, {text.speedup(run.head.speedup)}" for run in runs)
+    return runs, write_pages(folder, "several.j2", found, TITLE, description)
 
 
 def in_short(runs: Sequence[Run]) -> str:
@@ -96,20 +88,13 @@ def in_short(runs: Sequence[Run]) -> str:
     )
 
 
-def _description(runs: Sequence[Run]) -> str:
-    return "; ".join(f"{run.name}: {run.head.verdict}, {text.speedup(run.head.speedup)}" for run in runs)
-
-
 def _link(brief: Path, folder: Path) -> str:
-    return Path(os.path.relpath(brief.resolve(), folder.resolve())).as_posix() if brief.is_file() else ""
+    return Path(os.path.relpath(brief.resolve(), folder.resolve())).as_posix()
 
 
-Pair = tuple[Run, Run, Comparison | None]
-
-
-def _between(runs: Sequence[Run]) -> list[Pair]:
+def _between(runs: Sequence[Run]) -> list[tuple[Run, Run, Comparison | None]]:
     """Each pair of runs, the server told against what ran in process; None where they share nothing."""
-    pairs: list[Pair] = []
+    pairs: list[tuple[Run, Run, Comparison | None]] = []
     for b, a in combinations(runs, 2):
         try:
             pairs.append((a, b, compared(a.stored, b.stored)))
@@ -118,26 +103,27 @@ def _between(runs: Sequence[Run]) -> list[Pair]:
     return pairs
 
 
-def _values(runs: Sequence[Run], links: Sequence[str], between: Sequence[Pair], d: Plain) -> dict[str, Any]:
+def values(runs: Sequence[Run], links: Sequence[str]) -> dict[str, Any]:
+    """What several.j2 needs; `links` lead to each run's own brief, and are empty where there is none."""
     first = runs[0].summary
     settings = settings_of(first)
     split = bool(settings and settings.routing)
     own = doubts(first, engines=bool(settings and settings.engines), split=split)
     marked = [each for each in own if each.code in _MARKED]
     counts = [n for run in runs for n in (run.prompts, *(each.prompts for each in run.draft.by_speedup))]
+    few = [Finding("few-prompts", "note", _FEW)] if min(counts) < FEW_PROMPTS else []
     return {
         "title": TITLE,
         "runs": runs,
-        "served": [run for run in runs if run.served],
-        "side_by_side": _side_by_side(runs, d),
-        "categories": _categories(runs, d),
-        "between": between,
-        "doubts": [*([_few()] if min(counts) < FEW_PROMPTS else []), *marked, *_across(runs)],
+        "served": [run for run in runs if run.facts.served],
+        "categories": list(dict.fromkeys(row.category for run in runs for row in run.draft.by_speedup)),
+        "between": _between(runs),
+        "doubts": [*few, *marked, *_across(runs)],
         "steps": next_steps(first),
         "settings": settings,
         "checks": _checks(runs),
         "links": [(run.name, link) for run, link in zip(runs, links, strict=True) if link],
-        "provenance": [(run.name, provenance(run.summary, d)) for run in runs],
+        "provenance": [(run.name, provenance(run.summary)) for run in runs],
     }
 
 
@@ -153,80 +139,16 @@ _MARKED = (
 )
 
 
-def _few() -> Finding:
-    return Finding(
-        "few-prompts", "note", {"whole": None, "categories": {}, "lengths": 0, "enough": FEW_PROMPTS, "batch": 1}
-    )
-
-
-def _side_by_side(runs: Sequence[Run], d: Plain) -> list[Column]:
-    rows = [run.draft.best for run in runs]
-    heads = [(run.head.speedup, run.head.speedup_low, run.head.speedup_high) for run in runs]
-    facts = [run.summary.facts for run in runs]
-    given = [text.template_kwargs(each.template_kwargs) for each in facts]
-    floors = [run.summary.noise_floor for run in runs]
-    lines: list[tuple[str, list[str]]] = [
-        ("verdict", [run.head.verdict for run in runs]),
-        ("engine", [d.n(run.summary.engine) for run in runs]),
-        ("machine", [d.n(run.summary.hardware) for run in runs]),
-        ("target", [sentence_of("model_name", d, each.target) for each in facts]),
-        ("precision", [each.precision or text.UNKNOWN for each in facts]),
-        ("load", [sentence_of("load", d, each) for each in facts]),
-        ("sampling", [sentence_of("sampling", d, each.sampling) for each in facts]),
-        ("chat template given", [d.code(each) if each else text.UNKNOWN for each in given]),
-        ("prompts", [_marked(f"{run.prompts:,}", run.prompts, d) for run in runs]),
-        ("draft, gamma", [type(d.code(""))(d.code(run.draft.draft) + f", {run.draft.best_gamma}") for run in runs]),
-        ("speedup", [text.estimate(*head) for head in heads]),
-        ("decode tokens/s, target alone", [f"{run.draft.baseline_tokens_per_s:.1f}" for run in runs]),
-        ("decode tokens/s, with the draft", [f"{row.tokens_per_s:.1f}" for row in rows]),
-        ("tau", [text.digits(row.tokens_per_round) for row in rows]),
-        ("round's cost, steps", [text.digits(row.round_steps) for row in rows]),
-        ("prompts slower", [text.percent(run.draft.slower_share) for run in runs]),
-        ("identical outputs", [text.out_of(row.identical_prompts, row.prompts) for row in rows]),
-        ("noise floor", [text.UNKNOWN if floor is None else f"{floor:.1%}" for floor in floors]),
-    ]
-    kept = [(name, cells) for name, cells in lines if set(cells) != {text.UNKNOWN}]
-    names = Column("measured", "measured", tuple(name for name, _ in kept), left=True)
-    return [
-        names,
-        *(
-            Column(run.name, d.code(run.name), tuple(cells[index] for _, cells in kept), left=True)
-            for index, run in enumerate(runs)
-        ),
-    ]
-
-
-def _marked(words: str, prompts: int, d: Plain) -> str:
-    mark = few(prompts, d)
-    return type(d.n(""))(words) + type(d.n(""))(mark) if mark else words
-
-
-def _categories(runs: Sequence[Run], d: Plain) -> list[Column]:
-    """Each run's verdict and speedup by category, of the draft that its own verdict is about."""
-    found = [{row.category: row for row in run.draft.by_speedup} for run in runs]
-    names = list(dict.fromkeys(name for each in found for name in each))
-    if not names:
-        return []
-    own = [
-        Column(run.name, d.code(run.name), tuple(_category(each.get(name), d) for name in names), left=True)
-        for run, each in zip(runs, found, strict=True)
-    ]
-    return [Column("category", "category", tuple(d.n(name) for name in names), left=True), *known(own)]
-
-
-def _category(row: CategoryResult | None, d: Plain) -> str:
-    if row is None:
-        return text.UNKNOWN
-    words = f"{row.verdict} {text.estimate(row.speedup, row.speedup_low, row.speedup_high)}"
-    return _marked(words, row.prompts, d) if row.verdict != "UNCLEAR" else words
+# Of prompts that are marked as few, whatever they are.
+_FEW: dict[str, Any] = {"whole": None, "categories": {}, "lengths": 0, "enough": FEW_PROMPTS, "batch": 1}
 
 
 def _across(runs: Sequence[Run]) -> list[Finding]:
     """What is particular to several runs on one page."""
     found = [Finding("one-after-the-other", "note")]
-    if len({(run.summary.facts.precision, run.summary.facts.target.name) for run in runs}) > 1:
+    if len({(run.facts.precision, run.facts.target.name) for run in runs}) > 1:
         found.append(Finding("other-weights", "note"))
-    short = [run.name for run in runs if not run.summary.facts.finished]
+    short = [run.name for run in runs if not run.facts.finished]
     if short:
         found.append(Finding("not-finished", "note", {"runs": short}))
     return found
@@ -238,5 +160,5 @@ def _checks(runs: Sequence[Run]) -> list[tuple[Reason, str, str]]:
     pairs = [(a, b) for b, a in combinations(folders, 2)]
     found = [(Reason("side-by-side", {"runs": pair}), "", shell(["specbench", "compare", *pair])) for pair in pairs]
     for run, folder in zip(runs, folders, strict=True):
-        found += [(what, run.name, command) for what, command in checks(run.summary.facts, folder)[:1]]
+        found += [(what, run.name, command) for what, command in checks(run.facts, folder)[:1]]
     return found

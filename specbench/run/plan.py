@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TypeVar
 
 from specbench.backends.base import Item, Unit
@@ -87,6 +87,14 @@ def units_of(items: Sequence[Item], batch_size: int) -> list[Unit]:
         together = hashlib.sha256(",".join(item.prompt.sha256 for item in rows).encode()).hexdigest()
         found.append(Unit(f"batch-{number + 1}", together, None, rows))
     return found
+
+
+def parts(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """`items` in order, in as few parts of at most `most` as there can be, of nearly one size: the last would else be
+    one with which hardly anything is measured."""
+    number = -(-len(items) // most)
+    ends = [round(len(items) * (at + 1) / number) for at in range(number)]
+    yield from (items[begin:end] for begin, end in pairwise([0, *ends]))
 
 
 def by_server(arms: Sequence[Arm]) -> list[list[Arm]]:

@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 from specbench.acceptance.positions import PositionWriter, read_keys
-from specbench.acceptance.replay import Text
-from specbench.acceptance.scores import BlockScores, Scores, as_text
+from specbench.acceptance.replay import Text, as_text
+from specbench.acceptance.scores import BlockScores, Scores
 from specbench.backends.base import Item, Observer, Scoring, TargetText
 from specbench.config import RunConfig
 from specbench.run.losses import Losses

@@ -6,7 +6,7 @@ For each prompt, every arm runs in an order drawn anew, so that drift of the mac
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -36,7 +36,7 @@ from specbench.drafters import with_cutoff
 from specbench.records import Arm, Prompt, Trial, Window
 from specbench.run.early_stopping import EarlyStopping, Looked, TimeBudget, ended_line, ruled_out_line
 from specbench.run.losses import MOST_IN_A_ROW, Losses
-from specbench.run.plan import by_server, plan_arms, plan_units, shuffled
+from specbench.run.plan import by_server, parts, plan_arms, plan_units, shuffled
 from specbench.run.progress import forecast_s
 from specbench.run.record import marked, prompts_of, run_record
 from specbench.run.recorded import run_recorded
@@ -192,11 +192,11 @@ class Measurement:
         if warmed and (most_s := forecast_s(warmed, left, asked, self._config.max_new_tokens)):
             answers = f"answers of up to {self._config.max_new_tokens:,} tokens"
             observer.say(f"About {duration(most_s)}: {count(left.total(), 'trial')}, {answers}")
-        size = session.block_size or max(1, len(asked))
-        measured = 0
-        for begin in range(0, len(asked), size):
-            block, arms = asked[begin : begin + size], early.arms
-            observer.left(left, len(asked) - begin)
+        measured = begun = 0
+        for block in parts(asked, session.block_size or max(1, len(asked))):
+            arms = early.arms
+            observer.left(left, len(asked) - begun)
+            begun += len(block)
             left -= self._trials_left(block, arms)
             try:
                 self._block(block, arms)
@@ -235,9 +235,9 @@ class Measurement:
     def _block(self, block: Sequence[Unit], arms: Sequence[Arm]) -> None:
         todo = [arm for arm in arms if self._trials_left(block, [arm])]
         with self._session.block(block, todo):
-            for turn in self._turns(block):
+            for turn, own in self._turns(block, arms):
                 seed = f"{self._config.seed}/{turn[0].unit.id}/{turn[0].repeat}"
-                groups = shuffled(by_server(arms), seed)
+                groups = shuffled(by_server(own), seed)
                 if self._config.slice_tokens and isinstance(self._session, CanSlice):
                     (job,) = turn
                     own = [arm for group in groups for arm in group if job.key(arm) not in self._done]
@@ -252,11 +252,17 @@ class Measurement:
             if isinstance(self._session, CanScore):
                 self._scores(self._session, block)
 
-    def _turns(self, block: Sequence[Unit]) -> list[list[Job]]:
-        """What each arm does before the next has its turn."""
+    def _turns(self, block: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[tuple[Sequence[Job], Sequence[Arm]]]:
+        """What each arm does before the next has its turn. Arms under one load are compared with each other, so that
+        they come together where they can."""
         jobs = [Job(unit, repeat) for repeat in range(self._config.repeats) for unit in block]
-        size = self._session.turn or len(jobs)
-        return [jobs[begin : begin + size] for begin in range(0, len(jobs), size)]
+        loads = list(dict.fromkeys(arm.load for arm in arms))
+        if any(self._session.turn(load) is None for load in loads):
+            yield jobs, arms
+            return
+        for load in loads:
+            own = [arm for arm in arms if arm.load == load]
+            yield from ((part, own) for part in parts(jobs, self._session.turn(load) or 1))
 
     def _slices(self, session: CanSlice, job: Job, arms: Sequence[Arm]) -> None:
         """The job's trials in all these arms on disk, and all again while they were disturbed: they share what the

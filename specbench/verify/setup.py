@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from specbench.acceptance.loop import Drafter, Generation, Proposal, Target, generate
-from specbench.acceptance.replay import Expected, Text, replay
-from specbench.acceptance.scores import as_text
+from specbench.acceptance.replay import Expected, Text, as_text, replay
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting
 from specbench.backends.local.drafts import load_drafts

@@ -14,14 +14,13 @@ from families.recipes import VOCABULARY, UnbuiltError, config, model, near, thei
 from tiny import GREEDY, run
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from specbench.acceptance.replay import replay
+from specbench.acceptance.replay import as_text, replay
 from specbench.acceptance.score import score
-from specbench.acceptance.scores import as_text
 from specbench.backends.local.batch import ignores_padding
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.lean import make_lean
 from specbench.backends.local.ragged import RaggedModel
 from specbench.backends.local.reference import check_reference, require_rollback
-from specbench.backends.local.swap import make_lean
 from specbench.drafters.model import ModelDrafter
 from specbench.errors import ModelError
 from specbench.models import LoadedModel

@@ -7,10 +7,11 @@ import copy
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, GenerationConfig
+from transformers import CONFIG_MAPPING
 
-from specbench.backends.local.batch import NO_PADDING, plain_settings
+from specbench.backends.local.batch import NO_PADDING, written
 from specbench.models.family import attention_of, loader_of
+from specbench.records import Sampling
 
 VOCABULARY = 64
 S, F, L, CHUNKED = "sliding_attention", "full_attention", "linear_attention", "chunked_attention"
@@ -222,8 +223,5 @@ def near(made: Any, noise: float = 0.05) -> Any:
 
 def theirs(made: Any, prompt: list[int], new: int) -> list[int]:
     """What transformers' own `generate` writes."""
-    ids = torch.tensor([prompt])
-    settings = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=NO_PADDING)
-    with plain_settings(made):
-        out = made.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return [int(token) for token in out[0, len(prompt) :]]
+    out = written(made, [prompt], Sampling(), {"max_new_tokens": new, "pad_token_id": NO_PADDING})
+    return out[0, len(prompt) :].tolist()

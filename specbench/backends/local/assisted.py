@@ -24,10 +24,9 @@ from transformers.generation.candidate_generator import (
 from specbench.acceptance.lossless import is_near_tie
 from specbench.acceptance.rules import RepetitionPenalty, margins
 from specbench.acceptance.scores import until_end
-from specbench.backends.local.batch import NO_PADDING, generation_settings
+from specbench.backends.local.batch import NO_PADDING, written
 from specbench.drafters import DraftSpec
 from specbench.models import LoadedModel
-from specbench.models.hub import quiet_transformers
 from specbench.models.prompts import end_tokens
 from specbench.records import Round, Sampling, Trial
 
@@ -195,9 +194,8 @@ def placed(rounds: Iterable[Round]) -> set[tuple[int, Round]]:
 class Comparer:
     """Repeats trials of one run in transformers. `prompts` are token ids by prompt id; `rules` as in `reconcile`.
 
-    Models given to it lose their own generation settings, which our loop does not have either: a repetition penalty
-    there would make another text. The run's own reaches the draft with the target's processors, and is applied there
-    once."""
+    Drafts given to it lose their own generation settings. The run's repetition penalty reaches a draft with the
+    target's processors, and is applied there once."""
 
     def __init__(
         self,
@@ -214,7 +212,6 @@ class Comparer:
         self._max_new_tokens, self._rules = max_new_tokens, rules
         self.sampling, self.precision = sampling, precision
         self._eos = end_tokens(target)
-        target.model.generation_config = GenerationConfig()
 
     def misfit(self, draft: LoadedModel) -> str | None:
         """Why transformers cannot draft with this model for this target, or None."""
@@ -256,18 +253,9 @@ class Comparer:
         return SeenText(x[len(ids) :], rounds, after_first, end)
 
     def _generate(self, x: list[int], new: int, settings: dict[str, Any], assistant: dict[str, Any]) -> list[int]:
-        model = self._target.model
-        prompt = torch.tensor([x], device=model.device)
-        with torch.inference_mode(), quiet_transformers():
-            config = GenerationConfig(
-                max_new_tokens=new,
-                eos_token_id=sorted(self._eos),
-                pad_token_id=NO_PADDING,
-                **settings,
-                **generation_settings(self.sampling),
-            )
-            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config, **assistant)
-        return list(map(int, out[0]))
+        settings = {"max_new_tokens": new, "eos_token_id": sorted(self._eos), "pad_token_id": NO_PADDING} | settings
+        found: list[int] = written(self._target.model, [x], self.sampling, settings, **assistant)[0].tolist()
+        return found
 
     def _near(self, gap: float) -> bool:
         return is_near_tie(gap, self.precision)

@@ -7,21 +7,22 @@ of the single-sequence engine at a near-tie; the text is the target's either way
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
-from specbench.acceptance.rules import align, penalised
+from specbench.acceptance.rules import align, distribution, penalised
 from specbench.acceptance.score import as_scores, reduce
 from specbench.acceptance.scores import Scores, until_end
 from specbench.backends.local.cache import RewindableCache, rewindable
 from specbench.backends.local.cached import pass_of
 from specbench.backends.local.lean import agree
 from specbench.models.family import frequency_limit, takes, unlike_keys
+from specbench.models.hub import quiet_transformers
 from specbench.records import Sampling
 
 CHUNK = 32
@@ -45,15 +46,21 @@ def generation_settings(sampling: Sampling) -> dict[str, Any]:
     return {"do_sample": True, **warpers, **({"min_p": sampling.min_p} if sampling.min_p else {}), **penalty}
 
 
-@contextmanager
-def plain_settings(model: Any) -> Iterator[None]:
-    """Without the model's own generation settings: `generate` fills what a GenerationConfig leaves open from them, and
-    a penalty or suppressed tokens of theirs would make another text than our loop."""
-    from transformers import GenerationConfig
-
+@torch.inference_mode()
+def written(
+    model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, settings: Mapping[str, Any], **more: Any
+) -> Any:
+    """What transformers' `generate` returns under `settings` of its GenerationConfig, for prompts that are padded on
+    the left. The model's own generation settings are put aside: what a GenerationConfig leaves open is filled from
+    them, and a penalty or suppressed tokens of theirs would make another text than our loop."""
+    longest, pad = max(map(len, prompts)), settings["pad_token_id"]
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        yield
+        with quiet_transformers():
+            config = GenerationConfig(**settings, **generation_settings(sampling))
+            return model.generate(ids, attention_mask=mask, generation_config=config, **more)
     finally:
         model.generation_config = own
 
@@ -81,24 +88,12 @@ def generate_batch(
         "max_new_tokens": max_new_tokens,
         "eos_token_id": sorted(eos) or None,
         "pad_token_id": min(eos, default=0),
-        **generation_settings(sampling),
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         ours = {} if cache.states else {"past_key_values": cache}
-        out = _written(model, prompts, settings, **ours)
+        out = written(model, prompts, sampling, settings, **ours)
     return [until_end(row, eos) for row in out[:, longest:].tolist()]
-
-
-def _written(model: Any, prompts: Sequence[Sequence[int]], settings: dict[str, Any], **more: Any) -> Any:
-    """What transformers' `generate` returns for prompts that are padded on the left."""
-    from transformers import GenerationConfig
-
-    longest, pad = max(map(len, prompts)), settings["pad_token_id"]
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    with plain_settings(model):
-        return model.generate(ids, attention_mask=mask, generation_config=GenerationConfig(**settings), **more)
 
 
 @torch.inference_mode()
@@ -115,9 +110,11 @@ def ignores_padding(model: Any) -> bool:
     vocabulary = int(text.vocab_size)
     long = torch.randint(0, vocabulary, (_LONG,), generator=torch.Generator().manual_seed(0)).tolist()
     short = long[:_SHORT]
-    settings: dict[str, Any] = {"max_new_tokens": _NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    settings |= {"output_logits": True, "return_dict_in_generate": True}
-    alone, padded = (_written(model, prompts, settings).logits for prompts in ([short], [short, long]))
+    settings = {"max_new_tokens": _NEW, "eos_token_id": None, "pad_token_id": 0}
+    told = {"output_logits": True, "return_dict_in_generate": True}
+    alone, padded = (
+        written(model, prompts, Sampling(), settings | told).logits for prompts in ([short], [short, long])
+    )
     return all(agree(one[0], other[0], one[0]) for one, other in zip(padded, alone, strict=True))
 
 
@@ -159,11 +156,11 @@ def score_batch(
             if sampling.penalised:
                 read_ids = ids[:, :end]
                 logits = [_penalised(each, read_ids, chosen, sampling.repetition_penalty) for each in logits]
-            columns.append(reduce(logits[0], None if sampling.greedy else logits[1], x, sampling, eos))
+            p = None if sampling.greedy else distribution(logits[1], sampling)
+            columns.append(reduce(logits[0], p, x, sampling, eos))
             owners.append(chosen.nonzero()[:, 0])
-    table = torch.cat(columns, 1) if columns else torch.empty(6, 0)
-    owner = torch.cat(owners) if owners else torch.empty(0)
-    return [as_scores(table[:, owner == index]) for index in range(len(rows))]
+    parts = list(zip(columns, owners, strict=True))
+    return [as_scores([part[:, owner == index] for part, owner in parts]) for index in range(len(rows))]
 
 
 def _penalised(logits: Tensor, ids: Tensor, chosen: Tensor, penalty: float) -> Tensor:

@@ -17,19 +17,18 @@ from specbench.acceptance.rules import queued
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.headreader import (
     Branch,
+    HeadReader,
     Network,
-    Reader,
-    at_once,
+    filled,
     kind_of_layer,
     out_of_memory,
     over_all,
     reads_of,
-    require_shapes,
+    require_same,
     tensors_of,
     vocabulary_of,
 )
-from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, agree, joined
-from specbench.drafters.head import Step
+from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, joined
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import BlockHead
@@ -113,7 +112,7 @@ class DFlash(Network):
         return over_all(small, self.ids, self.vocab_size)
 
 
-class BlockReader(Reader):
+class BlockReader(HeadReader):
     """Of a head that drafts in blocks: memory is of the target's states, `own` what drafts are made from
     [n, k, hidden]."""
 
@@ -144,9 +143,6 @@ class BlockReader(Reader):
             self.cache.rewind(past + n)
             return self.head.logits(own[0, 1 : k + 1])
 
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
-        return at_once(self.block(ids, states, k))
-
     def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for depth, _ in zip(range(1, own.shape[1]), drafts, strict=False):
             yield self.head.logits(own[:, depth])
@@ -176,16 +172,13 @@ def load_dflash(head: BlockHead, target: LoadedModel) -> DFlash:
     tensors.pop("lm_head.weight", None)  # else the target's
     with torch.device("meta"):
         parts = _Parts(head, len(reads))
-    require_shapes(head, {name: tuple(one.shape) for name, one in parts.state_dict().items()}, tensors)
+    filled(head, parts, tensors, embed)
     if ids is not None and (small is None or small.shape != (head.draft_vocab, head.hidden)):
         raise ModelError(f"{head.name} has no lm_head for its {head.draft_vocab:,} tokens", hint="Copy it again.")
-    to = {"device": embed.device, "dtype": embed.dtype}
-    parts.load_state_dict({name: tensor.to(**to) for name, tensor in tensors.items()}, assign=True)
-    parts.eval().requires_grad_(False)
     lm_head = target.model.get_output_embeddings()
     if small is not None:
         lm_head = nn.Linear(head.hidden, len(small), bias=False)
-        lm_head.weight = nn.Parameter(small.to(**to), requires_grad=False)
+        lm_head.weight = nn.Parameter(small.to(embed), requires_grad=False)
     loaded = DFlash(head, parts, target, lm_head, small is not None, None if ids is None else ids.to(embed.device))
     _require_lean(loaded)
     return loaded
@@ -193,7 +186,6 @@ def load_dflash(head: BlockHead, target: LoadedModel) -> DFlash:
 
 @torch.inference_mode()
 def _require_lean(loaded: DFlash) -> None:
-    """Raise ModelError where lean layers do not give what transformers' own modules give for a few tokens."""
     n, parts = 8, loaded.parts
     ids = torch.linspace(0, loaded.vocab_size - 1, 2 * n, device=loaded.device).long()
     context, x = (loaded.embed(part).to(loaded.dtype)[None] for part in (ids[:n], ids[n:]))
@@ -210,8 +202,4 @@ def _require_lean(loaded: DFlash) -> None:
         mask = torch.ones(1, 1, 2 * n, 2 * n, device=loaded.device) > 0
         x = x + made.self_attn(both, position_embeddings=rotary, attention_mask=mask)[0][:, n:]
         x = x + made.mlp(made.post_attention_layernorm(x))
-    whole = parts.norm(x)
-    if not agree(whole, lean, whole):
-        raise ModelError(
-            f"{loaded.head.name} gives other drafts here than its layers in transformers", hint="Please report it."
-        )
+    require_same(loaded.head, lean, parts.norm(x))

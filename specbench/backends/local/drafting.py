@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from specbench.acceptance.loop import Drafter
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.score import match_each_block, score
+from specbench.acceptance.score import score
 from specbench.acceptance.scores import BlockScores, Scores, match_blocks
 from specbench.backends.local.batch import score_batch
 from specbench.backends.local.cached import CachedModel
+from specbench.backends.local.lean import forward_of
 from specbench.backends.local.ragged import RaggedModel
-from specbench.backends.local.swap import forward_of
 from specbench.drafters import DraftSpec
 from specbench.drafters.around import (
     CombinedDrafter,
     LookUpDrafter,
-    ManyModelDrafter,
     ManyReadableDrafter,
     ReadableDrafter,
     SideBySide,
@@ -25,9 +25,9 @@ from specbench.drafters.around import (
     readable,
     silent_after,
 )
-from specbench.drafters.cross import CrossDrafter
+from specbench.drafters.cross import CrossDrafter, match_each_block
 from specbench.drafters.lookup import Corpus
-from specbench.drafters.model import DraftOptions, ModelDrafter
+from specbench.drafters.model import DraftOptions, ManyModelDrafter, ModelDrafter
 from specbench.drafters.skip import SkipDrafter
 from specbench.kinds import MAX_GAMMA
 from specbench.models import LoadedModel
@@ -40,14 +40,16 @@ from specbench.workload.answers import AnswerLog
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the drafts of one run share: the target, its reader, and how text is generated. `gamma` is the largest.
-    Where only answers of a log are scored, drafts that say one token each need no target: its `reader` is None."""
+    """What the drafts of one run share: the target, its reader, and how text is generated. `gamma` is the largest, and
+    `many` the reader of batches, where there are some. Where only answers of a log are scored, drafts that say one
+    token each need no target: its `reader` is None."""
 
     target: LoadedModel
     reader: CachedModel | None
     sampling: Sampling
     eos: frozenset[int]
     gamma: int
+    many: RaggedModel | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -61,16 +63,14 @@ class Setting:
 
 class Draft:
     """One draft. `loaded` is its model, for a skip draft the target's first layers; None for n-grams alone and for a
-    head. Once open, `stepper` is what reads its draft steps, and `target` the reader of the target that its rounds are
-    verified with, where that is not the run's own; `many_target` the same of a batch."""
+    head. It can draft `most` tokens in a round, None: any number. Once open, `drafter` proposes for one text and
+    `many_drafter` for a batch, `stepper` is what reads its draft steps, and `target` the reader of the target that its
+    rounds are verified with, where that is not the run's own; `many_target` the same of a batch."""
 
     target: CachedModel | None = None
     many_target: RaggedModel | None = None
-
-    @property
-    def most(self) -> int | None:
-        """Tokens that it can draft in a round; None where there is no limit."""
-        return None
+    many_drafter: ManyDrafter | None = None
+    most: int | None = None
 
     def __init__(self, spec: DraftSpec, loaded: LoadedModel | None) -> None:
         self.spec = spec
@@ -78,9 +78,8 @@ class Draft:
         self._corpus: Corpus | None = None
 
     def unopened(self) -> Draft:
-        other = Draft(self.spec, self.loaded)
-        other._corpus = self._corpus
-        return other
+        """The same, to be opened by itself."""
+        return copy.copy(self)
 
     def facts(self) -> ModelFacts:
         """What it is and what it adds to the target, for run.json; layers that are shared add nothing. `reader` is the
@@ -98,24 +97,26 @@ class Draft:
         )
 
     def open(self, setting: Setting, capacity: int) -> None:
-        """Make its drafter, with room for sequences of `capacity` tokens."""
-        self._setting = setting
-        self._lookup = self._look_up(setting)
-        if self.spec.kind == "cross" and self.loaded is not None:
-            # The same text may take more tokens in another tokenizer.
-            capacity = min(2 * capacity, self.loaded.max_context or 2 * capacity)
-        self.reader = None if self.loaded is None else CachedModel(self.loaded.model, capacity)
-        self.stepper: CachedModel | RaggedModel | None = self.reader
-        model = self._model_drafter()
+        """Make its drafters, with room for sequences of `capacity` tokens."""
+        self.setting, self._lookup = setting, self._look_up(setting)
+        model = self._model_drafter(capacity)
         if self._lookup is None or model is None:
             self.drafter = self._lookup or model
         else:
             self.drafter = CombinedDrafter(self._lookup, model)
+        if setting.many is not None:
+            self.many_drafter = self._of_batches(setting.many)
 
-    def _model_drafter(self) -> Drafter | None:
-        spec, setting, loaded = self.spec, self._setting, self.loaded
-        if loaded is None or self.reader is None:
+    def _model_drafter(self, capacity: int) -> Drafter | None:
+        """The readers of its model, and what drafts with it."""
+        spec, setting, loaded = self.spec, self.setting, self.loaded
+        self.reader: CachedModel | None = None
+        self.stepper: CachedModel | RaggedModel | None = None
+        if loaded is None:
             return None
+        if spec.kind == "cross":  # the same text may take more tokens in another tokenizer
+            capacity = min(2 * capacity, loaded.max_context or 2 * capacity)
+        self.reader = self.stepper = CachedModel(loaded.model, capacity)
         if spec.kind == "cross":
             return CrossDrafter(
                 self.reader,
@@ -126,14 +127,15 @@ class Draft:
                 draft_eos=end_tokens(loaded),
                 repetition_penalty=setting.sampling.repetition_penalty,
             )
-        options = self._options(setting)
+        options = self._options()
         if spec.kind == "skip":
             self.stepper = shared = setting.read.sharing(loaded.model)
             return SkipDrafter(shared, **options)
         drafter = ModelDrafter(self.reader, **options)
         return ReadableDrafter(drafter, self.reader.vocab_size) if self._knows_fewer else drafter
 
-    def _options(self, setting: Setting) -> DraftOptions:
+    def _options(self) -> DraftOptions:
+        setting = self.setting
         return {
             "vocab_size": setting.vocab_size,
             "sampling": self.spec.sampling(setting.sampling),
@@ -147,25 +149,25 @@ class Draft:
     def _knows_fewer(self) -> bool:
         """Whether the target may write tokens that this draft model cannot read."""
         known = None if self.reader is None else self.reader.vocab_size
-        return self.spec.kind == "model" and known is not None and known < self._setting.vocab_size
+        return self.spec.kind == "model" and known is not None and known < self.setting.vocab_size
 
-    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+    def _of_batches(self, target: RaggedModel) -> ManyDrafter:
         """Its drafter for batches that `target` reads, whose model then is what reads draft steps."""
         if self.loaded is None:
 
             def alone() -> Drafter:
-                found = self._look_up(setting)
+                found = self._look_up(self.setting)
                 assert found is not None
                 return found
 
             return SideBySide(alone)
         self.stepper = RaggedModel(self.loaded.model, target.capacity, target.batch)
-        drafter = ManyModelDrafter(self.stepper, **self._options(setting))
+        drafter = ManyModelDrafter(self.stepper, **self._options())
         return ManyReadableDrafter(drafter, self.stepper.vocab_size) if self._knows_fewer else drafter
 
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores | BlockScores:
         """What it would have said at every position of `output`, a text of the target alone after `ids`."""
-        blocks, setting = self._blocks(ids, output), self._setting
+        blocks, setting = self._blocks(ids, output), self.setting
         if self.loaded is None or self.reader is None or self.spec.kind == "cross":
             assert blocks is not None
             return blocks
@@ -182,7 +184,7 @@ class Draft:
     def score_texts(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
     ) -> Sequence[Scores | BlockScores]:
-        setting = self._setting
+        setting = self.setting
         if self.loaded is None or self.spec.kind == "cross":
             return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
         found = score_batch(
@@ -214,7 +216,7 @@ class Draft:
 
     def _blocks(self, ids: Sequence[int], output: Sequence[int]) -> BlockScores | None:
         if isinstance(self.drafter, CrossDrafter):
-            return match_each_block(self.drafter, ids, output, self._setting.gamma)
+            return match_each_block(self.drafter, ids, output, self.setting.gamma)
         return None if self._lookup is None else match_blocks(self._lookup, ids, output, MAX_GAMMA)
 
 
@@ -231,6 +233,10 @@ def _corpus_of(source: str, setting: Setting) -> Corpus:
     replies = (one.reply for one in log)
     texts = (reply.ids or tokenizer(reply.message.content, add_special_tokens=False).input_ids for reply in replies)
     return Corpus([*ids, *([] if ids[-1:] == [end] else [end])] for ids in map(list, texts))
+
+
+def in_process(device: str) -> str:
+    return f"transformers models in process, specbench loop ({device})"
 
 
 def facts(loaded: LoadedModel) -> ModelFacts:

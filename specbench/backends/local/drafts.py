@@ -6,18 +6,16 @@ them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
 
 import torch
 
 from specbench.acceptance.loop import Drafter, generate
 from specbench.acceptance.many import ManyDrafter
-from specbench.acceptance.replay import Text, replay
+from specbench.acceptance.replay import Text, as_text, replay
 from specbench.acceptance.score import score, score_head
-from specbench.acceptance.scores import Scores, as_text
+from specbench.acceptance.scores import Scores
 from specbench.backends.local.cached import CachedModel, States
 from specbench.backends.local.dflash import BlockReader, DFlash, load_dflash
 from specbench.backends.local.drafting import Draft, Setting
@@ -25,10 +23,10 @@ from specbench.backends.local.eagle3 import load_eagle
 from specbench.backends.local.headreader import HeadReader, ManyHeadReader, Network
 from specbench.backends.local.mtp import Mtp, RowReader, load_mtp, load_written_mtp
 from specbench.backends.local.ragged import RaggedModel
-from specbench.clock import Stopwatch
+from specbench.clock import Stopwatch, device_sync
 from specbench.cost.model import RoundCosts, predicted_speedup
+from specbench.cost.probe import Probed, probe
 from specbench.drafters import DraftSpec
-from specbench.drafters.around import CombinedDrafter
 from specbench.drafters.head import HeadDrafter, ManyHeadDrafter
 from specbench.drafters.skip import fewest_layers, first_layers
 from specbench.errors import ConfigError
@@ -48,20 +46,7 @@ class HeadDraft(Draft):
 
     def __init__(self, spec: DraftSpec, head: Network) -> None:
         super().__init__(spec, None)
-        self.head = head
-
-    def unopened(self) -> Draft:
-        other = HeadDraft(self.spec, self.head)
-        other._corpus = self._corpus
-        return other
-
-    @property
-    def setting(self) -> Setting:
-        return self._setting
-
-    @property
-    def most(self) -> int | None:
-        return self.head.head.most
+        self.head, self.most = head, head.head.most
 
     def facts(self) -> ModelFacts:
         head = self.head
@@ -79,24 +64,22 @@ class HeadDraft(Draft):
             reader=self.spec.reader,
         )
 
-    def open(self, setting: Setting, capacity: int) -> None:
-        self._setting, self._lookup = setting, self._look_up(setting)
+    def _model_drafter(self, capacity: int) -> Drafter:
         self.reader = self.stepper = None
         self.memory = reader_of(self.head, capacity)
-        self.target = setting.read.keeping(self.head.reads)
+        self.target = self.setting.read.keeping(self.head.reads)
         assert self.target.states is not None
         self.states: States = self.target.states
-        drafter: Drafter = HeadDrafter(self.memory, self.states.read, **self._options(setting))
-        self.drafter = drafter if self._lookup is None else CombinedDrafter(self._lookup, drafter)
+        return HeadDrafter(self.memory, self.states.read, **self._options())
 
-    def open_many(self, setting: Setting, target: RaggedModel) -> ManyDrafter:
+    def _of_batches(self, target: RaggedModel) -> ManyDrafter:
         self.many_target = target.keeping(self.head.reads)
         assert self.many_target.states is not None
         memory = ManyHeadReader(self.head, self.many_target.states, target.capacity)
-        return ManyHeadDrafter(memory, **self._options(setting))
+        return ManyHeadDrafter(memory, **self._options())
 
     def score(self, ids: Sequence[int], output: Sequence[int]) -> Scores:
-        setting = self._setting
+        setting = self.setting
         assert self.target is not None
         found = score_head(
             self.target,
@@ -104,14 +87,11 @@ class HeadDraft(Draft):
             self.memory,
             ids,
             output,
-            depths=min(max(setting.gamma, DEPTHS), self.head.head.most or MAX_GAMMA),
+            depths=min(max(setting.gamma, DEPTHS), self.most or MAX_GAMMA),
             sampling=self.spec.sampling(setting.sampling),
             eos=setting.eos,
         )
         return replace(found, blocks=self._blocks(ids, output))
-
-    def score_texts(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> Sequence[Scores]:
-        return [self.score(ids, output) for ids, output in zip(prompts, outputs, strict=True)]
 
 
 def load_head(head: Head, target: LoadedModel) -> Network:
@@ -125,7 +105,7 @@ def load_head(head: Head, target: LoadedModel) -> Network:
     return load_eagle(head, target)
 
 
-def reader_of(network: Network, capacity: int) -> HeadReader | BlockReader:
+def reader_of(network: Network, capacity: int) -> HeadReader:
     if isinstance(network, DFlash):
         return BlockReader(network, capacity)
     if isinstance(network, Mtp) and network.count > 1:
@@ -202,14 +182,13 @@ def choose_layers(setting: Setting, prompts: Sequence[Sequence[int]], gammas: Se
     readers = {depth: CachedModel(first_layers(setting.target.model, depth), capacity) for depth in depths}
     setting = replace(setting, reader=CachedModel(setting.target.model, capacity))
     outputs = [_text(setting, prompt) for prompt in texts]
-    step_s = _steps(setting, readers, texts[0], max(gammas))
+    costs = _costs(setting, readers, texts[0], max(gammas))
+    tokens = sum(len(output) - 1 for output in outputs)
     best: tuple[float, int] | None = None
     for depth, reader in readers.items():
         scores = [_scored(setting, reader, p, o) for p, o in zip(texts, outputs, strict=True)]
-        tokens = sum(len(output) - 1 for output in outputs)
-        costs = RoundCosts(step_s[None], step_s[depth][0], step_s[depth][0], 0.0)
         for gamma in gammas:
-            found = predicted_speedup(replay(scores, gamma), tokens, costs)
+            found = predicted_speedup(replay(scores, gamma), tokens, costs[depth])
             if found is not None and (best is None or found > best[0]):
                 best = found, depth
     return depths[len(depths) // 2] if best is None else best[1]
@@ -243,21 +222,14 @@ def _scored(setting: Setting, reader: CachedModel, prompt: Sequence[int], output
     return as_text(found, prompt_id="", category=None, draft="", repeat=0, limit=TOKENS)
 
 
-@torch.inference_mode()
-def _steps(
+def _costs(
     setting: Setting, readers: Mapping[int, CachedModel], prompt: Sequence[int], gamma: int
-) -> dict[int | None, tuple[float, ...]]:
-    """Median seconds of the target over 1 to gamma + 1 tokens (under None), and of each depth over one."""
-    spent: dict[tuple[int | None, int], list[float]] = {}
-    models = [(None, setting.read), *readers.items()]
-    for _, model in models:
-        model.rewind(0)
-        model.forward(prompt, keep=1)
-    for _ in range(PASSES):
-        for depth, model in models:
-            for width in range(1, gamma + 2) if depth is None else (1,):
-                start_s = time.perf_counter()
-                model.forward([prompt[-1]] * width, keep=width)
-                spent.setdefault((depth, width), []).append(time.perf_counter() - start_s)
-                model.rewind(len(prompt))
-    return {depth: tuple(median(s) for (d, _), s in spent.items() if d == depth) for depth, _ in models}
+) -> dict[int, RoundCosts]:
+    """Of each depth, from the target over 1 to gamma + 1 tokens and each reader over one."""
+    target = Probed(setting.read, tuple(range(1, gamma + 2)), keep_all=True)
+    depths = [(str(depth), Probed(reader, (1,), keep_all=False)) for depth, reader in readers.items()]
+    sync = device_sync(setting.read.device)
+    points = probe({len(prompt): [(None, target), *depths]}, prompt, seed=0, sync=sync, passes=PASSES)
+    verify_s = tuple(point.median_s for point in points if point.model is None)
+    step_s = {int(point.model): point.median_s for point in points if point.model is not None}
+    return {depth: RoundCosts(verify_s, step_s[depth], step_s[depth], 0.0) for depth in readers}

@@ -19,15 +19,16 @@ from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.headreader import (
     COPY_AGAIN,
     Network,
+    filled,
     kind_of_layer,
     misfit,
     over_all,
     reads_of,
-    require_shapes,
+    require_same,
     tensors_of,
     vocabulary_of,
 )
-from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, agree, joined
+from specbench.backends.local.lean import Frame, LeanLayer, Norm, Packed, joined
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import EagleHead
@@ -123,15 +124,12 @@ def load_eagle(head: EagleHead, target: LoadedModel) -> Eagle3:
         tensors["mask_hidden"] = tensors["mask_hidden"].flatten()
     with torch.device("meta"):
         parts = _Parts(head, len(reads))
-    require_shapes(head, {name: tuple(one.shape) for name, one in parts.state_dict().items()}, tensors)
-    to = {"device": weight.device, "dtype": weight.dtype}
-    parts.load_state_dict({name: tensor.to(**to) for name, tensor in tensors.items()}, assign=True)
-    parts.eval().requires_grad_(False)
+    filled(head, parts, tensors, weight)
     embed = target.model.get_input_embeddings()
     if own is not None:
         if own.shape != (head.vocab_size, head.hidden):
             raise misfit(head, "embed_tokens.weight", own.shape, (head.vocab_size, head.hidden))
-        embed = nn.Embedding(*own.shape, _weight=own.to(**to))
+        embed = nn.Embedding(*own.shape, _weight=own.to(weight))
     elif head.hidden != head.target_hidden:
         raise ModelError(
             f"{head.name} has no embedding of its own, and the target's is {head.target_hidden} wide, not "
@@ -145,7 +143,6 @@ def load_eagle(head: EagleHead, target: LoadedModel) -> Eagle3:
 
 @torch.inference_mode()
 def _require_lean(loaded: Eagle3) -> None:
-    """Raise ModelError where lean layers do not give what transformers' own modules give for a few tokens."""
     head, parts, n = loaded.options, loaded.parts, 8
     ids = torch.linspace(0, head.vocab_size - 1, n + 1, device=loaded.device).long()
     given, embedded = (loaded.embed(part).to(loaded.dtype)[None] for part in (ids[:-1], ids[1:]))
@@ -160,8 +157,4 @@ def _require_lean(loaded: Eagle3) -> None:
     x = x + first.mlp(first.post_attention_layernorm(x))
     for layer in list(parts.layers)[1:]:
         x = layer(x, position_embeddings=rotary, attention_mask=None)
-    whole = parts.norm(x) if head.norm_output else x
-    if not agree(whole, lean, whole):
-        raise ModelError(
-            f"{head.name} gives other drafts here than its layers in transformers", hint="Please report it."
-        )
+    require_same(head, lean, parts.norm(x) if head.norm_output else x)

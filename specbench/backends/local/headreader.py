@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from specbench.acceptance.rules import queued
 from specbench.backends.local.cache import RewindableCache
 from specbench.backends.local.cached import States
-from specbench.backends.local.lean import seen_from
+from specbench.backends.local.lean import agree, seen_from
 from specbench.backends.local.ragged import RaggedCache
-from specbench.drafters.head import Step
+from specbench.drafters.head import DraftHead, ManyDraftHead
+from specbench.drafters.model import Read
 from specbench.errors import ModelError
 from specbench.models import LoadedModel
 from specbench.models.headconfig import Head
@@ -73,8 +74,7 @@ def vocabulary_of(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Te
     if drafts is None or vocabulary is None or (offsets is None and drafts == vocabulary):
         return None
     if offsets is None:
-        raise ModelError(f"{head.name} does not say which tokens its {drafts:,} are: d2t is missing",
-                         hint=COPY_AGAIN)  # fmt: skip
+        raise ModelError(f"{head.name} does not say which tokens its {drafts:,} are: d2t is missing", hint=COPY_AGAIN)
     if offsets.shape != (drafts,):
         raise misfit(head, "d2t", offsets.shape, (drafts,))
     ids = offsets.long() + torch.arange(drafts)
@@ -93,7 +93,23 @@ def vocabulary_of(head: Head, offsets: Tensor | None, mask: Tensor | None) -> Te
     raise ModelError(what, hint=f"Its target id is id + d2t[id]; {COPY_AGAIN[0].lower()}{COPY_AGAIN[1:]}")
 
 
-def require_shapes(head: Head, wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+def filled(head: Head, parts: nn.Module, tensors: Mapping[str, Tensor], like: Tensor) -> None:
+    """Give `parts`, which have shapes alone, the tensors of a head, where `like` is and in its precision. Raises
+    ModelError as `require_shapes` does."""
+    require_shapes(head, parts.state_dict(), tensors)
+    parts.load_state_dict({name: tensor.to(like) for name, tensor in tensors.items()}, assign=True)
+    parts.eval().requires_grad_(False)
+
+
+def require_same(head: Head, lean: Tensor, whole: Tensor) -> None:
+    """Raise ModelError where lean layers do not give what transformers' own modules give for a few tokens."""
+    if not agree(whole, lean, whole):
+        raise ModelError(
+            f"{head.name} gives other drafts here than its layers in transformers", hint="Please report it."
+        )
+
+
+def require_shapes(head: Head, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Raise ModelError where the tensors are not those that are `wanted`, with these shapes."""
     missing = sorted(wanted.keys() - tensors.keys())
     strange = sorted(tensors.keys() - wanted.keys())
@@ -106,9 +122,9 @@ def require_shapes(head: Head, wanted: Mapping[str, tuple[int, ...]], tensors: M
             f"{head.name} holds weights that a head of its configuration has not, {strange[0]} first",
             hint=COPY_AGAIN,
         )
-    for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
-            raise misfit(head, name, tensors[name].shape, shape)
+    for name, tensor in wanted.items():
+        if tensors[name].shape != tensor.shape:
+            raise misfit(head, name, tensors[name].shape, tensor.shape)
 
 
 def misfit(head: Head, name: str, found: Sequence[int], wanted: Sequence[int]) -> ModelError:
@@ -186,53 +202,30 @@ def over_all(small: Tensor, ids: Tensor | None, vocab_size: int) -> Tensor:
     return small.new_full((len(small), vocab_size), float("-inf")).index_copy_(1, ids, small)
 
 
-class Reader(ABC):
+class HeadReader(DraftHead):
     """A head and its memory of the pairs of one text, with room for `capacity` of them and what a round drafts
-    `beyond`."""
+    `beyond`. It reads pair after pair, and then its own output or masks."""
 
     def __init__(self, head: Network, capacity: int, beyond: int = 0) -> None:
         self.head, self.capacity = head, capacity
         self.vocab_size = head.vocab_size
         self.cache = RewindableCache(head.config, capacity + beyond)
-        self.own = torch.empty(0)  # output of the pairs that were read last [n, hidden]
+        self.own = torch.empty(0)
 
     @property
     def pairs(self) -> int:
         return int(self.cache.get_seq_length())
 
-    @abstractmethod
-    def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
-        """Read pairs: tokens `ids` and the target's `states` [n, layers * hidden] of the token before each. Logits
-        [keep, V] of the first draft after each of the last `keep`."""
-
-    @abstractmethod
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
-        """Read pairs as `read` does and draft up to k tokens: what gives one after the other."""
-
-    @abstractmethod
-    def deeper(self, first: int, own: Tensor, drafts: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Draft on after each of the pairs from `first` on by itself, whose output is `own`, where `drafts`
-        [depths, n] were drafted; logits [n, V] of each depth. Memory keeps nothing of it."""
-
     def rewind(self, pairs: int) -> None:
         self.cache.rewind(pairs)
-
-
-def at_once(logits: Tensor) -> Step:
-    """Drafts of one pass, from their logits [k, V]."""
-    rows = iter(logits[:, None])
-    return lambda _: next(rows)
-
-
-class HeadReader(Reader):
-    """Of a head that reads pair after pair, and then its own output or masks."""
 
     def read(self, ids: Sequence[int], states: Tensor, keep: int = 1) -> Tensor:
         return self._run(queued(list(ids), self.head.device)[None], self.head.fused(states)[None], keep)
 
-    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Step:
+    def drafts(self, ids: Sequence[int], states: Tensor, k: int) -> Read:
         if self.head.at_once:
-            return at_once(self.block(ids, states, k))
+            rows = iter(self.block(ids, states, k)[:, None])
+            return lambda _: next(rows)
         emitted = iter([ids])
 
         def step(drafted: Sequence[int] | Tensor) -> Tensor:
@@ -277,7 +270,7 @@ class HeadReader(Reader):
             return self.head.logits(self.own[len(self.own) - keep :])
 
 
-class ManyHeadReader:
+class ManyHeadReader(ManyDraftHead):
     """A head and its memory of the pairs of up to `states.batch` sequences, whose target keeps `states`."""
 
     def __init__(self, head: Network, states: States, capacity: int) -> None:
@@ -291,8 +284,6 @@ class ManyHeadReader:
         self._cache.lengths = [0] * batch
 
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Read a row of tokens in each sequence, each beside the target's states of the token before it; an empty row
-        reads nothing. Logits [batch, V] after each row's last."""
         counts = [len(row) for row in rows]
         width = max(counts)
         ids = queued([[*row, *[0] * (width - len(row))] for row in rows], self.head.device)
@@ -306,8 +297,7 @@ class ManyHeadReader:
         return self.head.at_once
 
     def block(self, rows: Sequence[Sequence[int]], k: int) -> Tensor:
-        """Read rows as `read` does and k - 1 masks after each, in one pass; logits [batch, k, V] of the k drafts. The
-        masks are not kept."""
+        """As drafts, k - 1 masks are read after each row."""
         assert self.head.masked is not None
         counts, device = [len(row) for row in rows], self.head.device
         width, mask = max(counts) + k - 1, self.head.mask_token
@@ -319,8 +309,6 @@ class ManyHeadReader:
         return self._run(ids, given, at, last, counts).view(len(rows), k, -1)
 
     def step(self, ids: Sequence[int] | Tensor, going: Sequence[int]) -> Tensor:
-        """Read one drafted token [batch] in each of the sequences `going`, beside the output of the pair before it;
-        logits [batch, V], those of other rows of no meaning."""
         ids = ids if isinstance(ids, Tensor) else queued(list(ids), self.head.device)
         counts = [int(row in going) for row in range(len(ids))]
         return self._run(ids[:, None], self._own, self._at(1), None, counts)
@@ -329,7 +317,6 @@ class ManyHeadReader:
         self._cache.lengths = list(pairs)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences only; the target lets its states of the others go."""
         self._cache.keep(rows, self.head.device)
 
     def _at(self, width: int) -> Tensor:

@@ -9,7 +9,7 @@ together.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -20,7 +20,7 @@ from specbench.acceptance.many import rounds_of_many
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.drafting import Draft, Setting
 from specbench.backends.local.graphs import Recordable
-from specbench.backends.local.ragged import WIDEST, RaggedModel
+from specbench.backends.local.ragged import RaggedModel
 from specbench.clock import Clock
 from specbench.records import Arm
 
@@ -39,34 +39,39 @@ def lane_of_one(target: Target, drafter: Drafter | None) -> Lane:
     return begin
 
 
-def open_lane(
-    setting: Setting, draft: Draft | None, rows: int
-) -> tuple[Lane, CachedModel | RaggedModel, CachedModel | RaggedModel | None]:
-    """New caches over the weights, with room for `rows` sequences as long as those of `setting.reader`; the reader of
-    the target that is used, and that of a draft's steps."""
-    reader = CachedModel(setting.target.model, setting.read.capacity)
-    setting = replace(setting, reader=reader)
-    many = RaggedModel(setting.target.model, reader.capacity + WIDEST, rows) if rows > 1 else None
-    if draft is None:
-        if many is None:
-            return lane_of_one(reader, None), reader, None
-        return partial(rounds_of_many, many, None), many, None
-    own = draft.unopened()
-    own.open(setting, reader.capacity)
-    if many is None:
-        target = own.target or reader
-        return lane_of_one(target, own.drafter), target, own.stepper
-    drafter = own.open_many(setting, many)
-    judge = own.many_target or many
-    return partial(rounds_of_many, judge, drafter), judge, own.stepper
+def lane_over(setting: Setting, draft: Draft | None) -> Lane:
+    """A lane over the caches of a setting, and those of a draft that was opened in it."""
+    judge = judge_of(setting, draft)
+    if isinstance(judge, RaggedModel):
+        return partial(rounds_of_many, judge, None if draft is None else draft.many_drafter)
+    return lane_of_one(judge, None if draft is None else draft.drafter)
+
+
+def judge_of(setting: Setting, draft: Draft | None) -> CachedModel | RaggedModel:
+    """What reads the target in a lane."""
+    if setting.many is not None:
+        return (None if draft is None else draft.many_target) or setting.many
+    return (None if draft is None else draft.target) or setting.read
+
+
+def opened_anew(setting: Setting, draft: Draft | None) -> tuple[Setting, Draft | None]:
+    """New caches over the same weights, with as much room."""
+    model, many, own = setting.target.model, setting.many, None
+    if many is not None:
+        many = RaggedModel(model, many.capacity, many.batch)
+    setting = replace(setting, reader=CachedModel(model, setting.read.capacity), many=many)
+    if draft is not None:
+        own = draft.unopened()
+        own.open(setting, setting.read.capacity)
+    return setting, own
 
 
 def passes(
-    targets: Sequence[Recordable | None], steppers: Sequence[Recordable | None], gamma: int
+    targets: Iterable[Recordable], drafts: Iterable[Draft | None], gamma: int
 ) -> list[tuple[Recordable, range, bool]]:
-    """What is recorded of these, as far as they are there: all widths of a verify pass, and draft steps."""
-    wide = [(one, range(1, gamma + 2), True) for one in targets if one is not None]
-    return [*wide, *((one, range(1, 3), False) for one in steppers if one is not None)]
+    """What is recorded of these: all widths of a verify pass, and draft steps where a model drafts."""
+    steppers = [draft.stepper for draft in drafts if draft is not None and draft.stepper is not None]
+    return [*((one, range(1, gamma + 2), True) for one in targets), *((one, range(1, 3), False) for one in steppers)]
 
 
 class Underway:

@@ -14,6 +14,7 @@ so weights are rearranged once, at load (`Packed`). They are the same: only the 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -90,7 +91,7 @@ def joined(linears: list[nn.Linear]) -> Packed | Plain:
 
 
 # Models that are: token embedding, decoder layers of one kind, norm, head, and nothing else.
-SHELLS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+_SHELLS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
 # How far two ways to the same numbers may be apart, as a share of these: rounding, no more.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.04, torch.float16: 0.01}
@@ -322,14 +323,108 @@ def agree(one: Tensor, other: Tensor, whole: Tensor) -> bool:
     return bool(far <= TOLERANCE.get(one.dtype, 0.0) * whole.float().norm())
 
 
-def of_transformers(module: Any, names: Collection[str]) -> bool:
+def _of_transformers(module: Any, names: Collection[str]) -> bool:
     """Whether a module is of one of these classes of transformers, and not of another's class of the same name."""
     kind = type(module)
     return kind.__name__ in names and kind.__module__.startswith("transformers.models.")
 
 
+def is_lean(model: Any) -> bool:
+    return _of_transformers(model, _SHELLS) and all(isinstance(layer, LeanLayer) for layer in model.model.layers)
+
+
 def decoder_of(model: Any) -> LeanDecoder | None:
     """The model without its shell; None where it keeps one, or any layer is not lean."""
-    if not of_transformers(model, SHELLS) or not all(isinstance(layer, LeanLayer) for layer in model.model.layers):
-        return None
-    return LeanDecoder(model)
+    return LeanDecoder(model) if is_lean(model) else None
+
+
+# Decoder layers known to be: norm, attention with rotary positions, norm, gated feed-forward, each added to the stream.
+_KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+
+# Tokens read in the three passes that are compared: a prompt, a step, a verify pass.
+_PASSES = (8, 1, 3)
+
+
+@torch.inference_mode()
+def make_lean(model: Any) -> None:
+    """Replace, in place, the layers of a loaded transformers model by lean ones, and pack its head, where the model is
+    known and each layer gives what the one before it gave."""
+    if not _of_transformers(model, _SHELLS) or not all(map(_fits, model.model.layers)):
+        return
+    passes = _passes(model)
+    for index, layer in enumerate(model.model.layers):
+        lean = LeanLayer(layer)
+        old, new = (_through(one, passes, model.config) for one in (layer, lean))
+        # Held against what the layer adds to the stream, which alone is its own.
+        if not all(agree(one, other, one - given.x) for given, one, other in zip(passes, old, new, strict=True)):
+            return
+        model.model.layers[index] = lean
+        passes = [replace(one, x=x) for one, x in zip(passes, old, strict=True)]
+    head = model.lm_head
+    if _is_plain(head) and packs(head.weight):
+        model.lm_head = Packed(head.weight, head.bias, copies=head.weight is model.get_input_embeddings().weight)
+
+
+def forward_of(model: Any) -> str:
+    """What runs the layers of a model, for the record."""
+    if not is_lean(model):
+        return "transformers"
+    return "lean, packed weights" if isinstance(model.lm_head, Packed) else "lean"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Hidden states x [1, n, hidden] of a few tokens, their positions [1, n], and what a layer is told of them."""
+
+    x: Tensor
+    positions: Tensor
+    rotary: tuple[Tensor, Tensor]
+    mask: Tensor | None
+
+
+def _fits(layer: Any) -> bool:
+    """Whether a decoder layer is of a kind that LeanLayer knows, over full attention."""
+    if not _of_transformers(layer, _KNOWN):
+        return False
+    attention, feed = layer.self_attn, layer.mlp
+    joined = attention.q_proj, attention.k_proj, attention.v_proj
+    if not all(map(_is_plain, (*joined, attention.o_proj, feed.gate_proj, feed.up_proj, feed.down_proj))):
+        return False
+    biases = {linear.bias is None for linear in joined}
+    windows = (getattr(one, "sliding_window", None) for one in (attention, attention.config))
+    sliding = getattr(attention.config, "use_sliding_window", True) and any(windows)
+    return len(biases) == 1 and not sliding
+
+
+def _is_plain(linear: Any) -> bool:
+    """Whether it multiplies by its weight and no more: a quantized one is of another class, or its weight is."""
+    weight = getattr(linear, "weight", None)
+    return type(linear) is nn.Linear and type(weight) is nn.Parameter and weight.dtype in TOLERANCE
+
+
+def _passes(model: Any) -> list[_Pass]:
+    """The embeddings of a few tokens from all over the vocabulary, as the first layer gets them."""
+    embedding, rotary = model.get_input_embeddings(), model.model.rotary_emb
+    ids = torch.linspace(0, embedding.num_embeddings - 1, sum(_PASSES), device=model.device).long()[None]
+    found, past = [], 0
+    for n in _PASSES:
+        x, at = embedding(ids[:, past : past + n]), torch.arange(past, past + n, device=model.device)[None]
+        mask = seen_from(at, torch.arange(past + n, device=model.device)) if n > 1 and past else None
+        found.append(_Pass(x, at, rotary(x, at), mask))
+        past += n
+    return found
+
+
+def _through(layer: Any, passes: Sequence[_Pass], config: Any) -> list[Tensor]:
+    cache = RewindableCache(config, sum(_PASSES))
+    return [
+        layer(
+            one.x,
+            attention_mask=one.mask,
+            position_ids=one.positions,
+            past_key_values=cache,
+            use_cache=True,
+            position_embeddings=one.rotary,
+        )
+        for one in passes
+    ]

@@ -12,19 +12,18 @@ from typing import Any
 import torch
 
 from specbench.acceptance.loop import Generation
-from specbench.acceptance.many import ManyDrafter, rounds_of_many
 from specbench.acceptance.rules import RepetitionPenalty, margins
 from specbench.backends.base import Admitted, Conditions, Item
 from specbench.backends.local.batch import generate_batch, ignores_padding
 from specbench.backends.local.cached import CachedModel, ModelReader
-from specbench.backends.local.drafting import Draft, Setting, facts
+from specbench.backends.local.drafting import Draft, Setting, facts, in_process
 from specbench.backends.local.drafts import HeadDraft, choose_layers, load_drafts, refuse_batches, require_rounds
 from specbench.backends.local.graphs import CudaRecorder, record_all
-from specbench.backends.local.lanes import Lane, Underway, lane_of_one, open_lane, passes
-from specbench.backends.local.prober import Prober
+from specbench.backends.local.lanes import Lane, Underway, judge_of, lane_over, opened_anew, passes
+from specbench.backends.local.lean import make_lean
+from specbench.backends.local.probing import Prober
 from specbench.backends.local.ragged import WIDEST, RaggedModel
 from specbench.backends.local.reference import TOKENS, check_reference, failing_as_ours, require_rollback
-from specbench.backends.local.swap import make_lean
 from specbench.clock import Clock, EventStopwatch, Stopwatch, device_sync
 from specbench.config import RunConfig
 from specbench.cost.plan import Costs, ProbePlan
@@ -69,10 +68,6 @@ def _rereads(name: str) -> Finding:
     )
 
 
-def in_process(device: str) -> str:
-    return f"transformers models in process, specbench loop ({device})"
-
-
 class LocalEngine:
     """Loaded target and drafts. `encode` prompts first, then `reserve` room for the longest, then `generate`. Without
     the `weights` of the target there are only the scores of drafts that say one token each. What the session of
@@ -85,11 +80,7 @@ class LocalEngine:
         self._threads = threads
         self.device = resolve_device(config.device)
         self.sampling: Sampling = config.sampling
-        self.seed = config.seed
-        self._template_kwargs = config.chat_template_kwargs
-        self.gammas = config.gamma
-        self.batch_size = config.batch_size
-        self._dtype = config.dtype
+        self._config = config
         self.cautions: list[Finding] = []
         specs = [parse_draft(text) for text in config.draft]
         for spec in specs:
@@ -97,17 +88,11 @@ class LocalEngine:
         _require_forms(config, specs)
         trusted = frozenset(config.trust_remote_code)
         self.weights = weights
-        self.target = (
-            self._load(config, config.target) if weights else load_files(config.target, trust_remote_code=trusted)
-        )
-        found = load_drafts(specs, self.target, lambda name: self._load(config, name))
+        self.target = self._load(config.target) if weights else load_files(config.target, trust_remote_code=trusted)
+        found = load_drafts(specs, self.target, self._load)
         self.drafts: dict[str, Draft] = {draft.spec.text: draft for draft in found}
-        self._many_drafters: dict[str, ManyDrafter] = {}
-        checked: dict[str, LoadedModel] = {}
-        for draft in found:
-            if draft.loaded is not None and draft.spec.kind == "model":
-                checked[draft.loaded.name] = draft.loaded
-        for loaded in checked.values():
+        models = [draft.loaded for draft in found if draft.loaded is not None and draft.spec.kind == "model"]
+        for loaded in {model.name: model for model in models}.values():
             report = check_vocabularies(
                 self.target.tokenizer, loaded.tokenizer, _vocab_size(self.target.model), _vocab_size(loaded.model)
             )
@@ -118,9 +103,9 @@ class LocalEngine:
         self._known = {text: facts.layers for text, facts in drafted.items() if facts.layers is not None}
         self._recorder: CudaRecorder | None = None  # once all passes were recorded
 
-    def _load(self, config: RunConfig, name: str) -> LoadedModel:
-        trusted = frozenset(config.trust_remote_code)
-        loaded = load_model(name, dtype=config.dtype, device=self.device, trust_remote_code=trusted)
+    def _load(self, name: str) -> LoadedModel:
+        trusted = frozenset(self._config.trust_remote_code)
+        loaded = load_model(name, dtype=self._config.dtype, device=self.device, trust_remote_code=trusted)
         make_lean(loaded.model)
         if require_rollback(loaded):
             self.cautions.append(_rereads(name))
@@ -131,7 +116,7 @@ class LocalEngine:
     @property
     def reader(self) -> CachedModel:
         """What reads the target's texts, one at a time. After `reserve`."""
-        return self._target
+        return self._setting.read
 
     @property
     def vocab_size(self) -> int:
@@ -169,7 +154,7 @@ class LocalEngine:
         return Admitted(
             list(items),
             list(skipped),
-            Conditions(in_process(self.device), self.device, self._dtype, self._threads),
+            Conditions(in_process(self.device), self.device, self._config.dtype, self._threads),
             replace(target, end_tokens=tuple(sorted(self.eos))),
             {text: draft.facts() for text, draft in self.drafts.items()},
             cautions=self.cautions,
@@ -179,46 +164,41 @@ class LocalEngine:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, through the target's chat template where it has one, written `today`."""
-        return encode(self.target, prompt, self._template_kwargs, self.today)
+        return encode(self.target, prompt, self._config.chat_template_kwargs, self.today)
 
     def encode_all(self, prompts: Sequence[Prompt]) -> EncodedPrompts:
         """All that the template does not refuse; what it does not write of them is among the cautions."""
-        found = encode_all(self.target, prompts, self._template_kwargs, self.today)
-        self.cautions += unwritten(self.target, [prompt for prompt, _ in found.encoded], self._template_kwargs)
+        options = self._config.chat_template_kwargs
+        found = encode_all(self.target, prompts, options, self.today)
+        self.cautions += unwritten(self.target, [prompt for prompt, _ in found.encoded], options)
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.target.tokenizer.decode(tokens))
 
     def reserve(self, capacity: int) -> None:
-        reader = CachedModel(self.target.model, capacity) if self.weights else None
-        if reader is not None:
-            self._target = reader
-        if self.batch_size > 1:
-            # A row may be padded by as much as the widest pass.
-            self._many = RaggedModel(self.target.model, capacity + WIDEST, self.batch_size)
-        self._setting = Setting(self.target, reader, self.sampling, self.eos, max(self.gammas))
+        reader, many = CachedModel(self.target.model, capacity) if self.weights else None, None
+        if (rows := self._config.batch_size) > 1:  # one may be padded by as much as the widest pass
+            many = RaggedModel(self.target.model, capacity + WIDEST, rows)
+        self._setting = Setting(self.target, reader, self.sampling, self.eos, max(self._config.gamma), many)
         for draft in self.drafts.values():
             if draft.spec.kind != "skip" or draft.spec.layers is not None:
                 draft.open(self._setting, capacity)
-            if self.batch_size > 1:
-                self._many_drafters[draft.spec.text] = draft.open_many(self._setting, self._many)
 
     def settle(self, prompts: Sequence[Sequence[int]]) -> None:
         """Choose the layers of `skip:auto` drafts over a few prompts, or take those of the earlier session; on CUDA,
         record the passes of every model. After `reserve`."""
         for text, draft in list(self.drafts.items()):
             if draft.spec.kind == "skip" and draft.spec.layers is None:
-                layers = self._known.get(text) or choose_layers(self._setting, prompts, self.gammas)
+                layers = self._known.get(text) or choose_layers(self._setting, prompts, self._config.gamma)
                 (settled,) = load_drafts([replace(draft.spec, layers=layers)], self.target, lambda name: self.target)
-                settled.open(self._setting, self._target.capacity)
+                settled.open(self._setting, self.reader.capacity)
                 self.drafts[text] = settled
         if self.device.startswith("cuda"):
-            drafts = self.drafts.values()
-            own = [draft.target if self.batch_size == 1 else draft.many_target for draft in drafts]
-            targets = [self._target if self.batch_size == 1 else self._many, *own]
+            drafts = [None, *self.drafts.values()]
+            judges = dict.fromkeys(judge_of(self._setting, draft) for draft in drafts)
             self._recorder = CudaRecorder()
-            if not record_all(passes(targets, [d.stepper for d in drafts], max(self.gammas)), self._recorder):
+            if not record_all(passes(judges, drafts, max(self._config.gamma)), self._recorder):
                 self._recorder = None
                 self.cautions.append(NO_GRAPHS)
 
@@ -227,16 +207,18 @@ class LocalEngine:
     ) -> list[ReferenceCheck]:
         """Hold target and drafts against transformers' own `generate`, before anything is measured. Raises ModelError
         where a model here is not the one that transformers runs. After `settle`."""
-        many = self.batch_size > 1 and not padded
-        pairs = [(self.target, self._many if many else self._target)] if self.weights else []
+        many = None if padded else self._setting.many
+        pairs: list[tuple[LoadedModel, CachedModel | RaggedModel]] = []
+        if self.weights:
+            pairs.append((self.target, many or self.reader))
         for draft in self.drafts.values():
-            reader = draft.stepper if many else draft.reader
+            reader = draft.reader if many is None else draft.stepper
             if draft.loaded is not None and draft.spec.kind != "skip" and reader is not None:
                 pairs.append((draft.loaded, reader))
         found = []
         for loaded, reader in {id(loaded): (loaded, reader) for loaded, reader in pairs}.values():
             is_target = loaded is self.target
-            widest = max(self.gammas) + 1 if is_target else 2
+            widest = max(self._config.gamma) + 1 if is_target else 2
             room = _room(loaded, reader, min(TOKENS, max_new_tokens) + widest)
             # A draft may know fewer ids; which ones are read does not matter here.
             texts = [[token % reader.vocab_size for token in prompt[-room:]] for prompt in prompts]
@@ -248,7 +230,7 @@ class LocalEngine:
                     max_new_tokens=max_new_tokens,
                     widest=widest,
                     eos=self.eos if is_target else (),
-                    dtype=self._dtype,
+                    dtype=self._config.dtype,
                     padded=padded and is_target and self.writes_together,  # a draft writes no text
                 )
             )
@@ -256,33 +238,35 @@ class LocalEngine:
 
     def warm(self, ids: Sequence[int], widths: Sequence[int]) -> None:
         """Run the target once at every width n of a verify pass, so that no trial pays for a first call."""
-        ids = ids[-_room(self.target, self._target, max(widths)) :]
+        ids = ids[-_room(self.target, self.reader, max(widths)) :]
         with torch.inference_mode():
             for width in widths:
-                self._target.rewind(0)
-                self._target.forward(ids, keep=1)
-                self._target.forward([ids[-1]] * width, keep=width)
+                self.reader.rewind(0)
+                self.reader.forward(ids, keep=1)
+                self.reader.forward([ids[-1]] * width, keep=width)
 
     def probe(self, ids: Sequence[int], plan: ProbePlan) -> Costs:
         """What target and drafts cost alone; n-gram look-up is taken to cost nothing."""
         models: dict[str | None, Any] = {None: self.target.model}
         models |= {d.spec.reader: d.loaded.model for d in self.drafts.values() if d.loaded is not None}
         heads = {draft.spec.reader: draft.head for draft in self.drafts.values() if isinstance(draft, HeadDraft)}
-        return Prober(models, plan, ids, device=self.device, seed=self.seed, sampling=self.sampling, heads=heads).run()
+        seed = self._config.seed
+        return Prober(models, plan, ids, device=self.device, seed=seed, sampling=self.sampling, heads=heads).run()
 
     def new_lane(self, draft: str | None) -> Lane | None:
         """Caches of its own for an arm with `draft`. Where the engine's own passes are recorded, on CUDA, so are these;
         None where that fails."""
-        lane, target, stepper = open_lane(self._setting, None if draft is None else self.drafts[draft], self.batch_size)
-        widest = max(self.gammas) if draft is not None else 0
-        recorded = self._recorder is None or record_all(passes([target], [stepper], widest), self._recorder)
-        return lane if recorded else None
+        setting, own = opened_anew(self._setting, None if draft is None else self.drafts[draft])
+        wanted = passes([judge_of(setting, own)], [own], 0 if own is None else max(self._config.gamma))
+        recorded = self._recorder is None or record_all(wanted, self._recorder)
+        return lane_over(setting, own) if recorded else None
 
     def lane_bytes(self, draft: str | None) -> int:
         config, element = self.target.model.config, next(self.target.model.parameters()).element_size()
-        capacity = self._target.capacity + (WIDEST if self.batch_size > 1 else 0)
+        rows = self._config.batch_size
+        capacity = self.reader.capacity + (WIDEST if rows > 1 else 0)
         added = 0 if draft is None else self.drafts[draft].facts().cache_bytes_per_token or 0
-        return cache_bytes(config, capacity, self.batch_size, element) + added * capacity * self.batch_size
+        return cache_bytes(config, capacity, rows, element) + added * capacity * rows
 
     def start(
         self,
@@ -313,12 +297,7 @@ class LocalEngine:
         return self.start([ids], arm, max_new_tokens=max_new_tokens, seed_texts=[seed_text]).finish()[0]
 
     def _own_lane(self, draft: str | None) -> Lane:
-        found = None if draft is None else self.drafts[draft]
-        if self.batch_size == 1:
-            target = None if found is None else found.target
-            return lane_of_one(target or self._target, None if found is None else found.drafter)
-        many = None if found is None else found.many_target
-        return partial(rounds_of_many, many or self._many, None if draft is None else self._many_drafters[draft])
+        return lane_over(self._setting, None if draft is None else self.drafts[draft])
 
     def texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed_text: str) -> list[list[int]]:
         """Texts of the target alone for several prompts at once; not for timing."""
@@ -344,13 +323,13 @@ class LocalEngine:
         return Stopwatch(device_sync(self.device))
 
     def _seed(self, text: str) -> int:
-        return int.from_bytes(hashlib.sha256(f"{self.seed}/{text}".encode()).digest()[:7], "big")
+        return int.from_bytes(hashlib.sha256(f"{self._config.seed}/{text}".encode()).digest()[:7], "big")
 
     def margin(self, ids: Sequence[int]) -> float:
         """How near a tie the token after `ids` is. A penalty counts, as it did for the text."""
         with torch.inference_mode():
-            self._target.rewind(0)
-            logits = RepetitionPenalty(self.sampling).apply(self._target.forward(ids, keep=1), ids)
+            self.reader.rewind(0)
+            logits = RepetitionPenalty(self.sampling).apply(self.reader.forward(ids, keep=1), ids)
             return float(margins(logits)[0])
 
 

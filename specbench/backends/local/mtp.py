@@ -183,7 +183,7 @@ def load_written_mtp(head: OwnHead, target: LoadedModel) -> Mtp:
         tensors[f"layers.0.{ours or f'mtp_block.{part}'}"] = tensor
     with _told(model, head, head.location), torch.device("meta"):
         loaded = MtpModel(model, 1)
-    own = {name: tuple(one.shape) for name, one in loaded.state_dict().items() if name.startswith("layers.")}
+    own = {name: tensor for name, tensor in loaded.state_dict().items() if name.startswith("layers.")}
     require_shapes(head, own, tensors)
     loaded.load_state_dict({name: one.to(model.device) for name, one in tensors.items()}, strict=False, assign=True)
     loaded.tie_with_main_model(model)
@@ -228,5 +228,6 @@ def _names(folder: Path, target: str) -> Iterator[str]:
             with safe_open(str(file), framework="numpy") as weights:
                 yield from weights.keys()
         except Exception as error:
-            raise ModelError(f"the weights of {target} are damaged ({type(error).__name__})",
-                             hint="Copy it again.") from None  # fmt: skip
+            raise ModelError(
+                f"the weights of {target} are damaged ({type(error).__name__})", hint="Copy it again."
+            ) from None

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from specbench.acceptance.lossless import near_tie_limit
 from specbench.acceptance.rules import margins
-from specbench.backends.local.batch import NO_PADDING, generate_batch, generation_settings, plain_settings
+from specbench.backends.local.batch import NO_PADDING, generate_batch, written
 from specbench.backends.local.cached import CachedModel
 from specbench.backends.local.lean import agree
 from specbench.backends.local.ragged import RaggedModel
@@ -98,8 +98,7 @@ def _compared(
 ) -> tuple[int, int]:
     """Places that were compared, and near ties among them."""
     _require_causal(loaded, prompts[0])
-    write = _together if padded else _one_by_one
-    texts = list(map(_Text, prompts, write(loaded, prompts, new, sorted(eos))))
+    texts = list(map(_Text, prompts, _texts(loaded, prompts, new, sorted(eos), padded)))
     with failing_as_ours(loaded), torch.inference_mode():
         apart = _apart(reader, texts, widest)
     places = sum(len(text.output) for text in texts)
@@ -119,24 +118,15 @@ def _compared(
     return places, len(apart)
 
 
-def _together(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
-    with failing_as_ours(loaded), quiet_transformers():
-        return generate_batch(loaded.model, prompts, sampling=Sampling(), eos=eos, max_new_tokens=new, seed=0)
-
-
-def _one_by_one(loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int]) -> list[list[int]]:
-    from transformers import GenerationConfig
-
-    model, found = loaded.model, []
-    settings = {"max_new_tokens": new, "eos_token_id": eos or None, "pad_token_id": NO_PADDING}
-    with quiet_transformers():
-        config = GenerationConfig(**settings, **generation_settings(Sampling()))
-    for prompt in prompts:
-        ids = torch.tensor([prompt], device=model.device)
-        with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), plain_settings(model):
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-        found.append([int(token) for token in out[0, len(prompt) :]])
-    return found
+def _texts(
+    loaded: LoadedModel, prompts: Sequence[list[int]], new: int, eos: list[int], padded: bool
+) -> list[list[int]]:
+    """What transformers writes after each prompt: as one batch where they are `padded`, else one by one."""
+    model, settings = loaded.model, {"max_new_tokens": new, "eos_token_id": eos or None, "pad_token_id": NO_PADDING}
+    with failing_as_ours(loaded):
+        if padded:
+            return generate_batch(model, prompts, sampling=Sampling(), eos=eos, max_new_tokens=new, seed=0)
+        return [written(model, [prompt], Sampling(), settings)[0, len(prompt) :].tolist() for prompt in prompts]
 
 
 @contextmanager
@@ -162,11 +152,8 @@ def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
     if len(prompt) < 2:
         return
     other = next((token for token in prompt if token != prompt[-1]), 0)
-    with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers():
-        one, two = (
-            loaded.model(input_ids=torch.tensor([[*prompt[:-1], last]], device=loaded.model.device)).logits[0, -2]
-            for last in (prompt[-1], other)
-        )
+    with failing_as_ours(loaded):
+        one, two = (_at_once(loaded.model, [*prompt[:-1], last])[-2] for last in (prompt[-1], other))
     if not agree(one, two, one):
         raise ModelError(
             f"{loaded.name} ({loaded.model.config.model_type}) is not causal as configured: a token sees those after "
@@ -177,10 +164,16 @@ def _require_causal(loaded: LoadedModel, prompt: Sequence[int]) -> None:
 
 def _own(loaded: LoadedModel, text: _Text) -> list[float]:
     """Margins where transformers, reading the whole text at once, would have gone another way."""
-    ids = torch.tensor([[*text.prompt, *text.output]], device=loaded.model.device)
-    with torch.inference_mode():
-        logits = loaded.model(input_ids=ids).logits[0, len(text.prompt) - 1 : -1]
-    return _margins(logits, text.output)
+    logits = _at_once(loaded.model, [*text.prompt, *text.output])
+    return _margins(logits[len(text.prompt) - 1 : -1], text.output)
+
+
+@torch.inference_mode()
+def _at_once(model: Any, ids: Sequence[int], **more: Any) -> Tensor:
+    """Logits [n, V] of transformers' own pass over a whole text."""
+    with quiet_transformers():
+        logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=model.device), **more).logits[0]
+    return logits
 
 
 def _margins(logits: Tensor, output: Sequence[int]) -> list[float]:
@@ -284,7 +277,7 @@ def require_rollback(loaded: LoadedModel) -> bool:
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     ids = torch.randint(0, vocabulary, (_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     with failing_as_ours(loaded), torch.inference_mode(), quiet_transformers(), _in_float32(model):
-        whole = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+        whole = _at_once(model, ids, use_cache=False)
         rounding = _DRIFT if whole.dtype == torch.float32 else _FEW_BITS
         reader = CachedModel(model, 2 * _TOKENS)
         for way, passes in _WAYS.items():

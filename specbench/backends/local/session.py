@@ -36,7 +36,7 @@ from specbench.cost.load import OthersMeter, load_average
 from specbench.cost.plan import Costs, ProbePlan
 from specbench.errors import EngineError
 from specbench.models.memory import available_bytes, is_out_of_memory
-from specbench.records import Arm, Divergence, warned
+from specbench.records import Arm, Divergence, Load, warned
 
 T = TypeVar("T")
 
@@ -49,7 +49,6 @@ class LocalSession:
     not worth its time."""
 
     block_size: int | None = 1
-    turn: int | None = 1
 
     def __init__(self, engine: LocalEngine, config: RunConfig, folder: Path) -> None:
         self.engine = engine
@@ -57,6 +56,9 @@ class LocalSession:
         self.noticed = Noticed()
         self._folder = folder
         self._lanes: Lanes | None = None
+
+    def turn(self, load: Load) -> int | None:
+        return 1
 
     def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[Answer]:
         """Every shape once and every arm briefly, over the first unit."""

@@ -102,9 +102,11 @@ def _unused(config: RunConfig, provider: Provider) -> Finding | None:
 def _require_blocks(config: RunConfig, provider: Provider) -> None:
     """Refuse a budget of time where every arm's server gets all prompts before the next arm's."""
     if config.time_budget_s is not None and provider.prompts_per_start is None:
-        apart = "servers at two addresses" if provider.launch is None else "`prompts_per_start` in the launch file"
+        apart = "servers at two addresses"
+        if provider.launch is not None:
+            apart = "servers that are `at_once`, or one client with `prompts_per_start`, in the launch file"
         raise ConfigError(
             "These servers get all prompts in one block, before whose end no run can stop",
             where="--time-budget",
-            hint=f"Use --limit, or one client and {apart}.",
+            hint=f"Use --limit, or {apart}.",
         )

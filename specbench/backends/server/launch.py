@@ -79,13 +79,13 @@ class LaunchFile:
     """A launch file. `engine` names the adapter that reads its answers; `command` starts the target alone, `drafts` are
     what each of WAYS adds to it, `cached` what conversations with a prefix cache add, and `uncached` all else. Of
     several at once the values of the flag `joined` are joined by commas (None: the engine drafts in one way at a time).
-    `synthetic` and `synthetic_env` make a server reject every draft, whatever the
-    target says, which shows what a round costs. `models` is what {target} and {draft} become, see
-    `models.load.model_file`. `context` is in tokens of one sequence; `ready_s` and `stop_s` in seconds; after
-    `prompts_per_start` prompts the next arm's server is started (None: after all); `at_once` starts those of all arms
-    together, for runs of up to `at_once_clients` clients, and lets them take turns: prompt by prompt, or with several
-    clients window by window. `greedy_only`: above temperature 0 its drafts change the texts. `version` is a command
-    that prints the version, see `engine_version`."""
+    `synthetic` and `synthetic_env` make a server reject every draft, whatever the target says, which shows what a round
+    costs. `models` is what {target} and {draft} become, see `models.load.model_file`. `context` is in tokens of one
+    sequence; `ready_s` and `stop_s` in seconds; after `prompts_per_start` prompts the next arm's server is started
+    (None: after all); `at_once` starts those of all arms together, for runs of up to `at_once_clients` clients (None:
+    if free memory holds them), and lets them take turns: prompt by prompt, or with several clients window by window.
+    `greedy_only`: above temperature 0 its drafts change the texts. `version` is a command that prints the version, see
+    `engine_version`."""
 
     path: Path
     engine: Literal["llamacpp", "vllm", "sglang", "tensorrt", "lmdeploy", "openai"]
@@ -103,7 +103,7 @@ class LaunchFile:
     stop_s: Seconds = 10.0
     prompts_per_start: Whole | None = 8
     at_once: Annotated[bool, Field(strict=True)] = False
-    at_once_clients: Whole = 1
+    at_once_clients: Whole | None = 1
     greedy_only: Annotated[bool, Field(strict=True)] = False
     needs: Word | None = None
     install: Word | None = None

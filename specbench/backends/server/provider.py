@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -30,19 +31,28 @@ from specbench.backends.server.traffic import call
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
 from specbench.errors import ConfigError, EngineError, StoreError
+from specbench.models.gguf import server_bytes
 from specbench.models.heads import kind_of
 from specbench.models.load import model_file
+from specbench.models.memory import available_bytes
+from specbench.records import Load
 from specbench.run_record import ModelFacts, ServedBy
 from specbench.store import RunWriter
 from specbench.text import clean
 
 LOGS = "server-logs"
 
-# Answers for each client in a window, where the arms of several clients take turns.
+# Answers for each client in a window, where the arms of several clients take turns: it begins and ends with fewer
+# clients than it is about, and has to be long against that.
 WINDOW = 4
+# The same in seconds, for requests that arrive at random: so long until queues are what they stay.
+OPEN_WINDOW_S = 30.0
 
 # Sequences side by side for requests that arrive at random.
 OPEN_SLOTS = 8
+
+# Of free memory, what servers side by side may take.
+FREE_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +67,23 @@ class ServerHandle:
     shared: bool = False
 
 
+def window_of(load: Load) -> int:
+    """How many requests under this load one arm answers before the next has its turn."""
+    if load.rate is not None:
+        return max(WINDOW * OPEN_SLOTS, math.ceil(load.rate * OPEN_WINDOW_S))
+    return 1 if load.concurrency == 1 else WINDOW * load.concurrency
+
+
 class Provider(ABC):
-    """`adapter` reads the answers. `prompts_per_start`: after how many prompts the next arm's server is due (None:
-    after all); `at_once`: whether all arms' servers run side by side instead, and take turns after every `turn` jobs
-    (None: they do not). `models` are the facts of target and drafts for run.json, `where` names the machine if it is
-    not this one. `launch` is the launch file's name, `version` what its own command says."""
+    """`adapter` reads the answers. `prompts_per_start`: after how many prompts servers are started anew (None: never),
+    or, where only one is up at a time, the next arm's; `at_once`: whether those of all arms are up side by side, and
+    take turns window by window. `models` are the facts of target and drafts for run.json, `where` names the machine if
+    it is not this one. `launch` is the launch file's name, `version` what its own command says."""
 
     adapter: OpenAI
     models: tuple[ModelFacts, dict[str, ModelFacts]]
     prompts_per_start: int | None
     at_once = False
-    turn: int | None = None
     where: str | None = None
     launch: str | None = None
     version: str | None = None
@@ -104,9 +120,9 @@ class Running(Provider):
         if config.draft_server is not None:
             model = next((spec.model for spec in specs.values() if spec.model is not None), None)
             self._draft = self._met(config.draft_server, second, model)
-        # Prompt by prompt the two take turns, unless they are to be kept busy, or one has to make room for the other.
-        by_turns = len(config.loads) == 1 and config.loads[0].concurrency == 1 and config.server != config.spec_server
-        self.prompts_per_start = 1 if by_turns else None
+        # The two take turns, unless one has to make room for the other. Nothing is started, so that blocks are short.
+        self.at_once = config.server != config.spec_server
+        self.prompts_per_start = max(map(window_of, config.loads)) if self.at_once else None
         self.models = _facts(config.target, None), {d: _facts(d, None) for d in config.draft}
         host = urlsplit(config.server).hostname
         self.where = None if is_local(config.server) else f"the server at {host}, whose hardware is not told"
@@ -170,10 +186,12 @@ class Starting(Provider):
         self._drafts = {t: None if name is None else model_file(name, self.file.models) for t, name in names.items()}
         busiest = max(config.concurrency)
         self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
-        self.prompts_per_start = self.file.prompts_per_start if self._slots == 1 else None
-        self.at_once = self.file.at_once and (self._slots <= self.file.at_once_clients or synthetic)
-        # A window of several clients begins and ends with fewer: it has to be long against that.
-        self.turn = None if not self.at_once else 1 if self._slots == 1 else WINDOW * busiest
+        self.at_once = self.file.at_once and self._holds(1 + (not synthetic) + len(specs) * len(gammas))
+        self.prompts_per_start = self.file.prompts_per_start
+        if self._slots > 1 and self.prompts_per_start is not None:
+            self.prompts_per_start = (
+                max(self.prompts_per_start, *map(window_of, config.loads)) if self.at_once else None
+            )
         drafts = {text: _facts(text, path) for text, path in self._drafts.items()}
         self.models = _facts(config.target, self._target), drafts
         for text, path in self._drafts.items() if not gammas else ():
@@ -187,6 +205,19 @@ class Starting(Provider):
             for gamma in gammas:
                 command(self.file, self._setting(text, gamma), 0)
         environment(self.file, self._setting(None, None), 0)
+
+    def _holds(self, servers: int) -> bool:
+        """Whether so many servers may run side by side: by the launch file's word, or by what their files say that each
+        needs, in memory that is free now."""
+        most = self.file.at_once_clients
+        if most is not None:
+            return self._slots <= most
+        tokens = self.file.context * self._slots
+        needed = [
+            server_bytes(Path(path), tokens) for path in {self._target, *self._drafts.values()} if path is not None
+        ]
+        told = [each for each in needed if each is not None]
+        return len(told) == len(needed) and servers * sum(told) <= FREE_SHARE * available_bytes("cpu")
 
     def _setting(self, draft: str | None, gamma: int | None) -> Setting:
         return Setting(

@@ -30,7 +30,7 @@ from specbench.backends.server.asking import PAUSE_S, TRIES, Asking, RetryPolicy
 from specbench.backends.server.client import Client
 from specbench.backends.server.openai import divergence, logprobs_body
 from specbench.backends.server.preflight import require_plausible
-from specbench.backends.server.provider import Provider, ServerHandle, client_of, engine_name, note_server
+from specbench.backends.server.provider import Provider, ServerHandle, client_of, engine_name, note_server, window_of
 from specbench.backends.server.traffic import LagMeter, call, drive, stream
 from specbench.config import RunConfig
 from specbench.cost.load import OthersMeter, load_average
@@ -78,7 +78,6 @@ class ServerSession:
         say: Callable[[str], None],
     ) -> None:
         self.block_size = provider.prompts_per_start
-        self.turn = provider.turn
         self.noticed = Noticed()
         self._config = config
         self._specs = specs
@@ -95,6 +94,9 @@ class ServerSession:
         # How many sequences a server has that runs already nobody says.
         self._slots = Slots(1 if provider.launch is None else max(config.concurrency))
         self._warm: set[str] = set()
+
+    def turn(self, load: Load) -> int | None:
+        return window_of(load) if self._provider.at_once else None
 
     def warm(self, units: Sequence[Unit], arms: Sequence[Arm]) -> Iterator[Answer]:
         """Every server once, before anything is measured: what is wrong with the last must not show after an hour.

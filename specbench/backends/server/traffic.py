@@ -2,7 +2,8 @@
 
 They are sent by clients that wait for their answers (a closed loop), or at random times (an open one). In a closed
 loop of several clients the load would fall towards the end, when some have nothing left to ask. They go on asking,
-uncounted, until the last counted answer is there, so that every counted request ran at the full load.
+uncounted, until the last counted answer is there, so that every counted request ran at the full load. Requests of
+clients that come free at the same time leave GAP_S apart, in the order in which their clients were free.
 
 All of it runs in an event loop of a thread of its own: the caller, who may be in one already, waits for what comes, and
 can be interrupted while it waits. A read that waits for us looks like a slow server, so our own lag is measured.
@@ -25,6 +26,9 @@ import numpy as np
 from specbench.records import ClientLag, Load
 
 Job = TypeVar("Job")
+
+# Longer than what requests overtake each other by on their way, and no limit to a rate that anyone measures.
+GAP_S = 0.003
 
 
 async def drive(
@@ -68,17 +72,28 @@ async def _closed(
     loop = asyncio.get_running_loop()
     waiting, open_jobs = deque(jobs), len(jobs)
     fillers: set[asyncio.Task[None]] = set()
+    line, sent_s = asyncio.Lock(), -GAP_S
+
+    async def in_line() -> None:
+        # Which of those that come free together is read first, and who waits for that, would else be luck.
+        nonlocal sent_s
+        async with line:
+            await asyncio.sleep(max(0.0, sent_s + GAP_S - loop.time()))
+            sent_s = loop.time()
 
     async def refill(first: int) -> None:
         turn = first
         while open_jobs:
+            await in_line()
             await fill(jobs[turn % len(jobs)])
             turn += concurrency
 
     async def client(number: int) -> None:
         nonlocal open_jobs
         while waiting:
-            await send(waiting.popleft(), loop.time())
+            job = waiting.popleft()
+            await in_line()
+            await send(job, loop.time())
             open_jobs -= 1
         if open_jobs:
             fillers.add(asyncio.create_task(refill(number)))

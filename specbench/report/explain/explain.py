@@ -32,14 +32,11 @@ class Explanation:
 
 
 def explain(level: Level) -> Explanation:
-    return with_words(level, None, _page(f"explain_{level}.md"))
+    page = files("specbench.report").joinpath(f"templates/explain_{level}.md").read_text(encoding="utf-8")
+    return _with_words(level, None, page)
 
 
-def _page(name: str) -> str:
-    return files("specbench.report").joinpath(f"templates/{name}").read_text(encoding="utf-8")
-
-
-def with_words(level: Level, run: str | None, body: str) -> Explanation:
+def _with_words(level: Level, run: str | None, body: str) -> Explanation:
     """A text with each term linked at its first use to the list that is put under it."""
     used = tuple(sorted(glossary.used_in(body), key=glossary.by_name))
     return Explanation(level, run, f"{glossary.linked(body).rstrip()}\n\n## Words\n\n{glossary.words(used)}\n", used)
@@ -47,14 +44,9 @@ def with_words(level: Level, run: str | None, body: str) -> Explanation:
 
 def explain_run(summary: Summary, level: Level) -> Explanation:
     """What the run says: for a manager in seconds, money and risk, for an engineer step by step."""
-    from specbench.analysis.loads import best_by_concurrency
     from specbench.report import brief
     from specbench.report.dialect import UNLINKED
-    from specbench.report.explain.story import chain, story
     from specbench.report.page import markdown
 
-    told = story(summary)
-    concurrent = best_by_concurrency(summary.loads, told.draft.draft, summary.policy)
-    more = {"t": told, "name": UNLINKED.code(Path(summary.run).name), "chain": chain(told, UNLINKED)}
-    values = brief.values(summary, UNLINKED) | more | {"concurrent": concurrent}
-    return with_words(level, summary.run, markdown(f"explain_run_{level}.j2", values, UNLINKED))
+    values = brief.values(summary) | {"name": UNLINKED.code(Path(summary.run).name)}
+    return _with_words(level, summary.run, markdown(f"explain_run_{level}.j2", values, UNLINKED))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from specbench.analysis.contract import CategoryResult, DraftResult
+from specbench.analysis.facts import Facts
 from specbench.config import SERVED
 from specbench.drafters import DraftSpec
 from specbench.models.embedded import TITLES
@@ -26,26 +27,24 @@ _PINNED = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One draft at one gamma as a run measured it. `target` is its name in the run; the titles are what the models are
-    called besides, None where nothing else. `served` says that it was measured on a server, `on` on which engine; None
-    in process and where the engine is not known. `ends` are the ids with which texts ended, empty where they are not
-    known; `templated` is whether a chat template wrote the prompts; `head` is the kind of draft head, None for a
-    model."""
+    """One draft at one gamma as a run measured it, with the run's `facts`. `target` is its name in the run; `on` is the
+    engine that it was measured on, None in process and where that is not known."""
 
     spec: DraftSpec
     gamma: int
     target: str
-    sampling: Sampling
-    target_title: str | None = None
-    draft_title: str | None = None
-    precision: str | None = None
-    max_new_tokens: int | None = None
-    batch_size: int = 1
-    served: bool = False
+    facts: Facts
     on: str | None = None
-    ends: tuple[int, ...] = ()
-    templated: bool = False
-    head: str | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.facts.sampling
+
+    @property
+    def head(self) -> str | None:
+        """The kind of the draft head, None for a model."""
+        loaded = self.facts.drafts.get(self.spec.text)
+        return loaded.head if loaded is not None else None
 
     @property
     def proposed(self) -> int:
@@ -97,11 +96,11 @@ def given(
 
 def directory(plan: Plan, role: Role) -> Named:
     """For engines that read a Hugging Face directory or a hub id."""
-    name, _ = _model(plan, role)
+    name = _name(plan, role)
     place = f"path/to/{role}"
     if name == SERVED or name in TITLES:
         # A server told the name of its GGUF file, which this is not.
-        return Named(place, legend=_legend("named", place, name, None))
+        return Named(place, legend=_legend("named", place, name))
     if name.lower().endswith(".gguf"):
         return Named(place, legend=Reason("made-from", {"place": place, "name": name}))
     pinned = _PINNED.fullmatch(name)
@@ -110,11 +109,13 @@ def directory(plan: Plan, role: Role) -> Named:
 
 def gguf(plan: Plan, role: Role) -> Named:
     """For llama.cpp, which reads a GGUF file and nothing else."""
-    name, title = _model(plan, role)
+    name = _name(plan, role)
     if name.lower().endswith(".gguf"):
         return Named(_path(name))
     place = f"path/to/{role}.gguf"
-    return Named(place, legend=_legend("gguf", place, name, title))
+    loaded = plan.facts.target if role == "target" else plan.facts.drafts.get(plan.spec.text)
+    called = loaded.name if loaded is not None and loaded.name not in (loaded.spec, name) else None
+    return Named(place, legend=_legend("gguf", place, name, called))
 
 
 def shell(options: Sequence[Sequence[str]]) -> str:
@@ -122,19 +123,18 @@ def shell(options: Sequence[Sequence[str]]) -> str:
     return " \\\n  ".join(shlex.join(printable(part) for part in option) for option in options)
 
 
-def sampled_drafts(plan: Plan, engine: str, *, option: bool) -> Reason | None:
-    """Where an engine drafts greedily (unless an `option` is set): in process drafts are drawn, as the target's
-    tokens."""
-    if plan.sampling.greedy or plan.served or plan.spec.kind != "model" or plan.spec.greedy:
-        return None
-    return Reason("likeliest-drafts", {"engine": engine, "option": option, "temperature": plan.sampling.temperature})
-
-
-def bare_drafts(plan: Plan, engine: str) -> Reason | None:
-    """Where an engine has the penalty on the target alone: in process it is on the draft as well."""
-    if not plan.sampling.penalised or plan.served or plan.spec.kind != "model":
-        return None
-    return Reason("no-penalty-on-drafts", {"engine": engine})
+def drafts_otherwise(plan: Plan, engine: str, *, option: bool) -> list[Reason]:
+    """Where an engine drafts greedily (unless an `option` is set) and has the penalty on the target alone: in process
+    drafts are drawn as the target's tokens, and the penalty is on them as well."""
+    sampling, found = plan.sampling, list[Reason]()
+    if plan.facts.served or plan.spec.kind != "model":
+        return found
+    if not sampling.greedy and not plan.spec.greedy:
+        values = {"engine": engine, "option": option, "temperature": sampling.temperature}
+        found.append(Reason("likeliest-drafts", values))
+    if sampling.penalised:
+        found.append(Reason("no-penalty-on-drafts", {"engine": engine}))
+    return found
 
 
 def printable(name: str) -> str:
@@ -142,13 +142,13 @@ def printable(name: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in name)
 
 
-def _model(plan: Plan, role: Role) -> tuple[str, str | None]:
-    return (plan.target, plan.target_title) if role == "target" else (plan.spec.model or "", plan.draft_title)
+def _name(plan: Plan, role: Role) -> str:
+    return plan.target if role == "target" else plan.spec.model or ""
 
 
-def _legend(code: str, place: str, name: str, title: str | None) -> Reason:
-    called = title if title not in (None, name) else TITLES.get(name)
-    return Reason(code, {"place": place, "name": None if name == SERVED else name, "called": called})
+def _legend(code: str, place: str, name: str, called: str | None = None) -> Reason:
+    given = None if name == SERVED else name
+    return Reason(code, {"place": place, "name": given, "called": called or TITLES.get(name)})
 
 
 def _path(name: str) -> str:

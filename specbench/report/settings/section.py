@@ -10,11 +10,10 @@ github.com/ggml-org/llama.cpp (issue 23052, closed; xllamacpp 2026.10 was seen t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from specbench.analysis.contract import DraftResult, GammaResult, Rival, Summary
-from specbench.analysis.facts import Facts, Model
+from specbench.analysis.contract import GammaResult, Rival, Summary
 from specbench.config import SERVED
 from specbench.drafters import parse_draft
 from specbench.models.embedded import PREFIX
@@ -31,40 +30,26 @@ _PORTS = ("8000", "8001")
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """One engine; `found` is what to paste."""
-
-    engine: str
-    measured: bool
-    found: Given
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
-    """What the section says. `plan` is the recommended draft at the gamma to paste, `row` what was measured of it
-    there; `call` is the verdict on the whole run. `measure` says how to measure it on an engine, and the command; None
-    where one was measured. `engines` are those that can draft like this, the measured one first; none where nothing is
-    to be switched on. `refused` says of the others why not, `instead` which measured draft they have. `off` are the
-    engines to say of how it is switched off, none where everything is on."""
+    """What the section says. `plan` is the recommended draft at the gamma to paste, `call` the verdict on the run.
+    `engines` are those that can draft like this, the measured one first; none where nothing is to be switched on.
+    `refused` says of the others why not, `instead` which measured draft they have. `measure` says how to measure it on
+    an engine, and the command; None where one was measured."""
 
     summary: Summary
     plan: Plan
     call: Call
-    row: GammaResult | None
-    measure: tuple[Reason, str] | None
-    engines: tuple[EngineSettings, ...]
-    refused: tuple[Reason, ...]
-    instead: tuple[Rival, tuple[str, ...]] | None
-    off: tuple[str, ...]
     routing: Routing | None
+    engines: Mapping[str, Given]
+    refused: Mapping[str, Reason]
+    instead: tuple[Rival, tuple[str, ...]] | None
+    measure: tuple[Reason, str] | None
 
     @property
-    def draft(self) -> str:
-        return self.plan.spec.text
-
-    @property
-    def gamma(self) -> int:
-        return self.plan.gamma
+    def row(self) -> GammaResult | None:
+        """What was measured of the draft at this gamma."""
+        draft = self.summary.recommended
+        return next((row for row in draft.gammas if row.gamma == self.plan.gamma), None) if draft is not None else None
 
     @property
     def served(self) -> bool:
@@ -72,67 +57,45 @@ class Settings:
         return self.plan.spec.model == SERVED
 
     @property
+    def off(self) -> list[str]:
+        """The engines to say of how it is switched off; none where everything is on."""
+        return _order(self.plan) if self.call == "NO-GO" or self.routing is not None else []
+
+    @property
     def legends(self) -> list[Reason]:
         """What placeholders stand for, each once."""
-        found = {legend.values["place"]: legend for each in self.engines for legend in each.found.legends}
+        found = {legend.values["place"]: legend for each in self.engines.values() for legend in each.legends}
         return list(found.values())
 
 
 def settings_of(summary: Summary) -> Settings | None:
     """The settings for the recommended draft; None where nothing was measured."""
-    draft, facts, mix = summary.recommended, summary.facts, summary.policy.mix
+    draft, mix = summary.recommended, summary.policy.mix
     if draft is None:
         return None
     chosen = summary.choice if summary.choice is not None and summary.choice.draft == draft.draft else None
     gamma, call = (chosen.gamma, chosen.verdict) if chosen else (draft.best_gamma, draft.verdict)
     routes = routing(draft, mix)
-    plan = _plan(summary, draft, gamma_to_paste(routes, gamma, call, mix))
-    order = sorted(ENGINES, key=lambda name: name != plan.on)
+    adapter = summary.server.adapter if summary.server is not None else None
+    on = next((name for name, (_, adapters) in ENGINES.items() if adapter in adapters), None)
+    gamma = gamma_to_paste(routes, gamma, call, mix)
+    plan = Plan(parse_draft(draft.draft), gamma, summary.target, summary.facts, on)
     # What was measured without knowing the draft cannot be written down for any engine.
     wanted = plan.spec.model != SERVED and (call != "NO-GO" or routes is not None)
-    built = [(name, ENGINES[name][0](plan)) for name in order if wanted]
-    able = [EngineSettings(name, name == plan.on, found) for name, found in built if isinstance(found, Given)]
-    return Settings(
-        summary=summary,
-        plan=plan,
-        call=call,
-        row=next((row for row in draft.gammas if row.gamma == plan.gamma), None),
-        measure=_measure(plan, facts, [each.engine for each in able]) if plan.on is None else None,
-        engines=tuple(able),
-        refused=tuple(found for _, found in built if isinstance(found, Reason)),
-        instead=_instead(summary, plan, call, [name for name, found in built if isinstance(found, Reason)]),
-        off=tuple(name for name in order if call == "NO-GO" or routes is not None),
-        routing=routes,
-    )
+    built = {name: ENGINES[name][0](plan) for name in _order(plan) if wanted}
+    engines = {name: found for name, found in built.items() if isinstance(found, Given)}
+    refused = {name: found for name, found in built.items() if isinstance(found, Reason)}
+    instead = _instead(summary, plan, refused) if call == "GO" else None
+    measure = _measure(plan, list(engines)) if on is None else None
+    return Settings(summary, plan, call, routes, engines, refused, instead, measure)
 
 
-def _plan(summary: Summary, draft: DraftResult, gamma: int) -> Plan:
-    facts = summary.facts
-    loaded = facts.drafts.get(draft.draft)
-    adapter = summary.server.adapter if summary.server is not None else None
-    return Plan(
-        spec=parse_draft(draft.draft),
-        gamma=gamma,
-        target=summary.target,
-        sampling=facts.sampling,
-        target_title=_title(facts.target),
-        draft_title=_title(loaded) if loaded is not None else None,
-        precision=facts.precision,
-        max_new_tokens=facts.max_new_tokens,
-        batch_size=facts.batch_size,
-        served=facts.served,
-        ends=facts.target.ends,
-        templated=bool(facts.workload.templated),
-        head=loaded.head if loaded is not None else None,
-        on=next((name for name, (_, adapters) in ENGINES.items() if adapter in adapters), None),
-    )
+def _order(plan: Plan) -> list[str]:
+    """The engine that was measured goes first."""
+    return sorted(ENGINES, key=lambda name: name != plan.on)
 
 
-def _title(model: Model) -> str | None:
-    return model.name if model.name != model.spec else None
-
-
-def _measure(plan: Plan, facts: Facts, engines: Sequence[str]) -> tuple[Reason, str] | None:
+def _measure(plan: Plan, engines: Sequence[str]) -> tuple[Reason, str] | None:
     """How to measure it on one of `engines`, in words and as a command: specbench starts the servers or, of a draft
     that its launch files do not have, measures two that run. None where none of them is a server that it knows."""
     names = [_LAUNCHED[name] for name in engines if name in _LAUNCHED]
@@ -157,17 +120,17 @@ def _measure(plan: Plan, facts: Facts, engines: Sequence[str]) -> tuple[Reason, 
         model = plan.spec.model or ""
         draft = draft if not model or model.startswith(PREFIX) else draft.replace(model, gguf(plan, "draft").name)
     options.append(["--target", target, "--draft", draft])
-    return how, shell([*options, *_as_before(plan, facts)])
+    return how, shell([*options, *_as_before(plan)])
 
 
 def _reads(engine: str, model: str) -> bool:
     return model.startswith(PREFIX) or model.lower().endswith(".gguf") == (engine == "llamacpp")
 
 
-def _as_before(plan: Plan, facts: Facts) -> list[list[str]]:
+def _as_before(plan: Plan) -> list[list[str]]:
     """The prompts, how they are read, and the sampling of the run, where they are not those that a command has anyway;
     of a system prompt no more is kept than that there was one."""
-    options, work = [], facts.workload
+    facts, options, work = plan.facts, [], plan.facts.workload
     if work.source is not None and not work.source.endswith(DEFAULT_WORKLOAD):
         options.append(["--workload", work.source])
     given = {
@@ -177,8 +140,8 @@ def _as_before(plan: Plan, facts: Facts) -> list[list[str]]:
         "--chat-template-kwargs": json.dumps(facts.template_kwargs) if facts.template_kwargs else None,
     }
     options += [[flag, value] for flag, value in given.items() if value is not None]
-    if plan.max_new_tokens:
-        options.append(["--max-new-tokens", str(plan.max_new_tokens)])
+    if facts.max_new_tokens:
+        options.append(["--max-new-tokens", str(facts.max_new_tokens)])
     sampling = plan.sampling
     drawn = {}
     if not sampling.greedy:
@@ -198,10 +161,10 @@ def _startable(plan: Plan) -> bool:
     return spec.kind is None and not ngram.stated and ngram.longest is None
 
 
-def _instead(summary: Summary, plan: Plan, call: Call, refusing: Sequence[str]) -> tuple[Rival, tuple[str, ...]] | None:
+def _instead(summary: Summary, plan: Plan, refusing: Iterable[str]) -> tuple[Rival, tuple[str, ...]] | None:
     """A draft of this run that is not surely slower, and those of the `refusing` engines that have it."""
     verdicts = {draft.draft: draft.verdict for draft in summary.drafts}
-    for rival in summary.choice.rivals if summary.choice is not None and call == "GO" else ():
+    for rival in summary.choice.rivals if summary.choice is not None else ():
         # Without an interval nothing is known of the two.
         near = rival.difference in ("same", "not resolved") and rival.ratio_low is not None
         if near and verdicts.get(rival.draft) == "GO":

@@ -36,12 +36,11 @@ from specbench.report.settings.plan import (
     Given,
     Named,
     Plan,
-    bare_drafts,
     directory,
+    drafts_otherwise,
     gguf,
     given,
     printable,
-    sampled_drafts,
     shell,
 )
 
@@ -74,7 +73,7 @@ def vllm(plan: Plan) -> Given | Reason:
         config = {"method": method, "model": printable(draft.name), "num_speculative_tokens": plan.gamma}
         config |= {"parallel_drafting": True} if plan.head == "peagle" else {}
         config |= {"revision": draft.revision} if draft.revision else {}
-        differs += [sampled_drafts(plan, "vLLM", option=True), bare_drafts(plan, "vLLM")]
+        differs += drafts_otherwise(plan, "vLLM", option=True)
     else:
         config = {"method": "ngram", "num_speculative_tokens": plan.proposed}
         config |= {"prompt_lookup_min": plan.down_to, "prompt_lookup_max": ngram.n}
@@ -121,8 +120,7 @@ def sglang(plan: Plan) -> Given | Reason:
         ["--speculative-num-draft-tokens", str(plan.gamma + 1)],
     ]
     differs = [
-        sampled_drafts(plan, "SGLang", option=False),
-        bare_drafts(plan, "SGLang"),
+        *drafts_otherwise(plan, "SGLang", option=False),
         None if plan.head is None or spec.kind == "mtp" else Reason("sglang-layer-ids"),
         Reason("sglang-penalty") if plan.sampling.penalised else None,
     ]
@@ -143,7 +141,7 @@ def llamacpp(plan: Plan) -> Given | Reason:
     if plan.head == "peagle":
         return Reason("llamacpp-peagle")
     models, here = [gguf(plan, "target")], plan.on == "llama.cpp"
-    differs = [None if here else Reason("quantised", {"precision": plan.precision})]
+    differs = [None if here else Reason("quantised", {"precision": plan.facts.precision})]
     kind = f"draft-{'mtp' if spec.kind == 'mtp' else plan.head or 'simple'}"
     types = [*([_way(plan)] if ngram is not None else []), *([kind] if spec.kind is not None else [])]
     options = [["llama-server", "--model", models[0].name], _llamacpp_sampling(plan)]
@@ -158,12 +156,10 @@ def llamacpp(plan: Plan) -> Given | Reason:
             options.append(["--spec-draft-model", models[1].name])
         options.append(["--spec-draft-n-max", str(plan.gamma), "--spec-draft-n-min", "0"])
         options[-1] += ["--spec-draft-p-min", f"{spec.cutoff:g}"]
-        differs += [
-            Reason("llamacpp-cutoff") if spec.cutoff and not here else None,
-            sampled_drafts(plan, "llama.cpp", option=True),
-            bare_drafts(plan, "llama.cpp"),
-        ]
-    differs.append(Reason("llamacpp-ends", {"ends": list(plan.ends)}) if len(plan.ends) > 1 else None)
+        differs.append(Reason("llamacpp-cutoff") if spec.cutoff and not here else None)
+        differs += drafts_otherwise(plan, "llama.cpp", option=True)
+    ends = plan.facts.target.ends
+    differs.append(Reason("llamacpp-ends", {"ends": list(ends)}) if len(ends) > 1 else None)
     return given(shell(options), differs, models)
 
 
@@ -199,7 +195,7 @@ def _tgi_request(plan: Plan) -> str:
 
 
 def _limit(plan: Plan, key: str) -> dict[str, int]:
-    return {key: plan.max_new_tokens} if plan.max_new_tokens else {}
+    return {key: plan.facts.max_new_tokens} if plan.facts.max_new_tokens else {}
 
 
 def _body(values: Mapping[str, float]) -> str:
@@ -268,13 +264,13 @@ def _sampling(plan: Plan) -> str:
         said += [f"{key}={values[key]}" for key in ("temperature", "top_p", "top_k")]
         said += [f"min_p={values['min_p']}"] if values["min_p"] else []
     said += [f"repetition_penalty={values['repetition_penalty']}"] if values["repetition_penalty"] != 1.0 else []
-    return ", ".join([*said, *([f"max_new_tokens={plan.max_new_tokens}"] if plan.max_new_tokens else [])])
+    return ", ".join([*said, *([f"max_new_tokens={plan.facts.max_new_tokens}"] if plan.facts.max_new_tokens else [])])
 
 
 def _differs(plan: Plan) -> list[Reason | None]:
     spec, look_up = plan.spec, plan.spec.ngram is not None
     found = {
-        "one-sequence": plan.batch_size > 1,
+        "one-sequence": plan.facts.batch_size > 1,
         "transformers-down-to-1": look_up and plan.down_to > 1,
         "earliest-match": look_up and plan.latest,
         "transformers-skip": spec.kind == "skip",
@@ -283,7 +279,7 @@ def _differs(plan: Plan) -> list[Reason | None]:
         "transformers-unsure": bool(spec.cutoff),
         "transformers-moves-cutoff": bool(spec.cutoff) and spec.kind == "model",
     }
-    values = {"engine": "transformers", "batch": plan.batch_size, "down_to": plan.down_to}
+    values = {"engine": "transformers", "batch": plan.facts.batch_size, "down_to": plan.down_to}
     return [Reason(code, values) for code, applies in found.items() if applies]
 
 

@@ -1,20 +1,34 @@
-"""The order of work of a measurement, each step with its command: the pilot's own, as far as it is known."""
+"""The measurement plan: what a team agrees on before anything is measured, as one page of Markdown, with the order of
+work, each step with its command: the pilot's own, as far as it is known.
+
+Every number comes from the Plan, its policy and the pilot's folder. No prompt text is shown.
+"""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
-from specbench import text
 from specbench.analysis.checked import countable
-from specbench.analysis.plan import Plan, minutes_for
+from specbench.analysis.facts import MANY_CUT, shell
+from specbench.analysis.plan import OWN_SPREAD, Plan, amounts, minutes_for
+from specbench.analysis.stops import STATES, any_time, before_the_sweep, read_evidence, too_few
+from specbench.analysis.summarise import summarise
 from specbench.config import RUN_SETTINGS, SETTINGS
+from specbench.decision.interval import MIN_PROMPTS
+from specbench.decision.plan import MAX_PROMPTS
+from specbench.errors import StoreError
 from specbench.records import Policy, Reason
+from specbench.report.dialect import UNLINKED
+from specbench.report.page import markdown
 from specbench.run.task import command_line
 from specbench.shipped import DEFAULT_WORKLOAD
 from specbench.store import StoredRun
+from specbench.workload.cautions import TOLERATED_SHARE
 
+TITLE = "# Measurement plan"
 FILE = "requests.jsonl"
 PILOT_FILE = "pilot.jsonl"
 PILOT_PROMPTS = 16
@@ -39,6 +53,54 @@ _ALWAYS = ("target", "draft", "max_new_tokens")
 Option = Sequence[str]  # ("--limit", "16") or ("--fresh",)
 
 
+def plan_document(plan: Plan, policy: Policy, stored: StoredRun | None = None) -> str:
+    """The page, from the plan, its policy and its pilot (None without one); the same three give the same text. Raises
+    StoreError or ConfigError where the pilot cannot be summarised."""
+    pilot = None if stored is None else read_evidence(stored, summarise(stored), plan)
+    facts = pilot.facts if pilot else None
+    found = amounts(plan, policy.mix)
+    each = facts.batch_size if facts else 1
+    requests = None if found.prompts is None else found.prompts * each
+    values = {
+        "plan": plan,
+        "policy": policy,
+        "found": found,
+        "facts": facts,
+        "summary": pilot.summary if pilot else None,
+        "shipped": stored is not None and on_shipped_prompts(stored),
+        "each": each,
+        "requests": requests,
+        "early": [*any_time(plan, pilot), too_few(plan, found.prompts, pilot)],
+        "late": list(before_the_sweep(plan, policy, pilot)),
+        "states": STATES,
+        "steps": steps(plan, policy, stored, requests),
+        "file": FILE,
+        "minutes_for": partial(minutes_for, plan),
+        "least": MIN_PROMPTS,
+        "most": MAX_PROMPTS,
+        "own_spread": OWN_SPREAD,
+        "many_cut": MANY_CUT,
+        "repeated": TOLERATED_SHARE,
+    }
+    return markdown("plan.j2", values, UNLINKED)
+
+
+def write_document(page: str, path: Path) -> None:
+    """Write the page to `path`. Raises StoreError where something else is there, or it cannot be written."""
+    try:
+        if path.exists() and not path.read_bytes().startswith(TITLE.encode()):
+            raise StoreError(
+                "There is a file already that is no measurement plan",
+                where=str(path),
+                hint="Give --write another name.",
+            )
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write the plan: {error.strerror}", where=str(path), hint="Give --write another name."
+        ) from None
+
+
 def steps(
     plan: Plan, policy: Policy, stored: StoredRun | None, requests: int | None
 ) -> list[tuple[Reason, str | None]]:
@@ -56,21 +118,24 @@ def steps(
     return [
         (
             Reason("pilot-prompts", {"few": few, "pilot_file": PILOT_FILE, "file": FILE, **made}),
-            _shell("workload", PILOT_FILE),
+            _command("workload", PILOT_FILE),
         ),
-        (Reason("doctor", {"served": served}), None if served else _shell("doctor", "--workload", PILOT_FILE, *doctor)),
+        (
+            Reason("doctor", {"served": served}),
+            None if served else _command("doctor", "--workload", PILOT_FILE, *doctor),
+        ),
         (
             Reason("pilot", {"minutes": minutes_for(plan, PILOT_PROMPTS)}),
-            _shell("sweep", "--workload", PILOT_FILE, "--limit", few, *sweep),
+            _command("sweep", "--workload", PILOT_FILE, "--limit", few, *sweep),
         ),
-        (Reason("plan"), _shell("plan", *_planned(plan, stored))),
-        (Reason("collect", {"file": FILE}), _shell("workload", FILE)),
+        (Reason("plan"), _command("plan", *_planned(plan, stored))),
+        (Reason("collect", {"file": FILE}), _command("workload", FILE)),
         (
             Reason("measure", {"more": more, "drafts": plan.drafts}),
-            _shell("sweep", "--workload", FILE, "--limit", many, *sweep),
+            _command("sweep", "--workload", FILE, "--limit", many, *sweep),
         ),
-        (Reason("brief"), _shell("brief")),
-        *([(Reason("check"), _shell("check"))] if batch == 1 and _countable(stored) else []),
+        (Reason("brief"), _command("brief")),
+        *([(Reason("check"), _command("check"))] if batch == 1 and _countable(stored) else []),
     ]
 
 
@@ -92,13 +157,17 @@ def _options(plan: Plan, stored: StoredRun | None) -> list[Option]:
     if stored is None:
         return [("--target", "TARGET"), *[("--draft", "DRAFT")] * plan.drafts]
     argv = stored.run.provenance.argv
-    if argv[1:2] in (("sweep",), ("measure",)):
-        return _grouped(argv[2:])
-    config = asdict(stored.run.config)
-    given = {
-        key: config[key] for key, each in _REPEATED.items() if key in _ALWAYS or config[key] not in (None, each.default)
-    }
-    return _grouped(command_line("sweep", given)[2:])
+    if argv[1:2] not in (("sweep",), ("measure",)):
+        config = asdict(stored.run.config)
+        argv = command_line(
+            "sweep",
+            {
+                key: config[key]
+                for key, each in _REPEATED.items()
+                if key in _ALWAYS or config[key] not in (None, each.default)
+            },
+        )
+    return _grouped(argv[2:])
 
 
 def _grouped(words: Iterable[str]) -> list[Option]:
@@ -147,5 +216,5 @@ def _gammas(plan: Plan) -> str:
     return ",".join(map(str, plan.gammas))
 
 
-def _shell(*argv: str) -> str:
-    return shlex.join(["specbench", *(text.clean(part) for part in argv)])
+def _command(*argv: str) -> str:
+    return shell(["specbench", *argv])

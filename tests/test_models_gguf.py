@@ -1,0 +1,81 @@
+"""What the head of a GGUF file says, and what a server of it is taken to need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+
+from specbench.backends.server import provider
+from specbench.backends.server.provider import Starting
+from specbench.config import load_config
+from specbench.drafters import parse_draft
+from specbench.models.gguf import fields_of, server_bytes
+
+MIB = 1 << 20
+
+
+def written(path: Path, **more) -> Path:
+    """A file by llama.cpp's own writer: 2 layers, 4 heads of which 2 keep keys, width 64, a vocabulary after them."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_languages(["en", "de"])
+    writer.add_block_count(2)
+    writer.add_embedding_length(256)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(more.get("kept", 2))
+    if "width" in more:
+        writer.add_key_length(more["width"])
+        writer.add_value_length(more["width"])
+    if "parts" in more:
+        writer.add_uint16("split.count", more["parts"])
+    writer.add_token_list([f"token {number}" for number in range(1000)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_what_the_writer_wrote_is_read_up_to_the_tokenizer(tmp_path):
+    found = fields_of(written(tmp_path / "a.gguf"))
+    own = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    told = {key: field.contents() for key, field in own.items() if not key.startswith(("GGUF.", "tokenizer."))}
+    assert found == told
+    assert found["general.languages"] == ["en", "de"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GGUF", b"no such file at all, but long enough for a head", b"GGUF" + b"\xff" * 64]
+)
+def test_what_is_no_such_file_tells_nothing(tmp_path, data):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(data)
+    assert fields_of(path) == {}
+    assert server_bytes(path, 1) is None
+    assert fields_of(tmp_path / "none.gguf") == {}
+
+
+def test_a_server_needs_its_file_and_keys_and_values_of_every_layer(tmp_path):
+    def kept(path: Path) -> int:
+        each = [server_bytes(path, tokens) for tokens in (0, 1000)]
+        assert each[0] == path.stat().st_size + 256 * MIB
+        return (each[1] - each[0]) // 1000
+
+    assert kept(written(tmp_path / "a.gguf")) == 2 * 2 * (64 + 64) * 2
+    assert kept(written(tmp_path / "b.gguf", width=128)) == 2 * 2 * (128 + 128) * 2
+    assert kept(written(tmp_path / "c.gguf", kept=[1, 3])) == (1 + 3) * (64 + 64) * 2
+    assert server_bytes(written(tmp_path / "d.gguf", parts=2), 1) is None  # others of its parts are not looked at
+
+
+@pytest.mark.parametrize(("free", "clients", "beside"), [(10_000, 4, True), (1_000, 4, False), (1_000, 1, True)])
+def test_servers_run_side_by_side_if_memory_holds_them(tmp_path, monkeypatch, free, clients, beside):
+    """Each of three needs 256 MiB, and 4096 x 1 KiB for each client: 780 MiB, or 816 with four. Four fifths of
+    what is free are there for them."""
+    monkeypatch.setattr(provider, "available_bytes", lambda device: free * MIB)
+    flags = {"engine": "llamacpp", "target": str(written(tmp_path / "a.gguf")), "draft": ["ngram:n=2"], "gamma": "2"}
+    config = load_config(None, flags | {"concurrency": str(clients)})
+    starting = Starting(config, {"ngram:n=2": parse_draft("ngram:n=2")}, config.gamma, 1)
+    assert starting.at_once is beside
+    # Of many clients the servers are started once where they cannot run side by side: a block is then all prompts.
+    assert starting.prompts_per_start == (None if not beside else 16 if clients == 4 else 8)
