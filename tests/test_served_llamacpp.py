@@ -14,6 +14,9 @@ from test_cli import call
 
 from specbench.acceptance.metrics import count, pooled
 from specbench.analysis.summarise import summarise
+from specbench.backends.server.launch import Setting, find_launch
+from specbench.backends.server.launched import Launched
+from specbench.models.load import model_file
 from specbench.run import session
 from specbench.store import StoredRun, read_run
 
@@ -289,3 +292,28 @@ def test_arms_of_several_clients_take_turns_window_by_window(tmp_path):
     windows = [stretch.arm.label for stretch in stored.stretches]
     assert Counter(Counter(windows).values()) == {2: 3}
     assert all(len(set(windows[begin : begin + 3])) == 3 for begin in (0, 3))
+
+
+@pytest.mark.full
+def test_a_server_of_the_draft_reads_recorded_answers_as_the_draft_in_process_does(tmp_path):
+    """llama.cpp cuts two spaces before a digit otherwise than the target's tokenizer, by ids that mean the same."""
+    workload = tmp_path / "log.jsonl"
+    texts = ["Red, blue, green, red, blue, green.", "one two three four five six seven", "x  2  is  x ** 2"]
+    answers = [[{"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}] for text in texts]
+    workload.write_text("".join(json.dumps({"messages": each}) + "\n" for each in answers))
+    alone = Setting(target=model_file("demo:draft", "gguf"))
+    found = []
+    with Launched(find_launch("llamacpp"), alone, log=tmp_path / "server.log") as server:
+        for served in ([], ["--draft-server", server.url]):
+            result = call(
+                "sweep", "--answers", "recorded", "--workload", workload, "--target", "none", "--tokenizer",
+                "demo:target", "--draft", "demo:draft,sample=greedy", "--gamma", "1,3", "--dtype", "float32",
+                "--out", tmp_path / f"runs-{len(served)}", "--json", "--quiet", *served,
+            )  # fmt: skip
+            assert result.exit_code == 0, result.output
+            found.append(json.loads(result.stdout)["drafts"][0]["gammas"])
+    here, there = found
+    # The file of the draft that llama.cpp reads is quantized, and may tip a near tie.
+    for own, told in zip(here, there, strict=True):
+        assert told["rounds"] == pytest.approx(own["rounds"], abs=1)
+        assert own["accepted"] > 0

@@ -21,7 +21,7 @@ from specbench.backends.base import Item, Noticed, Scored, Scoring, TargetText, 
 from specbench.backends.server.preflight import ADAPTERS, detect, model_name
 from specbench.backends.server.provider import ServerHandle, client_of
 from specbench.backends.server.replay import ServerScoring
-from specbench.backends.server.scoring import PROBES, Scorer, Top
+from specbench.backends.server.scoring import Scorer, Top
 from specbench.backends.server.traffic import call, stream
 from specbench.config import RunConfig
 from specbench.drafters.spec import DraftSpec
@@ -153,7 +153,7 @@ class RecordedScoring:
         self._served = specs
         provider: Any = _Running(config, specs)
         self._asked = _Asked(config, specs, provider, writer, say, local.noticed)
-        self._asked.reads_as([tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROBES], ends)
+        self._asked.reads_as(tokenizer, ends)
 
     def batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         yield from self._local.batches(items)

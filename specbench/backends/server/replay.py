@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from specbench.acceptance.scores import BlockScores, LookUp, greedy_scores, match_blocks
 from specbench.backends.base import Item, Noticed, Scored, TargetText, Texts
@@ -20,6 +20,7 @@ from specbench.backends.server.asking import Asking, RetryPolicy
 from specbench.backends.server.client import Client
 from specbench.backends.server.provider import Provider, ServerHandle, client_of, engine_name, note_server
 from specbench.backends.server.scoring import (
+    PROBES,
     Ids,
     Scorer,
     StepScorer,
@@ -120,10 +121,12 @@ class ServerScoring:
         self._read_again = 0
         self._ends: frozenset[int] = frozenset((writer.run.served or ServedBy()).ends)
         self._ids: dict[str | None, Ids | None] = {}  # of PROBES, by draft
+        self._text_of: Callable[[Sequence[int]], str] | None = None
 
-    def reads_as(self, probes: Ids, ends: frozenset[int]) -> None:
-        """How the texts were cut into token ids that servers are asked about (PROBES), and which of them end texts."""
-        self._ids[None] = probes
+    def reads_as(self, tokenizer: Any, ends: frozenset[int]) -> None:
+        """What cuts the texts into the token ids that servers are asked about, and which of them end texts."""
+        self._ids[None] = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in PROBES]
+        self._text_of = tokenizer.decode
         self._ends |= ends
 
     def batches(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
@@ -258,7 +261,7 @@ class ServerScoring:
         target = self._ids.get(None)
         for draft, ids in self._ids.items():
             if draft is not None and ids is not None and target is not None:
-                require_same(target, ids, draft)
+                require_same(target, ids, draft, self._text_of)
 
     async def _tried(self, attempt: Callable[[], Awaitable[T]], up: ServerHandle, item: Item, who: str) -> T | None:
         """What `attempt` gives; None where the server refuses the prompt or keeps failing."""
