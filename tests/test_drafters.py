@@ -274,6 +274,10 @@ def test_specs(text, spec):
     [
         ("ngram:n=0", "'n=0' is no option"),
         ("ngram:size=3", "'size=3' is no option"),
+        ("ngram:n=3,n=4", "n is given twice"),
+        ("a/b,cutoff=0.3,cutoff=0.4", "cutoff is given twice"),
+        ("a/b,cutoff=0.3,sample=greedy,cutoff=0.4", "cutoff is given twice"),
+        ("a/b,sample=greedy,sample=greedy", "sample is given twice"),
         ("ngram:n=2,min=3", "min is above n"),
         ("ngram:n=3+", "No model is named"),
         ("skip:8", "'8' is no option of a skip draft"),

@@ -164,6 +164,8 @@ def _options(text: str, whole: str) -> tuple[str, float, bool]:
     if not found or "/" in value:
         return *_cutoff(text, whole), False
     way, comma, rest = value.partition(",")
+    if ",sample=" in head:
+        raise ConfigError("sample is given twice", where=whole, hint="Write it once.")
     if way != "greedy":
         raise ConfigError(f"{way!r} is no way to draft", where=whole, hint="Write sample=greedy, or leave it out.")
     return *_cutoff(head + comma + rest, whole), True
@@ -173,6 +175,8 @@ def _cutoff(text: str, whole: str) -> tuple[str, float]:
     head, found, value = text.rpartition(",cutoff=")
     if not found:
         return text, 0.0
+    if ",cutoff=" in head:
+        raise ConfigError("cutoff is given twice", where=whole, hint="Write it once.")
     if re.fullmatch(r"0?\.\d+|0", value) is None:
         raise ConfigError(f"{value!r} is no cut-off", where=whole, hint="Write a number from 0 to below 1: cutoff=0.3.")
     return head, float(value)
@@ -188,7 +192,7 @@ def _suffix(text: str, whole: str) -> SuffixSpec:
 
 
 def _ngram(text: str, whole: str) -> NgramSpec:
-    values = {"n": 3, "min": 1, "max": 0}
+    values: dict[str, int] = {}
     name, _, options = text.partition(":")
     way = name.removeprefix("ngram").removeprefix("-") or None
     if way is not None and way not in LOOK_UPS:
@@ -196,15 +200,16 @@ def _ngram(text: str, whole: str) -> NgramSpec:
         raise ConfigError(f"No look-up is called {name!r}", where=text, hint=hint)
     for option in filter(None, options.split(",")):
         name, _, number = option.partition("=")
-        if name not in values or not re.fullmatch("[0-9]{1,6}", number) or not 1 <= int(number) <= 64:
+        if name in values:
+            raise ConfigError(f"{name} is given twice", where=whole, hint="Write it once.")
+        if name not in ("n", "min", "max") or not re.fullmatch("[0-9]{1,6}", number) or not 1 <= int(number) <= 64:
             raise ConfigError(
                 f"{option!r} is no option of an n-gram draft",
                 where=whole,
                 hint="Write ngram:n=3 or ngram:n=4,min=2,max=8.",
             )
         values[name] = int(number)
-    if values["min"] > values["n"]:
+    n, shortest = values.get("n", 3), values.get("min", 1)
+    if shortest > n:
         raise ConfigError("min is above n", where=whole, hint="Write ngram:n=4,min=2.")
-    return NgramSpec(
-        values["n"], values["min"], values["max"] or None, way, re.search("(^|,)min=", options) is not None
-    )
+    return NgramSpec(n, shortest, values.get("max"), way, "min" in values)
