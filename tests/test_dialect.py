@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from specbench.records import Finding, Reason
-from specbench.report.dialect import Compiled, because, environment, of_100, said
+from specbench.report.dialect import Compiled, because, environment, said
+from specbench.report.filters import of_100
 from specbench.report.layout import TerminalPage
 from specbench.verify import Examination
 from specbench.verify.doctor import noticed

@@ -29,7 +29,8 @@ from specbench.drafters import parse_draft
 from specbench.errors import StoreError
 from specbench.records import Finding
 from specbench.report import figures as drawn
-from specbench.report.dialect import HTML, PLAIN, UNLINKED, Plain, entries, sentence_of, squash, template
+from specbench.report.dialect import HTML, PLAIN, UNLINKED, Plain, entries, sentence_of, template
+from specbench.report.filters import squash
 from specbench.report.page import FIGURES_FOLDER, html_page, markdown
 from specbench.report.settings.section import settings_of
 from specbench.run_record import Provenance

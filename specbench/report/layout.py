@@ -16,7 +16,8 @@ from rich.text import Text
 
 from specbench import text
 from specbench.records import Finding
-from specbench.report.dialect import ASCII, PLAIN, Column, said, squash, template
+from specbench.report.dialect import ASCII, PLAIN, Column, said, template
+from specbench.report.filters import squash
 
 if TYPE_CHECKING:
     from specbench.analysis.compare import Comparison
