@@ -155,7 +155,7 @@ class Running(Provider):
 
 
 class Starting(Provider):
-    """Starts one server at a time on this machine, as a launch file says. Raises ConfigError or ModelError before any
+    """Starts servers on this machine, as a launch file says. Raises ConfigError or ModelError before any
     is started where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served
     alone. Those that are `synthetic` reject every draft."""
 
