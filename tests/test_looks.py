@@ -24,7 +24,7 @@ from specbench.cost.plan import Costs
 from specbench.records import CostPoint, Times
 from specbench.report.dialect import said
 from specbench.run import early_stopping
-from specbench.run.plan import plan_units
+from specbench.run.plan import parts, plan_units
 from specbench.run.session import run
 from specbench.store import RunWriter, find_runs, read_run, trial_key
 
@@ -259,6 +259,23 @@ def test_a_mix_of_which_a_category_is_not_measured_yet_is_no_verdict_and_no_erro
         )
         found = budget.ends(20)
         assert (found and found.why) == ends
+
+
+def test_a_budget_looks_at_the_first_end_of_a_block_from_each_size_on(tmp_path, monkeypatch):
+    """Servers get prompts block by block: ends at 8, 15, 23, .. never are 10, 20 or 40."""
+    stored = with_config(
+        fake_run(tmp_path / "r", {"d": FakeDraft({"code": 0.9})}, prompts={"code": 20}), time_budget_s=9.0
+    )
+    writer = SimpleNamespace(run=stored.run, update=lambda **changes: None)
+    budget = early_stopping.TimeBudget(writer, SimpleNamespace(), 100, lambda: 0.0)
+    looked: list[int] = []
+    monkeypatch.setattr(budget, "_verdict", looked.append)
+    done = 0
+    for block in parts(range(100), 8):
+        done += len(block)
+        assert budget.ends(done) is None
+    ends = [8, 15, 23, 31, 38, 46, 54, 62, 69, 77, 85, 92]
+    assert looked == [next(end for end in ends if end >= size) for size in (10, 20, 40, 80)]
 
 
 def test_when_the_time_is_up_the_run_ends_with_its_prompt_and_the_same_command_goes_on(lab, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 
 from specbench.backends.server import provider
+from specbench.backends.server.launch import find_launch
 from specbench.backends.server.provider import Starting
 from specbench.config import load_config
 from specbench.drafters import parse_draft
@@ -68,14 +71,41 @@ def test_a_server_needs_its_file_and_keys_and_values_of_every_layer(tmp_path):
     assert server_bytes(written(tmp_path / "d.gguf", parts=2), 1) is None  # others of its parts are not looked at
 
 
+def starting(path: Path, clients: int, **more) -> Starting:
+    flags = {"engine": "llamacpp", "target": str(path), "draft": ["ngram:n=2"], "gamma": "2"}
+    config = load_config(None, flags | {"concurrency": str(clients)})
+    return Starting(config, {"ngram:n=2": parse_draft("ngram:n=2")}, config.gamma, 1, **more)
+
+
 @pytest.mark.parametrize(("free", "clients", "beside"), [(10_000, 4, True), (1_000, 4, False), (1_000, 1, True)])
 def test_servers_run_side_by_side_if_memory_holds_them(tmp_path, monkeypatch, free, clients, beside):
-    """Each of three needs 256 MiB, and 4096 x 1 KiB for each client: 780 MiB, or 816 with four. Four fifths of
-    what is free are there for them."""
+    """Each of three needs 256 MiB, and 4096 x 1 KiB for each client: 780 MiB, or 816 with four. Four fifths of what is
+    free are there for them."""
     monkeypatch.setattr(provider, "available_bytes", lambda device: free * MIB)
-    flags = {"engine": "llamacpp", "target": str(written(tmp_path / "a.gguf")), "draft": ["ngram:n=2"], "gamma": "2"}
-    config = load_config(None, flags | {"concurrency": str(clients)})
-    starting = Starting(config, {"ngram:n=2": parse_draft("ngram:n=2")}, config.gamma, 1)
-    assert starting.at_once is beside
+    found = starting(written(tmp_path / "a.gguf"), clients)
+    assert (found.at_once, found.kept_apart) == (beside, not beside)
     # Of many clients the servers are started once where they cannot run side by side: a block is then all prompts.
-    assert starting.prompts_per_start == (None if not beside else 16 if clients == 4 else 8)
+    assert found.prompts_per_start == (None if not beside else 16 if clients == 4 else 8)
+
+
+def test_what_a_probe_times_takes_turns(tmp_path, monkeypatch):
+    """It has two servers up, not three; and where a launch file counts clients, that is about runs."""
+    monkeypatch.setattr(provider, "available_bytes", lambda device: 700 * MIB)
+    path = written(tmp_path / "a.gguf")
+    assert starting(path, 4, synthetic=True).at_once and not starting(path, 4).at_once
+    counted = replace(find_launch("llamacpp"), at_once_clients=1)
+    monkeypatch.setattr(provider, "find_launch", lambda name: counted)
+    assert starting(path, 4, synthetic=True).at_once and not starting(path, 4).at_once
+    assert starting(path, 1).at_once
+
+
+@pytest.mark.parametrize("clients", [1, 4])
+def test_servers_of_a_file_that_does_not_tell_its_size_run_side_by_side_for_one_client(tmp_path, clients):
+    assert starting(written(tmp_path / "a.gguf", parts=2), clients).at_once is (clients == 1)
+
+
+def test_lists_in_lists_without_end_are_no_such_file(tmp_path):
+    path = tmp_path / "a.gguf"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    path.write_bytes(head + struct.pack("<IQ", 9, 1) * 50_000)
+    assert fields_of(path) == {}

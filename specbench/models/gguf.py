@@ -29,7 +29,7 @@ def fields_of(path: Path) -> dict[str, Any]:
             if key.startswith(_TOKENIZER):
                 break
             found[key] = head.value(head.number("I"))
-    except (OSError, struct.error, KeyError, UnicodeDecodeError):
+    except (OSError, struct.error, KeyError, UnicodeDecodeError, RecursionError):
         pass  # what was read before that stands
     return found
 

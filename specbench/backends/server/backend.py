@@ -102,11 +102,13 @@ def _unused(config: RunConfig, provider: Provider) -> Finding | None:
 def _require_blocks(config: RunConfig, provider: Provider) -> None:
     """Refuse a budget of time where every arm's server gets all prompts before the next arm's."""
     if config.time_budget_s is not None and provider.prompts_per_start is None:
-        apart = "servers at two addresses"
-        if provider.launch is not None:
-            apart = "servers that are `at_once`, or one client with `prompts_per_start`, in the launch file"
+        other = "servers at two addresses"
+        if provider.kept_apart:
+            other = "one client, or free memory for the servers of all arms"
+        elif provider.launch is not None:
+            other = "`prompts_per_start` in the launch file, with one client or servers that are `at_once`"
         raise ConfigError(
             "These servers get all prompts in one block, before whose end no run can stop",
             where="--time-budget",
-            hint=f"Use --limit, or {apart}.",
+            hint=f"Use --limit, or {other}.",
         )

@@ -81,8 +81,8 @@ class LaunchFile:
     several at once the values of the flag `joined` are joined by commas (None: the engine drafts in one way at a time).
     `synthetic` and `synthetic_env` make a server reject every draft, whatever the target says, which shows what a round
     costs. `models` is what {target} and {draft} become, see `models.load.model_file`. `context` is in tokens of one
-    sequence; `ready_s` and `stop_s` in seconds; after `prompts_per_start` prompts the next arm's server is started
-    (None: after all); `at_once` starts those of all arms together, for runs of up to `at_once_clients` clients (None:
+    sequence; `ready_s` and `stop_s` in seconds; after `prompts_per_start` prompts servers are started anew
+    (None: never); `at_once` starts those of all arms together, for runs of up to `at_once_clients` clients (None:
     if free memory holds them), and lets them take turns: prompt by prompt, or with several clients window by window.
     `greedy_only`: above temperature 0 its drafts change the texts. `version` is a command that prints the version, see
     `engine_version`."""

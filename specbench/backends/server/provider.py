@@ -77,13 +77,15 @@ def window_of(load: Load) -> int:
 class Provider(ABC):
     """`adapter` reads the answers. `prompts_per_start`: after how many prompts servers are started anew (None: never),
     or, where only one is up at a time, the next arm's; `at_once`: whether those of all arms are up side by side, and
-    take turns window by window. `models` are the facts of target and drafts for run.json, `where` names the machine if
-    it is not this one. `launch` is the launch file's name, `version` what its own command says."""
+    take turns window by window, `kept_apart`: whether they are not though they were to be. `models` are the facts of
+    target and drafts for run.json, `where` names the machine if it is not this one. `launch` is the launch file's name,
+    `version` what its own command says."""
 
     adapter: OpenAI
     models: tuple[ModelFacts, dict[str, ModelFacts]]
     prompts_per_start: int | None
     at_once = False
+    kept_apart = False
     where: str | None = None
     launch: str | None = None
     version: str | None = None
@@ -186,7 +188,9 @@ class Starting(Provider):
         self._drafts = {t: None if name is None else model_file(name, self.file.models) for t, name in names.items()}
         busiest = max(config.concurrency)
         self._slots = max(busiest, OPEN_SLOTS) if config.rate else busiest
-        self.at_once = self.file.at_once and self._holds(1 + (not synthetic) + len(specs) * len(gammas))
+        # A probe has the servers of one draft up at a time.
+        self.at_once = self.file.at_once and self._holds(1 + len(gammas) if synthetic else 2 + len(specs) * len(gammas))
+        self.kept_apart = self.file.at_once and not self.at_once
         self.prompts_per_start = self.file.prompts_per_start
         if self._slots > 1 and self.prompts_per_start is not None:
             self.prompts_per_start = (
@@ -208,16 +212,15 @@ class Starting(Provider):
 
     def _holds(self, servers: int) -> bool:
         """Whether so many servers may run side by side: by the launch file's word, or by what their files say that each
-        needs, in memory that is free now."""
+        needs, in memory that is free now. Of files that do not say, with one client."""
         most = self.file.at_once_clients
         if most is not None:
-            return self._slots <= most
-        tokens = self.file.context * self._slots
-        needed = [
-            server_bytes(Path(path), tokens) for path in {self._target, *self._drafts.values()} if path is not None
-        ]
-        told = [each for each in needed if each is not None]
-        return len(told) == len(needed) and servers * sum(told) <= FREE_SHARE * available_bytes("cpu")
+            return self._synthetic or self._slots <= most
+        paths = {path for path in (self._target, *self._drafts.values()) if path is not None}
+        needed = [server_bytes(Path(path), self.file.context * self._slots) for path in paths]
+        if None in needed:
+            return self._slots == 1
+        return servers * sum(each or 0 for each in needed) <= FREE_SHARE * available_bytes("cpu")
 
     def _setting(self, draft: str | None, gamma: int | None) -> Setting:
         return Setting(

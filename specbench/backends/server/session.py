@@ -94,6 +94,8 @@ class ServerSession:
         # How many sequences a server has that runs already nobody says.
         self._slots = Slots(1 if provider.launch is None else max(config.concurrency))
         self._warm: set[str] = set()
+        if provider.kept_apart:
+            say("The servers of all arms do not fit side by side (memory, `at_once_clients`): one runs after the other")
 
     def turn(self, load: Load) -> int | None:
         return window_of(load) if self._provider.at_once else None
