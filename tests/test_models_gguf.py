@@ -19,20 +19,18 @@ from specbench.models.gguf import fields_of, server_bytes
 MIB = 1 << 20
 
 
-def written(path: Path, **more) -> Path:
+def written(path: Path, *, heads: object = 4, kept: object = 2, width: object = None) -> Path:
     """A file by llama.cpp's own writer: 2 layers, 4 heads of which 2 keep keys, width 64, a vocabulary after them."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_languages(["en", "de"])
     writer.add_block_count(2)
     writer.add_embedding_length(256)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(more.get("kept", 2))
-    if "width" in more:
-        writer.add_key_length(more["width"])
-        writer.add_value_length(more["width"])
-    if "parts" in more:
-        writer.add_uint16("split.count", more["parts"])
+    sizes = {"head_count": heads, "head_count_kv": kept, "key_length": width, "value_length": width}
+    for name, value in sizes.items():
+        if value is not None:
+            kind = {list: gguf.GGUFValueType.ARRAY, str: gguf.GGUFValueType.STRING}
+            writer.add_key_value(f"llama.attention.{name}", value, kind.get(type(value), gguf.GGUFValueType.UINT32))
     writer.add_token_list([f"token {number}" for number in range(1000)])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -68,7 +66,12 @@ def test_a_server_needs_its_file_and_keys_and_values_of_every_layer(tmp_path):
     assert kept(written(tmp_path / "a.gguf")) == 2 * 2 * (64 + 64) * 2
     assert kept(written(tmp_path / "b.gguf", width=128)) == 2 * 2 * (128 + 128) * 2
     assert kept(written(tmp_path / "c.gguf", kept=[1, 3])) == (1 + 3) * (64 + 64) * 2
-    assert server_bytes(written(tmp_path / "d.gguf", parts=2), 1) is None  # others of its parts are not looked at
+    assert server_bytes(written(tmp_path / "d-00001-of-00002.gguf"), 1) is None  # nobody looks at its other parts
+
+
+@pytest.mark.parametrize("said", [{"kept": "two"}, {"heads": 0}, {"heads": [0, 0]}, {"width": "wide"}])
+def test_what_a_damaged_head_says_is_no_size(tmp_path, said):
+    assert server_bytes(written(tmp_path / "a.gguf", **said), 1) is None
 
 
 def starting(path: Path, clients: int, **more) -> Starting:
@@ -101,7 +104,7 @@ def test_what_a_probe_times_takes_turns(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("clients", [1, 4])
 def test_servers_of_a_file_that_does_not_tell_its_size_run_side_by_side_for_one_client(tmp_path, clients):
-    assert starting(written(tmp_path / "a.gguf", parts=2), clients).at_once is (clients == 1)
+    assert starting(written(tmp_path / "a-00001-of-00002.gguf"), clients).at_once is (clients == 1)
 
 
 def test_lists_in_lists_without_end_are_no_such_file(tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +80,7 @@ MOVED, TOLD = 1.25, 1.10
 def load_cautions(rows: Iterable[LoadResult], policy: Policy) -> Iterator[Finding]:
     """`first-token-moved`: where requests overlap, one waits while the prompt of another is read, for its first token
     or between two later ones. Arms in which that falls out differently are not told apart by decoding."""
-    moved = [
+    moved: list[dict[str, Any]] = [
         {
             "load": row.load,
             "draft": row.draft,
@@ -94,6 +96,7 @@ def load_cautions(rows: Iterable[LoadResult], policy: Policy) -> Iterator[Findin
         if _apart(first_s, alone_s, MOVED) and _apart(row.speedup_e2e, row.speedup, TOLD)
     ]
     if moved and policy.metric == "decode":
+        moved.sort(key=lambda row: abs(math.log(row["speedup_e2e"] / row["speedup"])), reverse=True)
         yield warning("first-token-moved", "Judge loads by whole answers: brief --metric e2e.", rows=moved)
 
 

@@ -164,7 +164,7 @@ def _options(text: str, whole: str) -> tuple[str, float, bool]:
     if not found or "/" in value:
         return *_cutoff(text, whole), False
     way, comma, rest = value.partition(",")
-    if ",sample=" in head:
+    if _given(",sample=", head):
         raise ConfigError("sample is given twice", where=whole, hint="Write it once.")
     if way != "greedy":
         raise ConfigError(f"{way!r} is no way to draft", where=whole, hint="Write sample=greedy, or leave it out.")
@@ -175,11 +175,17 @@ def _cutoff(text: str, whole: str) -> tuple[str, float]:
     head, found, value = text.rpartition(",cutoff=")
     if not found:
         return text, 0.0
-    if ",cutoff=" in head:
+    if _given(",cutoff=", head):
         raise ConfigError("cutoff is given twice", where=whole, hint="Write it once.")
     if re.fullmatch(r"0?\.\d+|0", value) is None:
         raise ConfigError(f"{value!r} is no cut-off", where=whole, hint="Write a number from 0 to below 1: cutoff=0.3.")
     return head, float(value)
+
+
+def _given(option: str, head: str) -> bool:
+    """Whether it stands there as an option, and not within a path."""
+    _, found, after = head.rpartition(option)
+    return bool(found) and "/" not in after
 
 
 def _suffix(text: str, whole: str) -> SuffixSpec:

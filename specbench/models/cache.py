@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -205,7 +205,7 @@ def notices(title: str) -> Iterator[Notice]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(file=sys.stderr)
-    with Progress(
+    bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -217,5 +217,7 @@ def notices(title: str) -> Iterator[Notice]:
         redirect_stdout=False,
         redirect_stderr=False,
         disable=not console.is_terminal,
-    ) as bar:
+    )
+    # Where there is no terminal, leaving it prints an empty line in rich before 14.3.
+    with bar if console.is_terminal else nullcontext():
         yield Notice(title, bar)

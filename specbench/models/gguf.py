@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ _TEXT, _ARRAY = 8, 9
 # Writers put what is said of the model first. Its tokenizer follows.
 _HEAD_BYTES = 1 << 20
 _TOKENIZER = "tokenizer."
+# How llama.cpp calls the parts of a model.
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 # Keys and values are kept in 16 bits where nothing else is said, and a server holds so much beside them.
 _ELEMENT_BYTES = 2
 _BESIDE_BYTES = 256 << 20
@@ -63,15 +66,18 @@ class _Head:
 
 def server_bytes(path: Path, tokens: int) -> int | None:
     """About what a server of this model takes with a cache of so many tokens: weights, keys and values. None for a file
-    that does not tell, or is a part of a model."""
+    that does not tell, or is a part of a model, of which its head says nothing before the tokenizer."""
     found = fields_of(path)
     own = f"{found.get('general.architecture')}."
     said = {key.removeprefix(own): value for key, value in found.items() if key.startswith(own)}
-    layers, heads = said.get("block_count"), said.get("attention.head_count")
-    if not layers or not heads or found.get("split.count", 1) > 1:
+    if _PART.search(path.name):
         return None
-    cached = said.get("attention.head_count_kv", heads)
-    kept = sum(cached) if isinstance(cached, list) else cached * layers
-    width = said.get("embedding_length", 0) // (max(heads) if isinstance(heads, list) else heads)
-    each = sum(said.get(f"attention.{name}_length", width) for name in ("key", "value"))
-    return int(path.stat().st_size + _BESIDE_BYTES + tokens * kept * each * _ELEMENT_BYTES)
+    try:
+        layers, heads = said["block_count"], said["attention.head_count"]
+        cached = said.get("attention.head_count_kv", heads)
+        kept = sum(cached) if isinstance(cached, list) else cached * layers
+        width = said.get("embedding_length", 0) // (max(heads) if isinstance(heads, list) else heads)
+        each = sum(said.get(f"attention.{name}_length", width) for name in ("key", "value"))
+        return int(path.stat().st_size + _BESIDE_BYTES + tokens * kept * each * _ELEMENT_BYTES)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OSError):
+        return None
