@@ -80,6 +80,8 @@ MOVED, TOLD = 1.25, 1.10
 def load_cautions(rows: Iterable[LoadResult], policy: Policy) -> Iterator[Finding]:
     """`first-token-moved`: where requests overlap, one waits while the prompt of another is read, for its first token
     or between two later ones. Arms in which that falls out differently are not told apart by decoding."""
+    if policy.metric != "decode":
+        return
     moved: list[dict[str, Any]] = [
         {
             "load": row.load,
@@ -95,7 +97,7 @@ def load_cautions(rows: Iterable[LoadResult], policy: Policy) -> Iterator[Findin
         if (alone_s := row.baseline_ttft.p50) and (first_s := row.ttft.p50)
         if _apart(first_s, alone_s, MOVED) and _apart(row.speedup_e2e, row.speedup, TOLD)
     ]
-    if moved and policy.metric == "decode":
+    if moved:
         moved.sort(key=lambda row: abs(math.log(row["speedup_e2e"] / row["speedup"])), reverse=True)
         yield warning("first-token-moved", "Judge loads by whole answers: brief --metric e2e.", rows=moved)
 

@@ -67,11 +67,11 @@ class _Head:
 def server_bytes(path: Path, tokens: int) -> int | None:
     """About what a server of this model takes with a cache of so many tokens: weights, keys and values. None for a file
     that does not tell, or is a part of a model, of which its head says nothing before the tokenizer."""
+    if _PART.search(path.name):
+        return None
     found = fields_of(path)
     own = f"{found.get('general.architecture')}."
     said = {key.removeprefix(own): value for key, value in found.items() if key.startswith(own)}
-    if _PART.search(path.name):
-        return None
     try:
         layers, heads = said["block_count"], said["attention.head_count"]
         cached = said.get("attention.head_count_kv", heads)

@@ -157,9 +157,9 @@ class Running(Provider):
 
 
 class Starting(Provider):
-    """Starts servers on this machine, as a launch file says. Raises ConfigError or ModelError before any
-    is started where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served
-    alone. Those that are `synthetic` reject every draft."""
+    """Starts servers on this machine, as a launch file says. Raises ConfigError or ModelError before any is started
+    where one of the run's arms could not be. Without any of `gammas` no server drafts: each model is served alone.
+    Those that are `synthetic` reject every draft."""
 
     def __init__(
         self,
@@ -191,11 +191,10 @@ class Starting(Provider):
         # A probe has the servers of one draft up at a time.
         self.at_once = self.file.at_once and self._holds(1 + len(gammas) if synthetic else 2 + len(specs) * len(gammas))
         self.kept_apart = self.file.at_once and not self.at_once
-        self.prompts_per_start = self.file.prompts_per_start
-        if self._slots > 1 and self.prompts_per_start is not None:
-            self.prompts_per_start = (
-                max(self.prompts_per_start, *map(window_of, config.loads)) if self.at_once else None
-            )
+        most = self.file.prompts_per_start
+        if self._slots > 1 and most is not None:
+            most = max(most, *map(window_of, config.loads)) if self.at_once else None
+        self.prompts_per_start = most
         drafts = {text: _facts(text, path) for text, path in self._drafts.items()}
         self.models = _facts(config.target, self._target), drafts
         for text, path in self._drafts.items() if not gammas else ():

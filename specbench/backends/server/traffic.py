@@ -2,9 +2,9 @@
 
 They are sent by clients that wait for their answers (a closed loop), or at random times (an open one). In a closed
 loop of several clients the load would fall towards the end, when some have nothing left to ask. They go on asking,
-uncounted, until the last counted answer is there, so that every counted request ran at the full load. What
-clients ask that come free at the same time leaves GAP_S apart, in the order in which they were free; a conversation's
-later turns follow at once.
+uncounted, until the last counted answer is there, so that every counted request ran at the full load. What clients ask
+that come free at the same time leaves GAP_S apart, in the order in which they were free; a conversation's later turns
+follow at once.
 
 All of it runs in an event loop of a thread of its own: the caller, who may be in one already, waits for what comes, and
 can be interrupted while it waits. A read that waits for us looks like a slow server, so our own lag is measured.
